@@ -1,0 +1,1 @@
+"""The model: encoder, frozen-prefix cache, ranker, learner, evaluation, bundle, registry."""
