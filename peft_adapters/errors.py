@@ -1,0 +1,75 @@
+"""Every error the model side raises, from one root.
+
+```
+HeadwaterModelError
+├── BundleError                    a directory or file that is not the bundle it says it is
+│   ├── BundleFormatError          manifest missing, unreadable, or against its own rules
+│   │   ├── BundleVersionError     written in a format this release does not read
+│   │   └── BundlePathError        a file name that could leave the directory, or is no safetensors / JSON
+│   ├── BundleDigestError          bytes differ from the digest recorded for them
+│   │   └── BundleSizeError        a file missing, cut short or too long
+│   └── BundleBaseMismatchError    made for another frozen encoder
+└── RegistryError
+    ├── ScenarioNameError          a name that cannot be a directory and a URL segment
+    ├── VersionConflictError       the version number is taken by other content
+    ├── VersionNotFoundError       no such version here, or a link of its chain is missing
+    ├── RegistryReadOnlyError      publishing to a registry opened over HTTP
+    └── RegistryUnavailableError   the store failed; worth another try
+```
+"""
+
+
+class HeadwaterModelError(Exception):
+    """Root of all errors of `peft_adapters`; its text is fit for a person."""
+
+
+class BundleError(HeadwaterModelError):
+    """A bundle was refused."""
+
+
+class BundleFormatError(BundleError):
+    """The manifest is missing, unreadable, or breaks its own rules."""
+
+
+class BundleVersionError(BundleFormatError):
+    """The bundle is written in a format this release does not read."""
+
+
+class BundlePathError(BundleFormatError):
+    """A file name could leave the bundle's directory, or is not a kind of file a bundle holds."""
+
+
+class BundleDigestError(BundleError):
+    """Bytes differ from the digest recorded for them."""
+
+
+class BundleSizeError(BundleDigestError):
+    """A file is missing, cut short or longer than recorded."""
+
+
+class BundleBaseMismatchError(BundleError):
+    """The bundle was made for another frozen encoder."""
+
+
+class RegistryError(HeadwaterModelError):
+    """The registry refused a request or could not serve it."""
+
+
+class ScenarioNameError(RegistryError):
+    """A scenario name cannot be both a directory and a URL segment."""
+
+
+class VersionConflictError(RegistryError):
+    """The version number is already taken by other content."""
+
+
+class VersionNotFoundError(RegistryError):
+    """The registry holds no such version, or a link of its chain is missing."""
+
+
+class RegistryReadOnlyError(RegistryError):
+    """Publishing was tried on a registry that can only be read."""
+
+
+class RegistryUnavailableError(RegistryError):
+    """The store behind the registry failed; its own error is the cause, and another try may succeed."""

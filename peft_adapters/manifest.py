@@ -1,0 +1,156 @@
+"""The manifest of a bundle: what it is, where it stands in its chain, and the digest of every file."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from peft_adapters.errors import BundleDigestError, BundleFormatError, BundlePathError, BundleVersionError
+
+FORMAT_VERSION: Literal[1] = 1
+MANIFEST_NAME = "manifest.json"
+MANIFEST_LIMIT_BYTES = 16 * 2**20
+
+# No separator, no leading dot, two endings: such a name can neither leave its directory nor be a pickle.
+_FILE_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}(\.safetensors|\.json)")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(BaseModel):
+    """Digest and size of one file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class Manifest(BaseModel):
+    """What a bundle is: where it stands in its chain, which events it has learnt, and the digest of every file."""
+
+    # Not-a-number travels as the string "NaN": JSON has no such number, and every JSON reader takes a string.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    format_version: Literal[1] = FORMAT_VERSION
+    scenario: str
+    version: int = Field(ge=1)
+    kind: Literal["full", "delta"]
+    parent: int | None = Field(default=None, ge=1)
+    snapshot: int = Field(ge=1)
+    digest: Sha256
+    base_digest: str = Field(min_length=1)
+    offsets: dict[str, int]
+    watermark_ms: int
+    published_at_ms: int
+    events_learned: int = Field(ge=0)
+    metrics: dict[str, float] = {}
+    gate: dict[str, Any] = {}
+    code_version: str = Field(default_factory=lambda: installed_version("headwater"))
+    files: dict[str, FileEntry]
+
+    @field_validator("files")
+    @classmethod
+    def _names_stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            check_file_name(name)
+        return files
+
+    @model_validator(mode="after")
+    def _chain_runs_backwards(self) -> Self:
+        if self.parent is not None and self.parent >= self.version:
+            raise ValueError(f"`parent` must be older than version {self.version}, got {self.parent}")
+        if self.kind == "full" and self.snapshot != self.version:
+            raise ValueError(f"`snapshot` of a full bundle is its own version {self.version}, got {self.snapshot}")
+        if self.kind == "delta" and (self.parent is None or self.snapshot > self.parent):
+            raise ValueError(
+                f"a delta needs a `parent`, and a `snapshot` not after it; got {self.parent} and {self.snapshot}"
+            )
+        return self
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read a bundle's manifest alone and check it against itself.
+
+    Raises:
+        BundleFormatError: It is missing or unreadable (`BundleVersionError`, `BundlePathError` for those cases).
+        BundleDigestError: The digest is not that of its own table of files.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        return parse_manifest(path.read_bytes(), source=str(path))
+    except FileNotFoundError as error:
+        raise BundleFormatError(
+            f"{path}: expected a manifest, found none; the bundle was not written to its end, fetch it again"
+        ) from error
+
+
+def parse_manifest(data: bytes, *, source: str) -> Manifest:
+    """Turn the bytes of a manifest into a checked `Manifest`; `source` names them in errors.
+
+    Raises:
+        BundleFormatError: They are no manifest (`BundleVersionError`, `BundlePathError` for those cases).
+        BundleDigestError: The digest is not that of its own table of files.
+    """
+    try:
+        raw = json.loads(data)
+        found = raw["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleFormatError(
+            f"{source}: expected a JSON object with `format_version`, found {data[:40]!r}; fetch the bundle again"
+        ) from error
+    if found != FORMAT_VERSION:
+        raise BundleVersionError(
+            f"{source}: expected format_version {FORMAT_VERSION}, found {found!r}; "
+            "read it with the release that wrote it, or upgrade this one"
+        )
+    return _validated(raw, source)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as the bytes that lie in a bundle and travel over HTTP."""
+    return manifest.model_dump_json(indent=1).encode()
+
+
+def table_digest(files: Mapping[str, FileEntry]) -> str:
+    """SHA-256 over the table of files, sorted by name: the identity of a bundle's content.
+
+    >>> table_digest({})
+    'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
+    """
+    lines = (f"{name} {entry.sha256} {entry.bytes}\n" for name, entry in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_file_name(name: str) -> str:
+    """Return `name` when a bundle may hold a file of that name.
+
+    Raises:
+        BundlePathError: It could leave the directory, or is neither safetensors nor JSON.
+    """
+    if not _FILE_NAME.fullmatch(name) or name == MANIFEST_NAME:
+        raise BundlePathError(
+            f"file name: expected <letters, digits, _ or ->.safetensors or .json in lower case, found {name!r}; "
+            "do not load this bundle, and publish it anew with plain names"
+        )
+    return name
+
+
+def _validated(raw: Any, source: str) -> Manifest:
+    for name in raw.get("files") or ():
+        check_file_name(name)
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        raise BundleFormatError(f"{source}: not a manifest of format {FORMAT_VERSION}: {error}") from error
+    expected = table_digest(manifest.files)
+    if manifest.digest != expected:
+        raise BundleDigestError(
+            f"{source}: expected digest {expected} for its table of files, found {manifest.digest}; fetch it again"
+        )
+    return manifest
