@@ -1,0 +1,281 @@
+"""What the HTTP processes share: problem details, the metrics page, serving with a graceful end."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, start_http_server
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.metrics import OTHER_ROUTE, RequestMetrics
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+GRACE_SECONDS = 10
+
+_log = structlog.get_logger(__name__)
+
+
+class ServeError(OSError):
+    """An address cannot be listened on."""
+
+
+class ProblemError(Exception):
+    """An answer other than success, raised by a route and sent as RFC 9457 problem details.
+
+    Args:
+        status: The HTTP status.
+        detail: What went wrong with this request, and what to do about it.
+        headers: Headers of the answer, such as `Retry-After`.
+        extensions: Further members of the problem document.
+    """
+
+    def __init__(
+        self, status: int, detail: str, *, headers: Mapping[str, str] | None = None, **extensions: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.extensions = extensions
+
+
+def problem_response(
+    request: Request, status: int, detail: str, *, headers: Mapping[str, str] | None = None, **extensions: Any
+) -> JSONResponse:
+    """Renders RFC 9457 problem details.
+
+    Args:
+        request: The request that is answered; its path becomes `instance`.
+        status: The HTTP status.
+        detail: What went wrong with this request.
+        headers: Headers of the answer.
+        extensions: Further members of the document.
+    """
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        **extensions,
+    }
+    return JSONResponse(body, status_code=status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Makes every error of `app` an RFC 9457 document: its own, the framework's, and the unexpected.
+
+    Args:
+        app: The application.
+    """
+
+    @app.exception_handler(ProblemError)
+    async def own(request: Request, error: ProblemError) -> Response:
+        return problem_response(request, error.status, error.detail, headers=error.headers, **error.extensions)
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, error: HTTPException) -> Response:
+        return problem_response(request, error.status_code, error.detail, headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        faults = [{"pointer": _pointer(fault["loc"]), "detail": fault["msg"]} for fault in error.errors()]
+        detail = "; ".join(f"{fault['pointer']}: {fault['detail']}" for fault in faults[:3])
+        return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=faults)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        _log.error("request failed", path=request.url.path, exc_info=error)
+        return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see the server's log")
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """Renders where in the request a fault is: ``body/items/0``."""
+    return "/".join(str(part) for part in location)
+
+
+def metrics_response(registry: CollectorRegistry) -> Response:
+    """Renders a registry in the Prometheus text format.
+
+    Args:
+        registry: The process's registry.
+    """
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class RequestMeter:
+    """ASGI middleware that counts and times each request under its route template.
+
+    Add it with ``app.add_middleware(RequestMeter, metrics=metrics.http)``.
+
+    Args:
+        app: The application inside.
+        metrics: Where to count.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: RequestMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes one connection on, and counts it when it was an HTTP request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        status = int(HTTPStatus.INTERNAL_SERVER_ERROR)  # what the client gets when the application raises
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        began = time.perf_counter()
+        try:
+            await self._app(scope, receive, note_status)
+        finally:
+            route = getattr(scope.get("route"), "path", OTHER_ROUTE)
+            self._metrics.observe(route, status, time.perf_counter() - began)
+
+
+class _Server(uvicorn.Server):
+    """A server that says where it listens once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            _announce(*sockets[0].getsockname()[:2])
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Serves `app` until SIGTERM or SIGINT, then lets the requests in flight finish and returns.
+
+    Prints ``listening HOST PORT`` on standard output once connections are accepted.
+
+    Args:
+        app: The application; its lifespan runs around the serving.
+        host: The address to listen on.
+        port: The port; 0 takes a free one, named by the line printed.
+
+    Raises:
+        ServeError: The address cannot be listened on.
+    """
+    with _bind(host, port) as listener, _signals_kept_from_killing():
+        _Server(_config(app)).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def running(app: FastAPI, *, host: str = "127.0.0.1") -> Iterator[str]:
+    """Serves `app` from a thread on a free port for as long as the context lasts, and gives its base URL.
+
+    Args:
+        app: The application.
+        host: The address to listen on.
+
+    Raises:
+        ServeError: The address cannot be listened on, or the application did not start.
+    """
+    with _bind(host, 0) as listener:
+        server = uvicorn.Server(_config(app))
+        thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),), daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise ServeError(f"the application at {host} did not start; see the log above")
+                time.sleep(0.005)
+            yield f"http://{host}:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsServer:
+    """A metrics page served from a thread.
+
+    Attributes:
+        host: The address listened on.
+        port: The port listened on.
+    """
+
+    host: str
+    port: int
+    _httpd: WSGIServer
+    _thread: threading.Thread
+
+    def close(self) -> None:
+        """Stops listening and waits for the thread."""
+        self._httpd.shutdown()
+        self._httpd.server_close()
+        self._thread.join()
+
+
+def start_metrics_server(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
+    """Serves a registry from a thread, for a process that has no application of its own.
+
+    Prints ``listening HOST PORT`` on standard output.
+
+    Args:
+        registry: The process's registry.
+        host: The address to listen on.
+        port: The port; 0 takes a free one.
+
+    Raises:
+        ServeError: The address cannot be listened on.
+    """
+    try:
+        httpd, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+    _announce(host, httpd.server_port)
+    return MetricsServer(host=host, port=httpd.server_port, _httpd=httpd, _thread=thread)
+
+
+def _config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Opens the listening socket ourselves, so that a free port is known before the server runs."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ServeError:
+    return ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another address or port 0")
+
+
+def _announce(host: str, port: int) -> None:
+    """Tells whoever started the process where it listens; standard output carries nothing else."""
+    sys.stdout.write(f"listening {host} {port}\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _signals_kept_from_killing() -> Iterator[None]:
+    """Lets `serve` return after a signal: uvicorn raises the signal again once it has shut down."""
+    handled = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: None) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,216 @@
+"""Every metric of every process, in one place.
+
+A process builds one registry with `new_registry`, one of the classes below over it, and counts on that object's
+attributes. Units are base units, labels are bounded, points in time are exported as times (never as ages, which a
+stopped process would freeze), and every series whose labels are known beforehand is there at 0 from the start.
+
+A process that resumes from a checkpoint raises its counters to what the checkpoint counted, so that the identity
+``in = learnt + dead_letter + duplicate + expired + pending`` holds on each scrape, not only on a first run.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+
+from streams.topics import Topics
+
+EVENT_OUTCOMES = ("in", "learnt", "dead_letter", "duplicate", "expired")
+QUALITY_METRICS = ("roc_auc", "log_loss", "ndcg10", "hr20", "normalised_entropy")
+DEAD_LETTER_REASONS = (
+    "malformed_json",
+    "invalid_schema",
+    "unknown_version",
+    "oversized",
+    "wrong_key",
+    "unknown_topic",
+)
+SCORER_ROUTES = ("/v1/rank", "/v1/recommend")
+REGISTRY_ROUTES = (
+    "/v1/adapters/{scenario}",
+    "/v1/adapters/{scenario}/latest",
+    "/v1/files/{scenario}/LATEST",
+    "/v1/files/{scenario}/{version}/{file}",
+)
+OTHER_ROUTE = "other"
+
+REQUEST_BUCKETS_SECONDS = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+WORK_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+def new_registry() -> CollectorRegistry:
+    """Makes the registry of one process, with its memory, CPU time, open files and Python version."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
+
+
+class AdapterMetrics:
+    """Which adapter a process stands at, and how fresh it is: the same three series in updater and scorer.
+
+    Args:
+        registry: Where the series are declared.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.version = Gauge(
+            "headwater_adapter_version", "Version of the adapter published or served last.", registry=registry
+        )
+        self.published_timestamp_seconds = Gauge(
+            "headwater_adapter_published_timestamp_seconds", "When that adapter was published.", registry=registry
+        )
+        self.watermark_timestamp_seconds = Gauge(
+            "headwater_adapter_watermark_timestamp_seconds",
+            "Event time up to which that adapter has learnt.",
+            registry=registry,
+        )
+
+    def stand_at(self, version: int, *, published_at_ms: int, watermark_ms: int) -> None:
+        """Moves the three series to another adapter.
+
+        Args:
+            version: Its version.
+            published_at_ms: When it was published, epoch milliseconds.
+            watermark_ms: Event time up to which it has learnt, epoch milliseconds.
+        """
+        self.version.set(version)
+        self.published_timestamp_seconds.set(published_at_ms / 1000)
+        self.watermark_timestamp_seconds.set(watermark_ms / 1000)
+
+
+class UpdaterMetrics:
+    """What the updater took in, what became of it, what it published.
+
+    Args:
+        registry: Where the series are declared.
+        topics: The topics whose series are there at 0 from the start.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, topics: Topics | None = None) -> None:
+        names = topics or Topics()
+        self.events = Counter(
+            "headwater_events_total",
+            "Events by topic and what became of them: in = learnt + dead_letter + duplicate + expired + pending.",
+            ["topic", "outcome"],
+            registry=registry,
+        )
+        self.events_pending = Gauge(
+            "headwater_events_pending", "Events taken in and not yet settled.", ["topic"], registry=registry
+        )
+        for topic in (names.impressions, names.clicks, names.purchases, names.items):
+            self.events_pending.labels(topic)
+            for outcome in EVENT_OUTCOMES:
+                self.events.labels(topic, outcome)
+        self.dead_letters = Counter(
+            "headwater_dead_letters_total", "Events refused, by reason.", ["reason"], registry=registry
+        )
+        for reason in DEAD_LETTER_REASONS:
+            self.dead_letters.labels(reason)
+        self.event_watermark_timestamp_seconds = Gauge(
+            "headwater_event_watermark_timestamp_seconds", "Latest event time taken in.", registry=registry
+        )
+        self.consumer_lag_records = Gauge(
+            "headwater_consumer_lag_records",
+            "Records in the log and not yet read.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        self._declare_learning(registry)
+        self.adapter = AdapterMetrics(registry)
+
+    def _declare_learning(self, registry: CollectorRegistry) -> None:
+        """Declares what counts and times the steps after the intake."""
+        self.batches = Counter("headwater_batches_total", "Micro-batches learnt.", registry=registry)
+        self.learn_seconds = _timed("headwater_learn_seconds", "Time to learn from one micro-batch.", registry)
+        self.checkpoint_seconds = _timed("headwater_checkpoint_seconds", "Time to write one checkpoint.", registry)
+        self.publish_seconds = _timed("headwater_publish_seconds", "Time to publish one adapter.", registry)
+        self.adapters = Counter(
+            "headwater_adapters_total", "Candidate adapters by the gate's decision.", ["outcome"], registry=registry
+        )
+        for outcome in ("published", "refused"):
+            self.adapters.labels(outcome)
+        self.prequential = Gauge(
+            "headwater_prequential",
+            "Quality of the model on events it had not yet learnt from.",
+            ["metric"],
+            registry=registry,
+        )
+        for metric in QUALITY_METRICS:
+            self.prequential.labels(metric)
+
+
+class RequestMetrics:
+    """HTTP requests by route template and status; whatever has no known route counts as `other`.
+
+    Args:
+        registry: Where the series are declared.
+        routes: The route templates of the process.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, routes: Sequence[str]) -> None:
+        self.requests = Counter(
+            "headwater_requests_total", "HTTP requests answered.", ["route", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "headwater_request_seconds",
+            "Time from a request's arrival to the end of its answer.",
+            ["route"],
+            buckets=REQUEST_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self._routes = frozenset(routes)
+        for route, status in product(routes, ("200", "422", "500", "503")):
+            self.requests.labels(route, status)
+            self.request_seconds.labels(route)
+
+    def observe(self, route: str, status: int, seconds: float) -> None:
+        """Counts one answered request.
+
+        Args:
+            route: Its route template, such as `/v1/rank`.
+            status: The HTTP status of the answer.
+            seconds: How long it took.
+        """
+        label = route if route in self._routes else OTHER_ROUTE
+        self.requests.labels(label, str(status)).inc()
+        self.request_seconds.labels(label).observe(seconds)
+
+
+class ScorerMetrics:
+    """What a scorer answered, from which adapter, and how its swaps went.
+
+    Args:
+        registry: Where the series are declared.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.http = RequestMetrics(registry, routes=SCORER_ROUTES)
+        self.adapter = AdapterMetrics(registry)
+        self.swaps = Counter(
+            "headwater_swaps_total", "Announced adapters, by what became of them.", ["outcome"], registry=registry
+        )
+        for outcome in ("swapped", "refused"):
+            self.swaps.labels(outcome)
+        self.swap_seconds = _timed("headwater_swap_seconds", "Time from an announcement to the flip.", registry)
+        self.items = Gauge("headwater_items", "Items that can be ranked.", registry=registry)
+        self.state_users = Gauge("headwater_state_users", "Users whose state is held.", registry=registry)
+
+
+class RegistryMetrics:
+    """What the registry process answered.
+
+    Args:
+        registry: Where the series are declared.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.http = RequestMetrics(registry, routes=REGISTRY_ROUTES)
+
+
+def _timed(name: str, documentation: str, registry: CollectorRegistry) -> Histogram:
+    """Declares a histogram of a step of work, 5 ms to 30 s."""
+    return Histogram(name, documentation, buckets=WORK_BUCKETS_SECONDS, registry=registry)
