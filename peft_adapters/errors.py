@@ -9,6 +9,7 @@ HeadwaterModelError
 │   ├── BundleDigestError          bytes differ from the digest recorded for them
 │   │   └── BundleSizeError        a file missing, cut short or too long
 │   └── BundleBaseMismatchError    made for another frozen encoder
+├── EncoderError                   an encoder that cannot be loaded, or used as asked
 └── RegistryError
     ├── ScenarioNameError          a name that cannot be a directory and a URL segment
     ├── VersionConflictError       the version number is taken by other content
@@ -49,6 +50,10 @@ class BundleSizeError(BundleDigestError):
 
 class BundleBaseMismatchError(BundleError):
     """The bundle was made for another frozen encoder."""
+
+
+class EncoderError(HeadwaterModelError):
+    """An encoder cannot be loaded, or not be used as asked."""
 
 
 class RegistryError(HeadwaterModelError):

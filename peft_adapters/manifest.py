@@ -54,6 +54,11 @@ class Manifest(BaseModel):
     code_version: str = Field(default_factory=lambda: installed_version("headwater"))
     files: dict[str, FileEntry]
 
+    @property
+    def builds_on(self) -> int | None:
+        """The version that must be loaded before this one; None for a full bundle."""
+        return self.parent if self.kind == "delta" else None
+
     @field_validator("files")
     @classmethod
     def _names_stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:

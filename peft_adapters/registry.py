@@ -1,0 +1,337 @@
+"""The registry: every published bundle of every scenario, and which one is the latest.
+
+```
+<root>/<scenario>/<version:08d>/<files of the bundle>
+<root>/<scenario>/refused/<version:08d>/<files of the bundle>     candidates the gate refused
+<root>/<scenario>/LATEST                                          one version number
+```
+
+A version exists once its manifest does, and the manifest is written last. One updater publishes to a scenario; any
+number of readers may look on, and see a version whole or not at all.
+"""
+
+import hashlib
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import structlog
+
+from peft_adapters.bundle import read_bundle
+from peft_adapters.durable import sync_directory
+from peft_adapters.errors import (
+    BundleDigestError,
+    BundleError,
+    BundleFormatError,
+    BundleSizeError,
+    RegistryUnavailableError,
+    ScenarioNameError,
+    VersionConflictError,
+    VersionNotFoundError,
+)
+from peft_adapters.manifest import (
+    MANIFEST_LIMIT_BYTES,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    manifest_bytes,
+    parse_manifest,
+)
+from peft_adapters.stores import Store, open_store
+
+LATEST_NAME = "LATEST"
+REFUSED_NAME = "refused"
+LATEST_LIMIT_BYTES = 32
+
+_SCENARIO = re.compile(r"[a-z0-9_-]{1,64}")
+_FILE_PATH = re.compile(r"([0-9]{8}|[1-9][0-9]{8,})/([^/]+)")
+
+log = structlog.get_logger(__name__)
+
+
+class AdapterRegistry:
+    """Publishes, lists, fetches and prunes the bundles under one root.
+
+    Args:
+        url: Root of the registry: a path, any fsspec address (`s3://`, `memory://`), or the `/v1/files` of a registry
+            process, which is read-only.
+        store: Takes the place of what `url` names; for callers that bring a store of their own.
+    """
+
+    def __init__(self, url: str, *, store: Store | None = None) -> None:
+        self.url = url
+        self._store = store or open_store(url)
+
+    def publish(self, directory: Path, manifest: Manifest) -> None:
+        """Make a bundle the latest version of its scenario.
+
+        1. Upload the files. 2. Read them back and verify them. 3. Write the manifest: now the version exists.
+        4. Advance LATEST. Killed in between, publishing again ends the work; what was published before stays as it was.
+        Publishing a version again with the same digest changes nothing; LATEST never goes back.
+
+        Raises:
+            VersionConflictError: The version exists with another digest.
+            VersionNotFoundError: A delta's parent is not here.
+            BundleDigestError: What the store gives back is not what the manifest says.
+            RegistryReadOnlyError: The registry is open over HTTP.
+            RegistryUnavailableError: The store failed.
+        """
+        scenario, version = check_scenario(manifest.scenario), manifest.version
+        if not self._is_published(manifest):
+            self._check_parent(manifest)
+            self._put(self._version_path(scenario, version), directory, manifest)
+        latest = self._latest_version(scenario)
+        if latest is None or latest < version:
+            with self._store_errors(f"advance {LATEST_NAME} of {scenario!r} to {version}"):
+                self._store.write(f"{scenario}/{LATEST_NAME}", f"{version}\n".encode())
+        log.info("adapter_published", scenario=scenario, version=version, digest=manifest.digest)
+
+    def keep_refused(self, directory: Path, manifest: Manifest) -> None:
+        """Keep a candidate the gate refused, for people to look into; it never becomes a version.
+
+        Raises:
+            BundleDigestError: What the store gives back is not what the manifest says.
+            RegistryReadOnlyError: The registry is open over HTTP.
+            RegistryUnavailableError: The store failed.
+        """
+        path = self._version_path(f"{check_scenario(manifest.scenario)}/{REFUSED_NAME}", manifest.version)
+        with self._store_errors(f"keep refused candidate {path}"):
+            self._store.remove(path)
+        self._put(path, directory, manifest)
+
+    def latest(self, scenario: str) -> Manifest | None:
+        """Manifest of the latest version, None when nothing has been published.
+
+        Raises:
+            ScenarioNameError: The scenario's name is out of the question.
+            BundleError: The manifest is damaged.
+            RegistryUnavailableError: The store failed.
+        """
+        version = self._latest_version(scenario)
+        return None if version is None else self.manifest(scenario, version)
+
+    def manifest(self, scenario: str, version: int) -> Manifest:
+        """Manifest of one version.
+
+        Raises:
+            VersionNotFoundError: There is no such version.
+            BundleError: The manifest is damaged, or another's.
+            RegistryUnavailableError: The store failed.
+        """
+        path = f"{self._version_path(check_scenario(scenario), version)}/{MANIFEST_NAME}"
+        with self._store_errors(f"read {path}"):
+            try:
+                data = self._store.read(path, limit_bytes=MANIFEST_LIMIT_BYTES)
+            except FileNotFoundError as error:
+                raise VersionNotFoundError(
+                    f"{self.url} holds no version {version} of scenario {scenario!r}; ask `versions` for what is there"
+                ) from error
+        manifest = parse_manifest(data, source=f"{self.url}/{path}")
+        if (manifest.scenario, manifest.version) != (scenario, version):
+            raise BundleFormatError(
+                f"{self.url}/{path}: expected version {version} of {scenario!r}, found version {manifest.version} of "
+                f"{manifest.scenario!r}; the file was moved, publish it under its own name"
+            )
+        return manifest
+
+    def versions(self, scenario: str) -> list[int]:
+        """All published versions, oldest first.
+
+        Raises:
+            ScenarioNameError: The scenario's name is out of the question.
+            RegistryUnavailableError: The store failed.
+        """
+        files = self._files_by_version(check_scenario(scenario))
+        return sorted(version for version, names in files.items() if MANIFEST_NAME in names)
+
+    def chain(self, scenario: str, version: int) -> list[int]:
+        """What it takes to build `version`: its last full version, then each delta up to it.
+
+        Raises:
+            VersionNotFoundError: The version, or a link of its chain, is missing.
+            BundleError: A manifest is damaged.
+            RegistryUnavailableError: The store failed.
+        """
+        links = [self.manifest(scenario, version)]
+        while (parent := links[-1].builds_on) is not None:
+            links.append(self.manifest(scenario, parent))
+        return [link.version for link in reversed(links)]
+
+    def fetch(self, scenario: str, version: int, destination: Path) -> Path:
+        """Bring a version to `<destination>/<scenario>/<version:08d>` and return that directory.
+
+        It appears there verified and whole, or not at all. A good copy that is already there is used as it is.
+
+        Raises:
+            VersionNotFoundError: There is no such version.
+            BundleError: What arrived is not what the manifest says.
+            RegistryUnavailableError: The store failed.
+            OSError: The local disk failed.
+        """
+        manifest = self.manifest(scenario, version)
+        source = self._version_path(scenario, version)
+        target = destination / source
+        if _is_copy(target, manifest):
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        arriving = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+        try:
+            arriving.mkdir()
+            for name, entry in manifest.files.items():
+                self._download(f"{source}/{name}", entry, arriving / name)
+            (arriving / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
+            read_bundle(arriving, base_digest=None)
+            shutil.rmtree(target, ignore_errors=True)
+            arriving.rename(target)
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+        sync_directory(target.parent)
+        return target
+
+    def chunks(self, manifest: Manifest, name: str) -> Iterator[bytes]:
+        """The bytes of one file of a version, piece by piece and unverified.
+
+        Raises:
+            VersionNotFoundError: The version has no such file.
+            RegistryUnavailableError: The store failed.
+        """
+        path = f"{self._version_path(manifest.scenario, manifest.version)}/{name}"
+        entry = manifest.files.get(name)
+        if entry is None:
+            raise VersionNotFoundError(f"{path} is not a file of this version; it has {', '.join(manifest.files)}")
+        with self._store_errors(f"read {path}"):
+            yield from self._store.chunks(path, limit_bytes=entry.bytes)
+
+    def prune(self, scenario: str, *, keep: int) -> list[int]:
+        """Remove all but the newest `keep` versions and what their chains need; return the versions removed.
+
+        Of refused candidates, too, the newest `keep` stay. Deltas go before what they build on, so that every version
+        left can be built whenever this is interrupted.
+
+        Raises:
+            ValueError: `keep` is below 1.
+            RegistryReadOnlyError: The registry is open over HTTP.
+            RegistryUnavailableError: The store failed.
+        """
+        if keep < 1:
+            raise ValueError(f"`keep` must be at least 1, got {keep}; the latest version is what scorers start from")
+        versions = self.versions(scenario)
+        needed = {link for version in versions[-keep:] for link in self.chain(scenario, version)}
+        for version in sorted(self._files_by_version(scenario), reverse=True):
+            # What lies beyond the newest version is a publication under way or cut short, which will be made again.
+            if version not in needed and version < versions[-1]:
+                self._remove(self._version_path(scenario, version))
+        refused = f"{scenario}/{REFUSED_NAME}"
+        for version in sorted(self._files_by_version(refused))[:-keep]:
+            self._remove(self._version_path(refused, version))
+        return [version for version in versions if version not in needed]
+
+    def _is_published(self, manifest: Manifest) -> bool:
+        with suppress(VersionNotFoundError):
+            there = self.manifest(manifest.scenario, manifest.version)
+            if there.digest == manifest.digest:
+                return True
+            raise VersionConflictError(
+                f"{self.url} already holds version {manifest.version} of scenario {manifest.scenario!r} with digest "
+                f"{there.digest}, not {manifest.digest}; publish under a new version"
+            )
+        return False
+
+    def _check_parent(self, manifest: Manifest) -> None:
+        if manifest.builds_on is None:
+            return
+        parent = self.manifest(manifest.scenario, manifest.builds_on)
+        if parent.snapshot != manifest.snapshot:
+            raise BundleFormatError(
+                f"version {manifest.version} of {manifest.scenario!r}: expected `snapshot` {parent.snapshot} as its "
+                f"parent {parent.version} has, found {manifest.snapshot}; build the delta on that chain"
+            )
+
+    def _put(self, path: str, directory: Path, manifest: Manifest) -> None:
+        with self._store_errors(f"write {path}"):
+            for name, entry in manifest.files.items():  # 1. the files
+                self._store.upload(f"{path}/{name}", directory / name)
+                self._verify(f"{path}/{name}", entry)  # 2. as the store gives them back
+            data = manifest_bytes(manifest)
+            self._store.write(f"{path}/{MANIFEST_NAME}", data)  # 3. the manifest
+            if self._store.read(f"{path}/{MANIFEST_NAME}", limit_bytes=len(data) + 1) != data:
+                raise BundleDigestError(
+                    f"{self.url}/{path}/{MANIFEST_NAME}: the store returns other bytes than it took"
+                )
+
+    def _verify(self, path: str, entry: FileEntry) -> None:
+        sha256 = hashlib.sha256()
+        for chunk in self._store.chunks(path, limit_bytes=entry.bytes + 1):
+            sha256.update(chunk)
+        if sha256.hexdigest() != entry.sha256:
+            raise BundleDigestError(
+                f"{self.url}/{path}: expected sha256 {entry.sha256}, found {sha256.hexdigest()} after the upload; "
+                "nothing was published, write the bundle anew and publish again"
+            )
+
+    def _download(self, path: str, entry: FileEntry, target: Path) -> None:
+        found_bytes = 0
+        with target.open("xb") as file, self._store_errors(f"read {path}"):
+            for chunk in self._store.chunks(path, limit_bytes=entry.bytes + 1):
+                found_bytes += file.write(chunk)
+        if found_bytes > entry.bytes:
+            raise BundleSizeError(f"{self.url}/{path}: expected {entry.bytes} bytes, found more; publish it anew")
+
+    def _remove(self, path: str) -> None:
+        with self._store_errors(f"remove {path}"):
+            self._store.remove(f"{path}/{MANIFEST_NAME}")  # first, so that half a version is never seen
+            self._store.remove(path)
+
+    def _latest_version(self, scenario: str) -> int | None:
+        path = f"{check_scenario(scenario)}/{LATEST_NAME}"
+        with self._store_errors(f"read {path}"):
+            try:
+                data = self._store.read(path, limit_bytes=LATEST_LIMIT_BYTES)
+            except FileNotFoundError:
+                return None
+        if not data.strip().isdigit():
+            raise BundleFormatError(f"{self.url}/{path}: expected a version number, found {data!r}; write one there")
+        return int(data)
+
+    def _files_by_version(self, path: str) -> dict[int, set[str]]:
+        with self._store_errors(f"list {path}"):
+            matches = [match for match in map(_FILE_PATH.fullmatch, self._store.files(path)) if match]
+        found: dict[int, set[str]] = {int(match[1]): set() for match in matches}
+        for match in matches:
+            found[int(match[1])].add(match[2])
+        return found
+
+    @staticmethod
+    def _version_path(scenario: str, version: int) -> str:
+        return f"{scenario}/{version:08d}"
+
+    @contextmanager
+    def _store_errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RegistryUnavailableError(
+                f"registry {self.url} could not {doing}: {error}; check the store, then try again"
+            ) from error
+
+
+def check_scenario(name: str) -> str:
+    """Return `name` when it can name a scenario.
+
+    Raises:
+        ScenarioNameError: It cannot be both a directory and a URL segment.
+    """
+    if not _SCENARIO.fullmatch(name):
+        raise ScenarioNameError(
+            f"`scenario` must be 1 to 64 of the characters a-z, 0-9, _ and -, got {name!r}; rename the scenario"
+        )
+    return name
+
+
+def _is_copy(directory: Path, manifest: Manifest) -> bool:
+    with suppress(BundleError, OSError):
+        return read_bundle(directory, base_digest=None).manifest == manifest
+    return False

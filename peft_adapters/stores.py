@@ -1,0 +1,180 @@
+"""Where a registry keeps its files: any fsspec file system, or the registry process over HTTP (read-only).
+
+Both speak in plain paths relative to the registry's root and raise OSError; the registry gives those their meaning.
+"""
+
+import weakref
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any, Protocol
+
+import fsspec
+import httpx
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import TypeAdapter
+
+from peft_adapters.durable import durable_file
+from peft_adapters.errors import RegistryReadOnlyError
+
+CHUNK_BYTES = 2**20
+HTTP_TIMEOUT_SECONDS = 10.0
+LISTING_NAME = "manifests.json"
+LISTING_LIMIT_BYTES = 16 * 2**20
+
+_PATHS = TypeAdapter(list[str])
+
+
+class Store(Protocol):
+    """Files by relative path. Missing files raise FileNotFoundError, a failing store any other OSError."""
+
+    def files(self, path: str) -> list[str]:
+        """Paths, relative to `path`, of all files under it; none when it is missing."""
+
+    def read(self, path: str, *, limit_bytes: int) -> bytes:
+        """At most the first `limit_bytes` bytes of a file."""
+
+    def chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
+        """The same, piece by piece."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a file in place whole, or leave what was there."""
+
+    def upload(self, path: str, source: Path) -> None:
+        """The same from a local file."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a directory with all in it; nothing when it is missing."""
+
+
+class FsspecStore:
+    """A root on any fsspec file system: a local path, `s3://`, `memory://` and the rest."""
+
+    def __init__(self, url: str) -> None:
+        self._fs: Any
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+
+    def files(self, path: str) -> list[str]:
+        """Paths, relative to `path`, of all files under it; none when it is missing."""
+        self._fs.invalidate_cache()
+        directory = f"{self._path(path)}/"
+        return [found.removeprefix(directory) for found in self._fs.find(directory)]
+
+    def read(self, path: str, *, limit_bytes: int) -> bytes:
+        """At most the first `limit_bytes` bytes of a file."""
+        return bytes(self._fs.cat_file(self._path(path), start=0, end=limit_bytes))
+
+    def chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
+        """The same, piece by piece; ranged reads, because open files of `memory://` share one cursor."""
+        for start, end in pairwise([*range(0, limit_bytes, CHUNK_BYTES), limit_bytes]):
+            chunk = bytes(self._fs.cat_file(self._path(path), start=start, end=end))
+            yield chunk
+            if len(chunk) < end - start:
+                return
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a file in place whole, or leave what was there."""
+        target = self._path(path)
+        if not self._is_local:
+            self._fs.pipe_file(target, data)
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        with durable_file(Path(target)) as file:
+            file.write(data)
+
+    def upload(self, path: str, source: Path) -> None:
+        """The same from a local file."""
+        target = self._path(path)
+        if not self._is_local:
+            self._fs.put_file(str(source), target)
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as data, durable_file(Path(target)) as file:
+            copyfileobj(data, file)
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a directory with all in it; nothing when it is missing."""
+        self._fs.invalidate_cache()
+        try:
+            self._fs.rm(self._path(path), recursive=True)
+        except FileNotFoundError:
+            return
+
+    def _path(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{path}"
+
+
+class HttpStore:
+    """The files of a registry process, read with httpx from its `/v1/files`.
+
+    fsspec reads directories over HTTP by guessing links out of HTML; the registry process answers with a plain list.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        transport = httpx.HTTPTransport(retries=2)  # of the connection only
+        self._client = httpx.Client(timeout=HTTP_TIMEOUT_SECONDS, transport=transport)
+        weakref.finalize(self, self._client.close)
+
+    def files(self, path: str) -> list[str]:
+        """Paths of the manifests of scenario `path`: all that the registry process lists."""
+        return _PATHS.validate_json(self.read(f"{path}/{LISTING_NAME}", limit_bytes=LISTING_LIMIT_BYTES))
+
+    def read(self, path: str, *, limit_bytes: int) -> bytes:
+        """At most the first `limit_bytes` bytes of a file."""
+        return b"".join(self.chunks(path, limit_bytes=limit_bytes))
+
+    def chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
+        """The same, piece by piece."""
+        left_bytes = limit_bytes
+        try:
+            with self._client.stream("GET", f"{self._url}/{path}") as response:
+                _check_status(response)
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    yield chunk[:left_bytes]
+                    left_bytes -= len(chunk)
+                    if left_bytes <= 0:
+                        return
+        except httpx.HTTPError as error:
+            raise OSError(f"GET {self._url}/{path}: {error or type(error).__name__}") from error
+
+    def write(self, path: str, data: bytes) -> None:
+        """Refused: the registry process only reads."""
+        raise self._read_only(path)
+
+    def upload(self, path: str, source: Path) -> None:
+        """Refused: the registry process only reads."""
+        raise self._read_only(path)
+
+    def remove(self, path: str) -> None:
+        """Refused: the registry process only reads."""
+        raise self._read_only(path)
+
+    def _read_only(self, path: str) -> RegistryReadOnlyError:
+        return RegistryReadOnlyError(
+            f"{self._url} is read-only, so {path} cannot be changed; "
+            "open the registry by its own path or s3:// address to publish"
+        )
+
+
+def open_store(url: str) -> Store:
+    """The store behind a registry's address.
+
+    Raises:
+        ValueError: fsspec does not know the protocol, or lacks the package for it.
+    """
+    if url.startswith(("http://", "https://")):
+        return HttpStore(url)
+    try:
+        return FsspecStore(url)
+    except ImportError as error:
+        raise ValueError(f"`registry_url` {url!r} needs a package that is not installed: {error}") from error
+
+
+def _check_status(response: httpx.Response) -> None:
+    if response.status_code == httpx.codes.NOT_FOUND:
+        raise FileNotFoundError(str(response.url))
+    if response.status_code != httpx.codes.OK:
+        raise OSError(f"GET {response.url}: status {response.status_code}")
