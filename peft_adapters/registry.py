@@ -333,5 +333,5 @@ def check_scenario(name: str) -> str:
 
 def _is_copy(directory: Path, manifest: Manifest) -> bool:
     with suppress(BundleError, OSError):
-        return read_bundle(directory, base_digest=None).manifest == manifest
+        return manifest_bytes(read_bundle(directory, base_digest=None).manifest) == manifest_bytes(manifest)
     return False
