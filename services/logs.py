@@ -1,0 +1,60 @@
+"""Logging of every process: structlog, on standard error, for people on a terminal and as JSON elsewhere."""
+
+import logging
+import sys
+
+import structlog
+
+
+def configure_logging(*, json: bool | None = None, level: str = "info") -> None:
+    """Sets up logging for the whole process, the standard library's included.
+
+    Args:
+        json: One JSON object a line; None chooses JSON when standard error is not a terminal.
+        level: The least severe level that is logged: ``debug``, ``info``, ``warning`` or ``error``.
+
+    Raises:
+        ValueError: The level is not one of these.
+    """
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ValueError(f"`level` must be debug, info, warning or error, got {level!r}")
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_renderers(json=json))
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(number)
+    for chatty in ("httpx", "uvicorn.error"):  # a line per request, and four per start
+        logging.getLogger(chatty).setLevel(max(number, logging.WARNING))
+
+
+def _renderers(*, json: bool | None) -> list[structlog.typing.Processor]:
+    """Chooses how a line looks. Tracebacks come without local variables: those hold users' ids and passwords."""
+    drop_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    to_terminal = sys.stderr.isatty()
+    if json is None:
+        json = not to_terminal
+    if json:
+        return [drop_meta, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    return [
+        drop_meta,
+        structlog.dev.ConsoleRenderer(colors=to_terminal, exception_formatter=structlog.dev.plain_traceback),
+    ]

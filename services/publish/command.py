@@ -1,0 +1,109 @@
+"""Sends the events of a file or of standard input, and says what was sent and what was not."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import rich.progress
+from rich.console import Console
+
+from services.publish.lines import read_lines
+from services.settings import Settings
+from streams.connection import wait_for_broker
+from streams.errors import EventTooLargeError
+from streams.producer import EventProducer
+from streams.topics import ensure_topics
+
+BROKER_TIMEOUT_SECONDS = 30.0
+BAD_LINES_SHOWN = 5
+STANDARD_INPUT = Path("-")
+
+
+class InputError(ValueError):
+    """An input file cannot be read."""
+
+
+@dataclass(slots=True)
+class PublishSummary:
+    """What became of the lines.
+
+    Attributes:
+        delivered: Events that the broker confirmed.
+        bad: Lines that are no event.
+        first_bad: Number and reason of the first few of them.
+    """
+
+    delivered: int = 0
+    bad: int = 0
+    first_bad: list[tuple[int, str]] = field(default_factory=list)
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Counts a bad line and keeps the first few.
+
+        Args:
+            number: The line's number, from 1.
+            reason: The rule it breaks.
+        """
+        self.bad += 1
+        if len(self.first_bad) < BAD_LINES_SHOWN:
+            self.first_bad.append((number, reason))
+
+
+def run(settings: Settings, path: Path, *, kind: str | None = None) -> PublishSummary:
+    """Publishes a file of JSON lines; a bad line is passed over and counted.
+
+    Args:
+        settings: Which Kafka, which topics.
+        path: The file; ``-`` is standard input.
+        kind: The kind of every event; None leaves it to each line.
+
+    Raises:
+        InputError: The file cannot be read.
+        BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
+        DeliveryError: The broker did not confirm every event.
+    """
+    summary = PublishSummary()
+    with _opened(path) as file, open_producer(settings) as producer:
+        for number, event in read_lines(file, kind=kind):
+            if isinstance(event, str):
+                summary.refuse(number, event)
+                continue
+            try:
+                producer.send(event)
+            except EventTooLargeError as error:
+                summary.refuse(number, str(error))
+    summary.delivered = producer.delivered
+    return summary
+
+
+def open_producer(settings: Settings) -> EventProducer:
+    """Waits for the broker, creates the topics that are missing, and gives a producer.
+
+    Args:
+        settings: Which Kafka, which topics.
+
+    Raises:
+        BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
+        TopicError: A topic is missing and cannot be created.
+    """
+    wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
+    ensure_topics(settings.kafka, settings.topics)
+    return EventProducer(settings.kafka, settings.topics)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Opens the input, with a progress bar for a person who watches a file being sent."""
+    if path == STANDARD_INPUT:
+        yield sys.stdin.buffer
+        return
+    console = Console(stderr=True)
+    try:
+        file = rich.progress.open(path, "rb", description=path.name, console=console, disable=not console.is_terminal)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    with file as opened:
+        yield opened
