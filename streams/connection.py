@@ -1,0 +1,216 @@
+"""How to reach Kafka, and how to wait for it: one clear line when it is away, one when it is back."""
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Self, TypeVar
+
+import structlog
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+from kafka.net.compat import KafkaNetClient
+from pydantic import BaseModel, ConfigDict, FilePath, SecretStr, field_validator, model_validator
+
+from streams.errors import BrokerUnreachableError
+
+log = structlog.get_logger(__name__)
+
+# The client logs every attempt to reconnect, at ERROR. What a person needs of it, this package says once; what the
+# client says can be had with `logging.getLogger("kafka").propagate = True`.
+_client_log = logging.getLogger("kafka")
+_client_log.addHandler(logging.NullHandler())
+_client_log.propagate = False
+
+BOOTSTRAP_TIMEOUT_MS = 5_000
+PROBE_TIMEOUT_MS = 2_000
+FIRST_BACKOFF_SECONDS = 0.2
+MAX_BACKOFF_SECONDS = 5.0
+
+Client = TypeVar("Client")
+
+
+class KafkaConnection(BaseModel):
+    """Where the brokers are and how to prove who we are. The same for producers, consumers and administration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: FilePath | None = None
+    ssl_certfile: FilePath | None = None
+    ssl_keyfile: FilePath | None = None
+    client_id: str = "headwater"
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _names_host_and_port(cls, value: str) -> str:
+        servers = [server.strip() for server in value.split(",") if server.strip()]
+        if not servers or not all(_is_host_and_port(server) for server in servers):
+            raise ValueError(
+                f"`bootstrap_servers` must be host:port, several separated by commas, got {value!r}; "
+                "for example 127.0.0.1:9092"
+            )
+        return ",".join(servers)
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> Self:
+        given = [self.sasl_mechanism, self.sasl_username, self.sasl_password]
+        if self.security_protocol.startswith("SASL_") and not all(given):
+            raise ValueError(
+                f"`sasl_mechanism`, `sasl_username` and `sasl_password` must be set with {self.security_protocol}; "
+                "set all three, or choose `security_protocol` PLAINTEXT or SSL"
+            )
+        if any(given) and not self.security_protocol.startswith("SASL_"):
+            raise ValueError(
+                f"`security_protocol` must be SASL_SSL or SASL_PLAINTEXT when a SASL setting is given, "
+                f"got {self.security_protocol}; set it, or leave the SASL settings out"
+            )
+        return self
+
+    def servers(self) -> list[str]:
+        """The bootstrap servers, one by one."""
+        return self.bootstrap_servers.split(",")
+
+    def client_options(self) -> dict[str, Any]:
+        """Keyword arguments that kafka-python's consumer, producer and admin client all take."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.servers(),
+            "client_id": self.client_id,
+            "security_protocol": self.security_protocol,
+            "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
+            "reconnect_backoff_max_ms": 1_000,  # the client's own 30 s would be the time it takes to notice a restart
+        }
+        if self.sasl_password is not None:
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.sasl_username,
+                "sasl_plain_password": self.sasl_password.get_secret_value(),
+            }
+        files = {name: getattr(self, name) for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")}
+        return options | {name: str(path) for name, path in files.items() if path is not None}
+
+
+def open_client(build: Callable[..., Client], connection: KafkaConnection, **options: Any) -> Client:
+    """Builds a kafka-python client, with its reason when it cannot be.
+
+    The client's constructor starts a thread and leaves it running when it fails; here it is stopped.
+
+    Raises:
+        BrokerUnreachableError: If no broker answers within `bootstrap_timeout_ms`, or it turns us away.
+    """
+    started: list[KafkaNetClient] = []
+
+    def start(**settings: Any) -> KafkaNetClient:
+        started.append(KafkaNetClient(**settings))
+        return started[0]
+
+    with _complaints() as complaints:
+        try:
+            return build(**connection.client_options() | options, kafka_client=start)
+        except (KafkaError, OSError) as error:
+            for client in started:
+                client.close()
+            reason = complaints[0] if complaints else str(error)
+            raise BrokerUnreachableError(connection.bootstrap_servers, reason) from error
+
+
+def unreachable_reason(connection: KafkaConnection) -> str | None:
+    """Why no broker answers, or None if one does."""
+    refusals = [_refusal(server) for server in connection.servers()]
+    if all(refusals):
+        return refusals[0]
+    try:
+        probe = open_client(KafkaAdminClient, connection, bootstrap_timeout_ms=PROBE_TIMEOUT_MS)
+    except BrokerUnreachableError as error:
+        return error.reason
+    probe.close()
+    return None
+
+
+def backoff_seconds() -> Iterator[float]:
+    """Pauses between attempts: 0.2 s, doubled each time, at most 5 s, without end."""
+    pause_seconds = FIRST_BACKOFF_SECONDS
+    while True:
+        yield pause_seconds
+        pause_seconds = min(pause_seconds * 2, MAX_BACKOFF_SECONDS)
+
+
+def wait_for_broker(
+    connection: KafkaConnection, *, timeout_seconds: float | None = None, stop: threading.Event | None = None
+) -> bool:
+    """Waits until a broker answers: one warning when it does not, one line when it does again.
+
+    Args:
+        connection: Which broker.
+        timeout_seconds: How long to go on trying; None is for ever.
+        stop: Ends the wait when set.
+
+    Returns:
+        True once a broker has answered, False if `stop` was set first.
+
+    Raises:
+        BrokerUnreachableError: If none answered within `timeout_seconds`.
+    """
+    began = time.monotonic()
+    stop = stop or threading.Event()
+    pauses = backoff_seconds()
+    warned = False
+    while (reason := unreachable_reason(connection)) is not None:
+        error = BrokerUnreachableError(connection.bootstrap_servers, reason)
+        pause_seconds = next(pauses)
+        if timeout_seconds is not None and time.monotonic() + pause_seconds > began + timeout_seconds:
+            raise error
+        if not warned:
+            log.warning("kafka_unreachable", problem=str(error), retry="until it answers")
+            warned = True
+        if stop.wait(pause_seconds):
+            return False
+    if warned:
+        waited_seconds = round(time.monotonic() - began, 1)
+        log.info("kafka_reachable", bootstrap_servers=connection.bootstrap_servers, after_seconds=waited_seconds)
+    return True
+
+
+def _address(server: str) -> tuple[str, int]:
+    host, _, port = server.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _is_host_and_port(server: str) -> bool:
+    try:
+        host, port = _address(server)
+    except ValueError:
+        return False
+    return bool(host) and 0 < port < 65536
+
+
+def _refusal(server: str) -> str | None:
+    """Why no connection comes about: cheaper than a client, and in the system's own words."""
+    try:
+        socket.create_connection(_address(server), timeout=PROBE_TIMEOUT_MS / 1000).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """Collects the client's own errors: it reports a wrong password only there, to its caller it is a time-out."""
+    heard: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    ear = Ear(level=logging.ERROR)
+    _client_log.addHandler(ear)
+    try:
+        yield heard
+    finally:
+        _client_log.removeHandler(ear)

@@ -1,0 +1,94 @@
+"""From records to events: each record becomes an event, the removal of an item, or a dead letter with its reason."""
+
+import time
+from base64 import b64encode
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from streams.consumer import Record
+from streams.dead_letters import DeadLetter, Reason
+from streams.events import MODELS, Event, Item
+from streams.topics import Topics
+
+__all__ = ["MAX_EVENT_BYTES", "ItemRemoved", "Reason", "decode"]
+
+MAX_EVENT_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRemoved:
+    """An item left the catalogue: a record with its key and no value."""
+
+    item_id: str
+
+
+def decode(
+    record: Record, topics: Topics, *, max_event_bytes: int = MAX_EVENT_BYTES
+) -> Event | ItemRemoved | DeadLetter:
+    """Reads one record; what cannot be read becomes a dead letter, never an exception.
+
+    Args:
+        record: From one of the event topics.
+        topics: Which topic carries what.
+        max_event_bytes: A value larger than this is refused unread.
+    """
+    kind = topics.kind_of(record.topic)
+    if kind is None:
+        return _refused(record, Reason.UNKNOWN_TOPIC, f"topic {record.topic!r} carries no events")
+    if record.value is None:
+        return _removed(record, kind)
+    if len(record.value) > max_event_bytes:
+        problem = f"an event must have at most {max_event_bytes} bytes, got {len(record.value)}"
+        return _refused(record, Reason.OVERSIZED, problem)
+    try:
+        event = MODELS[kind].model_validate_json(record.value)
+    except ValidationError as error:
+        return _refused(record, _reason(error), _problem(error))
+    if record.key != event.key().encode():
+        field = "item_id" if kind == Item.KIND else "user_id"
+        problem = f"the key of the record must be its {field} {event.key()!r}, got {record.key!r}"
+        return _refused(record, Reason.WRONG_KEY, problem)
+    return event
+
+
+def _removed(record: Record, kind: str) -> ItemRemoved | DeadLetter:
+    if kind != Item.KIND:
+        return _refused(
+            record, Reason.MALFORMED_JSON, "a record without a value is no event; only items can be removed"
+        )
+    try:
+        item_id = (record.key or b"").decode()
+    except UnicodeDecodeError as error:
+        return _refused(record, Reason.WRONG_KEY, f"the key of a removal must be an item_id: {error}")
+    if not item_id:
+        return _refused(record, Reason.WRONG_KEY, "the key of a removal must be an item_id, got none")
+    return ItemRemoved(item_id)
+
+
+def _reason(error: ValidationError) -> Reason:
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    if any(detail["type"] == "json_invalid" for detail in details):
+        return Reason.MALFORMED_JSON
+    if any(detail["loc"] == ("schema_version",) for detail in details):
+        return Reason.UNKNOWN_VERSION
+    return Reason.INVALID_SCHEMA
+
+
+def _problem(error: ValidationError) -> str:
+    details = error.errors(include_url=False, include_input=False)
+    return "; ".join(": ".join(filter(None, (".".join(map(str, d["loc"])), d["msg"]))) for d in details[:5])
+
+
+def _refused(record: Record, reason: Reason, problem: str) -> DeadLetter:
+    return DeadLetter(
+        reason=reason,
+        error=problem,
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        key=None if record.key is None else b64encode(record.key).decode(),
+        payload=None if record.value is None else b64encode(record.value).decode(),
+        payload_bytes=len(record.value or b""),
+        first_seen_ts=time.time_ns() // 1_000_000,
+    )

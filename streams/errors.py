@@ -1,0 +1,63 @@
+"""The error tree of the stream side: catch `HeadwaterStreamError` for all of it.
+
+HeadwaterStreamError
+├── BrokerUnreachableError   no broker answered in the time allowed
+├── TopicError               a topic is missing or could not be created
+├── ConsumeError             the broker answers, but will not give the records
+├── DeliveryError            records were not confirmed by the broker
+│   └── EventTooLargeError   one event is larger than a broker takes
+└── EmbeddedBrokerError      the embedded broker did not start, or its directory is taken
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streams.producer import Delivery
+
+
+class HeadwaterStreamError(Exception):
+    """Base of every error that `streams` raises on purpose."""
+
+
+class BrokerUnreachableError(HeadwaterStreamError):
+    """No broker of the connection answered in the time allowed.
+
+    Attributes:
+        reason: What went wrong at the last attempt.
+    """
+
+    def __init__(self, bootstrap_servers: str, reason: str) -> None:
+        super().__init__(
+            f"no Kafka broker answers at {bootstrap_servers}: {reason}; "
+            "check `bootstrap_servers` and the security settings, and that the broker runs"
+        )
+        self.reason = reason
+
+
+class TopicError(HeadwaterStreamError):
+    """A topic is missing or could not be created."""
+
+
+class ConsumeError(HeadwaterStreamError):
+    """The broker answers but refuses the records, or they are corrupt: waiting will not help."""
+
+
+class DeliveryError(HeadwaterStreamError):
+    """One or more records were not confirmed by the broker.
+
+    Attributes:
+        failures: The deliveries that failed, where the broker answered for them.
+    """
+
+    def __init__(self, problem: str, failures: "Sequence[Delivery]" = ()) -> None:
+        super().__init__(problem)
+        self.failures = failures
+
+
+class EventTooLargeError(DeliveryError):
+    """An event is larger than a broker takes."""
+
+
+class EmbeddedBrokerError(HeadwaterStreamError):
+    """The embedded broker did not start, or its data directory is in use."""

@@ -1,0 +1,142 @@
+"""What producers publish: impressions, clicks, purchases and catalogue items, as validated JSON.
+
+Unknown fields are ignored, so that a producer may add its own; what is there must be right.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+MAX_ID_CHARS = 256
+MAX_TS_MS = 253_402_300_799_999  # the last millisecond of the year 9999
+
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+Scenario = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Position = Annotated[int, Field(ge=0)]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def epoch_ms(value: object) -> object:
+    """Turns an RFC 3339 time into epoch milliseconds and leaves anything else to pydantic.
+
+    Raises:
+        ValueError: If a text is no RFC 3339 time, or a time carries no UTC offset.
+
+    >>> epoch_ms("1970-01-01T00:00:01.5Z")
+    1500
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"`ts` must be epoch milliseconds or an RFC 3339 time, got {value}")
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError(f"`ts` must carry a UTC offset, got {value.isoformat()}; add `Z` for UTC")
+        return round(value.timestamp() * 1000)
+    return value
+
+
+_TIME_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": MAX_TS_MS, "description": "epoch milliseconds, UTC"},
+        {"type": "string", "format": "date-time", "description": "RFC 3339"},
+    ]
+}
+EpochMs = Annotated[int, BeforeValidator(epoch_ms), Field(ge=0, le=MAX_TS_MS), WithJsonSchema(_TIME_SCHEMA)]
+
+
+class _Event(BaseModel):
+    """What every event has: an id to be de-duplicated by and the time at which it happened."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    KIND: ClassVar[str]
+
+    schema_version: Literal[1] = 1
+    event_id: Id
+    ts: EpochMs
+
+
+class _UserEvent(_Event):
+    user_id: Id
+    session_id: Id | None = None
+
+    def key(self) -> str:
+        """The key on Kafka: all events of one user are in one partition, in order."""
+        return self.user_id
+
+
+class Shown(BaseModel):
+    """One item of an impression, and the place at which it was shown (0 is the first)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    item_id: Id
+    position: Position
+
+
+class Impression(_UserEvent):
+    """What a shopper was shown in answer to one request."""
+
+    KIND: ClassVar[str] = "impression"
+
+    request_id: Id
+    scenario: Scenario
+    query: str | None = None
+    items: Annotated[tuple[Shown, ...], Field(min_length=1)]
+    adapter_version: str | None = None
+
+
+class Click(_UserEvent):
+    """A shopper opened an item."""
+
+    KIND: ClassVar[str] = "click"
+
+    request_id: Id | None = None
+    scenario: Scenario = "home"
+    item_id: Id
+    position: Position | None = None
+
+
+class Purchase(_UserEvent):
+    """A shopper bought an item."""
+
+    KIND: ClassVar[str] = "purchase"
+
+    request_id: Id | None = None
+    scenario: Scenario = "home"
+    item_id: Id
+    quantity: Annotated[int, Field(ge=1)] = 1
+    price: Price | None = None
+
+
+class Item(_Event):
+    """An entry of the catalogue: the newest one of an `item_id` counts."""
+
+    KIND: ClassVar[str] = "item"
+
+    item_id: Id
+    kind: Literal["product", "article", "ad", "answer"]
+    title: str
+    description: str = ""
+    category: str = ""
+    brand: str = ""
+    price: Price | None = None
+    status: Literal["active", "blocked"] = "active"
+
+    def key(self) -> str:
+        """The key on Kafka: compaction keeps the newest entry of an item."""
+        return self.item_id
+
+
+UserEvent = Click | Purchase
+Event = Impression | Click | Purchase | Item
+MODELS: dict[str, type[Impression] | type[Click] | type[Purchase] | type[Item]] = {
+    model.KIND: model for model in (Impression, Click, Purchase, Item)
+}
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schema of what a producer sends, by kind of event."""
+    return {kind: model.model_json_schema(mode="validation") for kind, model in MODELS.items()}

@@ -1,0 +1,205 @@
+"""The SDK for whoever publishes events: idempotent, acknowledged by all replicas, in order for each key.
+
+with EventProducer(KafkaConnection(bootstrap_servers="127.0.0.1:9092")) as producer:
+    producer.send(Click(event_id="e-1", ts="2026-01-31T09:00:00Z", user_id="u-1", item_id="i-1"))
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+from kafka import KafkaProducer
+from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
+
+from streams.connection import KafkaConnection, open_client
+from streams.errors import DeliveryError, EventTooLargeError
+from streams.events import Event
+from streams.topics import Topics
+
+log = structlog.get_logger(__name__)
+
+MAX_RECORD_BYTES = 1024 * 1024
+MAX_PENDING_BYTES = 32 * 1024 * 1024
+METADATA_TIMEOUT_MS = 30_000
+CLOSE_TIMEOUT_SECONDS = 10.0
+SHOWN_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of one record: where it is, or why it is not there."""
+
+    event: Event | None  # None for raw records
+    topic: str
+    partition: int | None
+    offset: int | None
+    timestamp_ms: int | None
+    error: Exception | None
+
+
+class EventProducer:
+    """Publishes events, each to the topic of its kind, keyed by user (items by item).
+
+    Args:
+        connection: Which Kafka.
+        topics: The names of the topics.
+        on_delivery: Called once per record from the client's thread, in the order of confirmation; it must be quick,
+            and must not send.
+        max_record_bytes: A record larger than this is refused at once.
+
+    Attributes:
+        delivered: Records that the broker confirmed.
+        failed: Records that it did not.
+
+    Raises:
+        BrokerUnreachableError: If no broker answers.
+    """
+
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        topics: Topics | None = None,
+        *,
+        on_delivery: Callable[[Delivery], None] | None = None,
+        max_record_bytes: int = MAX_RECORD_BYTES,
+    ) -> None:
+        self.delivered = 0
+        self.failed = 0
+        self._topics = topics or Topics()
+        self._on_delivery = on_delivery
+        self._failures: list[Delivery] = []
+        self._pending = 0  # records
+        self._pending_bytes = 0
+        self._settled = threading.Condition()
+        self._producer = open_client(
+            KafkaProducer,
+            connection,
+            enable_idempotence=True,
+            acks="all",
+            linger_ms=5,
+            batch_size=64 * 1024,
+            max_block_ms=METADATA_TIMEOUT_MS,
+            max_request_size=max_record_bytes,
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+        )
+
+    def send(self, event: Event) -> None:
+        """Hands one event to the client; waits only while very much is unconfirmed.
+
+        Raises:
+            EventTooLargeError: If the event is larger than a broker takes.
+            DeliveryError: If the topic cannot be had.
+        """
+        value = event.model_dump_json(exclude_none=True).encode()
+        self._send(self._topics.of_kind(event.KIND), event.key().encode(), value, event)
+
+    def send_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+        """Hands over bytes as they are: to replay what was refused, or to remove an item (its key, no value).
+
+        Raises:
+            EventTooLargeError: If the value is larger than a broker takes.
+            DeliveryError: If the topic cannot be had.
+        """
+        self._send(topic, key, value, None)
+
+    def flush(self, timeout_seconds: float | None = None) -> None:
+        """Waits until the broker has answered for every record sent.
+
+        Raises:
+            DeliveryError: If records failed since the last flush, or it takes longer than `timeout_seconds`.
+        """
+        with self._settled:
+            if not self._settled.wait_for(lambda: self._pending == 0, timeout_seconds):
+                raise DeliveryError(f"{self._pending} records not confirmed within {timeout_seconds} s")
+            failures, self._failures = self._failures, []
+        if failures:
+            raise DeliveryError(_summary(failures), failures)
+
+    def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> None:
+        """Flushes and lets go of the connection. Closing twice is fine.
+
+        Raises:
+            DeliveryError: If a record was not confirmed.
+        """
+        try:
+            self.flush(timeout_seconds)
+        finally:
+            self._let_go()
+
+    def __enter__(self) -> Self:
+        """The producer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes; a failed delivery is raised, unless another error is under way."""
+        try:
+            self.close()
+        except DeliveryError as failure:
+            if error is None:
+                raise
+            log.error("events_not_delivered", problem=str(failure))  # the error under way says more
+
+    def _send(self, topic: str, key: bytes | None, value: bytes | None, event: Event | None) -> None:
+        size_bytes = len(key or b"") + len(value or b"")
+        self._reserve(size_bytes)
+        try:
+            future = self._producer.send(topic, key=key, value=value)
+        except (KafkaError, ValueError) as error:
+            self._settle(Delivery(event, topic, None, None, None, error), size_bytes, raised=True)
+            raise _refusal(topic, error) from error
+        future.add_callback(self._confirmed, event, size_bytes)
+        future.add_errback(self._refused, event, topic, size_bytes)
+
+    def _let_go(self) -> None:
+        try:
+            self._producer.close(timeout=0)
+        except KafkaTimeoutError:  # it refuses to close while records are unconfirmed; they are given up, and counted
+            self._producer._sender.force_close()
+
+    def _reserve(self, size_bytes: int) -> None:
+        """The client buffers without end; here the caller waits once too much is unconfirmed."""
+        with self._settled:
+            while self._pending_bytes and self._pending_bytes + size_bytes > MAX_PENDING_BYTES:
+                self._settled.wait()
+            self._pending_bytes += size_bytes
+            self._pending += 1
+
+    def _confirmed(self, event: Event | None, size_bytes: int, metadata: Any) -> None:
+        delivery = Delivery(event, metadata.topic, metadata.partition, metadata.offset, metadata.timestamp, None)
+        self._settle(delivery, size_bytes)
+
+    def _refused(self, event: Event | None, topic: str, size_bytes: int, error: Exception) -> None:
+        self._settle(Delivery(event, topic, None, None, None, error), size_bytes)
+
+    def _settle(self, delivery: Delivery, size_bytes: int, *, raised: bool = False) -> None:
+        with self._settled:
+            self._pending_bytes -= size_bytes
+            self._pending -= 1
+            self.delivered += delivery.error is None
+            self.failed += delivery.error is not None
+            if delivery.error is not None and not raised:
+                self._failures.append(delivery)
+            self._settled.notify_all()
+        if self._on_delivery is not None:
+            try:
+                self._on_delivery(delivery)
+            except Exception:
+                log.exception("on_delivery_failed")  # in the client's thread, where nobody would hear of it
+
+
+def _refusal(topic: str, error: Exception) -> DeliveryError:
+    if isinstance(error, MessageSizeTooLargeError):
+        return EventTooLargeError(f"an event must fit into one record: {error}; shorten its texts")
+    return DeliveryError(f"topic {topic!r} takes no records: {error}; create it, or check the rights on it")
+
+
+def _summary(failures: list[Delivery]) -> str:
+    shown = "; ".join(f"{failure.topic}: {failure.error}" for failure in failures[:SHOWN_FAILURES])
+    more = f" and {len(failures) - SHOWN_FAILURES} more" if len(failures) > SHOWN_FAILURES else ""
+    return f"{len(failures)} records not delivered: {shown}{more}"

@@ -1,0 +1,128 @@
+"""The topics of a deployment: their names, and their creation."""
+
+from typing import Annotated
+
+import structlog
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from pydantic import BaseModel, ConfigDict, Field
+
+from streams.connection import KafkaConnection, open_client
+from streams.errors import TopicError
+
+log = structlog.get_logger(__name__)
+
+TopicName = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$")]
+
+# The smallest that Apache Kafka accepts; the embedded broker rewrites all it holds about once a second.
+BOUNDED_BYTES = "1048576"
+# A dead letter carries up to 1 MiB of refused bytes as base64, and its reason.
+DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
+
+
+class Topics(BaseModel):
+    """The names of the topics."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    impressions: TopicName = "headwater.impressions"
+    clicks: TopicName = "headwater.clicks"
+    purchases: TopicName = "headwater.purchases"
+    items: TopicName = "headwater.items"
+    adapters: TopicName = "headwater.adapters"
+    dead_letters: TopicName = "headwater.dead-letters"
+
+    def kind_of(self, topic: str) -> str | None:
+        """The kind of event on a topic, None where there are no events.
+
+        >>> Topics().kind_of("headwater.clicks")
+        'click'
+        """
+        return next((kind for kind, name in self._by_kind().items() if name == topic), None)
+
+    def of_kind(self, kind: str) -> str:
+        """The topic of a kind of event.
+
+        Raises:
+            KeyError: If there is no such kind.
+        """
+        return self._by_kind()[kind]
+
+    def names(self) -> list[str]:
+        """All topics."""
+        return list(self.model_dump().values())
+
+    def _by_kind(self) -> dict[str, str]:
+        return {
+            "impression": self.impressions,
+            "click": self.clicks,
+            "purchase": self.purchases,
+            "item": self.items,
+        }
+
+
+def ensure_topics(
+    connection: KafkaConnection,
+    topics: Topics,
+    *,
+    partitions: int = 4,
+    replication_factor: int = 1,
+    bounded: bool = False,
+) -> list[str]:
+    """Creates the topics that are missing. What exists stays as it is, whatever its settings.
+
+    Args:
+        connection: Where.
+        topics: Which.
+        partitions: Of each new topic; it bounds how many updater ranks can share the reading.
+        replication_factor: Of each new topic.
+        bounded: Keep about 1 MiB a partition, as the embedded broker needs it.
+
+    Returns:
+        The topics created.
+
+    Raises:
+        BrokerUnreachableError: If no broker answers.
+        TopicError: If the broker refuses to create one.
+    """
+    admin = open_client(KafkaAdminClient, connection)
+    try:
+        existing = set(admin.list_topics())
+        missing = {
+            name: {
+                "num_partitions": partitions,
+                "replication_factor": replication_factor,
+                "configs": _settings(name, topics, bounded=bounded),
+            }
+            for name in topics.names()
+            if name not in existing
+        }
+        if missing:
+            _create(admin, missing)
+        return list(missing)
+    except KafkaError as error:
+        raise TopicError(f"topics {topics.names()} could not be listed or created: {error}") from error
+    finally:
+        admin.close()
+
+
+def _settings(name: str, topics: Topics, *, bounded: bool) -> dict[str, str]:
+    settings = {}
+    if name in (topics.items, topics.adapters):
+        settings["cleanup.policy"] = "compact"
+    if name == topics.dead_letters:
+        settings["max.message.bytes"] = str(DEAD_LETTER_MAX_BYTES)
+    if bounded:
+        settings |= {"segment.bytes": BOUNDED_BYTES, "retention.bytes": BOUNDED_BYTES}
+    return settings
+
+
+def _create(admin: KafkaAdminClient, missing: dict[str, dict[str, object]]) -> None:
+    answer = admin.create_topics(missing, raise_errors=False)
+    for topic in answer["topics"]:
+        error = for_code(topic["error_code"])
+        if topic["error_code"] and error is not TopicAlreadyExistsError:  # another process was faster: as good
+            reason = topic.get("error_message") or error.__name__
+            raise TopicError(f"topic {topic['name']!r} could not be created: {reason}; create it, or ask for the right")
+    admin.wait_for_topics(list(missing))
+    log.info("topics_created", topics=list(missing))
