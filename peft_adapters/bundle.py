@@ -141,8 +141,8 @@ def _verified_bytes(path: Path, entry: FileEntry) -> bytes:
 def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise BundleFormatError(f"{path}: expected safetensors, found {error}; publish the bundle anew") from error
+    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type of number that torch does not have
+        raise BundleFormatError(f"{path}: expected safetensors, found {error!r}; publish the bundle anew") from error
 
 
 def _json(path: Path, data: bytes | None, kind: TypeAdapter[_T]) -> _T:

@@ -10,10 +10,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from peft_adapters.errors import BundleDigestError, BundleFormatError, BundlePathError, BundleVersionError
+from peft_adapters.errors import (
+    BundleDigestError,
+    BundleFormatError,
+    BundlePathError,
+    BundleVersionError,
+    ScenarioNameError,
+)
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
+SCENARIO_PATTERN = "[a-z0-9_-]{1,64}"
 MANIFEST_LIMIT_BYTES = 16 * 2**20
 
 # No separator, no leading dot, two endings: such a name can neither leave its directory nor be a pickle.
@@ -38,7 +45,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     format_version: Literal[1] = FORMAT_VERSION
-    scenario: str
+    scenario: str = Field(pattern=f"^{SCENARIO_PATTERN}$")
     version: int = Field(ge=1)
     kind: Literal["full", "delta"]
     parent: int | None = Field(default=None, ge=1)
@@ -105,7 +112,7 @@ def parse_manifest(data: bytes, *, source: str) -> Manifest:
     try:
         raw = json.loads(data)
         found = raw["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleFormatError(
             f"{source}: expected a JSON object with `format_version`, found {data[:40]!r}; fetch the bundle again"
         ) from error
@@ -142,6 +149,19 @@ def check_file_name(name: str) -> str:
         raise BundlePathError(
             f"file name: expected <letters, digits, _ or ->.safetensors or .json in lower case, found {name!r}; "
             "do not load this bundle, and publish it anew with plain names"
+        )
+    return name
+
+
+def check_scenario(name: str) -> str:
+    """Return `name` when it can name a scenario.
+
+    Raises:
+        ScenarioNameError: It cannot be both a directory and a URL segment.
+    """
+    if not re.fullmatch(SCENARIO_PATTERN, name):
+        raise ScenarioNameError(
+            f"`scenario` must be 1 to 64 of the characters a-z, 0-9, _ and -, got {name!r}; rename the scenario"
         )
     return name
 

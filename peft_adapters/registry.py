@@ -28,7 +28,6 @@ from peft_adapters.errors import (
     BundleFormatError,
     BundleSizeError,
     RegistryUnavailableError,
-    ScenarioNameError,
     VersionConflictError,
     VersionNotFoundError,
 )
@@ -37,6 +36,7 @@ from peft_adapters.manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
+    check_scenario,
     manifest_bytes,
     parse_manifest,
 )
@@ -46,7 +46,6 @@ LATEST_NAME = "LATEST"
 REFUSED_NAME = "refused"
 LATEST_LIMIT_BYTES = 32
 
-_SCENARIO = re.compile(r"[a-z0-9_-]{1,64}")
 _FILE_PATH = re.compile(r"([0-9]{8}|[1-9][0-9]{8,})/([^/]+)")
 
 log = structlog.get_logger(__name__)
@@ -65,6 +64,15 @@ class AdapterRegistry:
         self.url = url
         self._store = store or open_store(url)
 
+    def check(self) -> None:
+        """Return when the store answers, be it that nothing is there yet.
+
+        Raises:
+            RegistryUnavailableError: The store failed.
+        """
+        with self._store_errors("be reached"), suppress(FileNotFoundError):
+            self._store.read(f"check/{LATEST_NAME}", limit_bytes=LATEST_LIMIT_BYTES)
+
     def publish(self, directory: Path, manifest: Manifest) -> None:
         """Make a bundle the latest version of its scenario.
 
@@ -79,7 +87,7 @@ class AdapterRegistry:
             RegistryReadOnlyError: The registry is open over HTTP.
             RegistryUnavailableError: The store failed.
         """
-        scenario, version = check_scenario(manifest.scenario), manifest.version
+        scenario, version = manifest.scenario, manifest.version
         if not self._is_published(manifest):
             self._check_parent(manifest)
             self._put(self._version_path(scenario, version), directory, manifest)
@@ -97,7 +105,7 @@ class AdapterRegistry:
             RegistryReadOnlyError: The registry is open over HTTP.
             RegistryUnavailableError: The store failed.
         """
-        path = self._version_path(f"{check_scenario(manifest.scenario)}/{REFUSED_NAME}", manifest.version)
+        path = self._version_path(f"{manifest.scenario}/{REFUSED_NAME}", manifest.version)
         with self._store_errors(f"keep refused candidate {path}"):
             self._store.remove(path)
         self._put(path, directory, manifest)
@@ -202,8 +210,7 @@ class AdapterRegistry:
         entry = manifest.files.get(name)
         if entry is None:
             raise VersionNotFoundError(f"{path} is not a file of this version; it has {', '.join(manifest.files)}")
-        with self._store_errors(f"read {path}"):
-            yield from self._store.chunks(path, limit_bytes=entry.bytes)
+        yield from self._chunks(path, limit_bytes=entry.bytes)
 
     def prune(self, scenario: str, *, keep: int) -> list[int]:
         """Remove all but the newest `keep` versions and what their chains need; return the versions removed.
@@ -264,7 +271,7 @@ class AdapterRegistry:
 
     def _verify(self, path: str, entry: FileEntry) -> None:
         sha256 = hashlib.sha256()
-        for chunk in self._store.chunks(path, limit_bytes=entry.bytes + 1):
+        for chunk in self._chunks(path, limit_bytes=entry.bytes + 1):
             sha256.update(chunk)
         if sha256.hexdigest() != entry.sha256:
             raise BundleDigestError(
@@ -274,11 +281,20 @@ class AdapterRegistry:
 
     def _download(self, path: str, entry: FileEntry, target: Path) -> None:
         found_bytes = 0
-        with target.open("xb") as file, self._store_errors(f"read {path}"):
-            for chunk in self._store.chunks(path, limit_bytes=entry.bytes + 1):
+        with target.open("xb") as file:
+            for chunk in self._chunks(path, limit_bytes=entry.bytes + 1):
                 found_bytes += file.write(chunk)
         if found_bytes > entry.bytes:
             raise BundleSizeError(f"{self.url}/{path}: expected {entry.bytes} bytes, found more; publish it anew")
+
+    def _chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
+        with self._store_errors(f"read {path}"):
+            try:
+                yield from self._store.chunks(path, limit_bytes=limit_bytes)
+            except FileNotFoundError as error:
+                raise VersionNotFoundError(
+                    f"{self.url}/{path} is gone: the version was pruned meanwhile, or is damaged; take another version"
+                ) from error
 
     def _remove(self, path: str) -> None:
         with self._store_errors(f"remove {path}"):
@@ -314,21 +330,8 @@ class AdapterRegistry:
             yield
         except OSError as error:
             raise RegistryUnavailableError(
-                f"registry {self.url} could not {doing}: {error}; check the store, then try again"
+                f"registry {self.url} cannot {doing}: {error}; check the store, then try again"
             ) from error
-
-
-def check_scenario(name: str) -> str:
-    """Return `name` when it can name a scenario.
-
-    Raises:
-        ScenarioNameError: It cannot be both a directory and a URL segment.
-    """
-    if not _SCENARIO.fullmatch(name):
-        raise ScenarioNameError(
-            f"`scenario` must be 1 to 64 of the characters a-z, 0-9, _ and -, got {name!r}; rename the scenario"
-        )
-    return name
 
 
 def _is_copy(directory: Path, manifest: Manifest) -> bool:

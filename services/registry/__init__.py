@@ -1,0 +1,1 @@
+"""The registry process: published adapters over HTTP, read-only."""

@@ -1,0 +1,189 @@
+"""The HTTP side of the registry: manifests for people and workers, files laid out as the registry itself is."""
+
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from itertools import chain
+from types import FrameType
+from typing import Annotated, Any
+
+import structlog
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import CollectorRegistry
+
+from peft_adapters.errors import (
+    HeadwaterModelError,
+    RegistryUnavailableError,
+    ScenarioNameError,
+    VersionNotFoundError,
+)
+from peft_adapters.manifest import MANIFEST_NAME, Manifest, manifest_bytes
+from peft_adapters.registry import LATEST_NAME, AdapterRegistry
+from peft_adapters.stores import LISTING_NAME
+from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response, problem_response
+from services.metrics import RegistryMetrics, new_registry
+from services.registry.watch import LatestWatcher
+
+LONGEST_WAIT_SECONDS = 30.0
+# What may change under its name must be asked for again; a version's files never change.
+REVALIDATE = {"Cache-Control": "no-cache"}
+
+log = structlog.get_logger(__name__)
+
+Etags = Annotated[str | None, Header(alias="If-None-Match")]
+
+
+def create_app(registry: AdapterRegistry) -> FastAPI:
+    """Build the application over a registry; it only ever reads.
+
+    Args:
+        registry: Where the adapters are kept.
+    """
+    watcher = LatestWatcher(registry)
+    series = new_registry()
+    app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watcher))
+    app.add_middleware(RequestMeter, metrics=RegistryMetrics(series).http)
+    add_problem_handlers(app)
+    _add_registry_errors(app)
+    _add_adapters(app, registry, watcher)
+    _add_files(app, registry)
+    _add_health(app, registry, series)
+    return app
+
+
+def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: LatestWatcher) -> None:
+    @app.get("/v1/adapters/{scenario}")
+    def adapters(scenario: str) -> list[Manifest]:
+        """Manifests of all versions, oldest first."""
+        found = []
+        for version in registry.versions(scenario):
+            with suppress(VersionNotFoundError):  # pruned since the listing
+                found.append(registry.manifest(scenario, version))
+        return found
+
+    @app.get("/v1/adapters/{scenario}/latest", response_model=Manifest)
+    async def latest(
+        scenario: str,
+        if_none_match: Etags = None,
+        wait_seconds: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
+    ) -> Response:
+        """The latest manifest; with `If-None-Match` and `wait_seconds`, as soon as there is another."""
+        known = _digests(if_none_match)
+        manifest = await watcher.latest(scenario, other_than=known, wait_seconds=wait_seconds)
+        if manifest is None:
+            raise _nothing_published(scenario)
+        headers = {"ETag": f'"{manifest.digest}"', **REVALIDATE}
+        if manifest.digest in known or "*" in known:
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        return _manifest_response(manifest, headers)
+
+
+def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
+    @app.get("/v1/files/{scenario}/" + LATEST_NAME, response_class=PlainTextResponse)
+    def latest_version(scenario: str) -> Response:
+        """Number of the latest version."""
+        manifest = registry.latest(scenario)
+        if manifest is None:
+            raise _nothing_published(scenario)
+        return PlainTextResponse(f"{manifest.version}\n", headers=REVALIDATE)
+
+    @app.get("/v1/files/{scenario}/" + LISTING_NAME)
+    def manifests(scenario: str) -> JSONResponse:
+        """Paths of all manifests, which stand in for a directory listing."""
+        paths = [f"{version:08d}/{MANIFEST_NAME}" for version in registry.versions(scenario)]
+        return JSONResponse(paths, headers=REVALIDATE)
+
+    @app.get("/v1/files/{scenario}/{version}/{file}")
+    def file(scenario: str, version: int, file: str, if_none_match: Etags = None) -> Response:
+        """One file of a version; only names in its manifest are looked up, so that no path can leave it."""
+        manifest = registry.manifest(scenario, version)
+        if file == MANIFEST_NAME:
+            return _manifest_response(manifest, {})
+        chunks = registry.chunks(manifest, file)
+        first = next(chunks, b"")  # a file that cannot be read is still an error here, not a broken answer later
+        entry = manifest.files[file]
+        if entry.sha256 in _digests(if_none_match):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": f'"{entry.sha256}"'})
+        headers = {"ETag": f'"{entry.sha256}"', "Content-Length": str(entry.bytes)}
+        return StreamingResponse(chain([first], chunks), headers=headers, media_type="application/octet-stream")
+
+
+def _add_health(app: FastAPI, registry: AdapterRegistry, series: CollectorRegistry) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the process runs, store or no store."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    def readyz() -> dict[str, str]:
+        """Whether the store answers."""
+        registry.check()
+        return {"status": "ready"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """The process's metrics."""
+        return metrics_response(series)
+
+
+def _add_registry_errors(app: FastAPI) -> None:
+    @app.exception_handler(HeadwaterModelError)
+    async def model_error(request: Request, error: HeadwaterModelError) -> Response:
+        # Texts of the registry name its own address, which is not for whoever asks; they go to the log.
+        log.warning("registry_request_failed", path=request.url.path, error=str(error))
+        match error:
+            case ScenarioNameError():
+                return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+            case VersionNotFoundError():
+                return problem_response(request, HTTPStatus.NOT_FOUND, "no such version, or no such file in it")
+            case RegistryUnavailableError():
+                detail = "the registry's store does not answer; try again"
+                return problem_response(request, HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
+            case _:
+                detail = "this version is damaged in the registry; use another until it is published anew"
+                return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
+
+
+def _ends_waits_on_signals(watcher: LatestWatcher) -> Callable[[FastAPI], Any]:
+    """A lifespan that answers long polls as soon as the process is told to end, instead of when they run out."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread else ():
+            _call_first(number, watcher.stop)
+        yield
+        watcher.stop()
+
+    return lifespan
+
+
+def _call_first(number: int, action: Callable[[], None]) -> None:
+    before = signal.getsignal(number)
+
+    def handle(received: int, frame: FrameType | None) -> None:
+        action()
+        if callable(before):
+            before(received, frame)
+
+    signal.signal(number, handle)
+
+
+def _digests(if_none_match: str | None) -> set[str]:
+    """The digests in a list of entity tags.
+
+    >>> sorted(_digests('"a", W/"b"'))
+    ['a', 'b']
+    """
+    return {tag.strip().removeprefix("W/").strip('"') for tag in (if_none_match or "").split(",")} - {""}
+
+
+def _nothing_published(scenario: str) -> ProblemError:
+    return ProblemError(HTTPStatus.NOT_FOUND, f"nothing has been published for scenario {scenario!r} yet; ask again")
+
+
+def _manifest_response(manifest: Manifest, headers: dict[str, str]) -> Response:
+    return Response(manifest_bytes(manifest), media_type="application/json", headers=headers)
