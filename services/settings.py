@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -21,7 +21,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from services.registry.settings import RegistrySettings
 from streams.connection import KafkaConnection
+from streams.events import Scenario
 from streams.topics import Topics
 
 ENV_PREFIX = "HEADWATER_"
@@ -45,23 +47,27 @@ class Settings(BaseSettings):
         log_level: The least severe level that is logged.
         kafka: How to reach and trust the brokers.
         topics: The names of the topics.
+        registry: Where the registry process keeps and serves adapters.
     """
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", validate_default=True
     )
 
-    scenario: str = Field(default="home", pattern=r"^[a-z0-9_-]{1,64}$")
+    scenario: Scenario = "home"
     log_level: LogLevel = "info"
     kafka: KafkaConnection = KafkaConnection()
     topics: Topics = Topics()
+    registry: RegistrySettings = RegistrySettings()
 
     @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        **_: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Leaves the reading of file and environment to `load_settings`, which checks their keys first."""
         return (init_settings,)
@@ -140,9 +146,9 @@ def _leaves(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out what was not given, at every depth."""
+    """Leaves out what was not given, at every depth, and sections of which nothing was."""
     nested = {name: _given(value) if isinstance(value, Mapping) else value for name, value in values.items()}
-    return {name: value for name, value in nested.items() if value is not None}
+    return {name: value for name, value in nested.items() if value not in (None, {})}
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,338 @@
+"""The command line. Commands import what they need when they run, so that `headwater --help` answers at once."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from services.settings import Settings
+
+USAGE_ERROR = 2
+FAILURE = 1
+
+app = typer.Typer(
+    name="headwater",
+    help="Keeps a shop's ranking model as fresh as its click stream.\n\nStart with: headwater demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class EventKind(StrEnum):
+    """The kinds of events that producers publish."""
+
+    impression = "impression"
+    click = "click"
+    purchase = "purchase"
+    item = "item"
+
+
+class Level(StrEnum):
+    """How severe a line must be to be logged."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings file (TOML).")]
+Servers = Annotated[str | None, typer.Option("--bootstrap-servers", metavar="HOST:PORT,...", help="Kafka brokers.")]
+LogLevel = Annotated[Level | None, typer.Option("--log-level", help="Least severe level that is logged.")]
+Scenario = Annotated[
+    str | None, typer.Option("--scenario", metavar="NAME", help="Which ranking: home, search, ads ...")
+]
+RegistryUrl = Annotated[
+    str | None, typer.Option("--registry-url", metavar="URL", help="Adapter registry: a directory, s3:// or http://.")
+]
+Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
+Port = Annotated[
+    int | None, typer.Option("--port", min=0, max=65535, metavar="PORT", help="Port to listen on; 0 takes a free one.")
+]
+MaxEvents = Annotated[int | None, typer.Option("--max-events", min=1, metavar="N", help="Stop after N events.")]
+
+
+@app.command()
+def schema(
+    kind: Annotated[EventKind | None, typer.Argument(help="One kind of event; without it, all.")] = None,
+) -> None:
+    """Print the JSON Schema of the events.
+
+    Example: headwater schema click
+    """
+    import json
+
+    from streams.events import json_schemas
+
+    schemas = json_schemas()
+    typer.echo(json.dumps(schemas[kind.value] if kind else schemas, indent=2))
+
+
+@app.command()
+def publish(
+    file: Annotated[Path, typer.Argument(metavar="FILE|-", help="Events as JSON lines; - is standard input.")],
+    kind: Annotated[
+        EventKind | None, typer.Option("--kind", help="Kind of every event; else each line's `type`.")
+    ] = None,
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Send events from a file or standard input, one JSON object a line.
+
+    A line without event_id gets one, a line without ts the present time. Bad lines are named and passed over; the exit
+    status is then 1.
+
+    Example: echo '{"type": "click", "user_id": "u1", "item_id": "i1"}' | headwater publish -
+    """
+    settings = _settings(config, bootstrap_servers, log_level)
+    from services.publish.command import run
+
+    summary = run(settings, file, kind=kind.value if kind else None)
+    for number, reason in summary.first_bad:
+        typer.echo(f"line {number}: {reason}", err=True)
+    if summary.bad > len(summary.first_bad):
+        typer.echo(f"... and {summary.bad - len(summary.first_bad)} more bad lines", err=True)
+    typer.echo(f"{summary.delivered} events delivered, {summary.bad} bad lines passed over")
+    if summary.bad:
+        raise typer.Exit(FAILURE)
+
+
+@app.command()
+def replay(
+    items: Annotated[Path, typer.Option("--items", metavar="FILE", help="Catalogue, CSV or CSV.GZ.")],
+    events: Annotated[Path, typer.Option("--events", metavar="FILE", help="Events, CSV or CSV.GZ.")],
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.01, metavar="EVENTS_PER_S", help="So many events a second.")
+    ] = None,
+    speed_up: Annotated[
+        float | None, typer.Option("--speed-up", min=0.01, metavar="X", help="The data's own time, X times as fast.")
+    ] = None,
+    max_events: MaxEvents = None,
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+    scenario: Scenario = None,
+) -> None:
+    """Send a data set: its catalogue, then its events in order, at a chosen pace.
+
+    Event ids are the file's name and the row, so what is replayed twice counts once.
+
+    Example: headwater replay --items items.csv.gz --events events.csv.gz --rate 300
+    """
+    settings = _settings(config, bootstrap_servers, log_level, scenario)
+    from services.replay.command import run
+
+    if rate is not None and speed_up is not None:
+        raise typer.BadParameter("--rate and --speed-up exclude each other; give one")
+    summary = run(settings, items=items, events=events, rate=rate, speed_up=speed_up, max_events=max_events)
+    skipped = "".join(f", {count} {kind or 'untyped'} rows passed over" for kind, count in summary.skipped.items())
+    typer.echo(f"{summary.items} items and {summary.events} events delivered in {summary.seconds:.1f} s{skipped}")
+
+
+@app.command()
+def registry(
+    registry_url: RegistryUrl = None,
+    host: Host = None,
+    port: Port = None,
+    config: Config = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Serve published adapters over HTTP, read-only.
+
+    Example: headwater registry --registry-url ./registry --port 8084
+    """
+    settings = _settings(config, None, log_level, registry={"url": registry_url, "host": host, "port": port})
+    from services.registry.command import run
+
+    run(registry_url=settings.registry.url, host=settings.registry.host, port=settings.registry.port)
+
+
+@app.command()
+def updater(
+    checkpoint_dir: Annotated[
+        Path | None,
+        typer.Option("--checkpoint-dir", metavar="DIR", help="Where to keep, and resume from, checkpoints."),
+    ] = None,
+    registry_url: RegistryUrl = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", min=0, max=65535, metavar="PORT", help="Port of /metrics; 0 takes a free one."),
+    ] = None,
+    max_events: Annotated[
+        int | None, typer.Option("--max-events", min=1, metavar="N", help="Stop once N events are learnt; else never.")
+    ] = None,
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+    scenario: Scenario = None,
+) -> None:
+    """Learn from the events, without stopping, and publish adapters.
+
+    Example: headwater updater --bootstrap-servers kafka:9092 --checkpoint-dir ./checkpoints --registry-url ./registry
+    """
+    section = {
+        "checkpoint_dir": checkpoint_dir,
+        "registry_url": registry_url,
+        "metrics_port": metrics_port,
+        "max_events": max_events,
+    }
+    settings = _settings(config, bootstrap_servers, log_level, scenario, updater=section)
+    from services.updater.command import run
+
+    run(settings)
+
+
+@app.command()
+def scorer(
+    host: Host = None,
+    port: Port = None,
+    registry_url: RegistryUrl = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where adapters and item vectors are kept.")
+    ] = None,
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+    scenario: Scenario = None,
+) -> None:
+    """Answer rankings over HTTP, from the newest adapter.
+
+    Example: headwater scorer --bootstrap-servers kafka:9092 --registry-url http://registry:8084/v1/files --port 8080
+    """
+    section = {"host": host, "port": port, "registry_url": registry_url, "cache_dir": cache_dir}
+    settings = _settings(config, bootstrap_servers, log_level, scenario, scorer=section)
+    from services.scorer.command import run
+
+    run(settings)
+
+
+@app.command()
+def demo(
+    rate: Annotated[float, typer.Option("--rate", min=1.0, metavar="EVENTS_PER_S", help="Events per second.")] = 330.0,
+    max_events: MaxEvents = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end, and print the URLs.")] = False,
+    summary_json: Annotated[
+        Path | None, typer.Option("--summary-json", metavar="FILE", help="Write the summary there.")
+    ] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option("--work-dir", metavar="DIR", help="Keep its files there; else in a temporary place.")
+    ] = None,
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+    scenario: Scenario = None,
+) -> None:
+    """Show all of it at work: broker, registry, updater, two scorers and a storefront, on real purchases.
+
+    Example: headwater demo --max-events 5000 --summary-json summary.json
+    """
+    settings = _settings(config, bootstrap_servers, log_level, scenario)
+    from services.demo.command import run
+
+    status = run(settings, rate=rate, max_events=max_events, keep=keep, summary_json=summary_json, work_dir=work_dir)
+    raise typer.Exit(status)
+
+
+@app.command()
+def backtest(
+    items: Annotated[Path, typer.Option("--items", metavar="FILE", help="Catalogue, CSV or CSV.GZ.")],
+    events: Annotated[Path, typer.Option("--events", metavar="FILE", help="Events, CSV or CSV.GZ.")],
+    policies: Annotated[
+        str, typer.Option("--policies", metavar="A,B,...", help="What to compare.")
+    ] = "live,live-without-lora,frozen,popularity,cooccurrence",
+    max_events: MaxEvents = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Runs per policy.")] = 3,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the figures there.")] = None,
+    ranks: Annotated[
+        Path | None, typer.Option("--ranks", metavar="OUT.csv.gz", help="Write one row per judged event there.")
+    ] = None,
+    warm_up: Annotated[
+        Path | None, typer.Option("--warm-up", metavar="FILE", help="Earlier items of users, learnt and never judged.")
+    ] = None,
+    batch_events: Annotated[
+        int | None, typer.Option("--batch-events", min=1, metavar="N", help="Events per micro-batch.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", metavar="NAME|DIR", help="The frozen encoder, by name or directory.")
+    ] = None,
+    config: Config = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Replay a data set through the learner and judge every event before it is learnt, without Kafka.
+
+    Example: headwater backtest --items items.csv.gz --events events.csv.gz --max-events 20000 --json figures.json
+    """
+    settings = _settings(config, None, log_level, encoder={"model": encoder})
+    from services.backtest.command import run
+
+    run(
+        settings,
+        items=items,
+        events=events,
+        policies=policies.split(","),
+        max_events=max_events,
+        seeds=seeds,
+        json_path=json_,
+        ranks_path=ranks,
+        warm_up=warm_up,
+        batch_events=batch_events,
+    )
+
+
+def main() -> None:
+    """Runs the command line: an expected error is one line on standard error and an exit status."""
+    try:
+        app()
+    except Exception as error:
+        status = _exit_status(error)
+        if status is None:
+            raise
+        sys.stderr.write(f"headwater: {error}\n")
+        sys.exit(status)
+
+
+def _settings(
+    config: Path | None,
+    bootstrap_servers: str | None,
+    log_level: Level | None,
+    scenario: str | None = None,
+    **sections: dict[str, Any],
+) -> "Settings":
+    """Reads the settings, flags first, and sets up logging as they say."""
+    from services.logs import configure_logging
+    from services.settings import load_settings
+
+    settings = load_settings(
+        config,
+        kafka={"bootstrap_servers": bootstrap_servers},
+        log_level=log_level.value if log_level else None,
+        scenario=scenario,
+        **sections,
+    )
+    configure_logging(level=settings.log_level)
+    return settings
+
+
+def _exit_status(error: Exception) -> int | None:
+    """Tells bad input from a failure, and either from a fault of ours, which deserves its traceback."""
+    from peft_adapters.errors import HeadwaterModelError
+    from services.http import ServeError
+    from services.publish.command import InputError
+    from services.replay.dataset import DatasetError
+    from services.settings import SettingsError
+    from streams.errors import HeadwaterStreamError
+
+    if isinstance(error, SettingsError | DatasetError | InputError):
+        return USAGE_ERROR
+    return FAILURE if isinstance(error, HeadwaterStreamError | HeadwaterModelError | ServeError) else None
+
+
+if __name__ == "__main__":
+    main()

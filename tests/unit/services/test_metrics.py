@@ -1,0 +1,86 @@
+"""Metrics: names, series that are there from the start, and the identity they must be able to show."""
+
+import re
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.metrics import RegistryMetrics, ScorerMetrics, UpdaterMetrics, new_registry
+from streams.decode import Reason
+from streams.topics import Topics
+
+PROCESSES = [UpdaterMetrics, ScorerMetrics, RegistryMetrics]
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_names_carry_prefix_and_unit(
+    process: type[UpdaterMetrics | ScorerMetrics | RegistryMetrics], registry: CollectorRegistry
+) -> None:
+    process(registry)
+    families = list(registry.collect())
+    assert families
+    for family in families:
+        assert family.name.startswith("headwater_")
+        assert family.documentation
+        assert not re.search(r"_(ms|milliseconds|minutes|age)$", family.name)
+        if family.type == "histogram":
+            assert family.name.endswith("_seconds")
+
+
+def test_the_identity_can_be_checked_on_every_topic_from_the_first_scrape(registry: CollectorRegistry) -> None:
+    topics = Topics(clicks="shop.clicks")
+    metrics = UpdaterMetrics(registry, topics=topics)
+
+    def value(outcome: str) -> float | None:
+        return registry.get_sample_value("headwater_events_total", {"topic": "shop.clicks", "outcome": outcome})
+
+    outcomes = ("in", "learnt", "dead_letter", "duplicate", "expired")
+    assert [value(outcome) for outcome in outcomes] == [0.0] * 5
+    assert registry.get_sample_value("headwater_events_pending", {"topic": "shop.clicks"}) == 0.0
+    metrics.events.labels("shop.clicks", "in").inc(3)
+    metrics.events.labels("shop.clicks", "learnt").inc(2)
+    metrics.events_pending.labels("shop.clicks").set(1)
+    assert value("in") == 3.0
+    assert value("learnt") == 2.0
+
+
+def test_every_reason_for_a_dead_letter_is_there_at_zero(registry: CollectorRegistry) -> None:
+    UpdaterMetrics(registry)
+    for reason in Reason:
+        assert registry.get_sample_value("headwater_dead_letters_total", {"reason": str(reason.value)}) == 0.0
+
+
+@pytest.mark.parametrize("process", [UpdaterMetrics, ScorerMetrics])
+def test_an_adapter_is_dated_in_seconds(
+    process: type[UpdaterMetrics | ScorerMetrics], registry: CollectorRegistry
+) -> None:
+    process(registry).adapter.stand_at(7, published_at_ms=1_700_000_000_500, watermark_ms=1_600_000_000_250)
+    assert registry.get_sample_value("headwater_adapter_version") == 7
+    assert registry.get_sample_value("headwater_adapter_published_timestamp_seconds") == 1_700_000_000.5
+    assert registry.get_sample_value("headwater_adapter_watermark_timestamp_seconds") == 1_600_000_000.25
+
+
+def test_routes_are_bounded_whatever_is_asked_for(registry: CollectorRegistry) -> None:
+    http = ScorerMetrics(registry).http
+    http.observe("/v1/rank", 200, 0.004)
+    for number in range(20):
+        http.observe(f"/admin/{number}", 404, 0.001)
+    assert registry.get_sample_value("headwater_requests_total", {"route": "/v1/rank", "status": "200"}) == 1
+    assert registry.get_sample_value("headwater_requests_total", {"route": "other", "status": "404"}) == 20
+    below_5_ms = {"route": "/v1/rank", "le": "0.005"}
+    assert registry.get_sample_value("headwater_request_seconds_bucket", below_5_ms) == 1
+    assert registry.get_sample_value("headwater_request_seconds_bucket", below_5_ms | {"le": "0.003"}) == 0
+
+
+def test_two_registries_do_not_know_each_other() -> None:
+    first, second = new_registry(), new_registry()
+    UpdaterMetrics(first).batches.inc()
+    UpdaterMetrics(second)
+    assert first.get_sample_value("headwater_batches_total") == 1
+    assert second.get_sample_value("headwater_batches_total") == 0
+    assert first.get_sample_value("process_resident_memory_bytes")
