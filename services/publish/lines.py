@@ -6,8 +6,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pydantic import ValidationError
-
+from services.faults import one_line
 from streams.events import MODELS, Event
 
 # Either names the kind of event; `kind` is taken: an item's own is product, article, ad or answer.
@@ -47,19 +46,16 @@ def _kind_of(fields: dict[str, Any], kind: str | None) -> str:
     named = next((fields[field] for field in KIND_FIELDS if field in fields), kind)
     if named is None:
         raise ValueError(f"a line must say its `type`, one of {known}; or give --kind for all lines")
-    if named not in MODELS:
+    if not isinstance(named, str) or named not in MODELS:
         raise ValueError(f"`type` must be one of {known}, got {named!r}")
     if kind not in (None, named):
         raise ValueError(f"`type` must be {kind}, as --kind says, got {named!r}")
-    return str(named)
+    return named
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        faults = ((".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()[:3])
-        return "; ".join(f"`{field}`: {message.removeprefix('Value error, ')}" for field, message in faults)
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason} at byte {error.start + 1}"
-    return str(error)
+    return "nested too deeply" if isinstance(error, RecursionError) else one_line(error)

@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
+from services.faults import one_line
 from streams.events import Click, Event, Impression, Item, Purchase
 
 INVENTED_EPOCH_MS = 1_577_836_800_000  # 2020-01-01T00:00:00Z
@@ -199,4 +200,4 @@ def _rows(path: Path, *, required: tuple[str, ...]) -> Iterator[tuple[int, Row]]
 
 
 def _bad_row(path: Path, number: int, error: ValueError) -> DatasetError:
-    return DatasetError(f"{path}, row {number}: {error}")
+    return DatasetError(f"{path}, row {number}: {one_line(error)}")

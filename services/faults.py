@@ -1,0 +1,19 @@
+"""One line for a person out of what pydantic has to say."""
+
+from pydantic import ValidationError
+
+FAULTS_SHOWN = 3
+
+
+def one_line(error: Exception) -> str:
+    """Renders an error on one line: for a validation error, the first few fields and the rules they break.
+
+    Args:
+        error: Any error.
+    """
+    if not isinstance(error, ValidationError):
+        return str(error)
+    faults = error.errors(include_url=False, include_input=False)
+    shown = [f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}" for fault in faults[:FAULTS_SHOWN]]
+    more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
+    return "; ".join(shown + more).replace("Value error, ", "")
