@@ -61,6 +61,8 @@ def run(
         BrokerUnreachableError: No broker answered.
         DeliveryError: The broker did not confirm every event.
     """
+    for first_row in (read_items(items), read_events(events, max_events=1)):
+        next(first_row, None)  # a file that cannot be read is refused before anything is sent
     summary = ReplaySummary()
     with open_producer(settings) as producer, _stop_on_signals() as stop:
         pacer = Pacer(rate=rate, speed_up=speed_up, sleep=stop.wait)

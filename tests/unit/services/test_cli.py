@@ -1,0 +1,111 @@
+"""The command line: fast help, clear errors, and options that reach the settings."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services import cli
+from services.publish import command as publish_command
+
+COMMANDS = ["schema", "publish", "replay", "registry", "updater", "scorer", "demo", "backtest"]
+
+
+class Outcome:
+    """What a run of the command line left behind."""
+
+    def __init__(self, status: object, out: str, err: str) -> None:
+        self.status = status
+        self.out = out
+        self.err = err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command line in this process, without touching its logging."""
+    monkeypatch.setattr("services.logs.configure_logging", lambda **_: None)
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["headwater", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Outcome(ended.value.code or 0, captured.out, captured.err)
+
+    return run
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from services.cli import main\n"
+        "sys.argv = ['headwater', '--help']\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'kafka', 'fastapi', 'pydantic', 'numpy'} & set(sys.modules)\n"
+        "sys.stderr.write(' '.join(sorted(heavy)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert all(f"  {command} " in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_by_example(run: Any, command: str) -> None:
+    outcome = run(command, "--help")
+    assert outcome.status == 0
+    assert "Example: " in outcome.out
+    assert f"headwater {command}" in outcome.out
+
+
+def test_schema_prints_one_kind_or_all(run: Any) -> None:
+    click = json.loads(run("schema", "click").out)
+    assert "item_id" in click["required"]
+    assert set(json.loads(run("schema").out)) == {"impression", "click", "purchase", "item"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["schema", "view"], "'view' is not one of"),
+        (["publish"], "Missing argument"),
+        (["replay", "--items", "a.csv", "--events", "b.csv", "--rate", "1", "--speed-up", "2"], "exclude each other"),
+        (["replay", "--items", "a.csv", "--events", "b.csv", "--rate", "0"], "0.01"),
+        (["publish", "-", "--bootstrap-servers", "nowhere"], "must be host:port"),
+        (["scorer", "--port", "70000"], "65535"),
+        (["publish", "-", "--scenario", "home"], "No such option"),
+    ],
+)
+def test_wrong_usage_is_status_2_and_says_why(run: Any, arguments: list[str], message: str) -> None:
+    outcome = run(*arguments)
+    assert outcome.status == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_an_unreachable_broker_is_status_1_and_one_line(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(publish_command, "BROKER_TIMEOUT_SECONDS", 0.3)
+    file = tmp_path / "clicks.jsonl"
+    file.write_text('{"type": "click", "user_id": "u", "item_id": "i"}\n')
+    outcome = run("publish", str(file), "--bootstrap-servers", "127.0.0.1:1")
+    assert outcome.status == 1
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("headwater: ")
+    assert "127.0.0.1:1" in last
+    assert "Traceback" not in outcome.err
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(publish_command, "run", broken)
+    monkeypatch.setattr(sys, "argv", ["headwater", "publish", "-"])
+    monkeypatch.setattr("services.logs.configure_logging", lambda **_: None)
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
