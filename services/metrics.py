@@ -30,6 +30,7 @@ REGISTRY_ROUTES = (
     "/v1/adapters/{scenario}",
     "/v1/adapters/{scenario}/latest",
     "/v1/files/{scenario}/LATEST",
+    "/v1/files/{scenario}/manifests.json",
     "/v1/files/{scenario}/{version}/{file}",
 )
 OTHER_ROUTE = "other"
