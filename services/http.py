@@ -26,6 +26,7 @@ from services.metrics import OTHER_ROUTE, RequestMetrics
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 GRACE_SECONDS = 10
+FAULTS_TOLD = 20
 
 _log = structlog.get_logger(__name__)
 
@@ -94,13 +95,13 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        faults = [{"pointer": _pointer(fault["loc"]), "detail": fault["msg"]} for fault in error.errors()]
+        faults = [{"pointer": _pointer(fault["loc"]), "detail": fault["msg"]} for fault in error.errors()[:FAULTS_TOLD]]
         detail = "; ".join(f"{fault['pointer']}: {fault['detail']}" for fault in faults[:3])
         return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=faults)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        _log.error("request failed", path=request.url.path, exc_info=error)
+        _log.error("request_failed", path=request.url.path, error=type(error).__name__)  # the server logs the traceback
         return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see the server's log")
 
 

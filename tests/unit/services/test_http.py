@@ -91,6 +91,12 @@ def test_a_bad_request_names_the_field(client: httpx.Client) -> None:
     assert answer.json()["detail"].startswith("body/items/1: ")
 
 
+def test_a_thoroughly_bad_request_gets_a_short_answer(client: httpx.Client) -> None:
+    answer = client.post("/v1/rank", json={"items": [7] * 5000})
+    assert answer.status_code == 422
+    assert len(answer.content) < 3000
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/rank", 405), ("GET", "/refused", 403)]
 )
