@@ -15,7 +15,16 @@ def write_small_bundle(
     """Write a full bundle, or a delta on the version before; `version` and `seed` decide its content."""
     rng = np.random.default_rng([version, seed])
     chain = {"kind": "delta", "parent": version - 1, "snapshot": snapshot} if delta else {"kind": "full"}
-    identity: dict[str, Any] = {"scenario": "home", "base_digest": "base-1", "parent": None, "snapshot": version}
+    defaults: dict[str, Any] = {
+        "scenario": "home",
+        "parent": None,
+        "snapshot": version,
+        "base_digest": "base-1",
+        "offsets": {"headwater.clicks/0": 10 * version},
+        "watermark_ms": 1_000 * version,
+        "published_at_ms": 2_000 * version,
+        "events_learned": 5 * version,
+    }
     return write_bundle(
         directory,
         groups={
@@ -25,9 +34,5 @@ def write_small_bundle(
         adapter_config={"peft_type": "LORA", "target_modules": {"key", "value"}},
         item_ids=[f"item-{version}"],
         version=version,
-        offsets={"headwater.clicks/0": 10 * version},
-        watermark_ms=1_000 * version,
-        published_at_ms=2_000 * version,
-        events_learned=5 * version,
-        **(identity | chain | fields),
+        **(defaults | chain | fields),
     )
