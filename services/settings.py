@@ -21,6 +21,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from peft_adapters.settings import EncoderSettings, LearnerSettings
+from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.registry.settings import RegistrySettings
 from streams.connection import KafkaConnection
 from streams.events import Scenario
@@ -48,6 +50,10 @@ class Settings(BaseSettings):
         kafka: How to reach and trust the brokers.
         topics: The names of the topics.
         registry: Where the registry process keeps and serves adapters.
+        encoder: Which encoder is frozen, and where its adapter sits.
+        learner: How the learner learns.
+        encoder: The frozen encoder and the shape of its adapter.
+        learner: How the learner learns.
     """
 
     model_config = SettingsConfigDict(
@@ -59,6 +65,10 @@ class Settings(BaseSettings):
     kafka: KafkaConnection = KafkaConnection()
     topics: Topics = Topics()
     registry: RegistrySettings = RegistrySettings()
+    encoder: EncoderSettings = EncoderSettings()
+    learner: LearnerSettings = LearnerSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    learner: LearnerSettings = LearnerSettings()
 
     @classmethod
     def settings_customise_sources(

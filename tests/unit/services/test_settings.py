@@ -51,6 +51,20 @@ def test_flags_outrank_environment_outranks_file(config: Path, monkeypatch: pyte
     assert from_flags.topics.clicks == "file.clicks"
 
 
+def test_every_section_is_set_in_the_same_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "headwater.toml"
+    file.write_text('[learner]\nfeatures = ["popularity_fast"]\n[registry]\nport = 1\n')
+    monkeypatch.setenv("HEADWATER_REGISTRY__PORT", "2")
+    monkeypatch.setenv("HEADWATER_LEARNER__LORA", "false")
+    settings = load_settings(file, encoder={"model": "elsewhere"})
+    assert settings.learner.features == ("popularity_fast",)
+    assert settings.learner.lora is False
+    assert settings.registry.port == 2
+    assert settings.encoder.model == "elsewhere"
+    monkeypatch.setenv("HEADWATER_LEARNER__FEATURES", '["repeat", "last_basket"]')
+    assert load_settings(file).learner.features == ("repeat", "last_basket")
+
+
 def test_the_short_variable_names_the_brokers_and_the_long_one_outranks_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWATER_BOOTSTRAP_SERVERS", "short:1")
     monkeypatch.setenv("HEADWATER_KAFKA__CLIENT_ID", "beside-it")
