@@ -99,11 +99,14 @@ class KafkaConnection(BaseModel):
 def open_client(build: Callable[..., Client], connection: KafkaConnection, **options: Any) -> Client:
     """Builds a kafka-python client, with its reason when it cannot be.
 
-    The client's constructor starts a thread and leaves it running when it fails; here it is stopped.
+    A client's constructor starts a thread and leaves it running when it fails; here it is stopped.
 
     Raises:
         BrokerUnreachableError: If no broker answers within `bootstrap_timeout_ms`, or it turns us away.
     """
+    refusal = _refusal(connection)
+    if refusal is not None:
+        raise BrokerUnreachableError(connection.bootstrap_servers, refusal)
     started: list[KafkaNetClient] = []
 
     def start(**settings: Any) -> KafkaNetClient:
@@ -122,9 +125,6 @@ def open_client(build: Callable[..., Client], connection: KafkaConnection, **opt
 
 def unreachable_reason(connection: KafkaConnection) -> str | None:
     """Why no broker answers, or None if one does."""
-    refusals = [_refusal(server) for server in connection.servers()]
-    if all(refusals):
-        return refusals[0]
     try:
         probe = open_client(KafkaAdminClient, connection, bootstrap_timeout_ms=PROBE_TIMEOUT_MS)
     except BrokerUnreachableError as error:
@@ -190,13 +190,17 @@ def _is_host_and_port(server: str) -> bool:
     return bool(host) and 0 < port < 65536
 
 
-def _refusal(server: str) -> str | None:
-    """Why no connection comes about: cheaper than a client, and in the system's own words."""
-    try:
-        socket.create_connection(_address(server), timeout=PROBE_TIMEOUT_MS / 1000).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
+def _refusal(connection: KafkaConnection) -> str | None:
+    """Why no server takes a connection: quicker than a client, and it leaves nothing open."""
+    reasons = []
+    for server in connection.servers():
+        try:
+            socket.create_connection(_address(server), timeout=PROBE_TIMEOUT_MS / 1000).close()
+        except OSError as error:
+            reasons.append(error.strerror or str(error))
+        else:
+            return None
+    return reasons[0]
 
 
 @contextlib.contextmanager

@@ -142,14 +142,14 @@ class PartitionConsumer:
         """The next offset to read, of every partition of this rank."""
         return dict(self._positions)
 
-    def end_offsets(self) -> Offsets:
+    def end_offsets(self, timeout_seconds: float = 10.0) -> Offsets:
         """Where each partition ends now.
 
         Raises:
-            BrokerUnreachableError: If no broker answers.
+            BrokerUnreachableError: If no broker answers in time.
         """
         try:
-            return _plain(self._consumer.end_offsets(self._assigned, timeout_ms=LOOKUP_TIMEOUT_MS))
+            return _plain(self._consumer.end_offsets(self._assigned, timeout_ms=int(timeout_seconds * 1000)))
         except KafkaError as error:
             raise BrokerUnreachableError(self._connection.bootstrap_servers, str(error)) from error
 
@@ -173,11 +173,14 @@ class PartitionConsumer:
             self._committer.close()
 
     def _assign(self, rank: int, world_size: int) -> list[KafkaPartition]:
+        existing = self._consumer.topics()  # asking for one topic by name would have some brokers create it
         assigned = []
         for topic in self._topics:
+            if topic not in existing:
+                raise TopicError(
+                    f"topic {topic!r} does not exist, or may not be read; create it, for example with `ensure_topics`"
+                )
             partitions = self._consumer.partitions_for_topic(topic)
-            if not partitions:
-                raise TopicError(f"topic {topic!r} does not exist; create it, for example with `ensure_topics`")
             assigned += [KafkaPartition(topic, p) for p in sorted(partitions) if p % world_size == rank]
         self._consumer.assign(assigned)
         return assigned

@@ -1,0 +1,238 @@
+"""Brokers for the tests: the embedded one always, Apache Kafka where HEADWATER_TEST_KAFKA names it.
+
+HEADWATER_TEST_KAFKA is a launcher (`LAUNCHER DATA_DIR PORT CONTROLLER_PORT EXTRA.properties`, becomes the broker) or
+the home of an unpacked Apache Kafka release.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from streams.connection import KafkaConnection, unreachable_reason
+from streams.embedded_broker import EmbeddedBroker
+from streams.topics import Topics, ensure_topics
+
+START_TIMEOUT_SECONDS = 60.0
+PASSWORD = "only-for-tests"  # noqa: S105 - guards a broker that lives as long as the tests
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ApacheKafka:
+    """One Apache Kafka broker on loopback; the same directory and ports when it is started again."""
+
+    def __init__(self, directory: Path, *, properties: str = "", format_args: str = "", **security: object) -> None:
+        self._directory = directory
+        self._controller_port = _free_port()
+        self._format_args = format_args
+        self.port = _free_port()
+        directory.mkdir(parents=True, exist_ok=True)
+        self._properties = directory / "extra.properties"
+        self._properties.write_text(
+            properties.replace("@PORT@", str(self.port)).replace("@C@", str(self._controller_port))
+        )
+        self.connection = KafkaConnection.model_validate({"bootstrap_servers": f"127.0.0.1:{self.port}", **security})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, wait: bool = True) -> Self:
+        with (self._directory / "kafka.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [*_ends_with_parent(), *self._command()],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"KAFKA_FORMAT_ARGS": self._format_args},
+            )
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while wait and (reason := unreachable_reason(self.connection)):
+            assert time.monotonic() < deadline, f"Apache Kafka did not start: {reason}; see {self._directory}/kafka.log"
+            time.sleep(0.1)
+        return self
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(START_TIMEOUT_SECONDS)
+
+    def _command(self) -> list[str]:
+        kafka = Path(os.environ["HEADWATER_TEST_KAFKA"]).resolve()
+        if not kafka.is_dir():
+            return [str(kafka), str(self._directory), str(self.port), str(self._controller_port), str(self._properties)]
+        settings = self._directory / "server.properties"
+        settings.write_text(self._base_properties() + self._properties.read_text())
+        if not (self._directory / "log" / "meta.properties").exists():
+            tool = [str(kafka / "bin" / "kafka-storage.sh"), "format", "--cluster-id", "4L6g3nShT-eMCtK--X86sw"]
+            tool += ["--config", str(settings), *self._format_args.split()]
+            subprocess.run(tool, check=True, capture_output=True)
+        return [str(kafka / "bin" / "kafka-server-start.sh"), str(settings)]
+
+    def _base_properties(self) -> str:
+        return f"""
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{self._controller_port}
+listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL
+log.dirs={self._directory}/log
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+"""
+
+
+def _ends_with_parent() -> list[str]:
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+
+
+def _certificates(directory: Path) -> tuple[Path, Path]:
+    """A certificate authority (ca.pem) and a broker's key and certificate in one file, for 127.0.0.1."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    directory.mkdir(parents=True)
+    (directory / "san.ext").write_text("subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n")
+    new_key = ["-newkey", "rsa:2048", "-nodes"]
+    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=tests",
+            "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
+    openssl("req", *new_key, "-keyout", "broker.key", "-out", "broker.csr", "-subj", "/CN=127.0.0.1")
+    openssl("x509", "-req", "-in", "broker.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-out", "broker.pem", "-days", "2", "-extfile", "san.ext")  # fmt: skip
+    both = directory / "broker-key-and-certificate.pem"
+    both.write_text((directory / "broker.key").read_text() + (directory / "broker.pem").read_text())
+    return directory / "ca.pem", both
+
+
+def _sasl_ssl_properties(ca: Path, key_and_certificate: Path) -> str:
+    login = f'org.apache.kafka.common.security.scram.ScramLoginModule required username="admin" password="{PASSWORD}";'
+    return f"""
+listeners=SASL_SSL://127.0.0.1:@PORT@,CONTROLLER://127.0.0.1:@C@
+advertised.listeners=SASL_SSL://127.0.0.1:@PORT@
+inter.broker.listener.name=SASL_SSL
+sasl.enabled.mechanisms=SCRAM-SHA-512
+sasl.mechanism.inter.broker.protocol=SCRAM-SHA-512
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={login}
+ssl.keystore.type=PEM
+ssl.keystore.location={key_and_certificate}
+ssl.truststore.type=PEM
+ssl.truststore.location={ca}
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:admin;User:ANONYMOUS
+"""
+
+
+@pytest.fixture
+def free_port() -> int:
+    return _free_port()
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(tmp_path_factory.mktemp("embedded")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def apache_kafka_home() -> str:
+    kafka = os.environ.get("HEADWATER_TEST_KAFKA", "")
+    if not kafka:
+        pytest.skip("HEADWATER_TEST_KAFKA names no Apache Kafka (a launcher, or the home of an unpacked release)")
+    assert Path(kafka).exists(), f"HEADWATER_TEST_KAFKA must exist, got {kafka}"
+    return kafka
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(apache_kafka_home: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    broker = ApacheKafka(tmp_path_factory.mktemp("kafka"))
+    try:
+        yield broker.start()
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(scope="session")
+def apache_kafka_sasl_ssl(apache_kafka_home: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    directory = tmp_path_factory.mktemp("kafka-sasl-ssl")
+    ca, key_and_certificate = _certificates(directory / "certificates")
+    users = " ".join(f"--add-scram SCRAM-SHA-512=[name={user},password={PASSWORD}]" for user in ("admin", "nobody"))
+    broker = ApacheKafka(
+        directory / "data",
+        properties=_sasl_ssl_properties(ca, key_and_certificate),
+        format_args=users,
+        security_protocol="SASL_SSL",
+        sasl_mechanism="SCRAM-SHA-512",
+        sasl_username="admin",
+        sasl_password=PASSWORD,
+        ssl_cafile=ca,
+    )
+    try:
+        yield broker.start()
+    finally:
+        broker.stop()
+
+
+@pytest.fixture
+def mortal_apache_kafka(apache_kafka_home: str, tmp_path: Path) -> Iterator[ApacheKafka]:
+    """A broker of the test's own, to be killed."""
+    broker = ApacheKafka(tmp_path / "kafka")
+    try:
+        yield broker.start()
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(
+    params=[
+        "embedded",
+        pytest.param("apache", marks=pytest.mark.kafka),
+        pytest.param("apache-sasl-ssl", marks=pytest.mark.kafka),
+    ]
+)
+def kafka_connection(request: pytest.FixtureRequest) -> KafkaConnection:
+    """The same test on each broker."""
+    if request.param == "embedded":
+        broker: EmbeddedBroker = request.getfixturevalue("embedded_broker")
+        return KafkaConnection(bootstrap_servers=broker.bootstrap_servers)
+    apache: ApacheKafka = request.getfixturevalue(request.param.replace("-", "_").replace("apache", "apache_kafka"))
+    return apache.connection
+
+
+@pytest.fixture
+def make_topics() -> Callable[..., Topics]:
+    """Creates topics that no other test has, small enough for the embedded broker."""
+
+    def make(connection: KafkaConnection, *, partitions: int = 4) -> Topics:
+        prefix = f"t{uuid.uuid4().hex[:12]}"
+        topics = Topics(**{name: f"{prefix}.{name}" for name in Topics.model_fields})
+        ensure_topics(connection, topics, partitions=partitions, bounded=True)
+        return topics
+
+    return make
+
+
+@pytest.fixture
+def topics(kafka_connection: KafkaConnection, make_topics: Callable[..., Topics]) -> Topics:
+    """Fresh topics on the broker of `kafka_connection`."""
+    return make_topics(kafka_connection)
