@@ -22,7 +22,6 @@ from pydantic_settings import (
 )
 
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.registry.settings import RegistrySettings
 from streams.connection import KafkaConnection
 from streams.events import Scenario
@@ -50,8 +49,6 @@ class Settings(BaseSettings):
         kafka: How to reach and trust the brokers.
         topics: The names of the topics.
         registry: Where the registry process keeps and serves adapters.
-        encoder: Which encoder is frozen, and where its adapter sits.
-        learner: How the learner learns.
         encoder: The frozen encoder and the shape of its adapter.
         learner: How the learner learns.
     """
@@ -65,8 +62,6 @@ class Settings(BaseSettings):
     kafka: KafkaConnection = KafkaConnection()
     topics: Topics = Topics()
     registry: RegistrySettings = RegistrySettings()
-    encoder: EncoderSettings = EncoderSettings()
-    learner: LearnerSettings = LearnerSettings()
     encoder: EncoderSettings = EncoderSettings()
     learner: LearnerSettings = LearnerSettings()
 
