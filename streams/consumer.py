@@ -264,6 +264,7 @@ class PartitionConsumer:
         except BrokerUnreachableError as error:
             self._noticed(error.reason)
             return
+        self._outage.over()
         for at, position in self._positions.items():
             if wanted[at] != position or not starts[at] <= position <= ends[at]:
                 self._positions[at] = self._seek(at, position, min(wanted[at], ends[at]), starts[at], ends[at])

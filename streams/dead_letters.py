@@ -1,11 +1,12 @@
 """Dead letters: what does not decode, with its original bytes and the reason, on a topic of its own."""
 
+import contextlib
 from base64 import b64decode
 from enum import StrEnum
 from typing import Self
 
 import structlog
-from kafka.errors import MessageSizeTooLargeError
+from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 from pydantic import BaseModel, ConfigDict
 
 from streams.connection import KafkaConnection
@@ -71,7 +72,8 @@ class DeadLetterWriter:
 
     def __init__(self, connection: KafkaConnection, topics: Topics) -> None:
         self._topic = topics.dead_letters
-        self._producer = EventProducer(connection, topics, max_record_bytes=DEAD_LETTER_MAX_BYTES)
+        self._connection = connection
+        self._producer = self._open()
         self._unconfirmed: list[DeadLetter] = []
 
     def write(self, letter: DeadLetter) -> None:
@@ -89,11 +91,9 @@ class DeadLetterWriter:
         try:
             self._producer.flush(timeout_seconds)
         except DeliveryError as error:
-            if not all(isinstance(failure.error, MessageSizeTooLargeError) for failure in error.failures):
+            if not _too_large(error):
                 raise
-            for letter in self._unconfirmed:
-                self._send(_shortened(letter, "the topic takes no record of its size; raise its `max.message.bytes`"))
-            self._producer.flush(timeout_seconds)
+            self._write_singly(timeout_seconds)
         self._unconfirmed.clear()
 
     def close(self) -> None:
@@ -107,8 +107,36 @@ class DeadLetterWriter:
         finally:
             self._producer.close()
 
+    def _write_singly(self, timeout_seconds: float | None) -> None:
+        """Each letter over a new connection: a client to which one record was refused gives up all the others too."""
+        for letter in self._unconfirmed:
+            try:
+                self._renew()
+                self._send(letter)
+                self._producer.flush(timeout_seconds)
+            except DeliveryError as error:
+                if not _too_large(error):
+                    raise
+                self._renew()
+                self._send(_shortened(letter, "the topic takes no record of its size; raise its `max.message.bytes`"))
+                self._producer.flush(timeout_seconds)
+
+    def _renew(self) -> None:
+        with contextlib.suppress(DeliveryError):  # already reported
+            self._producer.close()
+        self._producer = self._open()
+
+    def _open(self) -> EventProducer:
+        return EventProducer(self._connection, max_record_bytes=DEAD_LETTER_MAX_BYTES)
+
     def _send(self, letter: DeadLetter) -> None:
         self._producer.send_raw(self._topic, letter.record_key().encode(), letter.model_dump_json().encode())
+
+
+def _too_large(error: DeliveryError) -> bool:
+    """Whether it failed for nothing but the size of records."""
+    causes = [failure.error for failure in error.failures]
+    return bool(causes) and all(isinstance(c, MessageSizeTooLargeError | RecordListTooLargeError) for c in causes)
 
 
 def _shortened(letter: DeadLetter, why: str) -> DeadLetter:

@@ -95,7 +95,7 @@ class Joiner:
         if not self._remember(event.event_id):
             self._duplicates += 1
             return []
-        example = _example(event, publish_ts_ms)
+        example = example_of(event, publish_ts_ms=publish_ts_ms)
         if self._is_known(event.item_id):
             self._emitted += 1
             return [example]
@@ -196,7 +196,8 @@ class Joiner:
             del self._by_item[item_id]
 
 
-def _example(event: Click | Purchase, publish_ts_ms: int) -> Example:
+def example_of(event: Click | Purchase, *, publish_ts_ms: int) -> Example:
+    """The positive that a click or purchase is."""
     return Example(
         event_id=event.event_id,
         user_id=event.user_id,

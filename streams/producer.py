@@ -43,6 +43,10 @@ class Delivery:
 class EventProducer:
     """Publishes events, each to the topic of its kind, keyed by user (items by item).
 
+    When the broker is lost, what was sent is sent again until it is back, for up to two minutes. When it refuses
+    a record for good (no right to write, too large for its topic) the client gives up all that is under way, and what
+    is sent later: `flush` raises, and a new producer is needed.
+
     Args:
         connection: Which Kafka.
         topics: The names of the topics.

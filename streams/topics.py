@@ -110,11 +110,13 @@ def _settings(name: str, topics: Topics, *, bounded: bool) -> dict[str, str]:
     settings = {}
     if name in (topics.items, topics.adapters):
         settings["cleanup.policy"] = "compact"
+    if bounded:
+        settings |= {"segment.bytes": BOUNDED_BYTES, "retention.bytes": BOUNDED_BYTES}
     if name == topics.dead_letters:
         settings["cleanup.policy"] = "compact,delete"  # a record refused again takes the place of its first letter
         settings["max.message.bytes"] = str(DEAD_LETTER_MAX_BYTES)
-    if bounded:
-        settings |= {"segment.bytes": BOUNDED_BYTES, "retention.bytes": BOUNDED_BYTES}
+        if bounded:
+            settings["segment.bytes"] = str(DEAD_LETTER_MAX_BYTES)  # a segment must hold at least one
     return settings
 
 
