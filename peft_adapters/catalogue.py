@@ -1,0 +1,80 @@
+"""The catalogue as the model sees it: items in a fixed order, their texts, and the text vectors of one adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from peft_adapters.prefix_cache import PrefixCache
+
+_REFRESH_CHUNK = 1_024  # items; bounds the memory of one refresh
+
+
+class Catalogue:
+    """Items in order of arrival: an item keeps its row for ever, its text may change.
+
+    Args:
+        cache: where the frozen prefix of each text comes from.
+    """
+
+    def __init__(self, cache: PrefixCache) -> None:
+        self._cache = cache
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        self.rows: dict[str, int] = {}
+        self.hidden: list[Tensor] = []  # fp16 [tokens, dim] a row
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self.rows
+
+    def upsert(self, items: Iterable[tuple[str, str]]) -> list[int]:
+        """Add items (id, text) or change their texts; rows whose text is new, in order."""
+        changed: dict[int, str] = {}
+        for item_id, text in items:
+            row = self.rows.setdefault(item_id, len(self.ids))
+            if row == len(self.ids):
+                self.ids.append(item_id)
+                self.texts.append(text)
+                self.hidden.append(torch.empty(0))
+            elif self.texts[row] == text:
+                continue
+            changed[row] = text
+            self.texts[row] = text
+        for row, hidden in zip(changed, self._cache.get(list(changed.values())), strict=True):
+            self.hidden[row] = hidden
+        return sorted(changed)
+
+    def reordered(self, first: Sequence[str]) -> Catalogue:
+        """The same items with `first` (all of them known) in front in that order, the others after them."""
+        other = Catalogue(self._cache)
+        leading = set(first)
+        other.ids = [*first, *(item_id for item_id in self.ids if item_id not in leading)]
+        order = [self.rows[item_id] for item_id in other.ids]
+        other.texts = [self.texts[row] for row in order]
+        other.hidden = [self.hidden[row] for row in order]
+        other.rows = {item_id: row for row, item_id in enumerate(other.ids)}
+        return other
+
+    def vectors(self, suffix: Callable[[Sequence[Tensor]], Tensor], rows: Sequence[int]) -> Tensor:
+        """Unit text vectors [rows, dim] under an adapter."""
+        if not rows:
+            return torch.zeros(0, self._cache.dim)
+        parts = [
+            suffix([self.hidden[row] for row in rows[start : start + _REFRESH_CHUNK]])
+            for start in range(0, len(rows), _REFRESH_CHUNK)
+        ]
+        return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+
+
+def item_text(*, title: str, brand: str = "", category: str = "", description: str = "") -> str:
+    """The text an item is encoded from.
+
+    >>> item_text(title="Mug", brand="Acme", description="Blue.")
+    'Mug. Acme. Blue.'
+    """
+    return ". ".join(part for part in (title, brand, category, description) if part)

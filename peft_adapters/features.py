@@ -1,0 +1,149 @@
+"""What a head scores a candidate by: streaming counters and vector affinities, one array of features a context.
+
+Counter features are logarithms of lifts over uniform chance, `log(1 + items * probability)`, so that their scale does
+not depend on the size of the catalogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from peft_adapters.counters import Counters, FloatArray, IntArray
+from peft_adapters.settings import COUNTER_FEATURES
+from peft_adapters.shoppers import Contexts
+
+# Where a head starts before it has seen an event: every sign of interest counts for, the session at hand counts against
+# showing the same again. The learner moves them within a few batches.
+INITIAL_WEIGHTS = {
+    "popularity_fast": 0.3,
+    "popularity_slow": 0.3,
+    "transition": 0.5,
+    "skip_transition": 0.3,
+    "session_cooccurrence": 0.5,
+    "history_cooccurrence": 0.3,
+    "repeat": 0.5,
+    "last_basket": 0.0,
+    "in_session": -1.0,
+    "session_affinity": 3.0,
+    "history_affinity": 1.0,
+    "last_item_affinity": 1.0,
+}
+
+_SMOOTHING_EVENTS = 5.0
+_SESSION_ITEMS, _SESSION_DECAY = 30, 0.9
+_NEAR_ITEMS, _NEAR_DECAY = 6, 0.6
+_HISTORY_ITEMS, _HISTORY_DECAY = 64, 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class ContextWeights:
+    """How much each item of a context counts: sparse [contexts, items], every row that is not empty sums to 1."""
+
+    session: sparse.csr_array
+    near: sparse.csr_array
+    history: sparse.csr_array
+    last: sparse.csr_array
+
+
+def context_weights(contexts: Contexts, item_count: int) -> ContextWeights:
+    """Recency weights of the items of contexts, by part of the context."""
+    session, history = contexts.ages == 0, contexts.ages > 0
+    return ContextWeights(
+        session=_recency(contexts, session, item_count, decay=_SESSION_DECAY, limit=_SESSION_ITEMS),
+        near=_recency(contexts, session, item_count, decay=_NEAR_DECAY, limit=_NEAR_ITEMS),
+        history=_recency(contexts, history, item_count, decay=_HISTORY_DECAY, limit=_HISTORY_ITEMS),
+        last=_recency(contexts, contexts.ages >= 0, item_count, decay=1.0, limit=1),
+    )
+
+
+def counter_features(
+    counters: Counters, contexts: Contexts, weights: ContextWeights, columns: IntArray | None
+) -> Tensor:
+    """Counter features of candidates, [COUNTER_FEATURES, contexts, candidates].
+
+    Args:
+        counters: as they stand.
+        contexts: who asks.
+        weights: `context_weights(contexts, items)`.
+        columns: [candidates] sorted rows of the candidates; None is the whole catalogue.
+    """
+    place = _Placement(len(contexts), len(counters.events), columns)
+    matrices = counters.matrices
+    features = np.empty((len(COUNTER_FEATURES), len(contexts), place.candidates), dtype=np.float32)
+    total = np.maximum(counters.popularity.sum(axis=1, keepdims=True), 1.0)
+    features[0:2] = place.select(len(counters.events) * counters.popularity / total)[:, None, :]
+    features[2] = place.scatter(matrices["transition"].lift(weights.last, smoothing=_SMOOTHING_EVENTS))
+    features[3] = place.scatter(matrices["skip_transition"].lift(weights.near, smoothing=_SMOOTHING_EVENTS))
+    features[4] = place.scatter(matrices["cooccurrence"].lift(weights.session, smoothing=_SMOOTHING_EVENTS))
+    features[5] = place.scatter(matrices["cooccurrence"].lift(weights.history, smoothing=_SMOOTHING_EVENTS))
+    features[6] = place.scatter(_counts(contexts, contexts.ages > 0, place.items))
+    np.log1p(features[:7], out=features[:7])
+    features[7] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 1, place.items)), 1.0)
+    features[8] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 0, place.items)), 1.0)
+    return torch.from_numpy(features)
+
+
+def affinity_features(context_vectors: Tensor, candidate_vectors: Tensor) -> Tensor:
+    """Dot products, [AFFINITY_FEATURES, contexts, candidates].
+
+    Args:
+        context_vectors: [AFFINITY_FEATURES, contexts, dim] weighted means of query-side item vectors.
+        candidate_vectors: [candidates, dim].
+    """
+    return context_vectors @ candidate_vectors.T
+
+
+def affinity_weights(weights: ContextWeights, rows: IntArray) -> Tensor:
+    """Weights of the context items `rows` in each affinity, dense [AFFINITY_FEATURES, contexts, rows]."""
+    parts = (weights.session, weights.history, weights.last)
+    return torch.from_numpy(np.stack([part[:, rows].toarray() for part in parts]))
+
+
+class _Placement:
+    """Puts sparse rows over the catalogue into dense rows over the candidates."""
+
+    def __init__(self, contexts: int, items: int, columns: IntArray | None) -> None:
+        self.contexts, self.items, self._columns = contexts, items, columns
+        self.candidates = items if columns is None else len(columns)
+        self._position: IntArray | None = None
+        if columns is not None:
+            self._position = np.full(items, -1, dtype=np.int64)
+            self._position[columns] = np.arange(len(columns))
+
+    def select(self, values: FloatArray) -> FloatArray:
+        return values if self._columns is None else values[:, self._columns]
+
+    def scatter(self, matrix: Any) -> FloatArray:
+        if self._position is None:
+            return np.asarray(matrix.toarray(), dtype=np.float32)
+        dense = np.zeros((self.contexts, self.candidates), dtype=np.float32)
+        rows = np.repeat(np.arange(self.contexts), np.diff(matrix.indptr))
+        positions = self._position[matrix.indices]
+        kept = positions >= 0
+        dense[rows[kept], positions[kept]] = matrix.data[kept]
+        return dense
+
+
+def _recency(contexts: Contexts, selected: Any, item_count: int, *, decay: float, limit: int) -> sparse.csr_array:
+    """Weights `decay ** rank` of the newest `limit` selected items, each row scaled to sum 1."""
+    rank = np.cumsum(selected, axis=1) - 1
+    row, column = np.nonzero(selected & (rank < limit))
+    weight = (decay ** rank[row, column]).astype(np.float32)
+    weight /= np.bincount(row, weight, len(contexts))[row].astype(np.float32)
+    return _by_item(contexts, row, column, weight, item_count)
+
+
+def _counts(contexts: Contexts, selected: Any, item_count: int) -> sparse.csr_array:
+    row, column = np.nonzero(selected)
+    return _by_item(contexts, row, column, np.ones(len(row), dtype=np.float32), item_count)
+
+
+def _by_item(contexts: Contexts, row: Any, column: Any, values: FloatArray, item_count: int) -> sparse.csr_array:
+    # The conversion to CSR adds up repeated items of a context.
+    return sparse.csr_array((values, (row, contexts.items[row, column])), shape=(len(contexts), item_count))

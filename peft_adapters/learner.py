@@ -1,0 +1,260 @@
+"""The incremental learner: takes micro-batches in, moves heads, residuals and the LoRA adapter, counts.
+
+A batch goes through three calls, in this order, so that it is always judged before it is learnt:
+
+1. `observe` gives each event the context a scorer would have had, then moves the shoppers' states on.
+2. `judge` ranks each event's item with the weights and counters that stood before the batch.
+3. `learn` takes one step on the batch and counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_adapters.catalogue import Catalogue
+from peft_adapters.counters import PAIR_WINDOW_ITEMS, IntArray
+from peft_adapters.encoder import Encoder
+from peft_adapters.features import affinity_features, affinity_weights, context_weights, counter_features
+from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser
+from peft_adapters.ranker import ROLES, Ranker, context_rows
+from peft_adapters.settings import FEATURES, LearnerSettings
+from peft_adapters.shoppers import Contexts, Shoppers, pad
+
+_UNIFORM_SHARE = 0.5  # of the negatives' distribution; the other half is popularity
+
+
+class Positive(Protocol):
+    """What the learner needs to know of a click or purchase."""
+
+    @property
+    def user_id(self) -> str: ...
+    @property
+    def session_id(self) -> str | None: ...
+    @property
+    def item_id(self) -> str: ...
+    @property
+    def ts(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch as the learner sees it.
+
+    Attributes:
+        items: [events] rows of the items.
+        contexts: what each shopper had done before the event.
+        before: rows before each event in its session, newest first.
+        first_of_item: [events] whether no earlier batch had an event of the item.
+        new_shopper: [events] whether the shopper had done nothing before.
+        columns: [candidates] rows that features were computed for; None is the whole catalogue.
+        candidates: [candidates] rows the step is taken on, positives included, sorted.
+        log_expected: [candidates] log of the probability that a candidate is in the sample.
+        counter_features: [COUNTER_FEATURES, events, columns].
+        affinity_weights: [AFFINITY_FEATURES, events, context rows].
+        context_rows: [context rows] distinct items of the contexts.
+    """
+
+    items: IntArray
+    contexts: Contexts
+    before: list[list[int]]
+    first_of_item: np.ndarray
+    new_shopper: np.ndarray
+    columns: IntArray | None
+    candidates: IntArray
+    log_expected: Tensor
+    counter_features: Tensor
+    affinity_weights: Tensor
+    context_rows: IntArray
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class Learner:
+    """One scenario's model while it learns.
+
+    Args:
+        encoder: the frozen encoder; the learner owns its LoRA weights.
+        catalogue: the items and their cached prefixes.
+        settings: how to learn.
+    """
+
+    def __init__(self, encoder: Encoder, catalogue: Catalogue, settings: LearnerSettings) -> None:
+        unknown = set(settings.features) - set(FEATURES)
+        if unknown:
+            raise ValueError(f"`features` must be among {FEATURES}, got {sorted(unknown)}")
+        self.encoder, self.catalogue, self.settings = encoder, catalogue, settings
+        self.ranker = Ranker.empty(encoder.dim)
+        self.shoppers = Shoppers()
+        self.batches_learned = 0
+        self.events_learned = 0
+        self._mask = torch.tensor([float(name in settings.features) for name in FEATURES])
+        self.ranker.heads *= self._mask
+        self.heads_optimiser = HeadsOptimiser(self.ranker.heads, learning_rate=settings.heads_learning_rate)
+        self.row_optimisers = {
+            role: RowOptimiser(learning_rate=settings.residual_learning_rate) for role in ROLES if settings.residuals
+        }
+        self.lora_optimiser = LoraOptimiser(
+            encoder.lora_parameters(),
+            learning_rate=settings.lora_learning_rate,
+            weight_decay=settings.lora_weight_decay,
+        )
+        self.touched: set[int] = set()  # rows whose residual changed since `mark_published`
+
+    # ---- the catalogue
+
+    def add_items(self, items: Sequence[tuple[str, str]]) -> None:
+        """Take in items (id, text), new or with a new text; they can be ranked from now on."""
+        rows = self.catalogue.upsert(items)
+        self.ranker.grow(len(self.catalogue))
+        for optimiser in self.row_optimisers.values():
+            optimiser.grow(len(self.catalogue))
+        self._refresh(rows)
+
+    def _refresh(self, rows: Sequence[int]) -> None:
+        with torch.inference_mode():
+            vectors = self.catalogue.vectors(self.encoder.suffix, rows)
+        self.ranker.text[list(rows)] = vectors.clone()
+
+    # ---- a batch
+
+    def observe(self, examples: Sequence[Positive]) -> Batch:
+        """Contexts and counter features of a batch, as things stood before each of its events.
+
+        Raises:
+            KeyError: an item is not in the catalogue.
+        """
+        items = np.array([self.catalogue.rows[example.item_id] for example in examples], dtype=np.int64)
+        contexts, before, new_shopper = self._walk(examples, items)
+        candidates, log_expected = self._sample(items)
+        columns = None if len(self.catalogue) <= self.settings.judged_items else candidates
+        weights = context_weights(contexts, len(self.catalogue))
+        rows = context_rows(contexts)
+        return Batch(
+            items=items,
+            contexts=contexts,
+            before=before,
+            first_of_item=self.ranker.counters.events[items] == 0,
+            new_shopper=new_shopper,
+            columns=columns,
+            candidates=candidates,
+            log_expected=log_expected,
+            counter_features=counter_features(self.ranker.counters, contexts, weights, columns),
+            affinity_weights=affinity_weights(weights, rows),
+            context_rows=rows,
+        )
+
+    def _walk(self, examples: Sequence[Positive], items: IntArray) -> tuple[Contexts, list[list[int]], np.ndarray]:
+        """Contexts, earlier items of the session and first sights, in event order, moving the shoppers on."""
+        contexts, before, new = [], [], []
+        for example, item in zip(examples, items.tolist(), strict=True):
+            who = (example.user_id, example.session_id, example.ts)
+            new.append(example.user_id not in self.shoppers)
+            contexts.append(self.shoppers.context(*who))
+            before.append(self.shoppers.session_before(*who, limit=PAIR_WINDOW_ITEMS))
+            self.shoppers.update(*who, item)
+        return pad(contexts), before, np.array(new)
+
+    def _sample(self, items: IntArray) -> tuple[IntArray, Tensor]:
+        """Candidates of a step, and the log-Q correction of each (Bengio & Senécal 2008; Yi et al. 2019).
+
+        Negatives come with replacement from half uniform, half popularity; `Q` is the probability to be drawn at all.
+        """
+        count, draws = len(self.catalogue), self.settings.negatives
+        if count <= draws:
+            return np.arange(count), torch.zeros(count)
+        popularity = self.ranker.counters.popularity[-1].astype(np.float64)
+        total = popularity.sum()
+        probability = np.full(count, 1 / count) if total == 0 else popularity / total
+        probability = _UNIFORM_SHARE / count + (1 - _UNIFORM_SHARE) * probability
+        # Seeded by the step, not by a running state: a resumed learner draws what an unkilled one would have drawn.
+        generator = np.random.default_rng([self.settings.seed, self.batches_learned])
+        negatives = generator.choice(count, size=draws, p=probability / probability.sum())
+        candidates = np.unique(np.concatenate([items, negatives]))
+        expected = -np.expm1(draws * np.log1p(-probability[candidates]))
+        return candidates, torch.from_numpy(np.log(expected)).float()
+
+    @torch.inference_mode()
+    def judge(self, batch: Batch) -> Tensor:
+        """Scores [events, columns] by weights and counters that have not learnt the batch."""
+        query = self.ranker.vectors("query")[torch.from_numpy(batch.context_rows)]
+        candidate = self.ranker.vectors("candidate")
+        if batch.columns is not None:
+            candidate = candidate[torch.from_numpy(batch.columns)]
+        affinities = affinity_features(batch.affinity_weights @ query, candidate)
+        return torch.einsum("fbn,f->bn", torch.cat([batch.counter_features, affinities]), self.ranker.heads)
+
+    def learn(self, batch: Batch) -> float:
+        """One step on a batch, then count it; the loss (nats an event) before the step."""
+        loss = self._step(batch)
+        self.ranker.counters.update(batch.items, batch.before)
+        self.batches_learned += 1
+        self.events_learned += len(batch)
+        if self.settings.lora and self.batches_learned % self.settings.lora_every_batches == 0:
+            self.lora_optimiser.step()
+            self._refresh(range(len(self.catalogue)))
+        return loss
+
+    def _step(self, batch: Batch) -> float:
+        heads = self.ranker.heads.clone().requires_grad_()
+        candidates, contexts = torch.from_numpy(batch.candidates), torch.from_numpy(batch.context_rows)
+        live_rows, live = self._live_text(batch)
+        candidate = _Side(self.ranker, "candidate", candidates, live_rows, live)
+        query = _Side(self.ranker, "query", contexts, live_rows, live)
+        affinities = affinity_features(batch.affinity_weights @ query.vectors, candidate.vectors)
+        chosen = candidates if batch.columns is None else slice(None)
+        features = torch.cat([batch.counter_features[:, :, chosen], affinities])  # [FEATURES, events, candidates]
+        logits = torch.einsum("fbn,f->bn", features, heads) - batch.log_expected
+        targets = torch.from_numpy(np.searchsorted(batch.candidates, batch.items))
+        loss = torch.nn.functional.cross_entropy(logits, targets)
+        loss.backward()
+        assert heads.grad is not None  # noqa: S101 - set by backward
+        self.heads_optimiser.step(heads.grad * self._mask)
+        for side in (query, candidate):
+            self._step_residuals(side)
+        return float(loss.detach())
+
+    def _step_residuals(self, side: _Side) -> None:
+        if self.settings.residuals and side.residual.grad is not None:
+            self.row_optimisers[side.role].step(self.ranker.residuals[side.role], side.rows, side.residual.grad)
+            self.touched.update(side.rows.tolist())
+
+    def _live_text(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Rows whose text vectors carry gradients to LoRA in this step, and those vectors.
+
+        Items bought, then what their shoppers looked at last, then negatives, up to `lora_items`.
+        """
+        if not self.settings.lora:
+            return torch.empty(0, dtype=torch.int64), None
+        weight = batch.affinity_weights.sum(dim=(0, 1)).numpy()
+        order = np.concatenate([batch.items, batch.context_rows[np.argsort(-weight, kind="stable")], batch.candidates])
+        _, first = np.unique(order, return_index=True)
+        rows = order[np.sort(first)[: self.settings.lora_items]]
+        return torch.from_numpy(rows), self.catalogue.vectors(self.encoder.suffix, rows.tolist())
+
+    def mark_published(self) -> None:
+        """Begin a new delta: what changes from here on goes into the next bundle."""
+        self.touched.clear()
+        self.ranker.counters.mark_published()
+
+
+class _Side:
+    """Vectors of one role in a step, differentiable in the rows' residuals and in the live texts."""
+
+    def __init__(self, ranker: Ranker, role: str, rows: Tensor, live_rows: Tensor, live: Tensor | None) -> None:
+        self.role, self.rows = role, rows
+        self.residual = ranker.residuals[role][rows].requires_grad_()
+        text = ranker.text[rows]
+        if live is not None:
+            position = torch.full((len(ranker),), -1)
+            position[rows] = torch.arange(len(rows))
+            target = position[live_rows]
+            here = target >= 0
+            text = text.index_copy(0, target[here], live[here])
+        self.vectors = torch.nn.functional.normalize(text + ranker.gate()[rows] * self.residual, dim=1)

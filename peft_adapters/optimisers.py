@@ -1,0 +1,132 @@
+"""The three schedules a model learns on: heads fast, residual rows when they occur, LoRA slowly.
+
+Each keeps its state in plain tensors, so that a checkpoint holds it bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+_CLIP_NORM = 5.0  # of the heads' gradient
+_LORA_CLIP_NORM = 1.0
+_HEADS_DECAY_BATCHES = 20  # the heads' rate falls with the root of time beyond this
+_HEADS_FLOOR = 0.1  # share of the starting rate it never falls below, so that drift is followed
+_ROW_BETA = 0.999
+_EPSILON = 1e-8
+
+
+class HeadsOptimiser:
+    """Adam (Kingma & Ba 2015) on the heads, in place, at a rate that starts high and settles.
+
+    The rate is `learning_rate * max(0.1, 1 / sqrt(1 + batches / 20))`.
+    """
+
+    def __init__(self, heads: Tensor, *, learning_rate: float) -> None:
+        self._heads = heads
+        self._learning_rate = learning_rate
+        self._optimiser = torch.optim.Adam([heads], lr=learning_rate)
+        self._batches = 0
+
+    def step(self, gradient: Tensor) -> None:
+        """One clipped step."""
+        scale = min(1.0, _CLIP_NORM / (float(gradient.norm()) + _EPSILON))
+        self._heads.grad = gradient * scale
+        decay = max(_HEADS_FLOOR, (1 + self._batches / _HEADS_DECAY_BATCHES) ** -0.5)
+        self._optimiser.param_groups[0]["lr"] = self._learning_rate * decay
+        self._optimiser.step()
+        self._batches += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it as tensors."""
+        return _adam_state(self._optimiser) | {"batches": torch.tensor(self._batches)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        self._batches = int(state["batches"])
+        _restore_adam(self._optimiser, state)
+
+
+class RowOptimiser:
+    """Row-wise Adam without momentum: one second moment a row, touched only when the row occurs.
+
+    This is the partial row-wise Adam of embedding tables (FBGEMM) with its first moment left out: as good here
+    (docs/decisions.md), and a checkpoint carries one number a row instead of two vectors.
+    """
+
+    def __init__(self, *, learning_rate: float) -> None:
+        self._learning_rate = learning_rate
+        self._moment = torch.zeros(0)
+        self._steps = 0
+
+    def grow(self, size: int) -> None:
+        """Make room for `size` rows."""
+        self._moment = torch.cat([self._moment, torch.zeros(max(0, size - len(self._moment)))])
+
+    def step(self, table: Tensor, rows: Tensor, gradient: Tensor) -> None:
+        """One step, in place, on the given distinct rows of a table [items, dim]."""
+        self._steps += 1
+        moment = _ROW_BETA * self._moment[rows] + (1 - _ROW_BETA) * gradient.square().mean(dim=1)
+        self._moment[rows] = moment
+        scale = (moment / (1 - _ROW_BETA**self._steps)).sqrt() + _EPSILON
+        table[rows] -= self._learning_rate * gradient / scale[:, None]
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it as tensors."""
+        return {"moment": self._moment.clone(), "steps": torch.tensor(self._steps)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        self._moment, self._steps = state["moment"].clone(), int(state["steps"])
+
+
+class LoraOptimiser:
+    """AdamW (Loshchilov & Hutter 2019) on the LoRA weights, over gradients accumulated since the last step."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], *, learning_rate: float, weight_decay: float) -> None:
+        self._parameters = list(parameters)
+        self._optimiser = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay)
+
+    def step(self) -> None:
+        """One clipped step; gradients begin anew."""
+        nn.utils.clip_grad_norm_(self._parameters, _LORA_CLIP_NORM)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it as tensors, gradients under way included."""
+        gradients = {
+            f"gradient.{index}": parameter.grad.clone()
+            for index, parameter in enumerate(self._parameters)
+            if parameter.grad is not None
+        }
+        return _adam_state(self._optimiser) | gradients
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        _restore_adam(self._optimiser, state)
+        for index, parameter in enumerate(self._parameters):
+            gradient = state.get(f"gradient.{index}")
+            parameter.grad = None if gradient is None else gradient.clone()
+
+
+_ADAM_KEYS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _adam_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    parameters = optimiser.param_groups[0]["params"]
+    return {
+        f"{key}.{index}": optimiser.state[parameter][key].clone()
+        for index, parameter in enumerate(parameters)
+        if parameter in optimiser.state
+        for key in _ADAM_KEYS
+    }
+
+
+def _restore_adam(optimiser: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    optimiser.state.clear()
+    for index, parameter in enumerate(optimiser.param_groups[0]["params"]):
+        if f"step.{index}" in state:
+            optimiser.state[parameter] = {key: state[f"{key}.{index}"].clone() for key in _ADAM_KEYS}

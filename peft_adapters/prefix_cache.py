@@ -1,0 +1,100 @@
+"""Activations below the lowest LoRA layer, computed once a text and kept on disk, bounded.
+
+Processes on a host may share the file: SQLite in write-ahead mode serialises them, and any of them may find what
+another has computed. Keys are the digests of the base and of the text, so a new base or text never meets old entries.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import structlog
+import torch
+from torch import Tensor
+
+from peft_adapters.encoder import Encoder, text_digest
+
+log = structlog.get_logger(__name__)
+
+_QUERY_CHUNK = 500  # keys; SQLite bounds the variables of one statement
+_COMPUTE_CHUNK = 512  # texts computed between two writes, so that an interruption loses little
+
+
+class PrefixCache:
+    """Gives frozen activations of texts, from memory of the disk or from the encoder.
+
+    Args:
+        encoder: computes what is missing.
+        path: the SQLite file; None keeps nothing.
+        max_bytes: oldest entries are deleted above this size of all activations.
+
+    Attributes:
+        hits: texts found.
+        misses: texts computed.
+    """
+
+    def __init__(self, encoder: Encoder, path: Path | None, *, max_bytes: int = 4 * 2**30) -> None:
+        self._encoder, self._max_bytes = encoder, max_bytes
+        self.dim = encoder.dim
+        self.hits = self.misses = 0
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path or ":memory:", timeout=30, check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=OFF")  # a cache: what a power cut loses is computed again
+        self._db.execute("CREATE TABLE IF NOT EXISTS prefix (key TEXT PRIMARY KEY, hidden BLOB NOT NULL)")
+
+    def get(self, texts: Sequence[str]) -> list[Tensor]:
+        """Activations of texts, fp16 [tokens, dim] each, in order."""
+        keys = [f"{self._encoder.base_digest[:32]}/{text_digest(text)}" for text in texts]
+        found = self._read(keys)
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        self.hits += len(texts) - len(missing)
+        self.misses += len(missing)
+        self._compute(missing, found)
+        return [found[key] for key in keys]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _read(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for start in range(0, len(keys), _QUERY_CHUNK):
+            chunk = keys[start : start + _QUERY_CHUNK]
+            marks = ",".join("?" * len(chunk))
+            rows = self._db.execute(f"SELECT key, hidden FROM prefix WHERE key IN ({marks})", chunk)  # noqa: S608
+            found |= {key: self._tensor(blob) for key, blob in rows}
+        return found
+
+    def _compute(self, missing: dict[str, str], found: dict[str, Tensor]) -> None:
+        keys = list(missing)
+        for start in range(0, len(keys), _COMPUTE_CHUNK):
+            chunk = keys[start : start + _COMPUTE_CHUNK]
+            hidden = self._encoder.prefix([missing[key] for key in chunk])
+            found |= zip(chunk, hidden, strict=True)
+            self._write([(key, states.numpy().tobytes()) for key, states in zip(chunk, hidden, strict=True)])
+            if len(keys) > _COMPUTE_CHUNK:
+                log.info("prefix_cache_filling", done=start + len(chunk), of=len(keys))
+
+    def _write(self, entries: list[tuple[str, bytes]]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.executemany("INSERT OR REPLACE INTO prefix VALUES (?, ?)", entries)
+        (used,) = self._db.execute("SELECT coalesce(sum(length(hidden)), 0) FROM prefix").fetchone()
+        if used > self._max_bytes:
+            self._evict(used - self._max_bytes)
+        self._db.execute("COMMIT")
+
+    def _evict(self, excess_bytes: int) -> None:
+        oldest = self._db.execute("SELECT rowid, length(hidden) FROM prefix ORDER BY rowid").fetchall()
+        for rowid, size in oldest:
+            if excess_bytes <= 0:
+                break
+            self._db.execute("DELETE FROM prefix WHERE rowid = ?", (rowid,))
+            excess_bytes -= size
+
+    def _tensor(self, blob: bytes) -> Tensor:
+        return torch.from_numpy(np.frombuffer(blob, dtype=np.float16).reshape(-1, self.dim).copy())

@@ -1,0 +1,108 @@
+"""The ranker: all that a score follows from, and the score.
+
+`z_i = normalize(text_i + gate_i * residual_i)`, kept in two roles: what an item says when it was just looked at
+(query) and when it is a candidate. The gate `n / (n + 5)` of an item with `n` events lets text speak for what is new
+and lets the residual take over as evidence comes in. The score is a head's weighted sum of counter and affinity features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_adapters.counters import Counters, IntArray
+from peft_adapters.features import (
+    INITIAL_WEIGHTS,
+    affinity_features,
+    affinity_weights,
+    context_weights,
+    counter_features,
+)
+from peft_adapters.settings import FEATURES
+from peft_adapters.shoppers import Contexts
+
+ROLES = ("query", "candidate")
+GATE_EVENTS = 5.0  # an item's residual counts half after this many events
+
+
+@dataclass(slots=True)
+class Ranker:
+    """Weights and counters of one scenario at one moment.
+
+    Attributes:
+        heads: [features] weights of the score.
+        text: [items, dim] unit text vectors under the current adapter.
+        residuals: by role [items, dim], zero for an item never learnt.
+        counters: the streaming counters.
+    """
+
+    heads: Tensor
+    text: Tensor
+    residuals: dict[str, Tensor]
+    counters: Counters = field(default_factory=Counters)
+
+    @classmethod
+    def empty(cls, dim: int) -> Ranker:
+        """A ranker of no items that has learnt nothing."""
+        heads = torch.tensor([INITIAL_WEIGHTS[name] for name in FEATURES])
+        return cls(heads, torch.zeros(0, dim), {role: torch.zeros(0, dim) for role in ROLES})
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def grow(self, size: int) -> None:
+        """Make room for `size` items: no text yet, zero residuals, zero counts."""
+        missing = size - len(self)
+        if missing > 0:
+            blank = torch.zeros(missing, self.text.shape[1])
+            self.text = torch.cat([self.text, blank])
+            self.residuals = {role: torch.cat([rows, blank]) for role, rows in self.residuals.items()}
+            self.counters.grow(size)
+
+    def gate(self) -> Tensor:
+        """Share of the residual in each item's vector, [items, 1]."""
+        events = torch.from_numpy(self.counters.events)
+        return (events / (events + GATE_EVENTS))[:, None]
+
+    def vectors(self, role: str) -> Tensor:
+        """Item vectors of a role, unit length [items, dim]."""
+        return torch.nn.functional.normalize(self.text + self.gate() * self.residuals[role], dim=1)
+
+
+class FrozenRanker:
+    """A ranker made ready to answer: item vectors computed, nothing in it changes any more."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        self._counters = ranker.counters
+        self._heads = ranker.heads
+        self._query, self._candidate = (ranker.vectors(role) for role in ROLES)
+
+    def __len__(self) -> int:
+        return len(self._candidate)
+
+    @torch.inference_mode()
+    def score(self, contexts: Contexts, columns: IntArray | None = None) -> Tensor:
+        """Scores [contexts, candidates]; `columns` are sorted candidate rows, None is the whole catalogue."""
+        return torch.einsum("fbn,f->bn", self.features(contexts, columns), self._heads)
+
+    @torch.inference_mode()
+    def features(self, contexts: Contexts, columns: IntArray | None = None) -> Tensor:
+        """Features [FEATURES, contexts, candidates]."""
+        weights = context_weights(contexts, len(self))
+        rows = context_rows(contexts)
+        context_vectors = affinity_weights(weights, rows) @ self._query[torch.from_numpy(rows)]
+        candidates = self._candidate if columns is None else self._candidate[torch.from_numpy(columns)]
+        return torch.cat(
+            [
+                counter_features(self._counters, contexts, weights, columns),
+                affinity_features(context_vectors, candidates),
+            ]
+        )
+
+
+def context_rows(contexts: Contexts) -> IntArray:
+    """The distinct items of contexts, sorted."""
+    return np.unique(contexts.items[contexts.items >= 0])

@@ -1,0 +1,63 @@
+"""Settings of the model side. Free of torch, so that a command that never learns starts at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DEFAULT_MODEL = "default"
+
+COUNTER_FEATURES = (
+    "popularity_fast",
+    "popularity_slow",
+    "transition",
+    "skip_transition",
+    "session_cooccurrence",
+    "history_cooccurrence",
+    "repeat",
+    "last_basket",
+    "in_session",
+)
+AFFINITY_FEATURES = ("session_affinity", "history_affinity", "last_item_affinity")
+FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
+
+
+class EncoderSettings(BaseModel):
+    """Which encoder is frozen, and where its adapter sits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(
+        default=DEFAULT_MODEL, description="Hugging Face id or path; 'default' is the packaged all-MiniLM-L6-v2"
+    )
+    max_tokens: int = Field(default=64, ge=4, le=512, description="texts are cut after this many tokens")
+    lora_layers: int = Field(default=1, ge=1, description="how many of the last layers carry LoRA")
+    lora_rank: int = Field(default=8, ge=1)
+    lora_alpha: int = Field(default=16, ge=1)
+    lora_seed: int = Field(default=0, ge=0, description="seed of the random half of LoRA")
+    cache_dir: Path | None = Field(
+        default=Path(".headwater/cache"), description="where frozen activations of texts are kept between runs"
+    )
+    cache_max_bytes: int = Field(default=4 * 2**30, ge=2**20)
+
+
+class LearnerSettings(BaseModel):
+    """How the learner learns. Where the defaults come from: docs/decisions.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(default=0, ge=0)
+    negatives: int = Field(default=1_024, ge=1, description="sampled a batch; a smaller catalogue is used whole")
+    judged_items: int = Field(
+        default=5_000, ge=1, description="a larger catalogue is judged on the batch's sampled candidates only"
+    )
+    heads_learning_rate: float = Field(default=0.1, ge=0)
+    residual_learning_rate: float = Field(default=0.003, ge=0)
+    lora_learning_rate: float = Field(default=1e-3, ge=0)
+    lora_weight_decay: float = Field(default=0.01, ge=0)
+    lora_every_batches: int = Field(default=4, ge=1, description="gradients of so many batches make one LoRA step")
+    lora_items: int = Field(default=256, ge=1, description="distinct texts a batch that LoRA gets gradients from")
+    features: tuple[str, ...] = Field(default=FEATURES, description="features the head may use, for ablations")
+    residuals: bool = Field(default=True, description="off: item vectors are text alone")
+    lora: bool = Field(default=True, description="off: the adapter stays at its start")
