@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import socket
 import threading
 import time
@@ -30,6 +31,8 @@ FIRST_BACKOFF_SECONDS = 0.2
 MAX_BACKOFF_SECONDS = 5.0
 
 Client = TypeVar("Client")
+
+_OBJECT = re.compile(r"<.*>: ")  # the client's objects at the head of its messages
 
 
 class KafkaConnection(BaseModel):
@@ -104,9 +107,9 @@ def open_client(build: Callable[..., Client], connection: KafkaConnection, **opt
     Raises:
         BrokerUnreachableError: If no broker answers within `bootstrap_timeout_ms`, or it turns us away.
     """
-    refusal = _refusal(connection)
-    if refusal is not None:
-        raise BrokerUnreachableError(connection.bootstrap_servers, refusal)
+    refused = refusal(connection)
+    if refused is not None:
+        raise BrokerUnreachableError(connection.bootstrap_servers, refused)
     started: list[KafkaNetClient] = []
 
     def start(**settings: Any) -> KafkaNetClient:
@@ -120,7 +123,22 @@ def open_client(build: Callable[..., Client], connection: KafkaConnection, **opt
             for client in started:
                 client.close()
             reason = complaints[0] if complaints else str(error)
+            if connection.sasl_mechanism is not None:
+                reason += " (a wrong `sasl_username` or `sasl_password` may end so)"
             raise BrokerUnreachableError(connection.bootstrap_servers, reason) from error
+
+
+def refusal(connection: KafkaConnection) -> str | None:
+    """Why no server takes a connection: quicker than a client, and it leaves nothing open."""
+    reasons = []
+    for server in connection.servers():
+        try:
+            socket.create_connection(_address(server), timeout=PROBE_TIMEOUT_MS / 1000).close()
+        except OSError as error:
+            reasons.append(error.strerror or str(error))
+        else:
+            return None
+    return reasons[0]
 
 
 def unreachable_reason(connection: KafkaConnection) -> str | None:
@@ -190,19 +208,6 @@ def _is_host_and_port(server: str) -> bool:
     return bool(host) and 0 < port < 65536
 
 
-def _refusal(connection: KafkaConnection) -> str | None:
-    """Why no server takes a connection: quicker than a client, and it leaves nothing open."""
-    reasons = []
-    for server in connection.servers():
-        try:
-            socket.create_connection(_address(server), timeout=PROBE_TIMEOUT_MS / 1000).close()
-        except OSError as error:
-            reasons.append(error.strerror or str(error))
-        else:
-            return None
-    return reasons[0]
-
-
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
     """Collects the client's own errors: it reports a wrong password only there, to its caller it is a time-out."""
@@ -210,7 +215,7 @@ def _complaints() -> Iterator[list[str]]:
 
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+            heard.append(_OBJECT.sub("", record.getMessage()))
 
     ear = Ear(level=logging.ERROR)
     _client_log.addHandler(ear)

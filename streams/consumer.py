@@ -10,7 +10,7 @@ from kafka import KafkaConsumer
 from kafka import TopicPartition as KafkaPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError, RetriableError
 
-from streams.connection import KafkaConnection, backoff_seconds, open_client, unreachable_reason
+from streams.connection import FIRST_BACKOFF_SECONDS, KafkaConnection, backoff_seconds, open_client, refusal
 from streams.errors import BrokerUnreachableError, ConsumeError, TopicError
 from streams.group import GroupCommitter
 
@@ -20,7 +20,8 @@ TopicPartition = tuple[str, int]
 Offsets = dict[TopicPartition, int]  # the next offset to read
 
 CHECK_SECONDS = 1.0  # how often an idle consumer asks whether the broker is still there
-CHECK_TIMEOUT_MS = 500
+CHECK_TIMEOUT_MS = 1_000
+FETCH_WAIT_MS = 100  # a broker answers one request after the other: whoever asks for offsets waits behind an idle fetch
 LOOKUP_TIMEOUT_MS = 10_000
 CLOSE_TIMEOUT_MS = 2_000
 
@@ -103,6 +104,7 @@ class PartitionConsumer:
             enable_auto_commit=False,
             isolation_level="read_committed",
             allow_auto_create_topics=False,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
             metadata_max_age_ms=60_000,
             metrics_enabled=False,
         )
@@ -116,7 +118,8 @@ class PartitionConsumer:
     def poll(self, timeout_seconds: float = 0.1, max_records: int = 500) -> list[Record]:
         """Reads what is there: in the order of the topics, partitions and offsets.
 
-        With the broker away it says so once, and goes on when the broker is back.
+        With the broker away it says so once, and goes on when the broker is back; then, and when nothing comes, it may
+        take a second longer than asked for.
 
         Args:
             timeout_seconds: How long to wait for the first record.
@@ -284,19 +287,24 @@ class _Outage:
     def __init__(self, connection: KafkaConnection) -> None:
         self._connection = connection
         self._began: float | None = None
+        self._misses = 0
         self._pauses = backoff_seconds()
 
     def noticed(self, reason: str) -> float:
-        """Says so the first time, and gives the seconds to wait until the next look."""
+        """Says so once it is sure, and gives the seconds to wait until the next look."""
+        self._misses += 1
         if self._began is None:
+            refused = refusal(self._connection)
+            if refused is None and self._misses == 1:  # slow, for once
+                return FIRST_BACKOFF_SECONDS
             self._began = time.monotonic()
             self._pauses = backoff_seconds()
-            reason = unreachable_reason(self._connection) or reason
-            error = BrokerUnreachableError(self._connection.bootstrap_servers, reason)
+            error = BrokerUnreachableError(self._connection.bootstrap_servers, refused or reason)
             log.warning("kafka_lost", problem=str(error), retry="until it answers")
         return next(self._pauses)
 
     def over(self) -> None:
+        self._misses = 0
         if self._began is not None:
             away_seconds = round(time.monotonic() - self._began, 1)
             log.info("kafka_back", bootstrap_servers=self._connection.bootstrap_servers, away_seconds=away_seconds)

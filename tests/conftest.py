@@ -195,8 +195,9 @@ def apache_kafka_sasl_ssl(apache_kafka_home: str, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def mortal_apache_kafka(apache_kafka_home: str, tmp_path: Path) -> Iterator[ApacheKafka]:
-    """A broker of the test's own, to be killed."""
-    broker = ApacheKafka(tmp_path / "kafka")
+    """A broker of the test's own, to be killed: the controller forgets it soon, so that it may come back soon."""
+    properties = "broker.session.timeout.ms=2000\nbroker.heartbeat.interval.ms=500\n"
+    broker = ApacheKafka(tmp_path / "kafka", properties=properties)
     try:
         yield broker.start()
     finally:
