@@ -17,7 +17,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from peft_adapters.durable import durable_file
-from peft_adapters.errors import BundleBaseMismatchError, BundleDigestError, BundleFormatError, BundleSizeError
+from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError
 from peft_adapters.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -26,6 +26,7 @@ from peft_adapters.manifest import (
     manifest_bytes,
     read_manifest,
     table_digest,
+    verified_bytes,
 )
 
 __all__ = ["Bundle", "FileEntry", "Groups", "Manifest", "read_bundle", "read_manifest", "write_bundle"]
@@ -108,7 +109,7 @@ def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
             f"{directory / MANIFEST_NAME}: expected base_digest {base_digest}, found {manifest.base_digest}; "
             "serve it with the encoder it was trained on, or start a new chain for this encoder"
         )
-    contents = {name: _verified_bytes(directory / name, entry) for name, entry in manifest.files.items()}
+    contents = {name: verified_bytes(directory / name, entry) for name, entry in manifest.files.items()}
     groups = {
         name.removesuffix(".safetensors"): _tensors(directory / name, data)
         for name, data in contents.items()
@@ -117,25 +118,6 @@ def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
     item_ids = _json(directory / ITEMS_NAME, contents.get(ITEMS_NAME), _ITEM_IDS)
     adapter_config = _json(directory / ADAPTER_CONFIG_NAME, contents.get(ADAPTER_CONFIG_NAME), _ADAPTER_CONFIG)
     return Bundle(manifest, groups, item_ids, adapter_config)
-
-
-def _verified_bytes(path: Path, entry: FileEntry) -> bytes:
-    # Read once, then verify and parse the same bytes: a file changed in between is never used.
-    try:
-        found_bytes = path.stat().st_size
-        data = path.read_bytes() if found_bytes == entry.bytes else b""
-    except FileNotFoundError as error:
-        raise BundleSizeError(f"{path}: expected {entry.bytes} bytes, found no file; fetch the bundle again") from error
-    if found_bytes != entry.bytes:
-        raise BundleSizeError(
-            f"{path}: expected {entry.bytes} bytes, found {found_bytes}; the copy is incomplete, fetch the bundle again"
-        )
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != entry.sha256:
-        raise BundleDigestError(
-            f"{path}: expected sha256 {entry.sha256}, found {sha256}; the copy is damaged, fetch the bundle again"
-        )
-    return data
 
 
 def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ HeadwaterModelError
 │   └── BundleBaseMismatchError    made for another frozen encoder
 ├── EncoderError                   an encoder that cannot be loaded, or used as asked
 └── RegistryError
+    ├── RegistryAddressError       no kind of store is known, or installed, for this address
     ├── ScenarioNameError          a name that cannot be a directory and a URL segment
     ├── VersionConflictError       the version number is taken by other content
     ├── VersionNotFoundError       no such version here, or a link of its chain is missing
@@ -58,6 +59,10 @@ class EncoderError(HeadwaterModelError):
 
 class RegistryError(HeadwaterModelError):
     """The registry refused a request or could not serve it."""
+
+
+class RegistryAddressError(RegistryError, ValueError):
+    """No kind of store is known, or installed, for the registry's address."""
 
 
 class ScenarioNameError(RegistryError):

@@ -1,4 +1,7 @@
-"""The manifest of a bundle: what it is, where it stands in its chain, and the digest of every file."""
+"""The manifest of a bundle: what it is, where it stands in its chain, and the digest of every file.
+
+Free of torch, so that whoever only carries bundles about starts at once.
+"""
 
 import hashlib
 import json
@@ -14,6 +17,7 @@ from peft_adapters.errors import (
     BundleDigestError,
     BundleFormatError,
     BundlePathError,
+    BundleSizeError,
     BundleVersionError,
     ScenarioNameError,
 )
@@ -122,6 +126,43 @@ def parse_manifest(data: bytes, *, source: str) -> Manifest:
             "read it with the release that wrote it, or upgrade this one"
         )
     return _validated(raw, source)
+
+
+def verify_copy(directory: Path) -> Manifest:
+    """Check every file of a bundle against its manifest, without loading any.
+
+    Raises:
+        BundleError: Something is missing, damaged or against the rules.
+    """
+    manifest = read_manifest(directory)
+    for name, entry in manifest.files.items():
+        verified_bytes(directory / name, entry)
+    return manifest
+
+
+def verified_bytes(path: Path, entry: FileEntry) -> bytes:
+    """Read a file and return its bytes once they are known to be those of `entry`.
+
+    Raises:
+        BundleSizeError: The file is missing, cut short or too long.
+        BundleDigestError: Its bytes are others.
+    """
+    # Read once, then verify and parse the same bytes: a file changed in between is never used.
+    try:
+        found_bytes = path.stat().st_size
+        data = path.read_bytes() if found_bytes == entry.bytes else b""
+    except FileNotFoundError as error:
+        raise BundleSizeError(f"{path}: expected {entry.bytes} bytes, found no file; fetch the bundle again") from error
+    if found_bytes != entry.bytes:
+        raise BundleSizeError(
+            f"{path}: expected {entry.bytes} bytes, found {found_bytes}; the copy is incomplete, fetch the bundle again"
+        )
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != entry.sha256:
+        raise BundleDigestError(
+            f"{path}: expected sha256 {entry.sha256}, found {sha256}; the copy is damaged, fetch the bundle again"
+        )
+    return data
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

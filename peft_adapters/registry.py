@@ -20,7 +20,6 @@ from pathlib import Path
 
 import structlog
 
-from peft_adapters.bundle import read_bundle
 from peft_adapters.durable import sync_directory
 from peft_adapters.errors import (
     BundleDigestError,
@@ -39,6 +38,7 @@ from peft_adapters.manifest import (
     check_scenario,
     manifest_bytes,
     parse_manifest,
+    verify_copy,
 )
 from peft_adapters.stores import Store, open_store
 
@@ -191,7 +191,7 @@ class AdapterRegistry:
             for name, entry in manifest.files.items():
                 self._download(f"{source}/{name}", entry, arriving / name)
             (arriving / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
-            read_bundle(arriving, base_digest=None)
+            verify_copy(arriving)
             shutil.rmtree(target, ignore_errors=True)
             arriving.rename(target)
         finally:
@@ -336,5 +336,5 @@ class AdapterRegistry:
 
 def _is_copy(directory: Path, manifest: Manifest) -> bool:
     with suppress(BundleError, OSError):
-        return manifest_bytes(read_bundle(directory, base_digest=None).manifest) == manifest_bytes(manifest)
+        return manifest_bytes(verify_copy(directory)) == manifest_bytes(manifest)
     return False

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import TypeAdapter
 
 from peft_adapters.durable import durable_file
-from peft_adapters.errors import RegistryReadOnlyError
+from peft_adapters.errors import RegistryAddressError, RegistryReadOnlyError
 
 CHUNK_BYTES = 2**20
 HTTP_TIMEOUT_SECONDS = 10.0
@@ -163,14 +163,17 @@ def open_store(url: str) -> Store:
     """The store behind a registry's address.
 
     Raises:
-        ValueError: fsspec does not know the protocol, or lacks the package for it.
+        RegistryAddressError: fsspec does not know the protocol, or lacks the package for it.
     """
     if url.startswith(("http://", "https://")):
         return HttpStore(url)
     try:
         return FsspecStore(url)
-    except ImportError as error:
-        raise ValueError(f"`registry_url` {url!r} needs a package that is not installed: {error}") from error
+    except (ImportError, ValueError) as error:
+        raise RegistryAddressError(
+            f"`registry_url` {url!r} cannot be opened: {error}; "
+            "give a directory, an http:// address, or an address of fsspec whose package is installed"
+        ) from error
 
 
 def _check_status(response: httpx.Response) -> None:

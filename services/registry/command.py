@@ -18,7 +18,7 @@ def run(*, registry_url: str, host: str, port: int) -> None:
         port: Port to listen on; 0 takes a free one, named by the line `listening HOST PORT`.
 
     Raises:
-        ValueError: fsspec does not know the address's protocol.
+        RegistryAddressError: No kind of store is known for the address.
         ServeError: The address cannot be listened on.
     """
     log.info("registry_starting", registry_url=registry_url)

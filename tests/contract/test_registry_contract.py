@@ -15,6 +15,7 @@ from peft_adapters.errors import (
     BundleFormatError,
     BundleSizeError,
     BundleVersionError,
+    RegistryAddressError,
     RegistryReadOnlyError,
     RegistryUnavailableError,
     ScenarioNameError,
@@ -295,7 +296,7 @@ def test_a_registry_process_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_store_nobody_can_open() -> None:
-    with pytest.raises(ValueError, match="no-such-store"):
+    with pytest.raises(RegistryAddressError, match=r"`registry_url` 'no-such-store://root' cannot be opened: .*give a"):
         AdapterRegistry("no-such-store://root")
 
 

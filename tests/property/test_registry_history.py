@@ -134,5 +134,5 @@ class RegistryHistory(RuleBasedStateMachine):
         shutil.rmtree(self.workshop)
 
 
-RegistryHistory.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+RegistryHistory.TestCase.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
 TestRegistryHistory = RegistryHistory.TestCase

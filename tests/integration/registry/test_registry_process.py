@@ -1,0 +1,88 @@
+"""`headwater registry` as a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from small_bundle import write_small_bundle
+
+from peft_adapters.bundle import read_bundle
+from peft_adapters.registry import AdapterRegistry
+
+
+def command(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("headwater")), "registry", *arguments]
+
+
+@contextmanager
+def registry_process(root: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its base URL."""
+    process = subprocess.Popen(
+        command("--registry-url", str(root), "--port", "0"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            name, host, port = process.stdout.readline().split()
+            assert name == "listening"
+            yield process, f"http://{host}:{port}"
+        finally:
+            process.kill()
+
+
+def test_a_worker_reads_over_http_what_another_process_publishes(tmp_path: Path) -> None:
+    publisher = AdapterRegistry(str(tmp_path / "registry"))
+    with registry_process(tmp_path / "registry") as (_, url):
+        worker = AdapterRegistry(f"{url}/v1/files")
+        assert worker.latest("home") is None
+        for version in (1, 2, 3):
+            manifest = write_small_bundle(tmp_path / str(version), version, delta=version > 1)
+            publisher.publish(tmp_path / str(version), manifest)
+            assert worker.latest("home") == manifest
+        for version in worker.chain("home", 3):
+            read_bundle(worker.fetch("home", version, tmp_path / "cache"), base_digest="base-1")
+        assert worker.versions("home") == [1, 2, 3]
+
+
+def test_told_to_end_it_answers_who_waits_and_ends_at_once(tmp_path: Path) -> None:
+    manifest = write_small_bundle(tmp_path / "made", 1)
+    AdapterRegistry(str(tmp_path / "registry")).publish(tmp_path / "made", manifest)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with registry_process(tmp_path / "registry") as (process, url), ThreadPoolExecutor() as pool:
+            latest = f"{url}/v1/adapters/home/latest?wait_seconds=30"
+            waiting = pool.submit(httpx.get, latest, headers={"If-None-Match": f'"{manifest.digest}"'}, timeout=40)
+            time.sleep(0.5)
+            assert not waiting.done()
+            began = time.monotonic()
+            process.send_signal(number)
+            assert waiting.result().status_code == 304
+            assert process.wait(10) == 0
+            assert time.monotonic() - began < 5
+            assert process.stderr is not None
+            assert "Traceback" not in process.stderr.read()
+
+
+def test_killed_and_started_again_it_serves_the_same(tmp_path: Path) -> None:
+    manifest = write_small_bundle(tmp_path / "made", 1)
+    AdapterRegistry(str(tmp_path / "registry")).publish(tmp_path / "made", manifest)
+    for _ in range(2):
+        with registry_process(tmp_path / "registry") as (process, url):
+            assert AdapterRegistry(f"{url}/v1/files").latest("home") == manifest
+            process.kill()
+
+
+def test_an_address_that_no_store_has_is_one_clear_line(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        command("--registry-url", "no-such-store://x", "--port", "0"),
+        capture_output=True, text=True, timeout=60, env=os.environ, check=False,
+    )  # fmt: skip
+    assert ended.returncode in (1, 2)
+    assert "no-such-store" in ended.stderr
+    assert "Traceback" not in ended.stderr
