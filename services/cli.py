@@ -276,7 +276,7 @@ def backtest(
         settings,
         items=items,
         events=events,
-        policies=policies.split(","),
+        policies=[policy.strip() for policy in policies.split(",")],
         max_events=max_events,
         seeds=seeds,
         json_path=json_,

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from services import cli
 from services.publish import command as publish_command
+from services.settings import Settings
 
 COMMANDS = ["schema", "publish", "replay", "registry", "updater", "scorer", "demo", "backtest"]
 
@@ -98,6 +100,60 @@ def test_an_unreachable_broker_is_status_1_and_one_line(
     assert last.startswith("headwater: ")
     assert "127.0.0.1:1" in last
     assert "Traceback" not in outcome.err
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stands in for what is slow to start, and keeps what each command was given."""
+    calls: dict[str, Any] = {}
+
+    def record(*settings: Settings, **options: Any) -> int:
+        calls.update(options, settings=settings[0] if settings else None)
+        return 3
+
+    for command in ("registry", "demo", "backtest"):
+        monkeypatch.setitem(sys.modules, f"services.{command}.command", SimpleNamespace(run=record))
+    return calls
+
+
+def test_registry_options_outrank_its_settings(run: Any, called: dict[str, Any], tmp_path: Path) -> None:
+    config = tmp_path / "headwater.toml"
+    config.write_text('[registry]\nurl = "s3://adapters"\nport = 9000\n')
+    assert run("registry", "--config", str(config), "--port", "0").status == 0
+    assert called == {"registry_url": "s3://adapters", "host": "127.0.0.1", "port": 0, "settings": None}
+
+
+def test_demo_passes_its_options_on_and_ends_with_its_status(run: Any, called: dict[str, Any]) -> None:
+    outcome = run(
+        "demo", "--rate", "100", "--max-events", "50", "--keep", "--summary-json", "s.json", "--work-dir", "w"
+    )
+    assert outcome.status == 3
+    assert called.pop("settings").scenario == "home"
+    assert called == {
+        "rate": 100.0,
+        "max_events": 50,
+        "keep": True,
+        "summary_json": Path("s.json"),
+        "work_dir": Path("w"),
+    }
+
+
+def test_backtest_passes_its_options_on(run: Any, called: dict[str, Any]) -> None:
+    data = ["--items", "i.csv", "--events", "e.csv", "--warm-up", "w.csv"]
+    choice = ["--policies", "live, frozen", "--seeds", "2", "--batch-events", "64", "--encoder", "elsewhere"]
+    assert run("backtest", *data, *choice, "--json", "o.json", "--ranks", "r.csv.gz").status == 0
+    assert called.pop("settings").encoder.model == "elsewhere"
+    assert called == {
+        "items": Path("i.csv"),
+        "events": Path("e.csv"),
+        "warm_up": Path("w.csv"),
+        "policies": ["live", "frozen"],
+        "max_events": None,
+        "seeds": 2,
+        "batch_events": 64,
+        "json_path": Path("o.json"),
+        "ranks_path": Path("r.csv.gz"),
+    }
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
