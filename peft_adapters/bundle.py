@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from peft_adapters.durable import durable_file
+from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError
 from peft_adapters.manifest import (
     MANIFEST_NAME,
@@ -85,6 +85,7 @@ def write_bundle(
             file.write(data)
     with durable_file(directory / MANIFEST_NAME) as file:
         file.write(manifest_bytes(manifest))
+    sync_directory(directory)
     return manifest
 
 

@@ -12,6 +12,8 @@ from typing import BinaryIO
 def durable_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file that appears under its name whole and synced to disk, or not at all.
 
+    Its name survives a power cut once `sync_directory` has been called; one call does for many files.
+
     Raises:
         OSError: The disk refused; what stood at `path` before still stands.
     """
@@ -22,7 +24,6 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -115,11 +115,20 @@ class AdapterRegistry:
 
         Raises:
             ScenarioNameError: The scenario's name is out of the question.
+            VersionNotFoundError: LATEST names a version that is not there.
             BundleError: The manifest is damaged.
             RegistryUnavailableError: The store failed.
         """
         version = self._latest_version(scenario)
-        return None if version is None else self.manifest(scenario, version)
+        while version is not None:
+            try:
+                return self.manifest(scenario, version)
+            except VersionNotFoundError:
+                # Overtaken and pruned between the two reads; else it is missing indeed.
+                overtaken, version = version, self._latest_version(scenario)
+                if version == overtaken:
+                    raise
+        return None
 
     def manifest(self, scenario: str, version: int) -> Manifest:
         """Manifest of one version.

@@ -15,7 +15,7 @@ import httpx
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import TypeAdapter
 
-from peft_adapters.durable import durable_file
+from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import RegistryAddressError, RegistryReadOnlyError
 
 CHUNK_BYTES = 2**20
@@ -83,6 +83,8 @@ class FsspecStore:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         with durable_file(Path(target)) as file:
             file.write(data)
+        # What is written this way, a manifest or LATEST, comes last and so settles the names of uploads before it.
+        sync_directory(Path(target).parent)
 
     def upload(self, path: str, source: Path) -> None:
         """The same from a local file."""

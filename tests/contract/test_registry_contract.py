@@ -270,6 +270,12 @@ class TestDamagedManifests:
         with pytest.raises(BundleFormatError, match="LATEST: expected a version number, found"):
             stored.reader.latest("home")
 
+    def test_a_latest_that_is_not_there(self, stored: Registry) -> None:
+        stored.publish(1)
+        stored.overwrite("home/LATEST", b"2\n")
+        with pytest.raises(VersionNotFoundError, match="no version 2"):
+            stored.reader.latest("home")
+
     def test_a_file_that_is_gone(self, stored: Registry, tmp_path: Path) -> None:
         stored.publish(1)
         fs, root = fsspec.core.url_to_fs(stored.root)

@@ -4,16 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 from small_bundle import write_small_bundle
 
 from peft_adapters.bundle import read_bundle
+from peft_adapters.errors import VersionNotFoundError
 from peft_adapters.registry import AdapterRegistry
 
 
@@ -49,6 +51,34 @@ def test_a_worker_reads_over_http_what_another_process_publishes(tmp_path: Path)
         for version in worker.chain("home", 3):
             read_bundle(worker.fetch("home", version, tmp_path / "cache"), base_digest="base-1")
         assert worker.versions("home") == [1, 2, 3]
+
+
+def test_readers_see_each_version_whole_while_others_come_and_go(tmp_path: Path) -> None:
+    publisher = AdapterRegistry(str(tmp_path / "registry"))
+    done = threading.Event()
+
+    def read_on(reader: AdapterRegistry, cache: Path) -> list[int]:
+        seen: list[int] = []
+        while not done.is_set() or seen[-1:] != [25]:
+            latest = reader.latest("home")
+            if latest is not None and latest.version not in seen[-1:]:
+                with suppress(VersionNotFoundError):  # pruned while it was read: the next one is there already
+                    there = reader.fetch("home", latest.version, cache)
+                    assert read_bundle(there, base_digest="base-1").manifest == latest
+                    seen.append(latest.version)
+        return seen
+
+    with registry_process(tmp_path / "registry") as (_, url), ThreadPoolExecutor() as pool:
+        readers = {"file": AdapterRegistry(str(tmp_path / "registry")), "http": AdapterRegistry(f"{url}/v1/files")}
+        reading = [pool.submit(read_on, reader, tmp_path / name) for name, reader in readers.items()]
+        for version in range(1, 26):
+            manifest = write_small_bundle(tmp_path / str(version), version)
+            publisher.publish(tmp_path / str(version), manifest)
+            publisher.prune("home", keep=1 + version % 4)  # 1 takes away what is being read
+        done.set()
+        for seen in (future.result(60) for future in reading):
+            assert seen == sorted(set(seen))
+            assert len(seen) > 1
 
 
 def test_told_to_end_it_answers_who_waits_and_ends_at_once(tmp_path: Path) -> None:
