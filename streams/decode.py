@@ -14,6 +14,7 @@ from streams.topics import Topics
 __all__ = ["MAX_EVENT_BYTES", "ItemRemoved", "Reason", "decode"]
 
 MAX_EVENT_BYTES = 1024 * 1024
+MAX_ERROR_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def decode(
         return _refused(record, _reason(error), _problem(error))
     if record.key != event.key().encode():
         field = "item_id" if kind == Item.KIND else "user_id"
-        problem = f"the key of the record must be its {field} {event.key()!r}, got {record.key!r}"
+        problem = f"the key of the record must be its {field}, got {'none' if record.key is None else 'another'}"
         return _refused(record, Reason.WRONG_KEY, problem)
     return event
 
@@ -83,7 +84,7 @@ def _problem(error: ValidationError) -> str:
 def _refused(record: Record, reason: Reason, problem: str) -> DeadLetter:
     return DeadLetter(
         reason=reason,
-        error=problem,
+        error=problem[:MAX_ERROR_CHARS],
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,

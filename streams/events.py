@@ -29,12 +29,19 @@ def epoch_ms(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(f"`ts` must be epoch milliseconds or an RFC 3339 time, got {value}")
     if isinstance(value, str):
-        value = datetime.fromisoformat(value)
+        value = _rfc_3339(value)
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ValueError(f"`ts` must carry a UTC offset, got {value.isoformat()}; add `Z` for UTC")
         return round(value.timestamp() * 1000)
     return value
+
+
+def _rfc_3339(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"`ts` must be epoch milliseconds or an RFC 3339 time, got {text[:40]!r}") from None
 
 
 _TIME_SCHEMA = {

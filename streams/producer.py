@@ -162,9 +162,10 @@ class EventProducer:
 
     def _let_go(self) -> None:
         try:
-            self._producer.close(timeout=0)
+            self._producer.close(timeout=0 if self._pending else CLOSE_TIMEOUT_SECONDS)
         except KafkaTimeoutError:  # it refuses to close while records are unconfirmed; they are given up, and counted
             self._producer._sender.force_close()
+            self._producer._sender.join(CLOSE_TIMEOUT_SECONDS)
 
     def _reserve(self, size_bytes: int) -> None:
         """The client buffers without end; here the caller waits once too much is unconfirmed."""

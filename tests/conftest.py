@@ -220,7 +220,7 @@ def kafka_connection(request: pytest.FixtureRequest) -> KafkaConnection:
     return apache.connection
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_topics() -> Callable[..., Topics]:
     """Creates topics that no other test has, small enough for the embedded broker."""
 

@@ -1,6 +1,5 @@
 """What happens when the broker goes away, comes back, or will not have us."""
 
-import gc
 import itertools
 import os
 import signal
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,7 @@ from streams.embedded_broker import EmbeddedBroker
 from streams.errors import BrokerUnreachableError, ConsumeError, DeliveryError, EmbeddedBrokerError, TopicError
 from streams.topics import ensure_topics
 
-# kafka-python leaves the socket of a failed TLS handshake to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
-
 NOWHERE = KafkaConnection(bootstrap_servers="127.0.0.1:1")
-
-
-@pytest.fixture(autouse=True)
-def _collect() -> Iterator[None]:
-    """Collects such sockets while they are forgiven."""
-    yield
-    gc.collect()
 
 
 def click(number: int) -> Click:

@@ -1,0 +1,93 @@
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from streams.events import MAX_TS_MS, MODELS, Click, Impression, Item, Purchase, json_schemas
+
+CLICK = {"event_id": "e-1", "ts": 1_700_000_000_000, "user_id": "u-1", "item_id": "i-1"}
+ITEM = {"event_id": "e-1", "ts": 1, "item_id": "i-1", "kind": "product", "title": "Teapot"}
+SHOWN = {"event_id": "e", "ts": 1, "request_id": "r", "user_id": "u", "scenario": "home"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (1_700_000_000_123, 1_700_000_000_123),
+        ("2023-11-14T22:13:20Z", 1_700_000_000_000),
+        ("2023-11-14T23:13:20.123+01:00", 1_700_000_000_123),
+        ("1700000000000", None),
+        ("2023-11-14T22:13:20", None),
+        ("2023-11-14", None),
+        ("yesterday", None),
+        (True, None),
+        (1.5, None),
+        (-1, None),
+        (MAX_TS_MS + 1, None),
+        (None, None),
+    ],
+)
+def test_time_is_epoch_milliseconds_or_rfc_3339(given: Any, expected: int | None) -> None:
+    value = json.dumps(CLICK | {"ts": given})
+    if expected is None:
+        with pytest.raises(ValidationError, match="ts"):
+            Click.model_validate_json(value)
+    else:
+        assert Click.model_validate_json(value).ts == expected
+
+
+@pytest.mark.parametrize("field", ["event_id", "user_id", "item_id"])
+@pytest.mark.parametrize("bad", ["", "x" * 257, None, 7])
+def test_ids_are_texts_of_1_to_256_characters(field: str, bad: Any) -> None:
+    with pytest.raises(ValidationError, match=field):
+        Click.model_validate(CLICK | {field: bad})
+    assert Click.model_validate(CLICK | {field: "ß" * 256})
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (Click, CLICK | {"position": -1}),
+        (Click, CLICK | {"scenario": "Home Page"}),
+        (Click, CLICK | {"schema_version": 2}),
+        (Purchase, CLICK | {"quantity": 0}),
+        (Purchase, CLICK | {"price": -0.01}),
+        (Purchase, CLICK | {"price": float("nan")}),
+        (Item, ITEM | {"kind": "banner"}),
+        (Item, ITEM | {"status": "gone"}),
+        (Impression, SHOWN | {"items": []}),
+        (Impression, SHOWN | {"items": [{"item_id": "i"}]}),
+    ],
+)
+def test_what_is_wrong_is_refused(model: Any, fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        model.model_validate(fields)
+
+
+def test_unknown_fields_are_ignored_and_defaults_filled_in() -> None:
+    click = Click.model_validate(CLICK | {"colour": "red"})
+    assert click == Click(**CLICK, scenario="home", schema_version=1)
+    assert not hasattr(click, "colour")
+    assert Purchase.model_validate(CLICK).quantity == 1
+    assert Item.model_validate(ITEM).status == "active"
+
+
+def test_events_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Click.model_validate(CLICK).item_id = "i-2"  # type: ignore[misc]
+
+
+def test_user_events_are_keyed_by_user_and_items_by_item() -> None:
+    assert Click.model_validate(CLICK).key() == Purchase.model_validate(CLICK).key() == "u-1"
+    assert Item.model_validate(ITEM).key() == "i-1"
+
+
+def test_schemas_are_complete_and_name_both_forms_of_time() -> None:
+    schemas = json_schemas()
+    assert set(schemas) == set(MODELS) == {"impression", "click", "purchase", "item"}
+    for kind, schema in schemas.items():
+        assert schema["properties"]["ts"]["anyOf"][1]["format"] == "date-time", kind
+        assert schema["properties"]["schema_version"]["const"] == 1
+        json.dumps(schema)
+    assert set(schemas["click"]["required"]) == {"event_id", "ts", "user_id", "item_id"}

@@ -1,0 +1,24 @@
+import pytest
+from pydantic import ValidationError
+
+from streams.topics import Topics
+
+
+def test_kind_and_topic_name_each_other() -> None:
+    topics = Topics(clicks="shop.clicks")
+    for kind in ("impression", "click", "purchase", "item"):
+        assert topics.kind_of(topics.of_kind(kind)) == kind
+    assert topics.of_kind("click") == "shop.clicks"
+    assert topics.kind_of(topics.adapters) is topics.kind_of(topics.dead_letters) is topics.kind_of("x") is None
+
+
+def test_default_names() -> None:
+    assert Topics().names() == [
+        f"headwater.{name}" for name in ("impressions", "clicks", "purchases", "items", "adapters", "dead-letters")
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "x" * 250])
+def test_a_name_that_kafka_would_refuse_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="clicks"):
+        Topics(clicks=name)
