@@ -27,9 +27,11 @@ class Catalogue:
         self.hidden: list[Tensor] = []  # fp16 [tokens, dim] a row
 
     def __len__(self) -> int:
+        """Items."""
         return len(self.ids)
 
     def __contains__(self, item_id: object) -> bool:
+        """Whether an item has a row."""
         return item_id in self.rows
 
     def upsert(self, items: Iterable[tuple[str, str]]) -> list[int]:

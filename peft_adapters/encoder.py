@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from peft_adapters.errors import EncoderError
 from peft_adapters.settings import DEFAULT_MODEL, EncoderSettings
@@ -45,19 +48,21 @@ class Encoder:
         self.settings = settings
         path = _model_path(settings.model)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
-            base = AutoModel.from_pretrained(path, attn_implementation="sdpa")
+            with _no_progress_bar():
+                self.tokenizer = AutoTokenizer.from_pretrained(path)
+                base = AutoModel.from_pretrained(path, attn_implementation="sdpa")
         except (OSError, ValueError) as error:
             raise EncoderError(
-                f"`encoder.model` must name a Hugging Face encoder that can be loaded, got {settings.model!r}: {error}; "
-                "give a local path, or an id whose files are in the local cache"
+                f"`encoder.model` must name a Hugging Face encoder that can be loaded, got {settings.model!r}: {error}"
+                "; give a local path, or an id whose files are in the local cache"
             ) from error
         base.float().eval()
         self.dim = int(base.config.hidden_size)
         name, layers = _transformer_layers(base)
         if settings.lora_layers > len(layers):
             raise EncoderError(
-                f"`encoder.lora_layers` must be at most {len(layers)} for {settings.model!r}, got {settings.lora_layers}"
+                f"`encoder.lora_layers` must be at most {len(layers)}, the layers of {settings.model!r}, "
+                f"got {settings.lora_layers}"
             )
         self.split = len(layers) - settings.lora_layers
         self.base_digest = _digest(base, self.tokenizer, self.split, settings.max_tokens)
@@ -119,7 +124,8 @@ class Encoder:
         own = get_peft_model_state_dict(self.peft_model)
         if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in state.items()}:
             raise EncoderError(
-                "the adapter's tensors do not fit this encoder's LoRA configuration; use the same `encoder.lora_*` settings"
+                "the adapter's tensors do not fit this encoder's LoRA configuration; "
+                "use the same `encoder.lora_*` settings"
             )
         set_peft_model_state_dict(self.peft_model, state)
 
@@ -178,7 +184,19 @@ def _model_path(model: str) -> str:
     return str(get_model_path())
 
 
-def _transformer_layers(base: nn.Module) -> tuple[str, nn.ModuleList]:
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading takes under a second; a bar would only get between the lines of a log."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _transformer_layers(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The list of transformer blocks: the one module list with as many entries as the configuration has layers."""
     count = base.config.num_hidden_layers
     for name, module in base.named_modules():
@@ -196,12 +214,15 @@ def _linear_names(name: str, layers: nn.ModuleList, split: int) -> list[str]:
     ]
 
 
-def _with_lora(base: nn.Module, settings: EncoderSettings, targets: list[str]) -> PeftModel:
+def _with_lora(base: PreTrainedModel, settings: EncoderSettings, targets: list[str]) -> PeftModel:
     config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=targets, lora_dropout=0.0)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft 0.21 asks for an attribute that transformers 5 has renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         torch.manual_seed(settings.lora_seed)
-        model = get_peft_model(base, config)  # type: ignore[arg-type]
-    return model.eval()  # type: ignore[return-value]
+        model = get_peft_model(base, config)
+    model.eval()
+    return model
 
 
 def _digest(base: nn.Module, tokenizer: Any, split: int, max_tokens: int) -> str:

@@ -2,7 +2,8 @@
 
 `z_i = normalize(text_i + gate_i * residual_i)`, kept in two roles: what an item says when it was just looked at
 (query) and when it is a candidate. The gate `n / (n + 5)` of an item with `n` events lets text speak for what is new
-and lets the residual take over as evidence comes in. The score is a head's weighted sum of counter and affinity features.
+and lets the residual take over as evidence comes in. The score is a head's weighted sum of counter and affinity
+features.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Ranker:
         return cls(heads, torch.zeros(0, dim), {role: torch.zeros(0, dim) for role in ROLES})
 
     def __len__(self) -> int:
+        """Items."""
         return len(self.text)
 
     def grow(self, size: int) -> None:
@@ -81,6 +83,7 @@ class FrozenRanker:
         self._query, self._candidate = (ranker.vectors(role) for role in ROLES)
 
     def __len__(self) -> int:
+        """Items."""
         return len(self._candidate)
 
     @torch.inference_mode()

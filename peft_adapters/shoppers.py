@@ -29,6 +29,7 @@ class Contexts:
     ages: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
+        """Contexts."""
         return len(self.items)
 
 
@@ -56,9 +57,11 @@ class Shoppers:
         self._shoppers: OrderedDict[str, _Shopper] = OrderedDict()
 
     def __len__(self) -> int:
+        """Shoppers remembered."""
         return len(self._shoppers)
 
     def __contains__(self, user_id: object) -> bool:
+        """Whether a shopper is remembered."""
         return user_id in self._shoppers
 
     def context(self, user_id: str, session_key: str | None, ts_ms: int) -> tuple[list[int], list[int]]:
@@ -74,7 +77,7 @@ class Shoppers:
         shopper = self._shoppers.get(user_id)
         if shopper is None or not shopper.goes_on(session_key, ts_ms):
             return []
-        newest = []
+        newest: list[int] = []
         for item, session in zip(reversed(shopper.items), reversed(shopper.sessions), strict=True):
             if session != shopper.session or len(newest) == limit:
                 break

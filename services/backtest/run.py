@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-
 from peft_adapters.catalogue import Catalogue, item_text
 from peft_adapters.encoder import Encoder
 from peft_adapters.learner import Learner
@@ -46,7 +45,8 @@ def read_examples(path: Path, known: set[str], *, max_events: int | None) -> lis
     unknown = {example.item_id for example in examples} - known
     if unknown:
         raise DatasetError(
-            f"{path}: {len(unknown)} items are not in the catalogue, among them {sorted(unknown)[:3]}; add them to --items"
+            f"{path}: {len(unknown)} items are not in the catalogue, among them {sorted(unknown)[:3]}; "
+            "add them to --items"
         )
     return sorted(examples, key=lambda example: example.ts)
 
@@ -95,8 +95,8 @@ def run_policy(
     """Replay the stream: every event is judged by what stood after the batch before, then learnt."""
     model = new_learner(encoder.model_copy(update={"lora_seed": learner.seed}), learner)
     model.add_items(items)
-    for batch in _batches(warm_up, batch_events):
-        model.learn(model.observe(batch))
+    for earlier in _batches(warm_up, batch_events):
+        model.learn(model.observe(earlier))
     ranks = Ranks()
     sold_items = {example.item_id for example in warm_up}
     users = {example.user_id for example in warm_up}
@@ -118,9 +118,7 @@ def new_learner(encoder_settings: EncoderSettings, settings: LearnerSettings) ->
     """A learner of an empty catalogue, its frozen activations kept in the settings' cache."""
     encoder = Encoder(encoder_settings)
     path = encoder_settings.cache_dir / "prefix.sqlite" if encoder_settings.cache_dir else None
-    return Learner(
-        encoder, Catalogue(PrefixCache(encoder, path, max_bytes=encoder_settings.cache_max_bytes)), settings
-    )
+    return Learner(encoder, Catalogue(PrefixCache(encoder, path, max_bytes=encoder_settings.cache_max_bytes)), settings)
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
