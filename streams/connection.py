@@ -210,12 +210,17 @@ def _is_host_and_port(server: str) -> bool:
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Collects the client's own errors: it reports a wrong password only there, to its caller it is a time-out."""
+    """Collects what clients started meanwhile complain of: a wrong password is told only there.
+
+    Clients log from threads of their own; what comes from older threads is about other connections.
+    """
     heard: list[str] = []
+    older = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
 
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(_OBJECT.sub("", record.getMessage()))
+            if record.thread not in older:
+                heard.append(_OBJECT.sub("", record.getMessage()))
 
     ear = Ear(level=logging.ERROR)
     _client_log.addHandler(ear)

@@ -31,6 +31,7 @@ class MicroBatcher:
         self._max_bytes = max_bytes
         self._waiting: deque[tuple[Example, int, float]] = deque()  # example, bytes, time of arrival
         self._bytes = 0
+        self._closed = False
 
     def __len__(self) -> int:
         """How many examples wait."""
@@ -52,10 +53,15 @@ class MicroBatcher:
         if not self._waiting:
             return False
         return (
-            len(self._waiting) >= self._max_events
+            self._closed
+            or len(self._waiting) >= self._max_events
             or self._bytes >= self._max_bytes
             or now - self._waiting[0][2] >= self._max_age_seconds
         )
+
+    def close(self) -> None:
+        """Makes what waits ready, whatever the limits say: no more is to come."""
+        self._closed = True
 
     def take(self) -> list[Example]:
         """Takes the next batch, oldest first; empty when nothing waits."""

@@ -257,13 +257,34 @@ class TestUnreachable:
             time.sleep(0.05)
         assert (producer.delivered, producer.failed) == (1, 1)
 
+    def test_closed_clients_of_a_lost_broker_leave_no_thread(self, tmp_path: Path) -> None:
+        before = set(threading.enumerate())
+        with EmbeddedBroker(tmp_path) as broker:
+            ensure_topics(connection_to(broker), Topics(), bounded=True)
+            producer = EventProducer(connection_to(broker))
+            consumer = PartitionConsumer(connection_to(broker), [Topics().clicks], group_id="g")
+            consumer.commit(consumer.positions())
+            broker.stop()
+            producer.send(click(1))
+            with pytest.raises(DeliveryError):
+                producer.close(0.1)
+            consumer.close()
+        assert set(threading.enumerate()) <= before
+
 
 @pytest.mark.kafka
 class TestTurnedAway:
     def test_wrong_password_is_hinted_at(self, apache_kafka_sasl_ssl: Any) -> None:
         wrong = KafkaConnection(**apache_kafka_sasl_ssl.connection.model_dump() | {"sasl_password": "wrong"})
-        with pytest.raises(BrokerUnreachableError, match=r"socket disconnected .*sasl_password"):
+        with pytest.raises(BrokerUnreachableError, match=r"a wrong `sasl_username` or `sasl_password`"):
             wait_for_broker(wrong, timeout_seconds=1)
+
+    def test_refused_clients_leave_no_thread(self, apache_kafka_sasl_ssl: Any) -> None:
+        before = set(threading.enumerate())
+        wrong = KafkaConnection(**apache_kafka_sasl_ssl.connection.model_dump() | {"sasl_password": "wrong"})
+        with pytest.raises(BrokerUnreachableError):
+            wait_for_broker(wrong, timeout_seconds=1)
+        assert set(threading.enumerate()) <= before
 
     def test_unknown_authority_is_named(self, apache_kafka_sasl_ssl: Any) -> None:
         strangers = KafkaConnection(**apache_kafka_sasl_ssl.connection.model_dump() | {"ssl_cafile": None})
