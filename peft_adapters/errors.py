@@ -9,6 +9,7 @@ HeadwaterModelError
 │   ├── BundleDigestError          bytes differ from the digest recorded for them
 │   │   └── BundleSizeError        a file missing, cut short or too long
 │   └── BundleBaseMismatchError    made for another frozen encoder
+├── CheckpointError                a checkpoint that cannot be read, or belongs to another encoder or release
 ├── EncoderError                   an encoder that cannot be loaded, or used as asked
 └── RegistryError
     ├── RegistryAddressError       no kind of store is known, or installed, for this address
@@ -51,6 +52,10 @@ class BundleSizeError(BundleDigestError):
 
 class BundleBaseMismatchError(BundleError):
     """The bundle was made for another frozen encoder."""
+
+
+class CheckpointError(HeadwaterModelError):
+    """A checkpoint cannot be read, or belongs to another encoder or release."""
 
 
 class EncoderError(HeadwaterModelError):

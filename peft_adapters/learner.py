@@ -33,13 +33,20 @@ class Positive(Protocol):
     """What the learner needs to know of a click or purchase."""
 
     @property
-    def user_id(self) -> str: ...
+    def user_id(self) -> str:
+        """Who."""
+
     @property
-    def session_id(self) -> str | None: ...
+    def session_id(self) -> str | None:
+        """In which session, where the producer says so."""
+
     @property
-    def item_id(self) -> str: ...
+    def item_id(self) -> str:
+        """What."""
+
     @property
-    def ts(self) -> int: ...
+    def ts(self) -> int:
+        """When, event time in epoch milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class Batch:
         before: rows before each event in its session, newest first.
         first_of_item: [events] whether no earlier batch had an event of the item.
         new_shopper: [events] whether the shopper had done nothing before.
+        item_count: size of the catalogue.
         columns: [candidates] rows that features were computed for; None is the whole catalogue.
         candidates: [candidates] rows the step is taken on, positives included, sorted.
         log_expected: [candidates] log of the probability that a candidate is in the sample.
@@ -65,6 +73,7 @@ class Batch:
     before: list[list[int]]
     first_of_item: np.ndarray
     new_shopper: np.ndarray
+    item_count: int
     columns: IntArray | None
     candidates: IntArray
     log_expected: Tensor
@@ -73,6 +82,7 @@ class Batch:
     context_rows: IntArray
 
     def __len__(self) -> int:
+        """Events."""
         return len(self.items)
 
 
@@ -142,6 +152,7 @@ class Learner:
             before=before,
             first_of_item=self.ranker.counters.events[items] == 0,
             new_shopper=new_shopper,
+            item_count=len(self.catalogue),
             columns=columns,
             candidates=candidates,
             log_expected=log_expected,
@@ -193,6 +204,8 @@ class Learner:
     def learn(self, batch: Batch) -> float:
         """One step on a batch, then count it; the loss (nats an event) before the step."""
         loss = self._step(batch)
+        if self.settings.lora:
+            self._accumulate_lora(batch)
         self.ranker.counters.update(batch.items, batch.before)
         self.batches_learned += 1
         self.events_learned += len(batch)
@@ -202,41 +215,48 @@ class Learner:
         return loss
 
     def _step(self, batch: Batch) -> float:
+        """Move heads and residuals, texts standing still."""
         heads = self.ranker.heads.clone().requires_grad_()
-        candidates, contexts = torch.from_numpy(batch.candidates), torch.from_numpy(batch.context_rows)
-        live_rows, live = self._live_text(batch)
-        candidate = _Side(self.ranker, "candidate", candidates, live_rows, live)
-        query = _Side(self.ranker, "query", contexts, live_rows, live)
-        affinities = affinity_features(batch.affinity_weights @ query.vectors, candidate.vectors)
-        chosen = candidates if batch.columns is None else slice(None)
-        features = torch.cat([batch.counter_features[:, :, chosen], affinities])  # [FEATURES, events, candidates]
-        logits = torch.einsum("fbn,f->bn", features, heads) - batch.log_expected
-        targets = torch.from_numpy(np.searchsorted(batch.candidates, batch.items))
-        loss = torch.nn.functional.cross_entropy(logits, targets)
-        loss.backward()
-        assert heads.grad is not None  # noqa: S101 - set by backward
-        self.heads_optimiser.step(heads.grad * self._mask)
-        for side in (query, candidate):
-            self._step_residuals(side)
+        query = _Side(self.ranker, "query", batch.context_rows)
+        candidate = _Side(self.ranker, "candidate", batch.candidates)
+        loss = _loss(batch, heads, query, candidate, batch.log_expected)
+        gradients = torch.autograd.grad(loss, [heads, query.residual, candidate.residual], allow_unused=True)
+        self.heads_optimiser.step(gradients[0] * self._mask)
+        for side, gradient in ((query, gradients[1]), (candidate, gradients[2])):
+            if self.settings.residuals and gradient is not None:
+                rows = torch.from_numpy(side.rows)
+                self.row_optimisers[side.role].step(self.ranker.residuals[side.role], rows, gradient)
+                self.touched.update(side.rows.tolist())
         return float(loss.detach())
 
-    def _step_residuals(self, side: _Side) -> None:
-        if self.settings.residuals and side.residual.grad is not None:
-            self.row_optimisers[side.role].step(self.ranker.residuals[side.role], side.rows, side.residual.grad)
-            self.touched.update(side.rows.tolist())
+    def _accumulate_lora(self, batch: Batch) -> None:
+        """Add a batch's gradient to LoRA's, heads and residuals standing still.
 
-    def _live_text(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Rows whose text vectors carry gradients to LoRA in this step, and those vectors.
-
-        Items bought, then what their shoppers looked at last, then negatives, up to `lora_items`.
+        The loss is the same on fewer candidates. All of them carry gradients: if only some did, LoRA would lower it by
+        pulling those towards every shopper.
         """
-        if not self.settings.lora:
-            return torch.empty(0, dtype=torch.int64), None
+        candidates, live_rows = self._lora_rows(batch)
+        live = self.catalogue.vectors(self.encoder.suffix, live_rows.tolist())
+        query = _Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
+        candidate = _Side(self.ranker, "candidate", candidates, live_rows=live_rows, live=live)
+        # Thinning negatives evenly scales each one's probability by the same factor, which a softmax does not feel.
+        log_expected = batch.log_expected[torch.from_numpy(np.searchsorted(batch.candidates, candidates))]
+        _loss(batch, self.ranker.heads, query, candidate, log_expected).backward()  # type: ignore[no-untyped-call]
+
+    def _lora_rows(self, batch: Batch) -> tuple[IntArray, IntArray]:
+        """Candidates of LoRA's loss (positives and some negatives), and all rows whose text it is trained on.
+
+        Up to `lora_items` rows: half of them for negatives, the rest for what was bought and what was looked at before.
+        """
+        positives = np.unique(batch.items)
+        others = np.setdiff1d(batch.candidates, positives, assume_unique=True)
+        generator = np.random.default_rng([self.settings.seed, self.batches_learned, 1])
+        negatives = generator.permutation(others)[: self.settings.lora_items // 2]
+        candidates = np.union1d(positives, negatives)
         weight = batch.affinity_weights.sum(dim=(0, 1)).numpy()
-        order = np.concatenate([batch.items, batch.context_rows[np.argsort(-weight, kind="stable")], batch.candidates])
-        _, first = np.unique(order, return_index=True)
-        rows = order[np.sort(first)[: self.settings.lora_items]]
-        return torch.from_numpy(rows), self.catalogue.vectors(self.encoder.suffix, rows.tolist())
+        looked_at = batch.context_rows[np.argsort(-weight, kind="stable")]
+        room = max(0, self.settings.lora_items - len(candidates))
+        return candidates, np.union1d(candidates, looked_at[~np.isin(looked_at, candidates)][:room])
 
     def mark_published(self) -> None:
         """Begin a new delta: what changes from here on goes into the next bundle."""
@@ -245,16 +265,39 @@ class Learner:
 
 
 class _Side:
-    """Vectors of one role in a step, differentiable in the rows' residuals and in the live texts."""
+    """Vectors of one role in a step, differentiable in the rows' residuals and in the live texts.
 
-    def __init__(self, ranker: Ranker, role: str, rows: Tensor, live_rows: Tensor, live: Tensor | None) -> None:
+    Args:
+        ranker: as it stands.
+        role: "query" or "candidate".
+        rows: [rows] sorted, distinct.
+        live_rows: sorted rows whose text vector is given in `live` [live rows, dim]; the others' stand still.
+    """
+
+    def __init__(
+        self,
+        ranker: Ranker,
+        role: str,
+        rows: IntArray,
+        *,
+        live_rows: IntArray | None = None,
+        live: Tensor | None = None,
+    ) -> None:
         self.role, self.rows = role, rows
-        self.residual = ranker.residuals[role][rows].requires_grad_()
-        text = ranker.text[rows]
-        if live is not None:
-            position = torch.full((len(ranker),), -1)
-            position[rows] = torch.arange(len(rows))
-            target = position[live_rows]
-            here = target >= 0
-            text = text.index_copy(0, target[here], live[here])
-        self.vectors = torch.nn.functional.normalize(text + ranker.gate()[rows] * self.residual, dim=1)
+        index = torch.from_numpy(rows)
+        self.residual = ranker.residuals[role][index].requires_grad_()
+        text = ranker.text[index]
+        if live_rows is not None and live is not None:
+            _, here, there = np.intersect1d(rows, live_rows, assume_unique=True, return_indices=True)
+            text = text.index_copy(0, torch.from_numpy(here), live[torch.from_numpy(there)])
+        self.vectors = torch.nn.functional.normalize(text + ranker.gate()[index] * self.residual, dim=1)
+
+
+def _loss(batch: Batch, heads: Tensor, query: _Side, candidate: _Side, log_expected: Tensor) -> Tensor:
+    """Sampled softmax over the candidates, log-Q corrected; the mean over events, in nats."""
+    places = candidate.rows if batch.columns is None else np.searchsorted(batch.columns, candidate.rows)
+    affinities = affinity_features(batch.affinity_weights @ query.vectors, candidate.vectors)
+    features = torch.cat([batch.counter_features[:, :, torch.from_numpy(places)], affinities])
+    logits = torch.einsum("fbn,f->bn", features, heads) - log_expected  # [events, candidates]
+    targets = torch.from_numpy(np.searchsorted(candidate.rows, batch.items))
+    return torch.nn.functional.cross_entropy(logits, targets)

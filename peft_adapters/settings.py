@@ -31,7 +31,7 @@ class EncoderSettings(BaseModel):
     model: str = Field(
         default=DEFAULT_MODEL, description="Hugging Face id or path; 'default' is the packaged all-MiniLM-L6-v2"
     )
-    max_tokens: int = Field(default=64, ge=4, le=512, description="texts are cut after this many tokens")
+    max_tokens: int = Field(default=48, ge=4, le=512, description="texts are cut after this many tokens")
     lora_layers: int = Field(default=1, ge=1, description="how many of the last layers carry LoRA")
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: int = Field(default=16, ge=1)

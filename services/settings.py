@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.registry.settings import RegistrySettings
+from services.updater.settings import UpdaterSettings
 from streams.connection import KafkaConnection
 from streams.events import Scenario
 from streams.topics import Topics
@@ -49,6 +50,7 @@ class Settings(BaseSettings):
         kafka: How to reach and trust the brokers.
         topics: The names of the topics.
         registry: Where the registry process keeps and serves adapters.
+        updater: When batches close and adapters are published.
         encoder: The frozen encoder and the shape of its adapter.
         learner: How the learner learns.
     """
@@ -62,6 +64,7 @@ class Settings(BaseSettings):
     kafka: KafkaConnection = KafkaConnection()
     topics: Topics = Topics()
     registry: RegistrySettings = RegistrySettings()
+    updater: UpdaterSettings = UpdaterSettings()
     encoder: EncoderSettings = EncoderSettings()
     learner: LearnerSettings = LearnerSettings()
 

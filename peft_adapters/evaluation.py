@@ -1,0 +1,126 @@
+"""Prequential evaluation: how well the model did on events it had not yet learnt from, over a rolling window.
+
+Every event gives two judged pairs: its own item (label 1) and one other candidate (label 0). A pair's score is the log
+of its lift over chance, `log(items * softmax(scores))`; an online logistic regression turns it into a probability, and
+river's metrics take it from there. With as many zeros as ones, normalised entropy is log loss over `log 2`
+(He et al. 2014).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from river import linear_model, metrics, optim, stats, utils
+from torch import Tensor
+
+from peft_adapters.learner import Batch
+
+_RATE = 0.01
+_LIFT_LIMIT = 20.0  # keeps one odd score from throwing the calibration
+
+Judged = tuple[float, float, int, bool, bool]  # probability of the item, of the other, rank, cold item, new user
+
+
+class Prequential:
+    """Rolling figures of judged events.
+
+    Args:
+        window_events: over how many events.
+        seed: of the choice of the other candidate.
+    """
+
+    def __init__(self, *, window_events: int = 2_000, seed: int = 0) -> None:
+        self._window_events, self._seed = window_events, seed
+        self._events = 0
+        self._calibrator = _calibrator(1.0, 0.0)
+        self._judged: deque[Judged] = deque(maxlen=window_events)
+        self._new_metrics()
+
+    def update(self, batch: Batch, scores: Tensor) -> None:
+        """Take in a judged batch; scores are `Learner.judge(batch)`, [events, columns]."""
+        own, other, ranks = self._lifts(batch, scores)
+        flags = zip(batch.first_of_item.tolist(), batch.new_shopper.tolist(), strict=True)
+        for lift, other_lift, rank, (cold, new) in zip(own, other, ranks, flags, strict=True):
+            judged = (self._probability(lift, 1), self._probability(other_lift, 0), rank, cold, new)
+            self._judged.append(judged)
+            self._count(judged)
+        self._events += len(batch)
+
+    def values(self) -> dict[str, float]:
+        """The figures over the window; nothing before the first event."""
+        if not self._judged:
+            return {}
+        log_loss = self._log_loss.get()
+        figures = {"roc_auc": self._roc_auc.get(), "log_loss": log_loss, "normalised_entropy": log_loss / math.log(2)}
+        figures |= {name: mean.get() for name, mean in self._means.items()}
+        for name, place in (("cold_item", 3), ("new_user", 4)):
+            ranks = [judged[2] for judged in self._judged if judged[place]]
+            if ranks:
+                figures[f"hr20_{name}"] = sum(rank <= 20 for rank in ranks) / len(ranks)
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        calibrator = [self._calibrator.weights.get("lift", 1.0), self._calibrator.intercept]
+        return {"events": self._events, "calibrator": calibrator, "judged": list(self._judged)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave: the window's events are counted again."""
+        self._events = state["events"]
+        self._calibrator = _calibrator(*state["calibrator"])
+        self._judged = deque((tuple(judged) for judged in state["judged"]), maxlen=self._window_events)
+        self._new_metrics()
+        for judged in self._judged:
+            self._count(judged)
+
+    def _new_metrics(self) -> None:
+        pairs = 2 * self._window_events
+        # river's Rolling hands every call on to what it wraps; its annotations do not say so.
+        self._roc_auc: Any = utils.Rolling(metrics.ROCAUC(n_thresholds=50), window_size=pairs)  # type: ignore[no-untyped-call]
+        self._log_loss: Any = utils.Rolling(metrics.LogLoss(), window_size=pairs)  # type: ignore[no-untyped-call]
+        self._means: dict[str, Any] = {
+            name: utils.Rolling(stats.Mean(), window_size=self._window_events) for name in ("ndcg10", "hr20")
+        }
+
+    def _lifts(self, batch: Batch, scores: Tensor) -> tuple[list[float], list[float], list[int]]:
+        """Log lifts of the items and of one other candidate each, and the items' ranks (ties count against)."""
+        columns = batch.items if batch.columns is None else np.searchsorted(batch.columns, batch.items)
+        own_column = torch.from_numpy(columns)[:, None]
+        corrected = scores if batch.columns is None else scores - batch.log_expected
+        base = torch.logsumexp(corrected, dim=1, keepdim=True) - math.log(batch.item_count)
+        # Any other column: a step of 1 to columns - 1 further, around the end.
+        generator = np.random.default_rng([self._seed, self._events])
+        steps = torch.from_numpy(generator.integers(1, max(2, scores.shape[1]), size=(len(batch), 1)))
+        lifts = (scores - base).clamp(-_LIFT_LIMIT, _LIFT_LIMIT)
+        own, other = lifts.gather(1, own_column), lifts.gather(1, (own_column + steps) % scores.shape[1])
+        ranks = (scores >= scores.gather(1, own_column)).sum(dim=1)
+        return own[:, 0].tolist(), other[:, 0].tolist(), ranks.tolist()
+
+    def _probability(self, lift: float, label: int) -> float:
+        """The calibrated probability, before the calibration learns from it."""
+        features = {"lift": lift}
+        probability = float(self._calibrator.predict_proba_one(features)[True])
+        self._calibrator.learn_one(features, bool(label))
+        return probability
+
+    def _count(self, judged: Judged) -> None:
+        own, other, rank = judged[:3]
+        for metric in (self._roc_auc, self._log_loss):
+            metric.update(True, own)
+            metric.update(False, other)
+        self._means["ndcg10"].update(1 / math.log2(rank + 1) if rank <= 10 else 0.0)
+        self._means["hr20"].update(float(rank <= 20))
+
+
+def _calibrator(weight: float, intercept: float) -> Any:
+    model = linear_model.LogisticRegression(
+        optimizer=optim.SGD(_RATE),
+        intercept_init=intercept,
+        intercept_lr=_RATE,
+        initializer=optim.initializers.Constant(weight),
+    )
+    return model

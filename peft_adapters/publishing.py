@@ -1,0 +1,123 @@
+"""From a learner to a bundle: what changed since the parent, or all of it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_adapters.bundle import Manifest, write_bundle
+from peft_adapters.gate import GateSettings, judge_candidate
+from peft_adapters.learner import Learner
+from peft_adapters.ranker import ROLES
+from peft_adapters.registry import AdapterRegistry
+
+DEFAULT_SNAPSHOT_EVERY = 20
+
+
+class Publisher:
+    """Turns a learner's state into the next version of its scenario.
+
+    The first version after a start is a full bundle, then come deltas, and a full one again every `snapshot_every`.
+
+    Args:
+        learner: whose state is published; this object marks what was.
+        registry: where to.
+        scenario: under which name.
+        staging: a directory for the bundle before it is uploaded.
+        gate: what a candidate must keep to.
+        snapshot_every: versions from one full bundle to the next.
+        keep_versions: older versions that no chain needs are deleted.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        registry: AdapterRegistry,
+        *,
+        scenario: str,
+        staging: Path,
+        gate: GateSettings,
+        snapshot_every: int = DEFAULT_SNAPSHOT_EVERY,
+        keep_versions: int = 3 * DEFAULT_SNAPSHOT_EVERY,
+    ) -> None:
+        self._learner, self._registry, self._scenario = learner, registry, scenario
+        self._staging, self._gate = staging, gate
+        self._snapshot_every, self._keep_versions = snapshot_every, keep_versions
+        self._parent: Manifest | None = None  # published by this process; None: the next bundle is a full one
+        self._published_items = 0
+
+    def candidate(
+        self, *, offsets: Mapping[str, int], watermark_ms: int, metrics: Mapping[str, float]
+    ) -> tuple[Path, Manifest]:
+        """Write the next version beside the registry and let the gate judge it.
+
+        Raises:
+            RegistryUnavailableError: the registry does not say what the newest version is.
+            OSError: the disk refused.
+        """
+        newest = self._registry.latest(self._scenario)
+        version = 1 if newest is None else newest.version + 1
+        parent = self._parent
+        full = parent is None or newest is None or newest.version != parent.version
+        full = full or version - newest.snapshot >= self._snapshot_every  # type: ignore[union-attr]
+        groups = bundle_groups(self._learner, full=full)
+        directory = self._staging / f"{version:08d}"
+        shutil.rmtree(directory, ignore_errors=True)
+        manifest = write_bundle(
+            directory,
+            groups=groups,
+            adapter_config=self._learner.encoder.adapter_config(),
+            item_ids=self._learner.catalogue.ids[0 if full else self._published_items :],
+            scenario=self._scenario,
+            version=version,
+            kind="full" if full else "delta",
+            parent=newest.version if newest else None,
+            snapshot=version if full else newest.snapshot,  # type: ignore[union-attr]
+            base_digest=self._learner.encoder.base_digest,
+            offsets=dict(offsets),
+            watermark_ms=watermark_ms,
+            published_at_ms=time.time_ns() // 1_000_000,
+            events_learned=self._learner.events_learned,
+            metrics=dict(metrics),
+            gate=judge_candidate(groups, self._gate),
+        )
+        return directory, manifest
+
+    def publish(self, directory: Path, manifest: Manifest) -> None:
+        """Make a candidate that passed the newest version.
+
+        Raises:
+            RegistryUnavailableError: the store failed; the learner's changes stay unpublished and go with the next.
+        """
+        self._registry.publish(directory, manifest)
+        self._learner.mark_published()
+        self._parent, self._published_items = manifest, len(self._learner.catalogue)
+        if manifest.kind == "full":
+            self._registry.prune(self._scenario, keep=self._keep_versions)
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def keep_refused(self, directory: Path, manifest: Manifest) -> None:
+        """Put a refused candidate aside for inspection; its changes stay unpublished."""
+        self._registry.keep_refused(directory, manifest)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor]]:
+    """Tensors of a bundle: all of the learner's state that scores follow from, or what changed since the parent."""
+    ranker = learner.ranker
+    changed = np.array(sorted(learner.touched), dtype=np.int64)
+    rows = torch.arange(len(ranker)) if full else torch.from_numpy(changed)
+    residuals: dict[str, Any] = {role: ranker.residuals[role][rows].half() for role in ROLES}
+    return {
+        "adapter_model": learner.encoder.lora_state(),
+        "heads": {"weights": ranker.heads.detach().clone()},
+        "residuals": {"rows": rows.to(torch.int32)} | residuals,
+        "counters": ranker.counters.full() if full else ranker.counters.delta(),
+    }

@@ -1,0 +1,1 @@
+"""The updater: events in, adapters out. `loop.py` shows all of it."""

@@ -1,0 +1,40 @@
+"""`headwater updater`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+import structlog
+import torch
+
+from services.http import start_metrics_server
+from services.metrics import UpdaterMetrics, new_registry
+from services.settings import Settings
+from services.updater.loop import Updater
+from streams.connection import wait_for_broker
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Learn until SIGTERM or SIGINT, or until `updater.max_events` are learnt."""
+    stop = threading.Event()
+
+    def ask_to_stop(number: int, _frame: FrameType | None) -> None:
+        log.info("signal_received", signal=signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask_to_stop)
+    torch.set_num_threads(settings.updater.torch_threads)
+    registry = new_registry()
+    metrics = UpdaterMetrics(registry, topics=settings.topics)
+    server = start_metrics_server(registry, settings.updater.metrics_host, settings.updater.metrics_port)
+    try:
+        wait_for_broker(settings.kafka, stop=stop)
+        if not stop.is_set():
+            Updater(settings, metrics, stop).run()
+    finally:
+        server.close()

@@ -1,0 +1,28 @@
+"""Settings of the updater. Free of torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class UpdaterSettings(BaseModel):
+    """When a batch closes, when an adapter is published, and where things are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint_dir: Path = Path(".headwater/checkpoints")
+    registry_url: str = Field(default=".headwater/registry", description="a directory or any fsspec address")
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=9108, ge=0, le=65_535, description="0 takes a free one")
+    max_events: int | None = Field(default=None, ge=1, description="stop once so many are learnt; None never stops")
+    batch_events: int = Field(default=256, ge=1, description="a micro-batch closes at this many events")
+    batch_seconds: float = Field(default=1.0, gt=0, description="or when its first event has waited this long")
+    batch_bytes: int = Field(default=1 << 20, ge=1, description="or at this size")
+    publish_seconds: float = Field(default=2.0, ge=0, description="shortest time from one publication to the next")
+    snapshot_every: int = Field(default=20, ge=1, description="versions from one full bundle to the next")
+    keep_versions: int = Field(default=60, ge=1, description="older ones that no chain needs are deleted")
+    hold_seconds: float = Field(default=3_600.0, gt=0, description="event time an event waits for an unknown item")
+    dedupe_horizon: int = Field(default=200_000, ge=1, description="event ids remembered, by topic")
+    torch_threads: int = Field(default=1, ge=1, description="cores a learning step may use")
