@@ -1,0 +1,92 @@
+"""What became of every event, read from the updater's own metrics page."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from streams.topics import Topics
+
+TIMEOUT_SECONDS = 5.0
+SETTLED = ("learnt", "dead_letter", "duplicate", "expired")
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """Events of shoppers (the catalogue aside) by what became of them.
+
+    Attributes:
+        taken_in: Events read.
+        learnt: Events learnt from.
+        dead_letters: Events refused.
+        duplicates: Events dropped as seen before.
+        expired: Events whose item never came.
+        pending: Events not yet settled.
+        adapters_published: Adapters that passed the gate.
+        balanced: Whether ``in = learnt + dead_letter + duplicate + expired + pending`` holds on every topic.
+    """
+
+    taken_in: int = 0
+    learnt: int = 0
+    dead_letters: int = 0
+    duplicates: int = 0
+    expired: int = 0
+    pending: int = 0
+    adapters_published: int = 0
+    balanced: bool = True
+
+    @property
+    def lost(self) -> int:
+        """Events that were read and are nowhere: 0 when the books balance."""
+        return self.taken_in - self.learnt - self.dead_letters - self.duplicates - self.expired - self.pending
+
+
+def read_accounts(metrics_url: str, topics: Topics) -> Accounts:
+    """Asks an updater.
+
+    Args:
+        metrics_url: Its metrics page.
+        topics: The names of the topics.
+
+    Raises:
+        httpx.HTTPError: It does not answer.
+    """
+    return parse_accounts(httpx.get(metrics_url, timeout=TIMEOUT_SECONDS).raise_for_status().text, topics)
+
+
+def parse_accounts(text: str, topics: Topics) -> Accounts:
+    """Reads a metrics page.
+
+    Args:
+        text: In the Prometheus text format.
+        topics: The names of the topics.
+    """
+    events: Counter[tuple[str, str]] = Counter()  # (topic, outcome)
+    published = 0
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "headwater_events_total":
+                events[sample.labels["topic"], sample.labels["outcome"]] += int(sample.value)
+            elif sample.name == "headwater_events_pending":
+                events[sample.labels["topic"], "pending"] += int(sample.value)
+            elif sample.name == "headwater_adapters_total" and sample.labels["outcome"] == "published":
+                published = int(sample.value)
+    shoppers = (topics.impressions, topics.clicks, topics.purchases)
+
+    def total(outcome: str) -> int:
+        return sum(events[topic, outcome] for topic in shoppers)
+
+    return Accounts(
+        taken_in=total("in"),
+        learnt=total("learnt"),
+        dead_letters=total("dead_letter"),
+        duplicates=total("duplicate"),
+        expired=total("expired"),
+        pending=total("pending"),
+        adapters_published=published,
+        balanced=all(
+            events[topic, "in"] == sum(events[topic, outcome] for outcome in (*SETTLED, "pending"))
+            for topic in {topic for topic, _ in events}
+        ),
+    )

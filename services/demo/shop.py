@@ -1,0 +1,107 @@
+"""The shop that is replayed: shoppers are shown what the scorers recommend, then buy what they bought."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+
+from peft_adapters.shoppers import Shoppers
+from services.demo.quality import Context, Judgement, Quality
+from services.demo.storefront import Answer, Storefront
+from services.replay.pacer import Pacer
+from streams.events import Purchase
+from streams.producer import EventProducer
+
+JUDGED_PER_SECOND = 16.0
+LEAD_SECONDS = 0.15  # a request is sent so long before its purchase, so that the pace does not wait for the answer
+
+Question = tuple[Context, "Future[Answer | None]"]
+
+
+class Shop:
+    """Publishes purchases at a pace, and now and then asks beforehand what to recommend.
+
+    A recommendation is judged only when its answer was there before its purchase was published, so that no scorer can
+    have learnt, or heard of, what it is asked to foretell.
+
+    Args:
+        purchases: In order.
+        rows: Of each item, as the model never updated knows it.
+        rate: Purchases per second.
+        storefront: Which asks.
+        quality: Which judges.
+    """
+
+    def __init__(
+        self,
+        purchases: Sequence[Purchase],
+        *,
+        rows: Mapping[str, int],
+        rate: float,
+        storefront: Storefront,
+        quality: Quality,
+    ) -> None:
+        self.published = 0
+        self.ts = purchases[0].ts  # epoch milliseconds, the time in the shop
+        self._purchases = purchases
+        self._rows = rows
+        self._ids = {row: item_id for item_id, row in rows.items()}
+        self._rate = rate
+        self._judge_every = max(1, round(rate / JUDGED_PER_SECOND))
+        self._lead = max(1, round(rate * LEAD_SECONDS))
+        self._storefront = storefront
+        self._quality = quality
+        self._shoppers = Shoppers()
+
+    def run(self, producer: EventProducer, stop: threading.Event) -> None:
+        """Publishes until all is published and confirmed, or `stop` is set.
+
+        Args:
+            producer: To publish with.
+            stop: Ends it early.
+
+        Raises:
+            DeliveryError: The broker did not confirm an event.
+        """
+        pacer = Pacer(rate=self._rate, sleep=stop.wait)
+        for purchase, question in self._ahead():
+            pacer.wait(purchase.ts)
+            if stop.is_set():
+                return
+            if question is not None:
+                self._judge(purchase, *question)
+            producer.send(purchase)
+            self.published += 1
+            self.ts = purchase.ts
+        producer.flush()
+
+    def _ahead(self) -> Iterator[tuple[Purchase, Question | None]]:
+        """Walks the purchases, with the questions asked some purchases before they are due."""
+        ahead: deque[tuple[Purchase, Question | None]] = deque()
+        for index, purchase in enumerate(self._purchases):
+            question = self._ask(purchase) if index % self._judge_every == 0 else None
+            self._shoppers.update(purchase.user_id, purchase.session_id, purchase.ts, self._rows[purchase.item_id])
+            ahead.append((purchase, question))
+            if len(ahead) > self._lead:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _ask(self, purchase: Purchase) -> Question:
+        """Asks as a storefront would: it knows who, and what is in the session so far."""
+        items, ages = self._shoppers.context(purchase.user_id, purchase.session_id, purchase.ts)
+        session = [self._ids[item] for item, age in zip(items, ages, strict=True) if age == 0]
+        shopper = {
+            "user_id": purchase.user_id,
+            "session_id": purchase.session_id,
+            "session_items": session[::-1],  # oldest first
+            "ts": purchase.ts,
+        }
+        return (items, ages), self._storefront.recommend(shopper)
+
+    def _judge(self, purchase: Purchase, context: Context, future: "Future[Answer | None]") -> None:
+        """Waits for the answer: the purchase must not be published before it is there."""
+        answer = future.result()
+        if answer is None:
+            return
+        rank = answer.items.index(purchase.item_id) + 1 if purchase.item_id in answer.items else None
+        self._quality.add(Judgement(rank, context, self._rows[purchase.item_id]))

@@ -1,0 +1,140 @@
+"""Sets the stage: broker, topics, catalogue, and the real processes; and clears it in the right order."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+
+from kafka import KafkaAdminClient
+from rich.status import Status
+
+from services.demo.processes import Child, environment, stop_all
+from services.settings import Settings
+from streams.connection import KafkaConnection, open_client
+from streams.embedded_broker import EmbeddedBroker
+from streams.events import Item
+from streams.producer import EventProducer
+from streams.topics import Topics, ensure_topics
+
+SCORERS = 2
+START_TIMEOUT_SECONDS = 60.0
+READY_TIMEOUT_SECONDS = 240.0  # the first run encodes the whole catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Everything up and ready.
+
+    Attributes:
+        settings: As the processes have them, the broker's address included.
+        registry_dir: Where the adapters are kept.
+        registry_url: Of the registry process.
+        metrics_url: Of the updater.
+        scorer_urls: Of the scorers.
+        children: The processes, the first started first.
+    """
+
+    settings: Settings
+    registry_dir: Path
+    registry_url: str
+    metrics_url: str
+    scorer_urls: list[str]
+    children: list[Child]
+
+    def check(self) -> None:
+        """Returns when all processes run.
+
+        Raises:
+            DemoError: One has ended.
+        """
+        for child in self.children:
+            child.check()
+
+
+@contextmanager
+def stage(settings: Settings, directory: Path, items: Sequence[Item], status: Status) -> Iterator[Stage]:
+    """Brings everything up, and takes it down in the end: the processes first, the broker last.
+
+    Args:
+        settings: The demo's own.
+        directory: For all files.
+        items: The catalogue.
+        status: Told what is under way.
+
+    Raises:
+        DemoError: A process did not come up.
+        HeadwaterStreamError: The broker did not.
+    """
+    with ExitStack() as undo:
+        status.update("starting the broker")
+        settings = undo.enter_context(_broker(settings, directory / "broker"))
+        status.update(f"publishing the catalogue, {len(items):,} items")
+        with EventProducer(settings.kafka, settings.topics) as producer:
+            for item in items:
+                producer.send(item)
+        children: list[Child] = []
+        undo.callback(stop_all, children)
+        status.update("starting registry, updater and two scorers")
+        up = _start(settings, directory, children)
+        status.update("waiting for the first adapter; a first run encodes every item's text, later ones remember")
+        for child, url in zip(children[-SCORERS:], up.scorer_urls, strict=True):
+            child.wait_ready(url, timeout_seconds=READY_TIMEOUT_SECONDS)
+        yield up
+
+
+def _start(settings: Settings, directory: Path, children: list[Child]) -> Stage:
+    """Starts the processes; what was started is in `children` even when a later one fails."""
+    log_dir, registry_dir = directory / "logs", directory / "registry"
+    log_dir.mkdir()
+    variables = environment(settings)
+
+    def start(name: str, *arguments: str) -> Child:
+        child = Child(name, arguments, environment=variables, log_dir=log_dir)
+        children.append(child)
+        return child.start()
+
+    store = ("--registry-url", str(registry_dir))
+    registry = start("registry", "registry", *store, "--port", "0")
+    checkpoints = ("--checkpoint-dir", str(directory / "checkpoints"))
+    updater = start("updater", "updater", *store, *checkpoints, "--metrics-port", "0")
+    registry_url = registry.url(timeout_seconds=START_TIMEOUT_SECONDS)
+    served = ("--registry-url", f"{registry_url}/v1/files")
+    scorers = [start(f"scorer-{n}", "scorer", *served, "--port", "0") for n in range(1, SCORERS + 1)]
+    return Stage(
+        settings=settings,
+        registry_dir=registry_dir,
+        registry_url=registry_url,
+        metrics_url=f"{updater.url(timeout_seconds=START_TIMEOUT_SECONDS)}/metrics",
+        scorer_urls=[scorer.url(timeout_seconds=START_TIMEOUT_SECONDS) for scorer in scorers],
+        children=children,
+    )
+
+
+@contextmanager
+def _broker(settings: Settings, data_dir: Path) -> Iterator[Settings]:
+    """Gives settings with a broker and its topics: an embedded one, or topics of the demo's own on the one given."""
+    if "bootstrap_servers" in settings.kafka.model_fields_set:
+        with _guest_topics(settings.kafka) as topics:
+            yield settings.model_copy(update={"topics": topics})
+        return
+    with EmbeddedBroker(data_dir) as broker:
+        kafka = KafkaConnection(bootstrap_servers=broker.bootstrap_servers)
+        ensure_topics(kafka, settings.topics, bounded=True)
+        yield settings.model_copy(update={"kafka": kafka})
+
+
+@contextmanager
+def _guest_topics(kafka: KafkaConnection) -> Iterator[Topics]:
+    """Creates topics that nobody else has, and removes them in the end."""
+    prefix = f"headwater-demo-{token_hex(4)}"
+    topics = Topics(**{name: f"{prefix}.{name.replace('_', '-')}" for name in Topics.model_fields})
+    created = ensure_topics(kafka, topics)
+    try:
+        yield topics
+    finally:
+        admin = open_client(KafkaAdminClient, kafka)
+        try:
+            admin.delete_topics(created)
+        finally:
+            admin.close()

@@ -1,0 +1,222 @@
+"""What the demo found: the figures, what it claims of them, and both in words."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from services.demo.accounts import Accounts
+from services.demo.freshness import percentile
+from services.demo.quality import Quality
+from services.demo.storefront import Traffic
+
+LEAST_LIFT = 1.10
+LEAST_EVENTS_FOR_LIFT = 3_000
+LEAST_ADAPTERS = 2
+MOST_FRESHNESS_P95_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The figures, as they go into ``--summary-json``; a figure of nothing is None."""
+
+    events_replayed: int
+    events_learned: int
+    dead_letters: int
+    adapters_published: int
+    adapters_served_by_each_scorer: list[int]
+    hr20_live: float | None
+    hr20_never_updated: float | None
+    ndcg20_live: float | None
+    ndcg20_never_updated: float | None
+    freshness_p50_seconds: float | None
+    freshness_p95_seconds: float | None
+    requests_total: int
+    requests_failed: int
+    rank_p50_ms: float | None
+    rank_p99_ms: float | None
+
+    def as_json(self) -> dict[str, object]:
+        """As JSON can hold it."""
+        return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something the demo says is true.
+
+    Attributes:
+        text: In words, with the figures.
+        holds: Whether it is true; None when there were too few events to tell.
+    """
+
+    text: str
+    holds: bool | None
+
+
+def summarise(
+    *, replayed: int, accounts: Accounts, traffic: Traffic, quality: Quality, freshness_seconds: list[float]
+) -> Summary:
+    """Draws the figures together.
+
+    Args:
+        replayed: Events published and confirmed.
+        accounts: The updater's.
+        traffic: The storefront's.
+        quality: All judged requests, settled.
+        freshness_seconds: Of every event that an answer has covered.
+    """
+    rank_ms = [1000 * seconds for seconds in traffic.rank_seconds]
+    return Summary(
+        events_replayed=replayed,
+        events_learned=accounts.learnt,
+        dead_letters=accounts.dead_letters,
+        adapters_published=accounts.adapters_published,
+        adapters_served_by_each_scorer=[len(scorer.versions) for scorer in traffic.scorers],
+        hr20_live=quality.live.hr20,
+        hr20_never_updated=quality.never_updated.hr20,
+        ndcg20_live=quality.live.ndcg20,
+        ndcg20_never_updated=quality.never_updated.ndcg20,
+        freshness_p50_seconds=percentile(freshness_seconds, 50),
+        freshness_p95_seconds=percentile(freshness_seconds, 95),
+        requests_total=traffic.total,
+        requests_failed=traffic.failed,
+        rank_p50_ms=percentile(rank_ms, 50),
+        rank_p99_ms=percentile(rank_ms, 99),
+    )
+
+
+def claims(summary: Summary, *, accounts: Accounts, uncovered: int, lift: float | None, failure: str) -> list[Claim]:
+    """What must be true for the demo to end well.
+
+    Args:
+        summary: The figures.
+        accounts: The updater's.
+        uncovered: Events that no answer has learnt.
+        lift: HR@20 live over never updated.
+        failure: What the first failed request met.
+    """
+    return [
+        _every_event_learnt_once(summary, accounts),
+        Claim(
+            "Every event reached the shopper: an answer came from an adapter that has learnt it"
+            + (f" ({uncovered:,} did not)" if uncovered else ""),
+            uncovered == 0 and summary.freshness_p95_seconds is not None,
+        ),
+        Claim(
+            f"95 % of events were in the answers within {MOST_FRESHNESS_P95_SECONDS:.0f} s "
+            f"({seconds(summary.freshness_p95_seconds)})",
+            summary.freshness_p95_seconds is not None and summary.freshness_p95_seconds <= MOST_FRESHNESS_P95_SECONDS,
+        ),
+        Claim(
+            f"No request failed ({summary.requests_failed:,} of {summary.requests_total:,})"
+            + (f"; the first: {failure}" if failure else ""),
+            summary.requests_failed == 0 and summary.requests_total > 0,
+        ),
+        Claim(
+            f"Each scorer changed adapters while it answered ({_and(summary.adapters_served_by_each_scorer)} served)",
+            min(summary.adapters_served_by_each_scorer) >= LEAST_ADAPTERS,
+        ),
+        _learning_pays(summary, lift),
+    ]
+
+
+def _every_event_learnt_once(summary: Summary, accounts: Accounts) -> Claim:
+    once = summary.events_learned == summary.events_replayed == accounts.taken_in
+    other = accounts.dead_letters + accounts.duplicates + accounts.expired + accounts.pending
+    text = (
+        f"Every event was learnt, and learnt once: {summary.events_replayed:,} published, {accounts.taken_in:,} taken"
+        f" in = {accounts.learnt:,} learnt + {accounts.dead_letters:,} dead letters + {accounts.duplicates:,} duplicates"
+        f" + {accounts.expired:,} expired + {accounts.pending:,} pending"
+    )
+    return Claim(text, once and accounts.balanced and other == 0 and summary.events_replayed > 0)
+
+
+def _learning_pays(summary: Summary, lift: float | None) -> Claim:
+    figures = f"HR@20 {share(summary.hr20_live)} live, {share(summary.hr20_never_updated)} never updated"
+    if summary.events_replayed < LEAST_EVENTS_FOR_LIFT:
+        return Claim(f"Learning pays: not claimed of fewer than {LEAST_EVENTS_FOR_LIFT:,} events ({figures})", None)
+    times = "-" if lift is None else f"{lift:.2f} times"
+    text = f"Learning pays: {figures}, {times} as many hits, at least {LEAST_LIFT:.2f} claimed"
+    return Claim(text, lift is not None and lift >= LEAST_LIFT)
+
+
+def tell(console: Console, summary: Summary, found: Sequence[Claim], *, judged: int) -> None:
+    """Prints what happened, what it means, and each claim with a tick or a cross.
+
+    Args:
+        console: Where.
+        summary: The figures.
+        found: The claims.
+        judged: Requests that were judged.
+    """
+    console.print("\n[bold]What happened[/]")
+    console.print(
+        Padding(
+            f"{summary.events_replayed:,} real purchases were published to Kafka. The updater learnt from them as they "
+            f"came and published {summary.adapters_published} adapters; two scorers took them up while a storefront "
+            f"sent them {summary.requests_total:,} requests. {judged:,} times a shopper was shown 20 items just before "
+            "a purchase, and then bought what the data says; the same requests were also ranked by the model as it "
+            "was at the start, which knows the shopper's session and history but has learnt nothing since.",
+            (0, 2),
+        )
+    )
+    console.print("\n[bold]What it means[/]")
+    table = Table.grid(padding=(0, 2))
+    for name, value, meaning in _meanings(summary):
+        table.add_row(f"  {name}", f"[bold]{value}[/]", meaning)
+    console.print(table)
+    console.print("\n[bold]What is claimed[/]")
+    marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]-[/]"}
+    for claim in found:
+        console.print(f"  {marks[claim.holds]} {claim.text}", highlight=False)
+
+
+def _meanings(summary: Summary) -> list[tuple[str, str, str]]:
+    return [
+        (
+            "in the 20 shown",
+            f"{share(summary.hr20_live)}",
+            f"of what was bought next (HR@20); {share(summary.hr20_never_updated)} by the model never updated",
+        ),
+        (
+            "NDCG@20",
+            f"{_figure(summary.ndcg20_live)}",
+            f"higher places count more; {_figure(summary.ndcg20_never_updated)} by the model never updated",
+        ),
+        (
+            "freshness",
+            seconds(summary.freshness_p50_seconds),
+            f"from a purchase to the first answer that has learnt it, median; p95 {seconds(summary.freshness_p95_seconds)}",
+        ),
+        (
+            "ranking",
+            milliseconds(summary.rank_p50_ms),
+            f"to order 100 items, median, as the storefront sees it; p99 {milliseconds(summary.rank_p99_ms)}",
+        ),
+    ]
+
+
+def share(value: float | None) -> str:
+    """A share in per cent."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def seconds(value: float | None) -> str:
+    """A time in seconds."""
+    return "-" if value is None else f"{value:.2f} s"
+
+
+def milliseconds(value: float | None) -> str:
+    """A time in milliseconds."""
+    return "-" if value is None else f"{value:.1f} ms"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _and(numbers: Sequence[int]) -> str:
+    return " and ".join(str(number) for number in numbers)
