@@ -195,7 +195,7 @@ def scorer(
     port: Port = None,
     registry_url: RegistryUrl = None,
     cache_dir: Annotated[
-        Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where adapters and item vectors are kept.")
+        Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where frozen activations of texts are kept.")
     ] = None,
     config: Config = None,
     bootstrap_servers: Servers = None,
@@ -206,8 +206,9 @@ def scorer(
 
     Example: headwater scorer --bootstrap-servers kafka:9092 --registry-url http://registry:8084/v1/files --port 8080
     """
-    section = {"host": host, "port": port, "registry_url": registry_url, "cache_dir": cache_dir}
-    settings = _settings(config, bootstrap_servers, log_level, scenario, scorer=section)
+    section = {"host": host, "port": port, "registry_url": registry_url}
+    sections = {"scorer": section, "encoder": {"cache_dir": cache_dir}}
+    settings = _settings(config, bootstrap_servers, log_level, scenario, **sections)
     from services.scorer.command import run
 
     run(settings)

@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.registry.settings import RegistrySettings
+from services.scorer.settings import ScorerSettings
 from services.updater.settings import UpdaterSettings
 from streams.connection import KafkaConnection
 from streams.events import Scenario
@@ -51,6 +52,7 @@ class Settings(BaseSettings):
         topics: The names of the topics.
         registry: Where the registry process keeps and serves adapters.
         updater: When batches close and adapters are published.
+        scorer: Where a scorer answers, and what from.
         encoder: The frozen encoder and the shape of its adapter.
         learner: How the learner learns.
     """
@@ -64,6 +66,7 @@ class Settings(BaseSettings):
     kafka: KafkaConnection = KafkaConnection()
     topics: Topics = Topics()
     registry: RegistrySettings = RegistrySettings()
+    scorer: ScorerSettings = ScorerSettings()
     updater: UpdaterSettings = UpdaterSettings()
     encoder: EncoderSettings = EncoderSettings()
     learner: LearnerSettings = LearnerSettings()

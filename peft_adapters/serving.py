@@ -1,0 +1,265 @@
+"""What a worker answers from: one version of the model over the items it knows, built beside the one before.
+
+A worker's items and an updater's come in different orders, and either may know some that the other does not yet. A
+served model keeps the updater's order, because the rows of a delta mean just that, and puts the worker's others behind.
+An item whose text has not come is kept in its row and never offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from peft_adapters.bundle import Bundle, Manifest
+from peft_adapters.catalogue import Catalogue
+from peft_adapters.counters import Counters, IntArray
+from peft_adapters.encoder import Encoder
+from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError, EncoderError
+from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
+from peft_adapters.settings import FEATURES
+from peft_adapters.shoppers import Contexts, pad
+
+_SAME_ADAPTER = ("r", "lora_alpha", "target_modules", "use_rslora")  # with other ones the same tensors say other things
+_NO_ROW = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What an updater has learnt up to a version, in its own rows: what the next delta changes.
+
+    Attributes:
+        item_ids: items in the updater's order.
+        heads: [features] weights of the score.
+        residuals: by role fp16 [items, dim].
+        counters: the streaming counters.
+        lora: the adapter under PEFT's names.
+    """
+
+    item_ids: list[str]
+    heads: Tensor
+    residuals: dict[str, Tensor]
+    counters: Counters
+    lora: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One version, ready to answer; nothing in it changes any more.
+
+    Attributes:
+        manifest: of the version.
+        learnt: what the next delta builds on.
+        item_ids: [items] the updater's items in its order, then the worker's others.
+        rows: row of each item.
+        texts: [items] None where the worker has no text.
+        text: [items, dim] unit text vectors, zero where there is no text.
+        has_text: [items] whether an item may be a candidate at all.
+        catalogue_rows: [items] row in the worker's catalogue, -1 where it is not.
+        row_of: [catalogue rows] the inverse.
+        ranker: scores.
+    """
+
+    manifest: Manifest
+    learnt: Learnt
+    item_ids: list[str]
+    rows: Mapping[str, int]
+    texts: list[str | None]
+    text: Tensor
+    has_text: npt.NDArray[np.bool_]
+    catalogue_rows: IntArray
+    row_of: IntArray
+    ranker: FrozenRanker
+
+    @property
+    def version(self) -> int:
+        """Of the adapter."""
+        return self.manifest.version
+
+    def __len__(self) -> int:
+        """How many rows there are, with those that have no text."""
+        return len(self.item_ids)
+
+    def context(self, catalogue_rows: Sequence[int], ages: Sequence[int]) -> Contexts:
+        """One shopper's items, newest first, as this model numbers them; those it does not have are left out."""
+        known = [
+            (int(self.row_of[row]), age)
+            for row, age in zip(catalogue_rows, ages, strict=True)
+            if row < len(self.row_of)  # the others came after this model was built
+        ]
+        return pad([([row for row, _ in known], [age for _, age in known])])
+
+
+@torch.inference_mode()
+def build(
+    bundles: Sequence[Bundle], *, previous: ServedModel | None, catalogue: Catalogue, encoder: Encoder
+) -> ServedModel:
+    """Build a version beside the one that is served, which stays as it is.
+
+    Args:
+        bundles: a full bundle and the deltas on it, or deltas on `previous`, oldest first; at least one.
+        previous: what is served now; its text vectors are used again where neither text nor adapter changed.
+        catalogue: the items that this worker knows.
+        encoder: its adapter is set to that of the version.
+
+    Raises:
+        BundleBaseMismatchError: a bundle was made for another encoder or another shape of adapter.
+        BundleFormatError: a bundle does not build on what is before it, or its parts do not fit together.
+    """
+    learnt: Learnt | None = previous.learnt if previous is not None else None
+    manifest = previous.manifest if previous is not None else None
+    for bundle in bundles:
+        _check_link(bundle, manifest, encoder)
+        learnt = _applied(bundle, learnt if bundle.manifest.kind == "delta" else None, encoder.dim)
+        manifest = bundle.manifest
+    if learnt is None or manifest is None:
+        raise ValueError("`bundles` must hold at least one bundle, got none; give the version's chain")
+    return _assembled(manifest, learnt, previous, catalogue, encoder)
+
+
+@torch.inference_mode()
+def refreshed(previous: ServedModel, *, catalogue: Catalogue, encoder: Encoder) -> ServedModel:
+    """The same version over the catalogue as it is now: new items, and new texts of old ones."""
+    return _assembled(previous.manifest, previous.learnt, previous, catalogue, encoder)
+
+
+def _check_link(bundle: Bundle, before: Manifest | None, encoder: Encoder) -> None:
+    """Whether a bundle is made for this encoder, and builds on the version before it."""
+    manifest = bundle.manifest
+    name = f"version {manifest.version} of {manifest.scenario!r}"
+    if manifest.base_digest != encoder.base_digest:
+        raise BundleBaseMismatchError(
+            f"{name}: expected base_digest {encoder.base_digest}, found {manifest.base_digest}; "
+            "serve it with the encoder it was trained on"
+        )
+    own = encoder.adapter_config()
+    for key in _SAME_ADAPTER:
+        if bundle.adapter_config.get(key) != own.get(key):
+            raise BundleBaseMismatchError(
+                f"{name}: expected `{key}` {own.get(key)!r} in its adapter_config, found "
+                f"{bundle.adapter_config.get(key)!r}; use the same `encoder.lora_*` settings as the updater"
+            )
+    if manifest.builds_on is not None and (before is None or before.version != manifest.builds_on):
+        found = "nothing" if before is None else f"version {before.version}"
+        raise BundleFormatError(f"{name}: expected to build on version {manifest.builds_on}, found {found} before it")
+
+
+def _applied(bundle: Bundle, before: Learnt | None, dim: int) -> Learnt:
+    """What is learnt once a bundle is laid over what was learnt before; None is the start of a full one."""
+    try:
+        return _merged(bundle, before, dim)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise BundleFormatError(
+            f"version {bundle.manifest.version} of {bundle.manifest.scenario!r}: its parts do not fit together: "
+            f"{error!r}; publish a full bundle"
+        ) from error
+
+
+def _merged(bundle: Bundle, before: Learnt | None, dim: int) -> Learnt:
+    item_ids = [*before.item_ids, *bundle.item_ids] if before else bundle.item_ids
+    _require(len(set(item_ids)) == len(item_ids), "an item has two rows")
+    heads = bundle.groups["heads"]["weights"].float()
+    _require(heads.shape == (len(FEATURES),), f"heads have shape {tuple(heads.shape)}, not one weight a feature")
+    lora = bundle.groups["adapter_model"]
+    _require(all(_finite(tensor) for tensor in (heads, *lora.values())), "a weight is not finite")
+    counters = before.counters.copy() if before else Counters()
+    counters.apply(bundle.groups["counters"])
+    _require(counters.popularity.shape[1] == len(counters.events) == len(item_ids), "counters are not one an item")
+    residuals = _merged_residuals(bundle.groups["residuals"], before, len(item_ids), dim)
+    return Learnt(item_ids, heads, residuals, counters, lora)
+
+
+def _merged_residuals(
+    changed: Mapping[str, Tensor], before: Learnt | None, item_count: int, dim: int
+) -> dict[str, Tensor]:
+    rows = changed["rows"].long()
+    _require(bool(((rows >= 0) & (rows < item_count)).all()), "a residual is of no item")
+    residuals = {}
+    for role in ROLES:
+        _require(changed[role].shape == (len(rows), dim) and _finite(changed[role]), f"bad {role} residuals")
+        table = torch.zeros(item_count, dim, dtype=torch.float16)
+        if before is not None:
+            table[: len(before.item_ids)] = before.residuals[role]
+        table[rows] = changed[role].half()
+        residuals[role] = table
+    return residuals
+
+
+def _assembled(
+    manifest: Manifest, learnt: Learnt, previous: ServedModel | None, catalogue: Catalogue, encoder: Encoder
+) -> ServedModel:
+    """Put what is learnt over the worker's items."""
+    learnt_ids = set(learnt.item_ids)
+    item_ids = [*learnt.item_ids, *(item_id for item_id in catalogue.ids if item_id not in learnt_ids)]
+    catalogue_rows = np.array([catalogue.rows.get(item_id, _NO_ROW) for item_id in item_ids], dtype=np.int64)
+    has_text = catalogue_rows != _NO_ROW
+    texts = [None if row == _NO_ROW else catalogue.texts[row] for row in catalogue_rows.tolist()]
+    row_of = np.empty(len(catalogue), dtype=np.int64)
+    row_of[catalogue_rows[has_text]] = np.flatnonzero(has_text)
+    rows = {item_id: row for row, item_id in enumerate(item_ids)}
+    text = _text_vectors(item_ids, texts, learnt, previous, catalogue, encoder)
+    return ServedModel(
+        manifest=manifest,
+        learnt=learnt,
+        item_ids=item_ids,
+        rows=rows,
+        texts=texts,
+        text=text,
+        has_text=has_text,
+        catalogue_rows=catalogue_rows,
+        row_of=row_of,
+        ranker=_ranker(learnt, text),
+    )
+
+
+def _text_vectors(
+    item_ids: Sequence[str],
+    texts: Sequence[str | None],
+    learnt: Learnt,
+    previous: ServedModel | None,
+    catalogue: Catalogue,
+    encoder: Encoder,
+) -> Tensor:
+    """Unit text vectors [items, dim]; only what the adapter or the text changed is computed."""
+    vectors = torch.zeros(len(item_ids), encoder.dim)
+    wanted = [row for row, text in enumerate(texts) if text is not None]
+    if previous is not None and _same(learnt.lora, previous.learnt.lora):
+        before = {row: _NO_ROW if (old := previous.rows.get(item_ids[row])) is None else old for row in wanted}
+        kept = [row for row, old in before.items() if old != _NO_ROW and previous.texts[old] == texts[row]]
+        vectors[kept] = previous.text[[before[row] for row in kept]]
+        unchanged = set(kept)
+        wanted = [row for row in wanted if row not in unchanged]
+    if wanted:
+        try:
+            encoder.load_lora(learnt.lora)
+        except EncoderError as error:
+            raise BundleBaseMismatchError(str(error)) from error
+        vectors[wanted] = catalogue.vectors(encoder.merged(), [catalogue.rows[item_ids[row]] for row in wanted])
+    return vectors
+
+
+def _ranker(learnt: Learnt, text: Tensor) -> FrozenRanker:
+    counters = learnt.counters.copy()
+    counters.grow(len(text))
+    residuals = {
+        role: torch.nn.functional.pad(rows.float(), (0, 0, 0, len(text) - len(rows)))
+        for role, rows in learnt.residuals.items()
+    }
+    return FrozenRanker(Ranker(learnt.heads, text, residuals, counters))
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _require(held: bool, otherwise: str) -> None:
+    if not held:
+        raise ValueError(otherwise)

@@ -1,0 +1,138 @@
+"""The HTTP side of the scorer."""
+
+import time
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from peft_adapters.serving import ServedModel
+from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response
+from services.metrics import ScorerMetrics
+from services.scorer.answers import Answer
+from services.scorer.requests import RankRequest, RecommendRequest
+from services.scorer.settings import ScorerSettings
+from services.scorer.worker import Worker
+
+
+def create_app(worker: Worker, settings: ScorerSettings, metrics: ScorerMetrics, series: CollectorRegistry) -> FastAPI:
+    """Build the application over a worker.
+
+    Args:
+        worker: Holds the model that is served.
+        settings: How much one request may ask for.
+        metrics: Where requests are counted.
+        series: What `/metrics` shows.
+    """
+    app = FastAPI(title="Headwater scorer")
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestMeter, metrics=metrics.http)
+    add_problem_handlers(app)
+    _add_rankings(app, worker, settings)
+    _add_health(app, worker, metrics, series)
+    return app
+
+
+def _add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings) -> None:
+    answers = worker.answers
+
+    @app.post("/v1/rank")
+    def rank(request: RankRequest) -> Response:
+        """Order given candidates for a shopper and a session."""
+        _require_at_most("candidates", len(request.candidates), settings.max_candidates)
+        answer = answers.rank(request, _served(worker))
+        answers.remember(request)
+        return JSONResponse({**_body(answer, worker.scenario), "unknown_candidates": answer.unknown})
+
+    @app.post("/v1/recommend")
+    def recommend(request: RecommendRequest) -> Response:
+        """The best of the catalogue for a shopper and a session."""
+        _require_at_most("k", request.k, settings.max_k)
+        answer = answers.recommend(request, _served(worker))
+        answers.remember(request)
+        return JSONResponse(_body(answer, worker.scenario))
+
+
+def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: CollectorRegistry) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the process runs, adapter or no adapter."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, Any]:
+        """Whether a warm adapter is held and the shoppers' states have been read; which, and how stale it is."""
+        missing = worker.missing()
+        if missing is not None:
+            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, missing, headers={"Retry-After": "1"})
+        manifest = _served(worker).manifest
+        return {
+            "status": "ready",
+            "scenario": manifest.scenario,
+            "adapter_version": manifest.version,
+            "published_at_ms": manifest.published_at_ms,
+            "watermark_ms": manifest.watermark_ms,
+            "staleness_seconds": max(0.0, time.time() - manifest.published_at_ms / 1000),
+        }
+
+    @app.get("/metrics")
+    async def metrics_page() -> Response:
+        """The process's metrics."""
+        metrics.state_users.set(len(worker.shoppers))
+        return metrics_response(series)
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 to a request whose body is larger than allowed, without reading it whole.
+
+    Args:
+        app: The application inside.
+        max_bytes: The largest body.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one connection on, counting what its client sends."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "0")
+        received_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if max(received_bytes, int(declared)) > self._max_bytes:
+                raise ProblemError(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"the body must have at most {self._max_bytes} bytes; send fewer candidates at a time",
+                )
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def _served(worker: Worker) -> ServedModel:
+    model = worker.answers.model
+    if model is None:
+        detail = worker.missing() or "no adapter is held yet"
+        raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
+    return model
+
+
+def _require_at_most(name: str, asked: int, allowed: int) -> None:
+    if asked > allowed:
+        raise ProblemError(
+            HTTPStatus.UNPROCESSABLE_ENTITY, f"`{name}` must be at most {allowed}, got {asked}; ask in several requests"
+        )
+
+
+def _body(answer: Answer, scenario: str) -> dict[str, Any]:
+    items = [{"item_id": item, "score": score} for item, score in zip(answer.item_ids, answer.scores, strict=True)]
+    return {"adapter_version": answer.adapter_version, "scenario": scenario, "items": items}

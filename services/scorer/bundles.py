@@ -1,0 +1,54 @@
+"""Brings the bundles that a version needs, and only those that the served one does not hold already."""
+
+import shutil
+from pathlib import Path
+
+from peft_adapters.bundle import Bundle, Manifest, read_bundle
+from peft_adapters.registry import AdapterRegistry
+from peft_adapters.serving import ServedModel
+
+
+class BundleSource:
+    """Fetches and verifies bundles from the registry.
+
+    Args:
+        registry: Where from.
+        directory: Where each lies until it is read; of this process alone.
+        base_digest: Of the encoder that they must fit.
+    """
+
+    def __init__(self, registry: AdapterRegistry, directory: Path, base_digest: str) -> None:
+        self._registry, self._directory, self._base_digest = registry, directory, base_digest
+
+    def latest(self, scenario: str) -> Manifest | None:
+        """What the registry holds as the latest, for when nothing was announced.
+
+        Raises:
+            RegistryError: The registry does not say.
+            BundleError: Its manifest is damaged.
+        """
+        return self._registry.latest(scenario)
+
+    def fetch(self, wanted: Manifest, served: ServedModel | None) -> list[Bundle]:
+        """The bundles that lead to a version: deltas on the one that is served, or from a full bundle on.
+
+        Raises:
+            RegistryError: A link of the chain is not there, or the registry does not answer.
+            BundleError: A bundle is not what its manifest says, or does not fit the encoder.
+            OSError: The local disk failed.
+        """
+        links = [self._registry.manifest(wanted.scenario, wanted.version)]
+        while (parent := links[-1].builds_on) is not None:
+            manifest = self._registry.manifest(wanted.scenario, parent)
+            # The digest, too: a registry begun anew gives the same numbers to other bundles.
+            if served is not None and manifest.digest == served.manifest.digest:
+                break
+            links.append(manifest)
+        return [self._read(link) for link in reversed(links)]
+
+    def _read(self, link: Manifest) -> Bundle:
+        directory = self._registry.fetch(link.scenario, link.version, self._directory)
+        try:
+            return read_bundle(directory, base_digest=self._base_digest)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)

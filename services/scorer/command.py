@@ -1,0 +1,103 @@
+"""The command `headwater scorer`."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import structlog
+import torch
+
+from peft_adapters.catalogue import Catalogue
+from peft_adapters.encoder import Encoder
+from peft_adapters.prefix_cache import PrefixCache
+from peft_adapters.registry import AdapterRegistry
+from services.http import serve
+from services.metrics import ScorerMetrics, new_registry
+from services.scorer.announcements import Announcements
+from services.scorer.app import create_app
+from services.scorer.bundles import BundleSource
+from services.scorer.live_items import LiveItems
+from services.scorer.log_reader import LogReader
+from services.scorer.shopper_state import ShopperState
+from services.scorer.worker import Worker
+from services.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+END_SECONDS = 5.0  # for a thread to notice; a build under way is not waited for
+
+
+def run(settings: Settings) -> None:
+    """Answer rankings until SIGTERM or SIGINT.
+
+    Args:
+        settings: All of them.
+
+    Raises:
+        EncoderError: The encoder cannot be loaded.
+        RegistryAddressError: No kind of store is known for the registry's address.
+        ServeError: The address cannot be listened on.
+    """
+    torch.set_num_threads(settings.scorer.torch_threads)
+    log.info("scorer_starting", scenario=settings.scenario, registry_url=settings.scorer.registry_url)
+    series = new_registry()
+    metrics = ScorerMetrics(series)
+    with TemporaryDirectory(prefix="headwater-scorer-") as directory:
+        worker, reader = _wired(settings, metrics, Path(directory))
+        app = create_app(worker, settings.scorer, metrics, series)
+        with _in_threads(reader, worker):
+            serve(app, settings.scorer.host, settings.scorer.port)
+
+
+def _wired(settings: Settings, metrics: ScorerMetrics, directory: Path) -> tuple[Worker, LogReader]:
+    encoder = Encoder(settings.encoder)
+    cache_dir = settings.encoder.cache_dir
+    cache = PrefixCache(
+        encoder, cache_dir / "prefix.sqlite" if cache_dir else None, max_bytes=settings.encoder.cache_max_bytes
+    )
+    items = LiveItems()
+    shoppers = ShopperState(
+        scenario=settings.scenario,
+        row_of=items.rows.__getitem__,
+        is_known=items.__contains__,
+        max_shoppers=settings.scorer.max_shoppers,
+    )
+    announcements = Announcements(settings.scenario, metrics)
+    reader = LogReader(
+        settings.kafka,
+        settings.topics,
+        look_back_events=settings.scorer.state_look_back_events,
+        items=items,
+        shoppers=shoppers,
+        announcements=announcements,
+    )
+    worker = Worker(
+        scenario=settings.scenario,
+        encoder=encoder,
+        catalogue=Catalogue(cache),
+        bundles=BundleSource(AdapterRegistry(settings.scorer.registry_url), directory, encoder.base_digest),
+        items=items,
+        shoppers=shoppers,
+        reader=reader,
+        announcements=announcements,
+        metrics=metrics,
+        items_refresh_seconds=settings.scorer.items_refresh_seconds,
+    )
+    return worker, reader
+
+
+@contextmanager
+def _in_threads(*parts: LogReader | Worker) -> Iterator[None]:
+    """Run parts beside the serving, and end them after it."""
+    threads = [threading.Thread(target=part.run, name=type(part).__name__, daemon=True) for part in parts]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.stop()
+        for thread in threads:
+            thread.join(END_SECONDS)

@@ -1,0 +1,43 @@
+"""What a storefront may ask."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from streams.events import EpochMs, Id
+
+MAX_SESSION_ITEMS = 500
+MAX_EXCLUDED_ITEMS = 1_000
+
+SessionItems = Annotated[tuple[Id, ...], Field(max_length=MAX_SESSION_ITEMS)]
+
+
+class _Request(BaseModel):
+    """Who asks.
+
+    Attributes:
+        user_id: The shopper; without it the session alone speaks.
+        session_id: The session at hand; without it, a pause of 30 minutes begins a new one.
+        session_items: Items of the session at hand, oldest first, in place of what the worker knows of it.
+        ts: When, epoch milliseconds or RFC 3339; now, if it is not given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user_id: Id | None = None
+    session_id: Id | None = None
+    session_items: SessionItems | None = None
+    ts: EpochMs | None = None
+
+
+class RankRequest(_Request):
+    """Order given candidates."""
+
+    candidates: tuple[Id, ...] = Field(min_length=1)
+
+
+class RecommendRequest(_Request):
+    """The best of the catalogue, without the items excluded."""
+
+    k: int = Field(default=20, ge=1)
+    exclude: Annotated[tuple[Id, ...], Field(max_length=MAX_EXCLUDED_ITEMS)] = ()

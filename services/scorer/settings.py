@@ -1,0 +1,26 @@
+"""Settings of the scorer. Free of torch, so that the command line starts at once."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ScorerSettings(BaseModel):
+    """Where a scorer answers, what from, and how much one request may ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    registry_url: str = Field(
+        default="registry", min_length=1, description="a path, any fsspec address, or a registry process's /v1/files"
+    )
+    state_look_back_events: int = Field(
+        default=200_000, ge=0, description="newest clicks and purchases that shoppers' states are made from at start"
+    )
+    max_shoppers: int = Field(default=200_000, ge=1, description="states held; the least recently seen go first")
+    items_refresh_seconds: float = Field(
+        default=2.0, gt=0, description="new and changed items become rankable at most so often between adapters"
+    )
+    max_candidates: int = Field(default=1_000, ge=1, description="candidates of one /v1/rank")
+    max_k: int = Field(default=200, ge=1, description="items of one /v1/recommend")
+    max_body_bytes: int = Field(default=1_048_576, ge=1_024, description="larger requests are answered 413")
+    torch_threads: int = Field(default=1, ge=1, description="of one torch operation; scale by more workers instead")
