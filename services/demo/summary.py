@@ -127,9 +127,9 @@ def _every_event_learnt_once(summary: Summary, accounts: Accounts) -> Claim:
     once = summary.events_learned == summary.events_replayed == accounts.taken_in
     other = accounts.dead_letters + accounts.duplicates + accounts.expired + accounts.pending
     text = (
-        f"Every event was learnt, and learnt once: {summary.events_replayed:,} published, {accounts.taken_in:,} taken"
-        f" in = {accounts.learnt:,} learnt + {accounts.dead_letters:,} dead letters + {accounts.duplicates:,} duplicates"
-        f" + {accounts.expired:,} expired + {accounts.pending:,} pending"
+        f"Every event was learnt, and learnt once: {summary.events_replayed:,} published, "
+        f"{accounts.taken_in:,} taken in = {accounts.learnt:,} learnt + {accounts.dead_letters:,} dead letters "
+        f"+ {accounts.duplicates:,} duplicates + {accounts.expired:,} expired + {accounts.pending:,} pending"
     )
     return Claim(text, once and accounts.balanced and other == 0 and summary.events_replayed > 0)
 
@@ -189,7 +189,8 @@ def _meanings(summary: Summary) -> list[tuple[str, str, str]]:
         (
             "freshness",
             seconds(summary.freshness_p50_seconds),
-            f"from a purchase to the first answer that has learnt it, median; p95 {seconds(summary.freshness_p95_seconds)}",
+            f"median time from a purchase to the first answer that has learnt it; "
+            f"p95 {seconds(summary.freshness_p95_seconds)}",
         ),
         (
             "ranking",
