@@ -25,6 +25,7 @@ from peft_adapters.errors import EncoderError
 from peft_adapters.settings import DEFAULT_MODEL, EncoderSettings
 
 _PREFIX_BATCH = 64  # texts; larger batches only pad more on a CPU
+_PROBE = "a text to try the split on"
 
 
 class _PrefixDoneError(Exception):
@@ -49,7 +50,7 @@ class Encoder:
         path = _model_path(settings.model)
         try:
             with _no_progress_bar():
-                self.tokenizer = AutoTokenizer.from_pretrained(path)
+                self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")  # `prefix` cuts there
                 base = AutoModel.from_pretrained(path, attn_implementation="sdpa")
         except (OSError, ValueError) as error:
             raise EncoderError(
@@ -68,6 +69,22 @@ class Encoder:
         self.base_digest = _digest(base, self.tokenizer, self.split, settings.max_tokens)
         self.peft_model = _with_lora(base, settings, _linear_names(name, layers, self.split))
         self._layers = layers
+        self._check_split()
+
+    def _check_split(self) -> None:
+        """Compare prefix and suffix with the whole model; the new adapter changes nothing yet."""
+        with torch.inference_mode():
+            tokens = self.tokenizer(_PROBE, return_tensors="pt", truncation=True, max_length=self.settings.max_tokens)
+            whole = self.peft_model(**tokens).last_hidden_state.mean(dim=1)
+            try:
+                split = self.suffix(self.prefix([_PROBE]))
+            except TypeError:  # a layer got too few arguments
+                split = torch.full_like(whole, torch.nan)
+        if not torch.allclose(split, whole, atol=0.02 * float(whole.abs().max())):  # fp16 in between
+            raise EncoderError(
+                f"{self.settings.model!r} cannot be split: its layers need more than the hidden states of the layer "
+                "below, or something follows them; use a BERT-like encoder"
+            )
 
     # ---- the frozen part
 
