@@ -7,6 +7,7 @@ another has computed. Keys are the digests of the base and of the text, so a new
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 _QUERY_CHUNK = 500  # keys; SQLite bounds the variables of one statement
 _COMPUTE_CHUNK = 512  # texts computed between two writes, so that an interruption loses little
+_LOCK_SECONDS = 30.0  # how long one process waits for another's write
+_RETRY_SECONDS = 0.02
 
 
 class PrefixCache:
@@ -42,8 +45,10 @@ class PrefixCache:
         self.hits = self.misses = 0
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path or ":memory:", timeout=30, check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db = sqlite3.connect(
+            path or ":memory:", timeout=_LOCK_SECONDS, check_same_thread=False, isolation_level=None
+        )
+        _write_ahead(self._db)
         self._db.execute("PRAGMA synchronous=OFF")  # a cache: what a power cut loses is computed again
         self._db.execute("CREATE TABLE IF NOT EXISTS prefix (key TEXT PRIMARY KEY, hidden BLOB NOT NULL)")
 
@@ -81,12 +86,12 @@ class PrefixCache:
                 log.info("prefix_cache_filling", done=start + len(chunk), of=len(keys))
 
     def _write(self, entries: list[tuple[str, bytes]]) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.executemany("INSERT OR REPLACE INTO prefix VALUES (?, ?)", entries)
-        (used,) = self._db.execute("SELECT coalesce(sum(length(hidden)), 0) FROM prefix").fetchone()
-        if used > self._max_bytes:
-            self._evict(used - self._max_bytes)
-        self._db.execute("COMMIT")
+        with self._db:  # ends in a commit, or in a rollback when the disk is full
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT OR REPLACE INTO prefix VALUES (?, ?)", entries)
+            (used,) = self._db.execute("SELECT coalesce(sum(length(hidden)), 0) FROM prefix").fetchone()
+            if used > self._max_bytes:
+                self._evict(used - self._max_bytes)
 
     def _evict(self, excess_bytes: int) -> None:
         oldest = self._db.execute("SELECT rowid, length(hidden) FROM prefix ORDER BY rowid").fetchall()
@@ -98,3 +103,16 @@ class PrefixCache:
 
     def _tensor(self, blob: bytes) -> Tensor:
         return torch.from_numpy(np.frombuffer(blob, dtype=np.float16).reshape(-1, self.dim).copy())
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Switch to write-ahead mode; SQLite itself does not wait here while another process switches a new file."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_SECONDS)
