@@ -13,7 +13,8 @@ from services.demo.quality import Quality
 from services.demo.storefront import Traffic
 
 LEAST_LIFT = 1.10
-LEAST_EVENTS_FOR_LIFT = 3_000
+# Of fewer, chance and the first seconds decide: the model takes about 8,000 of these events to pass its own start.
+LEAST_EVENTS_FOR_FIGURES = 20_000
 LEAST_ADAPTERS = 2
 MOST_FRESHNESS_P95_SECONDS = 5.0
 
@@ -105,11 +106,7 @@ def claims(summary: Summary, *, accounts: Accounts, uncovered: int, lift: float 
             + (f" ({uncovered:,} did not)" if uncovered else ""),
             uncovered == 0 and summary.freshness_p95_seconds is not None,
         ),
-        Claim(
-            f"95 % of events were in the answers within {MOST_FRESHNESS_P95_SECONDS:.0f} s "
-            f"({seconds(summary.freshness_p95_seconds)})",
-            summary.freshness_p95_seconds is not None and summary.freshness_p95_seconds <= MOST_FRESHNESS_P95_SECONDS,
-        ),
+        _fresh(summary),
         Claim(
             f"No request failed ({summary.requests_failed:,} of {summary.requests_total:,})"
             + (f"; the first: {failure}" if failure else ""),
@@ -134,13 +131,27 @@ def _every_event_learnt_once(summary: Summary, accounts: Accounts) -> Claim:
     return Claim(text, once and accounts.balanced and other == 0 and summary.events_replayed > 0)
 
 
+def _fresh(summary: Summary) -> Claim:
+    p95_seconds = summary.freshness_p95_seconds
+    text = f"Fresh: 95 % of events were in the answers within {seconds(p95_seconds)}"
+    holds = p95_seconds is not None and p95_seconds <= MOST_FRESHNESS_P95_SECONDS
+    return _of_a_long_run(summary, text, f"at most {MOST_FRESHNESS_P95_SECONDS:.0f} s", holds)
+
+
 def _learning_pays(summary: Summary, lift: float | None) -> Claim:
-    figures = f"HR@20 {share(summary.hr20_live)} live, {share(summary.hr20_never_updated)} never updated"
-    if summary.events_replayed < LEAST_EVENTS_FOR_LIFT:
-        return Claim(f"Learning pays: not claimed of fewer than {LEAST_EVENTS_FOR_LIFT:,} events ({figures})", None)
     times = "-" if lift is None else f"{lift:.2f} times"
-    text = f"Learning pays: {figures}, {times} as many hits, at least {LEAST_LIFT:.2f} claimed"
-    return Claim(text, lift is not None and lift >= LEAST_LIFT)
+    text = (
+        f"Learning pays: HR@20 {share(summary.hr20_live)} live, {share(summary.hr20_never_updated)} never updated, "
+        f"{times} as many hits"
+    )
+    return _of_a_long_run(summary, text, f"at least {LEAST_LIFT:.2f} times", lift is not None and lift >= LEAST_LIFT)
+
+
+def _of_a_long_run(summary: Summary, text: str, claimed: str, holds: bool) -> Claim:
+    """A claim about a figure, made only of enough events."""
+    if summary.events_replayed < LEAST_EVENTS_FOR_FIGURES:
+        return Claim(f"{text}; {claimed} is claimed from {LEAST_EVENTS_FOR_FIGURES:,} events on", None)
+    return Claim(f"{text}; {claimed} claimed", holds)
 
 
 def tell(console: Console, summary: Summary, found: Sequence[Claim], *, judged: int) -> None:
