@@ -1,0 +1,88 @@
+"""Whatever is counted, grown and published in whatever order: deltas add up to the whole, states come back exactly."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from peft_adapters.counters import MATRICES, Counters
+
+Batch = list[tuple[int, list[int]]]  # an event's item and the items before it
+
+items = st.integers(0, 11)
+batches = st.lists(st.tuples(items, st.lists(items, max_size=7)), max_size=12)
+steps = st.lists(st.tuples(batches, st.sampled_from(["go on", "publish", "grow"])), max_size=8)
+
+
+def count(counters: Counters, batch: Batch) -> None:
+    counters.update(np.array([item for item, _ in batch], dtype=np.int64), [before for _, before in batch])
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def lifts(counters: Counters) -> list[bytes]:
+    weights = sparse.csr_array(np.eye(len(counters.events), dtype=np.float32))
+    return [counters.matrices[name].lift(weights, smoothing=5.0).toarray().tobytes() for name in MATRICES]
+
+
+@settings(deadline=None, max_examples=150)
+@given(steps)
+def test_a_chain_of_deltas_is_exactly_the_full_counts(history: list[tuple[Batch, str]]) -> None:
+    learner, worker = Counters(), Counters()
+    learner.grow(12)
+    worker.apply(learner.full())
+    learner.mark_published()
+    for batch, then in history:
+        count(learner, batch)
+        if then == "grow":
+            learner.grow(len(learner.events) + 2)
+        if then == "publish":
+            worker = worker.copy()
+            worker.apply(learner.delta())
+            learner.mark_published()
+            assert same(worker.full(), learner.full())
+    late = Counters()
+    late.apply(learner.full())
+    assert same(late.full(), learner.full())
+
+
+@settings(deadline=None, max_examples=150)
+@given(steps, batches, batches)
+def test_a_restored_state_counts_on_as_if_nothing_had_happened(
+    history: list[tuple[Batch, str]], first: Batch, second: Batch
+) -> None:
+    unkilled = Counters()
+    unkilled.grow(12)
+    for batch, then in history:
+        count(unkilled, batch)
+        if then == "grow":
+            unkilled.grow(len(unkilled.events) + 2)
+    restored = Counters()
+    restored.restore({name: value.clone() for name, value in unkilled.state().items()})
+    for counters in (unkilled, restored):
+        count(counters, first)
+        counters.grow(len(counters.events) + 1)
+        count(counters, second)
+    assert same(restored.state(), unkilled.state())
+    assert lifts(restored) == lifts(unkilled)
+
+
+def test_a_restored_state_is_exact_beyond_the_fold_too() -> None:
+    """Enough counts that the recent part was folded into the main one, and some after it."""
+    rng = np.random.default_rng(3)
+    unkilled = Counters()
+    unkilled.grow(300)
+    for events in (900, 900, 40):
+        before = [rng.integers(300, size=5).tolist() for _ in range(events)]
+        unkilled.update(rng.integers(300, size=events), before)
+    restored = Counters()
+    restored.restore({name: value.clone() for name, value in unkilled.state().items()})
+    assert len(unkilled.state()["transition.recent.row"]) > 0
+    assert len(unkilled.state()["transition.main.row"]) > 0
+    assert lifts(restored) == lifts(unkilled)
+    for counters in (unkilled, restored):
+        counters.update(np.arange(300, dtype=np.int64), [[1, 2]] * 300)
+    assert same(restored.state(), unkilled.state())
