@@ -103,7 +103,8 @@ class Shoppers:
     def state(self) -> dict[str, Any]:
         """Everything, as JSON can hold it, in order of last sight."""
         return {
-            user: [s.items, s.sessions, s.session, s.session_key, s.last_ts_ms] for user, s in self._shoppers.items()
+            user: [list(s.items), list(s.sessions), s.session, s.session_key, s.last_ts_ms]
+            for user, s in self._shoppers.items()
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -111,7 +112,8 @@ class Shoppers:
         self._shoppers.clear()
         for user, fields in state.items():
             shopper = self._shoppers[user] = _Shopper()
-            shopper.items, shopper.sessions, shopper.session, shopper.session_key, shopper.last_ts_ms = fields
+            items, sessions, shopper.session, shopper.session_key, shopper.last_ts_ms = fields
+            shopper.items, shopper.sessions = list(items), list(sessions)
 
 
 def pad(rows: list[tuple[list[int], list[int]]]) -> Contexts:

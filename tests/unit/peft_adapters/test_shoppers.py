@@ -1,0 +1,123 @@
+"""A context is what the shopper had done before the event, by session; the memory is bounded."""
+
+import json
+
+import pytest
+
+from peft_adapters.shoppers import HISTORY_ITEMS, SESSION_GAP_MS, Shoppers, pad
+
+NOW = 1_700_000_000_000
+
+
+def test_unknown_shopper_has_no_context() -> None:
+    shoppers = Shoppers()
+    assert shoppers.context("ann", None, NOW) == ([], [])
+    assert shoppers.session_before("ann", None, NOW, limit=5) == []
+    assert "ann" not in shoppers
+
+
+def test_context_is_as_of_before_the_event() -> None:
+    shoppers = Shoppers()
+    shoppers.update("ann", "s1", NOW, 7)
+    before = shoppers.context("ann", "s1", NOW + 1)
+    shoppers.update("ann", "s1", NOW + 1, 8)
+    assert before == ([7], [0])
+    assert shoppers.context("ann", "s1", NOW + 2) == ([8, 7], [0, 0])
+
+
+def test_asking_changes_nothing() -> None:
+    shoppers = Shoppers()
+    shoppers.update("ann", "s1", NOW, 7)
+    state = shoppers.state()
+    shoppers.context("ann", "s2", NOW + 1)
+    shoppers.context("bob", None, NOW + 1)
+    shoppers.session_before("ann", "s2", NOW + 1, limit=5)
+    assert shoppers.state() == state
+
+
+def test_sessions_by_id() -> None:
+    shoppers = Shoppers()
+    for session, item in (("s1", 1), ("s1", 2), ("s2", 3), ("s3", 4)):
+        shoppers.update("ann", session, NOW, item)
+    assert shoppers.context("ann", "s3", NOW) == ([4, 3, 2, 1], [0, 1, 2, 2])
+    assert shoppers.context("ann", "s4", NOW) == ([4, 3, 2, 1], [1, 2, 3, 3])
+    assert shoppers.session_before("ann", "s3", NOW, limit=5) == [4]
+    assert shoppers.session_before("ann", "s4", NOW, limit=5) == []
+
+
+def test_one_session_id_goes_on_over_any_pause() -> None:
+    shoppers = Shoppers()
+    shoppers.update("ann", "s1", NOW, 1)
+    assert shoppers.context("ann", "s1", NOW + 100 * SESSION_GAP_MS) == ([1], [0])
+
+
+@pytest.mark.parametrize(("pause_ms", "age"), [(SESSION_GAP_MS - 1, 0), (SESSION_GAP_MS, 1)])
+@pytest.mark.parametrize("ids", [(None, None), ("s1", None), (None, "s1")])
+def test_sessions_by_gap_where_an_id_is_missing(pause_ms: int, age: int, ids: tuple[str | None, str | None]) -> None:
+    shoppers = Shoppers()
+    shoppers.update("ann", ids[0], NOW, 1)
+    assert shoppers.context("ann", ids[1], NOW + pause_ms) == ([1], [age])
+    shoppers.update("ann", ids[1], NOW + pause_ms, 2)
+    assert shoppers.context("ann", ids[1], NOW + pause_ms) == ([2, 1], [0, age])
+
+
+def test_an_event_out_of_order_stays_in_the_session() -> None:
+    shoppers = Shoppers()
+    shoppers.update("ann", None, NOW, 1)
+    assert shoppers.context("ann", None, NOW - 10 * SESSION_GAP_MS) == ([1], [0])
+
+
+def test_session_before_is_limited_to_the_newest() -> None:
+    shoppers = Shoppers()
+    for item in range(6):
+        shoppers.update("ann", "s1", NOW, item)
+    assert shoppers.session_before("ann", "s1", NOW, limit=3) == [5, 4, 3]
+
+
+def test_history_keeps_the_newest() -> None:
+    shoppers = Shoppers()
+    for item in range(HISTORY_ITEMS + 10):
+        shoppers.update("ann", f"s{item}", NOW, item)
+    items, ages = shoppers.context("ann", f"s{HISTORY_ITEMS + 9}", NOW)
+    assert items == list(range(HISTORY_ITEMS + 9, 9, -1))
+    assert ages == list(range(HISTORY_ITEMS))
+
+
+def test_the_least_recently_seen_is_forgotten_first() -> None:
+    shoppers = Shoppers(max_shoppers=2)
+    for user in ("ann", "bob", "ann", "cat"):
+        shoppers.update(user, None, NOW, 1)
+    assert len(shoppers) == 2
+    assert [user in shoppers for user in ("ann", "bob", "cat")] == [True, False, True]
+
+
+def test_state_comes_back_exactly_with_its_order_through_json() -> None:
+    shoppers = Shoppers(max_shoppers=2)
+    for index, user in enumerate(("ann", "bob", "ann")):
+        shoppers.update(user, None if user == "bob" else "s1", NOW + index, index)
+    restored = Shoppers(max_shoppers=2)
+    restored.restore(json.loads(json.dumps(shoppers.state())))
+    assert restored.state() == shoppers.state()
+    for either in (shoppers, restored):
+        either.update("cat", None, NOW, 9)
+        assert "bob" not in either
+    assert restored.context("ann", "s1", NOW) == shoppers.context("ann", "s1", NOW) == ([2, 0], [0, 0])
+
+
+def test_a_state_stands_still_when_events_go_on() -> None:
+    shoppers, restored = Shoppers(), Shoppers()
+    shoppers.update("ann", "s1", NOW, 1)
+    state = shoppers.state()
+    restored.restore(state)
+    shoppers.update("ann", "s1", NOW, 2)
+    restored.update("ann", "s1", NOW, 3)
+    assert state["ann"][:2] == [[1], [0]]
+
+
+def test_pad_fills_with_minus_one() -> None:
+    contexts = pad([([3, 1], [0, 2]), ([], []), ([4], [1])])
+    assert contexts.items.tolist() == [[3, 1], [-1, -1], [4, -1]]
+    assert contexts.ages.tolist() == [[0, 2], [-1, -1], [1, -1]]
+    assert len(contexts) == 3
+    assert pad([]).items.shape == (0, 0)
+    assert pad([([], [])]).items.shape == (1, 0)
