@@ -1,5 +1,6 @@
 """The command `headwater scorer`."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from services.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+# How long a build may hold up a request. Python's own 5 ms cost up to 8 ms at the 99th percentile of answers.
+SWITCH_SECONDS = 0.001
 END_SECONDS = 5.0  # for a thread to notice; a build under way is not waited for
 
 
@@ -41,6 +44,7 @@ def run(settings: Settings) -> None:
         ServeError: The address cannot be listened on.
     """
     torch.set_num_threads(settings.scorer.torch_threads)
+    sys.setswitchinterval(SWITCH_SECONDS)
     log.info("scorer_starting", scenario=settings.scenario, registry_url=settings.scorer.registry_url)
     series = new_registry()
     metrics = ScorerMetrics(series)
@@ -58,12 +62,7 @@ def _wired(settings: Settings, metrics: ScorerMetrics, directory: Path) -> tuple
         encoder, cache_dir / "prefix.sqlite" if cache_dir else None, max_bytes=settings.encoder.cache_max_bytes
     )
     items = LiveItems()
-    shoppers = ShopperState(
-        scenario=settings.scenario,
-        row_of=items.rows.__getitem__,
-        is_known=items.__contains__,
-        max_shoppers=settings.scorer.max_shoppers,
-    )
+    shoppers = ShopperState(items.rows, max_shoppers=settings.scorer.max_shoppers)
     announcements = Announcements(settings.scenario, metrics)
     reader = LogReader(
         settings.kafka,

@@ -1,10 +1,10 @@
 """What shoppers have done lately, from the worker's own reading of clicks and purchases."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 from peft_adapters.shoppers import Shoppers
-from streams.events import UserEvent
+from streams.events import Click, Purchase, UserEvent
 from streams.joiner import Example, Joiner
 
 Context = tuple[list[int], list[int]]  # catalogue rows, newest first, and how many sessions ago each was
@@ -13,22 +13,18 @@ Context = tuple[list[int], list[int]]  # catalogue rows, newest first, and how m
 class ShopperState:
     """Shoppers' states behind a lock: one thread takes in events, others ask.
 
-    Events pass the same joiner as in the updater, so that both know the same: repeats are dropped, and an event of an
+    Events pass the same joiners as in the updater, so that both know the same: repeats are dropped, and an event of an
     item that has not come waits for it.
 
     Args:
-        scenario: Events of other scenarios are passed over.
-        row_of: Row of a known item.
-        is_known: Whether an item is known.
+        rows: Row of each known item; another thread may add to it.
         max_shoppers: States held.
     """
 
-    def __init__(
-        self, *, scenario: str, row_of: Callable[[str], int], is_known: Callable[[str], bool], max_shoppers: int
-    ) -> None:
-        self._scenario, self._row_of = scenario, row_of
+    def __init__(self, rows: Mapping[str, int], *, max_shoppers: int) -> None:
+        self._rows = rows
         self._shoppers = Shoppers(max_shoppers=max_shoppers)
-        self._joiner = Joiner(is_known=is_known)
+        self._joiners = {kind: Joiner(is_known=rows.__contains__) for kind in (Click, Purchase)}
         self._watermark_ms = 0
         self._lock = threading.Lock()
 
@@ -38,17 +34,17 @@ class ShopperState:
 
     def take_in(self, event: UserEvent, *, publish_ts_ms: int) -> None:
         """Take in a click or a purchase."""
-        if event.scenario != self._scenario:
-            return
+        joiner = self._joiners[type(event)]
         with self._lock:
-            self._update(self._joiner.offer(event, publish_ts_ms=publish_ts_ms))
+            self._update(joiner.offer(event, publish_ts_ms=publish_ts_ms))
             self._watermark_ms = max(self._watermark_ms, event.ts)
-            self._joiner.advance(self._watermark_ms)
+            joiner.advance(self._watermark_ms)
 
     def item_arrived(self, item_id: str) -> None:
         """Take in what waited for an item."""
         with self._lock:
-            self._update(self._joiner.item_arrived(item_id))
+            for joiner in self._joiners.values():
+                self._update(joiner.item_arrived(item_id))
 
     def context(
         self, user_id: str | None, session_id: str | None, ts_ms: int, *, session: Sequence[int] | None
@@ -76,4 +72,4 @@ class ShopperState:
 
     def _update(self, examples: Sequence[Example]) -> None:
         for example in examples:
-            self._shoppers.update(example.user_id, example.session_id, example.ts, self._row_of(example.item_id))
+            self._shoppers.update(example.user_id, example.session_id, example.ts, self._rows[example.item_id])

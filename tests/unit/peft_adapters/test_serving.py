@@ -1,0 +1,180 @@
+"""What a worker serves: the learner's own scores, deltas that add up to the whole, and the old model left alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from learnt_chain import Publications, catalogue_of
+from tiny_model import random_stream, tiny_encoder, titled
+
+from peft_adapters.catalogue import Catalogue
+from peft_adapters.encoder import Encoder
+from peft_adapters.serving import ServedModel, build, refreshed
+from peft_adapters.shoppers import pad
+
+ITEMS = titled(30)
+CONTEXT: tuple[list[str], list[int]] = (["item-3", "item-7", "item-1"], [0, 0, 2])
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return tiny_encoder()
+
+
+@pytest.fixture
+def publications(tmp_path: Path) -> Publications:
+    return Publications(tmp_path)
+
+
+def scores(model: ServedModel, catalogue: Catalogue) -> dict[str, float]:
+    """Score of every item in one context."""
+    items, ages = CONTEXT
+    context = model.context([catalogue.rows[item] for item in items], ages)
+    return dict(zip(model.item_ids, model.ranker.score(context)[0].tolist(), strict=True))
+
+
+class CountingCatalogue(Catalogue):
+    """Counts the text vectors that are computed."""
+
+    computed = 0
+
+    def vectors(self, suffix: object, rows: Sequence[int]) -> torch.Tensor:
+        self.computed += len(rows)
+        return super().vectors(suffix, rows)  # type: ignore[arg-type]
+
+
+def counting(encoder: Encoder, items: Sequence[tuple[str, str]]) -> CountingCatalogue:
+    catalogue = CountingCatalogue(catalogue_of(encoder, [])._cache)
+    catalogue.upsert(items)
+    return catalogue
+
+
+def test_a_worker_scores_as_the_learner_does_whatever_order_its_items_came_in(
+    publications: Publications, encoder: Encoder
+) -> None:
+    learner = publications.learner
+    learner.add_items(ITEMS)
+    for _ in range(4):
+        publications.learn(64)
+    bundle = publications.read(publications.full(1))
+    catalogue = catalogue_of(encoder, [*reversed(ITEMS)])
+    model = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+    batch = learner.observe(random_stream(16, items=30, seed=99, users=8))
+    rows = [[learner.catalogue.ids[row] for row in items if row >= 0] for items in batch.contexts.items]
+    own = [
+        (model.row_of[[catalogue.rows[item] for item in items]].tolist() if items else [], ages[: len(items)].tolist())
+        for items, ages in zip(rows, batch.contexts.ages, strict=True)
+    ]
+    assert any(rows)
+    assert model.item_ids == learner.catalogue.ids
+    torch.testing.assert_close(model.ranker.score(pad(own)), learner.judge(batch), atol=2e-3, rtol=2e-3)
+
+
+def test_deltas_add_up_to_the_full_bundle_bit_for_bit(publications: Publications, encoder: Encoder) -> None:
+    publications.learner.add_items(ITEMS[:20])
+    publications.learn(64)
+    bundles = [publications.read(publications.full(1))]
+    catalogue = catalogue_of(encoder, ITEMS)
+    model = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    publications.learner.add_items(ITEMS[20:])
+    for version in (2, 3, 4):
+        publications.learn(64)
+        if version == 4:
+            full = publications.read(publications.full(4, mark=False))
+        bundles.append(publications.read(publications.delta(version)))
+        model = build(bundles[-1:], previous=model, catalogue=catalogue, encoder=encoder)
+    at_once = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    alone = build([full], previous=None, catalogue=catalogue, encoder=encoder)
+    assert [bundle.manifest.kind for bundle in bundles] == ["full", "delta", "delta", "delta"]
+    assert scores(model, catalogue) == scores(at_once, catalogue) == scores(alone, catalogue)
+    assert model.version == 4
+    assert model.item_ids == alone.item_ids == publications.learner.catalogue.ids
+
+
+def test_building_leaves_the_served_model_as_it_is(publications: Publications, encoder: Encoder) -> None:
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    catalogue = catalogue_of(encoder, ITEMS)
+    old = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    before = scores(old, catalogue)
+    publications.learn(64)
+    new = build([publications.read(publications.delta(2))], previous=old, catalogue=catalogue, encoder=encoder)
+    catalogue.upsert([("item-0", "another text"), ("new", "wholly new")])
+    newer = refreshed(new, catalogue=catalogue, encoder=encoder)
+    assert scores(old, catalogue) == before
+    assert scores(new, catalogue) != before
+    assert scores(newer, catalogue)["item-0"] != scores(new, catalogue)["item-0"]
+
+
+def test_an_item_without_text_keeps_its_row_and_is_offered_only_once_it_has_one(
+    publications: Publications, encoder: Encoder
+) -> None:
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    catalogue = catalogue_of(encoder, ITEMS[10:])
+    bundle = publications.read(publications.full(1))
+    model = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+    assert model.item_ids == [item for item, _ in ITEMS]
+    assert not model.has_text[:10].any()
+    assert model.has_text[10:].all()
+    catalogue.upsert(ITEMS[:10])
+    whole = refreshed(model, catalogue=catalogue, encoder=encoder)
+    straight = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+    assert whole.has_text.all()
+    assert scores(whole, catalogue) == pytest.approx(scores(straight, catalogue), abs=1e-5)
+
+
+def test_items_the_updater_does_not_know_yet_come_behind_and_move_when_it_does(
+    publications: Publications, encoder: Encoder
+) -> None:
+    publications.learner.add_items(ITEMS[:20])
+    publications.learn(64)
+    catalogue = catalogue_of(encoder, [("only-here", "a vase"), *ITEMS])
+    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    assert model.item_ids[20:] == ["only-here", *(item for item, _ in ITEMS[20:])]
+    assert model.has_text.all()
+    assert scores(model, catalogue)["only-here"] != 0
+    publications.learner.add_items(ITEMS[20:])
+    publications.learn(64)
+    model = build([publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder)
+    assert model.item_ids == [*(item for item, _ in ITEMS), "only-here"]
+    assert [model.row_of[catalogue.rows[item]] for item in model.item_ids] == list(range(31))
+
+
+def test_text_vectors_are_computed_again_only_where_text_or_adapter_changed(tmp_path: Path, encoder: Encoder) -> None:
+    publications = Publications(tmp_path, lora=False)
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    catalogue = counting(encoder, ITEMS)
+    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    assert catalogue.computed == 30
+    publications.learn(64)
+    model = build([publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder)
+    assert catalogue.computed == 30
+    catalogue.upsert([("item-4", "a new text"), ("new", "one more")])
+    model = refreshed(model, catalogue=catalogue, encoder=encoder)
+    assert catalogue.computed == 32
+    for parameter in publications.learner.encoder.lora_parameters():
+        parameter.data.add_(0.01)
+    build([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
+    assert catalogue.computed == 32 + 31
+
+
+def test_a_shopper_s_item_that_came_after_the_build_is_left_out_of_the_context(
+    publications: Publications, encoder: Encoder
+) -> None:
+    publications.learner.add_items(ITEMS)
+    catalogue = catalogue_of(encoder, ITEMS)
+    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    context = model.context([30, 4], [0, 1])
+    assert (context.items.tolist(), context.ages.tolist()) == ([[4]], [[1]])
+    assert model.context([], []).items.shape == (1, 0)
+
+
+def test_an_empty_catalogue_can_be_served(publications: Publications, encoder: Encoder) -> None:
+    catalogue = catalogue_of(encoder, [])
+    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    assert len(model) == 0
+    catalogue.upsert(ITEMS[:1])
+    assert refreshed(model, catalogue=catalogue, encoder=encoder).item_ids == ["item-0"]
