@@ -7,6 +7,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -104,6 +105,15 @@ def _start_worker(queue: Any) -> None:
     global _queue
     _queue = queue
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's worker finishes its task even when nobody is left to take the result."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def _one(run: Run, encoder: EncoderSettings, learner: LearnerSettings, data: _Data) -> Ranks:
