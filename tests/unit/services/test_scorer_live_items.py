@@ -1,0 +1,52 @@
+"""The live catalogue of a scorer."""
+
+from typing import Any
+
+import numpy as np
+
+from services.scorer.live_items import FIRST_CAPACITY, LiveItems
+from streams.decode import ItemRemoved
+from streams.events import Item
+
+
+def item(item_id: str, title: str = "Mug", **fields: Any) -> Item:
+    return Item(event_id=f"e-{item_id}", ts=1, item_id=item_id, kind="product", title=title, **fields)
+
+
+def offered(items: LiveItems) -> list[bool]:
+    return list(items.may_be_offered(np.arange(len(items))))
+
+
+def test_changes_are_given_once_in_order_of_arrival_with_the_newest_text() -> None:
+    items = LiveItems()
+    for event in (item("a"), item("b", brand="Acme"), item("c"), item("a", "Cup")):
+        items.take_in(event)
+    assert items.take_changes(2) == [("a", "Cup"), ("b", "Mug. Acme")]
+    assert items.take_changes(2) == [("c", "Mug")]
+    assert items.take_changes(2) == []
+    items.take_in(item("b", "Jug"))
+    assert items.take_changes(2) == [("b", "Jug")]
+    assert items.rows == {"a": 0, "b": 1, "c": 2}
+
+
+def test_blocked_and_removed_items_are_not_offered_until_they_come_back() -> None:
+    items = LiveItems()
+    for event in (item("a"), item("b"), item("c", status="blocked")):
+        items.take_in(event)
+    assert offered(items) == [True, True, False]
+    items.take_in(item("a", status="blocked"))
+    items.take_in(ItemRemoved("b"))
+    items.take_in(ItemRemoved("never-seen"))
+    assert offered(items) == [False, False, False]
+    for item_id in ("a", "b", "c"):
+        items.take_in(item(item_id))
+    assert offered(items) == [True, True, True]
+    assert "never-seen" not in items.rows
+
+
+def test_it_grows_and_forgets_nothing() -> None:
+    items = LiveItems()
+    for number in range(2 * FIRST_CAPACITY + 1):
+        items.take_in(item(str(number), status="blocked" if number % 2 else "active"))
+    assert offered(items) == [number % 2 == 0 for number in range(2 * FIRST_CAPACITY + 1)]
+    assert len(items.take_changes(10**6)) == 2 * FIRST_CAPACITY + 1
