@@ -78,8 +78,8 @@ class FrozenRanker:
     """A ranker made ready to answer: item vectors computed, nothing in it changes any more."""
 
     def __init__(self, ranker: Ranker) -> None:
-        self._counters = ranker.counters
-        self._heads = ranker.heads
+        self._counters = ranker.counters.copy()
+        self._heads = ranker.heads.clone()  # a learner moves them in place
         self._query, self._candidate = (ranker.vectors(role) for role in ROLES)
 
     def __len__(self) -> int:
