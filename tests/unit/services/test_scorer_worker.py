@@ -1,0 +1,340 @@
+"""The scorer's loop over a real registry: what is announced is served, what is bad refused, what is served goes on."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from learnt_chain import Publications
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
+from tiny_model import tiny_encoder, titled
+
+from peft_adapters.bundle import Manifest, read_manifest
+from peft_adapters.catalogue import Catalogue
+from peft_adapters.encoder import Encoder
+from peft_adapters.errors import RegistryUnavailableError
+from peft_adapters.prefix_cache import PrefixCache
+from peft_adapters.registry import AdapterRegistry
+from services.metrics import ScorerMetrics
+from services.scorer import worker as worker_module
+from services.scorer.announcements import Announcements
+from services.scorer.bundles import BundleSource
+from services.scorer.live_items import LiveItems
+from services.scorer.log_reader import LogReader
+from services.scorer.shopper_state import ShopperState
+from services.scorer.worker import Worker
+from streams.connection import KafkaConnection
+from streams.events import Item
+from streams.topics import Topics
+
+ITEMS = titled(12)
+
+
+class RecordingRegistry(AdapterRegistry):
+    """Notes which versions are fetched; while it is away it answers nothing."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.fetched: list[int] = []
+        self.away = False
+        self.asked = 0
+
+    def manifest(self, scenario: str, version: int) -> Manifest:
+        self.asked += 1
+        if self.away:
+            raise RegistryUnavailableError("away")
+        return super().manifest(scenario, version)
+
+    def fetch(self, scenario: str, version: int, destination: Path) -> Path:
+        self.fetched.append(version)
+        return super().fetch(scenario, version, destination)
+
+
+class Stage:
+    """A worker on a registry in a directory, and an updater's publications; Kafka is spoken for by hand."""
+
+    def __init__(self, directory: Path, encoder: Encoder) -> None:
+        self.directory = directory
+        self.registry = RecordingRegistry(str(directory / "registry"))
+        self.series = CollectorRegistry()
+        self.items = LiveItems()
+        metrics = ScorerMetrics(self.series)
+        self.announcements = Announcements("home", metrics)
+        shoppers = ShopperState(self.items.rows, max_shoppers=10)
+        self.reader = LogReader(
+            KafkaConnection(),
+            Topics(),
+            look_back_events=0,
+            items=self.items,
+            shoppers=shoppers,
+            announcements=self.announcements,
+        )
+        self.worker = Worker(
+            scenario="home",
+            encoder=encoder,
+            catalogue=Catalogue(PrefixCache(encoder, None)),
+            bundles=BundleSource(self.registry, directory / "bundles", encoder.base_digest),
+            items=self.items,
+            shoppers=shoppers,
+            reader=self.reader,
+            announcements=self.announcements,
+            metrics=metrics,
+            items_refresh_seconds=0.02,
+        )
+        for item_id, text in ITEMS:
+            self.item(item_id, text)
+        self.publications = self.new_publications("made")
+
+    def new_publications(self, name: str) -> Publications:
+        publications = Publications(self.directory / name)
+        publications.learner.add_items(ITEMS)
+        return publications
+
+    def item(self, item_id: str, text: str) -> None:
+        self.items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text))
+
+    def publish(self, version: int, *, full: bool = False, announce: bool = True) -> Manifest:
+        self.publications.learn(16)
+        directory = self.publications.full(version) if full else self.publications.delta(version)
+        manifest = read_manifest(directory)
+        self.registry.publish(directory, manifest)
+        if announce:
+            self.announcements.offer(manifest)
+        return manifest
+
+    def count(self, outcome: str) -> float:
+        return self.series.get_sample_value("headwater_swaps_total", {"outcome": outcome}) or 0
+
+    @property
+    def version(self) -> int | None:
+        model = self.worker.answers.model
+        return None if model is None else model.version
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self.reader.catalogue_read.set()
+        thread = threading.Thread(target=self.worker.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.worker.stop()
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return tiny_encoder()
+
+
+@pytest.fixture
+def stage(tmp_path: Path, encoder: Encoder) -> Stage:
+    return Stage(tmp_path, encoder)
+
+
+def until(holds: Callable[[], bool], *, timeout_seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.005)
+
+
+def test_it_serves_what_is_announced_and_fetches_only_what_it_lacks(stage: Stage) -> None:
+    with stage.running():
+        stage.publish(1, full=True)
+        until(lambda: stage.version == 1)
+        for version in (2, 3):
+            stage.publish(version, announce=version == 3)
+        until(lambda: stage.version == 3)
+    assert stage.registry.fetched == [1, 2, 3]
+    assert stage.count("swapped") == 2
+    assert stage.series.get_sample_value("headwater_adapter_version") == 3
+    assert stage.series.get_sample_value("headwater_items") == 12
+    assert stage.series.get_sample_value("headwater_swap_seconds_count") == 2
+    assert not list((stage.directory / "bundles" / "home").iterdir())  # nothing is left to pile up
+
+
+def test_only_the_newest_announcement_counts(stage: Stage) -> None:
+    stage.publish(1, full=True)
+    stage.publish(2)
+    stage.publish(3, full=True)
+    with stage.running():
+        until(lambda: stage.version == 3)
+    assert stage.registry.fetched == [3]
+    assert stage.count("swapped") == 1
+
+
+def test_with_nothing_announced_it_begins_with_the_registry_s_latest(stage: Stage) -> None:
+    stage.publish(1, full=True, announce=False)
+    with stage.running():
+        until(lambda: stage.version == 1)
+
+
+def test_what_is_served_is_not_built_again_when_it_is_announced_again(stage: Stage) -> None:
+    manifest = stage.publish(1, full=True)
+    with stage.running():
+        until(lambda: stage.version == 1)
+        model = stage.worker.answers.model
+        stage.announcements.offer(manifest)
+        stage.publish(2)
+        until(lambda: stage.version == 2)
+    assert model is not None
+    assert stage.registry.fetched == [1, 2]
+
+
+def test_an_older_version_that_is_announced_is_gone_back_to(stage: Stage) -> None:
+    first = stage.publish(1, full=True)
+    stage.publish(2)
+    with stage.running():
+        until(lambda: stage.version == 2)
+        stage.announcements.offer(first)
+        until(lambda: stage.version == 1)
+
+
+def tampered(directory: Path) -> None:
+    file = directory / "heads.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def cut_short(directory: Path) -> None:
+    file = directory / "counters.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize("damage", [tampered, cut_short])
+def test_a_damaged_bundle_is_refused_and_the_next_good_one_served(stage: Stage, damage: Callable[[Path], None]) -> None:
+    stage.publish(1, full=True)
+    with stage.running(), capture_logs() as logs:
+        until(lambda: stage.version == 1)
+        bad = stage.publish(2, announce=False)
+        damage(stage.directory / "registry" / "home" / "00000002")
+        stage.announcements.offer(bad)
+        until(lambda: stage.count("refused") == 1)
+        assert stage.version == 1
+        stage.publish(3)  # builds on what is damaged
+        until(lambda: stage.count("refused") == 2)
+        assert stage.version == 1
+        stage.publish(4, full=True)
+        until(lambda: stage.version == 4)
+    refusals = [entry for entry in logs if entry["event"] == "adapter_refused"]
+    assert [entry["version"] for entry in refusals] == [2, 3]
+    assert all("expected" in entry["problem"] and entry["exc_info"] is None for entry in refusals)
+
+
+def test_an_adapter_of_another_base_is_refused(stage: Stage) -> None:
+    stage.publish(1, full=True)
+    with stage.running():
+        until(lambda: stage.version == 1)
+        other = Publications(stage.directory / "other", tiny_encoder(lora_layers=2))
+        other.learner.add_items(ITEMS)
+        directory = other.full(2)
+        stage.registry.publish(directory, read_manifest(directory))
+        stage.announcements.offer(read_manifest(directory))
+        until(lambda: stage.count("refused") == 1)
+        assert stage.version == 1
+
+
+def test_an_unreadable_announcement_is_refused_and_others_scenarios_are_passed_over(stage: Stage) -> None:
+    stage.announcements.hear(b"home", b"{}")
+    assert stage.count("refused") == 1
+    stage.announcements.hear(b"search", b"{}")
+    stage.announcements.hear(None, b"{}")
+    stage.announcements.hear(b"home", None)
+    assert stage.count("refused") == 1
+    assert stage.announcements.wait(0) is None
+
+
+def test_a_registry_that_is_away_is_said_once_and_asked_again(stage: Stage) -> None:
+    stage.publish(1, full=True)
+    with stage.running(), capture_logs() as logs:
+        until(lambda: stage.version == 1)
+        manifest = stage.publish(2, announce=False)
+        stage.registry.away, stage.registry.asked = True, 0
+        stage.announcements.offer(manifest)
+        until(lambda: stage.registry.asked >= 3)
+        assert stage.version == 1
+        stage.registry.away = False
+        until(lambda: stage.version == 2)
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["registry_lost"]
+    assert stage.count("refused") == 0
+
+
+def test_a_registry_begun_anew_under_the_same_numbers_is_taken_from_its_full_bundle(stage: Stage) -> None:
+    stage.publish(1, full=True)
+    with stage.running():
+        until(lambda: stage.version == 1)
+        old = stage.worker.answers.model
+        stage.publications = stage.new_publications("anew")
+        stage.registry = RecordingRegistry(str(stage.directory / "registry-anew"))
+        stage.worker._bundles._registry = stage.registry
+        stage.publications.learn(16)
+        stage.publish(1, full=True, announce=False)
+        stage.publish(2)
+        until(lambda: stage.version == 2)
+    assert old is not None
+    assert stage.registry.fetched == [1, 2]
+
+
+def test_a_delta_that_does_not_fit_what_is_served_is_built_from_the_full_bundle(stage: Stage) -> None:
+    stage.publish(1, full=True)
+    with stage.running(), capture_logs() as logs:
+        until(lambda: stage.version == 1)
+        model = stage.worker.answers.model
+        assert model is not None
+        stage.worker.answers.model = replace(model, learnt=replace(model.learnt, item_ids=["item-0"]))
+        stage.publish(2)
+        until(lambda: stage.version == 2)
+    assert stage.registry.fetched == [1, 2, 1, 2]
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["delta_does_not_fit"]
+    assert stage.count("refused") == 0
+
+
+def test_a_fault_of_ours_in_a_build_keeps_what_is_served_and_the_loop(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    stage.publish(1, full=True)
+    with stage.running(), capture_logs() as logs:
+        until(lambda: stage.version == 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_module, "build", broken)
+            stage.publish(2)
+            until(lambda: stage.count("refused") == 1)
+        assert stage.version == 1
+        stage.publish(3)
+        until(lambda: stage.version == 3)
+    refusal = next(entry for entry in logs if entry["event"] == "adapter_refused")
+    assert isinstance(refusal["exc_info"], ZeroDivisionError)
+
+
+def test_items_that_come_between_two_adapters_can_be_ranked(stage: Stage) -> None:
+    stage.publish(1, full=True)
+    with stage.running():
+        until(lambda: stage.version == 1)
+        stage.item("item-late", "a vase")
+        until(lambda: "item-late" in stage.worker.answers.model.rows)  # type: ignore[union-attr]
+        assert stage.version == 1
+        stage.publish(2)
+        until(lambda: stage.version == 2)
+        assert "item-late" in stage.worker.answers.model.rows  # type: ignore[union-attr]
+    assert stage.series.get_sample_value("headwater_items") == 13
+    assert stage.count("swapped") == 2
+
+
+def test_it_says_what_it_still_waits_for(stage: Stage) -> None:
+    assert "catalogue" in (stage.worker.missing() or "")
+    with stage.running():
+        until(lambda: "no adapter" in (stage.worker.missing() or ""))
+        stage.publish(1, full=True)
+        until(lambda: "events are still being read" in (stage.worker.missing() or ""))
+        stage.reader.caught_up.set()
+        assert stage.worker.missing() is None
