@@ -86,9 +86,11 @@ def tiny_learner(settings: LearnerSettings, *, items: int = 0, encoder: Encoder 
 
 
 def titled(count: int) -> list[tuple[str, str]]:
-    """Items with titles of two to six words, the same for the same number."""
+    """Items with titles of two to six words and a number, the same every time."""
     rng = np.random.default_rng(1)
-    return [(f"item-{index}", " ".join(rng.choice(_WORDS, size=rng.integers(2, 7)))) for index in range(count)]
+    return [
+        (f"item-{index}", f"{' '.join(rng.choice(_WORDS, size=rng.integers(2, 7)))} {index}") for index in range(count)
+    ]
 
 
 def random_stream(
