@@ -1,6 +1,7 @@
 """What became of every event, read from the updater's own metrics page."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 import httpx
@@ -36,18 +37,29 @@ class Accounts:
     adapters_published: int = 0
     balanced: bool = True
 
+    @property
+    def settled(self) -> int:
+        """Events that nothing more is to be done about."""
+        return self.learnt + self.dead_letters + self.duplicates + self.expired
 
-def read_accounts(metrics_url: str, topics: Topics) -> Accounts:
-    """Asks an updater.
+
+class Books:
+    """The newest accounts of an updater.
 
     Args:
         metrics_url: Its metrics page.
         topics: The names of the topics.
-
-    Raises:
-        httpx.HTTPError: It does not answer.
     """
-    return parse_accounts(httpx.get(metrics_url, timeout=TIMEOUT_SECONDS).raise_for_status().text, topics)
+
+    def __init__(self, metrics_url: str, topics: Topics) -> None:
+        self.now = Accounts()
+        self._metrics_url, self._topics = metrics_url, topics
+
+    def refresh(self) -> None:
+        """Asks the updater; when it is too busy to answer, the accounts of before stand."""
+        with suppress(httpx.HTTPError):
+            page = httpx.get(self._metrics_url, timeout=TIMEOUT_SECONDS).raise_for_status().text
+            self.now = parse_accounts(page, self._topics)
 
 
 def parse_accounts(text: str, topics: Topics) -> Accounts:

@@ -18,13 +18,14 @@ from types import FrameType
 from rich.console import Console
 
 from peft_adapters.registry import AdapterRegistry
+from services.demo.accounts import Books
 from services.demo.errors import DemoError, Stopped
 from services.demo.freshness import Freshness
 from services.demo.quality import Quality
 from services.demo.shop import Shop
 from services.demo.stage import Stage, stage
 from services.demo.storefront import Storefront, browse
-from services.demo.summary import Claim, Summary, claims, summarise, tell
+from services.demo.summary import Claim, Pace, Summary, claims, summarise, tell
 from services.demo.view import View, opened
 from services.demo.watch import Watch
 from services.logs import configure_logging
@@ -45,6 +46,7 @@ class Outcome:
 
     summary: Summary
     found: list[Claim]
+    pace: Pace
     judged: int
 
     @property
@@ -107,7 +109,7 @@ def _run(
         with console.status("") as status:
             up = undo.enter_context(stage(settings, directory, items, status))
         outcome = _show(up, directory, console, items=items, purchases=purchases, rate=rate)
-        tell(console, outcome.summary, outcome.found, judged=outcome.judged)
+        tell(console, outcome.summary, outcome.found, pace=outcome.pace, judged=outcome.judged)
         if out is not None:
             out.write_text(json.dumps(outcome.summary.as_json(), indent=2) + "\n")
         if keep:
@@ -146,30 +148,45 @@ def _show(
     freshness = Freshness(lambda version: registry.manifest(scenario, version).offsets)
     quality = Quality(never_updated.ranks)
     storefront = Storefront(up.scorer_urls, answered=freshness.answered)
-    shop = Shop(purchases, rows=never_updated.rows, rate=rate, storefront=storefront, quality=quality)
+    books = Books(up.metrics_url, up.settings.topics)
+    shop = Shop(
+        purchases,
+        rows=never_updated.rows,
+        rate=rate,
+        settled=lambda: books.now.settled,
+        storefront=storefront,
+        quality=quality,
+    )
     watch = Watch(
-        up, shop=shop, storefront=storefront, freshness=freshness, quality=quality, events_total=len(purchases)
+        up,
+        books=books,
+        shop=shop,
+        storefront=storefront,
+        freshness=freshness,
+        quality=quality,
+        events_total=len(purchases),
     )
     with opened(console) as view, _browsing(shop, storefront, items, purchases):
         _replay(up, shop, freshness, watch, view)
-        _drain(up, watch, view, freshness=freshness, storefront=storefront, registry=registry, replayed=shop.published)
+        _drain(up, watch, view, books=books, freshness=freshness, storefront=storefront, registry=registry)
     quality.settle()
-    watch.refresh_accounts()
+    books.refresh()
     summary = summarise(
         replayed=shop.published,
-        accounts=watch.accounts,
+        accounts=books.now,
         traffic=storefront.traffic,
         quality=quality,
         freshness_seconds=freshness.seconds(),
     )
     found = claims(
         summary,
-        accounts=watch.accounts,
+        accounts=books.now,
         uncovered=freshness.waiting,
         lift=quality.lift,
         failure=storefront.traffic.first_failure,
     )
-    return Outcome(summary, found, quality.live.judged)
+    pace = Pace(asked=rate, kept=shop.published / shop.took_seconds, waited_seconds=shop.waited_seconds)
+    return Outcome(summary, found, pace, quality.live.judged)
 
 
 def _replay(up: Stage, shop: Shop, freshness: Freshness, watch: Watch, view: View) -> None:
@@ -192,10 +209,10 @@ def _drain(
     watch: Watch,
     view: View,
     *,
+    books: Books,
     freshness: Freshness,
     storefront: Storefront,
     registry: AdapterRegistry,
-    replayed: int,
 ) -> None:
     """Waits, not for long, until all is learnt, published, and served by every scorer."""
     deadline = time.monotonic() + DRAIN_TIMEOUT_SECONDS
@@ -203,7 +220,7 @@ def _drain(
         view.show(watch.look("waiting for the last adapter"))
         latest = registry.latest(up.settings.scenario)
         served = latest is not None and all(scorer.version >= latest.version for scorer in storefront.traffic.scorers)
-        if served and freshness.waiting == 0 and watch.accounts.learnt >= replayed:
+        if served and freshness.waiting == 0 and books.now.pending == 0:
             return
         time.sleep(LOOK_EVERY_SECONDS)
 

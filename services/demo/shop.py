@@ -1,8 +1,9 @@
 """The shop that is replayed: shoppers are shown what the scorers recommend, then buy what they bought."""
 
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 from peft_adapters.shoppers import Shoppers
@@ -14,6 +15,10 @@ from streams.producer import EventProducer
 
 JUDGED_PER_SECOND = 16.0
 LEAD_SECONDS = 0.15  # a request is sent so long before its purchase, so that the pace does not wait for the answer
+# The shop waits rather than run further ahead of the updater: a machine that learns more slowly than the pace asks for
+# then shows a lower pace, and not the growing backlog of a broker that keeps one megabyte a partition.
+MOST_AHEAD_SECONDS = 3.0
+WAIT_SECONDS = 0.05
 
 Question = tuple[Context, "Future[Answer | None]"]
 
@@ -27,7 +32,8 @@ class Shop:
     Args:
         purchases: In order.
         rows: Of each item, as the model never updated knows it.
-        rate: Purchases per second.
+        rate: Purchases per second, at most.
+        settled: Tells how many purchases the updater is done with.
         storefront: Which asks.
         quality: Which judges.
     """
@@ -38,10 +44,13 @@ class Shop:
         *,
         rows: Mapping[str, int],
         rate: float,
+        settled: Callable[[], int],
         storefront: Storefront,
         quality: Quality,
     ) -> None:
         self.published = 0
+        self.waited_seconds = 0.0  # for the updater
+        self.took_seconds = 0.0
         self.ts = purchases[0].ts  # epoch milliseconds, the time in the shop
         self._purchases = purchases
         self._rows = rows
@@ -49,6 +58,8 @@ class Shop:
         self._rate = rate
         self._judge_every = max(1, round(rate / JUDGED_PER_SECOND))
         self._lead = max(1, round(rate * LEAD_SECONDS))
+        self._most_ahead = max(1, round(rate * MOST_AHEAD_SECONDS))
+        self._settled = settled
         self._storefront = storefront
         self._quality = quality
         self._shoppers = Shoppers()
@@ -64,8 +75,10 @@ class Shop:
             DeliveryError: The broker did not confirm an event.
         """
         pacer = Pacer(rate=self._rate, sleep=stop.wait)
+        began = time.monotonic()
         for purchase, question in self._ahead():
             pacer.wait(purchase.ts)
+            self._wait_for_updater(stop)
             if stop.is_set():
                 return
             if question is not None:
@@ -74,6 +87,11 @@ class Shop:
             self.published += 1
             self.ts = purchase.ts
         producer.flush()
+        self.took_seconds = time.monotonic() - began
+
+    def _wait_for_updater(self, stop: threading.Event) -> None:
+        while self.published - self._settled() > self._most_ahead and not stop.wait(WAIT_SECONDS):
+            self.waited_seconds += WAIT_SECONDS
 
     def _ahead(self) -> Iterator[tuple[Purchase, Question | None]]:
         """Walks the purchases, with the questions asked some purchases before they are due."""

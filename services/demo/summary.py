@@ -57,6 +57,28 @@ class Claim:
     holds: bool | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast events were published.
+
+    Attributes:
+        asked: Events per second asked for.
+        kept: Events per second in the mean.
+        waited_seconds: How long the shop waited for the updater.
+    """
+
+    asked: float
+    kept: float
+    waited_seconds: float
+
+    def __str__(self) -> str:
+        """In words; a pace that was not kept says why."""
+        words = f"{self.kept:.0f} a second"
+        if self.waited_seconds >= 1:
+            words += f" ({self.asked:.0f} were asked for; the shop waited {self.waited_seconds:.0f} s for the updater)"
+        return words
+
+
 def summarise(
     *, replayed: int, accounts: Accounts, traffic: Traffic, quality: Quality, freshness_seconds: list[float]
 ) -> Summary:
@@ -154,21 +176,22 @@ def _of_a_long_run(summary: Summary, text: str, claimed: str, holds: bool) -> Cl
     return Claim(f"{text}; {claimed} claimed", holds)
 
 
-def tell(console: Console, summary: Summary, found: Sequence[Claim], *, judged: int) -> None:
+def tell(console: Console, summary: Summary, found: Sequence[Claim], *, pace: Pace, judged: int) -> None:
     """Prints what happened, what it means, and each claim with a tick or a cross.
 
     Args:
         console: Where.
         summary: The figures.
         found: The claims.
+        pace: Of the events.
         judged: Requests that were judged.
     """
     console.print("\n[bold]What happened[/]")
     console.print(
         Padding(
-            f"{summary.events_replayed:,} real purchases were published to Kafka. The updater learnt from them as they "
-            f"came and published {summary.adapters_published} adapters; two scorers took them up while a storefront "
-            f"sent them {summary.requests_total:,} requests. {judged:,} times a shopper was shown 20 items just before "
+            f"{summary.events_replayed:,} real purchases were published to Kafka, {pace}. The updater learnt from "
+            f"them as they came and published {summary.adapters_published} adapters; two scorers took these up while "
+            f"a storefront sent them {summary.requests_total:,} requests. {judged:,} times a shopper was shown 20 items just before "
             "a purchase, and then bought what the data says; the same requests were also ranked by the model as it "
             "was at the start, which knows the shopper's session and history but has learnt nothing since.",
             (0, 2),

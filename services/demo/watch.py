@@ -1,11 +1,8 @@
 """Draws the demo's moments together from everything that counts."""
 
 import time
-from contextlib import suppress
 
-import httpx
-
-from services.demo.accounts import Accounts, read_accounts
+from services.demo.accounts import Books
 from services.demo.freshness import Freshness, percentile
 from services.demo.quality import Quality
 from services.demo.shop import Shop
@@ -13,7 +10,6 @@ from services.demo.stage import Stage
 from services.demo.storefront import Storefront
 from services.demo.view import Moment, ScorerNow
 
-ACCOUNTS_EVERY_SECONDS = 1.0
 RATE_OVER_SECONDS = 2.0
 RECENT_SECONDS = 10.0  # over which the freshness shown is taken
 
@@ -23,6 +19,7 @@ class Watch:
 
     Args:
         up: The processes.
+        books: What became of the events.
         shop: What is published.
         storefront: What is asked.
         freshness: How fresh the answers are.
@@ -34,18 +31,17 @@ class Watch:
         self,
         up: Stage,
         *,
+        books: Books,
         shop: Shop,
         storefront: Storefront,
         freshness: Freshness,
         quality: Quality,
         events_total: int,
     ) -> None:
-        self.accounts = Accounts()
-        self._up, self._shop, self._storefront = up, shop, storefront
+        self._up, self._books, self._shop, self._storefront = up, books, shop, storefront
         self._freshness, self._quality = freshness, quality
         self._events_total = events_total
         self._began = time.monotonic()
-        self._accounts_due = 0.0
         self._rate_since = (self._began, 0)  # (when, events published by then)
         self._rate = 0.0
 
@@ -60,16 +56,8 @@ class Watch:
         """
         self._up.check()
         self._quality.settle()
-        now = time.monotonic()
-        if now >= self._accounts_due:
-            self._accounts_due = now + ACCOUNTS_EVERY_SECONDS
-            self.refresh_accounts()
-        return self._moment(doing, now)
-
-    def refresh_accounts(self) -> None:
-        """Asks the updater; when it is too busy to answer, the accounts of before stand."""
-        with suppress(httpx.HTTPError):
-            self.accounts = read_accounts(self._up.metrics_url, self._up.settings.topics)
+        self._books.refresh()
+        return self._moment(doing, time.monotonic())
 
     def _moment(self, doing: str, now: float) -> Moment:
         traffic, published = self._storefront.traffic, self._shop.published
@@ -81,8 +69,8 @@ class Watch:
             events_total=self._events_total,
             published=published,
             events_per_second=self._rate,
-            learnt=self.accounts.learnt,
-            adapters_published=self.accounts.adapters_published,
+            learnt=self._books.now.learnt,
+            adapters_published=self._books.now.adapters_published,
             scorers=[
                 ScorerNow(
                     name=f"scorer {number}",

@@ -1,7 +1,7 @@
 """The replayed shop: what it asks, when it asks, and that nothing is published before its question is answered."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, cast
 
@@ -70,7 +70,11 @@ class RecordingProducer:
 
 
 def shop_over(
-    purchases: list[Purchase], storefront: RecordingStorefront, *, rate: float
+    purchases: list[Purchase],
+    storefront: RecordingStorefront,
+    *,
+    rate: float,
+    settled: Callable[[], int] | None = None,
 ) -> tuple[Shop, RecordingProducer, Quality, list[int]]:
     """A shop, what it publishes, its quality, and the ranks by which the model never updated is asked about."""
     bought_rows: list[int] = []
@@ -81,7 +85,14 @@ def shop_over(
 
     quality = Quality(never_updated)
     rows = {item_id: row for row, item_id in enumerate("abcdefgh")}
-    shop = Shop(purchases, rows=rows, rate=rate, storefront=cast(Storefront, storefront), quality=quality)
+    shop = Shop(
+        purchases,
+        rows=rows,
+        rate=rate,
+        settled=settled or (lambda: len(purchases)),
+        storefront=cast(Storefront, storefront),
+        quality=quality,
+    )
     return shop, RecordingProducer(), quality, bought_rows
 
 
@@ -164,6 +175,25 @@ def test_the_faster_the_shop_the_smaller_the_share_that_is_asked_for(rate: float
     shop, _, _, _ = shop_over([purchase(number, "a") for number in range(100)], storefront, rate=rate)
     assert len(list(shop._ahead())) == 100
     assert len(storefront.asked) == expected
+
+
+def test_it_runs_so_far_ahead_of_a_slow_updater_and_no_further() -> None:
+    settled, stop = [0], threading.Event()
+    purchases = [purchase(number, "a") for number in range(40)]
+    shop, producer, _, _ = shop_over(purchases, RecordingStorefront(), rate=10.0, settled=lambda: settled[0])
+    shop._rate = 1_000.0  # so that only the updater is waited for: 3 s at 10 a second are 30 purchases
+    thread = threading.Thread(target=run, args=(shop, producer, stop))
+    thread.start()
+    thread.join(0.5)
+    assert shop.published == 31
+    settled[0] = 5
+    thread.join(0.5)
+    assert shop.published == 36
+    assert shop.waited_seconds > 0.5
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert shop.published == 36
 
 
 def test_told_to_stop_it_publishes_no_more() -> None:

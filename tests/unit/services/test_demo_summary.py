@@ -11,7 +11,7 @@ from rich.console import Console
 from services.demo.accounts import Accounts, parse_accounts
 from services.demo.quality import Judgement, Quality
 from services.demo.storefront import ScorerTraffic, Traffic
-from services.demo.summary import Claim, Summary, claims, summarise, tell
+from services.demo.summary import Claim, Pace, Summary, claims, summarise, tell
 from services.metrics import UpdaterMetrics
 from streams.topics import Topics
 
@@ -37,6 +37,7 @@ GOOD = Summary(
     rank_p50_ms=4.0,
     rank_p99_ms=9.0,
 )
+KEPT = Pace(asked=330.0, kept=329.6, waited_seconds=0.3)
 
 
 def found(
@@ -121,7 +122,7 @@ def test_few_events_prove_nothing_about_freshness_and_learning() -> None:
 
 def test_a_person_is_told_of_each_claim_with_its_mark() -> None:
     console = Console(file=io.StringIO(), width=400)
-    tell(console, GOOD, found(uncovered=3), judged=77)
+    tell(console, GOOD, found(uncovered=3), pace=KEPT, judged=77)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert text.count("✓") == 5
@@ -130,9 +131,16 @@ def test_a_person_is_told_of_each_claim_with_its_mark() -> None:
     assert "77 times" in text
 
 
+def test_a_pace_that_was_not_kept_says_why() -> None:
+    assert str(KEPT) == "330 a second"
+    assert str(Pace(asked=330.0, kept=210.4, waited_seconds=80.2)) == (
+        "210 a second (330 were asked for; the shop waited 80 s for the updater)"
+    )
+
+
 def test_a_run_without_a_judged_request_can_be_told() -> None:
     nothing = dataclasses.replace(GOOD, hr20_live=None, hr20_never_updated=None, rank_p50_ms=None, ndcg20_live=None)
-    tell(Console(file=io.StringIO()), nothing, found(nothing, lift=None), judged=0)
+    tell(Console(file=io.StringIO()), nothing, found(nothing, lift=None), pace=KEPT, judged=0)
 
 
 def test_accounts_are_read_from_the_page_that_the_updater_serves() -> None:
