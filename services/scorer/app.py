@@ -8,6 +8,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from peft_adapters.serving import ServedModel
@@ -109,7 +110,7 @@ class BodyLimit:
             message = await receive()
             received_bytes += len(message.get("body", b""))
             if max(received_bytes, int(declared)) > self._max_bytes:
-                raise ProblemError(
+                raise HTTPException(  # the one error that FastAPI lets pass while it reads a body
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"the body must have at most {self._max_bytes} bytes; send fewer candidates at a time",
                 )
