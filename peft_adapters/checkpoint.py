@@ -3,6 +3,7 @@
 ```
 <root>/<number:010d>/model.safetensors   every tensor
 <root>/<number:010d>/state.json          everything else, the offsets it came from included
+<root>/<number:010d>/SHA256SUMS          of both, as `sha256sum --check` reads it
 <root>/LATEST                            number of the newest
 ```
 
@@ -12,6 +13,7 @@ leaves the one before.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -28,6 +30,9 @@ from peft_adapters.ranker import ROLES
 
 STATE_VERSION = 1
 KEPT_CHECKPOINTS = 2
+MODEL_NAME, STATE_NAME, SUMS_NAME = "model.safetensors", "state.json", "SHA256SUMS"
+
+_SAME_ADAPTER = ("r", "lora_alpha", "target_modules")  # with other ones the same tensors say other things
 
 
 def save_checkpoint(root: Path, learner: Learner, extra: dict[str, Any]) -> int:
@@ -39,26 +44,45 @@ def save_checkpoint(root: Path, learner: Learner, extra: dict[str, Any]) -> int:
         extra: what else to keep, as JSON can hold it; `load_checkpoint` gives it back.
 
     Raises:
-        OSError: the disk refused; the checkpoint before still stands.
+        CheckpointError: the disk refused; the checkpoint before still stands.
     """
-    root.mkdir(parents=True, exist_ok=True)
     number = (_latest(root) or 0) + 1
+    try:
+        _write(root, number, learner, extra)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {_path(root, number)} cannot be written: {error}; the one before still stands, "
+            "make room or give rights there"
+        ) from error
+    for old in sorted(path for path in root.iterdir() if path.name.isdigit())[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old, ignore_errors=True)
+    return number
+
+
+def _write(root: Path, number: int, learner: Learner, extra: dict[str, Any]) -> None:
+    """1. Write the files aside. 2. Rename their directory into place. 3. Advance LATEST."""
     aside = root / f".{number:010d}"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    tensors, state = learner_state(learner)
-    with durable_file(aside / "model.safetensors") as file:
-        file.write(safetensors.torch.save({name: value.contiguous().clone() for name, value in tensors.items()}))
-    with durable_file(aside / "state.json") as file:
-        file.write(json.dumps({"version": STATE_VERSION, "learner": state, "extra": extra}).encode())
+    aside.mkdir(parents=True)
+    for name, data in _files(learner, extra).items():
+        with durable_file(aside / name) as file:
+            file.write(data)
+    sync_directory(aside)
     shutil.rmtree(_path(root, number), ignore_errors=True)  # from a run killed before LATEST advanced
     aside.rename(_path(root, number))
     sync_directory(root)
     with durable_file(root / "LATEST") as file:
         file.write(f"{number}\n".encode())
-    for old in sorted(path for path in root.iterdir() if path.name.isdigit())[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old, ignore_errors=True)
-    return number
+    sync_directory(root)
+
+
+def _files(learner: Learner, extra: dict[str, Any]) -> dict[str, bytes]:
+    tensors, state = learner_state(learner)
+    files = {
+        MODEL_NAME: safetensors.torch.save({name: value.contiguous().clone() for name, value in tensors.items()}),
+        STATE_NAME: json.dumps({"version": STATE_VERSION, "learner": state, "extra": extra}).encode(),
+    }
+    return files | {SUMS_NAME: _sums(files)}
 
 
 def load_checkpoint(root: Path, learner: Learner) -> dict[str, Any] | None:
@@ -72,20 +96,39 @@ def load_checkpoint(root: Path, learner: Learner) -> dict[str, Any] | None:
         return None
     path = _path(root, number)
     try:
-        state = json.loads((path / "state.json").read_bytes())
-        tensors = safetensors.torch.load((path / "model.safetensors").read_bytes())
+        files = {name: (path / name).read_bytes() for name in (MODEL_NAME, STATE_NAME, SUMS_NAME)}
+        state = _checked_state(path, files)
+        tensors = safetensors.torch.load(files[MODEL_NAME])
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {path} cannot be read: {error}; put an older number into {root / 'LATEST'}"
         ) from error
-    if state.get("version") != STATE_VERSION:
+    try:
+        restore_learner(learner, tensors, state["learner"])
+    except KeyError as error:
         raise CheckpointError(
-            f"checkpoint {path} is of version {state.get('version')}, this release reads {STATE_VERSION}; "
-            "go on with the release that wrote it, or start in an empty directory"
-        )
-    restore_learner(learner, tensors, state["learner"])
+            f"checkpoint {path} has no {error}; go on with the `learner` settings it was made with, "
+            "or start in an empty directory"
+        ) from error
     extra: dict[str, Any] = state["extra"]
     return extra
+
+
+def _checked_state(path: Path, files: dict[str, bytes]) -> dict[str, Any]:
+    """What `state.json` says, once both files are known to be those that were written."""
+    if files.pop(SUMS_NAME) != _sums(files):
+        raise ValueError(f"its files are not those that {SUMS_NAME} names")
+    state: dict[str, Any] = json.loads(files[STATE_NAME])
+    if state["version"] != STATE_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} is of version {state['version']}, this release reads {STATE_VERSION}; "
+            "go on with the release that wrote it, or start in an empty directory"
+        )
+    return state
+
+
+def _sums(files: dict[str, bytes]) -> bytes:
+    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
 
 
 def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -99,6 +142,7 @@ def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors |= {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
     return tensors, {
         "base_digest": learner.encoder.base_digest,
+        "adapter": _adapter(learner),
         "items": list(zip(learner.catalogue.ids, learner.catalogue.texts, strict=True)),
         "shoppers": learner.shoppers.state(),
         "batches_learned": learner.batches_learned,
@@ -110,12 +154,18 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
     """Put into a fresh learner what `learner_state` gave.
 
     Raises:
-        CheckpointError: it belongs to another encoder.
+        CheckpointError: it belongs to another encoder, or another shape of adapter.
+        KeyError: it lacks something that this learner has.
     """
     if state["base_digest"] != learner.encoder.base_digest:
         raise CheckpointError(
             f"the checkpoint was made with encoder {state['base_digest'][:12]}, this one is "
             f"{learner.encoder.base_digest[:12]}; use the `encoder` settings it was made with, or an empty directory"
+        )
+    if state["adapter"] != _adapter(learner):
+        raise CheckpointError(
+            f"the checkpoint was made with the adapter {state['adapter']}, this one is {_adapter(learner)}; "
+            "use the `encoder.lora_*` settings it was made with, or an empty directory"
         )
     learner.catalogue.upsert([(item_id, text) for item_id, text in state["items"]])
     learner.ranker.grow(len(learner.catalogue))
@@ -132,6 +182,11 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
     learner.batches_learned, learner.events_learned = state["batches_learned"], state["events_learned"]
 
 
+def _adapter(learner: Learner) -> dict[str, Any]:
+    config = learner.encoder.adapter_config()
+    return {key: config[key] for key in _SAME_ADAPTER}
+
+
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, torch.Tensor]:
     prefix = f"{part}/"
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -146,5 +201,5 @@ def _latest(root: Path) -> int | None:
         return int((root / "LATEST").read_text())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{root / 'LATEST'} must hold a number: {error}; put the newest one there") from error

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from torch import Tensor
 
 from peft_adapters.bundle import Manifest, write_bundle
+from peft_adapters.errors import RegistryUnavailableError
 from peft_adapters.gate import GateSettings, judge_candidate
 from peft_adapters.learner import Learner
 from peft_adapters.ranker import ROLES
 from peft_adapters.registry import AdapterRegistry
 
 DEFAULT_SNAPSHOT_EVERY = 20
+
+log = structlog.get_logger(__name__)
 
 
 class Publisher:
@@ -63,7 +67,8 @@ class Publisher:
             OSError: the disk refused.
         """
         newest = self._registry.latest(self._scenario)
-        version = 1 if newest is None else newest.version + 1
+        # One that was cut short before LATEST advanced has its number already.
+        version = 1 + max(self._registry.versions(self._scenario), default=0)
         parent = self._parent
         full = parent is None or newest is None or newest.version != parent.version
         full = full or version - newest.snapshot >= self._snapshot_every  # type: ignore[union-attr]
@@ -99,14 +104,20 @@ class Publisher:
         self._registry.publish(directory, manifest)
         self._learner.mark_published()
         self._parent, self._published_items = manifest, len(self._learner.catalogue)
-        if manifest.kind == "full":
-            self._registry.prune(self._scenario, keep=self._keep_versions)
         shutil.rmtree(directory, ignore_errors=True)
+        if manifest.kind == "full":
+            self._prune()
 
     def keep_refused(self, directory: Path, manifest: Manifest) -> None:
         """Put a refused candidate aside for inspection; its changes stay unpublished."""
         self._registry.keep_refused(directory, manifest)
         shutil.rmtree(directory, ignore_errors=True)
+
+    def _prune(self) -> None:
+        try:
+            self._registry.prune(self._scenario, keep=self._keep_versions)
+        except RegistryUnavailableError as error:  # what is published is published; the next full one prunes again
+            log.warning("registry_not_pruned", problem=str(error))
 
 
 def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor]]:

@@ -65,7 +65,8 @@ class Intake:
                 self._dead[record.topic, event.reason.value] += 1
                 yield event
             case Click() | Purchase():
-                self.watermark_ms = max(self.watermark_ms, event.ts)
+                # No event happens after it is published: one that says so must not give up those that wait.
+                self.watermark_ms = max(self.watermark_ms, min(event.ts, record.timestamp_ms))
                 joiner = self._joiners[record.topic]
                 for example in joiner.offer(event, publish_ts_ms=record.timestamp_ms):
                     yield example, len(record.value or b"")
@@ -115,20 +116,25 @@ class Intake:
     # ---- the identity: in = learnt + dead letters + duplicates + expired + pending
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """By topic of user events, what came in and what became of it."""
-        counts = {}
+        """By topic, what came in and what became of it. An item is learnt as it comes."""
+        items = self._topics.items
+        refused = self._refused(items)
+        counts = {items: {"in": self._read[items], "learnt": self._read[items] - refused, "dead_letter": refused}}
+        counts[items] |= {"duplicate": 0, "expired": 0, "pending": 0}
         for topic, joiner in self._joiners.items():
             joined = joiner.counts
-            dead = sum(count for (where, _), count in self._dead.items() if where == topic)
             counts[topic] = {
                 "in": self._read[topic],
                 "learnt": self._learnt[topic],
-                "dead_letter": dead,
+                "dead_letter": self._refused(topic),
                 "duplicate": joined.duplicates,
                 "expired": joined.expired,
                 "pending": joined.pending + joined.emitted - self._learnt[topic],
             }
         return counts
+
+    def _refused(self, topic: str) -> int:
+        return sum(count for (where, _), count in self._dead.items() if where == topic)
 
     def export(self, metrics: UpdaterMetrics) -> None:
         """Raise the metrics to the counts as they stand."""
@@ -136,12 +142,8 @@ class Intake:
             metrics.events_pending.labels(topic).set(counts["pending"])
             for outcome in EVENT_OUTCOMES:
                 self._raise(metrics.events.labels(topic, outcome), (topic, outcome), counts[outcome])
-        items = self._topics.items
-        self._raise(metrics.events.labels(items, "in"), (items, "in"), self._read[items])
         for (topic, reason), count in self._dead.items():
             self._raise(metrics.dead_letters.labels(reason), (topic, reason, "dead"), count)
-            if topic == items:
-                self._raise(metrics.events.labels(items, "dead_letter"), (items, reason, "items"), count)
         metrics.event_watermark_timestamp_seconds.set(self.watermark_ms / 1_000)
 
     def _raise(self, counter: Any, key: tuple[str, ...], count: int) -> None:

@@ -14,7 +14,7 @@ import structlog
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.checkpoint import load_checkpoint, save_checkpoint
 from peft_adapters.encoder import Encoder
-from peft_adapters.errors import RegistryUnavailableError
+from peft_adapters.errors import BundleDigestError, RegistryUnavailableError, VersionConflictError
 from peft_adapters.evaluation import Prequential
 from peft_adapters.gate import GateSettings
 from peft_adapters.learner import Learner
@@ -35,6 +35,10 @@ log = structlog.get_logger(__name__)
 
 _LAG_SECONDS = 2.0  # how often the lag is asked for
 _ANNOUNCE_SECONDS = 30.0
+_WORTH_ANOTHER_TRY = (
+    *(RegistryUnavailableError, BundleDigestError, VersionConflictError),
+    *(HeadwaterStreamError, OSError),
+)
 
 
 class Updater:
@@ -134,7 +138,7 @@ class Updater:
         with self._metrics.publish_seconds.time():
             try:
                 self._gate_and_publish()
-            except (RegistryUnavailableError, HeadwaterStreamError, OSError) as error:
+            except _WORTH_ANOTHER_TRY as error:
                 # Learning goes on; what is unpublished goes with the next publication.
                 log.warning("publication_failed", problem=str(error), retry_seconds=self._own.publish_seconds)
                 return
@@ -241,9 +245,8 @@ class Updater:
 
 
 def _to_the_end(consumer: PartitionConsumer, stop: threading.Event) -> Iterator[Any]:
-    """Records up to where the log ends now."""
-    ends = consumer.end_offsets()
-    while not stop.is_set() and any(consumer.positions()[at] < end for at, end in ends.items()):
+    """Records up to the end of the log, which may lie beyond the last record: markers and gaps have offsets too."""
+    while not stop.is_set() and any(consumer.lag().values()):
         yield from consumer.poll(timeout_seconds=0.5)
 
 

@@ -1,0 +1,294 @@
+"""Intake: whatever comes, and in whatever mix, in = learnt + dead letters + duplicates + expired + pending."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from tiny_model import tiny_encoder
+
+from peft_adapters.catalogue import Catalogue
+from peft_adapters.encoder import Encoder
+from peft_adapters.learner import Learner
+from peft_adapters.prefix_cache import PrefixCache
+from peft_adapters.settings import LearnerSettings
+from services.metrics import UpdaterMetrics
+from services.updater.intake import Intake
+from services.updater.settings import UpdaterSettings
+from streams.consumer import Record
+from streams.dead_letters import DeadLetter
+from streams.events import Click, Item, Purchase
+from streams.joiner import Example
+from streams.topics import Topics
+
+TOPICS = Topics()
+READ = (TOPICS.items, TOPICS.clicks, TOPICS.purchases)
+HOUR_MS = 3_600_000
+NOW_MS = 1_770_000_000_000
+SETTLED = ("learnt", "dead_letter", "duplicate", "expired")
+
+
+@cache
+def encoder() -> Encoder:
+    return tiny_encoder()
+
+
+def new_learner() -> Learner:
+    return Learner(encoder(), Catalogue(PrefixCache(encoder(), None)), LearnerSettings())
+
+
+class Box:
+    """An intake with what stands around it: the offsets of a log, examples that wait, letters, a metrics page."""
+
+    def __init__(self, **updater: Any) -> None:
+        self.learner, self._settings = new_learner(), UpdaterSettings(**updater)
+        self.waiting: list[Example] = []
+        self.learnt: list[Example] = []
+        self.letters: list[DeadLetter] = []
+        self._offset = count()
+        self._start()
+
+    def _start(self) -> None:
+        self.intake = Intake(self.learner, TOPICS, self._settings)
+        self.registry = CollectorRegistry()
+        self.metrics = UpdaterMetrics(self.registry, topics=TOPICS)
+
+    def take(self, topic: str, key: bytes | None, value: bytes | None, *, published_ms: int = NOW_MS) -> None:
+        for taken in self.intake.take(Record(topic, 0, next(self._offset), key, value, published_ms)):
+            if isinstance(taken, DeadLetter):
+                self.letters.append(taken)
+            else:
+                self.waiting.append(taken[0])
+
+    def send(self, event: Click | Purchase | Item, **record: Any) -> None:
+        topic = TOPICS.of_kind(event.KIND)
+        self.take(topic, event.key().encode(), event.model_dump_json(exclude_none=True).encode(), **record)
+
+    def learn(self, number: int) -> None:
+        taken, self.waiting = self.waiting[:number], self.waiting[number:]
+        self.intake.learnt(taken)
+        self.learnt += taken
+
+    def restart(self) -> None:
+        """As from a checkpoint, which is made when nothing waits for its batch."""
+        self.learn(len(self.waiting))
+        state = json.loads(json.dumps(self.intake.state()))
+        self._start()
+        self.intake.restore(state)
+
+    def exported(self, topic: str) -> dict[str, int]:
+        self.intake.export(self.metrics)
+        outcomes = {
+            outcome: self.registry.get_sample_value("headwater_events_total", {"topic": topic, "outcome": outcome})
+            for outcome in ("in", *SETTLED)
+        }
+        pending = self.registry.get_sample_value("headwater_events_pending", {"topic": topic})
+        return {name: int(value or 0) for name, value in (outcomes | {"pending": pending}).items()}
+
+    def check_identity(self) -> None:
+        for topic, counts in self.intake.counts().items():
+            assert counts["in"] == sum(counts[outcome] for outcome in (*SETTLED, "pending")), topic
+            assert all(value >= 0 for value in counts.values())
+            assert self.exported(topic) == counts
+        dead = sum(self._dead(reason) for reason in {letter.reason for letter in self.letters})
+        assert dead == len(self.letters)
+
+    def _dead(self, reason: str) -> int:
+        return int(self.registry.get_sample_value("headwater_dead_letters_total", {"reason": str(reason)}) or 0)
+
+
+def click(number: int = 0, *, item: str = "i0", ts: int = NOW_MS, user: str = "u") -> Click:
+    return Click(event_id=f"e{number}", ts=ts, user_id=user, item_id=item)
+
+
+def item(name: str = "i0", title: str = "red mug") -> Item:
+    return Item(event_id=f"item-{name}", ts=NOW_MS, item_id=name, kind="product", title=title)
+
+
+GOOD = st.tuples(
+    st.sampled_from([Click, Purchase]), st.integers(0, 12), st.integers(0, 4), st.integers(0, 5), st.sampled_from("uv")
+)
+SPOILT = st.tuples(
+    st.sampled_from(READ),
+    st.sampled_from([(b"k", b"{"), (b"k", b"{}"), (b"", None), (b"\xff", None), (b"other", b"whole")]),
+)
+MIX = st.lists(
+    st.one_of(
+        st.tuples(st.just("event"), GOOD),
+        st.tuples(st.just("event"), GOOD),
+        st.tuples(st.just("item"), st.integers(0, 4)),
+        st.tuples(st.just("removed"), st.integers(0, 4)),
+        st.tuples(st.just("spoilt"), SPOILT),
+        st.tuples(st.just("learn"), st.integers(1, 4)),
+        st.tuples(st.just("restart"), st.none()),
+    ),
+    max_size=40,
+)
+
+
+def events_of(mix: list[tuple[str, Any]]) -> Iterator[Click | Purchase]:
+    for what, how in mix:
+        if what == "event":
+            model, number, item_number, hours, user = how
+            yield model(event_id=f"e{number}", ts=NOW_MS + hours * HOUR_MS, user_id=user, item_id=f"i{item_number}")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(MIX)
+def test_identity_holds_after_any_mix_on_each_topic_and_over_restarts(mix: list[tuple[str, Any]]) -> None:
+    box = Box(hold_seconds=2 * HOUR_MS / 1000)
+    coming = events_of(mix)
+    for what, how in mix:
+        if what == "event":
+            box.send(next(coming), published_ms=NOW_MS + 24 * HOUR_MS)
+        elif what == "item":
+            box.send(item(f"i{how}"))
+        elif what == "removed":
+            box.take(TOPICS.items, f"i{how}".encode(), None)
+        elif what == "spoilt":
+            topic, (key, value) = how
+            whole = (item() if topic == TOPICS.items else click()).model_dump_json(exclude_none=True).encode()
+            box.take(topic, key, whole if value == b"whole" else value)
+        elif what == "learn":
+            box.learn(how)
+        else:
+            box.restart()
+        box.check_identity()
+
+    box.learn(len(box.waiting))
+    events = list(events_of(mix))
+    counts = box.intake.counts()
+    for topic, model in ((TOPICS.clicks, Click), (TOPICS.purchases, Purchase)):
+        ids = [event.event_id for event in events if type(event) is model]
+        learnt = [example.event_id for example in box.learnt if example.kind == model.KIND]
+        assert counts[topic]["duplicate"] == len(ids) - len(set(ids))
+        assert counts[topic]["learnt"] == len(learnt) == len(set(learnt))
+        assert set(learnt) <= set(ids)
+        assert counts[topic]["pending"] + counts[topic]["expired"] == len(set(ids)) - len(learnt)
+    spoilt = Counter(how[0] for what, how in mix if what == "spoilt")
+    assert {topic: counts[topic]["dead_letter"] for topic in READ} == {topic: spoilt[topic] for topic in READ}
+    assert len(box.learner.catalogue) == len({how for what, how in mix if what == "item"})
+
+
+def test_items_come_before_events() -> None:
+    assert Box().intake.topics == [TOPICS.items, TOPICS.clicks, TOPICS.purchases]
+
+
+def test_an_item_is_learnt_as_it_comes_and_its_text_may_change() -> None:
+    box = Box()
+    for title in ("red mug", "blue mug"):
+        box.send(item(title=title))
+    assert box.learner.catalogue.texts == ["blue mug"]
+    assert box.exported(TOPICS.items) == {"in": 2, "learnt": 2} | dict.fromkeys((*SETTLED[1:], "pending"), 0)
+
+
+def test_a_removed_item_keeps_its_row_and_events_of_it_are_learnt() -> None:
+    box = Box()
+    box.send(item())
+    box.take(TOPICS.items, b"i0", None)
+    box.send(click())
+    assert box.learner.catalogue.rows == {"i0": 0}
+    assert [example.item_id for example in box.waiting] == ["i0"]
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [(b"another", "wrong_key"), (None, "wrong_key"), (b"u", None)],
+    ids=["another", "none", "its own"],
+)
+def test_an_event_under_another_key_is_refused(key: bytes | None, reason: str | None) -> None:
+    box = Box()
+    box.send(item())
+    box.take(TOPICS.clicks, key, click().model_dump_json(exclude_none=True).encode())
+    assert [letter.reason for letter in box.letters] == ([reason] if reason else [])
+    assert len(box.waiting) == (0 if reason else 1)
+
+
+def test_a_letter_names_its_place_and_carries_the_bytes_as_they_came() -> None:
+    box = Box()
+    box.send(item())
+    box.take(TOPICS.purchases, b"k", b"\xff\x00 no json")
+    (letter,) = box.letters
+    assert (letter.topic, letter.partition, letter.offset) == (TOPICS.purchases, 0, 1)
+    assert letter.original() == b"\xff\x00 no json"
+
+
+def test_an_event_waits_for_its_item_and_is_learnt_once() -> None:
+    box = Box()
+    box.send(click(1))
+    box.send(click(2))
+    box.send(click(1))
+    assert box.waiting == []
+    assert box.exported(TOPICS.clicks)["pending"] == 2
+    box.send(item())
+    box.send(item(title="blue mug"))
+    assert [example.event_id for example in box.waiting] == ["e1", "e2"]
+    box.learn(2)
+    assert box.exported(TOPICS.clicks) == {
+        "in": 3, "learnt": 2, "dead_letter": 0, "duplicate": 1, "expired": 0, "pending": 0,
+    }  # fmt: skip
+
+
+def test_an_event_whose_item_never_comes_expires_by_event_time() -> None:
+    box = Box(hold_seconds=60)
+    box.send(item("known"))
+    box.send(click(1, item="late"))
+    box.send(click(2, item="known", ts=NOW_MS + 60_000), published_ms=NOW_MS + HOUR_MS)
+    assert box.exported(TOPICS.clicks)["pending"] == 2  # one for its item, one for its batch
+    box.send(click(3, item="known", ts=NOW_MS + 60_001), published_ms=NOW_MS + HOUR_MS)
+    box.learn(2)
+    counts = box.exported(TOPICS.clicks)
+    assert (counts["expired"], counts["pending"]) == (1, 0)
+    box.send(item("late"))
+    assert box.waiting == []
+
+
+def test_an_event_from_the_future_gives_up_none_that_wait() -> None:
+    box = Box(hold_seconds=60)
+    box.send(item("known"))
+    box.send(click(1, item="late"))
+    box.send(click(2, item="known", ts=253_402_300_799_999))
+    assert box.intake.watermark_ms == NOW_MS
+    box.send(item("late"))
+    assert [example.event_id for example in box.waiting] == ["e2", "e1"]
+
+
+def test_a_catalogue_read_at_once_is_the_one_read_singly() -> None:
+    events = [item("i0"), item("i1", "small oak rug"), item("i0", "blue mug")]
+    singly, at_once = Box(), Box()
+    for event in events:
+        singly.send(event)
+    records = [
+        Record(TOPICS.items, 0, offset, event.key().encode(), event.model_dump_json().encode(), NOW_MS)
+        for offset, event in enumerate(events)
+    ]
+    records.append(Record(TOPICS.items, 0, 3, b"i2", b"{", NOW_MS))
+    records.append(Record(TOPICS.items, 0, 4, b"i1", None, NOW_MS))
+    letters = list(at_once.intake.take_catalogue(records))
+    assert [letter.offset for letter in letters] == [3]
+    assert at_once.learner.catalogue.texts == singly.learner.catalogue.texts == ["blue mug", "small oak rug"]
+    assert at_once.exported(TOPICS.items) == {
+        "in": 5, "learnt": 4, "dead_letter": 1, "duplicate": 0, "expired": 0, "pending": 0,
+    }  # fmt: skip
+
+
+def test_a_scrape_after_a_restart_counts_on_from_the_checkpoint() -> None:
+    box = Box()
+    box.send(item())
+    box.send(click(1))
+    box.send(click(1))
+    box.take(TOPICS.clicks, b"u", b"{")
+    box.learn(1)
+    before = box.exported(TOPICS.clicks)
+    box.restart()
+    assert box.exported(TOPICS.clicks) == before
+    assert box.exported(TOPICS.clicks) == before  # a second look adds nothing
+    box.send(click(1))
+    assert box.exported(TOPICS.clicks) == before | {"in": 4, "duplicate": 2}
+    assert box.intake.watermark_ms == NOW_MS
