@@ -1,0 +1,161 @@
+"""A scorer's reading of the log, on a real broker."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+from small_bundle import write_small_bundle
+from structlog.testing import capture_logs
+
+from peft_adapters.manifest import manifest_bytes
+from services.metrics import ScorerMetrics
+from services.scorer.announcements import Announcements
+from services.scorer.live_items import LiveItems
+from services.scorer.log_reader import LogReader
+from services.scorer.shopper_state import ShopperState
+from streams.connection import KafkaConnection
+from streams.embedded_broker import EmbeddedBroker
+from streams.events import Click, Item, Purchase
+from streams.producer import EventProducer
+from streams.topics import Topics, ensure_topics
+
+
+class Reading:
+    """A reader and what it has read."""
+
+    def __init__(self, connection: KafkaConnection, topics: Topics, *, look_back_events: int = 10_000) -> None:
+        self.items = LiveItems()
+        self.shoppers = ShopperState(self.items.rows, max_shoppers=1_000)
+        self.announcements = Announcements("home", ScorerMetrics(CollectorRegistry()))
+        self.reader = LogReader(
+            connection,
+            topics,
+            look_back_events=look_back_events,
+            items=self.items,
+            shoppers=self.shoppers,
+            announcements=self.announcements,
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.reader.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.reader.stop()
+            thread.join(30)
+            assert not thread.is_alive()
+
+    def seen(self, user_id: str) -> list[int]:
+        return self.shoppers.context(user_id, None, 0, session=None)[0]
+
+
+def until(holds: Callable[[], bool], *, timeout_seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.01)
+
+
+def item(item_id: str, **fields: str) -> Item:
+    return Item.model_validate(
+        {"event_id": f"e-{item_id}", "ts": 1, "item_id": item_id, "kind": "product", "title": "Mug", **fields}
+    )
+
+
+def click(number: int, user_id: str, item_id: str) -> Click:
+    return Click(event_id=f"c{number}", ts=number, user_id=user_id, item_id=item_id)
+
+
+def test_it_reads_what_is_there_and_then_what_comes(
+    kafka_connection: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    manifests = [write_small_bundle(tmp_path / str(version), version) for version in (1, 2, 3)]
+    with EventProducer(kafka_connection, topics) as producer:
+        for item_id in ("a", "b", "c"):
+            producer.send(item(item_id))
+        for manifest in manifests[:2]:
+            producer.send_raw(topics.adapters, b"home", manifest_bytes(manifest))
+        producer.send(click(1, "u", "a"))
+        producer.send_raw(topics.clicks, b"u", b"not an event")
+        producer.send(Purchase(event_id="p1", ts=2, user_id="v", item_id="b"))
+        producer.flush()
+        reading = Reading(kafka_connection, topics)
+        with reading.running():
+            assert reading.reader.catalogue_read.wait(30)
+            assert len(reading.items) == 3
+            assert reading.announcements.wait(0) == manifests[1]
+            assert reading.reader.caught_up.wait(30)
+            assert reading.seen("u") == [reading.items.rows["a"]]
+            assert reading.seen("v") == [reading.items.rows["b"]]
+            producer.send(click(2, "u", "late"))
+            producer.send(item("late"))
+            producer.send(item("c", status="blocked"))
+            producer.send_raw(topics.items, b"b", None)
+            producer.send_raw(topics.adapters, b"home", manifest_bytes(manifests[2]))
+            producer.flush()
+            assert reading.announcements.wait(30) == manifests[2]
+            until(lambda: reading.seen("u") == [reading.items.rows[item_id] for item_id in ("late", "a")])
+            rows = [reading.items.rows[item_id] for item_id in ("a", "b", "c", "late")]
+            until(lambda: list(map(reading.items._blocked.__getitem__, rows)) == [False, True, True, False])
+
+
+def test_it_looks_back_so_far_and_no_further(
+    embedded_broker: EmbeddedBroker, make_topics: Callable[..., Topics]
+) -> None:
+    connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
+    topics = make_topics(connection, partitions=1)
+    with EventProducer(connection, topics) as producer:
+        producer.send(item("a"))
+        for number in range(40):
+            producer.send(click(number, f"u{number}", "a"))
+    reading = Reading(connection, topics, look_back_events=20)  # from two partitions: 10 each
+    with reading.running(), capture_logs() as logs:
+        assert reading.reader.caught_up.wait(30)
+        assert len(reading.shoppers) == 10
+        assert not reading.seen("u29")
+        assert reading.seen("u30")
+    assert logs == []
+
+
+def test_without_topics_it_says_so_once_and_goes_on_when_they_are_there(embedded_broker: EmbeddedBroker) -> None:
+    connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
+    topics = Topics(**{name: f"later.{name}" for name in Topics.model_fields})
+    reading = Reading(connection, topics)
+    with capture_logs() as logs, reading.running():
+        until(lambda: len(logs) > 0)
+        time.sleep(1)  # some more attempts
+        assert not reading.reader.catalogue_read.is_set()
+        ensure_topics(connection, topics, bounded=True)
+        assert reading.reader.caught_up.wait(30)
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["log_not_read"]
+    assert "later.items" in logs[0]["problem"]
+
+
+def test_a_broker_that_comes_late_and_goes_is_outlived(tmp_path: Path, free_port: int) -> None:
+    broker = EmbeddedBroker(tmp_path / "broker", port=free_port)
+    connection = KafkaConnection(bootstrap_servers=f"127.0.0.1:{free_port}")
+    topics = Topics()
+    reading = Reading(connection, topics)
+    with capture_logs() as logs, reading.running():
+        until(lambda: len(logs) > 0)
+        with broker:
+            ensure_topics(connection, topics, bounded=True)
+            with EventProducer(connection) as producer:
+                producer.send(item("a"))
+                producer.send(click(1, "u", "a"))
+            assert reading.reader.caught_up.wait(30)
+            until(lambda: len(reading.seen("u")) == 1)
+            time.sleep(1.5)  # the broker writes its state about once a second
+        until(lambda: any(entry["event"] == "kafka_lost" for entry in logs))
+        assert len(reading.seen("u")) == 1
+        with broker, EventProducer(connection) as producer:
+            producer.send(click(2, "u", "a"))
+            producer.flush()
+            until(lambda: len(reading.seen("u")) == 2)
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"][:1] == ["kafka_unreachable"]
+    assert sum(entry["event"] == "kafka_lost" for entry in logs) == 1
