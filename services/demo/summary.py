@@ -187,16 +187,7 @@ def tell(console: Console, summary: Summary, found: Sequence[Claim], *, pace: Pa
         judged: Requests that were judged.
     """
     console.print("\n[bold]What happened[/]")
-    console.print(
-        Padding(
-            f"{summary.events_replayed:,} real purchases were published to Kafka, {pace}. The updater learnt from "
-            f"them as they came and published {summary.adapters_published} adapters; two scorers took these up while "
-            f"a storefront sent them {summary.requests_total:,} requests. {judged:,} times a shopper was shown 20 items just before "
-            "a purchase, and then bought what the data says; the same requests were also ranked by the model as it "
-            "was at the start, which knows the shopper's session and history but has learnt nothing since.",
-            (0, 2),
-        )
-    )
+    console.print(Padding(_happened(summary, pace, judged), (0, 2)))
     console.print("\n[bold]What it means[/]")
     table = Table.grid(padding=(0, 2))
     for name, value, meaning in _meanings(summary):
@@ -206,6 +197,16 @@ def tell(console: Console, summary: Summary, found: Sequence[Claim], *, pace: Pa
     marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]-[/]"}
     for claim in found:
         console.print(f"  {marks[claim.holds]} {claim.text}", highlight=False)
+
+
+def _happened(summary: Summary, pace: Pace, judged: int) -> str:
+    return (
+        f"{summary.events_replayed:,} real purchases were published to Kafka, {pace}. The updater learnt from them as "
+        f"they came and published {summary.adapters_published} adapters; two scorers took these up while a storefront "
+        f"sent them {summary.requests_total:,} requests. {judged:,} times a shopper was shown 20 items just before a "
+        "purchase, and then bought what the data says; the same requests were also ranked by the model as it was at "
+        "the start, which knows the shopper's session and history but has learnt nothing since."
+    )
 
 
 def _meanings(summary: Summary) -> list[tuple[str, str, str]]:
