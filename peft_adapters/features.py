@@ -33,9 +33,13 @@ INITIAL_WEIGHTS = {
     "session_affinity": 3.0,
     "history_affinity": 1.0,
     "last_item_affinity": 1.0,
+    "session_affinity_squared": 0.0,
+    "history_affinity_squared": 0.0,
+    "last_item_affinity_squared": 0.0,
 }
 
 _SMOOTHING_EVENTS = 5.0
+_SQUARE_SCALE = 3.0  # a head's steps are of one size for all features, and squares of cosines are small
 _SESSION_ITEMS, _SESSION_DECAY = 30, 0.9
 _NEAR_ITEMS, _NEAR_DECAY = 6, 0.6
 _HISTORY_ITEMS, _HISTORY_DECAY = 64, 0.98
@@ -90,17 +94,20 @@ def counter_features(
 
 
 def affinity_features(context_vectors: Tensor, candidate_vectors: Tensor) -> Tensor:
-    """Dot products, [AFFINITY_FEATURES, contexts, candidates].
+    """Dot products and, scaled, their squares, [AFFINITY_FEATURES, contexts, candidates].
+
+    Close texts say more than a straight line through all pairs would have it: the square lets a head bend it.
 
     Args:
-        context_vectors: [AFFINITY_FEATURES, contexts, dim] weighted means of query-side item vectors.
+        context_vectors: [AFFINITIES, contexts, dim] weighted means of query-side item vectors.
         candidate_vectors: [candidates, dim].
     """
-    return context_vectors @ candidate_vectors.T
+    products = context_vectors @ candidate_vectors.T
+    return torch.cat([products, _SQUARE_SCALE * products.square()])
 
 
 def affinity_weights(weights: ContextWeights, rows: IntArray) -> Tensor:
-    """Weights of the context items `rows` in each affinity, dense [AFFINITY_FEATURES, contexts, rows]."""
+    """Weights of the context items `rows` in each affinity, dense [AFFINITIES, contexts, rows]."""
     parts = (weights.session, weights.history, weights.last)
     return torch.from_numpy(np.stack([part[:, rows].toarray() for part in parts]))
 

@@ -64,7 +64,7 @@ class Batch:
         candidates: [candidates] rows the step is taken on, positives included, sorted.
         log_expected: [candidates] log of the probability that a candidate is in the sample.
         counter_features: [COUNTER_FEATURES, events, columns].
-        affinity_weights: [AFFINITY_FEATURES, events, context rows].
+        affinity_weights: [AFFINITIES, events, context rows].
         context_rows: [context rows] distinct items of the contexts.
     """
 

@@ -19,7 +19,8 @@ COUNTER_FEATURES = (
     "last_basket",
     "in_session",
 )
-AFFINITY_FEATURES = ("session_affinity", "history_affinity", "last_item_affinity")
+AFFINITIES = ("session_affinity", "history_affinity", "last_item_affinity")
+AFFINITY_FEATURES = (*AFFINITIES, *(f"{name}_squared" for name in AFFINITIES))
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
 
 
