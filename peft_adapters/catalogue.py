@@ -35,21 +35,25 @@ class Catalogue:
         return item_id in self.rows
 
     def upsert(self, items: Iterable[tuple[str, str]]) -> list[int]:
-        """Add items (id, text) or change their texts; rows whose text is new, in order."""
-        changed: dict[int, str] = {}
+        """Add items (id, text) or change their texts; rows whose text is new, in order. All of it or, failing, none."""
+        changed: dict[str, str] = {}
         for item_id, text in items:
-            row = self.rows.setdefault(item_id, len(self.ids))
-            if row == len(self.ids):
-                self.ids.append(item_id)
-                self.texts.append(text)
-                self.hidden.append(torch.empty(0))
-            elif self.texts[row] == text:
-                continue
-            changed[row] = text
-            self.texts[row] = text
-        for row, hidden in zip(changed, self._cache.get(list(changed.values())), strict=True):
-            self.hidden[row] = hidden
-        return sorted(changed)
+            row = self.rows.get(item_id)
+            if row is None or self.texts[row] != text or item_id in changed:
+                changed[item_id] = text
+        encoded = self._cache.get(list(changed.values()))
+        return sorted(
+            self._put(item_id, text, hidden) for (item_id, text), hidden in zip(changed.items(), encoded, strict=True)
+        )
+
+    def _put(self, item_id: str, text: str, hidden: Tensor) -> int:
+        row = self.rows.setdefault(item_id, len(self.ids))
+        if row == len(self.ids):
+            self.ids.append(item_id)
+            self.texts.append(text)
+            self.hidden.append(hidden)
+        self.texts[row], self.hidden[row] = text, hidden
+        return row
 
     def reordered(self, first: Sequence[str]) -> Catalogue:
         """The same items with `first` (all of them known) in front in that order, the others after them."""

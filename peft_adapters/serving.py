@@ -7,6 +7,7 @@ An item whose text has not come is kept in its row and never offered.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,13 +20,18 @@ from peft_adapters.bundle import Bundle, Manifest
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.counters import Counters, IntArray
 from peft_adapters.encoder import Encoder
-from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError, EncoderError
+from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError, EncoderError, HeadwaterModelError
 from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts, pad
 
 _SAME_ADAPTER = ("r", "lora_alpha", "target_modules", "use_rslora")  # with other ones the same tensors say other things
 _NO_ROW = -1
+_STOP_CHUNK = 512  # text vectors between two looks at `stop`
+
+
+class BuildStoppedError(HeadwaterModelError):
+    """A build was told to stop before its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,12 @@ class ServedModel:
 
 @torch.inference_mode()
 def build(
-    bundles: Sequence[Bundle], *, previous: ServedModel | None, catalogue: Catalogue, encoder: Encoder
+    bundles: Sequence[Bundle],
+    *,
+    previous: ServedModel | None,
+    catalogue: Catalogue,
+    encoder: Encoder,
+    stop: threading.Event | None = None,
 ) -> ServedModel:
     """Build a version beside the one that is served, which stays as it is.
 
@@ -105,8 +116,10 @@ def build(
         previous: what is served now; its text vectors are used again where neither text nor adapter changed.
         catalogue: the items that this worker knows.
         encoder: its adapter is set to that of the version.
+        stop: ends the build when set.
 
     Raises:
+        BuildStoppedError: `stop` was set before the end.
         BundleBaseMismatchError: a bundle was made for another encoder or another shape of adapter.
         BundleFormatError: a bundle does not build on what is before it, or its parts do not fit together.
     """
@@ -118,13 +131,19 @@ def build(
         manifest = bundle.manifest
     if learnt is None or manifest is None:
         raise ValueError("`bundles` must hold at least one bundle, got none; give the version's chain")
-    return _assembled(manifest, learnt, previous, catalogue, encoder)
+    return _assembled(manifest, learnt, previous, catalogue, _Texts(encoder, stop))
 
 
 @torch.inference_mode()
-def refreshed(previous: ServedModel, *, catalogue: Catalogue, encoder: Encoder) -> ServedModel:
-    """The same version over the catalogue as it is now: new items, and new texts of old ones."""
-    return _assembled(previous.manifest, previous.learnt, previous, catalogue, encoder)
+def refreshed(
+    previous: ServedModel, *, catalogue: Catalogue, encoder: Encoder, stop: threading.Event | None = None
+) -> ServedModel:
+    """The same version over the catalogue as it is now: new items, and new texts of old ones.
+
+    Raises:
+        BuildStoppedError: `stop` was set before the end.
+    """
+    return _assembled(previous.manifest, previous.learnt, previous, catalogue, _Texts(encoder, stop))
 
 
 def _check_link(bundle: Bundle, before: Manifest | None, encoder: Encoder) -> None:
@@ -190,7 +209,7 @@ def _merged_residuals(
 
 
 def _assembled(
-    manifest: Manifest, learnt: Learnt, previous: ServedModel | None, catalogue: Catalogue, encoder: Encoder
+    manifest: Manifest, learnt: Learnt, previous: ServedModel | None, catalogue: Catalogue, encode: _Texts
 ) -> ServedModel:
     """Put what is learnt over the worker's items."""
     learnt_ids = set(learnt.item_ids)
@@ -200,13 +219,15 @@ def _assembled(
     texts = [None if row == _NO_ROW else catalogue.texts[row] for row in catalogue_rows.tolist()]
     row_of = np.empty(len(catalogue), dtype=np.int64)
     row_of[catalogue_rows[has_text]] = np.flatnonzero(has_text)
-    rows = {item_id: row for row, item_id in enumerate(item_ids)}
-    text = _text_vectors(item_ids, texts, learnt, previous, catalogue, encoder)
+    text = torch.zeros(len(item_ids), encode.dim)
+    kept = _keep_text(text, item_ids, texts, learnt, previous)
+    rows = [row for row in np.flatnonzero(has_text).tolist() if row not in kept]
+    encode(text, rows, catalogue, catalogue_rows, learnt.lora)
     return ServedModel(
         manifest=manifest,
         learnt=learnt,
         item_ids=item_ids,
-        rows=rows,
+        rows={item_id: row for row, item_id in enumerate(item_ids)},
         texts=texts,
         text=text,
         has_text=has_text,
@@ -216,30 +237,45 @@ def _assembled(
     )
 
 
-def _text_vectors(
-    item_ids: Sequence[str],
-    texts: Sequence[str | None],
-    learnt: Learnt,
-    previous: ServedModel | None,
-    catalogue: Catalogue,
-    encoder: Encoder,
-) -> Tensor:
-    """Unit text vectors [items, dim]; only what the adapter or the text changed is computed."""
-    vectors = torch.zeros(len(item_ids), encoder.dim)
-    wanted = [row for row, text in enumerate(texts) if text is not None]
-    if previous is not None and _same(learnt.lora, previous.learnt.lora):
-        before = {row: _NO_ROW if (old := previous.rows.get(item_ids[row])) is None else old for row in wanted}
-        kept = [row for row, old in before.items() if old != _NO_ROW and previous.texts[old] == texts[row]]
-        vectors[kept] = previous.text[[before[row] for row in kept]]
-        unchanged = set(kept)
-        wanted = [row for row in wanted if row not in unchanged]
-    if wanted:
+def _keep_text(
+    text: Tensor, item_ids: Sequence[str], texts: Sequence[str | None], learnt: Learnt, previous: ServedModel | None
+) -> set[int]:
+    """Copy the text vectors of which neither text nor adapter changed; their rows."""
+    if previous is None or not _same(learnt.lora, previous.learnt.lora):
+        return set()
+    before = [previous.rows.get(item_id, _NO_ROW) for item_id in item_ids]
+    kept = [
+        row
+        for row, old in enumerate(before)
+        if old != _NO_ROW and texts[row] is not None and previous.texts[old] == texts[row]
+    ]
+    text[kept] = previous.text[[before[row] for row in kept]]
+    return set(kept)
+
+
+class _Texts:
+    """Computes text vectors under an adapter, and looks up now and then whether it should go on."""
+
+    def __init__(self, encoder: Encoder, stop: threading.Event | None) -> None:
+        self.dim = encoder.dim
+        self._encoder, self._stop = encoder, stop
+
+    def __call__(
+        self, text: Tensor, rows: Sequence[int], catalogue: Catalogue, catalogue_rows: IntArray, lora: dict[str, Tensor]
+    ) -> None:
+        """Fill rows of `text` [items, dim]."""
+        if not rows:
+            return
         try:
-            encoder.load_lora(learnt.lora)
+            self._encoder.load_lora(lora)
         except EncoderError as error:
             raise BundleBaseMismatchError(str(error)) from error
-        vectors[wanted] = catalogue.vectors(encoder.merged(), [catalogue.rows[item_ids[row]] for row in wanted])
-    return vectors
+        suffix = self._encoder.merged()
+        for start in range(0, len(rows), _STOP_CHUNK):
+            if self._stop is not None and self._stop.is_set():
+                raise BuildStoppedError("the build was told to stop")
+            chunk = list(rows[start : start + _STOP_CHUNK])
+            text[chunk] = catalogue.vectors(suffix, catalogue_rows[chunk].tolist())
 
 
 def _ranker(learnt: Learnt, text: Tensor) -> FrozenRanker:

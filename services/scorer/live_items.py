@@ -1,6 +1,7 @@
 """The catalogue as it is this instant: which items there are, which may be offered, what the model has yet to see."""
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -53,11 +54,6 @@ class LiveItems:
         """Which of some rows are neither blocked nor removed."""
         return ~self._blocked[rows]
 
-    @property
-    def changed(self) -> bool:
-        """Whether `take_changes` has something to give."""
-        return bool(self._changed)
-
     def take_changes(self, limit: int) -> list[tuple[str, str]]:
         """Ids and texts of up to `limit` items that came or changed since, in order of arrival."""
         with self._lock:
@@ -65,3 +61,8 @@ class LiveItems:
             for item_id, _ in taken:
                 del self._changed[item_id]
         return taken
+
+    def give_back(self, taken: Sequence[tuple[str, str]]) -> None:
+        """Have changes that were taken given again, before what has changed since; a newer text stays the newer one."""
+        with self._lock:
+            self._changed = dict(taken) | self._changed

@@ -1,5 +1,6 @@
 """The loop of a scorer: announced, verified, built, warmed, flipped; what is served goes on meanwhile."""
 
+import sqlite3
 import threading
 import time
 
@@ -9,7 +10,7 @@ from peft_adapters.bundle import Bundle, Manifest
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.errors import BundleError, BundleFormatError, HeadwaterModelError, RegistryError
-from peft_adapters.serving import ServedModel, build, refreshed
+from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed
 from services.metrics import ScorerMetrics
 from services.scorer.announcements import Announcements
 from services.scorer.answers import Answers
@@ -87,12 +88,14 @@ class Worker:
             announced = self._announcements.wait(self._items_refresh_seconds)  # 1. announced
             heard = time.perf_counter()
             self._take_items()
-            if announced is None or self._is_served(announced):
-                self._refresh()
-                continue
             try:
+                if announced is None or self._is_served(announced):
+                    self._refresh()
+                    continue
                 model = self._built(announced)  # 2. verified, 3. built
                 self.answers.warm(model)  # 4. warmed
+            except BuildStoppedError:
+                return
             except (RegistryError, OSError) as error:
                 self._try_again(announced, error)
             except Exception as error:
@@ -121,7 +124,12 @@ class Worker:
             items = self._items.take_changes(ITEMS_CHUNK)
             if not items:
                 return
-            self._catalogue.upsert(items)
+            try:
+                self._catalogue.upsert(items)
+            except sqlite3.Error as error:  # the disk of the cache: the same items are tried again in the next round
+                self._items.give_back(items)
+                log.warning("items_not_encoded", problem=str(error), items=len(items))
+                return
             self._items_taken += len(items)
 
     def _is_served(self, announced: Manifest) -> bool:
@@ -141,13 +149,13 @@ class Worker:
         return self._build(self._bundles.fetch(announced, None), served)
 
     def _build(self, bundles: list[Bundle], served: ServedModel | None) -> ServedModel:
-        return build(bundles, previous=served, catalogue=self._catalogue, encoder=self._encoder)
+        return build(bundles, previous=served, catalogue=self._catalogue, encoder=self._encoder, stop=self._stop)
 
     def _refresh(self) -> None:
         """Serve the same version over the items as they are now."""
         model = self.answers.model
         if model is not None and self._items_taken:
-            self._serve(refreshed(model, catalogue=self._catalogue, encoder=self._encoder))
+            self._serve(refreshed(model, catalogue=self._catalogue, encoder=self._encoder, stop=self._stop))
 
     def _flip(self, model: ServedModel) -> None:
         self._serve(model)
@@ -165,8 +173,11 @@ class Worker:
         self._items_taken = 0
         self._metrics.items.set(int(model.has_text.sum()))
 
-    def _refuse(self, announced: Manifest, error: Exception) -> None:
+    def _refuse(self, announced: Manifest | None, error: Exception) -> None:
         """Go on with what is served; a fault that is not the bundle's own is told with its traceback."""
+        if announced is None:
+            log.error("items_not_refreshed", problem=str(error), exc_info=error)
+            return
         self._metrics.swaps.labels("refused").inc()
         log.warning(
             "adapter_refused",
@@ -176,10 +187,11 @@ class Worker:
             exc_info=None if isinstance(error, HeadwaterModelError) else error,
         )
 
-    def _try_again(self, announced: Manifest, error: Exception) -> None:
+    def _try_again(self, announced: Manifest | None, error: Exception) -> None:
         """Go on with what is served, and have another try later; said once an outage."""
         if self._away is None:
-            log.warning("registry_lost", problem=str(error), version=announced.version, retry="until it answers")
+            log.warning("registry_lost", problem=str(error), retry="until it answers")
         self._away = str(error)
-        self._announcements.put_back(announced)
+        if announced is not None:
+            self._announcements.put_back(announced)
         self._stop.wait(next(self._pauses))

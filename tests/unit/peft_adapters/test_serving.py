@@ -1,5 +1,6 @@
 """What a worker serves: the learner's own scores, deltas that add up to the whole, and the old model left alone."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import torch
 from learnt_chain import Publications, catalogue_of
 from tiny_model import random_stream, tiny_encoder, titled
 
+from peft_adapters import serving
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
-from peft_adapters.serving import ServedModel, build, refreshed
+from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed
 from peft_adapters.shoppers import pad
 
 ITEMS = titled(30)
@@ -178,3 +180,23 @@ def test_an_empty_catalogue_can_be_served(publications: Publications, encoder: E
     assert len(model) == 0
     catalogue.upsert(ITEMS[:1])
     assert refreshed(model, catalogue=catalogue, encoder=encoder).item_ids == ["item-0"]
+
+
+def test_a_build_told_to_stop_ends_between_two_chunks(
+    publications: Publications, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_STOP_CHUNK", 10)
+    stop = threading.Event()
+
+    class StoppedInTheFirstChunk(CountingCatalogue):
+        def vectors(self, suffix: object, rows: Sequence[int]) -> torch.Tensor:
+            stop.set()
+            return super().vectors(suffix, rows)
+
+    publications.learner.add_items(ITEMS)
+    catalogue = StoppedInTheFirstChunk(catalogue_of(encoder, [])._cache)
+    catalogue.upsert(ITEMS)
+    bundle = publications.read(publications.full(1))
+    with pytest.raises(BuildStoppedError):
+        build([bundle], previous=None, catalogue=catalogue, encoder=encoder, stop=stop)
+    assert catalogue.computed == 10

@@ -50,3 +50,14 @@ def test_it_grows_and_forgets_nothing() -> None:
         items.take_in(item(str(number), status="blocked" if number % 2 else "active"))
     assert offered(items) == [number % 2 == 0 for number in range(2 * FIRST_CAPACITY + 1)]
     assert len(items.take_changes(10**6)) == 2 * FIRST_CAPACITY + 1
+
+
+def test_changes_given_back_come_first_again_but_never_undo_a_newer_text() -> None:
+    items = LiveItems()
+    for event in (item("a"), item("b")):
+        items.take_in(event)
+    taken = items.take_changes(10)
+    items.take_in(item("c"))
+    items.take_in(item("b", "Jug"))
+    items.give_back(taken)
+    assert items.take_changes(10) == [("a", "Mug"), ("b", "Jug"), ("c", "Mug")]

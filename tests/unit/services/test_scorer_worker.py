@@ -1,8 +1,9 @@
 """The scorer's loop over a real registry: what is announced is served, what is bad refused, what is served goes on."""
 
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from learnt_chain import Publications
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from tiny_model import tiny_encoder, titled
+from torch import Tensor
 
 from peft_adapters.bundle import Manifest, read_manifest
 from peft_adapters.catalogue import Catalogue
@@ -19,6 +21,7 @@ from peft_adapters.encoder import Encoder
 from peft_adapters.errors import RegistryUnavailableError
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.serving import BuildStoppedError
 from services.metrics import ScorerMetrics
 from services.scorer import worker as worker_module
 from services.scorer.announcements import Announcements
@@ -54,6 +57,18 @@ class RecordingRegistry(AdapterRegistry):
         return super().fetch(scenario, version, destination)
 
 
+class FullDisk(PrefixCache):
+    """Fails as often as it is told to."""
+
+    failures = 0
+
+    def get(self, texts: Sequence[str]) -> list[Tensor]:
+        if self.failures > 0:
+            self.failures -= 1
+            raise sqlite3.OperationalError("database or disk is full")
+        return super().get(texts)
+
+
 class Stage:
     """A worker on a registry in a directory, and an updater's publications; Kafka is spoken for by hand."""
 
@@ -62,6 +77,7 @@ class Stage:
         self.registry = RecordingRegistry(str(directory / "registry"))
         self.series = CollectorRegistry()
         self.items = LiveItems()
+        self.cache = FullDisk(encoder, None)
         metrics = ScorerMetrics(self.series)
         self.announcements = Announcements("home", metrics)
         shoppers = ShopperState(self.items.rows, max_shoppers=10)
@@ -76,7 +92,7 @@ class Stage:
         self.worker = Worker(
             scenario="home",
             encoder=encoder,
-            catalogue=Catalogue(PrefixCache(encoder, None)),
+            catalogue=Catalogue(self.cache),
             bundles=BundleSource(self.registry, directory / "bundles", encoder.base_digest),
             items=self.items,
             shoppers=shoppers,
@@ -338,3 +354,44 @@ def test_it_says_what_it_still_waits_for(stage: Stage) -> None:
         until(lambda: "events are still being read" in (stage.worker.missing() or ""))
         stage.reader.caught_up.set()
         assert stage.worker.missing() is None
+
+
+def test_items_that_a_full_disk_kept_out_come_in_once_there_is_room(stage: Stage) -> None:
+    stage.cache.failures = 3
+    stage.publish(1, full=True)
+    with capture_logs() as logs, stage.running():
+        until(lambda: stage.series.get_sample_value("headwater_items") == 12)
+    failed = [entry for entry in logs if entry["event"] == "items_not_encoded"]
+    assert [entry["items"] for entry in failed] == [12, 12, 12]
+    assert stage.version == 1
+
+
+def test_a_fault_of_ours_in_a_refresh_keeps_what_is_served_and_the_loop(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    stage.publish(1, full=True)
+    with stage.running(), capture_logs() as logs:
+        until(lambda: stage.version == 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_module, "refreshed", broken)
+            stage.item("item-late", "a vase")
+            until(lambda: any(entry["event"] == "items_not_refreshed" for entry in logs))
+        until(lambda: "item-late" in stage.worker.answers.model.rows)  # type: ignore[union-attr]
+    assert stage.count("refused") == 0
+
+
+def test_told_to_end_it_does_not_end_a_long_build_first(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(*_: object, stop: threading.Event, **__: object) -> None:
+        assert stop.wait(30)
+        raise BuildStoppedError("told to stop")
+
+    monkeypatch.setattr(worker_module, "build", endless)
+    stage.publish(1, full=True)
+    with capture_logs() as logs, stage.running():
+        until(lambda: stage.registry.fetched == [1])
+    assert stage.version is None
+    assert logs == []
+    assert stage.count("refused") == 0
