@@ -25,7 +25,7 @@ class Accounts:
         expired: Events whose item never came.
         pending: Events not yet settled.
         adapters_published: Adapters that passed the gate.
-        balanced: Whether ``in = learnt + dead_letter + duplicate + expired + pending`` holds on each of their topics.
+        balanced: Whether ``in = learnt + dead_letter + duplicate + expired + pending`` holds, the catalogue's included.
     """
 
     taken_in: int = 0
@@ -94,6 +94,6 @@ def parse_accounts(text: str, topics: Topics) -> Accounts:
         adapters_published=published,
         balanced=all(
             events[topic, "in"] == sum(events[topic, outcome] for outcome in (*SETTLED, "pending"))
-            for topic in shoppers
+            for topic in {topic for topic, _ in events}
         ),
     )

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -106,8 +106,8 @@ def _run(
 ) -> Outcome:
     items, purchases = read_sample(max_events)
     with ExitStack() as undo:
-        with console.status("") as status:
-            up = undo.enter_context(stage(settings, directory, items, status))
+        with _told(console) as say:
+            up = undo.enter_context(stage(settings, directory, items, say))
         outcome = _show(up, directory, console, items=items, purchases=purchases, rate=rate)
         tell(console, outcome.summary, outcome.found, pace=outcome.pace, judged=outcome.judged)
         if out is not None:
@@ -115,6 +115,16 @@ def _run(
         if keep:
             _keep(up, console, purchases[-1])
     return outcome
+
+
+@contextmanager
+def _told(console: Console) -> Iterator[Callable[[str], None]]:
+    """Gives something to tell what is under way: a status on a terminal, lines elsewhere."""
+    if not console.is_terminal:
+        yield console.print
+        return
+    with console.status("") as status:
+        yield status.update
 
 
 def read_sample(max_events: int | None) -> tuple[list[Item], list[Purchase]]:
@@ -136,7 +146,8 @@ def _show(
     from services.demo.never_updated import load_never_updated  # brings torch, which takes seconds
 
     scenario = up.settings.scenario
-    with console.status("building the model that is never updated, for comparison"):
+    with _told(console) as say:
+        say("building the model that is never updated, for comparison")
         never_updated = load_never_updated(
             registry_dir=up.registry_dir,
             scenario=scenario,

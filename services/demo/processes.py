@@ -18,6 +18,7 @@ from services.settings import ENV_PREFIX, Settings
 
 STOP_TIMEOUT_SECONDS = 15.0
 POLL_SECONDS = 0.1
+PROBE_TIMEOUT_SECONDS = 2.0
 LAST_LINES = 5
 ANNOUNCEMENT = re.compile(r"^listening (\S+) (\d+)$", re.MULTILINE)
 
@@ -75,25 +76,16 @@ class Child:
         Raises:
             DemoError: It ended, or said nothing in time.
         """
-        for _ in self._until(timeout_seconds, "did not say where it listens"):
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            self.check()
             announced = ANNOUNCEMENT.search(self.log_file.read_text(errors="replace"))
             if announced:
                 return f"http://{announced[1]}:{announced[2]}"
-        raise AssertionError("the loop ends by return or error")
-
-    def wait_ready(self, url: str, *, timeout_seconds: float) -> None:
-        """Waits until the process answers ``/readyz`` with success.
-
-        Raises:
-            DemoError: It ended, or was not ready in time.
-        """
-        with httpx.Client(timeout=2.0) as client:
-            for _ in self._until(timeout_seconds, "was not ready"):
-                try:
-                    if client.get(f"{url}/readyz").is_success:
-                        return
-                except httpx.HTTPError:
-                    continue
+            time.sleep(POLL_SECONDS)
+        raise DemoError(
+            f"the {self.name} did not say where it listens within {timeout_seconds:.0f} s; see {self.log_file}"
+        )
 
     def terminate(self) -> None:
         """Asks the process to end."""
@@ -110,13 +102,34 @@ class Child:
             self._process.kill()
             self._process.wait()
 
-    def _until(self, timeout_seconds: float, problem: str) -> Iterator[None]:
-        deadline = time.monotonic() + timeout_seconds
-        while time.monotonic() < deadline:
-            self.check()
-            yield
-            time.sleep(POLL_SECONDS)
-        raise DemoError(f"the {self.name} {problem} within {timeout_seconds:.0f} s; see {self.log_file}")
+
+def wait_ready(urls: Sequence[str], *, children: Sequence[Child], timeout_seconds: float) -> None:
+    """Waits until each process answers ``/readyz`` with success.
+
+    Args:
+        urls: Of the processes.
+        children: All that must run meanwhile: one may wait for another.
+        timeout_seconds: For how long.
+
+    Raises:
+        DemoError: A child ended, or a process was not ready in time.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    waiting = list(urls)
+    while waiting:
+        for child in children:
+            child.check()
+        if time.monotonic() > deadline:
+            raise DemoError(f"{waiting[0]} was not ready within {timeout_seconds:.0f} s; see its log")
+        waiting = [url for url in waiting if not _is_ready(url)]
+        time.sleep(POLL_SECONDS)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_SECONDS).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def stop_all(children: Sequence[Child]) -> None:

@@ -1,15 +1,14 @@
 """Sets the stage: broker, topics, catalogue, and the real processes; and clears it in the right order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
 from kafka import KafkaAdminClient
-from rich.status import Status
 
-from services.demo.processes import Child, environment, stop_all
+from services.demo.processes import Child, environment, stop_all, wait_ready
 from services.settings import Settings
 from streams.connection import KafkaConnection, open_client
 from streams.embedded_broker import EmbeddedBroker
@@ -53,33 +52,32 @@ class Stage:
 
 
 @contextmanager
-def stage(settings: Settings, directory: Path, items: Sequence[Item], status: Status) -> Iterator[Stage]:
+def stage(settings: Settings, directory: Path, items: Sequence[Item], say: Callable[[str], None]) -> Iterator[Stage]:
     """Brings everything up, and takes it down in the end: the processes first, the broker last.
 
     Args:
         settings: The demo's own.
         directory: For all files.
         items: The catalogue.
-        status: Told what is under way.
+        say: Told what is under way.
 
     Raises:
         DemoError: A process did not come up.
         HeadwaterStreamError: The broker did not.
     """
     with ExitStack() as undo:
-        status.update("starting the broker")
+        say("starting the broker")
         settings = undo.enter_context(_broker(settings, directory / "broker"))
-        status.update(f"publishing the catalogue, {len(items):,} items")
+        say(f"publishing the catalogue, {len(items):,} items")
         with EventProducer(settings.kafka, settings.topics) as producer:
             for item in items:
                 producer.send(item)
         children: list[Child] = []
         undo.callback(stop_all, children)
-        status.update("starting registry, updater and two scorers")
+        say("starting registry, updater and two scorers")
         up = _start(settings, directory, children)
-        status.update("waiting for the first adapter; a first run encodes every item's text, later ones remember")
-        for child, url in zip(children[-SCORERS:], up.scorer_urls, strict=True):
-            child.wait_ready(url, timeout_seconds=READY_TIMEOUT_SECONDS)
+        say("waiting for the first adapter; a first run encodes every item's text, later ones remember")
+        wait_ready(up.scorer_urls, children=children, timeout_seconds=READY_TIMEOUT_SECONDS)
         yield up
 
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from services.demo.errors import DemoError
-from services.demo.processes import Child, environment, stop_all
+from services.demo.processes import Child, environment, stop_all, wait_ready
 from services.settings import load_settings
 
 START_SECONDS = 60.0
@@ -40,7 +40,7 @@ def test_a_child_says_where_it_listens_becomes_ready_and_ends(tmp_path: Path) ->
     started = registry(tmp_path).start()
     try:
         url = started.url(timeout_seconds=START_SECONDS)
-        started.wait_ready(url, timeout_seconds=START_SECONDS)
+        wait_ready([url], children=[started], timeout_seconds=START_SECONDS)
         assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
         started.check()
     finally:
@@ -53,6 +53,18 @@ def test_a_child_that_dies_is_told_of_with_its_last_words(tmp_path: Path) -> Non
     started = child(tmp_path, "registry", "--registry-url", "no-such-store://x", "--port", "0").start()
     with pytest.raises(DemoError, match=r"(?s)the registry ended with status \d; its last words:.*no-such-store"):
         started.url(timeout_seconds=START_SECONDS)
+
+
+def test_a_child_that_dies_ends_the_wait_for_another(tmp_path: Path) -> None:
+    dead = child(tmp_path, "registry", "--registry-url", "no-such-store://x", "--port", "0", name="updater").start()
+    dead.wait()
+    with pytest.raises(DemoError, match="the updater ended with status"):
+        wait_ready(["http://127.0.0.1:9"], children=[dead], timeout_seconds=START_SECONDS)
+
+
+def test_what_is_not_ready_in_time_is_an_error() -> None:
+    with pytest.raises(DemoError, match=r"http://127\.0\.0\.1:9 was not ready within 0 s"):
+        wait_ready(["http://127.0.0.1:9"], children=[], timeout_seconds=0.01)
 
 
 def test_a_child_that_does_not_listen_in_time_is_an_error(tmp_path: Path) -> None:
