@@ -207,8 +207,8 @@ def scorer(
     Example: headwater scorer --bootstrap-servers kafka:9092 --registry-url http://registry:8084/v1/files --port 8080
     """
     section = {"host": host, "port": port, "registry_url": registry_url}
-    sections = {"scorer": section, "encoder": {"cache_dir": cache_dir}}
-    settings = _settings(config, bootstrap_servers, log_level, scenario, **sections)
+    encoder = {"cache_dir": cache_dir}
+    settings = _settings(config, bootstrap_servers, log_level, scenario, scorer=section, encoder=encoder)
     from services.scorer.command import run
 
     run(settings)

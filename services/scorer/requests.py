@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from streams.events import EpochMs, Id
 
-MAX_SESSION_ITEMS = 500
+MAX_SESSION_ITEMS = 5_000  # the newest count, as many as the learner looks at
 MAX_EXCLUDED_ITEMS = 1_000
 
 SessionItems = Annotated[tuple[Id, ...], Field(max_length=MAX_SESSION_ITEMS)]

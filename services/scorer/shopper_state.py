@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 
-from peft_adapters.shoppers import Shoppers
+from peft_adapters.shoppers import HISTORY_ITEMS, Shoppers
 from streams.events import Click, Purchase, UserEvent
 from streams.joiner import Example, Joiner
 
@@ -65,10 +65,9 @@ class ShopperState:
         if session is None:
             return items, ages
         earlier = [(item, age) for item, age in zip(items, ages, strict=True) if age > 0]
-        return (
-            [*reversed(session), *(item for item, _ in earlier)],
-            [0] * len(session) + [age for _, age in earlier],
-        )
+        items = [*reversed(session), *(item for item, _ in earlier)]
+        ages = [0] * len(session) + [age for _, age in earlier]
+        return items[:HISTORY_ITEMS], ages[:HISTORY_ITEMS]
 
     def _update(self, examples: Sequence[Example]) -> None:
         for example in examples:

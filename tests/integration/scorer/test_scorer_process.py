@@ -241,14 +241,3 @@ def test_without_a_broker_it_is_alive_not_ready_and_ends_when_told(tmp_path: Pat
         scorer.process.send_signal(signal.SIGINT)
         assert scorer.process.wait(20) == 0
         assert "Traceback" not in scorer.log()
-
-
-def test_an_encoder_that_cannot_be_loaded_is_one_clear_line(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "services.cli", "scorer", "--registry-url", str(tmp_path), "--port", "0"],
-        capture_output=True, text=True, timeout=120, check=False,
-        env=os.environ | {"HEADWATER_ENCODER__MODEL": str(tmp_path / "no-such-model")},
-    )  # fmt: skip
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].startswith("headwater: `encoder.model` must name")
-    assert "Traceback" not in ended.stderr

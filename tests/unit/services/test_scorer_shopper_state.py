@@ -35,6 +35,12 @@ def test_the_session_in_a_request_replaces_what_is_known_of_it_and_nothing_else(
     assert state.context(None, None, 0, session=[2, 1]) == ([1, 2], [0, 0])
 
 
+def test_of_a_very_long_session_the_newest_items_count_as_many_as_the_learner_looks_at() -> None:
+    state = state_of(click(1, "a", ts=0))
+    items, ages = state.context("u", None, 120 * MINUTE_MS, session=[1] * 10 + [2] * 128)
+    assert (items, ages) == ([2] * 128, [0] * 128)
+
+
 def test_a_session_id_tells_sessions_apart() -> None:
     state = state_of(click(1, "a", ts=0, session_id="s1"))
     assert state.context("u", "s1", 1, session=None) == ([0], [0])
