@@ -65,7 +65,7 @@ class Prequential:
 
     def state(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
-        calibrator = [self._calibrator.weights.get("lift", 1.0), self._calibrator.intercept]
+        calibrator = [self._calibrator.weights["lift"], self._calibrator.intercept]
         return {"events": self._events, "calibrator": calibrator, "judged": list(self._judged)}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -80,10 +80,10 @@ class Prequential:
     def _new_metrics(self) -> None:
         pairs = 2 * self._window_events
         # river's Rolling hands every call on to what it wraps; its annotations do not say so.
-        self._roc_auc: Any = utils.Rolling(metrics.ROCAUC(n_thresholds=50), window_size=pairs)  # type: ignore[no-untyped-call]
-        self._log_loss: Any = utils.Rolling(metrics.LogLoss(), window_size=pairs)  # type: ignore[no-untyped-call]
+        self._roc_auc: Any = utils.Rolling(metrics.ROCAUC, pairs, n_thresholds=50)
+        self._log_loss: Any = utils.Rolling(metrics.LogLoss, pairs)
         self._means: dict[str, Any] = {
-            name: utils.Rolling(stats.Mean(), window_size=self._window_events) for name in ("ndcg10", "hr20")
+            name: utils.Rolling(stats.Mean, self._window_events) for name in ("ndcg10", "hr20")
         }
 
     def _lifts(self, batch: Batch, scores: Tensor) -> tuple[list[float], list[float], list[int]]:
@@ -123,4 +123,6 @@ def _calibrator(weight: float, intercept: float) -> Any:
         intercept_lr=_RATE,
         initializer=optim.initializers.Constant(weight),
     )
+    model.learn_one({"lift": 0.0}, True)  # the weight is there from now on, else the first prediction is without it
+    model.intercept = intercept
     return model

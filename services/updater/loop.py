@@ -28,6 +28,7 @@ from services.updater.intake import Intake
 from streams.consumer import Offsets, PartitionConsumer
 from streams.dead_letters import DeadLetter, DeadLetterWriter
 from streams.errors import DeliveryError, HeadwaterStreamError
+from streams.joiner import Example
 from streams.microbatch import MicroBatcher
 from streams.producer import EventProducer
 
@@ -42,7 +43,7 @@ _WORTH_ANOTHER_TRY = (
 
 
 class Updater:
-    """One scenario's updater. `run` is the loop, `_learn` and `_publish` its two steps.
+    """One scenario's updater. `run` is the loop, `_learn` and `_checkpoint_and_publish` its two steps.
 
     Args:
         settings: all of them.
@@ -99,6 +100,8 @@ class Updater:
                         self._batcher.add(example, size_bytes=size_bytes, now=time.monotonic())
                 self._offsets[record.topic, record.partition] = record.offset + 1
                 self._learn_when_ready()
+                if self._done():
+                    break  # what else was fetched is read again at the next start
             self._learn_when_ready()
             self._publish_when_due()
             self._export()
@@ -110,21 +113,28 @@ class Updater:
 
     def _learn_when_ready(self) -> None:
         while self._batcher.ready(time.monotonic()):
-            with self._metrics.learn_seconds.time():
-                examples = self._batcher.take()
-                batch = self.learner.observe(examples)
-                self._prequential.update(batch, self.learner.judge(batch))  # judged before it is learnt
-                self.learner.learn(batch)
-            self._intake.learnt(examples)
-            self._metrics.batches.inc()
-            self._unpublished = True
+            self._learn(self._batcher.take())
+            while self._publication_due() and len(self._batcher):
+                self._learn(self._batcher.take())  # left over from a batch closed by bytes; see below
             self._publish_when_due()
+
+    def _learn(self, examples: list[Example]) -> None:
+        with self._metrics.learn_seconds.time():
+            batch = self.learner.observe(examples)
+            self._prequential.update(batch, self.learner.judge(batch))  # judged before it is learnt
+            self.learner.learn(batch)
+        self._intake.learnt(examples)
+        self._metrics.batches.inc()
+        self._unpublished = True
 
     def _publish_when_due(self) -> None:
         # Only between batches: what waits in the batcher is read, and in no checkpoint.
-        if self._unpublished and len(self._batcher) == 0 and time.monotonic() >= self._next_publication:
+        if self._publication_due() and len(self._batcher) == 0:
             self._next_publication = time.monotonic() + self._own.publish_seconds
             self._checkpoint_and_publish()
+
+    def _publication_due(self) -> bool:
+        return self._unpublished and time.monotonic() >= self._next_publication
 
     def _checkpoint_and_publish(self) -> None:
         """The order is the guarantee.

@@ -1,0 +1,298 @@
+"""One step of the updater failing at a time: what must not happen then, and how it goes on."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+from updater_shop import Shop, events, items
+
+from peft_adapters.checkpoint import learner_state
+from peft_adapters.errors import CheckpointError
+from peft_adapters.gate import GateSettings, judge_candidate
+from peft_adapters.registry import AdapterRegistry
+from peft_adapters.stores import FsspecStore
+from services.metrics import UpdaterMetrics, new_registry
+from services.updater.loop import Updater
+from streams.connection import KafkaConnection
+from streams.dead_letters import DeadLetterWriter
+from streams.embedded_broker import EmbeddedBroker
+from streams.errors import DeliveryError, HeadwaterStreamError
+from streams.producer import EventProducer
+from streams.topics import Topics
+
+LOOP = "services.updater.loop"
+EVENTS = 40  # four batches
+NO_SPACE = OSError(28, "No space left on device")
+
+
+class LosingLetters(DeadLetterWriter):
+    """Cannot have its letters confirmed."""
+
+    def flush(self, timeout_seconds: float | None = 30.0) -> None:
+        raise DeliveryError("1 records not confirmed")
+
+
+class FullStore(FsspecStore):
+    """Takes `room` writes, then has no space left."""
+
+    room = 0
+
+    def write(self, path: str, data: bytes) -> None:
+        self._take()
+        super().write(path, data)
+
+    def upload(self, path: str, source: Path) -> None:
+        self._take()
+        super().upload(path, source)
+
+    def _take(self) -> None:
+        if self.room == 0:
+            raise NO_SPACE
+        self.room -= 1
+
+
+class HoarseProducer(EventProducer):
+    """Does not get through with its first announcements."""
+
+    failures = 1
+    said = 0
+
+    def send_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+        self.said += 1
+        if HoarseProducer.failures == 0:
+            super().send_raw(topic, key, value)
+
+    def flush(self, timeout_seconds: float | None = None) -> None:
+        if self.said and HoarseProducer.failures:
+            self.said = 0
+            HoarseProducer.failures -= 1
+            raise DeliveryError("1 records not confirmed")
+        super().flush(timeout_seconds)
+
+
+@pytest.fixture
+def shop(embedded_broker: EmbeddedBroker, make_topics: Callable[..., Topics], tmp_path: Path) -> Shop:
+    connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
+    shop = Shop(connection, make_topics(connection, partitions=1), tmp_path)
+    shop.send(*items(20), *events(EVENTS))
+    return shop
+
+
+@contextmanager
+def updater(shop: Shop, **settings: Any) -> Iterator[Updater]:
+    """One in this process, that stops once it has learnt everything."""
+    registry = new_registry()
+    made = Updater(
+        shop.settings(**{"max_events": EVENTS} | settings),
+        UpdaterMetrics(registry, topics=shop.topics),
+        threading.Event(),
+    )
+    try:
+        yield made
+    finally:  # a process that fails lets go of its connections by ending
+        for part in ("_letters", "_announcer", "_consumer"):
+            with suppress(AttributeError, HeadwaterStreamError):
+                getattr(made, part).close()
+
+
+def published(made: Updater, outcome: str = "published") -> float:
+    value: float = made._metrics.adapters.labels(outcome)._value.get()
+    return value
+
+
+def test_all_steps_in_order(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def noted(owner: Any, name: str) -> None:
+        do = getattr(owner, name)
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            done.append(name)
+            return do(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    with updater(shop) as made:
+        noted(made.learner, "learn")
+        noted(made._publisher, "candidate")
+        noted(made._publisher, "publish")
+        for name in ("_checkpoint", "_announce"):
+            noted(made, name)
+        monkeypatch.setattr(f"{LOOP}.PartitionConsumer.commit", lambda *_: done.append("commit"))
+        made.run()
+    publication = ["_checkpoint", "candidate", "publish", "_announce", "commit"]
+    at_the_start = done[: done.index("learn")]
+    assert at_the_start in ([], publication)  # nothing is there yet, or events came first
+    assert done[len(at_the_start) :] == ["learn", *publication] * (EVENTS // 10)
+
+
+def test_what_is_judged_has_not_been_learnt(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with updater(shop) as made:
+        learner, judged = made.learner, []
+        judge = learner.judge
+
+        def noting(batch: Any) -> Any:
+            judged.append((learner.batches_learned, int(learner.ranker.counters.events.sum())))
+            return judge(batch)
+
+        monkeypatch.setattr(learner, "judge", noting)
+        made.run()
+    assert judged == [(0, 0), (1, 10), (2, 20), (3, 30)]
+
+
+class TestStep2Checkpoint:
+    def assert_nothing_left_the_process(self, shop: Shop) -> None:
+        assert shop.registry.versions("home") == []
+        assert shop.announced() == []
+        assert shop.committed() == {}
+
+    def test_a_failing_checkpoint_publishes_nothing(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object) -> int:
+            raise CheckpointError("checkpoint 1 cannot be written: No space left on device")
+
+        monkeypatch.setattr(f"{LOOP}.save_checkpoint", full)
+        with updater(shop) as made, pytest.raises(CheckpointError, match="No space left"):
+            made.run()
+        self.assert_nothing_left_the_process(shop)
+
+    def test_letters_that_are_not_safe_stop_the_checkpoint(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(f"{LOOP}.DeadLetterWriter", LosingLetters)
+        with updater(shop) as made, pytest.raises(DeliveryError, match="not confirmed"):
+            made.run()
+        assert not (shop.directory / "checkpoints" / "home").exists()
+        self.assert_nothing_left_the_process(shop)
+
+
+class TestStep3Gate:
+    def test_a_refused_candidate_is_never_announced_and_learning_goes_on(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(f"{LOOP}.GateSettings", lambda: GateSettings(max_head_weight=1e-6))
+        with capture_logs() as lines, updater(shop) as made:
+            made.run()
+        assert shop.registry.versions("home") == []
+        assert shop.announced() == []
+        assert shop.checkpointed()["events_learned"] == EVENTS
+        refused = [line for line in lines if line["event"] == "adapter_refused"]
+        assert len(refused) == published(made, "refused") >= 4
+        assert published(made) == 0
+        assert "heads.weights reaches" in refused[0]["reasons"][0]
+
+    def test_its_changes_go_with_the_next_that_passes(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        judged: list[int] = []
+
+        def strict_for_a_while(groups: Any, settings: GateSettings) -> dict[str, Any]:
+            judged.append(1)
+            if 2 <= len(judged) <= 3:
+                return {"decision": "refused", "reasons": ["of the test"]}
+            return judge_candidate(groups, settings)
+
+        monkeypatch.setattr("peft_adapters.publishing.judge_candidate", strict_for_a_while)
+        with updater(shop) as made:
+            made.run()
+        versions = [manifest.version for manifest in shop.announced()]
+        assert versions == shop.registry.versions("home") == list(range(1, len(judged) - 1))
+        assert shop.latest().events_learned == EVENTS
+        assert [m.kind for m in shop.announced()] == ["full"] + ["delta"] * (len(versions) - 1)
+
+
+class TestStep4Publish:
+    def test_a_failing_registry_announces_and_commits_nothing_and_learning_goes_on(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(f"{LOOP}.AdapterRegistry", lambda url: AdapterRegistry(url, store=FullStore(url)))
+        with capture_logs() as lines, updater(shop) as made:
+            made.run()
+        assert shop.announced() == []
+        assert shop.committed() == {}
+        assert shop.checkpointed()["events_learned"] == EVENTS
+        failed = [line for line in lines if line["event"] == "publication_failed"]
+        assert len(failed) >= 4
+        assert "No space left" in failed[0]["problem"]
+        assert published(made) == 0
+
+    def test_once_the_registry_is_well_all_of_it_is_published(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = FullStore(str(shop.directory / "registry"))
+        store.room = 8 + 7  # version 1; then version 2 up to its LATEST
+        monkeypatch.setattr(f"{LOOP}.AdapterRegistry", lambda url: AdapterRegistry(url, store=store))
+        with updater(shop, max_events=20) as made:
+            made.run()
+        assert [manifest.version for manifest in shop.announced()] == [1]
+        store.room = 1_000
+        with updater(shop) as made:
+            made.run()
+        announced = shop.announced()
+        assert [m.version for m in announced][:2] == [1, 3]
+        assert (announced[1].kind, announced[1].events_learned) == ("full", 30)
+        assert shop.latest() == announced[-1]
+        assert announced[-1].events_learned == EVENTS
+
+    def test_a_failing_announcement_commits_nothing_and_goes_again_with_the_next_version(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        HoarseProducer.failures = 1
+        monkeypatch.setattr(f"{LOOP}.EventProducer", HoarseProducer)
+        committed: list[dict[tuple[str, int], int]] = []
+        with capture_logs() as lines, updater(shop) as made:
+            monkeypatch.setattr(f"{LOOP}.PartitionConsumer.commit", lambda _, offsets: committed.append(dict(offsets)))
+            made.run()
+        assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["publication_failed"]
+        versions = [manifest.version for manifest in shop.announced()]
+        assert versions == shop.registry.versions("home")[1:]
+        assert len(committed) == len(versions)
+        assert published(made) == len(versions)
+
+    def test_an_announcement_lost_at_the_end_is_made_up_for_at_the_next_start(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        HoarseProducer.failures = 1_000
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{LOOP}.EventProducer", HoarseProducer)
+            with updater(shop) as made:
+                made.run()
+        assert shop.announced() == []
+        assert shop.committed() == {}
+        assert shop.latest().events_learned == EVENTS
+        with updater(shop) as made:
+            made.run()
+        (manifest,) = shop.announced()
+        assert (manifest.kind, manifest.events_learned) == ("full", EVENTS)
+        assert manifest == shop.latest()
+
+
+def test_step_5_commits_where_the_checkpoint_stands(shop: Shop) -> None:
+    with updater(shop) as made:
+        made.run()
+    offsets = {f"{topic}/{partition}": offset for (topic, partition), offset in shop.committed().items()}
+    assert offsets == shop.checkpointed()["offsets"] == shop.latest().offsets
+    assert offsets[f"{shop.topics.items}/0"] == 20
+    assert sum(offsets.values()) == 20 + EVENTS
+
+
+def test_batches_closed_by_bytes_are_published_too(shop: Shop) -> None:
+    """Such a batch leaves something waiting, and what waits is in no checkpoint."""
+    with updater(shop, batch_events=1_000, batch_bytes=500, batch_seconds=60.0, max_events=EVENTS - 5) as made:
+        made.run()
+    assert len(shop.announced()) > 5
+
+
+def test_stopped_and_started_twice_it_ends_bit_for_bit_as_one_that_was_not(shop: Shop, tmp_path: Path) -> None:
+    with updater(shop) as unkilled:
+        unkilled.run()
+    again = Shop(shop.connection, shop.topics, tmp_path / "again")
+    for learnt in (10, 20, EVENTS):
+        with updater(again, max_events=learnt) as made:
+            made.run()
+    assert again.checkpointed()["intake"] == shop.checkpointed()["intake"]
+    tensors, state = learner_state(made.learner)
+    expected_tensors, expected_state = learner_state(unkilled.learner)
+    assert state == expected_state
+    assert [name for name, value in expected_tensors.items() if not torch.equal(value, tensors[name])] == []
+    assert made._prequential.state() == unkilled._prequential.state()
