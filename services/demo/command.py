@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import as_file, files
 from itertools import islice
 from pathlib import Path
@@ -121,7 +122,7 @@ def _run(
 def _told(console: Console) -> Iterator[Callable[[str], None]]:
     """Gives something to tell what is under way: a status on a terminal, lines elsewhere."""
     if not console.is_terminal:
-        yield console.print
+        yield partial(console.print, soft_wrap=True)
         return
     with console.status("") as status:
         yield status.update

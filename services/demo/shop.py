@@ -13,7 +13,7 @@ from services.replay.pacer import Pacer
 from streams.events import Purchase
 from streams.producer import EventProducer
 
-JUDGED_PER_SECOND = 16.0
+JUDGED_PER_SECOND = 12.0
 LEAD_SECONDS = 0.15  # a request is sent so long before its purchase, so that the pace does not wait for the answer
 # The shop waits rather than run further ahead of the updater: a machine that learns more slowly than the pace asks for
 # then shows a lower pace, and not the growing backlog of a broker that keeps one megabyte a partition.

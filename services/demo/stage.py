@@ -66,7 +66,7 @@ def stage(settings: Settings, directory: Path, items: Sequence[Item], say: Calla
         HeadwaterStreamError: The broker did not.
     """
     with ExitStack() as undo:
-        say("starting the broker")
+        say("creating topics on the Kafka given" if _is_given(settings) else "starting the broker")
         settings = undo.enter_context(_broker(settings, directory / "broker"))
         say(f"publishing the catalogue, {len(items):,} items")
         with EventProducer(settings.kafka, settings.topics) as producer:
@@ -112,7 +112,7 @@ def _start(settings: Settings, directory: Path, children: list[Child]) -> Stage:
 @contextmanager
 def _broker(settings: Settings, data_dir: Path) -> Iterator[Settings]:
     """Gives settings with a broker and its topics: an embedded one, or topics of the demo's own on the one given."""
-    if "bootstrap_servers" in settings.kafka.model_fields_set:
+    if _is_given(settings):
         with _guest_topics(settings.kafka) as topics:
             yield settings.model_copy(update={"topics": topics})
         return
@@ -120,6 +120,10 @@ def _broker(settings: Settings, data_dir: Path) -> Iterator[Settings]:
         kafka = KafkaConnection(bootstrap_servers=broker.bootstrap_servers)
         ensure_topics(kafka, settings.topics, bounded=True)
         yield settings.model_copy(update={"kafka": kafka})
+
+
+def _is_given(settings: Settings) -> bool:
+    return "bootstrap_servers" in settings.kafka.model_fields_set
 
 
 @contextmanager

@@ -196,7 +196,7 @@ def tell(console: Console, summary: Summary, found: Sequence[Claim], *, pace: Pa
     console.print("\n[bold]What is claimed[/]")
     marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]-[/]"}
     for claim in found:
-        console.print(f"  {marks[claim.holds]} {claim.text}", highlight=False)
+        console.print(f"  {marks[claim.holds]} {claim.text}", highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _happened(summary: Summary, pace: Pace, judged: int) -> str:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient
+
+from streams.connection import KafkaConnection, open_client
 
 HEADWATER = str(Path(sys.executable).with_name("headwater"))
 RUN_SECONDS = 240
@@ -116,3 +119,24 @@ def test_a_work_directory_that_is_in_use_is_refused(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "`--work-dir` must be empty" in said
     assert [path.name for path in tmp_path.iterdir()] == ["something"]
+
+
+@pytest.mark.kafka
+def test_on_a_kafka_that_is_given_it_has_topics_of_its_own_and_removes_them(apache_kafka: Any, tmp_path: Path) -> None:
+    before = topic_names(apache_kafka.connection)
+    arguments = ["--max-events", "400", "--rate", "100", "--work-dir", str(tmp_path / "work")]
+    servers = apache_kafka.connection.bootstrap_servers
+    with demo(*arguments, "--bootstrap-servers", servers) as process:
+        said, _ = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode == 0, said
+    assert "400 published, 400 taken in = 400 learnt" in said
+    assert not (tmp_path / "work" / "broker").exists()
+    wait_until(lambda: topic_names(apache_kafka.connection) == before, 10)
+
+
+def topic_names(connection: KafkaConnection) -> set[str]:
+    admin = open_client(KafkaAdminClient, connection)
+    try:
+        return set(admin.list_topics())
+    finally:
+        admin.close()

@@ -117,7 +117,7 @@ def test_a_question_carries_the_session_up_to_the_purchase_and_nothing_after_it(
         purchase(4, "e", session="s3", ts=2 * DAY_MS),
     ]
     storefront = RecordingStorefront()
-    shop, producer, quality, _ = shop_over(purchases, storefront, rate=16.0)  # every purchase is asked for
+    shop, producer, quality, _ = shop_over(purchases, storefront, rate=12.0)  # every purchase is asked for
     contexts = []
     quality.add = lambda judgement: contexts.append(judgement.context)  # type: ignore[method-assign]
     run(shop, producer)
@@ -134,7 +134,7 @@ def test_a_question_carries_the_session_up_to_the_purchase_and_nothing_after_it(
 
 def test_the_answer_is_judged_against_what_was_then_bought() -> None:
     shop, producer, quality, bought_rows = shop_over(
-        [purchase(0, "a"), purchase(1, "c"), purchase(2, "h")], RecordingStorefront("b", "c", "a"), rate=16.0
+        [purchase(0, "a"), purchase(1, "c"), purchase(2, "h")], RecordingStorefront("b", "c", "a"), rate=12.0
     )
     run(shop, producer)
     quality.settle()
@@ -143,7 +143,7 @@ def test_the_answer_is_judged_against_what_was_then_bought() -> None:
 
 
 def test_a_question_that_failed_is_not_judged_and_its_purchase_is_published_all_the_same() -> None:
-    shop, producer, quality, _ = shop_over([purchase(0, "a"), purchase(1, "b")], FailingStorefront(), rate=16.0)
+    shop, producer, quality, _ = shop_over([purchase(0, "a"), purchase(1, "b")], FailingStorefront(), rate=12.0)
     run(shop, producer)
     quality.settle()
     assert quality.live.judged == 0
@@ -152,7 +152,7 @@ def test_a_question_that_failed_is_not_judged_and_its_purchase_is_published_all_
 
 def test_a_purchase_is_not_published_before_its_question_is_answered() -> None:
     storefront = SlowStorefront()
-    shop, producer, quality, _ = shop_over([purchase(0, "a"), purchase(1, "b")], storefront, rate=16.0)
+    shop, producer, quality, _ = shop_over([purchase(0, "a"), purchase(1, "b")], storefront, rate=12.0)
     thread = threading.Thread(target=run, args=(shop, producer))
     thread.start()
     thread.join(0.3)
@@ -169,7 +169,7 @@ def test_a_purchase_is_not_published_before_its_question_is_answered() -> None:
     assert (quality.live.judged, quality.live.hits) == (2, 1)
 
 
-@pytest.mark.parametrize(("rate", "expected"), [(16.0, 100), (160.0, 10), (1600.0, 1)])
+@pytest.mark.parametrize(("rate", "expected"), [(12.0, 100), (120.0, 10), (1200.0, 1)])
 def test_the_faster_the_shop_the_smaller_the_share_that_is_asked_for(rate: float, expected: int) -> None:
     storefront = RecordingStorefront()
     shop, _, _, _ = shop_over([purchase(number, "a") for number in range(100)], storefront, rate=rate)
@@ -199,6 +199,6 @@ def test_it_runs_so_far_ahead_of_a_slow_updater_and_no_further() -> None:
 def test_told_to_stop_it_publishes_no_more() -> None:
     stop = threading.Event()
     stop.set()
-    shop, producer, _, _ = shop_over([purchase(0, "a"), purchase(1, "b")], RecordingStorefront(), rate=16.0)
+    shop, producer, _, _ = shop_over([purchase(0, "a"), purchase(1, "b")], RecordingStorefront(), rate=12.0)
     run(shop, producer, stop)
     assert producer.sent == []
