@@ -1,0 +1,1 @@
+"""Scenarios with permanent names; `python -m benchmarks` runs them and writes what it measured as JSON."""
