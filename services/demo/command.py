@@ -1,9 +1,7 @@
 """The command `headwater demo`: set the stage, replay the shop, wait until all is learnt, say what was found."""
 
 import json
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +12,6 @@ from functools import partial
 from importlib.resources import as_file, files
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -22,6 +19,7 @@ from peft_adapters.registry import AdapterRegistry
 from services.demo.accounts import Books
 from services.demo.errors import DemoError, Stopped
 from services.demo.freshness import Freshness
+from services.demo.lifetime import stopped_by_signals, work_directory
 from services.demo.quality import Quality
 from services.demo.shop import Shop
 from services.demo.stage import Stage, stage
@@ -82,7 +80,7 @@ def run(
     if "log_level" not in settings.model_fields_set:
         configure_logging(level="warning")  # the picture says the rest
     try:
-        with _stopped_by_signals(), _work_directory(work_dir) as directory:
+        with stopped_by_signals(), work_directory(work_dir) as directory:
             outcome = _run(settings, directory, console, rate=rate, max_events=max_events, keep=keep, out=summary_json)
             if not outcome.holds:
                 raise DemoError("not everything that is claimed is true, see the crosses above")
@@ -282,45 +280,3 @@ def _keep(up: Stage, console: Console, last: Purchase) -> None:
     while True:
         up.check()
         time.sleep(LOOK_EVERY_SECONDS)
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Makes the first SIGINT or SIGTERM raise `Stopped`; further ones change nothing while everything is stopped."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def stop(number: int, _: FrameType | None) -> None:
-        for handled in numbers:
-            signal.signal(handled, signal.SIG_IGN)
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _work_directory(chosen: Path | None) -> Iterator[Path]:
-    """Gives the directory for all files: the one chosen, or a temporary one that goes unless the demo fails.
-
-    Raises:
-        DemoError: The one chosen holds something already: a broker's data and a checkpoint of an earlier run.
-    """
-    if chosen is not None:
-        chosen.mkdir(parents=True, exist_ok=True)
-        if any(chosen.iterdir()):
-            raise DemoError(f"`--work-dir` must be empty, {chosen} is not; choose another or remove what it holds")
-        yield chosen.resolve()
-        return
-    directory = Path(tempfile.mkdtemp(prefix="headwater-demo-"))
-    try:
-        yield directory
-    except DemoError as error:
-        raise DemoError(f"{error}\nIts logs are in {directory / 'logs'}.") from error
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-    shutil.rmtree(directory)

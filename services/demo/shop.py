@@ -15,9 +15,9 @@ from streams.producer import EventProducer
 
 JUDGED_PER_SECOND = 12.0
 LEAD_SECONDS = 0.15  # a request is sent so long before its purchase, so that the pace does not wait for the answer
-# The shop waits rather than run further ahead of the updater: a machine that learns more slowly than the pace asks for
+# The shop waits for an updater that is further behind: a machine that learns more slowly than the pace asks for
 # then shows a lower pace, and not the growing backlog of a broker that keeps one megabyte a partition.
-MOST_AHEAD_SECONDS = 3.0
+MOST_BEHIND_SECONDS = 2.5
 WAIT_SECONDS = 0.05
 
 Question = tuple[Context, "Future[Answer | None]"]
@@ -58,7 +58,7 @@ class Shop:
         self._rate = rate
         self._judge_every = max(1, round(rate / JUDGED_PER_SECOND))
         self._lead = max(1, round(rate * LEAD_SECONDS))
-        self._most_ahead = max(1, round(rate * MOST_AHEAD_SECONDS))
+        self._published_at: list[float] = []  # monotonic seconds
         self._settled = settled
         self._storefront = storefront
         self._quality = quality
@@ -84,14 +84,20 @@ class Shop:
             if question is not None:
                 self._judge(purchase, *question)
             producer.send(purchase)
+            self._published_at.append(time.monotonic())
             self.published += 1
             self.ts = purchase.ts
         producer.flush()
         self.took_seconds = time.monotonic() - began
 
     def _wait_for_updater(self, stop: threading.Event) -> None:
-        while self.published - self._settled() > self._most_ahead and not stop.wait(WAIT_SECONDS):
+        while self._behind_seconds() > MOST_BEHIND_SECONDS and not stop.wait(WAIT_SECONDS):
             self.waited_seconds += WAIT_SECONDS
+
+    def _behind_seconds(self) -> float:
+        """How long ago the oldest purchase was published that the updater is not done with."""
+        settled = self._settled()
+        return time.monotonic() - self._published_at[settled] if settled < self.published else 0.0
 
     def _ahead(self) -> Iterator[tuple[Purchase, Question | None]]:
         """Walks the purchases, with the questions asked some purchases before they are due."""

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+import services.demo.shop
 from services.demo.quality import Quality
 from services.demo.shop import Shop
 from services.demo.storefront import Answer, Storefront
@@ -177,23 +178,25 @@ def test_the_faster_the_shop_the_smaller_the_share_that_is_asked_for(rate: float
     assert len(storefront.asked) == expected
 
 
-def test_it_runs_so_far_ahead_of_a_slow_updater_and_no_further() -> None:
+def test_it_waits_for_an_updater_that_is_far_behind_and_goes_on_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services.demo.shop, "MOST_BEHIND_SECONDS", 0.2)
     settled, stop = [0], threading.Event()
-    purchases = [purchase(number, "a") for number in range(40)]
-    shop, producer, _, _ = shop_over(purchases, RecordingStorefront(), rate=10.0, settled=lambda: settled[0])
-    shop._rate = 1_000.0  # so that only the updater is waited for: 3 s at 10 a second are 30 purchases
+    purchases = [purchase(number, "a") for number in range(1_000)]
+    shop, producer, _, _ = shop_over(purchases, RecordingStorefront(), rate=200.0, settled=lambda: settled[0])
     thread = threading.Thread(target=run, args=(shop, producer, stop))
     thread.start()
-    thread.join(0.5)
-    assert shop.published == 31
-    settled[0] = 5
-    thread.join(0.5)
-    assert shop.published == 36
+    thread.join(1.0)
+    ahead = shop.published
+    assert 1 < ahead < 80  # about 0.2 s of 200 a second, and not 1 s
+    thread.join(0.3)
+    assert shop.published == ahead
     assert shop.waited_seconds > 0.5
+    settled[0] = ahead
+    thread.join(0.5)
+    assert shop.published > ahead
     stop.set()
     thread.join(5)
     assert not thread.is_alive()
-    assert shop.published == 36
 
 
 def test_told_to_stop_it_publishes_no_more() -> None:
