@@ -123,20 +123,20 @@ def test_a_work_directory_that_is_in_use_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.kafka
 def test_on_a_kafka_that_is_given_it_has_topics_of_its_own_and_removes_them(apache_kafka: Any, tmp_path: Path) -> None:
-    before = topic_names(apache_kafka.connection)
     arguments = ["--max-events", "400", "--rate", "100", "--work-dir", str(tmp_path / "work")]
     servers = apache_kafka.connection.bootstrap_servers
     with demo(*arguments, "--bootstrap-servers", servers) as process:
+        wait_until(lambda: len(topics_of_demos(apache_kafka.connection)) == 6, RUN_SECONDS)
         said, _ = process.communicate(timeout=RUN_SECONDS)
     assert process.returncode == 0, said
     assert "400 published, 400 taken in = 400 learnt" in said
     assert not (tmp_path / "work" / "broker").exists()
-    wait_until(lambda: topic_names(apache_kafka.connection) == before, 10)
+    wait_until(lambda: topics_of_demos(apache_kafka.connection) == [], 10)
 
 
-def topic_names(connection: KafkaConnection) -> set[str]:
+def topics_of_demos(connection: KafkaConnection) -> list[str]:
     admin = open_client(KafkaAdminClient, connection)
     try:
-        return set(admin.list_topics())
+        return [topic for topic in admin.list_topics() if topic.startswith("headwater-demo-")]
     finally:
         admin.close()
