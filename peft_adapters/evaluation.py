@@ -1,8 +1,8 @@
 """Prequential evaluation: how well the model did on events it had not yet learnt from, over a rolling window.
 
 Every event gives two judged pairs: its own item (label 1) and one other candidate (label 0). A pair's score is the log
-of its lift over chance, `log(items * softmax(scores))`; an online logistic regression turns it into a probability, and
-river's metrics take it from there. With as many zeros as ones, normalised entropy is log loss over `log 2`
+of its lift over chance, `log(items * softmax(scores))`. ROC AUC is of the lifts; for log loss, an online logistic
+regression turns them into probabilities. With as many zeros as ones, normalised entropy is log loss over `log 2`
 (He et al. 2014).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,17 @@ from peft_adapters.learner import Batch
 _RATE = 0.01
 _LIFT_LIMIT = 20.0  # keeps one odd score from throwing the calibration
 
-Judged = tuple[float, float, int, bool, bool]  # probability of the item, of the other, rank, cold item, new user
+
+class Judged(NamedTuple):
+    """One judged event: its item, the other candidate, and what slices it belongs to."""
+
+    lift: float
+    other_lift: float
+    probability: float
+    other_probability: float
+    rank: int
+    cold_item: bool
+    new_user: bool
 
 
 class Prequential:
@@ -45,7 +55,8 @@ class Prequential:
         own, other, ranks = self._lifts(batch, scores)
         flags = zip(batch.first_of_item.tolist(), batch.new_shopper.tolist(), strict=True)
         for lift, other_lift, rank, (cold, new) in zip(own, other, ranks, flags, strict=True):
-            judged = (self._probability(lift, 1), self._probability(other_lift, 0), rank, cold, new)
+            probabilities = self._probability(lift, 1), self._probability(other_lift, 0)
+            judged = Judged(lift, other_lift, *probabilities, rank, cold, new)
             self._judged.append(judged)
             self._count(judged)
         self._events += len(batch)
@@ -57,8 +68,8 @@ class Prequential:
         log_loss = self._log_loss.get()
         figures = {"roc_auc": self._roc_auc.get(), "log_loss": log_loss, "normalised_entropy": log_loss / math.log(2)}
         figures |= {name: mean.get() for name, mean in self._means.items()}
-        for name, place in (("cold_item", 3), ("new_user", 4)):
-            ranks = [judged[2] for judged in self._judged if judged[place]]
+        for name in ("cold_item", "new_user"):
+            ranks = [judged.rank for judged in self._judged if getattr(judged, name)]
             if ranks:
                 figures[f"hr20_{name}"] = sum(rank <= 20 for rank in ranks) / len(ranks)
         return figures
@@ -72,7 +83,7 @@ class Prequential:
         """Put back what `state` gave: the window's events are counted again."""
         self._events = state["events"]
         self._calibrator = _calibrator(*state["calibrator"])
-        self._judged = deque((tuple(judged) for judged in state["judged"]), maxlen=self._window_events)
+        self._judged = deque((Judged(*judged) for judged in state["judged"]), maxlen=self._window_events)
         self._new_metrics()
         for judged in self._judged:
             self._count(judged)
@@ -97,7 +108,7 @@ class Prequential:
         steps = torch.from_numpy(generator.integers(1, max(2, scores.shape[1]), size=(len(batch), 1)))
         lifts = (scores - base).clamp(-_LIFT_LIMIT, _LIFT_LIMIT)
         own, other = lifts.gather(1, own_column), lifts.gather(1, (own_column + steps) % scores.shape[1])
-        ranks = (scores >= scores.gather(1, own_column)).sum(dim=1)
+        ranks = scores.shape[1] - (scores < scores.gather(1, own_column)).sum(dim=1)  # no number is no hit
         return own[:, 0].tolist(), other[:, 0].tolist(), ranks.tolist()
 
     def _probability(self, lift: float, label: int) -> float:
@@ -108,12 +119,18 @@ class Prequential:
         return probability
 
     def _count(self, judged: Judged) -> None:
-        own, other, rank = judged[:3]
-        for metric in (self._roc_auc, self._log_loss):
-            metric.update(True, own)
-            metric.update(False, other)
-        self._means["ndcg10"].update(1 / math.log2(rank + 1) if rank <= 10 else 0.0)
-        self._means["hr20"].update(float(rank <= 20))
+        # Not of the calibrated probabilities: a calibration may turn the order round, and so hide a model that has.
+        self._roc_auc.update(True, _squashed(judged.lift))
+        self._roc_auc.update(False, _squashed(judged.other_lift))
+        self._log_loss.update(True, judged.probability)
+        self._log_loss.update(False, judged.other_probability)
+        self._means["ndcg10"].update(1 / math.log2(judged.rank + 1) if judged.rank <= 10 else 0.0)
+        self._means["hr20"].update(float(judged.rank <= 20))
+
+
+def _squashed(lift: float) -> float:
+    """A lift between 0 and 1, in the same order: river's ROC AUC has evenly spaced thresholds there."""
+    return 1 / (1 + math.exp(-lift / 2))
 
 
 def _calibrator(weight: float, intercept: float) -> Any:

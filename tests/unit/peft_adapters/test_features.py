@@ -16,7 +16,7 @@ from peft_adapters.features import (
     context_weights,
     counter_features,
 )
-from peft_adapters.settings import AFFINITY_FEATURES, COUNTER_FEATURES, FEATURES
+from peft_adapters.settings import AFFINITIES, AFFINITY_FEATURES, COUNTER_FEATURES, FEATURES
 from peft_adapters.shoppers import Contexts, pad
 
 SMOOTHING = 5.0
@@ -123,7 +123,7 @@ def test_features_are_finite_before_anything_was_counted() -> None:
     assert bool(torch.isfinite(features).all())
 
 
-def test_affinities_are_dot_products_with_the_weighted_mean() -> None:
+def test_affinities_are_dot_products_with_the_weighted_mean_and_their_squares() -> None:
     weights = context_weights(CONTEXTS, 4)
     rows = np.array([0, 1, 2, 3])
     query = torch.eye(4)
@@ -131,4 +131,6 @@ def test_affinities_are_dot_products_with_the_weighted_mean() -> None:
     features = affinity_features(means, torch.eye(4))
     assert features.shape == (len(AFFINITY_FEATURES), 2, 4)
     for index, part in enumerate((weights.session, weights.history, weights.last)):
-        torch.testing.assert_close(features[index], torch.from_numpy(part.toarray()))
+        product = torch.from_numpy(part.toarray())
+        torch.testing.assert_close(features[index], product)
+        torch.testing.assert_close(features[index + len(AFFINITIES)], 3 * product**2)
