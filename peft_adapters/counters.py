@@ -51,13 +51,13 @@ class SparseCounts:
         if self._recent.nnz > _MERGE_ENTRIES + _MERGE_RATIO * self._main.nnz:
             self._main, self._recent = self._main + self._recent, _empty(size)
 
-    def lift(self, weights: sparse.csr_array, *, smoothing: float) -> sparse.csr_array:
-        """Conditional probabilities of rows, weighted and summed, over uniform chance. [contexts, items].
+    def probability(self, weights: sparse.csr_array, *, smoothing: float) -> sparse.csr_array:
+        """Conditional probabilities of rows, weighted and summed. [contexts, items].
 
-        Row `c` is `items * sum_j weights[c, j] * counts[j] / (row_sums[j] + smoothing)`.
+        Row `c` is `sum_j weights[c, j] * counts[j] / (row_sums[j] + smoothing)`.
         """
         scaled = weights.copy()
-        scaled.data = scaled.data * (len(self._row_sums) / (self._row_sums[weights.indices] + np.float32(smoothing)))
+        scaled.data = scaled.data / (self._row_sums[weights.indices] + np.float32(smoothing))
         return scaled @ self._main + scaled @ self._recent
 
     def copy(self) -> SparseCounts:

@@ -1,7 +1,7 @@
 """What a head scores a candidate by: streaming counters and vector affinities, one array of features a context.
 
-Counter features are logarithms of lifts over uniform chance, `log(1 + items * probability)`, so that their scale does
-not depend on the size of the catalogue.
+Counter features are logarithms: of popularity over uniform chance, `log(1 + items * share)`, and of conditional
+probabilities, `log(1 + 100 * probability)`, so that their scale does not depend on the size of the catalogue.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ INITIAL_WEIGHTS = {
 }
 
 _SMOOTHING_EVENTS = 5.0
+_PROBABILITY_SCALE = 100.0  # below 1 %, where a single count lies, the logarithm is nearly linear
 _SQUARE_SCALE = 3.0  # a head's steps are of one size for all features, and squares of cosines are small
 _SESSION_ITEMS, _SESSION_DECAY = 30, 0.9
 _NEAR_ITEMS, _NEAR_DECAY = 6, 0.6
@@ -82,10 +83,15 @@ def counter_features(
     features = np.empty((len(COUNTER_FEATURES), len(contexts), place.candidates), dtype=np.float32)
     total = np.maximum(counters.popularity.sum(axis=1, keepdims=True), 1.0)
     features[0:2] = place.select(len(counters.events) * counters.popularity / total)[:, None, :]
-    features[2] = place.scatter(matrices["transition"].lift(weights.last, smoothing=_SMOOTHING_EVENTS))
-    features[3] = place.scatter(matrices["skip_transition"].lift(weights.near, smoothing=_SMOOTHING_EVENTS))
-    features[4] = place.scatter(matrices["cooccurrence"].lift(weights.session, smoothing=_SMOOTHING_EVENTS))
-    features[5] = place.scatter(matrices["cooccurrence"].lift(weights.history, smoothing=_SMOOTHING_EVENTS))
+    followed = (
+        ("transition", weights.last),
+        ("skip_transition", weights.near),
+        ("cooccurrence", weights.session),
+        ("cooccurrence", weights.history),
+    )
+    for row, (name, context) in enumerate(followed, start=2):
+        probability = matrices[name].probability(context, smoothing=_SMOOTHING_EVENTS)
+        features[row] = _PROBABILITY_SCALE * place.scatter(probability)
     features[6] = place.scatter(_counts(contexts, contexts.ages > 0, place.items))
     np.log1p(features[:7], out=features[:7])
     features[7] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 1, place.items)), 1.0)

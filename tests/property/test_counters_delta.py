@@ -23,9 +23,9 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def lifts(counters: Counters) -> list[bytes]:
+def probabilities(counters: Counters) -> list[bytes]:
     weights = sparse.csr_array(np.eye(len(counters.events), dtype=np.float32))
-    return [counters.matrices[name].lift(weights, smoothing=5.0).toarray().tobytes() for name in MATRICES]
+    return [counters.matrices[name].probability(weights, smoothing=5.0).toarray().tobytes() for name in MATRICES]
 
 
 @settings(deadline=None, max_examples=150)
@@ -67,7 +67,7 @@ def test_a_restored_state_counts_on_as_if_nothing_had_happened(
         counters.grow(len(counters.events) + 1)
         count(counters, second)
     assert same(restored.state(), unkilled.state())
-    assert lifts(restored) == lifts(unkilled)
+    assert probabilities(restored) == probabilities(unkilled)
 
 
 def test_a_restored_state_is_exact_beyond_the_fold_too() -> None:
@@ -82,7 +82,7 @@ def test_a_restored_state_is_exact_beyond_the_fold_too() -> None:
     restored.restore({name: value.clone() for name, value in unkilled.state().items()})
     assert len(unkilled.state()["transition.recent.row"]) > 0
     assert len(unkilled.state()["transition.main.row"]) > 0
-    assert lifts(restored) == lifts(unkilled)
+    assert probabilities(restored) == probabilities(unkilled)
     for counters in (unkilled, restored):
         counters.update(np.arange(300, dtype=np.int64), [[1, 2]] * 300)
     assert same(restored.state(), unkilled.state())

@@ -61,13 +61,13 @@ def test_cooccurrence_is_symmetric(counters: Counters) -> None:
     np.testing.assert_array_equal(dense(counters, "cooccurrence"), expected)
 
 
-def test_lift_by_hand(counters: Counters) -> None:
+def test_conditional_probability_by_hand(counters: Counters) -> None:
     weights = sparse.csr_array(np.array([[0.25, 0.75, 0, 0]], dtype=np.float32))
-    lift = counters.matrices["cooccurrence"].lift(weights, smoothing=5.0).toarray()
-    np.testing.assert_allclose(lift, [[0, 0, 4 * (0.25 / 6 + 0.75 / 6), 0]], rtol=1e-6)
+    probability = counters.matrices["cooccurrence"].probability(weights, smoothing=5.0).toarray()
+    np.testing.assert_allclose(probability, [[0, 0, (0.25 / 6 + 0.75 / 6), 0]], rtol=1e-6)
 
 
-def test_lift_is_the_same_before_and_after_the_recent_part_is_folded_in() -> None:
+def test_probability_is_the_same_before_and_after_the_recent_part_is_folded_in() -> None:
     rng = np.random.default_rng(0)
     small, folded = SparseCounts(50), SparseCounts(50)
     rows, columns = rng.integers(50, size=2_000), rng.integers(50, size=2_000)
@@ -77,13 +77,18 @@ def test_lift_is_the_same_before_and_after_the_recent_part_is_folded_in() -> Non
         small.add(rows[part], columns[part], np.ones(100, dtype=np.float32))
     weights = sparse.csr_array(np.eye(50, dtype=np.float32))
     np.testing.assert_allclose(
-        small.lift(weights, smoothing=5.0).toarray(), folded.lift(weights, smoothing=5.0).toarray(), rtol=1e-5
+        small.probability(weights, smoothing=5.0).toarray(),
+        folded.probability(weights, smoothing=5.0).toarray(),
+        rtol=1e-5,
     )
 
 
-def test_nothing_counted_lifts_nothing() -> None:
+def test_nothing_counted_is_no_probability() -> None:
     counts = SparseCounts(3)
-    assert counts.lift(sparse.csr_array(np.eye(3, dtype=np.float32)), smoothing=5.0).toarray().tolist() == [[0] * 3] * 3
+    assert (
+        counts.probability(sparse.csr_array(np.eye(3, dtype=np.float32)), smoothing=5.0).toarray().tolist()
+        == [[0] * 3] * 3
+    )
 
 
 def test_growing_keeps_counts_and_adds_zeros(counters: Counters) -> None:

@@ -54,7 +54,7 @@ def test_popularity_is_the_log_of_the_lift_over_chance(counters: Counters) -> No
 
 def test_transitions_weigh_the_newest_items(counters: Counters) -> None:
     features = by_name(counters)
-    from_last = 4 * 2 / (2 + SMOOTHING)  # 2 was followed by 3 twice
+    from_last = 100 * 2 / (2 + SMOOTHING)  # 2 was followed by 3 twice
     assert_close(features["transition"], [[0, 0, 0, log1p(from_last)], [0] * 4])
     # Skips: 1 and 2 were each followed by 3 twice, weights 1 and 0.6 scaled to 1.
     assert_close(features["skip_transition"], [[0, 0, 0, log1p(from_last)], [0] * 4])
@@ -63,9 +63,9 @@ def test_transitions_weigh_the_newest_items(counters: Counters) -> None:
 def test_cooccurrence_with_session_and_history(counters: Counters) -> None:
     features = by_name(counters)
     # Rows 1 and 2 have two pairs each, all with 3; row 3 has four, two with 1 and two with 2; row 0 has none.
-    assert_close(features["session_cooccurrence"], [[0, 0, 0, log1p(4 * 2 / (2 + SMOOTHING))], [0] * 4])
+    assert_close(features["session_cooccurrence"], [[0, 0, 0, log1p(100 * 2 / (2 + SMOOTHING))], [0] * 4])
     weight_of_3 = 0.98**2 / (1 + 0.98 + 0.98**2)
-    lift = log1p(4 * weight_of_3 * 2 / (4 + SMOOTHING))
+    lift = log1p(100 * weight_of_3 * 2 / (4 + SMOOTHING))
     assert_close(features["history_cooccurrence"], [[0, lift, lift, 0], [0] * 4])
 
 
