@@ -47,11 +47,6 @@ class Intake:
         """What is read, items first: within a poll they come before events that may need them."""
         return [self._topics.items, *self._joiners]
 
-    @property
-    def events_read(self) -> int:
-        """Records taken in so far."""
-        return self._read.total()
-
     def take(self, record: Record) -> Iterator[tuple[Example, int] | DeadLetter]:
         """Take one record in.
 

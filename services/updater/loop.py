@@ -35,15 +35,12 @@ from streams.producer import EventProducer
 log = structlog.get_logger(__name__)
 
 _LAG_SECONDS = 2.0  # how often the lag is asked for
-_ANNOUNCE_SECONDS = 30.0
-_WORTH_ANOTHER_TRY = (
-    *(RegistryUnavailableError, BundleDigestError, VersionConflictError),
-    *(HeadwaterStreamError, OSError),
-)
+_ANNOUNCE_SECONDS = 10.0  # within the grace that a process is given to end
+_WORTH_ANOTHER_TRY = (RegistryUnavailableError, BundleDigestError, VersionConflictError, HeadwaterStreamError, OSError)
 
 
 class Updater:
-    """One scenario's updater. `run` is the loop, `_learn` and `_checkpoint_and_publish` its two steps.
+    """One scenario's updater. `run` is the loop, `_learn` and `_checkpoint_and_publish` its two halves.
 
     Args:
         settings: all of them.
@@ -73,6 +70,7 @@ class Updater:
             keep_versions=own.keep_versions,
         )
         self._offsets: Offsets = {}
+        self._checkpointed: Offsets = {}
         self._unpublished = True  # a version that has learnt nothing is worth publishing: scorers can begin
         self._next_publication = self._next_lag = 0.0  # monotonic seconds
 
@@ -114,7 +112,7 @@ class Updater:
     def _learn_when_ready(self) -> None:
         while self._batcher.ready(time.monotonic()):
             self._learn(self._batcher.take())
-            while self._publication_due() and len(self._batcher):
+            while self._due() and len(self._batcher):
                 self._learn(self._batcher.take())  # left over from a batch closed by bytes; see below
             self._publish_when_due()
 
@@ -129,31 +127,41 @@ class Updater:
 
     def _publish_when_due(self) -> None:
         # Only between batches: what waits in the batcher is read, and in no checkpoint.
-        if self._publication_due() and len(self._batcher) == 0:
+        if self._due() and len(self._batcher) == 0:
             self._next_publication = time.monotonic() + self._own.publish_seconds
             self._checkpoint_and_publish()
 
-    def _publication_due(self) -> bool:
-        return self._unpublished and time.monotonic() >= self._next_publication
+    def _due(self) -> bool:
+        return self._is_behind() and time.monotonic() >= self._next_publication
+
+    def _is_behind(self) -> bool:
+        """Whether something was learnt and not published, or read (refused, a duplicate, an item) and not kept."""
+        return self._unpublished or self._offsets != self._checkpointed
 
     def _checkpoint_and_publish(self) -> None:
         """The order is the guarantee.
 
         1. The batch is learnt (done). 2. Checkpoint: model, counts and the offsets they came from; what was refused is
-        safe on the dead-letter topic before. 3. Gate. 4. Publish: bundle to the registry, then the announcement.
-        5. Commit the offsets to Kafka, for lag tools only.
+        safe on the dead-letter topic before. Where something was learnt: 3. Gate. 4. Publish: bundle to the registry,
+        then the announcement. 5. Commit the offsets to Kafka, for lag tools only.
         """
         with self._metrics.checkpoint_seconds.time():
             self._checkpoint()
+        if self._unpublished and not self._publish():
+            return
+        self._consumer.commit(self._offsets)
+
+    def _publish(self) -> bool:
+        """Publish what was learnt, unless the gate refuses it; False where registry or broker failed."""
         with self._metrics.publish_seconds.time():
             try:
                 self._gate_and_publish()
             except _WORTH_ANOTHER_TRY as error:
                 # Learning goes on; what is unpublished goes with the next publication.
                 log.warning("publication_failed", problem=str(error), retry_seconds=self._own.publish_seconds)
-                return
+                return False
         self._unpublished = False
-        self._consumer.commit(self._offsets)
+        return True
 
     # ---- its steps
 
@@ -165,6 +173,7 @@ class Updater:
             "prequential": self._prequential.state(),
         }
         number = save_checkpoint(self._checkpoint_root, self.learner, extra)
+        self._checkpointed = dict(self._offsets)
         log.debug("checkpoint_saved", number=number, events_learned=self.learner.events_learned)
 
     def _gate_and_publish(self) -> None:
@@ -203,6 +212,7 @@ class Updater:
         saved = load_checkpoint(self._checkpoint_root, self.learner)
         if saved is not None:
             self._offsets = _by_partition(saved["offsets"])
+            self._checkpointed = dict(self._offsets)
             self._intake.restore(saved["intake"])
             self._prequential.restore(saved["prequential"])
             log.info("resumed", events_learned=self.learner.events_learned, offsets=saved["offsets"])
@@ -242,7 +252,7 @@ class Updater:
         if len(self._batcher):
             self._batcher.close()
             self._learn_when_ready()
-        if self._unpublished:
+        if self._is_behind():
             self._checkpoint_and_publish()
         self._export()
         self._letters.close()

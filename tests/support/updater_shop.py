@@ -27,7 +27,7 @@ from streams.events import Click, Event, Item, Purchase
 from streams.producer import EventProducer
 from streams.topics import Topics
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 120.0
 START_MS = 1_770_000_000_000
 WORDS = ("red", "blue", "oak", "glass", "mug", "lamp", "rug", "bird")
 SETTLED = ("learnt", "dead_letter", "duplicate", "expired")
@@ -143,14 +143,15 @@ class Shop:
         }
         ours = {f"HEADWATER_{name}__{k.upper()}": str(v) for name, part in sections.items() for k, v in part.items()}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")}
-        return UpdaterProcess(inherited | ours | {"HEADWATER_LOG_LEVEL": "debug"}, self.directory / "updater.log")
+        env = inherited | ours | {"HEADWATER_LOG_LEVEL": "debug"}
+        return UpdaterProcess(env, self.directory / "updater.log", self.topics)
 
 
 class UpdaterProcess:
     """`headwater updater`, killed when a test leaves it behind."""
 
-    def __init__(self, env: dict[str, str], log: Path) -> None:
-        self._env, self._log = env, log
+    def __init__(self, env: dict[str, str], log: Path, topics: Topics) -> None:
+        self._env, self._log, self._topics = env, log, (topics.clicks, topics.purchases)
         self._log_start = log.stat().st_size if log.exists() else 0
 
     def __enter__(self) -> Self:
@@ -172,8 +173,12 @@ class UpdaterProcess:
         self._process.stdout.close()
 
     def end(self, number: signal.Signals = signal.SIGTERM, *, seconds: float = WAIT_SECONDS) -> int:
-        """Its exit status."""
+        """Its exit status after a signal."""
         self._process.send_signal(number)
+        return self.ended(seconds=seconds)
+
+    def ended(self, *, seconds: float = WAIT_SECONDS) -> int:
+        """Its exit status, once it has ended by itself."""
         return self._process.wait(seconds)
 
     def log(self) -> str:
@@ -191,6 +196,14 @@ class UpdaterProcess:
             if name in ("headwater_events_total", "headwater_events_pending") and labels["topic"] == topic:
                 found[labels.get("outcome", "pending")] = int(value)
         return found
+
+    def total(self, outcome: str) -> int:
+        """The same over clicks and purchases."""
+        return sum(self.counts(topic)[outcome] for topic in self._topics)
+
+    def wait_for(self, outcome: str, number: int) -> None:
+        """Until so many clicks and purchases, or more, came to that."""
+        wait_until(lambda: self.total(outcome) >= number, what=f"{number} {outcome}")
 
     def value(self, metric: str, **labels: str) -> float:
         """One number of its metrics page."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kafka import KafkaProducer
 from structlog.testing import capture_logs
 from updater_shop import Shop, events, items
 
@@ -103,6 +104,10 @@ def updater(shop: Shop, **settings: Any) -> Iterator[Updater]:
 def published(made: Updater, outcome: str = "published") -> float:
     value: float = made._metrics.adapters.labels(outcome)._value.get()
     return value
+
+
+def taken_in(made: Updater) -> int:
+    return sum(counts["in"] for counts in made._intake.counts().values())
 
 
 def test_all_steps_in_order(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,3 +301,53 @@ def test_stopped_and_started_twice_it_ends_bit_for_bit_as_one_that_was_not(shop:
     assert state == expected_state
     assert [name for name, value in expected_tensors.items() if not torch.equal(value, tensors[name])] == []
     assert made._prequential.state() == unkilled._prequential.state()
+
+
+def test_what_is_read_and_not_learnt_is_kept_too_and_makes_no_version(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a reader that has read all would show a lag, and letters would be written again at the next start."""
+    versions: list[list[int]] = []
+    with updater(shop, max_events=None) as made:
+        export = made._export
+
+        def send_more_then_stop() -> None:
+            export()
+            if not versions and made.learner.events_learned == EVENTS and not made._is_behind():
+                versions.append(shop.registry.versions("home"))
+                shop.send(*events(10))
+                shop.send_raw(shop.topics.clicks, b"u", b"{")
+            elif taken_in(made) == 20 + EVENTS + 11 and not made._is_behind():
+                made._stop.set()
+
+        monkeypatch.setattr(made, "_export", send_more_then_stop)
+        made.run()
+    assert versions == [shop.registry.versions("home")]
+    kept = shop.checkpointed()
+    assert sum(kept["offsets"].values()) == sum(shop.committed().values()) == 20 + EVENTS + 11
+    assert [letter.reason for letter in shop.letters()] == ["malformed_json"]
+    with updater(shop) as made:
+        made.run()
+    assert len(shop.letters()) == 1
+
+
+def test_a_catalogue_written_in_transactions_is_read_to_its_end(
+    embedded_broker: EmbeddedBroker, make_topics: Callable[..., Topics], tmp_path: Path
+) -> None:
+    """The marker that ends a transaction takes an offset and is no record."""
+    connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
+    shop = Shop(connection, make_topics(connection, partitions=1), tmp_path)
+    producer = KafkaProducer(**connection.client_options(), transactional_id=f"t-{tmp_path.name}")
+    producer.init_transactions()
+    producer.begin_transaction()
+    for item in items(5):
+        producer.send(shop.topics.items, key=item.item_id.encode(), value=item.model_dump_json().encode())
+    producer.commit_transaction()
+    producer.close()
+    with updater(shop) as made:
+        impatience = threading.Timer(20, made._stop.set)
+        impatience.start()
+        made._resume()
+        impatience.cancel()
+        assert not made._stop.is_set(), "it waited for a record at the offset of the marker"
+    assert len(made.learner.catalogue) == 5
