@@ -138,7 +138,8 @@ def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors |= {f"residuals.{role}": ranker.residuals[role] for role in ROLES}
     parts = {"counters": ranker.counters.state(), "heads_optimiser": learner.heads_optimiser.state()}
     parts |= {f"rows.{role}": optimiser.state() for role, optimiser in learner.row_optimisers.items()}
-    parts |= {"lora": learner.encoder.lora_state(), "lora_optimiser": learner.lora_optimiser.state()}
+    parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.served_lora}
+    parts |= {"lora_optimiser": learner.lora_optimiser.state()}
     tensors |= {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
     return tensors, {
         "base_digest": learner.encoder.base_digest,
@@ -176,7 +177,7 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
     learner.heads_optimiser.restore(_part(tensors, "heads_optimiser"))
     for role, optimiser in learner.row_optimisers.items():
         optimiser.restore(_part(tensors, f"rows.{role}"))
-    learner.encoder.load_lora(_part(tensors, "lora"))
+    learner.restore_lora(_part(tensors, "lora"), _part(tensors, "served_lora"))
     learner.lora_optimiser.restore(_part(tensors, "lora_optimiser"))
     learner.shoppers.restore(state["shoppers"])
     learner.batches_learned, learner.events_learned = state["batches_learned"], state["events_learned"]

@@ -115,6 +115,7 @@ class Learner:
             learning_rate=settings.lora_learning_rate,
             weight_decay=settings.lora_weight_decay,
         )
+        self._serve_lora()
         self.touched: set[int] = set()  # rows whose residual changed since `mark_published`
 
     # ---- the catalogue
@@ -128,9 +129,12 @@ class Learner:
         self._refresh(rows)
 
     def _refresh(self, rows: Sequence[int]) -> None:
-        with torch.inference_mode():
-            vectors = self.catalogue.vectors(self.encoder.suffix, rows)
-        self.ranker.text[list(rows)] = vectors.clone()
+        self.ranker.text[list(rows)] = self.catalogue.vectors(self._served_suffix, rows).clone()
+
+    def _serve_lora(self) -> None:
+        """Make LoRA as it stands the one that scores follow from, until the next time."""
+        self.served_lora = self.encoder.lora_state()
+        self._served_suffix = self.encoder.merged()
 
     # ---- a batch
 
@@ -205,12 +209,12 @@ class Learner:
         """One step on a batch, then count it; the loss (nats an event) before the step."""
         loss = self._step(batch)
         if self.settings.lora:
-            self._accumulate_lora(batch)
+            self._step_lora(batch)
         self.ranker.counters.update(batch.items, batch.before)
         self.batches_learned += 1
         self.events_learned += len(batch)
-        if self.settings.lora and self.batches_learned % self.settings.lora_every_batches == 0:
-            self.lora_optimiser.step()
+        if self.settings.lora and self.batches_learned % self.settings.lora_refresh_batches == 0:
+            self._serve_lora()
             self._refresh(range(len(self.catalogue)))
         return loss
 
@@ -229,8 +233,8 @@ class Learner:
                 self.touched.update(side.rows.tolist())
         return float(loss.detach())
 
-    def _accumulate_lora(self, batch: Batch) -> None:
-        """Add a batch's gradient to LoRA's, heads and residuals standing still.
+    def _step_lora(self, batch: Batch) -> None:
+        """Move LoRA, heads and residuals standing still.
 
         The loss is the same on fewer candidates. All of them carry gradients: if only some did, LoRA would lower it by
         pulling those towards every shopper.
@@ -242,6 +246,7 @@ class Learner:
         # Thinning negatives evenly scales each one's probability by the same factor, which a softmax does not feel.
         log_expected = batch.log_expected[torch.from_numpy(np.searchsorted(batch.candidates, candidates))]
         _loss(batch, self.ranker.heads, query, candidate, log_expected).backward()  # type: ignore[no-untyped-call]
+        self.lora_optimiser.step()
 
     def _lora_rows(self, batch: Batch) -> tuple[IntArray, IntArray]:
         """Candidates of LoRA's loss (positives and some negatives), and all rows whose text it is trained on.
@@ -257,6 +262,12 @@ class Learner:
         looked_at = batch.context_rows[np.argsort(-weight, kind="stable")]
         room = max(0, self.settings.lora_items - len(candidates))
         return candidates, np.union1d(candidates, looked_at[~np.isin(looked_at, candidates)][:room])
+
+    def restore_lora(self, lora: dict[str, Tensor], served: dict[str, Tensor]) -> None:
+        """Put LoRA back: the one that is trained, and the one that scores follow from."""
+        self.encoder.load_lora(served)
+        self._serve_lora()
+        self.encoder.load_lora(lora)
 
     def mark_published(self) -> None:
         """Begin a new delta: what changes from here on goes into the next bundle."""

@@ -83,33 +83,25 @@ class RowOptimiser:
 
 
 class LoraOptimiser:
-    """AdamW (Loshchilov & Hutter 2019) on the LoRA weights, over gradients accumulated since the last step."""
+    """AdamW (Loshchilov & Hutter 2019) on the LoRA weights."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, learning_rate: float, weight_decay: float) -> None:
         self._parameters = list(parameters)
         self._optimiser = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay)
 
     def step(self) -> None:
-        """One clipped step; gradients begin anew."""
+        """One clipped step along the parameters' gradients, which begin anew."""
         nn.utils.clip_grad_norm_(self._parameters, _LORA_CLIP_NORM)
         self._optimiser.step()
         self._optimiser.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """All of it as tensors, gradients under way included."""
-        gradients = {
-            f"gradient.{index}": parameter.grad.clone()
-            for index, parameter in enumerate(self._parameters)
-            if parameter.grad is not None
-        }
-        return _adam_state(self._optimiser) | gradients
+        """All of it as tensors."""
+        return _adam_state(self._optimiser)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave."""
         _restore_adam(self._optimiser, state)
-        for index, parameter in enumerate(self._parameters):
-            gradient = state.get(f"gradient.{index}")
-            parameter.grad = None if gradient is None else gradient.clone()
 
 
 _ADAM_KEYS = ("step", "exp_avg", "exp_avg_sq")

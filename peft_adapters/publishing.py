@@ -127,7 +127,7 @@ def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor
     rows = torch.arange(len(ranker)) if full else torch.from_numpy(changed)
     residuals: dict[str, Any] = {role: ranker.residuals[role][rows].half() for role in ROLES}
     return {
-        "adapter_model": learner.encoder.lora_state(),
+        "adapter_model": learner.served_lora,
         "heads": {"weights": ranker.heads.detach().clone()},
         "residuals": {"rows": rows.to(torch.int32)} | residuals,
         "counters": ranker.counters.full() if full else ranker.counters.delta(),

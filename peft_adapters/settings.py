@@ -57,7 +57,9 @@ class LearnerSettings(BaseModel):
     residual_learning_rate: float = Field(default=0.003, ge=0)
     lora_learning_rate: float = Field(default=1e-3, ge=0)
     lora_weight_decay: float = Field(default=0.01, ge=0)
-    lora_every_batches: int = Field(default=4, ge=1, description="gradients of so many batches make one LoRA step")
+    lora_refresh_batches: int = Field(
+        default=4, ge=1, description="item vectors follow LoRA, which steps with every batch, once in so many"
+    )
     lora_items: int = Field(default=256, ge=1, description="distinct texts a batch that LoRA gets gradients from")
     features: tuple[str, ...] = Field(default=FEATURES, description="features the head may use, for ablations")
     residuals: bool = Field(default=True, description="off: item vectors are text alone")

@@ -108,14 +108,17 @@ def test_counts_what_it_learnt() -> None:
     assert learner.ranker.counters.events.sum() == 21
 
 
-def test_lora_moves_every_few_batches_and_texts_follow() -> None:
-    learner = tiny_learner(LearnerSettings(lora_every_batches=3, lora_learning_rate=0.01), items=30)
-    start = learner.ranker.text.clone()
+def test_lora_moves_with_every_batch_and_texts_follow_every_few() -> None:
+    learner = tiny_learner(LearnerSettings(lora_refresh_batches=3, lora_learning_rate=0.01), items=30)
+    text, lora = learner.ranker.text.clone(), learner.encoder.lora_state()
     moved = []
     for number in range(6):
         learner.learn(learner.observe(paired_stream(20, items=30, seed=number)))
-        moved.append(not torch.equal(learner.ranker.text, start))
-        start = learner.ranker.text.clone()
+        moved.append(not torch.equal(learner.ranker.text, text))
+        now = learner.encoder.lora_state()
+        assert any(not torch.equal(now[name], lora[name]) for name in now)
+        assert moved[-1] == all(torch.equal(now[name], learner.served_lora[name]) for name in now)
+        text, lora = learner.ranker.text.clone(), now
     assert moved == [False, False, True, False, False, True]
     with torch.inference_mode():
         expected = learner.catalogue.vectors(learner.encoder.suffix, range(30))
@@ -134,7 +137,7 @@ def test_a_changed_title_changes_its_vector_alone() -> None:
 
 
 def test_items_that_come_between_observing_and_learning_do_not_disturb_the_batch() -> None:
-    learner = tiny_learner(LearnerSettings(lora_every_batches=1), items=10)
+    learner = tiny_learner(LearnerSettings(lora_refresh_batches=1), items=10)
     batch = learner.observe(random_stream(20, items=10, seed=0))
     learner.add_items([("late", "a late bird")])
     assert learner.learn(batch) > 0
@@ -143,7 +146,7 @@ def test_items_that_come_between_observing_and_learning_do_not_disturb_the_batch
 
 
 def test_texts_with_gradients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = tiny_learner(LearnerSettings(lora_items=8, lora_every_batches=100), items=60)
+    learner = tiny_learner(LearnerSettings(lora_items=8, lora_refresh_batches=100), items=60)
     sizes: list[int] = []
     vectors = Catalogue.vectors
 

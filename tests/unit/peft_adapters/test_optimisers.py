@@ -126,17 +126,15 @@ def test_rows_resume_exactly(stop: int) -> None:
     assert torch.equal(resumed_table, table)
 
 
-@pytest.mark.parametrize("stop", [0, 3, 4, 6])
-def test_lora_resumes_exactly_between_steps_and_amid_gradients(stop: int) -> None:
-    """A step every fourth batch; a checkpoint after 3 or 6 holds gradients that wait for their step."""
+@pytest.mark.parametrize("stop", [0, 1, 6])
+def test_lora_resumes_exactly(stop: int) -> None:
     unkilled_weights = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3))]
     unkilled = LoraOptimiser(unkilled_weights, learning_rate=0.01, weight_decay=0.1)
 
     def batch(weights: list[nn.Parameter], optimiser: LoraOptimiser, number: int) -> None:
         parts = [(weight * (number + 1) * gradients(1, *weight.shape)[0]).sum() for weight in weights]
         torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
-        if number % 4 == 3:
-            optimiser.step()
+        optimiser.step()
 
     for number in range(stop):
         batch(unkilled_weights, unkilled, number)

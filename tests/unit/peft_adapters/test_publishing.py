@@ -24,7 +24,7 @@ from peft_adapters.settings import LearnerSettings
 from peft_adapters.stores import FsspecStore
 
 ITEMS = 20
-SETTINGS = LearnerSettings(lora_every_batches=2, lora_items=16, lora_learning_rate=0.01)
+SETTINGS = LearnerSettings(lora_refresh_batches=2, lora_items=16, lora_learning_rate=0.01)
 WRITES_OF_A_PUBLICATION = 8  # six files, the manifest, LATEST
 
 
@@ -123,7 +123,7 @@ class Press:
             assert torch.equal(served.learnt.residuals[role], ranker.residuals[role].half())
         for mine, theirs in (
             (served.learnt.counters.full(), ranker.counters.full()),
-            (served.learnt.lora, self.learner.encoder.lora_state()),
+            (served.learnt.lora, self.learner.served_lora),
         ):
             assert mine.keys() == theirs.keys()
             assert [name for name, value in mine.items() if not torch.equal(value, theirs[name])] == []

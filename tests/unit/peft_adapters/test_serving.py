@@ -157,8 +157,8 @@ def test_text_vectors_are_computed_again_only_where_text_or_adapter_changed(tmp_
     catalogue.upsert([("item-4", "a new text"), ("new", "one more")])
     model = refreshed(model, catalogue=catalogue, encoder=encoder)
     assert catalogue.computed == 32
-    for parameter in publications.learner.encoder.lora_parameters():
-        parameter.data.add_(0.01)
+    lora = {name: value + 0.01 for name, value in publications.learner.served_lora.items()}
+    publications.learner.restore_lora(lora, lora)
     build([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
     assert catalogue.computed == 32 + 31
 
