@@ -21,7 +21,7 @@ class Ranks:
     """What one run of one policy was judged by, one entry an event.
 
     Attributes:
-        rank: 1 is best; ties count against the item.
+        rank: 1 is best; ties count against the item, and so does a score that is no number.
         auc: share of other items sold before that score below it, ties half; NaN when there was none.
         first_of_item: no event of the item came before, in the data judged or learnt.
         new_user: no event of the user came before.
@@ -43,7 +43,7 @@ class Ranks:
             sold: [catalogue] items that had an event before the batch.
         """
         own = scores.gather(1, torch.from_numpy(items)[:, None])
-        self.rank += (scores >= own).sum(dim=1).tolist()
+        self.rank += (scores.shape[1] - (scores < own).sum(dim=1)).tolist()
         self.candidates = scores.shape[1]
         others = torch.from_numpy(sold).float()
         own_sold = others[torch.from_numpy(items)]
@@ -53,7 +53,7 @@ class Ranks:
 
 
 def figures(ranks: Ranks) -> dict[str, float]:
-    """HR@20, NDCG@20, MRR and AUC, over all events and over the slices."""
+    """HR@20, NDCG@20, MRR and AUC, over all events and over the slices; AUC only where another item was sold before."""
     rank, first, new = np.array(ranks.rank), np.array(ranks.first_of_item), np.array(ranks.new_user)
     auc = np.array(ranks.auc)
     values = _of(rank, auc, "")
@@ -67,12 +67,12 @@ def figures(ranks: Ranks) -> dict[str, float]:
 def _of(rank: npt.NDArray[np.int64], auc: Floats, suffix: str) -> dict[str, float]:
     hit = rank <= CUTOFF
     finite = auc[np.isfinite(auc)]
-    return {
+    values = {
         f"hr20{suffix}": float(hit.mean()),
         f"ndcg20{suffix}": float(np.where(hit, 1 / np.log2(rank + 1), 0.0).mean()),
         f"mrr{suffix}": float((1 / rank).mean()),
-        f"auc{suffix}": float(finite.mean()) if len(finite) else float("nan"),
     }
+    return values | ({f"auc{suffix}": float(finite.mean())} if len(finite) else {})
 
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:

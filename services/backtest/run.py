@@ -55,16 +55,12 @@ def read_warm_up(path: Path, known: set[str], before_ms: int) -> list[Example]:
     """Earlier items of users (user_id, prior_items oldest first) as purchases a second apart, all before `before_ms`.
 
     Raises:
-        DatasetError: the file has not those columns.
+        DatasetError: the file cannot be read, or has not those columns.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
-        if not {"user_id", "prior_items"} <= set(reader.fieldnames or ()):
-            raise DatasetError(
-                f"{path}: expected columns user_id and prior_items, found {reader.fieldnames}; see the README"
-            )
-        pairs = [(row["user_id"], item) for row in reader for item in row["prior_items"].split() if item in known]
+    try:
+        pairs = [(user, item) for user, prior in _histories(path) for item in prior.split() if item in known]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} cannot be read: {error}") from error
     start = before_ms - _WARM_UP_GAP_MS - 1_000 * len(pairs)
     return [
         Example(
@@ -80,6 +76,18 @@ def read_warm_up(path: Path, known: set[str], before_ms: int) -> list[Example]:
         )
         for index, (user, item) in enumerate(pairs)
     ]
+
+
+def _histories(path: Path) -> Iterator[tuple[str, str]]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", newline="", encoding="utf-8") as lines:
+        reader = csv.DictReader(lines)
+        if not {"user_id", "prior_items"} <= set(reader.fieldnames or ()):
+            raise DatasetError(
+                f"{path}: expected columns user_id and prior_items, found {reader.fieldnames}; see the README"
+            )
+        for row in reader:
+            yield row["user_id"], row["prior_items"]
 
 
 def run_policy(

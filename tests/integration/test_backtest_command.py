@@ -1,0 +1,124 @@
+"""`headwater backtest` as its user runs it: the report, and ranks from which anyone can recompute its figures."""
+
+import csv
+import gzip
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from math import log2
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+from tiny_model import paired_stream, tiny_bert, titled
+
+from services.backtest.command import run
+from services.settings import Settings, SettingsError
+
+EVENTS, WARM_UP = 150, 2
+POLICIES = ("live", "popularity")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    with (directory / "items.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("item_id", "title"), *titled(60)])
+    with gzip.open(directory / "events.csv.gz", "wt", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("timestamp_ms", "user_id", "session_id", "event_type", "item_id"))
+        for event in paired_stream(EVENTS + 50, items=60, seed=1):
+            writer.writerow((event.ts + 10**12, event.user_id, event.session_id, "purchase", event.item_id))
+    (directory / "history.csv").write_text("user_id,prior_items\nuser-1,item-1 item-2\n")
+    return directory
+
+
+def backtest(data: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from services.cli import main; main()"]
+    files = ["--items", str(data / "items.csv"), "--events", str(data / "events.csv.gz"), "--encoder", str(tiny_bert())]
+    return subprocess.run(
+        [*command, "backtest", *files, *arguments], capture_output=True, text=True, check=False, cwd=data, timeout=200
+    )
+
+
+@pytest.fixture(scope="module")
+def done(data: Path) -> "subprocess.CompletedProcess[str]":
+    outputs = ["--json", str(data / "out.json"), "--ranks", str(data / "ranks.csv.gz")]
+    size = ["--max-events", str(EVENTS), "--seeds", "2", "--policies", ",".join(POLICIES), "--batch-events", "25"]
+    return backtest(data, *size, *outputs, "--warm-up", str(data / "history.csv"))
+
+
+@pytest.fixture
+def report(done: "subprocess.CompletedProcess[str]", data: Path) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    parsed: dict[str, Any] = json.loads((data / "out.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    return parsed
+
+
+@pytest.fixture
+def ranks(report: dict[str, Any], data: Path) -> dict[tuple[str, str], list[dict[str, str]]]:
+    rows = defaultdict(list)
+    with gzip.open(data / "ranks.csv.gz", "rt", newline="") as file:
+        for row in csv.DictReader(file):
+            rows[row["policy"], row["seed"]].append(row)
+    return rows
+
+
+def test_ranks_recompute_the_figures(
+    report: dict[str, Any], ranks: dict[tuple[str, str], list[dict[str, str]]]
+) -> None:
+    assert set(ranks) == {(policy, seed) for policy in POLICIES for seed in ("0", "1")}
+    for (policy, seed), rows in ranks.items():
+        place = [int(row["rank"]) for row in rows]
+        first = [int(row["rank"]) for row in rows if row["is_first_event_of_item"] == "1"]
+        expected = {
+            "hr20": mean(rank <= 20 for rank in place),
+            "ndcg20": mean(1 / log2(rank + 1) if rank <= 20 else 0.0 for rank in place),
+            "mrr": mean(1 / rank for rank in place),
+            "hr20_first_of_item": mean(rank <= 20 for rank in first),
+            "events_first_of_item": len(first),
+        }
+        for name, value in expected.items():
+            assert report["policies"][policy][name]["seeds"][int(seed)] == pytest.approx(value), (policy, name)
+
+
+def test_every_event_has_one_row_and_the_warm_up_none(
+    report: dict[str, Any], ranks: dict[tuple[str, str], list[dict[str, str]]]
+) -> None:
+    assert report["judged_events"] == EVENTS
+    assert report["warm_up_events"] == WARM_UP
+    assert report["catalogue"] == 60
+    for rows in ranks.values():
+        assert [int(row["event_index"]) for row in rows] == list(range(EVENTS))
+        assert {row["candidates"] for row in rows} == {"60"}
+        assert all(1 <= int(row["rank"]) <= 60 for row in rows)
+
+
+def test_means_are_over_seeds(report: dict[str, Any]) -> None:
+    for figure in report["policies"]["live"].values():
+        assert figure["mean"] == pytest.approx(mean(figure["seeds"]))
+        assert len(figure["seeds"]) == 2
+        assert figure["ci95"] is not None
+
+
+def test_the_table_shows_every_policy(done: "subprocess.CompletedProcess[str]") -> None:
+    assert done.stdout == ""
+    assert all(policy in done.stderr for policy in (*POLICIES, "ndcg20"))
+
+
+def test_an_unknown_policy_is_named_before_anything_is_read(data: Path) -> None:
+    with pytest.raises(SettingsError, match=r"`--policies` must be among live, .*, got best, worst"):
+        run(
+            Settings(),
+            items=data / "nowhere.csv",
+            events=data / "nowhere.csv",
+            policies=["live", "best", "worst"],
+            max_events=None,
+            seeds=1,
+            json_path=None,
+            ranks_path=None,
+            warm_up=None,
+            batch_events=None,
+        )
