@@ -208,15 +208,18 @@ class Learner:
     def learn(self, batch: Batch) -> float:
         """One step on a batch, then count it; the loss (nats an event) before the step."""
         loss = self._step(batch)
-        if self.settings.lora:
+        if self._due(self.settings.lora_every_batches):
             self._step_lora(batch)
+        if self._due(self.settings.lora_refresh_batches):
+            self._serve_lora()
+            self._refresh(range(len(self.catalogue)))
         self.ranker.counters.update(batch.items, batch.before)
         self.batches_learned += 1
         self.events_learned += len(batch)
-        if self.settings.lora and self.batches_learned % self.settings.lora_refresh_batches == 0:
-            self._serve_lora()
-            self._refresh(range(len(self.catalogue)))
         return loss
+
+    def _due(self, every_batches: int) -> bool:
+        return self.settings.lora and (self.batches_learned + 1) % every_batches == 0
 
     def _step(self, batch: Batch) -> float:
         """Move heads and residuals, texts standing still."""

@@ -32,7 +32,7 @@ class EncoderSettings(BaseModel):
     model: str = Field(
         default=DEFAULT_MODEL, description="Hugging Face id or path; 'default' is the packaged all-MiniLM-L6-v2"
     )
-    max_tokens: int = Field(default=48, ge=4, le=512, description="texts are cut after this many tokens")
+    max_tokens: int = Field(default=64, ge=4, le=512, description="texts are cut after this many tokens")
     lora_layers: int = Field(default=1, ge=1, description="how many of the last layers carry LoRA")
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: int = Field(default=16, ge=1)
@@ -57,10 +57,11 @@ class LearnerSettings(BaseModel):
     residual_learning_rate: float = Field(default=0.003, ge=0)
     lora_learning_rate: float = Field(default=1e-3, ge=0)
     lora_weight_decay: float = Field(default=0.01, ge=0)
+    lora_every_batches: int = Field(default=1, ge=1, description="LoRA takes a step on one batch in so many")
+    lora_items: int = Field(default=512, ge=1, description="distinct texts that a step of LoRA gets gradients from")
     lora_refresh_batches: int = Field(
-        default=4, ge=1, description="item vectors follow LoRA, which steps with every batch, once in so many"
+        default=4, ge=1, description="item vectors, and what is published, follow LoRA once in so many batches"
     )
-    lora_items: int = Field(default=256, ge=1, description="distinct texts a batch that LoRA gets gradients from")
     features: tuple[str, ...] = Field(default=FEATURES, description="features the head may use, for ablations")
     residuals: bool = Field(default=True, description="off: item vectors are text alone")
     lora: bool = Field(default=True, description="off: the adapter stays at its start")

@@ -109,7 +109,7 @@ def test_counts_what_it_learnt() -> None:
 
 
 def test_lora_moves_with_every_batch_and_texts_follow_every_few() -> None:
-    learner = tiny_learner(LearnerSettings(lora_refresh_batches=3, lora_learning_rate=0.01), items=30)
+    learner = tiny_learner(LearnerSettings(lora_every_batches=1, lora_refresh_batches=3, lora_learning_rate=0.01), items=30)
     text, lora = learner.ranker.text.clone(), learner.encoder.lora_state()
     moved = []
     for number in range(6):
@@ -137,7 +137,7 @@ def test_a_changed_title_changes_its_vector_alone() -> None:
 
 
 def test_items_that_come_between_observing_and_learning_do_not_disturb_the_batch() -> None:
-    learner = tiny_learner(LearnerSettings(lora_refresh_batches=1), items=10)
+    learner = tiny_learner(LearnerSettings(lora_every_batches=1, lora_refresh_batches=1), items=10)
     batch = learner.observe(random_stream(20, items=10, seed=0))
     learner.add_items([("late", "a late bird")])
     assert learner.learn(batch) > 0
@@ -146,7 +146,7 @@ def test_items_that_come_between_observing_and_learning_do_not_disturb_the_batch
 
 
 def test_texts_with_gradients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = tiny_learner(LearnerSettings(lora_items=8, lora_refresh_batches=100), items=60)
+    learner = tiny_learner(LearnerSettings(lora_items=8, lora_every_batches=1, lora_refresh_batches=100), items=60)
     sizes: list[int] = []
     vectors = Catalogue.vectors
 
