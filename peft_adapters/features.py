@@ -18,21 +18,21 @@ from peft_adapters.counters import Counters, FloatArray, IntArray
 from peft_adapters.settings import COUNTER_FEATURES
 from peft_adapters.shoppers import Contexts
 
-# Where a head starts before it has seen an event: every sign of interest counts for, the session at hand counts against
-# showing the same again. The learner moves them within a few batches.
+# Where a head starts before it has seen an event: with what texts say, since nothing is counted yet; signs of interest
+# count for, and the session at hand against showing the same again. The learner moves them within a few batches.
 INITIAL_WEIGHTS = {
     "popularity_fast": 0.3,
     "popularity_slow": 0.3,
-    "transition": 0.5,
-    "skip_transition": 0.3,
+    "transition": 0.2,
+    "skip_transition": 0.2,
     "session_cooccurrence": 0.5,
-    "history_cooccurrence": 0.3,
+    "history_cooccurrence": 0.2,
     "repeat": 0.5,
     "last_basket": 0.0,
     "in_session": -1.0,
-    "session_affinity": 3.0,
-    "history_affinity": 1.0,
-    "last_item_affinity": 1.0,
+    "session_affinity": 6.0,
+    "history_affinity": 3.0,
+    "last_item_affinity": 3.0,
     "session_affinity_squared": 0.0,
     "history_affinity_squared": 0.0,
     "last_item_affinity_squared": 0.0,
