@@ -136,7 +136,11 @@ class EmbeddedBroker:
         trampoline = [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())]
         with self._log_file.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603 - the package's own binary, no shell
-                trampoline + command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                trampoline + command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C must not reach it before the producers have stopped
             )
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:

@@ -8,6 +8,7 @@ from secrets import token_hex
 
 from kafka import KafkaAdminClient
 
+from peft_adapters.settings import LearnerSettings
 from services.demo.processes import Child, environment, stop_all, wait_ready
 from services.settings import Settings
 from streams.connection import KafkaConnection, open_client
@@ -18,6 +19,9 @@ from streams.topics import Topics, ensure_topics
 
 SCORERS = 2
 START_TIMEOUT_SECONDS = 60.0
+# Seven processes share what may be two cores here, and each LoRA that is published has every scorer encode the whole
+# catalogue: train it on a quarter of the batches, and take it over half as often as the defaults have it.
+LIGHT_LEARNING = {"lora_every_batches": 4, "lora_refresh_batches": 8}
 READY_TIMEOUT_SECONDS = 240.0  # the first run encodes the whole catalogue
 
 
@@ -65,6 +69,7 @@ def stage(settings: Settings, directory: Path, items: Sequence[Item], say: Calla
         DemoError: A process did not come up.
         HeadwaterStreamError: The broker did not.
     """
+    settings = settings.model_copy(update={"learner": _light(settings.learner)})
     with ExitStack() as undo:
         say("creating topics on the Kafka given" if _is_given(settings) else "starting the broker")
         settings = undo.enter_context(_broker(settings, directory / "broker"))
@@ -79,6 +84,13 @@ def stage(settings: Settings, directory: Path, items: Sequence[Item], say: Calla
         say("waiting for the first adapter; a first run encodes every item's text, later ones remember")
         wait_ready(up.scorer_urls, children=children, timeout_seconds=READY_TIMEOUT_SECONDS)
         yield up
+
+
+def _light(learner: LearnerSettings) -> LearnerSettings:
+    """Less work a batch, wherever the user has not said how much."""
+    return learner.model_copy(
+        update={name: value for name, value in LIGHT_LEARNING.items() if name not in learner.model_fields_set}
+    )
 
 
 def _start(settings: Settings, directory: Path, children: list[Child]) -> Stage:

@@ -20,7 +20,7 @@ class UpdaterSettings(BaseModel):
     batch_events: int = Field(default=256, ge=1, description="a micro-batch closes at this many events")
     batch_seconds: float = Field(default=1.0, gt=0, description="or when its first event has waited this long")
     batch_bytes: int = Field(default=1 << 20, ge=1, description="or at this size")
-    publish_seconds: float = Field(default=2.0, ge=0, description="shortest time from one publication to the next")
+    publish_seconds: float = Field(default=1.0, ge=0, description="shortest time from one publication to the next")
     snapshot_every: int = Field(default=20, ge=1, description="versions from one full bundle to the next")
     keep_versions: int = Field(default=60, ge=1, description="older ones that no chain needs are deleted")
     hold_seconds: float = Field(default=3_600.0, gt=0, description="event time an event waits for an unknown item")
