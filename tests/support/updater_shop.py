@@ -166,7 +166,9 @@ class UpdaterProcess:
         self.url = f"http://{said[1]}:{said[2]}/metrics"
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            sys.stderr.write(self.log())
         self._process.kill()
         self._process.wait()
         assert self._process.stdout is not None
