@@ -22,7 +22,9 @@ from peft_adapters.settings import EncoderSettings, LearnerSettings
 
 ITEMS = 20
 # Few candidates, so that negatives are drawn; at most checkpoints the trained LoRA is ahead of the served one.
-SETTINGS = LearnerSettings(negatives=12, lora_every_batches=1, lora_refresh_batches=3, lora_items=16, lora_learning_rate=0.01)
+SETTINGS = LearnerSettings(
+    negatives=12, lora_every_batches=1, lora_refresh_batches=3, lora_items=16, lora_learning_rate=0.01
+)
 STREAM = paired_stream(240, items=ITEMS, seed=4, users=9)
 
 

@@ -109,7 +109,9 @@ def test_counts_what_it_learnt() -> None:
 
 
 def test_lora_moves_with_every_batch_and_texts_follow_every_few() -> None:
-    learner = tiny_learner(LearnerSettings(lora_every_batches=1, lora_refresh_batches=3, lora_learning_rate=0.01), items=30)
+    learner = tiny_learner(
+        LearnerSettings(lora_every_batches=1, lora_refresh_batches=3, lora_learning_rate=0.01), items=30
+    )
     text, lora = learner.ranker.text.clone(), learner.encoder.lora_state()
     moved = []
     for number in range(6):
