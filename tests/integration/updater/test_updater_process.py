@@ -87,12 +87,6 @@ class TestEnding:
         assert embedded.checkpointed()["events_learned"] == 25
         assert "Traceback" not in updater.log()
 
-    def test_sigterm_before_there_is_any_item_or_event_publishes_an_empty_version(self, embedded: Shop) -> None:
-        with embedded.process() as updater:
-            wait_until(lambda: bool(updater.told("updater_started")), what="started")
-            assert updater.end(signal.SIGINT) == 0
-        assert (embedded.latest().version, embedded.latest().events_learned) == (1, 0)
-
     def test_a_damaged_checkpoint_is_one_clear_line(self, embedded: Shop) -> None:
         root = embedded.directory / "checkpoints" / "home"
         root.mkdir(parents=True)
@@ -139,19 +133,29 @@ def _events_of_each_item(shop: Shop) -> list[float]:
 
 
 class TestBrokerAway:
-    def test_at_the_start_it_waits_with_one_clear_line(self, tmp_path: Path, free_port: int) -> None:
+    def test_it_waits_for_it_and_goes_on_when_it_is_back_each_with_one_clear_line(
+        self, tmp_path: Path, free_port: int
+    ) -> None:
         connection = KafkaConnection(bootstrap_servers=f"127.0.0.1:{free_port}")
         shop = Shop(connection, Topics(), tmp_path)
         with shop.process() as updater:
             wait_until(lambda: bool(updater.told("kafka_unreachable")), what="the line")
             assert updater.counts(Topics().clicks) == NOTHING  # the metrics page is there
-            with EmbeddedBroker(tmp_path / "broker", port=free_port):
+            with EmbeddedBroker(tmp_path / "broker", port=free_port) as broker:
                 ensure_topics(connection, shop.topics, bounded=True)
                 shop.send(*items(20), *events(20))
                 updater.wait_for("learnt", 20)
-                assert updater.end() == 0
+                broker.stop()
+                wait_until(lambda: bool(updater.told("kafka_lost")), what="noticed")
+                broker.start()
+                shop.send(*events(20, first=20))
+                updater.wait_for("learnt", 40)
+                assert updater.end(signal.SIGINT) == 0
         (line,) = updater.told("kafka_unreachable")
         assert f"no Kafka broker answers at 127.0.0.1:{free_port}" in line["problem"]
+        assert len(updater.told("kafka_reachable")) == 1
+        assert len(updater.told("kafka_lost")) == len(updater.told("kafka_back")) == 1
+        assert shop.latest().events_learned == 40
 
     def test_sigterm_while_it_waits_ends_it(self, tmp_path: Path, free_port: int) -> None:
         shop = Shop(KafkaConnection(bootstrap_servers=f"127.0.0.1:{free_port}"), Topics(), tmp_path)
@@ -172,20 +176,3 @@ class TestBrokerAway:
         assert updater.told("publication_failed")
         assert shop.checkpointed()["events_learned"] == shop.latest().events_learned == 25
         assert "Traceback" not in updater.log()
-
-    def test_while_it_runs_it_goes_on_when_the_broker_is_back(self, tmp_path: Path) -> None:
-        with EmbeddedBroker(tmp_path / "broker") as broker:
-            shop = Shop(KafkaConnection(bootstrap_servers=broker.bootstrap_servers), Topics(), tmp_path)
-            ensure_topics(shop.connection, shop.topics, bounded=True)
-            shop.send(*items(20), *events(20))
-            with shop.process() as updater:
-                updater.wait_for("learnt", 20)
-                wait_until(lambda: shop.latest().events_learned == 20, what="20 published")
-                broker.stop()
-                wait_until(lambda: bool(updater.told("kafka_lost")), what="noticed")
-                broker.start()
-                shop.send(*events(20, first=20))
-                updater.wait_for("learnt", 40)
-                assert updater.end() == 0
-        assert len(updater.told("kafka_lost")) == len(updater.told("kafka_back")) == 1
-        assert shop.latest().events_learned == 40

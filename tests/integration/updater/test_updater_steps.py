@@ -150,6 +150,13 @@ def test_what_is_judged_has_not_been_learnt(shop: Shop, monkeypatch: pytest.Monk
     assert judged == [(0, 0), (1, 10), (2, 20), (3, 30)]
 
 
+def test_stopped_before_it_read_anything_it_publishes_a_version_that_has_learnt_nothing(shop: Shop) -> None:
+    with updater(shop) as made:
+        made._stop.set()
+        made.run()
+    assert [(manifest.version, manifest.events_learned) for manifest in shop.announced()] == [(1, 0)]
+
+
 class TestStep2Checkpoint:
     def assert_nothing_left_the_process(self, shop: Shop) -> None:
         assert shop.registry.versions("home") == []
