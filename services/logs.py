@@ -42,7 +42,7 @@ def configure_logging(*, json: bool | None = None, level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
-    for chatty in ("httpx", "uvicorn.error"):  # a line per request, and four per start
+    for chatty in ("httpx", "uvicorn.error", "fsspec.local"):  # a line per request, four per start, one per file
         logging.getLogger(chatty).setLevel(max(number, logging.WARNING))
 
 

@@ -8,8 +8,10 @@ import json
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from peft_adapters.settings import EncoderSettings, LearnerSettings
@@ -28,6 +30,7 @@ from services.settings import Settings, SettingsError
 from streams.joiner import Example
 
 DEFAULT_BATCH_EVENTS = 128
+_LINE_SECONDS = 15.0
 
 Run = tuple[str, int]  # policy, seed
 console = Console(stderr=True)
@@ -130,15 +133,22 @@ def _one(run: Run, encoder: EncoderSettings, learner: LearnerSettings, data: _Da
 
 
 def _follow(futures: dict[Run, Future[Ranks]], queue: Any, events: int) -> None:
+    """Show how far each run is: bars on a terminal, a line now and then elsewhere."""
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    next_line = time.monotonic() + _LINE_SECONDS
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks = {run: progress.add_task(f"{run[0]} seed {run[1]}", total=events) for run in futures}
         while wait(futures.values(), timeout=0).not_done:
-            try:
+            with suppress(Empty):
                 run, done = queue.get(timeout=0.5)
-            except Empty:
-                continue
-            progress.update(tasks[run], advance=done)
+                progress.update(tasks[run], advance=done)
+            if not console.is_terminal and time.monotonic() >= next_line:
+                next_line = time.monotonic() + _LINE_SECONDS
+                console.print(", ".join(_so_far(task) for task in progress.tasks if 0 < task.completed < events))
+
+
+def _so_far(task: Task) -> str:
+    return f"{task.description}: {task.percentage:.0f} %"
 
 
 # ---- what comes out
@@ -175,7 +185,7 @@ def _report(
 
 def _table(report: dict[str, Any]) -> Table:
     table = Table(title=f"{report['events']}: {report['judged_events']:,} events, {report['catalogue']:,} items")
-    table.add_column("policy")
+    table.add_column("policy", no_wrap=True)
     columns = ("hr20", "ndcg20", "mrr", "auc", "hr20_first_of_item", "auc_first_of_item", "hr20_new_user")
     for column in columns:
         table.add_column(column.replace("_", "\n", 1), justify="right")

@@ -20,8 +20,8 @@ from streams.topics import Topics, ensure_topics
 SCORERS = 2
 START_TIMEOUT_SECONDS = 60.0
 # Seven processes share what may be two cores here, and each LoRA that is published has every scorer encode the whole
-# catalogue: train it on a quarter of the batches, and take it over half as often as the defaults have it.
-LIGHT_LEARNING = {"lora_every_batches": 4, "lora_refresh_batches": 8}
+# catalogue: train it on a quarter of the batches, and take it over a quarter as often as the defaults have it.
+LIGHT_LEARNING = {"lora_every_batches": 4, "lora_refresh_batches": 16}
 READY_TIMEOUT_SECONDS = 240.0  # the first run encodes the whole catalogue
 
 
