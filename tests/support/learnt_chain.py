@@ -15,7 +15,12 @@ from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.publishing import bundle_groups
 from peft_adapters.settings import LearnerSettings
 
-LEARNING = {"lora_every_batches": 1, "lora_refresh_batches": 1, "lora_learning_rate": 0.02, "residual_learning_rate": 0.1}
+LEARNING = {
+    "lora_every_batches": 1,
+    "lora_refresh_batches": 1,
+    "lora_learning_rate": 0.02,
+    "residual_learning_rate": 0.1,
+}
 
 
 def catalogue_of(encoder: Encoder, items: Sequence[tuple[str, str]]) -> Catalogue:

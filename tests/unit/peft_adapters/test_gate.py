@@ -59,7 +59,7 @@ def test_a_learner_that_learns_passes(full: bool) -> None:
 def test_one_value_that_is_not_finite_is_enough(group: str, name: str, shape: tuple[int, ...], value: float) -> None:
     tensor = torch.zeros(shape)
     tensor.view(-1)[-1] = value
-    verdict = judged(**{group: {name: tensor}})
+    verdict = judge_candidate(candidate(**{group: {name: tensor}}), GateSettings())
     assert verdict["decision"] == "refused"
     assert verdict["reasons"][0] == f"{group}.{name} has 1 values that are not finite"
 
@@ -78,7 +78,7 @@ def test_one_value_that_is_not_finite_is_enough(group: str, name: str, shape: tu
     ],
 )
 def test_a_norm_beyond_its_bound_is_refused(group: str, name: str, tensor: Tensor, reason: str) -> None:
-    verdict = judged(**{group: {name: tensor}})
+    verdict = judge_candidate(candidate(**{group: {name: tensor}}), GateSettings())
     assert verdict["decision"] == "refused"
     assert len(verdict["reasons"]) == 1
     assert reason in verdict["reasons"][0]
@@ -95,7 +95,7 @@ def test_a_norm_beyond_its_bound_is_refused(group: str, name: str, tensor: Tenso
     ],
 )
 def test_at_its_bound_or_out_of_its_reach_it_passes(group: str, name: str, tensor: Tensor) -> None:
-    assert judged(**{group: {name: tensor}}) == PASSED
+    assert judge_candidate(candidate(**{group: {name: tensor}}), GateSettings()) == PASSED
 
 
 def test_all_reasons_are_told() -> None:
