@@ -102,7 +102,13 @@ def add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         _log.error("request_failed", path=request.url.path, error=type(error).__name__)  # the server logs the traceback
-        return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see the server's log")
+        # The server closes the connection after such an error; a client that is not told sends its next request into it.
+        return problem_response(
+            request,
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            "internal error; see the server's log",
+            headers={"Connection": "close"},
+        )
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
