@@ -55,17 +55,6 @@ class Catalogue:
         self.texts[row], self.hidden[row] = text, hidden
         return row
 
-    def reordered(self, first: Sequence[str]) -> Catalogue:
-        """The same items with `first` (all of them known) in front in that order, the others after them."""
-        other = Catalogue(self._cache)
-        leading = set(first)
-        other.ids = [*first, *(item_id for item_id in self.ids if item_id not in leading)]
-        order = [self.rows[item_id] for item_id in other.ids]
-        other.texts = [self.texts[row] for row in order]
-        other.hidden = [self.hidden[row] for row in order]
-        other.rows = {item_id: row for row, item_id in enumerate(other.ids)}
-        return other
-
     def vectors(self, suffix: Callable[[Sequence[Tensor]], Tensor], rows: Sequence[int]) -> Tensor:
         """Unit text vectors [rows, dim] under an adapter."""
         if not rows:

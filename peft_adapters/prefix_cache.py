@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import structlog
@@ -51,6 +52,13 @@ class PrefixCache:
         _write_ahead(self._db)
         self._db.execute("PRAGMA synchronous=OFF")  # a cache: what a power cut loses is computed again
         self._db.execute("CREATE TABLE IF NOT EXISTS prefix (key TEXT PRIMARY KEY, hidden BLOB NOT NULL)")
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Self:
+        """The cache that the encoder's settings name."""
+        settings = encoder.settings
+        path = settings.cache_dir / "prefix.sqlite" if settings.cache_dir else None
+        return cls(encoder, path, max_bytes=settings.cache_max_bytes)
 
     def get(self, texts: Sequence[str]) -> list[Tensor]:
         """Activations of texts, fp16 [tokens, dim] each, in order."""

@@ -102,7 +102,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         _log.error("request_failed", path=request.url.path, error=type(error).__name__)  # the server logs the traceback
-        # The server closes the connection after such an error; a client that is not told sends its next request into it.
+        # The server closes the connection after such an error: a client not told of it sends its next request there.
         return problem_response(
             request,
             HTTPStatus.INTERNAL_SERVER_ERROR,

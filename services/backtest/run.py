@@ -125,8 +125,7 @@ def run_policy(
 def new_learner(encoder_settings: EncoderSettings, settings: LearnerSettings) -> Learner:
     """A learner of an empty catalogue, its frozen activations kept in the settings' cache."""
     encoder = Encoder(encoder_settings)
-    path = encoder_settings.cache_dir / "prefix.sqlite" if encoder_settings.cache_dir else None
-    return Learner(encoder, Catalogue(PrefixCache(encoder, path, max_bytes=encoder_settings.cache_max_bytes)), settings)
+    return Learner(encoder, Catalogue(PrefixCache.of(encoder)), settings)
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:

@@ -74,8 +74,7 @@ def load_never_updated(
         )
     torch.set_num_threads(1)  # the cores are for the processes that are shown
     encoder = Encoder(settings)
-    cache_file = settings.cache_dir / "prefix.sqlite" if settings.cache_dir else None
-    cache = PrefixCache(encoder, cache_file, max_bytes=settings.cache_max_bytes)
+    cache = PrefixCache.of(encoder)
     try:
         catalogue = Catalogue(cache)
         catalogue.upsert((item.item_id, _text(item)) for item in items)

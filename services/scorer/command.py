@@ -57,10 +57,7 @@ def run(settings: Settings) -> None:
 
 def _wired(settings: Settings, metrics: ScorerMetrics, directory: Path) -> tuple[Worker, LogReader]:
     encoder = Encoder(settings.encoder)
-    cache_dir = settings.encoder.cache_dir
-    cache = PrefixCache(
-        encoder, cache_dir / "prefix.sqlite" if cache_dir else None, max_bytes=settings.encoder.cache_max_bytes
-    )
+    cache = PrefixCache.of(encoder)
     items = LiveItems()
     shoppers = ShopperState(items.rows, max_shoppers=settings.scorer.max_shoppers)
     announcements = Announcements(settings.scenario, metrics)

@@ -52,9 +52,7 @@ class Updater:
         own = settings.updater
         self._settings, self._own, self._metrics, self._stop = settings, own, metrics, stop
         encoder = Encoder(settings.encoder)
-        cache_path = settings.encoder.cache_dir / "prefix.sqlite" if settings.encoder.cache_dir else None
-        cache = PrefixCache(encoder, cache_path, max_bytes=settings.encoder.cache_max_bytes)
-        self.learner = Learner(encoder, Catalogue(cache), settings.learner)
+        self.learner = Learner(encoder, Catalogue(PrefixCache.of(encoder)), settings.learner)
         self._prequential = Prequential(seed=settings.learner.seed)
         self._intake = Intake(self.learner, settings.topics, own)
         self._batcher = MicroBatcher(

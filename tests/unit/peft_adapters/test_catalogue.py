@@ -70,16 +70,5 @@ def test_large_refresh_is_done_in_parts_and_comes_back_whole(encoder: Encoder) -
     torch.testing.assert_close(vectors[1_050:], catalogue.vectors(suffix, range(1_050, 1_100)), atol=1e-5, rtol=1e-5)
 
 
-def test_reordered_holds_the_same_items_with_some_in_front(catalogue: Catalogue) -> None:
-    other = catalogue.reordered(["c", "a"])
-    assert other.ids == ["c", "a", "b"]
-    assert other.rows == {"c": 0, "a": 1, "b": 2}
-    for item in "abc":
-        assert other.texts[other.rows[item]] == catalogue.texts[catalogue.rows[item]]
-        assert torch.equal(other.hidden[other.rows[item]], catalogue.hidden[catalogue.rows[item]])
-    other.upsert([("d", "rug")])
-    assert len(catalogue) == 3
-
-
 def test_item_text_leaves_out_what_is_empty() -> None:
     assert item_text(title="Mug", category="Kitchen") == "Mug. Kitchen"
