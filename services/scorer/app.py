@@ -7,12 +7,9 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from peft_adapters.serving import ServedModel
-from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response
+from services.http import BodyLimit, ProblemError, RequestMeter, add_problem_handlers, metrics_response
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answer
 from services.scorer.requests import RankRequest, RecommendRequest
@@ -30,7 +27,7 @@ def create_app(worker: Worker, settings: ScorerSettings, metrics: ScorerMetrics,
         series: What `/metrics` shows.
     """
     app = FastAPI(title="Headwater scorer")
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, remedy="send fewer candidates at a time")
     app.add_middleware(RequestMeter, metrics=metrics.http)
     add_problem_handlers(app)
     _add_rankings(app, worker, settings)
@@ -85,38 +82,6 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
         """The process's metrics."""
         metrics.state_users.set(len(worker.shoppers))
         return metrics_response(series)
-
-
-class BodyLimit:
-    """ASGI middleware that answers 413 to a request whose body is larger than allowed, without reading it whole.
-
-    Args:
-        app: The application inside.
-        max_bytes: The largest body.
-    """
-
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one connection on, counting what its client sends."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        declared = Headers(scope=scope).get("content-length", "0")
-        received_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal received_bytes
-            message = await receive()
-            received_bytes += len(message.get("body", b""))
-            if max(received_bytes, int(declared)) > self._max_bytes:
-                raise HTTPException(  # the one error that FastAPI lets pass while it reads a body
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"the body must have at most {self._max_bytes} bytes; send fewer candidates at a time",
-                )
-            return message
-
-        await self._app(scope, counted, send)
 
 
 def _served(worker: Worker) -> ServedModel:

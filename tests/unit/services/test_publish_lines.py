@@ -45,13 +45,13 @@ def test_a_missing_id_is_made_up_and_a_missing_time_is_now() -> None:
 @pytest.mark.parametrize(
     ("line", "kind", "reason"),
     [
-        (b'{"user_id": "u"}', None, "a line must say its `type`, one of impression, click, purchase, item"),
+        (b'{"user_id": "u"}', None, "an event must say its `type`, one of impression, click, purchase, item"),
         (b'{"type": "view"}', None, "`type` must be one of impression, click, purchase, item, got 'view'"),
         (b'{"type": ["click"]}', None, "`type` must be one of"),
         (json.dumps(CLICK).encode(), "purchase", "`type` must be purchase, as --kind says, got 'click'"),
         (b'{"type": "click"', None, "not JSON: "),
         (b'{"type": "\xff"}', None, "not UTF-8: invalid start byte at byte 11"),
-        (b"[1]", None, "a line must be a JSON object, got list"),
+        (b"[1]", None, "an event must be a JSON object, got list"),
         (b"[" * 100_000, None, "nested too deeply"),
         (b'{"type": "click", "user_id": "u"}', None, "`item_id`: Field required"),
         (b'{"type": "click", "user_id": "", "item_id": "i"}', None, "`user_id`: String should have at least 1"),
