@@ -13,6 +13,7 @@ from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
+from streams.events import MODELS
 from streams.topics import Topics
 
 EVENT_OUTCOMES = ("in", "learnt", "dead_letter", "duplicate", "expired")
@@ -33,6 +34,9 @@ REGISTRY_ROUTES = (
     "/v1/files/{scenario}/manifests.json",
     "/v1/files/{scenario}/{version}/{file}",
 )
+COLLECTOR_ROUTES = ("/v1/events",)
+COLLECTOR_OUTCOMES = ("accepted", "rejected", "refused_full")
+UNKNOWN_KIND = "unknown"
 OTHER_ROUTE = "other"
 
 REQUEST_BUCKETS_SECONDS = (
@@ -150,9 +154,16 @@ class RequestMetrics:
     Args:
         registry: Where the series are declared.
         routes: The route templates of the process.
+        statuses: The statuses whose series are there at 0 from the start.
     """
 
-    def __init__(self, registry: CollectorRegistry, *, routes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        routes: Sequence[str],
+        statuses: Sequence[str] = ("200", "422", "500", "503"),
+    ) -> None:
         self.requests = Counter(
             "headwater_requests_total", "HTTP requests answered.", ["route", "status"], registry=registry
         )
@@ -164,7 +175,7 @@ class RequestMetrics:
             registry=registry,
         )
         self._routes = frozenset(routes)
-        for route, status in product(routes, ("200", "422", "500", "503")):
+        for route, status in product(routes, statuses):
             self.requests.labels(route, status)
             self.request_seconds.labels(route)
 
@@ -210,6 +221,43 @@ class RegistryMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.http = RequestMetrics(registry, routes=REGISTRY_ROUTES)
+
+
+class CollectorMetrics:
+    """What came over HTTP, what waits on disk, what went to Kafka.
+
+    From one start to the next: waiting at the start + accepted = forwarded + waiting now.
+
+    Args:
+        registry: Where the series are declared.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        statuses = ("202", "400", "413", "415", "422", "429", "500", "503")
+        self.http = RequestMetrics(registry, routes=COLLECTOR_ROUTES, statuses=statuses)
+        self.events = Counter(
+            "headwater_collector_events_total",
+            "Events received by kind and outcome; refused_full: turned away with 429 for want of room.",
+            ["kind", "outcome"],
+            registry=registry,
+        )
+        self.forwarded = Counter(
+            "headwater_collector_forwarded_total",
+            "Events that Kafka has confirmed, by kind; those sent once more after a crash count once more.",
+            ["kind"],
+            registry=registry,
+        )
+        for kind in MODELS:
+            self.forwarded.labels(kind)
+        for kind, outcome in product((*MODELS, UNKNOWN_KIND), COLLECTOR_OUTCOMES):
+            self.events.labels(kind, outcome)
+        self.spool_events = Gauge("headwater_collector_spool_events", "Events that wait for Kafka.", registry=registry)
+        self.spool_bytes = Gauge("headwater_collector_spool_bytes", "Their keys and values.", registry=registry)
+        self.oldest_timestamp_seconds = Gauge(
+            "headwater_collector_spool_oldest_timestamp_seconds",
+            "When the event that waits longest was accepted; the time of the scrape when none waits.",
+            registry=registry,
+        )
 
 
 def _timed(name: str, documentation: str, registry: CollectorRegistry) -> Histogram:

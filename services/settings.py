@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from peft_adapters.settings import EncoderSettings, LearnerSettings
+from services.collector.settings import CollectorSettings
 from services.registry.settings import RegistrySettings
 from services.scorer.settings import ScorerSettings
 from services.updater.settings import UpdaterSettings
@@ -51,6 +52,7 @@ class Settings(BaseSettings):
         kafka: How to reach and trust the brokers.
         topics: The names of the topics.
         registry: Where the registry process keeps and serves adapters.
+        collector: Where events are collected over HTTP, and how many may wait for Kafka.
         updater: When batches close and adapters are published.
         scorer: Where a scorer answers, and what from.
         encoder: The frozen encoder and the shape of its adapter.
@@ -66,6 +68,7 @@ class Settings(BaseSettings):
     kafka: KafkaConnection = KafkaConnection()
     topics: Topics = Topics()
     registry: RegistrySettings = RegistrySettings()
+    collector: CollectorSettings = CollectorSettings()
     scorer: ScorerSettings = ScorerSettings()
     updater: UpdaterSettings = UpdaterSettings()
     encoder: EncoderSettings = EncoderSettings()

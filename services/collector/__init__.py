@@ -1,0 +1,1 @@
+"""The collector process: events over HTTP, for producers without Kafka."""
