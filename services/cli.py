@@ -155,6 +155,35 @@ def registry(
 
 
 @app.command()
+def collector(
+    host: Host = None,
+    port: Port = None,
+    spool_path: Annotated[
+        Path | None, typer.Option("--spool-path", metavar="FILE", help="Where accepted events wait for Kafka.")
+    ] = None,
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Take events over HTTP, for producers without Kafka.
+
+    POST /v1/events takes one event, or {"events": [...]}, and answers 202 with what became of each. What was accepted
+    is on disk, in the spool, and goes to Kafka in order, now or when it is back. With the spool full the answer is 429
+    and Retry-After.
+
+    Example: headwater collector --bootstrap-servers kafka:9092 --port 8085
+
+    Then: curl -s localhost:8085/v1/events -H 'content-type: application/json'
+    -d '{"type": "click", "user_id": "ann", "item_id": "mug-1"}'
+    """
+    section = {"host": host, "port": port, "spool_path": spool_path}
+    settings = _settings(config, bootstrap_servers, log_level, collector=section)
+    from services.collector.command import run
+
+    run(settings)
+
+
+@app.command()
 def updater(
     checkpoint_dir: Annotated[
         Path | None,
@@ -324,6 +353,7 @@ def _settings(
 def _exit_status(error: Exception) -> int | None:
     """Tells bad input from a failure, and either from a fault of ours, which deserves its traceback."""
     from peft_adapters.errors import HeadwaterModelError
+    from services.collector.spool import SpoolError
     from services.http import ServeError
     from services.publish.command import InputError
     from services.replay.dataset import DatasetError
@@ -332,7 +362,7 @@ def _exit_status(error: Exception) -> int | None:
 
     if isinstance(error, SettingsError | DatasetError | InputError):
         return USAGE_ERROR
-    return FAILURE if isinstance(error, HeadwaterStreamError | HeadwaterModelError | ServeError) else None
+    return FAILURE if isinstance(error, HeadwaterStreamError | HeadwaterModelError | ServeError | SpoolError) else None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Accepted events on disk until Kafka has them: a bounded queue in SQLite.
 
-What `put` has returned for survives a SIGKILL and, as far as the disk keeps its word, a power cut. What `remove_through`
-took away may come back after a power cut, never the other way round; readers downstream drop repeats by `event_id`.
+What `put` has returned for survives a SIGKILL and, as far as the disk keeps its word, a power cut. An event leaves once
+Kafka has it; killed in between, it is sent again, and dropped downstream by its `event_id`.
 """
 
 import os
@@ -67,7 +67,8 @@ class Spool:
         self._lock = threading.Lock()
         self._db = _opened(path)
         counted = self._db.execute(f"SELECT count(*), coalesce(sum({_SIZE}), 0) FROM spool").fetchone()  # noqa: S608
-        self._events, self._bytes = counted
+        self._events: int = counted[0]
+        self._bytes: int = counted[1]
 
     def __len__(self) -> int:
         """Events that wait."""

@@ -13,7 +13,7 @@ from services import cli
 from services.publish import command as publish_command
 from services.settings import Settings
 
-COMMANDS = ["schema", "publish", "replay", "registry", "updater", "scorer", "demo", "backtest"]
+COMMANDS = ["schema", "publish", "replay", "registry", "collector", "updater", "scorer", "demo", "backtest"]
 
 
 class Outcome:

@@ -1,0 +1,64 @@
+"""What OpenAPI says of `POST /v1/events` beyond what the framework finds out: bodies are examined event by event."""
+
+from typing import Any
+
+from services.http import PROBLEM_MEDIA_TYPE
+from streams.events import json_schemas
+
+CLICK = {"type": "click", "user_id": "ann", "item_id": "mug-1"}
+PURCHASE = {
+    "type": "purchase",
+    "event_id": "order-7/1",
+    "ts": "2026-01-31T09:00:00Z",
+    "user_id": "ann",
+    "item_id": "i1",
+}
+
+_PROBLEM = {PROBLEM_MEDIA_TYPE: {"schema": {"type": "object", "title": "Problem details (RFC 9457)"}}}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": description, "content": _PROBLEM}
+    for status, description in {
+        400: "not JSON",
+        413: "the body is larger than `max_body_bytes`",
+        415: "the `Content-Type` is not application/json",
+        422: "no event is acceptable, `errors` says why for each; or there are more than `max_batch_events`",
+        429: "the spool has no room: no event of the request was taken; send it again after `Retry-After` seconds",
+        503: "the disk fails: no event of the request was taken; send it again after `Retry-After` seconds",
+    }.items()
+}
+
+
+def request_body() -> dict[str, Any]:
+    """The body of a request: one event of any kind, or a batch."""
+    event = {"title": "Event", "oneOf": [_event_schema(kind, schema) for kind, schema in json_schemas().items()]}
+    batch = {
+        "title": "Batch",
+        "type": "object",
+        "properties": {"events": {"type": "array", "minItems": 1, "items": event}},
+        "required": ["events"],
+        "additionalProperties": False,
+    }
+    examples = {"one event": {"value": CLICK}, "a batch": {"value": {"events": [CLICK, PURCHASE]}}}
+    return {
+        "required": True,
+        "content": {"application/json": {"schema": {"anyOf": [event, batch]}, "examples": examples}},
+    }
+
+
+def _event_schema(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """An event as a producer sends it here: its kind beside its fields; id and time may be left out."""
+    whole = _without_refs(schema, schema.get("$defs", {}))
+    properties = {"type": {"const": kind}, **whole["properties"]}
+    required = ["type", *(name for name in whole["required"] if name not in ("event_id", "ts"))]
+    return {**whole, "properties": properties, "required": required}
+
+
+def _without_refs(node: Any, definitions: dict[str, Any]) -> Any:
+    """Puts definitions in the place of references to them, which inside an OpenAPI document would point nowhere."""
+    if isinstance(node, list):
+        return [_without_refs(part, definitions) for part in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _without_refs(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    return {name: _without_refs(part, definitions) for name, part in node.items() if name != "$defs"}
