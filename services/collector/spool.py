@@ -4,7 +4,6 @@ What `put` has returned for survives a SIGKILL and, as far as the disk keeps its
 Kafka has it; killed in between, it is sent again, and dropped downstream by its `event_id`.
 """
 
-import os
 import sqlite3
 import threading
 import time
@@ -182,7 +181,7 @@ def _as_spool_error(path: Path) -> Iterator[None]:
 def _opened(path: Path) -> sqlite3.Connection:
     with _as_spool_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its log the same rights
+        path.touch(mode=0o600)  # SQLite gives its log the same rights
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
         try:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two collectors on one spool would send each other's events
