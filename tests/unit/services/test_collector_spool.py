@@ -1,6 +1,5 @@
 """The spool: order, bounds, and what is left after a process or a disk has failed."""
 
-import resource
 import shutil
 import sqlite3
 import stat
@@ -8,10 +7,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from collector_door import full_disk
 
 from services.collector.spool import Spool, Spooled, SpoolError, SpoolFullError
 
@@ -232,14 +232,3 @@ def drained_raw(spool: Spool) -> list[Spooled]:
     waiting = spool.oldest(max_events=10_000, max_bytes=10**7)
     spool.remove_through(waiting)
     return [entry.event for entry in waiting]
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process can grow past what a few events need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,0 +1,81 @@
+"""Whatever is posted to the collector, it answers with a reason, and keeps exactly what it says it accepted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from collector_door import Door, open_door
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streams.events import MODELS
+
+# Bodies come in thousands to one collector, whose state is looked at before and after each.
+RUNS = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+JSON_TYPE = {"content-type": "application/json"}
+
+texts = st.text(max_size=20) | st.sampled_from(
+    ["", "\ud800", "\0", "home", "2026-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59"]
+)
+leaves = (
+    st.none()
+    | st.booleans()
+    | texts
+    | st.floats()
+    | st.integers()
+    | st.integers(min_value=-(10**400), max_value=10**400)
+)
+anything = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4))
+fields = sorted({name for model in MODELS.values() for name in model.model_fields})
+near_events = st.fixed_dictionaries(
+    {"type": st.sampled_from([*MODELS]) | anything},
+    optional={
+        **dict.fromkeys(fields, anything),
+        **dict.fromkeys(("user_id", "item_id", "request_id", "scenario", "title"), st.just("x") | anything),
+        "items": st.lists(st.fixed_dictionaries({"item_id": st.just("x") | anything, "position": anything})) | anything,
+        "kind": st.just("ad") | anything,
+        "ts": st.integers() | texts | st.datetimes().map(lambda time: f"{time.isoformat()}+14:00") | anything,
+    },
+)
+bodies = (
+    near_events | st.fixed_dictionaries({"events": st.lists(near_events | anything, max_size=6) | anything}) | anything
+)
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    path: Path = tmp_path_factory.mktemp("collector") / "spool.db"
+    with open_door(path, max_batch_events=5) as door:
+        yield door
+
+
+@RUNS
+@given(body=bodies)
+def test_any_json_is_answered_event_by_event(door: Door, body: Any) -> None:
+    before = len(door.spool)
+    answer = door.post(body)
+    told = answer.json()
+    kept = door.spool.oldest(max_events=10**6, max_bytes=10**9)[before:]
+    if answer.status_code == 202:
+        accepted = [outcome["event_id"] for outcome in told["events"] if outcome["status"] == "accepted"]
+        assert len(accepted) == told["accepted"] == len(kept) > 0
+        assert all(outcome["reason"] for outcome in told["events"] if outcome["status"] == "rejected")
+        # What was kept is what a consumer will read.
+        read = [MODELS[event.kind].model_validate_json(event.value) for _, event in kept]
+        assert [event.event_id for event in read] == accepted
+        assert [event.key().encode() for event in read] == [entry.event.key for entry in kept]
+    else:
+        assert answer.status_code in (400, 422)
+        assert told["detail"]
+        assert kept == []
+
+
+@RUNS
+@given(body=st.binary(max_size=200) | anything.map(lambda value: repr(value).encode("utf-16", "surrogatepass")))
+def test_any_bytes_are_answered_with_a_reason(door: Door, body: bytes) -> None:
+    before = len(door.spool)
+    answer = door.client.post("/v1/events", content=body, headers=JSON_TYPE)
+    assert answer.status_code in (400, 422)
+    assert answer.json()["detail"]
+    assert len(door.spool) == before
