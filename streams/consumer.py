@@ -1,7 +1,7 @@
 """Reads the log: partitions assigned by rule, offsets kept by whoever reads, broker losses survived."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -91,6 +91,7 @@ class PartitionConsumer:
         if idle_pause_seconds < 0:
             raise ValueError(f"`idle_pause_seconds` must be at least 0, got {idle_pause_seconds}")
         self.gaps: list[Gap] = []
+        self._held: set[KafkaPartition] = set()
         self._connection = connection
         self._topics = list(topics)
         self._idle_pause_seconds = idle_pause_seconds
@@ -144,6 +145,19 @@ class PartitionConsumer:
     def positions(self) -> Offsets:
         """The next offset to read, of every partition of this rank."""
         return dict(self._positions)
+
+    def is_behind(self, at: TopicPartition) -> bool:
+        """Whether the log is known to go on beyond what was read of a partition; it asks nobody."""
+        end: int | None = self._consumer.highwater(KafkaPartition(*at))
+        return end is not None and self._read_up_to(at) < end
+
+    def hold(self, partitions: Collection[TopicPartition]) -> None:
+        """Reads nothing of these partitions, and of all others again, until the next call."""
+        held = {KafkaPartition(*at) for at in partitions}
+        if held != self._held:
+            self._consumer.resume(*(self._held - held))
+            self._consumer.pause(*(held - self._held))
+            self._held = held
 
     def end_offsets(self, timeout_seconds: float = 10.0) -> Offsets:
         """Where each partition ends now.

@@ -1,20 +1,30 @@
-"""From events to examples: duplicates are dropped, events of unknown items wait for their item.
+"""From events to what is learnt from: duplicates dropped, clicks joined to what was shown, windows kept.
 
-Whatever comes in is accounted for: seen = emitted + duplicates + expired + pending, at any time.
+- A click or purchase is a positive at once (`Example`), unless its item has not come yet: then it waits for it.
+- An impression waits until the watermark has passed its click window; what was clicked or bought by then is a positive
+  of its list, the rest are negatives (`ShownList`).
+- Until its purchase window has passed, a click or purchase of what was learnt as a negative corrects it: a list of one,
+  `late`. How that is weighed is the learner's matter.
+
+A click finds its impression by request; without one, by user, item and time: the newest impression of the item to the
+user before it. Whatever comes in is accounted for, by topic: in = learnt + duplicate + expired + forgotten + pending.
 """
 
-import base64
-import heapq
-import struct
-from collections import OrderedDict, deque
-from collections.abc import Callable
+import json
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from typing import Any, Literal
 
-from streams.events import Click, Purchase, UserEvent
+from streams.events import Click, Impression, Purchase, UserEvent
+from streams.join_store import JoinStore, Shown, digest
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+MAX_EARLY = 10_000  # clicks remembered that came before their impression
+SKEW_MS = 5_000  # clocks of a storefront differ by that much: a click may seem to come before what it answers
+_EXPIRE_CHUNK = 1_024
+
+Outcome = Literal["learnt", "duplicate", "expired", "forgotten"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,174 +40,338 @@ class Example:
     scenario: str
     position: int | None
     publish_ts_ms: int  # epoch ms, when the producer published it
+    topic: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class JoinCounts:
-    """Where the events went: `seen == emitted + duplicates + expired + pending`."""
+class ShownList:
+    """An impression whose click window has passed.
 
-    seen: int = 0
-    emitted: int = 0
-    duplicates: int = 0
-    expired: int = 0
-    pending: int = 0
+    Attributes:
+        item_ids: what was shown and is in the catalogue.
+        positions: where, 0 is the first.
+        clicked: whether each was clicked or bought before its negatives were due.
+        late: one item alone, clicked or bought after it was learnt as a negative.
+    """
+
+    user_id: str
+    session_id: str | None
+    ts: int  # epoch ms, event time
+    item_ids: tuple[str, ...]
+    positions: tuple[int, ...]
+    clicked: tuple[bool, ...]
+    late: bool = False
+    topic: str = ""
+    weight: float = 1.0
 
 
 class Joiner:
-    """Turns clicks and purchases into examples.
+    """Turns impressions, clicks and purchases into examples and lists.
 
     Args:
-        is_known: Whether an item is in the catalogue.
-        hold_seconds: How long, in event time, an event waits for its item.
-        max_held: How many wait at most; beyond it the one that waits longest expires.
-        dedupe_horizon: How many event ids are remembered; a repeat from further back is taken for new.
+        is_known: whether an item is in the catalogue.
+        store: keeps what waits; without one, memory alone.
+        pseudonymise: what ids of users and sessions become; nothing behind the joiner knows them otherwise.
+        click_window_seconds: event time after which what was shown and not clicked is a negative.
+        purchase_window_seconds: event time for which a click or purchase may still correct that.
+        hold_seconds: how long, in event time, an event waits for its item.
+        max_held: how many wait for an item at most; beyond it the one that waits longest expires.
+        max_impressions: how many impressions are kept at most; beyond it the oldest go.
+        dedupe_horizon: how many event ids are remembered; a repeat from further back is taken for new.
 
     Raises:
-        ValueError: If a limit is out of its range.
+        ValueError: a limit is out of its range.
     """
 
     def __init__(
         self,
         *,
         is_known: Callable[[str], bool],
-        hold_seconds: float = 3600.0,
+        store: JoinStore | None = None,
+        pseudonymise: Callable[[str], str] = str,
+        click_window_seconds: float = 600.0,
+        purchase_window_seconds: float = 86_400.0,
+        hold_seconds: float = 3_600.0,
         max_held: int = 100_000,
-        dedupe_horizon: int = 200_000,
+        max_impressions: int = 2_000_000,
+        dedupe_horizon: int = 400_000,
     ) -> None:
-        for name, value in (("hold_seconds", hold_seconds), ("max_held", max_held), ("dedupe_horizon", dedupe_horizon)):
+        limits = {
+            "click_window_seconds": click_window_seconds,
+            "purchase_window_seconds": purchase_window_seconds,
+            "hold_seconds": hold_seconds,
+            "max_held": max_held,
+            "max_impressions": max_impressions,
+            "dedupe_horizon": dedupe_horizon,
+        }
+        for name, value in limits.items():
             if not value > 0:
                 raise ValueError(f"`{name}` must be above 0, got {value}; leave it out for the default")
-        self._is_known = is_known
+        if purchase_window_seconds < click_window_seconds:
+            raise ValueError(
+                f"`purchase_window_seconds` must be at least `click_window_seconds`, got {purchase_window_seconds} and "
+                f"{click_window_seconds}; a negative cannot be corrected before it is one"
+            )
+        self.store = JoinStore(None) if store is None else store
+        self._is_known, self._pseudonymise = is_known, pseudonymise
+        self._click_window_ms = int(click_window_seconds * 1000)
+        self._purchase_window_ms = int(purchase_window_seconds * 1000)
         self._hold_ms = int(hold_seconds * 1000)
-        self._max_held = max_held
-        self._horizon = dedupe_horizon
-        self._order: deque[int] = deque()  # digests, oldest first
-        self._digests: set[int] = set()
-        self._reset_held()
-        self._seen = self._emitted = self._duplicates = self._expired = 0
+        self._max_held, self._max_impressions, self._horizon = max_held, max_impressions, dedupe_horizon
+        self._order = deque(self.store.digests(dedupe_horizon))
+        self._digests = set(self._order)
+        self._early: OrderedDict[tuple[int, str], int] = OrderedDict()  # (request, item) -> ms, before their impression
+        self._late: list[ShownList] = []  # corrections, to go with the next lists
+        self._due_seq = self.store.next_seq  # the first impression whose negatives are not learnt yet
+        self._counts: Counter[tuple[str, str]] = Counter()  # (topic, outcome)
+        self._waiting_lists: Counter[str] = Counter()  # by topic
 
-    @property
-    def counts(self) -> JoinCounts:
-        """Where the events went so far."""
-        return JoinCounts(self._seen, self._emitted, self._duplicates, self._expired, len(self._held))
+    # ---- in
 
-    def offer(self, event: UserEvent, *, publish_ts_ms: int) -> list[Example]:
-        """Takes one event.
+    def offer(self, event: UserEvent | Impression, *, publish_ts_ms: int, topic: str = "") -> list[Example]:
+        """Take one event.
 
         Args:
-            event: A click or a purchase.
-            publish_ts_ms: When it was published, epoch milliseconds.
+            event: an impression, a click or a purchase.
+            publish_ts_ms: when it was published, epoch milliseconds.
+            topic: where it was, for the counts.
 
         Returns:
-            Its example; nothing if it is a duplicate, or waits for its item.
+            The positive that it is; nothing if it is a duplicate, an impression, or waits for its item.
         """
-        self._seen += 1
-        if not self._remember(event.event_id):
-            self._duplicates += 1
+        self._counts[topic, "in"] += 1
+        if not self._remember(f"{event.KIND}/{event.event_id}"):
+            self._counts[topic, "duplicate"] += 1
             return []
-        example = example_of(event, publish_ts_ms=publish_ts_ms)
+        user_id = self._pseudonymise(event.user_id)
+        session_id = None if event.session_id is None else self._pseudonymise(event.session_id)
+        if isinstance(event, Impression):
+            self._show(event, user_id, session_id, publish_ts_ms, topic)
+            return []
+        position = self._join(event, user_id)
+        example = Example(
+            event_id=event.event_id,
+            user_id=user_id,
+            session_id=session_id,
+            item_id=event.item_id,
+            ts=event.ts,
+            kind="click" if isinstance(event, Click) else "purchase",
+            scenario=event.scenario,
+            position=position,
+            publish_ts_ms=publish_ts_ms,
+            topic=topic,
+        )
         if self._is_known(event.item_id):
-            self._emitted += 1
+            self._counts[topic, "learnt"] += 1
             return [example]
         self._hold(example)
-        if len(self._held) > self._max_held:
-            self._drop(next(iter(self._held)))
-            self._expired += 1
         return []
 
     def item_arrived(self, item_id: str) -> list[Example]:
-        """Releases what waited for an item, in the order in which it was offered."""
-        released = [self._held.pop(ticket) for ticket in self._by_item.pop(item_id, ())]
-        self._emitted += len(released)
+        """Release what waited for an item, in the order in which it was offered."""
+        released = [Example(**json.loads(body)) for body in self.store.release(item_id)]
+        for example in released:
+            self._counts[example.topic, "learnt"] += 1
         return released
 
-    def advance(self, watermark_ms: int) -> int:
-        """Gives up events whose item has not come within the hold.
+    def _hold(self, example: Example) -> None:
+        self.store.hold(
+            item_id=example.item_id,
+            user_id=example.user_id,
+            ts=example.ts,
+            topic=example.topic,
+            body=json.dumps(asdict(example)),
+        )
+        if self.store.held_count > self._max_held:
+            self._settle(self.store.give_up_oldest(), "expired")
+
+    # ---- joined
+
+    def _show(
+        self, impression: Impression, user_id: str, session_id: str | None, publish_ts_ms: int, topic: str
+    ) -> None:
+        shown = Shown(
+            ts=min(impression.ts, publish_ts_ms),
+            topic=topic,
+            request=digest(impression.request_id),
+            user_id=user_id,
+            session_id=session_id,
+            item_ids=tuple([item.item_id for item in impression.items]),
+            positions=tuple([item.position for item in impression.items]),
+        )
+        self.store.add(shown)
+        self._waiting_lists[topic] += 1
+        if self._early:
+            for index, item_id in enumerate(shown.item_ids):
+                if self._early.pop((shown.request, item_id), None) is not None:
+                    self.store.mark(shown, index)
+
+    def _join(self, event: Click | Purchase, user_id: str) -> int | None:
+        """Mark what was shown as clicked or bought; its position, where it is known."""
+        own_position = event.position if isinstance(event, Click) else None
+        if not len(self.store):
+            return own_position
+        shown = self._shown(event, user_id)
+        if shown is None:
+            if event.request_id is not None:
+                self._early[digest(event.request_id), event.item_id] = event.ts
+                if len(self._early) > MAX_EARLY:
+                    self._early.popitem(last=False)
+            return own_position
+        index = shown.item_ids.index(event.item_id)
+        if not shown.marks >> index & 1:
+            self.store.mark(shown, index)
+            if shown.seq < self._due_seq and self._is_known(event.item_id):
+                self._late.append(_correction(shown, index))
+        return shown.positions[index] if own_position is None else own_position
+
+    def _shown(self, event: Click | Purchase, user_id: str) -> Shown | None:
+        """The impression that an event answers, by request, or else by user, item and time."""
+        window_ms = self._click_window_ms if isinstance(event, Click) else self._purchase_window_ms
+        candidates: Iterable[Shown]
+        if event.request_id is not None:
+            found = self.store.by_request(digest(event.request_id))
+            candidates = [found] if found is not None and found.user_id == user_id else []
+            window_ms = self._purchase_window_ms  # it says itself which; how late it may be is the longer window's say
+        else:
+            candidates = self.store.by_user(user_id)
+        for shown in candidates:
+            if -SKEW_MS <= event.ts - shown.ts <= window_ms and event.item_id in shown.item_ids:
+                return shown
+        return None
+
+    # ---- out
+
+    def advance(self, watermark_ms: int, *, max_lists: int = 256) -> list[ShownList]:
+        """Close windows.
 
         Args:
-            watermark_ms: Event time up to which the stream is complete, epoch milliseconds.
+            watermark_ms: event time up to which the stream is complete, epoch milliseconds.
+            max_lists: how many lists are given out at once; the others follow at the next call.
 
         Returns:
-            How many were given up now.
+            Corrections of negatives learnt before, then lists whose click window has passed, in order of arrival.
         """
-        given_up = 0
-        while self._by_ts and self._by_ts[0][0] + self._hold_ms < watermark_ms:
-            _, ticket = heapq.heappop(self._by_ts)
-            if ticket in self._held:  # else it was released, or dropped for want of room
-                self._drop(ticket)
-                given_up += 1
-        self._expired += given_up
-        return given_up
+        self._settle(self.store.give_up_before(watermark_ms - self._hold_ms), "expired")
+        while self._early and next(iter(self._early.values())) + self._click_window_ms < watermark_ms:
+            self._early.popitem(last=False)
+        lists, self._late = self._late, []
+        for shown in self.store.from_seq(self._due_seq, limit=max_lists) if self._waiting_lists.total() else ():
+            if shown.ts + self._click_window_ms >= watermark_ms:
+                break
+            self._due_seq = shown.seq + 1
+            lists += self._due(shown)
+        self._drop_old(watermark_ms)
+        return lists
+
+    def _due(self, shown: Shown) -> list[ShownList]:
+        self._waiting_lists[shown.topic] -= 1
+        known = [index for index, item_id in enumerate(shown.item_ids) if self._is_known(item_id)]
+        if not known:
+            self._counts[shown.topic, "expired"] += 1
+            return []
+        self._counts[shown.topic, "learnt"] += 1
+        return [
+            ShownList(
+                user_id=shown.user_id,
+                session_id=shown.session_id,
+                ts=shown.ts,
+                item_ids=tuple([shown.item_ids[index] for index in known]),
+                positions=tuple([shown.positions[index] for index in known]),
+                clicked=tuple([bool(shown.marks >> index & 1) for index in known]),
+                topic=shown.topic,
+            )
+        ]
+
+    def _drop_old(self, watermark_ms: int) -> None:
+        """Drop impressions whose purchase window has passed, and the oldest beyond the limit."""
+        oldest_ms, excess = self.store.oldest_ts, len(self.store) - self._max_impressions
+        if oldest_ms is None or (excess <= 0 and oldest_ms + self._purchase_window_ms >= watermark_ms):
+            return
+        end = 0
+        for place, (seq, ts) in enumerate(self.store.oldest(_EXPIRE_CHUNK)):
+            closed = seq < self._due_seq and ts + self._purchase_window_ms < watermark_ms
+            if not closed and place >= excess:
+                break
+            end = seq + 1
+        if end > self._due_seq:
+            for shown in self.store.from_seq(self._due_seq, limit=end - self._due_seq):
+                if shown.seq < end:
+                    self._waiting_lists[shown.topic] -= 1
+                    self._counts[shown.topic, "expired"] += 1
+            self._due_seq = end
+        if end:
+            self.store.drop_before(end)
+
+    def forget(self, user_id: str) -> None:
+        """Drop all that waits of a user."""
+        for shown in self.store.forget(user_id):
+            if shown.seq >= self._due_seq:
+                self._waiting_lists[shown.topic] -= 1
+                self._counts[shown.topic, "forgotten"] += 1
+        self._settle(self.store.forget_held(user_id), "forgotten")
+        self._late = [late for late in self._late if late.user_id != user_id]
+
+    # ---- counts
+
+    def counts(self, topic: str = "") -> dict[str, int]:
+        """What became of a topic's events: in = learnt + duplicate + expired + forgotten + pending."""
+        counts = {name: self._counts[topic, name] for name in ("in", "learnt", "duplicate", "expired", "forgotten")}
+        return counts | {"pending": self._waiting_lists[topic] + self.store.held_by_topic().get(topic, 0)}
+
+    def _settle(self, topics: Iterable[str], outcome: Outcome) -> None:
+        for topic in topics:
+            self._counts[topic, outcome] += 1
+
+    # ---- event ids
+
+    def _remember(self, event: str) -> bool:
+        """Whether an event is new; it is remembered then."""
+        event_digest = digest(event)
+        if event_digest in self._digests:
+            return False
+        self._digests.add(event_digest)
+        self._order.append(event_digest)
+        self.store.saw(event_digest)
+        while len(self._order) > self._horizon:
+            self._digests.discard(self._order.popleft())
+        return True
+
+    # ---- what a checkpoint keeps beside the store
 
     def state(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it: `restore` of it goes on exactly from here."""
-        packed = struct.pack(f"<{len(self._order)}Q", *self._order)
+        """What is not in the store, as JSON can hold it; taken when the store commits."""
+        self.store.trim_digests(self._horizon)
         return {
             "version": STATE_VERSION,
-            "counts": {name: count for name, count in asdict(self.counts).items() if name != "pending"},
-            "digests": base64.b64encode(packed).decode("ascii"),
-            "held": [asdict(example) for example in self._held.values()],
+            "counts": [[topic, outcome, count] for (topic, outcome), count in self._counts.items()],
+            "waiting_lists": dict(self._waiting_lists),
+            "due_seq": self._due_seq,
+            "early": [[request, item_id, ts] for (request, item_id), ts in self._early.items()],
+            "late": [asdict(correction) for correction in self._late],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`.
+        """Go on from a `state`, over the store that was committed with it.
 
         Raises:
-            ValueError: If the state was written by another version.
+            ValueError: the state was written by another version.
         """
         if state.get("version") != STATE_VERSION:
             raise ValueError(
                 f"joiner state must be of version {STATE_VERSION}, got {state.get('version')}; "
                 "start from a checkpoint that this release wrote"
             )
-        packed = base64.b64decode(state["digests"])
-        self._order = deque(struct.unpack(f"<{len(packed) // 8}Q", packed))
-        self._digests = set(self._order)
-        self._trim()
-        counts = state["counts"]
-        self._seen, self._emitted = counts["seen"], counts["emitted"]
-        self._duplicates, self._expired = counts["duplicates"], counts["expired"]
-        self._reset_held()
-        for held in state["held"]:
-            self._hold(Example(**held))
-
-    def _remember(self, event_id: str) -> bool:
-        """Whether the id is new; it is remembered then."""
-        digest = int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little")
-        if digest in self._digests:
-            return False
-        self._digests.add(digest)
-        self._order.append(digest)
-        self._trim()
-        return True
-
-    def _trim(self) -> None:
-        while len(self._order) > self._horizon:
-            self._digests.discard(self._order.popleft())
-
-    def _reset_held(self) -> None:
-        self._next_ticket = 0
-        self._held: OrderedDict[int, Example] = OrderedDict()  # by ticket, in the order offered
-        self._by_item: dict[str, dict[int, None]] = {}  # item_id -> tickets, in the order offered
-        self._by_ts: list[tuple[int, int]] = []  # heap of (event time in ms, ticket), of the held and of some released
-
-    def _hold(self, example: Example) -> None:
-        ticket = self._next_ticket
-        self._next_ticket += 1
-        self._held[ticket] = example
-        self._by_item.setdefault(example.item_id, {})[ticket] = None
-        heapq.heappush(self._by_ts, (example.ts, ticket))
-
-    def _drop(self, ticket: int) -> None:
-        item_id = self._held.pop(ticket).item_id
-        tickets = self._by_item[item_id]
-        del tickets[ticket]
-        if not tickets:
-            del self._by_item[item_id]
+        self._counts = Counter({(topic, outcome): count for topic, outcome, count in state["counts"]})
+        self._waiting_lists = Counter(state["waiting_lists"])
+        self._due_seq = state["due_seq"]
+        self._early = OrderedDict(((request, item_id), ts) for request, item_id, ts in state["early"])
+        self._late = [_list_of(**correction) for correction in state["late"]]
 
 
 def example_of(event: Click | Purchase, *, publish_ts_ms: int) -> Example:
-    """The positive that a click or purchase is."""
+    """The positive that a click or purchase is by itself, joined to nothing."""
     return Example(
         event_id=event.event_id,
         user_id=event.user_id,
@@ -209,3 +383,20 @@ def example_of(event: Click | Purchase, *, publish_ts_ms: int) -> Example:
         position=event.position if isinstance(event, Click) else None,
         publish_ts_ms=publish_ts_ms,
     )
+
+
+def _correction(shown: Shown, index: int) -> ShownList:
+    return ShownList(
+        user_id=shown.user_id,
+        session_id=shown.session_id,
+        ts=shown.ts,
+        item_ids=(shown.item_ids[index],),
+        positions=(shown.positions[index],),
+        clicked=(True,),
+        late=True,
+        topic=shown.topic,
+    )
+
+
+def _list_of(*, item_ids: list[str], positions: list[int], clicked: list[bool], **fields: Any) -> ShownList:
+    return ShownList(item_ids=tuple(item_ids), positions=tuple(positions), clicked=tuple(clicked), **fields)

@@ -1,73 +1,106 @@
 """Whatever comes in whatever order, every event is accounted for, and a restored joiner goes on as the first would."""
 
 import json
+import tempfile
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.events import Click
-from streams.joiner import Example, Joiner
+from streams.events import Click, Impression, Purchase, Shown
+from streams.join_store import JoinStore
+from streams.joiner import Example, Joiner, ShownList
 
 ITEMS = ["a", "b", "c", "d"]
-OFFER = st.tuples(st.just("offer"), st.integers(0, 25), st.sampled_from(ITEMS), st.integers(0, 40_000))
+USERS = ["u", "v"]
+TIME = st.integers(0, 60_000)
+NUMBER = st.integers(0, 25)
+CLICK = st.tuples(st.just("click"), NUMBER, st.sampled_from(ITEMS), TIME)
+SHOW = st.tuples(st.just("show"), NUMBER, st.sampled_from(ITEMS), TIME)
+BUY = st.tuples(st.just("buy"), NUMBER, st.sampled_from(ITEMS), TIME)
 ARRIVE = st.tuples(st.just("arrive"), st.just(0), st.sampled_from(ITEMS), st.just(0))
-ADVANCE = st.tuples(st.just("advance"), st.just(0), st.just(""), st.integers(0, 60_000))
-STEPS = st.lists(st.one_of(OFFER, OFFER, OFFER, ARRIVE, ADVANCE), max_size=80)
+ADVANCE = st.tuples(st.just("advance"), st.integers(1, 3), st.just(""), TIME)
+FORGET = st.tuples(st.just("forget"), st.just(0), st.sampled_from(USERS), st.just(0))
+Step = tuple[str, int, str, int]
+STEPS = st.lists(st.one_of(CLICK, SHOW, CLICK, SHOW, BUY, ARRIVE, ADVANCE, ADVANCE, FORGET), max_size=80)
 
 
-class Catalogue:
+class Shop:
     """A joiner, and the items that have arrived."""
 
-    def __init__(self, *, max_held: int, horizon: int) -> None:
-        self.known = {"a"}
+    def __init__(self, store: JoinStore, *, max_held: int, horizon: int, known: set[str] | None = None) -> None:
+        self.known = known or {"a"}
         self.joiner = Joiner(
-            is_known=lambda item_id: item_id in self.known, hold_seconds=10, max_held=max_held, dedupe_horizon=horizon
+            is_known=lambda item_id: item_id in self.known,
+            store=store,
+            click_window_seconds=5,
+            purchase_window_seconds=20,
+            hold_seconds=10,
+            max_held=max_held,
+            max_impressions=6,
+            dedupe_horizon=horizon,
         )
 
-    def step(self, what: str, number: int, item_id: str, time_ms: int) -> list[Example]:
-        if what == "offer":
-            event = Click(event_id=f"e-{number}", ts=time_ms, user_id="u", item_id=item_id)
-            return self.joiner.offer(event, publish_ts_ms=0)
+    def step(self, what: str, number: int, name: str, time_ms: int) -> list[Example | ShownList]:
+        user_id, request_id = USERS[number % 2], f"r-{number % 5}"
+        if what == "show":
+            items = (Shown(item_id=name, position=0), Shown(item_id="b", position=number))
+            event = Impression(
+                event_id=f"i-{number}", ts=time_ms, user_id=user_id, request_id=request_id, scenario="home", items=items
+            )
+            return [*self.joiner.offer(event, publish_ts_ms=10**9)]
+        if what in ("click", "buy"):
+            model = Click if what == "click" else Purchase
+            request = request_id if number % 3 else None
+            one = model(event_id=f"e-{number}", ts=time_ms, user_id=user_id, item_id=name, request_id=request)
+            return [*self.joiner.offer(one, publish_ts_ms=10**9)]
         if what == "arrive":
-            self.known.add(item_id)
-            return self.joiner.item_arrived(item_id)
-        self.joiner.advance(time_ms)
-        return []
+            self.known.add(name)
+            return [*self.joiner.item_arrived(name)]
+        if what == "forget":
+            self.joiner.forget(name)
+            return []
+        return [*self.joiner.advance(time_ms, max_lists=number)]
 
 
 @given(STEPS, st.integers(1, 8))
-def test_every_event_is_accounted_for_at_any_time(steps: list[tuple[str, int, str, int]], max_held: int) -> None:
-    catalogue = Catalogue(max_held=max_held, horizon=1_000)
-    emitted: list[Example] = []
+def test_every_event_is_accounted_for_at_any_time(steps: list[Step], max_held: int) -> None:
+    shop = Shop(JoinStore(None, cached_impressions=2), max_held=max_held, horizon=1_000)
+    got: list[Example | ShownList] = []
     for step in steps:
-        emitted += catalogue.step(*step)
-        counts = catalogue.joiner.counts
-        assert counts.seen == counts.emitted + counts.duplicates + counts.expired + counts.pending
-        assert counts.emitted == len(emitted)
-        assert counts.pending <= max_held
-    ids = [example.event_id for example in emitted]
+        got += shop.step(*step)
+        counts = shop.joiner.counts()
+        assert counts["in"] == sum(count for name, count in counts.items() if name != "in")
+        lists = [one for one in got if isinstance(one, ShownList) and not one.late]
+        examples = [one for one in got if isinstance(one, Example)]
+        assert counts["learnt"] == len(examples) + len(lists)
+        assert shop.joiner.store.held_count <= max_held
+    ids = [(example.kind, example.event_id) for example in examples] if steps else []
     assert len(set(ids)) == len(ids)
-    assert {example.item_id for example in emitted} <= catalogue.known
-    assert counts_of(steps) == catalogue.joiner.counts.seen
+    assert {item_id for one in got if isinstance(one, ShownList) for item_id in one.item_ids} <= shop.known
+    assert shop.joiner.counts()["in"] == sum(what in ("click", "show", "buy") for what, *_ in steps)
 
 
-def counts_of(steps: list[tuple[str, int, str, int]]) -> int:
-    return sum(what == "offer" for what, *_ in steps)
-
-
-@settings(max_examples=60)
-@given(STEPS, st.integers(0, 80), st.integers(1, 8), st.integers(1, 12))
-def test_restoring_changes_nothing(
-    steps: list[tuple[str, int, str, int]], cut: int, max_held: int, horizon: int
+@settings(max_examples=60, deadline=None)
+@given(STEPS, st.integers(0, 80), st.integers(1, 8), st.integers(1, 12), st.integers(1, 5))
+def test_killed_and_restored_it_goes_on_as_if_nothing_had_been(
+    steps: list[Step], cut: int, max_held: int, horizon: int, cached: int
 ) -> None:
-    straight = Catalogue(max_held=max_held, horizon=horizon)
+    straight = Shop(JoinStore(None), max_held=max_held, horizon=horizon)
     expected = [straight.step(*step) for step in steps]
-    before = Catalogue(max_held=max_held, horizon=horizon)
-    got = [before.step(*step) for step in steps[:cut]]
-    after = Catalogue(max_held=max_held, horizon=horizon)
-    after.known = before.known
-    after.joiner.restore(json.loads(json.dumps(before.joiner.state())))
-    got += [after.step(*step) for step in steps[cut:]]
-    assert got == expected
-    assert after.joiner.counts == straight.joiner.counts
-    assert after.joiner.state() == straight.joiner.state()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "join"
+        before = Shop(JoinStore(path, cached_impressions=cached), max_held=max_held, horizon=horizon)
+        got = [before.step(*step) for step in steps[:cut]]
+        state, known = json.dumps(before.joiner.state()), set(before.known)
+        before.joiner.store.commit(checkpoint="1")
+        for step in steps[cut:]:
+            before.step(*step)  # and this was not kept
+        before.joiner.store.close()
+        after = Shop(JoinStore(path, cached_impressions=cached), max_held=max_held, horizon=horizon, known=known)
+        after.joiner.restore(json.loads(state))
+        got += [after.step(*step) for step in steps[cut:]]
+        assert got == expected
+        assert after.joiner.counts() == straight.joiner.counts()
+        assert after.joiner.state() == straight.joiner.state()
+        after.joiner.store.close()

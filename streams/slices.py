@@ -1,0 +1,161 @@
+"""The log in slices: so many records, in an order and with an end that can be repeated.
+
+A slice is a set of offsets by partition. Its records are merged by their timestamps, each partition's own order
+kept, so that the same offsets give the same records in the same order, however they arrive. What is not in the log is
+where a slice ends: that depends on what had arrived when it was full or old enough. Whoever wants to repeat a slice
+keeps its `ends`, and hands them to `repeat`.
+"""
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import structlog
+
+from streams.consumer import Offsets, PartitionConsumer, Record, TopicPartition
+
+log = structlog.get_logger(__name__)
+
+MAX_RECORDS = 500  # of one poll
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Records in their order, and the next offset of every partition after them."""
+
+    records: list[Record]
+    ends: Offsets
+
+
+class SliceReader:
+    """Cuts what a consumer reads into slices.
+
+    A slice is due once it holds `max_events` records of the counted topics, or `max_bytes`, or its first record has
+    waited `max_age_seconds`. While a partition has records that have not arrived, younger ones of the others wait, so
+    that a long backlog comes in the order in which it was written.
+
+    Args:
+        consumer: where records come from; this object alone polls it.
+        topics: in which order records of the same millisecond come.
+        counted: topics whose records count.
+        max_events: counted records of a slice at most.
+        max_bytes: bytes after which a slice ends.
+        max_age_seconds: how long the first record of a slice waits for others.
+    """
+
+    def __init__(
+        self,
+        consumer: PartitionConsumer,
+        *,
+        topics: Collection[str],
+        counted: Collection[str],
+        max_events: int,
+        max_bytes: int,
+        max_age_seconds: float,
+    ) -> None:
+        self._consumer = consumer
+        self._counted = frozenset(counted)
+        self._max_events, self._max_bytes, self._max_age_seconds = max_events, max_bytes, max_age_seconds
+        rank = {topic: place for place, topic in enumerate(topics)}
+        self.ends: Offsets = dict(consumer.positions())
+        self._rank = {at: (rank[at[0]], at[1]) for at in self.ends}
+        self._queues: dict[TopicPartition, deque[Record]] = {at: deque() for at in self.ends}
+        self._events = self._bytes = 0  # waiting
+        self._since: float | None = None  # monotonic seconds, of the first record that waits
+
+    @property
+    def waiting(self) -> dict[TopicPartition, int]:
+        """Records read and not yet given out, by partition."""
+        return {at: len(queue) for at, queue in self._queues.items()}
+
+    def poll(self, timeout_seconds: float) -> Slice | None:
+        """Read what is there; the next slice once it is due."""
+        if not self._is_full() or self._is_starved():
+            self.read(timeout_seconds)
+        if self._since is None:
+            return None
+        old = time.monotonic() - self._since >= self._max_age_seconds
+        return self._cut(patient=not old) if old or (self._is_full() and not self._is_starved()) else None
+
+    def rest(self) -> Slice | None:
+        """What waits, as it stands: no more is to come."""
+        return self._cut(patient=False) if self._since is not None else None
+
+    def repeat(self, ends: Offsets, timeout_seconds: float) -> Slice | None:
+        """Read on; the slice that ends at `ends` once all of it is there."""
+        self.read(timeout_seconds)
+        positions = self._consumer.positions()
+        if any(positions[at] < end for at, end in ends.items() if at in positions):
+            return None
+        records = self._merge(lambda at: self._queues[at][0].offset < ends.get(at, 0))
+        return self._taken(records, ends)
+
+    def _is_full(self) -> bool:
+        return self._events >= self._max_events or self._bytes >= self._max_bytes
+
+    def read(self, timeout_seconds: float) -> None:
+        """Read what is there, and keep it for the slices to come."""
+        for record in self._consumer.poll(timeout_seconds, MAX_RECORDS):
+            self._queues[record.topic, record.partition].append(record)
+            self._events += record.topic in self._counted
+            self._bytes += _size_bytes(record)
+            if self._since is None:
+                self._since = time.monotonic()
+        self._consumer.hold([at for at, queue in self._queues.items() if len(queue) > 2 * MAX_RECORDS])
+
+    def _is_starved(self) -> bool:
+        return any(not queue and self._consumer.is_behind(at) for at, queue in self._queues.items())
+
+    def _cut(self, *, patient: bool) -> Slice:
+        """The records due next; fewer where those of a slower partition have yet to arrive."""
+        events = size_bytes = 0
+
+        def goes_on(record: Record) -> bool:
+            nonlocal events, size_bytes
+            events += record.topic in self._counted
+            size_bytes += _size_bytes(record)
+            at = record.topic, record.partition
+            starved = patient and not self._queues[at] and self._consumer.is_behind(at)
+            return events < self._max_events and size_bytes < self._max_bytes and not starved
+
+        records = self._merge(lambda _: True, goes_on)
+        return self._taken(records, {(r.topic, r.partition): r.offset + 1 for r in records})
+
+    def _merge(
+        self, belongs: Callable[[TopicPartition], bool], goes_on: Callable[[Record], bool] = lambda _: True
+    ) -> list[Record]:
+        """Take records out, always the earliest of the partitions' next ones.
+
+        Args:
+            belongs: whether a partition's next record is to be taken.
+            goes_on: whether there is to be another after this one.
+        """
+        heads = [self._head(at) for at, queue in self._queues.items() if queue and belongs(at)]
+        heapq.heapify(heads)
+        records: list[Record] = []
+        while heads:
+            at = heads[0][2]
+            records.append(self._queues[at].popleft())
+            if self._queues[at] and belongs(at):
+                heapq.heapreplace(heads, self._head(at))
+            else:
+                heapq.heappop(heads)
+            if not goes_on(records[-1]):
+                break
+        return records
+
+    def _head(self, at: TopicPartition) -> tuple[int, tuple[int, int], TopicPartition]:
+        return self._queues[at][0].timestamp_ms, self._rank[at], at
+
+    def _taken(self, records: list[Record], ends: Offsets) -> Slice:
+        self.ends |= ends
+        self._events -= sum(record.topic in self._counted for record in records)
+        self._bytes -= sum(_size_bytes(record) for record in records)
+        self._since = time.monotonic() if any(self._queues.values()) else None
+        return Slice(records, dict(self.ends))
+
+
+def _size_bytes(record: Record) -> int:
+    return len(record.value or b"")

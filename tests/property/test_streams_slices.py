@@ -1,0 +1,106 @@
+"""The same ends give the same records in the same order, however they arrive."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.consumer import Offsets, PartitionConsumer, Record, TopicPartition
+from streams.slices import Slice, SliceReader
+
+TOPICS = ["items", "clicks"]
+PARTITIONS = [(topic, number) for topic in TOPICS for number in range(2)]
+
+
+class Arrivals:
+    """A consumer to which records come as a test says: so many of this partition, then so many of that."""
+
+    def __init__(self, log: dict[TopicPartition, list[Record]], order: Sequence[tuple[int, int]]) -> None:
+        self._log, self._order = log, list(order)
+        self._read = dict.fromkeys(PARTITIONS, 0)
+        self._held: set[TopicPartition] = set()
+
+    def poll(self, timeout_seconds: float = 0.0, max_records: int = 500) -> list[Record]:
+        del timeout_seconds, max_records
+        partition, count = self._order.pop(0) if self._order else (0, 1_000)
+        at = PARTITIONS[partition]
+        if not self._order:  # then all that is left, whatever it is
+            at = next((one for one in PARTITIONS if self._read[one] < len(self._log[one])), at)
+        first = self._read[at]
+        if at in self._held:
+            return []
+        self._read[at] = min(len(self._log[at]), first + count)
+        return self._log[at][first : self._read[at]]
+
+    def positions(self) -> Offsets:
+        return dict(self._read)
+
+    def is_behind(self, at: TopicPartition) -> bool:
+        return self._read[at] < len(self._log[at])
+
+    def hold(self, partitions: Collection[TopicPartition]) -> None:
+        self._held = set(partitions)
+
+
+def log_of(times: list[list[int]]) -> dict[TopicPartition, list[Record]]:
+    return {
+        at: [Record(*at, offset, None, b"x" * 10, time) for offset, time in enumerate(row)]
+        for at, row in zip(PARTITIONS, times, strict=True)
+    }
+
+
+def reader(consumer: Arrivals, **limits: Any) -> SliceReader:
+    limits = {"max_events": 5, "max_bytes": 150, "max_age_seconds": 1e9} | limits
+    return SliceReader(cast(PartitionConsumer, consumer), topics=TOPICS, counted=["clicks"], **limits)
+
+
+def read_all(slices: SliceReader, polls: int) -> list[Slice]:
+    found = [piece for _ in range(polls) if (piece := slices.poll(0.0)) is not None]
+    while (piece := slices.rest()) is not None:
+        found.append(piece)
+    return found
+
+
+LOGS = st.lists(st.lists(st.integers(0, 30), max_size=20), min_size=4, max_size=4).map(log_of)
+ORDERS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=30)
+
+
+@given(LOGS, ORDERS, ORDERS)
+def test_slices_are_repeated_exactly(
+    log: dict[TopicPartition, list[Record]], order: list[tuple[int, int]], other: list[tuple[int, int]]
+) -> None:
+    found = read_all(reader(Arrivals(log, order)), 100)
+    again = reader(Arrivals(log, other), max_events=1)
+    for piece in found:
+        repeated = None
+        while repeated is None:
+            repeated = again.repeat(piece.ends, 0.0)
+        assert repeated == piece
+    for at, records in log.items():  # each record once, in its partition's order
+        assert [r for piece in found for r in piece.records if (r.topic, r.partition) == at] == records
+
+
+@given(LOGS, ORDERS, ORDERS)
+def test_a_backlog_comes_in_the_order_in_which_it_was_written(
+    log: dict[TopicPartition, list[Record]], order: list[tuple[int, int]], other: list[tuple[int, int]]
+) -> None:
+    """Where all of the log is there and each partition's times rise, slices hold the earliest records of all."""
+    for records in log.values():
+        times = sorted(record.timestamp_ms for record in records)
+        records[:] = [Record(*r[:5], time) for r, time in zip(map(_fields, records), times, strict=True)]
+    for one in (order, other):
+        found = [r for piece in read_all(reader(Arrivals(log, one)), 200) for r in piece.records]
+        whole = sorted(found, key=lambda r: (r.timestamp_ms, TOPICS.index(r.topic), r.partition, r.offset))
+        assert found == whole
+
+
+def _fields(record: Record) -> tuple[Any, ...]:
+    return (record.topic, record.partition, record.offset, record.key, record.value)
+
+
+@given(LOGS)
+def test_limits_are_kept(log: dict[TopicPartition, list[Record]]) -> None:
+    for piece in read_all(reader(Arrivals(log, [])), 100):
+        assert sum(record.topic == "clicks" for record in piece.records) <= 5
+        assert len(piece.records) <= 15
