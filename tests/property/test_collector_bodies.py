@@ -28,19 +28,26 @@ leaves = (
 )
 anything = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4))
 fields = sorted({name for model in MODELS.values() for name in model.model_fields})
-near_events = st.fixed_dictionaries(
-    {"type": st.sampled_from([*MODELS]) | anything},
-    optional={
-        **dict.fromkeys(fields, anything),
-        **dict.fromkeys(("user_id", "item_id", "request_id", "scenario", "title"), st.just("x") | anything),
-        "items": st.lists(st.fixed_dictionaries({"item_id": st.just("x") | anything, "position": anything})) | anything,
-        "kind": st.just("ad") | anything,
-        "ts": st.integers() | texts | st.datetimes().map(lambda time: f"{time.isoformat()}+14:00") | anything,
-    },
+times = st.integers() | texts | st.datetimes().map(lambda time: f"{time.isoformat()}+14:00")
+shown = st.lists(st.fixed_dictionaries({"item_id": st.just("x") | anything, "position": st.integers() | anything}))
+whole: dict[str, Any] = {
+    "user_id": "u",
+    "item_id": "x",
+    "request_id": "r",
+    "scenario": "home",
+    "title": "t",
+    "kind": "ad",
+}
+whole |= {"items": [{"item_id": "x", "position": 0}]}  # is an event of any kind
+changes = st.dictionaries(st.sampled_from(fields), anything, max_size=2)
+near_events = st.builds(
+    lambda kind, ts, items, changed: whole | {"type": kind} | ts | items | changed,
+    st.sampled_from([*MODELS]) | anything,
+    st.just({}) | times.map(lambda ts: {"ts": ts}),
+    st.just({}) | shown.map(lambda items: {"items": items}),
+    changes,
 )
-bodies = (
-    near_events | st.fixed_dictionaries({"events": st.lists(near_events | anything, max_size=6) | anything}) | anything
-)
+bodies = near_events | st.lists(near_events | anything, max_size=6).map(lambda events: {"events": events}) | anything
 
 
 @pytest.fixture(scope="module")
