@@ -24,7 +24,10 @@ from transformers.utils import logging as transformers_logging
 from peft_adapters.errors import EncoderError
 from peft_adapters.settings import DEFAULT_MODEL, EncoderSettings
 
-_PREFIX_BATCH = 64  # texts; larger batches only pad more on a CPU
+# The frozen part always runs on so many texts, padded to the next power of two: matrices of one shape are multiplied in
+# one order, so that a text's activations are the same to the last bit whatever was encoded beside it.
+_PREFIX_BATCH = 8
+_SHORTEST_PREFIX = 8  # tokens
 _PROBE = "a text to try the split on"
 
 
@@ -50,7 +53,7 @@ class Encoder:
         path = _model_path(settings.model)
         try:
             with _no_progress_bar():
-                self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")  # `prefix` cuts there
+                self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")  # as `prefix` does
                 base = AutoModel.from_pretrained(path, attn_implementation="sdpa")
         except (OSError, ValueError) as error:
             raise EncoderError(
@@ -74,7 +77,7 @@ class Encoder:
     def _check_split(self) -> None:
         """Compare prefix and suffix with the whole model; the new adapter changes nothing yet."""
         with torch.inference_mode():
-            tokens = self.tokenizer(_PROBE, return_tensors="pt", truncation=True, max_length=self.settings.max_tokens)
+            tokens = self.tokenizer(_PROBE, return_tensors="pt", **self._cut)
             whole = self.peft_model(**tokens).last_hidden_state.mean(dim=1)
             try:
                 split = self.suffix(self.prefix([_PROBE]))
@@ -91,21 +94,33 @@ class Encoder:
     @torch.inference_mode()
     def prefix(self, texts: Sequence[str]) -> list[Tensor]:
         """Activations below the lowest LoRA layer, one fp16 tensor [tokens, dim] a text."""
-        hidden: list[Tensor] = []
-        for start in range(0, len(texts), _PREFIX_BATCH):
-            hidden += self._prefix_batch(texts[start : start + _PREFIX_BATCH])
-        return hidden
+        by_length: dict[int, list[int]] = {}
+        tokens = self.tokenizer(list(texts), **self._cut)["input_ids"] if texts else []
+        for index, ids in enumerate(tokens):
+            by_length.setdefault(_padded_length(len(ids), self.settings.max_tokens), []).append(index)
+        hidden = dict[int, Tensor]()
+        for length, indices in by_length.items():
+            for start in range(0, len(indices), _PREFIX_BATCH):
+                chunk = indices[start : start + _PREFIX_BATCH]
+                hidden |= zip(chunk, self._prefix_batch([tokens[index] for index in chunk], length), strict=True)
+        return [hidden[index] for index in range(len(texts))]
 
-    def _prefix_batch(self, texts: Sequence[str]) -> list[Tensor]:
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.settings.max_tokens, return_tensors="pt"
-        )
+    @property
+    def _cut(self) -> dict[str, Any]:
+        return {"truncation": True, "max_length": self.settings.max_tokens}
+
+    def _prefix_batch(self, tokens: Sequence[list[int]], length: int) -> list[Tensor]:
+        """Activations of at most `_PREFIX_BATCH` texts; padded here, since a tokenizer that pads is not thread-safe."""
+        rows = [*tokens, *[tokens[0]] * (_PREFIX_BATCH - len(tokens))]
+        ids = torch.full((_PREFIX_BATCH, length), self.tokenizer.pad_token_id or 0)
+        for row, own in enumerate(rows):
+            ids[row, : len(own)] = torch.tensor(own)
+        mask = torch.arange(length) < torch.tensor([[len(own)] for own in rows])
         handle = self._layers[self.split].register_forward_pre_hook(_leave_with_hidden, with_kwargs=True)
         try:
-            self.peft_model.get_base_model()(**tokens)
+            self.peft_model.get_base_model()(input_ids=ids, attention_mask=mask.long())
         except _PrefixDoneError as done:
-            lengths = tokens["attention_mask"].sum(dim=1).tolist()
-            return [row[:length].half().clone() for row, length in zip(done.hidden, lengths, strict=True)]
+            return [done.hidden[row, : len(own)].half().clone() for row, own in enumerate(tokens)]
         finally:
             handle.remove()
         raise EncoderError(f"layer {self.split} of {self.settings.model!r} was never run")
@@ -187,6 +202,15 @@ def _run_suffix(layers: Iterable[nn.Module], hidden: Sequence[Tensor], dim: int)
         pooled.append(states.mean(dim=1))
         order += indices
     return torch.cat(pooled)[torch.argsort(torch.tensor(order))]
+
+
+def _padded_length(tokens: int, most: int) -> int:
+    """The next power of two.
+
+    >>> [_padded_length(tokens, 48) for tokens in (1, 8, 9, 33)]
+    [8, 8, 16, 48]
+    """
+    return min(most, max(_SHORTEST_PREFIX, 1 << (tokens - 1).bit_length()))
 
 
 def _leave_with_hidden(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -196,3 +196,12 @@ def test_tokenizer_that_pads_on_the_left_is_made_to_pad_on_the_right(tmp_path: P
     (model / "tokenizer_config.json").write_text(json.dumps(config | {"padding_side": "left"}))
     encoder = tiny_encoder(model)
     torch.testing.assert_close(encoder.suffix(encoder.prefix(TEXTS)), whole_model(encoder, TEXTS), atol=FP16, rtol=FP16)
+
+
+def test_activations_do_not_depend_on_what_is_encoded_beside_a_text() -> None:
+    encoder = tiny_encoder()
+    texts = [" ".join(["red", "oak", "mug"][: 1 + n % 3] * (1 + n % 5)) for n in range(23)]
+    together = encoder.prefix(texts)
+    for order in (range(22, -1, -1), range(0, 23, 2), [7]):
+        for index, alone in zip(order, encoder.prefix([texts[index] for index in order]), strict=True):
+            assert torch.equal(alone, together[index])
