@@ -17,7 +17,7 @@ from streams.producer import EventProducer
 from streams.topics import Topics, ensure_topics
 
 CHUNK_EVENTS = 1_000
-CHUNK_BYTES = 8 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024  # few enough for a slow line to confirm in time
 CONFIRM_SECONDS = 10.0  # a broker that is back sooner has lost no connection worth a word
 IDLE_PROBE_SECONDS = 5.0
 END_SECONDS = 5.0  # beyond the grace, for the thread to let go of its connection

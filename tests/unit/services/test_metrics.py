@@ -5,11 +5,11 @@ import re
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.metrics import RegistryMetrics, ScorerMetrics, UpdaterMetrics, new_registry
+from services.metrics import CollectorMetrics, RegistryMetrics, ScorerMetrics, UpdaterMetrics, new_registry
 from streams.decode import Reason
 from streams.topics import Topics
 
-PROCESSES = [UpdaterMetrics, ScorerMetrics, RegistryMetrics]
+PROCESSES = [UpdaterMetrics, ScorerMetrics, RegistryMetrics, CollectorMetrics]
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_names_carry_prefix_and_unit(
-    process: type[UpdaterMetrics | ScorerMetrics | RegistryMetrics], registry: CollectorRegistry
+    process: type[UpdaterMetrics | ScorerMetrics | RegistryMetrics | CollectorMetrics], registry: CollectorRegistry
 ) -> None:
     process(registry)
     families = list(registry.collect())
