@@ -6,12 +6,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from collector_process import CollectorProcess, arrived, first_copies, wait_until
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from streams.connection import KafkaConnection
 from streams.embedded_broker import EmbeddedBroker
@@ -59,6 +62,11 @@ class SteadyClient(threading.Thread):
     def finish(self) -> None:
         self._stop_now.set()
         self.join()
+
+
+def set_max_message_bytes(connection: KafkaConnection, topic: str, limit_bytes: int) -> None:
+    with closing(KafkaAdminClient(**connection.client_options())) as admin:
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(limit_bytes)})])
 
 
 @pytest.fixture
@@ -153,6 +161,26 @@ class TestBrokerAway:
             wait_until(lambda: collector.ready()["spool_events"] == 0, what="all forwarded")
             assert len(collector.told("forwarding_stopped")) == len(collector.told("forwarding_resumed")) == 1
         assert deduplicated(arrived(kafka.connection, topics.clicks)) == expected(range(client.accepted))
+
+    @pytest.mark.kafka
+    def test_what_a_topic_refuses_holds_up_what_is_behind_it_until_it_is_mended(
+        self, apache_kafka: Any, make_topics: Callable[..., Topics], tmp_path: Path
+    ) -> None:
+        connection = apache_kafka.connection
+        topics = make_topics(connection)
+        item = {"type": "item", "event_id": "large", "item_id": "i", "kind": "ad", "title": "x" * 5_000}
+        set_max_message_bytes(connection, topics.items, 2_000)
+        with CollectorProcess(connection, topics, tmp_path) as collector:
+            collector.accept([*clicks(range(5)), item, *clicks(range(5, 10))])
+            wait_until(lambda: collector.ready()["broker"] == "away", what="noticed")
+            (stopped,) = collector.told("forwarding_stopped")
+            assert topics.items in stopped["problem"]
+            assert "MessageSizeTooLarge" in stopped["problem"]
+            set_max_message_bytes(connection, topics.items, 1_000_000)
+            wait_until(lambda: collector.ready()["spool_events"] == 0, what="all forwarded")
+            assert collector.told("forwarder_failed") == []
+        assert arrived(connection, topics.items) == {"i": ["large"]}
+        assert deduplicated(arrived(connection, topics.clicks)) == expected(range(10))
 
     def test_full_it_answers_429_and_goes_on_once_there_is_room(self, tmp_path: Path, free_port: int) -> None:
         connection, topics = KafkaConnection(bootstrap_servers=f"127.0.0.1:{free_port}"), Topics()
