@@ -18,7 +18,8 @@ from streams.topics import Topics, ensure_topics
 
 CHUNK_EVENTS = 1_000
 CHUNK_BYTES = 1024 * 1024  # few enough for a slow line to confirm in time
-CONFIRM_SECONDS = 10.0  # a broker that is back sooner has lost no connection worth a word
+CONFIRM_SECONDS = 10.0  # a leader that is elected sooner costs no repeats
+CONFIRM_STEP_SECONDS = 1.0  # a broker that is back sooner is not worth a word
 IDLE_PROBE_SECONDS = 5.0
 END_SECONDS = 5.0  # beyond the grace, for the thread to let go of its connection
 
@@ -106,17 +107,31 @@ class Forwarder:
         """Sends a chunk, 1. to the broker, 2. confirmed, 3. out of the spool."""
         for _, event in waiting:
             producer.send_raw(self._topics.of_kind(event.kind), event.key, event.value)
-        producer.flush(min(CONFIRM_SECONDS, max(0.0, self._deadline - time.monotonic())))
+        self._confirm(producer)
         self._spool.remove_through(waiting)
         for kind, count in Counter(entry.event.kind for entry in waiting).items():
             self._metrics.forwarded.labels(kind).inc(count)
 
+    def _confirm(self, producer: EventProducer) -> None:
+        """Waits for the broker's word on a chunk for as long as somebody is there to give it."""
+        give_up = time.monotonic() + CONFIRM_SECONDS
+        while True:
+            try:
+                return producer.flush(CONFIRM_STEP_SECONDS)
+            except DeliveryError as error:
+                if error.failures or time.monotonic() > min(give_up, self._deadline):
+                    raise
+            self._require_broker()
+
     def _idle(self) -> None:
         """Waits for events; every so often it looks whether the broker is there, so that health can say so."""
         if not self._arrived.wait(IDLE_PROBE_SECONDS):
-            refused = refusal(self._connection)
-            if refused is not None:
-                raise BrokerUnreachableError(self._connection.bootstrap_servers, refused)
+            self._require_broker()
+
+    def _require_broker(self) -> None:
+        refused = refusal(self._connection)
+        if refused is not None:
+            raise BrokerUnreachableError(self._connection.bootstrap_servers, refused)
 
     def _done(self) -> bool:
         return self._ending.is_set() and (not len(self._spool) or time.monotonic() > self._deadline)
