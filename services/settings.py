@@ -28,6 +28,8 @@ from services.scorer.settings import ScorerSettings
 from services.updater.settings import UpdaterSettings
 from streams.connection import KafkaConnection
 from streams.events import Scenario
+from streams.guard import GuardSettings
+from streams.privacy import PrivacySettings
 from streams.topics import Topics
 
 ENV_PREFIX = "HEADWATER_"
@@ -55,6 +57,8 @@ class Settings(BaseSettings):
         collector: Where events are collected over HTTP, and how many may wait for Kafka.
         updater: When batches close and adapters are published.
         scorer: Where a scorer answers, and what from.
+        privacy: How user ids are hidden.
+        guard: What a user or an item may weigh.
         encoder: The frozen encoder and the shape of its adapter.
         learner: How the learner learns.
     """
@@ -71,6 +75,8 @@ class Settings(BaseSettings):
     collector: CollectorSettings = CollectorSettings()
     scorer: ScorerSettings = ScorerSettings()
     updater: UpdaterSettings = UpdaterSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    guard: GuardSettings = GuardSettings()
     encoder: EncoderSettings = EncoderSettings()
     learner: LearnerSettings = LearnerSettings()
 

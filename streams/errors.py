@@ -6,7 +6,8 @@ HeadwaterStreamError
 ├── ConsumeError             the broker answers, but will not give the records
 ├── DeliveryError            records were not confirmed by the broker
 │   └── EventTooLargeError   one event is larger than a broker takes
-└── EmbeddedBrokerError      the embedded broker did not start, or its directory is taken
+├── EmbeddedBrokerError      the embedded broker did not start, or its directory is taken
+└── SecretError              the secret that user ids are hidden with cannot be had
 """
 
 from collections.abc import Sequence
@@ -61,3 +62,7 @@ class EventTooLargeError(DeliveryError):
 
 class EmbeddedBrokerError(HeadwaterStreamError):
     """The embedded broker did not start, or its data directory is in use."""
+
+
+class SecretError(HeadwaterStreamError):
+    """The secret that user ids are hidden with cannot be read or made."""

@@ -1,0 +1,97 @@
+"""The control topic: what is to be forgotten, and what is in quarantine. Compacted; its readers follow it in log order.
+
+| key | value |
+|---|---|
+| `forget/<pseudonym>` | `{"event_id", "ts"}`: forget this user now |
+| `quarantine/user/<pseudonym>` | `{"event_id", "ts", "reason", "count", "limit"}`; no value: released |
+| `quarantine/item/<item id>` | the same |
+"""
+
+import uuid
+from dataclasses import dataclass
+
+import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from streams.consumer import Record
+from streams.events import EpochMs, Id
+
+log = structlog.get_logger(__name__)
+
+FORGET, QUARANTINE = "forget/", "quarantine/"
+
+
+class _Command(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    event_id: Id
+    ts: EpochMs
+
+
+class Quarantine(_Command):
+    """Why a user or an item does not count for now.
+
+    Attributes:
+        reason: which limit was passed.
+        count: by how many events.
+        limit: and what it is.
+    """
+
+    reason: str
+    count: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """A user is to be forgotten, by pseudonym."""
+
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A user or an item is in quarantine: `user/<pseudonym>` or `item/<item id>`."""
+
+    key: str
+    why: Quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A user or an item is released from quarantine."""
+
+    key: str
+
+
+def parse_control(record: Record) -> Forget | Quarantined | Released | None:
+    """Read a record of the control topic; one that is none of these is logged and passed over."""
+    try:
+        key = (record.key or b"").decode()
+        if key.startswith(QUARANTINE) and record.value is None:
+            return Released(key.removeprefix(QUARANTINE))
+        if key.startswith(QUARANTINE) and record.value is not None:
+            return Quarantined(key.removeprefix(QUARANTINE), Quarantine.model_validate_json(record.value))
+        if key.startswith(FORGET) and record.value is not None:
+            _Command.model_validate_json(record.value)
+            return Forget(key.removeprefix(FORGET))
+    except (UnicodeDecodeError, ValidationError) as error:
+        log.warning(
+            "control_record_refused", partition=record.partition, offset=record.offset, problem=str(error)[:200]
+        )
+    return None
+
+
+def forget_record(user: str, *, ts_ms: int) -> tuple[bytes, bytes]:
+    """Key and value of a record that has a user forgotten."""
+    return f"{FORGET}{user}".encode(), _Command(event_id=str(uuid.uuid4()), ts=ts_ms).model_dump_json().encode()
+
+
+def quarantine_record(key: str, why: Quarantine) -> tuple[bytes, bytes]:
+    """Key and value of a record that tells of a quarantine."""
+    return f"{QUARANTINE}{key}".encode(), why.model_dump_json().encode()
+
+
+def release_key(key: str) -> bytes:
+    """Key of the record that, without a value, releases from quarantine."""
+    return f"{QUARANTINE}{key}".encode()

@@ -1,0 +1,104 @@
+"""Pseudonyms: what ids of users and sessions become as they enter, so that nothing behind the door knows them.
+
+HMAC-SHA-256 (RFC 2104) with the deployment's secret: the same id always gives the same pseudonym, and without the
+secret nobody can tell whose it is, not even by trying all ids.
+"""
+
+import hmac
+import os
+import secrets
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from streams.errors import SecretError
+
+CACHED_IDS = 65_536
+PSEUDONYM_BYTES = 16
+_FINGERPRINT = "headwater fingerprint"
+
+PayloadPolicy = Literal["keep", "redact", "drop"]
+
+
+class PrivacySettings(BaseModel):
+    """How user ids are hidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    secret: SecretStr | None = Field(
+        default=None, min_length=8, description="of the deployment, the same for all its processes"
+    )
+    secret_file: Path = Field(
+        default=Path(".headwater/user-id-secret"), description="holds the secret where none is set; made at first use"
+    )
+    dead_letter_payload: PayloadPolicy = Field(
+        default="keep", description="keep, redact (ids become pseudonyms) or drop the bytes of refused records"
+    )
+
+
+class Pseudonymiser:
+    """Turns ids into pseudonyms: 32 hex digits.
+
+    Args:
+        secret: of the deployment.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        # A method cannot be cached by itself without keeping its object alive; recent shoppers come again and again.
+        self._cached = lru_cache(maxsize=CACHED_IDS)(self._hashed)
+
+    def __call__(self, user_id: str) -> str:
+        """The pseudonym of an id."""
+        return self._cached(user_id)
+
+    def fingerprint(self) -> str:
+        """Tells one secret from another, and nothing about it."""
+        return self._hashed(_FINGERPRINT)
+
+    def _hashed(self, text: str) -> str:
+        return hmac.digest(self._secret, text.encode(), "sha256")[:PSEUDONYM_BYTES].hex()
+
+
+def pseudonymiser(settings: PrivacySettings) -> Pseudonymiser:
+    """The pseudonymiser of a deployment; without a secret, one is made and kept in `secret_file`.
+
+    Raises:
+        SecretError: the file cannot be read or made, or holds no secret.
+    """
+    if settings.secret is not None:
+        return Pseudonymiser(settings.secret.get_secret_value().encode())
+    return Pseudonymiser(_kept_secret(settings.secret_file).encode())
+
+
+def _kept_secret(path: Path) -> str:
+    try:
+        if not path.exists():
+            _make_secret(path)
+        secret = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SecretError(
+            f"`privacy.secret_file` {path} cannot be read or made: {error}; set `privacy.secret`, or give rights there"
+        ) from error
+    if not secret:
+        raise SecretError(
+            f"`privacy.secret_file` {path} must hold a secret, it is empty; write one, or delete the file"
+        )
+    return secret
+
+
+def _make_secret(path: Path) -> None:
+    """Written aside and linked into place, so that of two processes that start at once one makes it for both."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(secrets.token_hex(32) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(FileExistsError):
+        os.link(aside, path)
+    aside.unlink()
