@@ -106,7 +106,7 @@ class UpdaterMetrics:
         self.events_pending = Gauge(
             "headwater_events_pending", "Events taken in and not yet settled.", ["topic"], registry=registry
         )
-        for topic in (names.impressions, names.clicks, names.purchases, names.items):
+        for topic in (names.impressions, names.clicks, names.purchases, names.items, names.control, *names.dialects):
             self.events_pending.labels(topic)
             for outcome in EVENT_OUTCOMES:
                 self.events.labels(topic, outcome)

@@ -1,4 +1,4 @@
-"""From records to events: each record becomes an event, the removal of an item, or a dead letter with its reason."""
+"""From records to events: each record becomes events, the removal of an item, or a dead letter with its reason."""
 
 import time
 from base64 import b64encode
@@ -26,8 +26,10 @@ class ItemRemoved:
 
 def decode(
     record: Record, topics: Topics, *, max_event_bytes: int = MAX_EVENT_BYTES
-) -> Event | ItemRemoved | DeadLetter:
+) -> list[Event | ItemRemoved] | DeadLetter:
     """Reads one record; what cannot be read becomes a dead letter, never an exception.
+
+    A record of ours is one event. A record in another dialect can be several, or none where it says nothing to us.
 
     Args:
         record: From one of the event topics.
@@ -50,10 +52,10 @@ def decode(
         field = "item_id" if kind == Item.KIND else "user_id"
         problem = f"the key of the record must be its {field}, got {'none' if record.key is None else 'another'}"
         return _refused(record, Reason.WRONG_KEY, problem)
-    return event
+    return [event]
 
 
-def _removed(record: Record, kind: str) -> ItemRemoved | DeadLetter:
+def _removed(record: Record, kind: str) -> list[Event | ItemRemoved] | DeadLetter:
     if kind != Item.KIND:
         return _refused(
             record, Reason.MALFORMED_JSON, "a record without a value is no event; only items can be removed"
@@ -64,7 +66,7 @@ def _removed(record: Record, kind: str) -> ItemRemoved | DeadLetter:
         return _refused(record, Reason.WRONG_KEY, f"the key of a removal must be an item_id: {error}")
     if not item_id:
         return _refused(record, Reason.WRONG_KEY, "the key of a removal must be an item_id, got none")
-    return ItemRemoved(item_id)
+    return [ItemRemoved(item_id)]
 
 
 def _reason(error: ValidationError) -> Reason:

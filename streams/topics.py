@@ -1,11 +1,12 @@
 """The topics of a deployment: their names, and their creation."""
 
-from typing import Annotated
+from functools import cached_property
+from typing import Annotated, Literal, Self
 
 import structlog
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streams.connection import KafkaConnection, open_client
 from streams.errors import TopicError
@@ -13,6 +14,7 @@ from streams.errors import TopicError
 log = structlog.get_logger(__name__)
 
 TopicName = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$")]
+Dialect = Literal["ga4", "segment", "metarank"]
 
 # The smallest that Apache Kafka accepts; the embedded broker rewrites all it holds about once a second.
 BOUNDED_BYTES = "1048576"
@@ -21,7 +23,11 @@ DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
 
 
 class Topics(BaseModel):
-    """The names of the topics."""
+    """The names of the topics.
+
+    Attributes:
+        dialects: Further topics that are read, and the dialect of their records. They are others' and never created.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,15 +36,32 @@ class Topics(BaseModel):
     purchases: TopicName = "headwater.purchases"
     items: TopicName = "headwater.items"
     adapters: TopicName = "headwater.adapters"
+    control: TopicName = "headwater.control"
     dead_letters: TopicName = "headwater.dead-letters"
+    dialects: dict[TopicName, Dialect] = {}
+
+    @model_validator(mode="after")
+    def _no_topic_twice(self) -> Self:
+        if ours := sorted(set(self.dialects) & set(self.names())):
+            raise ValueError(f"`dialects` must name topics of others, got {ours[0]!r}; that is a topic of our own")
+        return self
+
+    @classmethod
+    def under(cls, prefix: str) -> Self:
+        """Topics whose names begin with another word than `headwater`.
+
+        >>> Topics.under("shop").dead_letters
+        'shop.dead-letters'
+        """
+        return cls(**{name: f"{prefix}.{name.replace('_', '-')}" for name in cls.model_fields if name != "dialects"})
 
     def kind_of(self, topic: str) -> str | None:
-        """The kind of event on a topic, None where there are no events.
+        """The kind of event on a topic, None where there are none of ours.
 
         >>> Topics().kind_of("headwater.clicks")
         'click'
         """
-        return next((kind for kind, name in self._by_kind().items() if name == topic), None)
+        return self._kinds.get(topic)
 
     def of_kind(self, kind: str) -> str:
         """The topic of a kind of event.
@@ -49,8 +72,12 @@ class Topics(BaseModel):
         return self._by_kind()[kind]
 
     def names(self) -> list[str]:
-        """All topics."""
-        return list(self.model_dump().values())
+        """All topics of our own."""
+        return list(self.model_dump(exclude={"dialects"}).values())
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        return {name: kind for kind, name in self._by_kind().items()}
 
     def _by_kind(self) -> dict[str, str]:
         return {
@@ -108,7 +135,7 @@ def ensure_topics(
 
 def _settings(name: str, topics: Topics, *, bounded: bool) -> dict[str, str]:
     settings = {}
-    if name in (topics.items, topics.adapters):
+    if name in (topics.items, topics.adapters, topics.control):
         settings["cleanup.policy"] = "compact"
     if bounded:
         settings |= {"segment.bytes": BOUNDED_BYTES, "retention.bytes": BOUNDED_BYTES}

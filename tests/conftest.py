@@ -226,7 +226,7 @@ def make_topics() -> Callable[..., Topics]:
 
     def make(connection: KafkaConnection, *, partitions: int = 4) -> Topics:
         prefix = f"t{uuid.uuid4().hex[:12]}"
-        topics = Topics(**{name: f"{prefix}.{name}" for name in Topics.model_fields})
+        topics = Topics.under(prefix)
         ensure_topics(connection, topics, partitions=partitions, bounded=True)
         return topics
 

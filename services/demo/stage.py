@@ -142,7 +142,7 @@ def _is_given(settings: Settings) -> bool:
 def _guest_topics(kafka: KafkaConnection) -> Iterator[Topics]:
     """Creates topics that nobody else has, and removes them in the end."""
     prefix = f"headwater-demo-{token_hex(4)}"
-    topics = Topics(**{name: f"{prefix}.{name.replace('_', '-')}" for name in Topics.model_fields})
+    topics = Topics.under(prefix)
     created = ensure_topics(kafka, topics)
     try:
         yield topics

@@ -15,6 +15,7 @@ from services.scorer.live_items import LiveItems
 from services.scorer.shopper_state import ShopperState
 from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
 from streams.consumer import Offsets, PartitionConsumer, Record
+from streams.dead_letters import DeadLetter
 from streams.decode import ItemRemoved, decode
 from streams.errors import HeadwaterStreamError
 from streams.events import Click, Item, Purchase
@@ -81,7 +82,7 @@ class LogReader:
 
     def _read(self) -> None:
         catalogue = [self._topics.items, self._topics.adapters]
-        behaviour = [self._topics.clicks, self._topics.purchases]
+        behaviour = [self._topics.clicks, self._topics.purchases, *self._topics.dialects]
         if not self.catalogue_read.is_set():
             with closing(self._open(catalogue)) as consumer:
                 self._read_to_end(consumer)
@@ -125,10 +126,12 @@ class LogReader:
         if record.topic == self._topics.adapters:
             self._announcements.hear(record.key, record.value)
             return
-        event = decode(record, self._topics)
-        if isinstance(event, Click | Purchase):
-            self._shoppers.take_in(event, publish_ts_ms=record.timestamp_ms)
-        elif isinstance(event, Item | ItemRemoved):
-            self._items.take_in(event)
-            self._shoppers.item_arrived(event.item_id)
-        # What cannot be decoded is the updater's to report, once, as a dead letter.
+        decoded = decode(record, self._topics)
+        if isinstance(decoded, DeadLetter):
+            return  # the updater's to report, once
+        for event in decoded:
+            if isinstance(event, Click | Purchase):
+                self._shoppers.take_in(event, publish_ts_ms=record.timestamp_ms)
+            elif isinstance(event, Item | ItemRemoved):
+                self._items.take_in(event)
+                self._shoppers.item_arrived(event.item_id)

@@ -124,7 +124,7 @@ def test_it_looks_back_so_far_and_no_further(
 
 def test_without_topics_it_says_so_once_and_goes_on_when_they_are_there(embedded_broker: EmbeddedBroker) -> None:
     connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
-    topics = Topics(**{name: f"later.{name}" for name in Topics.model_fields})
+    topics = Topics.under("later")
     reading = Reading(connection, topics)
     with capture_logs() as logs, reading.running():
         until(lambda: len(logs) > 0)

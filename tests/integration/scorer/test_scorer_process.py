@@ -86,7 +86,7 @@ class Shop:
 
     @contextmanager
     def scorer(self, **environment: str) -> Iterator[Scorer]:
-        names = {f"HEADWATER_TOPICS__{field.upper()}": name for field, name in self.topics.model_dump().items()}
+        names = {f"HEADWATER_TOPICS__{field.upper()}": str(name) for field, name in self.topics.model_dump().items()}
         settings = {
             "HEADWATER_ENCODER__MODEL": str(tiny_bert()),
             "HEADWATER_ENCODER__LORA_RANK": "4",

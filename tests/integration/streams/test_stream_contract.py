@@ -49,7 +49,7 @@ class TestProducerToConsumer:
     def test_order_of_each_user_is_kept(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         send_clicks(kafka_connection, topics, range(2000), users=50)
         with consumer_of(kafka_connection, [topics.clicks]) as consumer:
-            events = [decode(record, topics) for record in read(consumer, 2000)]
+            events = [event for record in read(consumer, 2000) for event in decode(record, topics)]
         of_user = defaultdict(list)
         for event in events:
             assert isinstance(event, Click)
@@ -72,7 +72,7 @@ class TestProducerToConsumer:
             producer.send_raw(topics.items, b"i-1", None)
         with consumer_of(kafka_connection, list(sent)) as consumer:
             records = read(consumer, 5)
-        decoded = [(record.topic, decode(record, topics)) for record in records]
+        decoded = [(record.topic, event) for record in records for event in decode(record, topics)]
         assert decoded == [*sent.items(), (topics.items, ItemRemoved("i-1"))]
         assert {record.timestamp_ms > TS for record in records} == {True}
 

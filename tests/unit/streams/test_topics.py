@@ -14,7 +14,8 @@ def test_kind_and_topic_name_each_other() -> None:
 
 def test_default_names() -> None:
     assert Topics().names() == [
-        f"headwater.{name}" for name in ("impressions", "clicks", "purchases", "items", "adapters", "dead-letters")
+        f"headwater.{name}"
+        for name in ("impressions", "clicks", "purchases", "items", "adapters", "control", "dead-letters")
     ]
 
 
