@@ -1,4 +1,4 @@
-"""Streaming counters: popularity at two half-lives, directed transitions, windowed co-occurrence.
+"""Streaming counters: popularity at two half-lives, directed transitions, windowed co-occurrence, click-through.
 
 They are what collaborative filtering needs from a stream. Counts are whole numbers, so adding a published delta to a
 parent's counts gives exactly the counts of the learner that published it. Everything is vectorised over a batch.
@@ -21,6 +21,7 @@ FloatArray = npt.NDArray[np.float32]
 HALF_LIVES_EVENTS = (1_000.0, 20_000.0)
 PAIR_WINDOW_ITEMS = 20  # a new event is paired with this many before it in its session
 SKIP_WINDOW_ITEMS = 5  # the newest of them also count as directed skip transitions
+PER_ITEM = ("events", "shown", "clicked")
 MATRICES = ("transition", "skip_transition", "cooccurrence")
 
 _MERGE_RATIO = 0.1  # the recent part is folded into the main one at this share of it: amortised constant cost an entry
@@ -50,6 +51,10 @@ class SparseCounts:
         self._row_sums = self._row_sums + np.bincount(rows, counts, size).astype(np.float32)
         if self._recent.nnz > _MERGE_ENTRIES + _MERGE_RATIO * self._main.nnz:
             self._main, self._recent = self._main + self._recent, _empty(size)
+
+    def row_sums(self, rows: IntArray) -> FloatArray:
+        """Counts of whole rows."""
+        return self._row_sums[rows]
 
     def probability(self, weights: sparse.csr_array, *, smoothing: float) -> sparse.csr_array:
         """Conditional probabilities of rows, weighted and summed. [contexts, items].
@@ -93,12 +98,14 @@ class Counters:
     Attributes:
         popularity: [half-lives, items] events of each item, halved every `HALF_LIVES_EVENTS`.
         events: [items] events of each item since the beginning.
+        shown: [items] how often each item was in a list whose clicks are known.
+        clicked: [items] how often it was clicked there.
         matrices: the sparse counts by name.
     """
 
     def __init__(self) -> None:
         self.popularity = np.zeros((len(HALF_LIVES_EVENTS), 0), dtype=np.float32)
-        self.events = np.zeros(0, dtype=np.float32)
+        self.events, self.shown, self.clicked = (np.zeros(0, dtype=np.float32) for _ in range(3))
         self.matrices = {name: SparseCounts() for name in MATRICES}
         self._unpublished: dict[str, list[sparse.csr_array]] = {name: [] for name in MATRICES}
 
@@ -107,7 +114,8 @@ class Counters:
         missing = size - len(self.events)
         if missing > 0:
             self.popularity = np.pad(self.popularity, ((0, 0), (0, missing)))
-            self.events = np.pad(self.events, (0, missing))
+            for name in PER_ITEM:
+                setattr(self, name, np.pad(getattr(self, name), (0, missing)))
             for matrix in self.matrices.values():
                 matrix.grow(size)
 
@@ -130,6 +138,18 @@ class Counters:
         self._add("skip_transition", earlier[near], later[near])
         self._add("cooccurrence", np.concatenate([earlier, later]), np.concatenate([later, earlier]))
 
+    def update_shown(self, items: IntArray, clicked: npt.NDArray[np.bool_], *, again: npt.NDArray[np.bool_]) -> None:
+        """Count what was shown.
+
+        Args:
+            items: [shown] rows of the items.
+            clicked: [shown] whether each was clicked.
+            again: [shown] its showing was counted before, and only its click is new.
+        """
+        size = len(self.events)
+        self.shown = self.shown + np.bincount(items[~again], minlength=size).astype(np.float32)
+        self.clicked = self.clicked + np.bincount(items[clicked], minlength=size).astype(np.float32)
+
     def _add(self, name: str, rows: IntArray, columns: IntArray) -> None:
         counts = np.ones(len(rows), dtype=np.float32)
         self.matrices[name].add(rows, columns, counts)
@@ -140,7 +160,8 @@ class Counters:
     def copy(self) -> Counters:
         """A copy to apply a delta to, beside the one that is being served."""
         other = Counters()
-        other.popularity, other.events = self.popularity, self.events
+        other.popularity = self.popularity
+        other.events, other.shown, other.clicked = self.events, self.shown, self.clicked
         other.matrices = {name: matrix.copy() for name, matrix in self.matrices.items()}
         return other
 
@@ -170,28 +191,32 @@ class Counters:
     def apply(self, published: Mapping[str, Tensor]) -> None:
         """Take over what `full` (onto an empty object) or `delta` (onto its parent) gave."""
         self.grow(published["events"].shape[0])
-        self.popularity = published["popularity"].numpy().copy()
-        self.events = published["events"].numpy().copy()
+        self._take_dense(published)
         for name, matrix in self.matrices.items():
             data, (rows, columns) = _coo({key: published[f"{name}.{key}"] for key in ("row", "column", "count")})
             matrix.add(rows, columns, data)
 
     def _published(self, triples: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        tensors = {"popularity": torch.from_numpy(self.popularity), "events": torch.from_numpy(self.events)}
-        return tensors | {f"{name}.{key}": value for name, part in triples.items() for key, value in part.items()}
+        return self._dense() | {f"{name}.{key}": value for name, part in triples.items() for key, value in part.items()}
+
+    def _dense(self) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(getattr(self, name)) for name in ("popularity", *PER_ITEM)}
+
+    def _take_dense(self, tensors: Mapping[str, Tensor]) -> None:
+        self.popularity = tensors["popularity"].numpy().copy()
+        self.events, self.shown, self.clicked = (tensors[name].numpy().copy() for name in PER_ITEM)
 
     # ---- what a checkpoint keeps
 
     def state(self) -> dict[str, Tensor]:
         """Everything, bit for bit."""
-        tensors = {"popularity": torch.from_numpy(self.popularity), "events": torch.from_numpy(self.events)}
-        return tensors | {
+        return self._dense() | {
             f"{name}.{key}": value for name, matrix in self.matrices.items() for key, value in matrix.state().items()
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave; what a delta holds begins anew, so the next bundle has to be a full one."""
-        self.popularity, self.events = state["popularity"].numpy().copy(), state["events"].numpy().copy()
+        self._take_dense(state)
         for name, matrix in self.matrices.items():
             prefix = f"{name}."
             own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

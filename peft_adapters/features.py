@@ -30,16 +30,21 @@ INITIAL_WEIGHTS = {
     "repeat": 0.5,
     "last_basket": 0.0,
     "in_session": -1.0,
+    "click_through": 1.0,
     "session_affinity": 6.0,
     "history_affinity": 3.0,
     "last_item_affinity": 3.0,
     "session_affinity_squared": 0.0,
     "history_affinity_squared": 0.0,
     "last_item_affinity_squared": 0.0,
+    "taste": 1.0,
 }
+# The same for the head of lists: what is clicked among what is shown.
+LIST_INITIAL_WEIGHTS = {"click_through": 1.0, "session_affinity": 1.0, "history_affinity": 1.0, "taste": 1.0}
 
-_SMOOTHING_EVENTS = 5.0
-_PROBABILITY_SCALE = 100.0  # below 1 %, where a single count lies, the logarithm is nearly linear
+SMOOTHING_EVENTS = 5.0
+_SMOOTHING_SHOWN = 10.0
+PROBABILITY_SCALE = 100.0  # below 1 %, where a single count lies, the logarithm is nearly linear
 _SQUARE_SCALE = 3.0  # a head's steps are of one size for all features, and squares of cosines are small
 _SESSION_ITEMS, _SESSION_DECAY = 30, 0.9
 _NEAR_ITEMS, _NEAR_DECAY = 6, 0.6
@@ -90,26 +95,48 @@ def counter_features(
         ("cooccurrence", weights.history),
     )
     for row, (name, context) in enumerate(followed, start=2):
-        probability = matrices[name].probability(context, smoothing=_SMOOTHING_EVENTS)
-        features[row] = _PROBABILITY_SCALE * place.scatter(probability)
+        probability = matrices[name].probability(context, smoothing=SMOOTHING_EVENTS)
+        features[row] = PROBABILITY_SCALE * place.scatter(probability)
     features[6] = place.scatter(_counts(contexts, contexts.ages > 0, place.items))
     np.log1p(features[:7], out=features[:7])
     features[7] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 1, place.items)), 1.0)
     features[8] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 0, place.items)), 1.0)
+    features[9] = place.select(click_through(counters)[None, :])
     return torch.from_numpy(features)
 
 
-def affinity_features(context_vectors: Tensor, candidate_vectors: Tensor) -> Tensor:
-    """Dot products and, scaled, their squares, [AFFINITY_FEATURES, contexts, candidates].
+def click_through(counters: Counters) -> FloatArray:
+    """Log ratio of each item's click-through to the mean, [items], smoothed; 0 where nothing was shown."""
+    mean = max(float(counters.clicked.sum()), 1.0) / max(float(counters.shown.sum()), 1.0)
+    lift = (counters.clicked / mean + _SMOOTHING_SHOWN) / (counters.shown + _SMOOTHING_SHOWN)
+    return np.log(lift).astype(np.float32)
+
+
+def affinity_features(context_vectors: Tensor, candidate_vectors: Tensor, taste: Tensor) -> Tensor:
+    """Dot products, scaled squares of them, and taste, [AFFINITY_FEATURES, contexts, candidates].
 
     Close texts say more than a straight line through all pairs would have it: the square lets a head bend it.
 
     Args:
         context_vectors: [AFFINITIES, contexts, dim] weighted means of query-side item vectors.
         candidate_vectors: [candidates, dim].
+        taste: [dim] what all shoppers like.
     """
     products = context_vectors @ candidate_vectors.T
-    return torch.cat([products, _SQUARE_SCALE * products.square()])
+    liked = (candidate_vectors @ taste).expand(1, *products.shape[1:])
+    return torch.cat([products, _SQUARE_SCALE * products.square(), liked])
+
+
+def affinities_of_pairs(context_vectors: Tensor, candidate_vectors: Tensor, taste: Tensor) -> Tensor:
+    """The same for pairs of one context and one candidate each, [AFFINITY_FEATURES, pairs].
+
+    Args:
+        context_vectors: [AFFINITIES, pairs, dim].
+        candidate_vectors: [pairs, dim].
+        taste: [dim].
+    """
+    products = (context_vectors * candidate_vectors).sum(dim=-1)
+    return torch.cat([products, _SQUARE_SCALE * products.square(), (candidate_vectors @ taste)[None]])
 
 
 def affinity_weights(weights: ContextWeights, rows: IntArray) -> Tensor:

@@ -10,80 +10,25 @@ A batch goes through three calls, in this order, so that it is always judged bef
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from peft_adapters.batches import Batch, ListBatch, Positive, ShownList
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.counters import PAIR_WINDOW_ITEMS, IntArray
 from peft_adapters.encoder import Encoder
 from peft_adapters.features import affinity_features, affinity_weights, context_weights, counter_features
+from peft_adapters.list_steps import ListSteps
+from peft_adapters.lists import observe_lists
+from peft_adapters.losses import Side, list_scores, positives_loss
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser
 from peft_adapters.ranker import ROLES, Ranker, context_rows
 from peft_adapters.settings import FEATURES, LearnerSettings
 from peft_adapters.shoppers import Contexts, Shoppers, pad
 
 _UNIFORM_SHARE = 0.5  # of the negatives' distribution; the other half is popularity
-
-
-class Positive(Protocol):
-    """What the learner needs to know of a click or purchase."""
-
-    @property
-    def user_id(self) -> str:
-        """Who."""
-
-    @property
-    def session_id(self) -> str | None:
-        """In which session, where the producer says so."""
-
-    @property
-    def item_id(self) -> str:
-        """What."""
-
-    @property
-    def ts(self) -> int:
-        """When, event time in epoch milliseconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A micro-batch as the learner sees it.
-
-    Attributes:
-        items: [events] rows of the items.
-        contexts: what each shopper had done before the event.
-        before: rows before each event in its session, newest first.
-        first_of_item: [events] whether no earlier batch had an event of the item.
-        new_shopper: [events] whether the shopper had done nothing before.
-        item_count: size of the catalogue.
-        columns: [candidates] rows that features were computed for; None is the whole catalogue.
-        candidates: [candidates] rows the step is taken on, positives included, sorted.
-        log_expected: [candidates] log of the probability that a candidate is in the sample.
-        counter_features: [COUNTER_FEATURES, events, columns].
-        affinity_weights: [AFFINITIES, events, context rows].
-        context_rows: [context rows] distinct items of the contexts.
-    """
-
-    items: IntArray
-    contexts: Contexts
-    before: list[list[int]]
-    first_of_item: np.ndarray
-    new_shopper: np.ndarray
-    item_count: int
-    columns: IntArray | None
-    candidates: IntArray
-    log_expected: Tensor
-    counter_features: Tensor
-    affinity_weights: Tensor
-    context_rows: IntArray
-
-    def __len__(self) -> int:
-        """Events."""
-        return len(self.items)
 
 
 class Learner:
@@ -106,7 +51,9 @@ class Learner:
         self.events_learned = 0
         self._mask = torch.tensor([float(name in settings.features) for name in FEATURES])
         self.ranker.heads *= self._mask
-        self.heads_optimiser = HeadsOptimiser(self.ranker.heads, learning_rate=settings.heads_learning_rate)
+        self.catalogue_heads = self.ranker.heads.clone()  # the head that finds the next item in the whole catalogue
+        self.heads_optimiser = HeadsOptimiser(self.catalogue_heads, learning_rate=settings.heads_learning_rate)
+        self.lists = ListSteps(self.ranker, settings)
         self.row_optimisers = {
             role: RowOptimiser(learning_rate=settings.residual_learning_rate) for role in ROLES if settings.residuals
         }
@@ -126,6 +73,7 @@ class Learner:
         self.ranker.grow(len(self.catalogue))
         for optimiser in self.row_optimisers.values():
             optimiser.grow(len(self.catalogue))
+        self.lists.grow(len(self.catalogue))
         self._refresh(rows)
 
     def _refresh(self, rows: Sequence[int]) -> None:
@@ -152,6 +100,7 @@ class Learner:
         rows = context_rows(contexts)
         return Batch(
             items=items,
+            weight=torch.tensor([example.weight for example in examples], dtype=torch.float32),
             contexts=contexts,
             before=before,
             first_of_item=self.ranker.counters.events[items] == 0,
@@ -202,39 +151,60 @@ class Learner:
         candidate = self.ranker.vectors("candidate")
         if batch.columns is not None:
             candidate = candidate[torch.from_numpy(batch.columns)]
-        affinities = affinity_features(batch.affinity_weights @ query, candidate)
+        affinities = affinity_features(batch.affinity_weights @ query, candidate, self.ranker.taste)
         return torch.einsum("fbn,f->bn", torch.cat([batch.counter_features, affinities]), self.ranker.heads)
 
     def learn(self, batch: Batch) -> float:
         """One step on a batch, then count it; the loss (nats an event) before the step."""
         loss = self._step(batch)
-        if self._due(self.settings.lora_every_batches):
+        if self._due(self.settings.lora_every_batches) and self._listed_share() < 1:
             self._step_lora(batch)
         if self._due(self.settings.lora_refresh_batches):
             self._serve_lora()
             self._refresh(range(len(self.catalogue)))
         self.ranker.counters.update(batch.items, batch.before)
+        self._blend()
         self.batches_learned += 1
         self.events_learned += len(batch)
         return loss
+
+    def _blend(self) -> None:
+        """Score by the heads of lists as far as lists account for what was clicked and bought."""
+        share = self._listed_share()
+        self.ranker.heads = self.catalogue_heads.clone()
+        if share > 0:
+            self.ranker.heads.lerp_(self.lists.heads, share)
+
+    def _listed_share(self) -> float:
+        """Share of clicks and purchases that came in lists, where what each was chosen over is known."""
+        counters = self.ranker.counters
+        return min(1.0, float(counters.clicked.sum()) / max(1.0, float(counters.events.sum())))
 
     def _due(self, every_batches: int) -> bool:
         return self.settings.lora and (self.batches_learned + 1) % every_batches == 0
 
     def _step(self, batch: Batch) -> float:
-        """Move heads and residuals, texts standing still."""
-        heads = self.ranker.heads.clone().requires_grad_()
-        query = _Side(self.ranker, "query", batch.context_rows)
-        candidate = _Side(self.ranker, "candidate", batch.candidates)
-        loss = _loss(batch, heads, query, candidate, batch.log_expected)
+        """Move heads and residuals, texts standing still.
+
+        As far as lists account for the events, residuals and LoRA are left to them: a list says what was chosen over
+        what, the catalogue at large says mostly what was shown. (Adaptive steps do not feel a loss made smaller, so the
+        step itself is.)
+        """
+        heads = self.catalogue_heads.clone().requires_grad_()
+        query = Side(self.ranker, "query", batch.context_rows)
+        candidate = Side(self.ranker, "candidate", batch.candidates)
+        loss = positives_loss(batch, heads, self.ranker.taste, query, candidate, batch.log_expected)
         gradients = torch.autograd.grad(loss, [heads, query.residual, candidate.residual], allow_unused=True)
         self.heads_optimiser.step(gradients[0] * self._mask)
-        for side, gradient in ((query, gradients[1]), (candidate, gradients[2])):
+        self._step_residuals((query, gradients[1]), (candidate, gradients[2]), scale=1 - self._listed_share())
+        return float(loss.detach())
+
+    def _step_residuals(self, *sides: tuple[Side, Tensor | None], scale: float) -> None:
+        for side, gradient in sides:
             if self.settings.residuals and gradient is not None:
                 rows = torch.from_numpy(side.rows)
-                self.row_optimisers[side.role].step(self.ranker.residuals[side.role], rows, gradient)
+                self.row_optimisers[side.role].step(self.ranker.residuals[side.role], rows, gradient, scale=scale)
                 self.touched.update(side.rows.tolist())
-        return float(loss.detach())
 
     def _step_lora(self, batch: Batch) -> None:
         """Move LoRA, heads and residuals standing still.
@@ -244,12 +214,44 @@ class Learner:
         """
         candidates, live_rows = self._lora_rows(batch)
         live = self.catalogue.vectors(self.encoder.suffix, live_rows.tolist())
-        query = _Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
-        candidate = _Side(self.ranker, "candidate", candidates, live_rows=live_rows, live=live)
+        query = Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
+        candidate = Side(self.ranker, "candidate", candidates, live_rows=live_rows, live=live)
         # Thinning negatives evenly scales each one's probability by the same factor, which a softmax does not feel.
         log_expected = batch.log_expected[torch.from_numpy(np.searchsorted(batch.candidates, candidates))]
-        _loss(batch, self.ranker.heads, query, candidate, log_expected).backward()  # type: ignore[no-untyped-call]
-        self.lora_optimiser.step()
+        positives_loss(batch, self.catalogue_heads, self.ranker.taste, query, candidate, log_expected).backward()  # type: ignore[no-untyped-call]
+        self.lora_optimiser.step(scale=1 - self._listed_share())
+
+    # ---- lists
+
+    def observe_lists(self, lists: Sequence[ShownList]) -> ListBatch:
+        """Contexts and counter features of lists, as things stood when each was shown.
+
+        Raises:
+            KeyError: an item is not in the catalogue.
+        """
+        return observe_lists(lists, rows=self.catalogue.rows, counters=self.ranker.counters, shoppers=self.shoppers)
+
+    @torch.inference_mode()
+    def judge_lists(self, batch: ListBatch) -> list[Tensor]:
+        """Scores [items of the list] of each list."""
+        query = self.ranker.vectors("query")[torch.from_numpy(batch.context_rows)]
+        candidate = self.ranker.vectors("candidate")[torch.from_numpy(batch.items)]
+        scores = list_scores(batch, self.ranker.heads, self.ranker.taste, query, candidate)
+        return list(torch.split(scores, np.bincount(batch.owner, minlength=len(batch)).tolist()))
+
+    def learn_lists(self, batch: ListBatch) -> float:
+        """One step on lists, then count them; the loss (nats a list) before the step. Their clicks are learnt before.
+
+        Lists of no weight are neither learnt nor counted.
+        """
+        if not len(batch):
+            return 0.0
+        loss, touched = self.lists.step(batch)
+        self.touched |= touched
+        counted = batch.weight.numpy()[batch.owner] > 0
+        self.ranker.counters.update_shown(batch.items[counted], batch.clicked[counted], again=batch.late[counted])
+        self._blend()
+        return loss
 
     def _lora_rows(self, batch: Batch) -> tuple[IntArray, IntArray]:
         """Candidates of LoRA's loss (positives and some negatives), and all rows whose text it is trained on.
@@ -266,6 +268,10 @@ class Learner:
         room = max(0, self.settings.lora_items - len(candidates))
         return candidates, np.union1d(candidates, looked_at[~np.isin(looked_at, candidates)][:room])
 
+    def forget(self, user_id: str) -> bool:
+        """Drop what is kept of a shopper; whether there was anything."""
+        return self.shoppers.forget(user_id)
+
     def restore_lora(self, lora: dict[str, Tensor], served: dict[str, Tensor]) -> None:
         """Put LoRA back: the one that is trained, and the one that scores follow from."""
         self.encoder.load_lora(served)
@@ -276,42 +282,3 @@ class Learner:
         """Begin a new delta: what changes from here on goes into the next bundle."""
         self.touched.clear()
         self.ranker.counters.mark_published()
-
-
-class _Side:
-    """Vectors of one role in a step, differentiable in the rows' residuals and in the live texts.
-
-    Args:
-        ranker: as it stands.
-        role: "query" or "candidate".
-        rows: [rows] sorted, distinct.
-        live_rows: sorted rows whose text vector is given in `live` [live rows, dim]; the others' stand still.
-    """
-
-    def __init__(
-        self,
-        ranker: Ranker,
-        role: str,
-        rows: IntArray,
-        *,
-        live_rows: IntArray | None = None,
-        live: Tensor | None = None,
-    ) -> None:
-        self.role, self.rows = role, rows
-        index = torch.from_numpy(rows)
-        self.residual = ranker.residuals[role][index].requires_grad_()
-        text = ranker.text[index]
-        if live_rows is not None and live is not None:
-            _, here, there = np.intersect1d(rows, live_rows, assume_unique=True, return_indices=True)
-            text = text.index_copy(0, torch.from_numpy(here), live[torch.from_numpy(there)])
-        self.vectors = torch.nn.functional.normalize(text + ranker.gate()[index] * self.residual, dim=1)
-
-
-def _loss(batch: Batch, heads: Tensor, query: _Side, candidate: _Side, log_expected: Tensor) -> Tensor:
-    """Sampled softmax over the candidates, log-Q corrected; the mean over events, in nats."""
-    places = candidate.rows if batch.columns is None else np.searchsorted(batch.columns, candidate.rows)
-    affinities = affinity_features(batch.affinity_weights @ query.vectors, candidate.vectors)
-    features = torch.cat([batch.counter_features[:, :, torch.from_numpy(places)], affinities])
-    logits = torch.einsum("fbn,f->bn", features, heads) - log_expected  # [events, candidates]
-    targets = torch.from_numpy(np.searchsorted(candidate.rows, batch.items))
-    return torch.nn.functional.cross_entropy(logits, targets)

@@ -65,13 +65,13 @@ class RowOptimiser:
         """Make room for `size` rows."""
         self._moment = torch.cat([self._moment, torch.zeros(max(0, size - len(self._moment)))])
 
-    def step(self, table: Tensor, rows: Tensor, gradient: Tensor) -> None:
-        """One step, in place, on the given distinct rows of a table [items, dim]."""
+    def step(self, table: Tensor, rows: Tensor, gradient: Tensor, *, scale: float = 1.0) -> None:
+        """One step, in place, on the given distinct rows of a table [items, dim]; `scale` is of its length."""
         self._steps += 1
         moment = _ROW_BETA * self._moment[rows] + (1 - _ROW_BETA) * gradient.square().mean(dim=1)
         self._moment[rows] = moment
-        scale = (moment / (1 - _ROW_BETA**self._steps)).sqrt() + _EPSILON
-        table[rows] -= self._learning_rate * gradient / scale[:, None]
+        spread = (moment / (1 - _ROW_BETA**self._steps)).sqrt() + _EPSILON
+        table[rows] -= self._learning_rate * scale * gradient / spread[:, None]
 
     def state(self) -> dict[str, Tensor]:
         """All of it as tensors."""
@@ -86,11 +86,12 @@ class LoraOptimiser:
     """AdamW (Loshchilov & Hutter 2019) on the LoRA weights."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, learning_rate: float, weight_decay: float) -> None:
-        self._parameters = list(parameters)
+        self._parameters, self._learning_rate = list(parameters), learning_rate
         self._optimiser = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay)
 
-    def step(self) -> None:
-        """One clipped step along the parameters' gradients, which begin anew."""
+    def step(self, *, scale: float = 1.0) -> None:
+        """One clipped step along the parameters' gradients, which begin anew; `scale` is of its length."""
+        self._optimiser.param_groups[0]["lr"] = self._learning_rate * scale
         nn.utils.clip_grad_norm_(self._parameters, _LORA_CLIP_NORM)
         self._optimiser.step()
         self._optimiser.zero_grad()

@@ -35,12 +35,14 @@ class Ranker:
 
     Attributes:
         heads: [features] weights of the score.
+        taste: [dim] what all shoppers like: its product with an item's vector is a feature.
         text: [items, dim] unit text vectors under the current adapter.
         residuals: by role [items, dim], zero for an item never learnt.
         counters: the streaming counters.
     """
 
     heads: Tensor
+    taste: Tensor
     text: Tensor
     residuals: dict[str, Tensor]
     counters: Counters = field(default_factory=Counters)
@@ -49,7 +51,7 @@ class Ranker:
     def empty(cls, dim: int) -> Ranker:
         """A ranker of no items that has learnt nothing."""
         heads = torch.tensor([INITIAL_WEIGHTS[name] for name in FEATURES])
-        return cls(heads, torch.zeros(0, dim), {role: torch.zeros(0, dim) for role in ROLES})
+        return cls(heads, torch.zeros(dim), torch.zeros(0, dim), {role: torch.zeros(0, dim) for role in ROLES})
 
     def __len__(self) -> int:
         """Items."""
@@ -79,7 +81,7 @@ class FrozenRanker:
 
     def __init__(self, ranker: Ranker) -> None:
         self._counters = ranker.counters.copy()
-        self._heads = ranker.heads.clone()  # a learner moves them in place
+        self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
         self._query, self._candidate = (ranker.vectors(role) for role in ROLES)
 
     def __len__(self) -> int:
@@ -101,7 +103,7 @@ class FrozenRanker:
         return torch.cat(
             [
                 counter_features(self._counters, contexts, weights, columns),
-                affinity_features(context_vectors, candidates),
+                affinity_features(context_vectors, candidates, self._taste),
             ]
         )
 

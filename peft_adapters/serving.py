@@ -41,6 +41,7 @@ class Learnt:
     Attributes:
         item_ids: items in the updater's order.
         heads: [features] weights of the score.
+        taste: [dim] what all shoppers like.
         residuals: by role fp16 [items, dim].
         counters: the streaming counters.
         lora: the adapter under PEFT's names.
@@ -48,6 +49,7 @@ class Learnt:
 
     item_ids: list[str]
     heads: Tensor
+    taste: Tensor
     residuals: dict[str, Tensor]
     counters: Counters
     lora: dict[str, Tensor]
@@ -183,13 +185,15 @@ def _merged(bundle: Bundle, before: Learnt | None, dim: int) -> Learnt:
     _require(len(set(item_ids)) == len(item_ids), "an item has two rows")
     heads = bundle.groups["heads"]["weights"].float()
     _require(heads.shape == (len(FEATURES),), f"heads have shape {tuple(heads.shape)}, not one weight a feature")
+    taste = bundle.groups["heads"]["taste"].float()
+    _require(taste.shape == (dim,), f"taste has shape {tuple(taste.shape)}, not that of an item's vector")
     lora = bundle.groups["adapter_model"]
-    _require(all(_finite(tensor) for tensor in (heads, *lora.values())), "a weight is not finite")
+    _require(all(_finite(tensor) for tensor in (heads, taste, *lora.values())), "a weight is not finite")
     counters = before.counters.copy() if before else Counters()
     counters.apply(bundle.groups["counters"])
     _require(counters.popularity.shape[1] == len(counters.events) == len(item_ids), "counters are not one an item")
     residuals = _merged_residuals(bundle.groups["residuals"], before, len(item_ids), dim)
-    return Learnt(item_ids, heads, residuals, counters, lora)
+    return Learnt(item_ids, heads, taste, residuals, counters, lora)
 
 
 def _merged_residuals(
@@ -285,7 +289,7 @@ def _ranker(learnt: Learnt, text: Tensor) -> FrozenRanker:
         role: torch.nn.functional.pad(rows.float(), (0, 0, 0, len(text) - len(rows)))
         for role, rows in learnt.residuals.items()
     }
-    return FrozenRanker(Ranker(learnt.heads, text, residuals, counters))
+    return FrozenRanker(Ranker(learnt.heads, learnt.taste, text, residuals, counters))
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -18,9 +18,10 @@ COUNTER_FEATURES = (
     "repeat",
     "last_basket",
     "in_session",
+    "click_through",
 )
 AFFINITIES = ("session_affinity", "history_affinity", "last_item_affinity")
-AFFINITY_FEATURES = (*AFFINITIES, *(f"{name}_squared" for name in AFFINITIES))
+AFFINITY_FEATURES = (*AFFINITIES, *(f"{name}_squared" for name in AFFINITIES), "taste")
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
 
 
@@ -54,7 +55,9 @@ class LearnerSettings(BaseModel):
         default=5_000, ge=1, description="a larger catalogue is judged on the batch's sampled candidates only"
     )
     heads_learning_rate: float = Field(default=0.1, ge=0)
+    taste_learning_rate: float = Field(default=0.003, ge=0, description="of what all shoppers like, learnt from lists")
     residual_learning_rate: float = Field(default=0.003, ge=0)
+    list_residual_learning_rate: float = Field(default=3e-4, ge=0, description="of residuals where lists are learnt")
     lora_learning_rate: float = Field(default=1e-3, ge=0)
     lora_weight_decay: float = Field(default=0.01, ge=0)
     lora_every_batches: int = Field(default=1, ge=1, description="LoRA takes a step on one batch in so many")

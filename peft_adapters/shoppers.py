@@ -34,19 +34,39 @@ class Contexts:
 
 
 class _Shopper:
-    __slots__ = ("items", "last_ts_ms", "session", "session_key", "sessions")
+    __slots__ = ("items", "keys", "session", "sessions", "times_ms")
 
     def __init__(self) -> None:
         self.items: list[int] = []  # oldest first
         self.sessions: list[int] = []  # ordinal of the session each item belongs to
+        self.times_ms: list[int] = []  # event time of each item
         self.session = 0
-        self.session_key: str | None = None
-        self.last_ts_ms = 0
+        self.keys: list[str | None] = [None]  # ids of the newest sessions, the one at hand last
 
-    def goes_on(self, session_key: str | None, ts_ms: int) -> bool:
-        if session_key is not None and self.session_key is not None:
-            return session_key == self.session_key
-        return ts_ms - self.last_ts_ms < SESSION_GAP_MS
+    def goes_on(self, session_key: str | None, ts_ms: int, newest: int) -> bool:
+        """Whether something belongs to the session of the item at index `newest`."""
+        own_key = self.keys[self.sessions[newest] - self.session - 1]
+        if session_key is not None and own_key is not None:
+            return session_key == own_key
+        return ts_ms - self.times_ms[newest] < SESSION_GAP_MS
+
+    def seen(self, before_ms: int | None) -> list[int]:
+        """Indices of the items, oldest first; of those alone that came before a time, where one is given."""
+        if before_ms is None:
+            return list(range(len(self.items)))
+        return [index for index, ts_ms in enumerate(self.times_ms) if ts_ms < before_ms]
+
+    def take_in(self, session_key: str | None, ts_ms: int, item: int) -> None:
+        if self.items and not self.goes_on(session_key, ts_ms, -1):
+            self.session += 1
+            self.keys.append(None)
+        self.keys[-1] = session_key
+        self.items.append(item)
+        self.sessions.append(self.session)
+        self.times_ms.append(ts_ms)
+        if len(self.items) > HISTORY_ITEMS:
+            del self.items[0], self.sessions[0], self.times_ms[0]
+            del self.keys[: len(self.keys) - 1 - (self.session - self.sessions[0])]
 
 
 class Shoppers:
@@ -64,25 +84,44 @@ class Shoppers:
         """Whether a shopper is remembered."""
         return user_id in self._shoppers
 
-    def context(self, user_id: str, session_key: str | None, ts_ms: int) -> tuple[list[int], list[int]]:
-        """Items of the shopper, newest first, and their ages in sessions, as of now."""
+    def context(
+        self, user_id: str, session_key: str | None, ts_ms: int, *, only_before: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Items of the shopper, newest first, and their ages in sessions.
+
+        Args:
+            user_id: who.
+            session_key: id of the session at hand.
+            ts_ms: when.
+            only_before: as of `ts_ms`, for what is looked at after the shopper has gone on; else as of now.
+        """
         shopper = self._shoppers.get(user_id)
-        if shopper is None:
+        seen = shopper.seen(ts_ms if only_before else None) if shopper is not None else []
+        if shopper is None or not seen:
             return [], []
-        session = shopper.session + (0 if shopper.goes_on(session_key, ts_ms) else 1)
-        return shopper.items[::-1], [session - s for s in reversed(shopper.sessions)]
+        session = shopper.sessions[seen[-1]] + (0 if shopper.goes_on(session_key, ts_ms, seen[-1]) else 1)
+        newest_first = seen[::-1]
+        return [shopper.items[index] for index in newest_first], [
+            session - shopper.sessions[index] for index in newest_first
+        ]
 
     def session_before(self, user_id: str, session_key: str | None, ts_ms: int, *, limit: int) -> list[int]:
         """The newest items of the session at hand, newest first: what counters pair a new event with."""
         shopper = self._shoppers.get(user_id)
-        if shopper is None or not shopper.goes_on(session_key, ts_ms):
+        if shopper is None or not shopper.goes_on(session_key, ts_ms, -1):
             return []
-        newest: list[int] = []
-        for item, session in zip(reversed(shopper.items), reversed(shopper.sessions), strict=True):
-            if session != shopper.session or len(newest) == limit:
-                break
-            newest.append(item)
-        return newest
+        return _session_up_to(shopper, len(shopper.items), shopper.session, limit)
+
+    def since(self, user_id: str, ts_ms: int, *, limit: int) -> list[tuple[int, list[int]]]:
+        """Items that came at or after a time, each with what `session_before` had given before it."""
+        shopper = self._shoppers.get(user_id)
+        if shopper is None:
+            return []
+        return [
+            (shopper.items[index], _session_up_to(shopper, index, shopper.sessions[index], limit))
+            for index, item_ts_ms in enumerate(shopper.times_ms)
+            if item_ts_ms >= ts_ms
+        ]
 
     def update(self, user_id: str, session_key: str | None, ts_ms: int, item: int) -> None:
         """Take in one event."""
@@ -91,29 +130,37 @@ class Shoppers:
             shopper = self._shoppers[user_id] = _Shopper()
             if len(self._shoppers) > self._max_shoppers:
                 self._shoppers.popitem(last=False)
-        elif not shopper.goes_on(session_key, ts_ms):
-            shopper.session += 1
         self._shoppers.move_to_end(user_id)
-        shopper.session_key, shopper.last_ts_ms = session_key, ts_ms
-        shopper.items.append(item)
-        shopper.sessions.append(shopper.session)
-        if len(shopper.items) > HISTORY_ITEMS:
-            del shopper.items[0], shopper.sessions[0]
+        shopper.take_in(session_key, ts_ms, item)
+
+    def forget(self, user_id: str) -> bool:
+        """Drop a shopper; whether there was one."""
+        return self._shoppers.pop(user_id, None) is not None
 
     def state(self) -> dict[str, Any]:
         """Everything, as JSON can hold it, in order of last sight."""
         return {
-            user: [list(s.items), list(s.sessions), s.session, s.session_key, s.last_ts_ms]
+            user: [list(s.items), list(s.sessions), list(s.times_ms), s.session, list(s.keys)]
             for user, s in self._shoppers.items()
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` gave."""
         self._shoppers.clear()
-        for user, fields in state.items():
+        for user, (items, sessions, times_ms, session, keys) in state.items():
             shopper = self._shoppers[user] = _Shopper()
-            items, sessions, shopper.session, shopper.session_key, shopper.last_ts_ms = fields
-            shopper.items, shopper.sessions = list(items), list(sessions)
+            shopper.items, shopper.sessions, shopper.times_ms = list(items), list(sessions), list(times_ms)
+            shopper.session, shopper.keys = session, list(keys)
+
+
+def _session_up_to(shopper: _Shopper, end: int, session: int, limit: int) -> list[int]:
+    """Items of a session before index `end`, newest first, at most `limit`."""
+    newest: list[int] = []
+    for index in range(end - 1, -1, -1):
+        if shopper.sessions[index] != session or len(newest) == limit:
+            break
+        newest.append(shopper.items[index])
+    return newest
 
 
 def pad(rows: list[tuple[list[int], list[int]]]) -> Contexts:

@@ -289,6 +289,9 @@ def backtest(
     batch_events: Annotated[
         int | None, typer.Option("--batch-events", min=1, metavar="N", help="Events per micro-batch.")
     ] = None,
+    click_window_seconds: Annotated[
+        float, typer.Option("--click-window-seconds", min=0.001, metavar="S", help="When a shown list is learnt.")
+    ] = 600.0,
     encoder: Annotated[
         str | None, typer.Option("--encoder", metavar="NAME|DIR", help="The frozen encoder, by name or directory.")
     ] = None,
@@ -313,6 +316,7 @@ def backtest(
         ranks_path=ranks,
         warm_up=warm_up,
         batch_events=batch_events,
+        click_window_seconds=click_window_seconds,
     )
 
 

@@ -25,7 +25,8 @@ from rich.table import Table
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.backtest.judging import Ranks, figures, interval
 from services.backtest.policies import POLICIES, policy_settings
-from services.backtest.run import new_learner, read_catalogue, read_examples, read_warm_up, run_policy
+from services.backtest.run import new_learner, read_catalogue, read_warm_up, run_policy
+from services.backtest.stream import Stream, read_stream
 from services.settings import Settings, SettingsError
 from streams.joiner import Example
 
@@ -40,7 +41,7 @@ console = Console(stderr=True)
 class _Data:
     items: list[tuple[str, str]]
     warm_up: list[Example]
-    examples: list[Example]
+    stream: Stream
     batch_events: int
 
 
@@ -56,6 +57,7 @@ def run(
     ranks_path: Path | None,
     warm_up: Path | None,
     batch_events: int | None,
+    click_window_seconds: float,
 ) -> dict[str, Any]:
     """Run every policy with every seed, print a table, write what was asked for; the report.
 
@@ -66,8 +68,13 @@ def run(
     unknown = [policy for policy in policies if policy not in POLICIES]
     if unknown:
         raise SettingsError(f"`--policies` must be among {', '.join(POLICIES)}, got {', '.join(unknown)}")
-    data = _read(items, events, warm_up, max_events, batch_events or DEFAULT_BATCH_EVENTS)
-    console.print(f"{len(data.examples):,} events of {len(data.items):,} items; encoding what is new to the cache")
+    catalogue = read_catalogue(items)
+    known = {item_id for item_id, _ in catalogue}
+    stream = read_stream(events, known, max_events=max_events, click_window_seconds=click_window_seconds)
+    earlier = read_warm_up(warm_up, known, stream.examples[0].ts) if warm_up else []
+    data = _Data(catalogue, earlier, stream, batch_events or DEFAULT_BATCH_EVENTS)
+    events_read = f"{len(stream.examples):,} events and {len(stream.lists):,} lists of {len(catalogue):,} items"
+    console.print(f"{events_read}; encoding what is new to the cache")
     new_learner(settings.encoder, settings.learner).add_items(data.items)  # fills the cache once, for all runs
     results = _run_all(settings, data, [(policy, seed) for seed in range(seeds) for policy in policies])
     report = _report(settings, items, events, data, policies, seeds, results)
@@ -77,14 +84,6 @@ def run(
     if ranks_path:
         _write_ranks(ranks_path, results)
     return report
-
-
-def _read(items: Path, events: Path, warm_up: Path | None, max_events: int | None, batch_events: int) -> _Data:
-    catalogue = read_catalogue(items)
-    known = {item_id for item_id, _ in catalogue}
-    examples = read_examples(events, known, max_events=max_events)
-    earlier = read_warm_up(warm_up, known, examples[0].ts) if warm_up else []
-    return _Data(catalogue, earlier, examples, batch_events)
 
 
 # ---- runs side by side, one a core
@@ -100,7 +99,7 @@ def _run_all(settings: Settings, data: _Data, runs: Sequence[Run]) -> dict[Run, 
         futures = {
             run: pool.submit(_one, run, settings.encoder, policy_settings(settings.learner, *run), data) for run in runs
         }
-        _follow(futures, queue, len(data.examples))
+        _follow(futures, queue, len(data.stream.examples))
         return {run: future.result() for run, future in futures.items()}
 
 
@@ -126,7 +125,7 @@ def _one(run: Run, encoder: EncoderSettings, learner: LearnerSettings, data: _Da
         learner=learner,
         items=data.items,
         warm_up=data.warm_up,
-        examples=data.examples,
+        stream=data.stream,
         batch_events=data.batch_events,
         progress=report,
     )
@@ -173,7 +172,8 @@ def _report(
     return {
         "items": items.name,
         "events": events.name,
-        "judged_events": len(data.examples),
+        "judged_events": len(data.stream.examples),
+        "shown_lists": len(data.stream.lists),
         "warm_up_events": len(data.warm_up),
         "catalogue": len(data.items),
         "batch_events": data.batch_events,
@@ -186,7 +186,8 @@ def _report(
 def _table(report: dict[str, Any]) -> Table:
     table = Table(title=f"{report['events']}: {report['judged_events']:,} events, {report['catalogue']:,} items")
     table.add_column("policy", no_wrap=True)
-    columns = ("hr20", "ndcg20", "mrr", "auc", "hr20_first_of_item", "auc_first_of_item", "hr20_new_user")
+    columns = ["hr20", "ndcg20", "mrr", "auc", "hr20_first_of_item", "auc_first_of_item", "hr20_new_user"]
+    columns += ["ndcg10_lists"] if report["shown_lists"] else []
     for column in columns:
         table.add_column(column.replace("_", "\n", 1), justify="right")
     for policy, values in report["policies"].items():

@@ -11,6 +11,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from peft_adapters.evaluation import list_ndcg
+
 CUTOFF = 20
 
 Floats = npt.NDArray[np.float64]
@@ -26,6 +28,7 @@ class Ranks:
         first_of_item: no event of the item came before, in the data judged or learnt.
         new_user: no event of the user came before.
         candidates: size of the catalogue that was ranked.
+        list_ndcg: NDCG@10 of each list in which something was clicked and something was not.
     """
 
     rank: list[int] = field(default_factory=list)
@@ -33,6 +36,7 @@ class Ranks:
     first_of_item: list[bool] = field(default_factory=list)
     new_user: list[bool] = field(default_factory=list)
     candidates: int = 0
+    list_ndcg: list[float] = field(default_factory=list)
 
     def add(self, scores: Tensor, items: npt.NDArray[np.int64], sold: npt.NDArray[np.bool_]) -> None:
         """Judge events.
@@ -51,9 +55,18 @@ class Ranks:
         tied = (scores == own).float() @ others - own_sold
         self.auc += ((below + 0.5 * tied) / (others.sum() - own_sold)).tolist()
 
+    def add_lists(self, scores: Sequence[Tensor], clicked: Sequence[Sequence[bool]]) -> None:
+        """Judge lists by the scores of what was shown [items of the list] and what was clicked of it."""
+        for own_scores, own_clicked in zip(scores, clicked, strict=True):
+            if 0 < sum(own_clicked) < len(own_clicked):
+                self.list_ndcg.append(list_ndcg(own_scores, own_clicked))
+
 
 def figures(ranks: Ranks) -> dict[str, float]:
-    """HR@20, NDCG@20, MRR and AUC, over all events and over the slices; AUC only where another item was sold before."""
+    """HR@20, NDCG@20, MRR and AUC, over all events and over the slices; AUC only where another item was sold before.
+
+    Where lists were judged, NDCG@10 within lists too.
+    """
     rank, first, new = np.array(ranks.rank), np.array(ranks.first_of_item), np.array(ranks.new_user)
     auc = np.array(ranks.auc)
     values = _of(rank, auc, "")
@@ -61,6 +74,8 @@ def figures(ranks: Ranks) -> dict[str, float]:
         values[f"events_{name}"] = float(slice_.sum())
         if slice_.any():
             values |= _of(rank[slice_], auc[slice_], f"_{name}")
+    if ranks.list_ndcg:
+        values |= {"lists": float(len(ranks.list_ndcg)), "ndcg10_lists": float(np.mean(ranks.list_ndcg))}
     return values
 
 

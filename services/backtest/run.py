@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from peft_adapters.catalogue import Catalogue, item_text
 from peft_adapters.encoder import Encoder
@@ -14,9 +17,9 @@ from peft_adapters.learner import Learner
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.backtest.judging import Ranks
-from services.replay.dataset import DatasetError, read_events, read_items
-from streams.events import Click, Purchase
-from streams.joiner import Example, example_of
+from services.backtest.stream import Shown, Stream, chunks
+from services.replay.dataset import DatasetError, read_items
+from streams.joiner import Example, ShownList
 
 _WARM_UP_GAP_MS = 24 * 3_600_000  # so that no session goes on from the warm-up into the data
 
@@ -30,25 +33,6 @@ def read_catalogue(path: Path) -> list[tuple[str, str]]:
         )
         for item in read_items(path)
     ]
-
-
-def read_examples(path: Path, known: set[str], *, max_events: int | None) -> list[Example]:
-    """Clicks and purchases in time order; other rows are passed over.
-
-    Raises:
-        DatasetError: there is none, or one is of an item that the catalogue does not have.
-    """
-    events = (event for event in read_events(path) if isinstance(event, Click | Purchase))
-    examples = [example_of(event, publish_ts_ms=event.ts) for event in islice(events, max_events)]
-    if not examples:
-        raise DatasetError(f"{path}: expected clicks or purchases, found none; check its event_type column")
-    unknown = {example.item_id for example in examples} - known
-    if unknown:
-        raise DatasetError(
-            f"{path}: {len(unknown)} items are not in the catalogue, among them {sorted(unknown)[:3]}; "
-            "add them to --items"
-        )
-    return sorted(examples, key=lambda example: example.ts)
 
 
 def read_warm_up(path: Path, known: set[str], before_ms: int) -> list[Example]:
@@ -96,11 +80,11 @@ def run_policy(
     learner: LearnerSettings,
     items: Sequence[tuple[str, str]],
     warm_up: Sequence[Example],
-    examples: Sequence[Example],
+    stream: Stream,
     batch_events: int,
     progress: Callable[[int], None],
 ) -> Ranks:
-    """Replay the stream: every event is judged by what stood after the batch before, then learnt."""
+    """Replay the stream: every event and list is judged by what stood after the batch before, then learnt."""
     model = new_learner(encoder.model_copy(update={"lora_seed": learner.seed}), learner)
     model.add_items(items)
     for earlier in _batches(warm_up, batch_events):
@@ -108,18 +92,39 @@ def run_policy(
     ranks = Ranks()
     sold_items = {example.item_id for example in warm_up}
     users = {example.user_id for example in warm_up}
-    for examples_of_batch in _batches(examples, batch_events):
-        sold = model.ranker.counters.events > 0
-        batch = model.observe(examples_of_batch)
-        ranks.add(model.judge(batch), batch.items, sold)
-        model.learn(batch)
-        for example in examples_of_batch:
-            ranks.first_of_item.append(example.item_id not in sold_items)
-            ranks.new_user.append(example.user_id not in users)
-            sold_items.add(example.item_id)
-            users.add(example.user_id)
-        progress(len(examples_of_batch))
+    pending: list[tuple[int, ShownList]] = []  # lessons that are not due yet, in order of their time
+    for chunk in chunks(stream, batch_events):
+        ranks.add_lists(*_judged_lists(model, chunk.lists))
+        if chunk.examples:
+            _judge_and_learn(model, chunk.examples, ranks, sold_items, users)
+            progress(len(chunk.examples))
+        pending += [lesson for shown in chunk.lists for lesson in shown.lessons]
+        pending.sort(key=lambda lesson: lesson[0])
+        due = bisect_right(pending, chunk.end_ms, key=lambda lesson: lesson[0])
+        model.learn_lists(model.observe_lists([shown for _, shown in pending[:due]]))
+        del pending[:due]
     return ranks
+
+
+def _judged_lists(model: Learner, lists: Sequence[Shown]) -> tuple[list[Tensor], list[Sequence[bool]]]:
+    """Scores of what was shown, and what was clicked of it: before any of its clicks is learnt."""
+    # Nothing is known yet of what will be clicked, as it is where the list is ranked.
+    asked = [replace(shown.as_shown, clicked=(False,) * len(shown.as_shown.clicked)) for shown in lists]
+    return model.judge_lists(model.observe_lists(asked)), [shown.as_shown.clicked for shown in lists]
+
+
+def _judge_and_learn(
+    model: Learner, examples: Sequence[Example], ranks: Ranks, sold_items: set[str], users: set[str]
+) -> None:
+    sold = model.ranker.counters.events > 0
+    batch = model.observe(examples)
+    ranks.add(model.judge(batch), batch.items, sold)
+    model.learn(batch)
+    for example in examples:
+        ranks.first_of_item.append(example.item_id not in sold_items)
+        ranks.new_user.append(example.user_id not in users)
+        sold_items.add(example.item_id)
+        users.add(example.user_id)
 
 
 def new_learner(encoder_settings: EncoderSettings, settings: LearnerSettings) -> Learner:

@@ -1,6 +1,7 @@
 """Reads a data set's CSV files, plain or gzipped, as the events that a shop would have published.
 
-Columns of items: ``item_id, title`` and, where there, ``kind, description, category, brand, price, first_seen``.
+Columns of items: ``item_id, title`` and, where there, ``kind, description, tags, category, brand, price, first_seen``;
+tags, split by ``|``, are put before the description.
 Columns of events: ``timestamp`` (ISO 8601), ``timestamp_ms`` or ``seq``; ``user_id, event_type, item_id`` and, where
 there, ``session_id, request_id, position, quantity, price, shown_items``. Other columns are not looked at.
 
@@ -103,12 +104,16 @@ def _item(row: Row, event_id: str) -> Item:
             "item_id": row["item_id"],
             "kind": row.get("kind") or "product",
             "title": row["title"],
-            "description": row.get("description", ""),
+            "description": ". ".join(part for part in (_tags(row), row.get("description", "")) if part),
             "category": row.get("category", ""),
             "brand": row.get("brand", ""),
             "price": row.get("price") or None,
         }
     )
+
+
+def _tags(row: Row) -> str:
+    return ", ".join(tag for tag in row.get("tags", "").split("|") if tag)
 
 
 def _common(row: Row, event_id: str, scenario: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Bought(NamedTuple):
     session_id: str | None
     item_id: str
     ts: int
+    weight: float = 1.0
 
 
 @cache

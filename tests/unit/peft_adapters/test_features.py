@@ -94,7 +94,7 @@ def test_between_sessions_the_last_item_still_counts() -> None:
 def test_no_context_at_all_is_no_error(counters: Counters) -> None:
     nobody = pad([([], [])])
     assert by_name(counters, nobody)["in_session"].tolist() == [[0] * 4]
-    assert counter_features(counters, pad([]), context_weights(pad([]), 4), None).shape == (9, 0, 4)
+    assert counter_features(counters, pad([]), context_weights(pad([]), 4), None).shape == (10, 0, 4)
 
 
 def random_state(seed: int) -> tuple[Counters, Contexts]:
@@ -113,7 +113,7 @@ def test_some_columns_equal_the_whole_catalogues_columns(seed: int) -> None:
     whole = counter_features(counters, contexts, weights, None)
     columns = np.array([0, 3, 4, 11, 26, 39])
     assert torch.equal(counter_features(counters, contexts, weights, columns), whole[:, :, columns])
-    assert counter_features(counters, contexts, weights, np.array([], dtype=np.int64)).shape == (9, 9, 0)
+    assert counter_features(counters, contexts, weights, np.array([], dtype=np.int64)).shape == (10, 9, 0)
 
 
 def test_features_are_finite_before_anything_was_counted() -> None:
@@ -128,9 +128,11 @@ def test_affinities_are_dot_products_with_the_weighted_mean_and_their_squares() 
     rows = np.array([0, 1, 2, 3])
     query = torch.eye(4)
     means: Tensor = affinity_weights(weights, rows) @ query
-    features = affinity_features(means, torch.eye(4))
+    taste = torch.tensor([0.5, 0.0, -1.0, 2.0])
+    features = affinity_features(means, torch.eye(4), taste)
     assert features.shape == (len(AFFINITY_FEATURES), 2, 4)
     for index, part in enumerate((weights.session, weights.history, weights.last)):
         product = torch.from_numpy(part.toarray())
         torch.testing.assert_close(features[index], product)
         torch.testing.assert_close(features[index + len(AFFINITIES)], 3 * product**2)
+    assert_close(features[-1], [taste.tolist()] * 2)

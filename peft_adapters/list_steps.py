@@ -1,0 +1,108 @@
+"""What learns from lists: a head of their own, the taste of all shoppers, residuals, and how far down a list one looks.
+
+A head that tells what is clicked among what was shown is another one than a head that finds the next item in the whole
+catalogue: the first has the click-through to go by and no exposure to explain. The learner keeps both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_adapters.batches import ListBatch
+from peft_adapters.features import LIST_INITIAL_WEIGHTS
+from peft_adapters.losses import DelayedFeedback, Side, list_scores, lists_loss
+from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser
+from peft_adapters.ranker import ROLES, Ranker
+from peft_adapters.settings import FEATURES, LearnerSettings
+
+_START_LOG_ODDS = -2.0  # of a click on what is shown, before any list is learnt
+# They fall with every event, so that nobody knows what they were when a list was shown; click-through says it better.
+_NOT_OF_LISTS = ("popularity_fast", "popularity_slow")
+
+
+class ListSteps:
+    """Steps on lists; moves the ranker's taste and residuals, and the head for lists.
+
+    Args:
+        ranker: whose taste and residuals are moved.
+        settings: how to learn.
+
+    Attributes:
+        heads: [features] weights of the score for what is shown in lists.
+        examination: [2] see `lists_loss`.
+        feedback: how many clicks come late.
+        lists_learned: lists so far.
+    """
+
+    def __init__(self, ranker: Ranker, settings: LearnerSettings) -> None:
+        used = set(settings.features) - set(_NOT_OF_LISTS)
+        self._mask = torch.tensor([float(name in used) for name in FEATURES])
+        self.heads = torch.tensor([LIST_INITIAL_WEIGHTS.get(name, 0.0) for name in FEATURES]) * self._mask
+        self.examination = torch.tensor([_START_LOG_ODDS, 0.0])
+        self.feedback = DelayedFeedback()
+        self.lists_learned = 0
+        self._ranker = ranker
+        rate = settings.heads_learning_rate
+        self._optimisers = {
+            "heads": HeadsOptimiser(self.heads, learning_rate=rate),
+            "examination": HeadsOptimiser(self.examination, learning_rate=rate),
+            "taste": HeadsOptimiser(ranker.taste, learning_rate=settings.taste_learning_rate),
+        }
+        self._row_optimisers = {
+            role: RowOptimiser(learning_rate=settings.list_residual_learning_rate)
+            for role in ROLES
+            if settings.residuals
+        }
+
+    def grow(self, size: int) -> None:
+        """Make room for `size` items."""
+        for optimiser in self._row_optimisers.values():
+            optimiser.grow(size)
+
+    def step(self, batch: ListBatch) -> tuple[float, set[int]]:
+        """One step; the loss (nats a list) before it, and the rows whose residuals it moved."""
+        heads, taste, examination = (
+            tensor.clone().requires_grad_() for tensor in (self.heads, self._ranker.taste, self.examination)
+        )
+        rows, place = np.unique(batch.items, return_inverse=True)
+        query, candidate = Side(self._ranker, "query", batch.context_rows), Side(self._ranker, "candidate", rows)
+        scores = list_scores(batch, heads, taste, query.vectors, candidate.vectors[torch.from_numpy(place)])
+        loss = lists_loss(batch, scores, examination, self.feedback)
+        moved = [heads, taste, examination, query.residual, candidate.residual]
+        gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+        self._optimisers["heads"].step(gradients[0] * self._mask)
+        self._optimisers["taste"].step(gradients[1])
+        self._optimisers["examination"].step(gradients[2])
+        touched = self._step_rows(query, gradients[3]) | self._step_rows(candidate, gradients[4])
+        self.feedback.count(batch, scores.detach())
+        self.lists_learned += len(batch)
+        return float(loss.detach()), touched
+
+    def _step_rows(self, side: Side, gradient: Tensor | None) -> set[int]:
+        if gradient is None or side.role not in self._row_optimisers:
+            return set()
+        table = self._ranker.residuals[side.role]
+        self._row_optimisers[side.role].step(table, torch.from_numpy(side.rows), gradient)
+        return set(side.rows.tolist())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All of it, as tensors and as JSON can hold it."""
+        parts = self._optimisers | {f"rows.{role}": optimiser for role, optimiser in self._row_optimisers.items()}
+        tensors = {"heads": self.heads, "examination": self.examination, "taste": self._ranker.taste}
+        tensors |= {f"{part}.{key}": value for part, own in parts.items() for key, value in own.state().items()}
+        return tensors, {"feedback": self.feedback.state(), "lists_learned": self.lists_learned}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        for own, name in ((self.heads, "heads"), (self.examination, "examination"), (self._ranker.taste, "taste")):
+            own.copy_(tensors[name])  # in place: the optimisers hold these tensors
+        parts = self._optimisers | {f"rows.{role}": optimiser for role, optimiser in self._row_optimisers.items()}
+        for part, optimiser in parts.items():
+            prefix = f"{part}."
+            optimiser.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        self.feedback.restore(state["feedback"])
+        self.lists_learned = state["lists_learned"]

@@ -1,0 +1,119 @@
+"""What a backtest replays: positives, and lists with when each is judged and learnt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from services.replay.dataset import DatasetError, read_events
+from streams.events import Click, Impression, Purchase
+from streams.joiner import Example, ShownList, example_of
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A list as a backtest sees it.
+
+    Attributes:
+        as_shown: the list with every click and purchase that it led to; what it is judged by.
+        lessons: when each part is learnt, epoch ms, and the part: the list when its click window has passed, and what
+            was clicked later when that came.
+    """
+
+    as_shown: ShownList
+    lessons: tuple[tuple[int, ShownList], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Positives and lists, each in time order."""
+
+    examples: list[Example]
+    lists: list[Shown]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What is judged before any of it is learnt."""
+
+    lists: list[Shown]
+    examples: Sequence[Example]
+    end_ms: int
+
+
+def read_stream(path: Path, known: set[str], *, max_events: int | None, click_window_seconds: float) -> Stream:
+    """Clicks, purchases and impressions; other rows are passed over. Impressions are joined by `request_id`.
+
+    Args:
+        path: events, see `services.replay.dataset`.
+        known: items of the catalogue.
+        max_events: ends after that many clicks and purchases.
+        click_window_seconds: a list is learnt when so much time has passed.
+
+    Raises:
+        DatasetError: there is no click or purchase, or one is of an item that the catalogue does not have.
+    """
+    signals = (event for event in read_events(path) if isinstance(event, Click | Purchase | Impression))
+    positives: list[Click | Purchase] = []
+    impressions: list[Impression] = []
+    for event in signals:
+        if isinstance(event, Impression):
+            impressions.append(event)
+        elif len(positives) == max_events:
+            break
+        else:
+            positives.append(event)
+    if not positives:
+        raise DatasetError(f"{path}: expected clicks or purchases, found none; check its event_type column")
+    unknown = {event.item_id for event in positives} - known
+    if unknown:
+        raise DatasetError(
+            f"{path}: {len(unknown)} items are not in the catalogue, among them {sorted(unknown)[:3]}; "
+            "add them to --items"
+        )
+    examples = [example_of(event, publish_ts_ms=event.ts) for event in positives]
+    came: dict[str, dict[str, int]] = defaultdict(dict)  # by request, when each item was first clicked or bought
+    for event in positives:
+        if event.request_id is not None:
+            came[event.request_id][event.item_id] = min(event.ts, came[event.request_id].get(event.item_id, event.ts))
+    lists = [_shown(shown, known, came[shown.request_id], int(1000 * click_window_seconds)) for shown in impressions]
+    return Stream(sorted(examples, key=lambda example: example.ts), sorted(lists, key=lambda shown: shown.as_shown.ts))
+
+
+def _shown(event: Impression, known: set[str], came: dict[str, int], window_ms: int) -> Shown:
+    due_ms = event.ts + window_ms
+    items = [item for item in event.items if item.item_id in known]
+
+    def part(which: Sequence[int], clicked: Sequence[bool], *, late: bool = False) -> ShownList:
+        return ShownList(
+            user_id=event.user_id,
+            session_id=event.session_id,
+            ts=event.ts,
+            item_ids=tuple(items[index].item_id for index in which),
+            positions=tuple(items[index].position for index in which),
+            clicked=tuple(clicked),
+            late=late,
+        )
+
+    everything = range(len(items))
+    lessons = [(due_ms, part(everything, [came.get(item.item_id, due_ms) < due_ms for item in items]))]
+    for index in everything:
+        if (ts := came.get(items[index].item_id, 0)) >= due_ms:
+            lessons.append((ts, part([index], [True], late=True)))
+    return Shown(part(everything, [item.item_id in came for item in items]), tuple(lessons))
+
+
+def chunks(stream: Stream, size: int) -> Iterator[Chunk]:
+    """Cut the stream every `size` records of any kind, in time order, lists before positives of the same time."""
+    records: list[tuple[int, Example | Shown]] = [(shown.as_shown.ts, shown) for shown in stream.lists]
+    records += [(example.ts, example) for example in stream.examples]
+    in_order = iter(sorted(records, key=lambda record: record[0]))
+    while part := list(islice(in_order, size)):
+        yield Chunk(
+            [record for _, record in part if isinstance(record, Shown)],
+            [record for _, record in part if isinstance(record, Example)],
+            part[-1][0],
+        )
