@@ -27,7 +27,9 @@ def event_of(fields: object, *, kind: str | None = None) -> Event:
     if not isinstance(fields, dict):
         raise ValueError(f"an event must be a JSON object, got {type(fields).__name__}")
     model = MODELS[_known(kind_named(fields, kind))]
-    return model.model_validate({"event_id": str(uuid.uuid4()), "ts": time.time_ns() // 1_000_000, **fields})
+    event = model.model_validate({"event_id": str(uuid.uuid4()), "ts": time.time_ns() // 1_000_000, **fields})
+    _require_unicode(event)
+    return event
 
 
 def kind_named(fields: dict[str, Any], kind: str | None = None) -> object:
@@ -51,6 +53,18 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason} at byte {error.start + 1}"
     return "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
+
+
+def _require_unicode(event: Event) -> None:
+    """JSON can spell half of a surrogate pair, which no consumer could read; pydantic lets it pass as free text."""
+    for name, value in event:
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"`{name}`: must be Unicode text, got half a surrogate pair at {error.start}"
+                ) from None
 
 
 def _known(named: object) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from collector_door import Door, open_door
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from streams.events import MODELS
@@ -59,6 +59,8 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 
 @RUNS
 @given(body=bodies)
+@example(body=whole | {"type": "item", "title": "\ud800"})
+@example(body={"events": [whole | {"type": "impression", "query": "\udfff"}, whole | {"type": "click"}]})
 def test_any_json_is_answered_event_by_event(door: Door, body: Any) -> None:
     before = len(door.spool)
     answer = door.post(body)

@@ -89,11 +89,13 @@ class TestOnEachBroker:
             for start in range(0, 900, 300):
                 collector.accept(clicks(range(start, start + 300)))
             wait_until(lambda: collector.forwarded() == 903, what="all forwarded")
+            collector.accept(clicks(range(900, 901)))
+            wait_until(lambda: collector.forwarded() == 904, what="one alone goes out at once", seconds=2)
             assert collector.ready() == {"status": "ready", "broker": "connected", "spool_events": 0, "spool_bytes": 0}
             assert collector.end() == 0
             assert collector.told("forwarding_stopped") == []
             assert "Traceback" not in collector.log()
-        assert arrived(kafka_connection, topics.clicks) == expected(range(900))
+        assert arrived(kafka_connection, topics.clicks) == expected(range(901))
         assert arrived(kafka_connection, topics.items) == {"mug": ["i1"]}
         assert arrived(kafka_connection, topics.impressions) == {"ann": ["s1"]}
         assert arrived(kafka_connection, topics.purchases) == {"ann": ["p1"]}

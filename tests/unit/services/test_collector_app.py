@@ -104,6 +104,8 @@ class TestRefused:
             (CLICK | {"ts": "2026-01-01T00:00:00"}, "`ts` must carry a UTC offset"),
             (CLICK | {"user_id": "\ud800"}, "`user_id`: "),
             (BOUGHT | {"quantity": 0}, "`quantity`: Input should be greater than or equal to 1"),
+            (ITEM | {"title": "\ud800"}, "`title`: must be Unicode text, got half a surrogate pair at 0"),
+            (SHOWN | {"query": "a\ud800"}, "`query`: must be Unicode text, got half a surrogate pair at 1"),
             (SHOWN | {"items": [{"item_id": "mug"}]}, "`items.0.position`: Field required"),
             (ITEM | {"status": "gone"}, "`status`: Input should be 'active' or 'blocked'"),
             (ITEM | {"price": "cheap"}, "`price`: "),

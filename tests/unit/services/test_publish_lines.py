@@ -10,6 +10,8 @@ from streams.events import Click, Event, Item, Purchase
 
 CLICK = {"type": "click", "event_id": "e1", "ts": "2026-01-01T00:00:00Z", "user_id": "u", "item_id": "i"}
 
+ITEM = {"type": "item", "item_id": "i", "kind": "product"}
+
 
 def only(line: bytes, kind: str | None = None) -> Event | str:
     [(number, result)] = read_lines([line], kind=kind)
@@ -56,6 +58,11 @@ def test_a_missing_id_is_made_up_and_a_missing_time_is_now() -> None:
         (b'{"type": "click", "user_id": "u"}', None, "`item_id`: Field required"),
         (b'{"type": "click", "user_id": "", "item_id": "i"}', None, "`user_id`: String should have at least 1"),
         (b'{"type": "click", "ts": "2026-01-01T00:00:00"}', None, "`ts` must carry a UTC offset"),
+        (
+            json.dumps(ITEM | {"title": "tea\ud83d"}).encode(),
+            None,
+            "`title`: must be Unicode text, got half a surrogate",
+        ),
         (json.dumps(CLICK | {"schema_version": 2}).encode(), None, "`schema_version`: "),
     ],
 )
