@@ -10,6 +10,8 @@ HeadwaterModelError
 │   │   └── BundleSizeError        a file missing, cut short or too long
 │   └── BundleBaseMismatchError    made for another frozen encoder
 ├── CheckpointError                a checkpoint that cannot be read, or belongs to another encoder or release
+├── FencedError                    another updater has taken over; nothing more may be written
+├── AlreadyRunningError            another updater is at work in the same place
 ├── EncoderError                   an encoder that cannot be loaded, or used as asked
 └── RegistryError
     ├── RegistryAddressError       no kind of store is known, or installed, for this address
@@ -56,6 +58,14 @@ class BundleBaseMismatchError(BundleError):
 
 class CheckpointError(HeadwaterModelError):
     """A checkpoint cannot be read, or belongs to another encoder or release."""
+
+
+class FencedError(HeadwaterModelError):
+    """Another updater has taken over: this one must neither write nor publish any more."""
+
+
+class AlreadyRunningError(HeadwaterModelError):
+    """Another updater is at work on the same checkpoints, or publishes under the same name."""
 
 
 class EncoderError(HeadwaterModelError):

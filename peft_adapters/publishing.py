@@ -18,7 +18,7 @@ from peft_adapters.errors import RegistryUnavailableError
 from peft_adapters.gate import GateSettings, judge_candidate
 from peft_adapters.learner import Learner
 from peft_adapters.ranker import ROLES
-from peft_adapters.registry import AdapterRegistry
+from peft_adapters.registry import AdapterRegistry, Owner
 
 DEFAULT_SNAPSHOT_EVERY = 20
 
@@ -34,6 +34,7 @@ class Publisher:
         learner: whose state is published; this object marks what was.
         registry: where to.
         scenario: under which name.
+        owner: in whose name; it claims the scenario before its first version, and is fenced once another does.
         staging: a directory for the bundle before it is uploaded.
         gate: what a candidate must keep to.
         snapshot_every: versions from one full bundle to the next.
@@ -46,12 +47,14 @@ class Publisher:
         registry: AdapterRegistry,
         *,
         scenario: str,
+        owner: Owner,
         staging: Path,
         gate: GateSettings,
         snapshot_every: int = DEFAULT_SNAPSHOT_EVERY,
         keep_versions: int = 3 * DEFAULT_SNAPSHOT_EVERY,
     ) -> None:
         self._learner, self._registry, self._scenario = learner, registry, scenario
+        self._owner, self._is_owner = owner, False
         self._staging, self._gate = staging, gate
         self._snapshot_every, self._keep_versions = snapshot_every, keep_versions
         self._parent: Manifest | None = None  # published by this process; None: the next bundle is a full one
@@ -63,12 +66,15 @@ class Publisher:
         """Write the next version beside the registry and let the gate judge it.
 
         Raises:
+            AlreadyRunningError: an updater with other checkpoints publishes to the scenario.
             RegistryUnavailableError: the registry does not say what the newest version is.
             OSError: the disk refused.
         """
+        if not self._is_owner:
+            self._registry.claim(self._scenario, self._owner)
+            self._is_owner = True
         newest = self._registry.latest(self._scenario)
-        # One that was cut short before LATEST advanced has its number already.
-        version = 1 + max(self._registry.versions(self._scenario), default=0)
+        version = self._registry.next_version(self._scenario)
         parent = self._parent
         full = parent is None or newest is None or newest.version != parent.version
         full = full or version - newest.snapshot >= self._snapshot_every  # type: ignore[union-attr]
@@ -99,9 +105,10 @@ class Publisher:
         """Make a candidate that passed the newest version.
 
         Raises:
+            FencedError: another updater has claimed the scenario.
             RegistryUnavailableError: the store failed; the learner's changes stay unpublished and go with the next.
         """
-        self._registry.publish(directory, manifest)
+        self._registry.publish(directory, manifest, owner=self._owner)
         self._learner.mark_published()
         self._parent, self._published_items = manifest, len(self._learner.catalogue)
         shutil.rmtree(directory, ignore_errors=True)
@@ -128,7 +135,7 @@ def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor
     residuals: dict[str, Any] = {role: ranker.residuals[role][rows].half() for role in ROLES}
     return {
         "adapter_model": learner.served_lora,
-        "heads": {"weights": ranker.heads.detach().clone()},
+        "heads": {"weights": ranker.heads.clone(), "taste": ranker.taste.clone()},
         "residuals": {"rows": rows.to(torch.int32)} | residuals,
         "counters": ranker.counters.full() if full else ranker.counters.delta(),
     }

@@ -4,28 +4,33 @@
 <root>/<scenario>/<version:08d>/<files of the bundle>
 <root>/<scenario>/refused/<version:08d>/<files of the bundle>     candidates the gate refused
 <root>/<scenario>/LATEST                                          one version number
+<root>/<scenario>/OWNER                                           who may publish
 ```
 
-A version exists once its manifest does, and the manifest is written last. One updater publishes to a scenario; any
-number of readers may look on, and see a version whole or not at all.
+A version exists once its manifest does, and the manifest is written last. One updater publishes to a scenario, the one
+that claimed it last; any number of readers may look on, and see a version whole or not at all.
 """
 
 import hashlib
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from peft_adapters.durable import sync_directory
 from peft_adapters.errors import (
+    AlreadyRunningError,
     BundleDigestError,
     BundleError,
     BundleFormatError,
     BundleSizeError,
+    FencedError,
     RegistryUnavailableError,
     VersionConflictError,
     VersionNotFoundError,
@@ -43,12 +48,29 @@ from peft_adapters.manifest import (
 from peft_adapters.stores import Store, open_store
 
 LATEST_NAME = "LATEST"
+OWNER_NAME = "OWNER"
+CLAIM_SECONDS = 30.0  # after its last publication for so long, a scenario cannot be claimed from elsewhere
 REFUSED_NAME = "refused"
 LATEST_LIMIT_BYTES = 32
+OWNER_LIMIT_BYTES = 1_024
 
 _FILE_PATH = re.compile(r"([0-9]{8}|[1-9][0-9]{8,})/([^/]+)")
 
 log = structlog.get_logger(__name__)
+
+
+class Owner(BaseModel):
+    """Who may publish to a scenario.
+
+    Attributes:
+        lineage: the same for every start that goes on from the same checkpoints.
+        epoch: the number of the start; it only rises within a lineage.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lineage: str
+    epoch: int
 
 
 class AdapterRegistry:
@@ -73,14 +95,49 @@ class AdapterRegistry:
         with self._store_errors("be reached"), suppress(FileNotFoundError):
             self._store.read(f"check/{LATEST_NAME}", limit_bytes=LATEST_LIMIT_BYTES)
 
-    def publish(self, directory: Path, manifest: Manifest) -> None:
+    def claim(self, scenario: str, owner: Owner) -> None:
+        """Make `owner` the only one who may publish to a scenario: all before are fenced.
+
+        Raises:
+            AlreadyRunningError: an updater with other checkpoints has just published to it.
+            RegistryReadOnlyError: The registry is open over HTTP.
+            RegistryUnavailableError: The store failed.
+        """
+        before = self._owner(scenario)
+        latest = self.latest(scenario)
+        if before is not None and before.lineage != owner.lineage and latest is not None:
+            ago_seconds = time.time() - latest.published_at_ms / 1_000
+            if ago_seconds < CLAIM_SECONDS:
+                raise AlreadyRunningError(
+                    f"scenario {scenario!r} in {self.url} got version {latest.version} {ago_seconds:.0f} s ago from an "
+                    "updater with other checkpoints; stop that one, or give this one another scenario or registry"
+                )
+        with self._store_errors(f"claim {scenario!r}"):
+            self._store.write(f"{scenario}/{OWNER_NAME}", owner.model_dump_json().encode())
+
+    def next_version(self, scenario: str) -> int:
+        """A version number that nothing has been written under, not even by a publication that was cut short.
+
+        Raises:
+            RegistryUnavailableError: The store failed.
+        """
+        return 1 + max(self._files_by_version(check_scenario(scenario)), default=0)
+
+    def publish(self, directory: Path, manifest: Manifest, *, owner: Owner | None = None) -> None:
         """Make a bundle the latest version of its scenario.
 
         1. Upload the files. 2. Read them back and verify them. 3. Write the manifest: now the version exists.
         4. Advance LATEST. Killed in between, publishing again ends the work; what was published before stays as it was.
-        Publishing a version again with the same digest changes nothing; LATEST never goes back.
+        Publishing a version again with the same digest changes nothing; LATEST never goes back. Before 3 and 4 the
+        owner is looked up: one that has been fenced meanwhile makes nothing visible.
+
+        Args:
+            directory: The bundle.
+            manifest: Its manifest.
+            owner: Who publishes, as `claim` was told; None where nobody else can.
 
         Raises:
+            FencedError: Another owner has claimed the scenario.
             VersionConflictError: The version exists with another digest.
             VersionNotFoundError: A delta's parent is not here.
             BundleDigestError: What the store gives back is not what the manifest says.
@@ -90,9 +147,10 @@ class AdapterRegistry:
         scenario, version = manifest.scenario, manifest.version
         if not self._is_published(manifest):
             self._check_parent(manifest)
-            self._put(self._version_path(scenario, version), directory, manifest)
+            self._put(self._version_path(scenario, version), directory, manifest, owner=owner)
         latest = self._latest_version(scenario)
         if latest is None or latest < version:
+            self._check_owner(scenario, owner)
             with self._store_errors(f"advance {LATEST_NAME} of {scenario!r} to {version}"):
                 self._store.write(f"{scenario}/{LATEST_NAME}", f"{version}\n".encode())
         log.info("adapter_published", scenario=scenario, version=version, digest=manifest.digest)
@@ -266,12 +324,30 @@ class AdapterRegistry:
                 f"parent {parent.version} has, found {manifest.snapshot}; build the delta on that chain"
             )
 
-    def _put(self, path: str, directory: Path, manifest: Manifest) -> None:
+    def _owner(self, scenario: str) -> Owner | None:
+        path = f"{check_scenario(scenario)}/{OWNER_NAME}"
+        with self._store_errors(f"read {path}"):
+            try:
+                return Owner.model_validate_json(self._store.read(path, limit_bytes=OWNER_LIMIT_BYTES))
+            except FileNotFoundError:
+                return None
+            except ValidationError as error:
+                raise BundleFormatError(f"{self.url}/{path}: expected an owner, found: {error}; delete it") from error
+
+    def _check_owner(self, scenario: str, owner: Owner | None) -> None:
+        if owner is not None and (there := self._owner(scenario)) != owner:
+            raise FencedError(
+                f"scenario {scenario!r} in {self.url}: expected epoch {owner.epoch} as its owner, found {there}; "
+                "another updater publishes to it now, so this one ends without publishing anything more"
+            )
+
+    def _put(self, path: str, directory: Path, manifest: Manifest, *, owner: Owner | None = None) -> None:
         with self._store_errors(f"write {path}"):
             for name, entry in manifest.files.items():  # 1. the files
                 self._store.upload(f"{path}/{name}", directory / name)
                 self._verify(f"{path}/{name}", entry)  # 2. as the store gives them back
             data = manifest_bytes(manifest)
+            self._check_owner(manifest.scenario, owner)
             self._store.write(f"{path}/{MANIFEST_NAME}", data)  # 3. the manifest
             if self._store.read(f"{path}/{MANIFEST_NAME}", limit_bytes=len(data) + 1) != data:
                 raise BundleDigestError(

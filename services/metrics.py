@@ -5,7 +5,7 @@ attributes. Units are base units, labels are bounded, points in time are exporte
 stopped process would freeze), and every series whose labels are known beforehand is there at 0 from the start.
 
 A process that resumes from a checkpoint raises its counters to what the checkpoint counted, so that the identity
-``in = learnt + dead_letter + duplicate + expired + pending`` holds on each scrape, not only on a first run.
+``in = the sum of all other outcomes + pending`` holds on each scrape, not only on a first run.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from streams.events import MODELS
 from streams.topics import Topics
 
-EVENT_OUTCOMES = ("in", "learnt", "dead_letter", "duplicate", "expired")
+EVENT_OUTCOMES = ("in", "learnt", "dead_letter", "duplicate", "expired", "ignored", "forgotten", "quarantined")
+LATENESS_SECONDS = (10, 60, 600, 3_600, 86_400)
 QUALITY_METRICS = ("roc_auc", "log_loss", "ndcg10", "hr20", "normalised_entropy")
 DEAD_LETTER_REASONS = (
     "malformed_json",
@@ -99,7 +100,7 @@ class UpdaterMetrics:
         names = topics or Topics()
         self.events = Counter(
             "headwater_events_total",
-            "Events by topic and what became of them: in = learnt + dead_letter + duplicate + expired + pending.",
+            "Events by topic and what became of them: in = the sum of all other outcomes + pending.",
             ["topic", "outcome"],
             registry=registry,
         )
@@ -117,6 +118,18 @@ class UpdaterMetrics:
             self.dead_letters.labels(reason)
         self.event_watermark_timestamp_seconds = Gauge(
             "headwater_event_watermark_timestamp_seconds", "Latest event time taken in.", registry=registry
+        )
+        self.partition_watermark_timestamp_seconds = Gauge(
+            "headwater_partition_watermark_timestamp_seconds",
+            "Latest event time taken in, by partition; the earliest of those not idle closes windows.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        self.late_events = Counter(
+            "headwater_late_events_total",
+            "Events behind the watermark, by how much at most.",
+            ["topic", "late_by"],
+            registry=registry,
         )
         self.consumer_lag_records = Gauge(
             "headwater_consumer_lag_records",

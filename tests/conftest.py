@@ -24,6 +24,16 @@ START_TIMEOUT_SECONDS = 60.0
 PASSWORD = "only-for-tests"  # noqa: S105 - guards a broker that lives as long as the tests
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=6, help="how often the crash tests kill (`make crash`: 100)")
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> int:
+    """How often to kill."""
+    return int(request.config.getoption("--kills"))
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

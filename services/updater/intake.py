@@ -1,135 +1,183 @@
-"""Intake: every record becomes an item, an example, a dead letter, a duplicate, or waits; and each is counted."""
+"""Intake: every record becomes items, examples, lists, dead letters, or waits; and each is counted."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from peft_adapters.catalogue import item_text
 from peft_adapters.learner import Learner
-from services.metrics import EVENT_OUTCOMES, UpdaterMetrics
-from services.updater.settings import UpdaterSettings
+from services.metrics import EVENT_OUTCOMES, LATENESS_SECONDS, UpdaterMetrics
+from services.settings import Settings
 from streams.consumer import Record
+from streams.control import Forget, Released, parse_control
 from streams.dead_letters import DeadLetter
-from streams.decode import ItemRemoved, decode
-from streams.events import Click, Item, Purchase
-from streams.joiner import Example, Joiner
-from streams.topics import Topics
+from streams.decode import decode
+from streams.events import Click, Impression, Item, Purchase
+from streams.guard import Guard
+from streams.join_store import JoinStore
+from streams.joiner import Example, Joiner, ShownList
+from streams.privacy import Pseudonymiser
+from streams.watermarks import Watermarks
+
+Weighed = TypeVar("Weighed", Example, ShownList)
+
+LISTS_A_SLICE = 4  # batches of lists at most: after a silence very many windows close at once
+
+
+@dataclass(slots=True)
+class Taken:
+    """What a slice of the log gave.
+
+    Attributes:
+        examples: positives, in order, to be learnt at once.
+        lists: impressions whose window has closed, and corrections of earlier ones.
+        letters: what was refused.
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    lists: list[ShownList] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
 
 
 class Intake:
-    """Turns records of the log into examples and catalogue changes.
+    """Turns slices of the log into what is learnt, and changes of the catalogue.
+
+    Args:
+        learner: takes in the items; knows which there are.
+        settings: of topics, windows and limits.
+        store: where the joiner keeps what waits.
+        pseudonymise: what becomes of ids of users and sessions.
 
     Attributes:
-        watermark_ms: latest event time taken in.
+        guard: what a user or an item may weigh.
+        watermarks: of the partitions, and of the stream.
     """
 
-    def __init__(self, learner: Learner, topics: Topics, settings: UpdaterSettings) -> None:
-        self._learner, self._topics = learner, topics
-        # One joiner a topic, so that the identity of counts holds for each topic.
-        self._joiners = {
-            topic: Joiner(
-                is_known=learner.catalogue.__contains__,
-                hold_seconds=settings.hold_seconds,
-                dedupe_horizon=settings.dedupe_horizon,
-            )
-            for topic in (topics.clicks, topics.purchases)
-        }
-        self._read: Counter[str] = Counter()
-        self._learnt: Counter[str] = Counter()
-        self._dead: Counter[tuple[str, str]] = Counter()  # (topic, reason)
+    def __init__(self, learner: Learner, settings: Settings, *, store: JoinStore, pseudonymise: Pseudonymiser) -> None:
+        own = settings.updater
+        self._learner, self._topics = learner, settings.topics
+        self._max_lists = LISTS_A_SLICE * own.batch_events
+        self._joiner = Joiner(
+            is_known=learner.catalogue.__contains__,
+            store=store,
+            pseudonymise=pseudonymise,
+            click_window_seconds=own.click_window_seconds,
+            purchase_window_seconds=own.purchase_window_seconds,
+            hold_seconds=own.hold_seconds,
+            max_impressions=own.max_impressions,
+            dedupe_horizon=own.dedupe_horizon,
+        )
+        self.guard = Guard(settings.guard)
+        self.watermarks = Watermarks(idle_seconds=own.idle_seconds)
+        self._outcomes: Counter[tuple[str, str]] = Counter()  # (topic, outcome), of what the joiner does not count
+        self._reasons: Counter[tuple[str, str]] = Counter()  # (topic, reason) of dead letters
+        self._late: Counter[tuple[str, str]] = Counter()  # (topic, by how much)
         self._exported: Counter[tuple[str, ...]] = Counter()
-        self.watermark_ms = 0
 
     @property
     def topics(self) -> list[str]:
-        """What is read, items first: within a poll they come before events that may need them."""
-        return [self._topics.items, *self._joiners]
+        """What is read, in the order in which records of one millisecond are taken: an item before its events."""
+        own = self._topics
+        return [own.items, own.control, own.impressions, own.clicks, own.purchases, *own.dialects]
 
-    def take(self, record: Record) -> Iterator[tuple[Example, int] | DeadLetter]:
-        """Take one record in.
+    @property
+    def counted(self) -> list[str]:
+        """Topics whose records fill a micro-batch: what is learnt at once."""
+        return [self._topics.clicks, self._topics.purchases, *self._topics.dialects]
 
-        Yields:
-            Examples with their size in bytes, or the dead letter it became.
-        """
-        self._read[record.topic] += 1
-        event = decode(record, self._topics)
-        match event:
-            case DeadLetter():
-                self._dead[record.topic, event.reason.value] += 1
-                yield event
-            case Click() | Purchase():
-                # No event happens after it is published: one that says so must not give up those that wait.
-                self.watermark_ms = max(self.watermark_ms, min(event.ts, record.timestamp_ms))
-                joiner = self._joiners[record.topic]
-                for example in joiner.offer(event, publish_ts_ms=record.timestamp_ms):
-                    yield example, len(record.value or b"")
-                joiner.advance(self.watermark_ms)
-            case Item():
-                yield from self._take_items([event])
-            case ItemRemoved():
-                pass  # its row stays: events and counts may still name it, and scorers stop showing it by themselves
-            case _:
-                raise AssertionError(f"no reader for {record.topic}")
-
-    def take_catalogue(self, records: Iterable[Record]) -> Iterator[DeadLetter]:
-        """Take many item records in at once: texts are encoded together, before there is any event to hold.
-
-        Yields:
-            The dead letters among them.
-        """
-        items: list[Item] = []
+    def take(self, records: Sequence[Record]) -> Taken:
+        """Take the records of a slice in: its items first, together, then its other events in their order."""
+        taken, items = Taken(), list[Item]()
+        events: list[tuple[Record, Impression | Click | Purchase | Forget | Released]] = []
         for record in records:
-            self._read[record.topic] += 1
-            event = decode(record, self._topics)
-            if isinstance(event, DeadLetter):
-                self._dead[record.topic, event.reason.value] += 1
-                yield event
-            elif isinstance(event, Item):
-                items.append(event)
-        for _ in self._take_items(items):
-            raise AssertionError("no event can wait for an item before events are read")
+            if record.topic == self._topics.control:
+                events += [(record, command) for command in self._command(record)]
+                continue
+            decoded = decode(record, self._topics)
+            if isinstance(decoded, DeadLetter):
+                self._refuse(decoded)
+                taken.letters.append(decoded)
+                continue
+            if not decoded:
+                self._count(record.topic, "ignored")
+            for event in decoded:
+                if isinstance(event, Impression | Click | Purchase):
+                    events.append((record, event))
+                    continue
+                # The row of a removed item stays: events and counts may name it. Scorers stop showing it themselves.
+                self._count(record.topic, "learnt")
+                if isinstance(event, Item):
+                    items.append(event)
+        taken.examples += self._take_items(items)
+        for record, one in events:
+            taken.examples += self._take_event(record, one)
+        lists = self._joiner.advance(self.watermarks.advance(), max_lists=self._max_lists)
+        taken.examples = self._not_quarantined(self.guard.weigh(taken.examples))
+        taken.lists = self._not_quarantined(self.guard.weigh_lists(lists))
+        return taken
 
-    def _take_items(self, items: list[Item]) -> Iterator[tuple[Example, int]]:
-        texts = [
-            (i.item_id, item_text(title=i.title, brand=i.brand, category=i.category, description=i.description))
-            for i in items
-        ]
-        self._learner.add_items(texts)
-        for item in items:
-            for joiner in self._joiners.values():
-                for example in joiner.item_arrived(item.item_id):
-                    yield example, 0  # its bytes were counted when it came
+    def _take_items(self, items: Sequence[Item]) -> list[Example]:
+        self._learner.add_items(
+            [
+                (i.item_id, item_text(title=i.title, brand=i.brand, category=i.category, description=i.description))
+                for i in items
+            ]
+        )
+        return [example for item in items for example in self._joiner.item_arrived(item.item_id)]
 
-    def learnt(self, examples: Iterable[Example]) -> None:
-        """Note that examples were learnt."""
-        topic_of = {"click": self._topics.clicks, "purchase": self._topics.purchases}
-        for example in examples:
-            self._learnt[topic_of[example.kind]] += 1
+    def _take_event(self, record: Record, event: Impression | Click | Purchase | Forget | Released) -> list[Example]:
+        if isinstance(event, Forget):
+            self._forget(event.user)
+            return []
+        if isinstance(event, Released):
+            self.guard.release(event.key)
+            return []
+        late_ms = self.watermarks.stream_ms - event.ts
+        if late_ms > 0:
+            self._late[record.topic, _lateness(late_ms)] += 1
+        at = record.topic, record.partition
+        self.watermarks.see(at, event_ms=event.ts, log_ms=record.timestamp_ms)
+        return self._joiner.offer(event, publish_ts_ms=record.timestamp_ms, topic=record.topic)
 
-    # ---- the identity: in = learnt + dead letters + duplicates + expired + pending
+    def _command(self, record: Record) -> list[Forget | Released]:
+        self._count(record.topic, "learnt")
+        command = parse_control(record)
+        return [command] if isinstance(command, Forget | Released) else []
+
+    def _forget(self, user: str) -> None:
+        self._joiner.forget(user)
+        self._learner.forget(user)
+        self.guard.forget(user)
+
+    def _not_quarantined(self, weighed: list[Weighed]) -> list[Weighed]:
+        for positive in weighed:
+            if positive.weight == 0 and not (isinstance(positive, ShownList) and positive.late):
+                self._outcomes[positive.topic, "quarantined"] += 1
+        return [positive for positive in weighed if positive.weight > 0]
+
+    def _refuse(self, letter: DeadLetter) -> None:
+        self._outcomes[letter.topic, "in"] += 1
+        self._outcomes[letter.topic, "dead_letter"] += 1
+        self._reasons[letter.topic, letter.reason.value] += 1
+
+    def _count(self, topic: str, outcome: str) -> None:
+        self._outcomes[topic, "in"] += 1
+        self._outcomes[topic, outcome] += 1
+
+    # ---- the identity: in = the sum of what became of it + pending, by topic
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """By topic, what came in and what became of it. An item is learnt as it comes."""
-        items = self._topics.items
-        refused = self._refused(items)
-        counts = {items: {"in": self._read[items], "learnt": self._read[items] - refused, "dead_letter": refused}}
-        counts[items] |= {"duplicate": 0, "expired": 0, "pending": 0}
-        for topic, joiner in self._joiners.items():
-            joined = joiner.counts
-            counts[topic] = {
-                "in": self._read[topic],
-                "learnt": self._learnt[topic],
-                "dead_letter": self._refused(topic),
-                "duplicate": joined.duplicates,
-                "expired": joined.expired,
-                "pending": joined.pending + joined.emitted - self._learnt[topic],
-            }
+        """By topic, what came in and what became of it. An item is learnt as it comes, a list with its batch."""
+        counts = {}
+        for topic in self.topics:
+            own = {outcome: self._outcomes[topic, outcome] for outcome in EVENT_OUTCOMES}
+            joined = self._joiner.counts(topic)
+            joined["learnt"] -= own["quarantined"]
+            counts[topic] = {name: own.get(name, 0) + joined.get(name, 0) for name in (*EVENT_OUTCOMES, "pending")}
         return counts
-
-    def _refused(self, topic: str) -> int:
-        return sum(count for (where, _), count in self._dead.items() if where == topic)
 
     def export(self, metrics: UpdaterMetrics) -> None:
         """Raise the metrics to the counts as they stand."""
@@ -137,9 +185,13 @@ class Intake:
             metrics.events_pending.labels(topic).set(counts["pending"])
             for outcome in EVENT_OUTCOMES:
                 self._raise(metrics.events.labels(topic, outcome), (topic, outcome), counts[outcome])
-        for (topic, reason), count in self._dead.items():
+        for (topic, reason), count in self._reasons.items():
             self._raise(metrics.dead_letters.labels(reason), (topic, reason, "dead"), count)
-        metrics.event_watermark_timestamp_seconds.set(self.watermark_ms / 1_000)
+        for (topic, lateness), count in self._late.items():
+            self._raise(metrics.late_events.labels(topic, lateness), (topic, lateness, "late"), count)
+        metrics.event_watermark_timestamp_seconds.set(self.watermarks.latest_ms / 1_000)
+        for (topic, partition), event_ms in self.watermarks.partitions.items():
+            metrics.partition_watermark_timestamp_seconds.labels(topic, str(partition)).set(event_ms / 1_000)
 
     def _raise(self, counter: Any, key: tuple[str, ...], count: int) -> None:
         counter.inc(count - self._exported[key])
@@ -148,19 +200,32 @@ class Intake:
     # ---- what a checkpoint keeps
 
     def state(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """All of it beside the joiner's store, as JSON can hold it."""
         return {
-            "read": dict(self._read),
-            "learnt": dict(self._learnt),
-            "dead": [[topic, reason, count] for (topic, reason), count in self._dead.items()],
-            "joiners": {topic: joiner.state() for topic, joiner in self._joiners.items()},
-            "watermark_ms": self.watermark_ms,
+            "outcomes": _rows(self._outcomes),
+            "reasons": _rows(self._reasons),
+            "late": _rows(self._late),
+            "joiner": self._joiner.state(),
+            "guard": self.guard.state(),
+            "watermarks": self.watermarks.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` gave."""
-        self._read, self._learnt = Counter(state["read"]), Counter(state["learnt"])
-        self._dead = Counter({(topic, reason): count for topic, reason, count in state["dead"]})
-        for topic, joined in state["joiners"].items():
-            self._joiners[topic].restore(joined)
-        self.watermark_ms = state["watermark_ms"]
+        self._outcomes, self._reasons, self._late = (_counter(state[name]) for name in ("outcomes", "reasons", "late"))
+        self._joiner.restore(state["joiner"])
+        self.guard.restore(state["guard"])
+        self.watermarks.restore(state["watermarks"])
+
+
+def _lateness(late_ms: int) -> str:
+    """The shortest of the bounds that an event is late by, "more" beyond the last."""
+    return next((f"{bound}s" for bound in LATENESS_SECONDS if late_ms <= 1_000 * bound), "more")
+
+
+def _rows(counter: Counter[tuple[str, str]]) -> list[list[Any]]:
+    return [[*key, count] for key, count in counter.items()]
+
+
+def _counter(rows: list[list[Any]]) -> Counter[tuple[str, str]]:
+    return Counter({(first, second): count for first, second, count in rows})

@@ -1,41 +1,46 @@
-"""The updater's loop: consume, score, learn, checkpoint, gate, publish, commit."""
+"""The updater's loop: read a slice of the log, score, learn, checkpoint, gate, publish, commit."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from typing import Any
 
 import structlog
 
 from peft_adapters.catalogue import Catalogue
-from peft_adapters.checkpoint import load_checkpoint, save_checkpoint
 from peft_adapters.encoder import Encoder
-from peft_adapters.errors import BundleDigestError, RegistryUnavailableError, VersionConflictError
+from peft_adapters.errors import (
+    BundleDigestError,
+    CheckpointError,
+    RegistryUnavailableError,
+    VersionConflictError,
+)
 from peft_adapters.evaluation import Prequential
 from peft_adapters.gate import GateSettings
 from peft_adapters.learner import Learner
 from peft_adapters.manifest import Manifest, manifest_bytes
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.publishing import Publisher
-from peft_adapters.registry import AdapterRegistry
+from peft_adapters.registry import AdapterRegistry, Owner
 from services.metrics import UpdaterMetrics
 from services.settings import Settings
+from services.updater.home import Home
 from services.updater.intake import Intake
 from streams.consumer import Offsets, PartitionConsumer
-from streams.dead_letters import DeadLetter, DeadLetterWriter
+from streams.dead_letters import DeadLetterWriter
 from streams.errors import DeliveryError, HeadwaterStreamError
-from streams.joiner import Example
-from streams.microbatch import MicroBatcher
+from streams.privacy import pseudonymiser
 from streams.producer import EventProducer
+from streams.slices import Slice, SliceReader
 
 log = structlog.get_logger(__name__)
 
+_POLL_SECONDS = 0.05
 _LAG_SECONDS = 2.0  # how often the lag is asked for
-_ANNOUNCE_SECONDS = 10.0  # within the grace that a process is given to end
+_CONFIRM_SECONDS = 10.0  # within the grace that a process is given to end
 _WORTH_ANOTHER_TRY = (RegistryUnavailableError, BundleDigestError, VersionConflictError, HeadwaterStreamError, OSError)
 
 
@@ -48,25 +53,14 @@ class Updater:
         stop: set it, and the loop ends after the step it is in.
     """
 
+    _announcer: EventProducer  # made anew when it fails
+
     def __init__(self, settings: Settings, metrics: UpdaterMetrics, stop: threading.Event) -> None:
         own = settings.updater
         self._settings, self._own, self._metrics, self._stop = settings, own, metrics, stop
         encoder = Encoder(settings.encoder)
         self.learner = Learner(encoder, Catalogue(PrefixCache.of(encoder)), settings.learner)
         self._prequential = Prequential(seed=settings.learner.seed)
-        self._intake = Intake(self.learner, settings.topics, own)
-        self._batcher = MicroBatcher(
-            max_events=own.batch_events, max_age_seconds=own.batch_seconds, max_bytes=own.batch_bytes
-        )
-        self._publisher = Publisher(
-            self.learner,
-            AdapterRegistry(own.registry_url),
-            scenario=settings.scenario,
-            staging=own.checkpoint_dir / "staging",
-            gate=GateSettings(),
-            snapshot_every=own.snapshot_every,
-            keep_versions=own.keep_versions,
-        )
         self._offsets: Offsets = {}
         self._checkpointed: Offsets = {}
         self._unpublished = True  # a version that has learnt nothing is worth publishing: scorers can begin
@@ -79,58 +73,64 @@ class Updater:
 
         Raises:
             BrokerUnreachableError: no broker answered at the start.
+            AlreadyRunningError: another updater is at work on the same checkpoints.
             CheckpointError: the checkpoint cannot be gone on from.
+            FencedError: another updater has taken over.
         """
-        self._letters = DeadLetterWriter(self._settings.kafka, self._settings.topics)
-        self._announcer = EventProducer(self._settings.kafka)
-        self._resume()
-        self._consumer = self._open(self._intake.topics)
-        log.info("updater_started", items=len(self.learner.catalogue), events_learned=self.learner.events_learned)
-        while not self._done():
-            for record in self._consumer.poll(timeout_seconds=0.05):
-                for taken in self._intake.take(record):
-                    if isinstance(taken, DeadLetter):
-                        self._letters.write(taken)
-                    else:
-                        example, size_bytes = taken
-                        self._batcher.add(example, size_bytes=size_bytes, now=time.monotonic())
-                self._offsets[record.topic, record.partition] = record.offset + 1
-                self._learn_when_ready()
-                if self._done():
-                    break  # what else was fetched is read again at the next start
-            self._learn_when_ready()
-            self._publish_when_due()
-            self._export()
-        self._finish()
+        root = self._own.checkpoint_dir / self._settings.scenario
+        with closing(Home(root, keep_checkpoints=self._own.keep_checkpoints, stop=self._stop)) as self._home:
+            self._begin()
+            while not self._done():
+                piece = self._next_slice()
+                if piece is not None:
+                    self._learn(piece)
+                self._publish_when_due()
+                self._export()
+            self._finish()
 
     def _done(self) -> bool:
         limit = self._own.max_events
         return self._stop.is_set() or (limit is not None and self.learner.events_learned >= limit)
 
-    def _learn_when_ready(self) -> None:
-        while self._batcher.ready(time.monotonic()):
-            self._learn(self._batcher.take())
-            while self._due() and len(self._batcher):
-                self._learn(self._batcher.take())  # left over from a batch closed by bytes; see below
-            self._publish_when_due()
+    def _next_slice(self) -> Slice | None:
+        """The slice that a run before this one had recorded and not kept; without one, the next of the log."""
+        recorded = self._home.journal.recorded
+        if recorded:
+            piece = self._reader.repeat(recorded[0], _POLL_SECONDS)
+            if piece is not None:
+                recorded.popleft()
+            return piece
+        return self._recorded(self._reader.poll(_POLL_SECONDS))
 
-    def _learn(self, examples: list[Example]) -> None:
-        with self._metrics.learn_seconds.time():
-            batch = self.learner.observe(examples)
-            self._prequential.update(batch, self.learner.judge(batch))  # judged before it is learnt
-            self.learner.learn(batch)
-        self._intake.learnt(examples)
-        self._metrics.batches.inc()
-        self._unpublished = True
+    def _recorded(self, piece: Slice | None) -> Slice | None:
+        """Where a slice ends is on the disk before it is learnt: a restart cuts it there again."""
+        if piece is not None:
+            self._home.verify()
+            self._home.journal.record(piece.ends)
+        return piece
+
+    def _learn(self, piece: Slice) -> None:
+        """Take a slice in, and learn what it gives, each batch judged before it is learnt."""
+        taken = self._intake.take(piece.records)
+        for letter in taken.letters:
+            self._letters.write(letter)
+        for examples in _batches(taken.examples, self._own.batch_events):
+            with self._metrics.learn_seconds.time():
+                batch = self.learner.observe(examples)
+                self._prequential.update(batch, self.learner.judge(batch))
+                self.learner.learn(batch)
+            self._metrics.batches.inc()
+        for lists in _batches(taken.lists, self._own.batch_events):
+            with self._metrics.learn_seconds.time():
+                self.learner.learn_lists(self.learner.observe_lists(lists))
+            self._metrics.batches.inc()
+        self._offsets |= piece.ends
+        self._unpublished |= bool(taken.examples or taken.lists)
 
     def _publish_when_due(self) -> None:
-        # Only between batches: what waits in the batcher is read, and in no checkpoint.
-        if self._due() and len(self._batcher) == 0:
+        if self._is_behind() and time.monotonic() >= self._next_publication:
             self._next_publication = time.monotonic() + self._own.publish_seconds
             self._checkpoint_and_publish()
-
-    def _due(self) -> bool:
-        return self._is_behind() and time.monotonic() >= self._next_publication
 
     def _is_behind(self) -> bool:
         """Whether something was learnt and not published, or read (refused, a duplicate, an item) and not kept."""
@@ -139,12 +139,14 @@ class Updater:
     def _checkpoint_and_publish(self) -> None:
         """The order is the guarantee.
 
-        1. The batch is learnt (done). 2. Checkpoint: model, counts and the offsets they came from; what was refused is
-        safe on the dead-letter topic before. Where something was learnt: 3. Gate. 4. Publish: bundle to the registry,
-        then the announcement. 5. Commit the offsets to Kafka, for lag tools only.
+        1. The slice is learnt (done). 2. Checkpoint: model, counts, what waits, and the offsets they came from; what
+        was refused is on its topic by then. 3. Gate. 4. Publish: registry, then announcement. 5. Commit the offsets,
+        for lag tools only: a start seeks to the checkpoint's own. Killed anywhere in between, a restart goes on from
+        the checkpoint, repeats the slices recorded since, and loses and repeats nothing.
         """
         with self._metrics.checkpoint_seconds.time():
-            self._checkpoint()
+            if not self._checkpoint():
+                return
         if self._unpublished and not self._publish():
             return
         self._consumer.commit(self._offsets)
@@ -163,21 +165,29 @@ class Updater:
 
     # ---- its steps
 
-    def _checkpoint(self) -> None:
-        self._letters.flush()
+    def _checkpoint(self) -> bool:
+        """Keep the state of things; False where what was refused cannot be confirmed, and so not passed by."""
+        try:
+            self._letters.flush(_CONFIRM_SECONDS)
+        except DeliveryError as error:
+            log.warning("dead_letters_unconfirmed", problem=str(error), retry_seconds=self._own.publish_seconds)
+            return False
         extra = {
             "offsets": _by_name(self._offsets),
             "intake": self._intake.state(),
             "prequential": self._prequential.state(),
+            "pseudonyms": self._pseudonymise.fingerprint(),
         }
-        number = save_checkpoint(self._checkpoint_root, self.learner, extra)
+        self._home.save(self.learner, extra)
         self._checkpointed = dict(self._offsets)
-        log.debug("checkpoint_saved", number=number, events_learned=self.learner.events_learned)
+        log.debug("checkpoint_saved", number=self._home.checkpoint, events_learned=self.learner.events_learned)
+        return True
 
     def _gate_and_publish(self) -> None:
+        self._home.verify()
         directory, manifest = self._publisher.candidate(
             offsets=_by_name(self._offsets),
-            watermark_ms=self._intake.watermark_ms,
+            watermark_ms=self._intake.watermarks.latest_ms,
             metrics=self._prequential.values(),
         )
         if manifest.gate["decision"] == "refused":
@@ -196,7 +206,7 @@ class Updater:
         topic, key = self._settings.topics.adapters, manifest.scenario.encode()
         try:
             self._announcer.send_raw(topic, key, manifest_bytes(manifest))
-            self._announcer.flush(timeout_seconds=_ANNOUNCE_SECONDS)
+            self._announcer.flush(timeout_seconds=_CONFIRM_SECONDS)
         except DeliveryError:
             with suppress(DeliveryError):  # after a failure an idempotent producer delivers nothing more
                 self._announcer.close(timeout_seconds=0)
@@ -205,30 +215,72 @@ class Updater:
 
     # ---- start and end
 
-    def _resume(self) -> None:
+    def _begin(self) -> None:
         """Go on from the newest checkpoint; without one, read the catalogue that is there before any event."""
-        saved = load_checkpoint(self._checkpoint_root, self.learner)
-        if saved is not None:
-            self._offsets = _by_partition(saved["offsets"])
-            self._checkpointed = dict(self._offsets)
-            self._intake.restore(saved["intake"])
-            self._prequential.restore(saved["prequential"])
-            log.info("resumed", events_learned=self.learner.events_learned, offsets=saved["offsets"])
+        settings, own = self._settings, self._own
+        self._pseudonymise = pseudonymiser(settings.privacy)
+        self._intake = Intake(self.learner, settings, store=self._home.store, pseudonymise=self._pseudonymise)
+        self._letters = DeadLetterWriter(settings.kafka, settings.topics)
+        self._announcer = EventProducer(settings.kafka)
+        self._publisher = Publisher(
+            self.learner,
+            AdapterRegistry(own.registry_url),
+            scenario=settings.scenario,
+            owner=Owner(lineage=self._home.lineage, epoch=self._home.epoch),
+            staging=own.checkpoint_dir / "staging",
+            gate=GateSettings(),
+            snapshot_every=own.snapshot_every,
+            keep_versions=own.keep_versions,
+        )
+        self._resume()
+        if not self._offsets and not self._home.journal.recorded:
+            self._learn_catalogue()
+        self._consumer = self._open(self._intake.topics)
+        self._reader = self._slices_of(self._consumer)
+        log.info("updater_started", items=len(self.learner.catalogue), events_learned=self.learner.events_learned)
+
+    def _resume(self) -> None:
+        saved = self._home.load(self.learner)
+        if saved is None:
             return
-        consumer = self._open([self._settings.topics.items])
-        try:
-            for letter in self._intake.take_catalogue(_to_the_end(consumer, self._stop)):
-                self._letters.write(letter)
-            self._offsets = consumer.positions()
-        finally:
-            consumer.close()
+        if saved["pseudonyms"] != self._pseudonymise.fingerprint():
+            raise CheckpointError(
+                "`privacy.secret` must be the one that the checkpoint was made with, got another: its shoppers would "
+                "not be known again; put the secret back, or start in an empty directory"
+            )
+        self._offsets = _by_partition(saved["offsets"])
+        self._checkpointed = dict(self._offsets)
+        self._intake.restore(saved["intake"])
+        self._prequential.restore(saved["prequential"])
+        log.info(
+            "resumed",
+            events_learned=self.learner.events_learned,
+            offsets=saved["offsets"],
+            slices_to_repeat=len(self._home.journal.recorded),
+        )
+
+    def _learn_catalogue(self) -> None:
+        """The first slice of all: the items that are there, up to the end of their topic."""
+        with closing(self._open([self._settings.topics.items])) as consumer:
+            reader = self._slices_of(consumer)
+            while not self._stop.is_set() and any(consumer.lag().values()):
+                reader.read(0.5)
+            piece = self._recorded(reader.rest())
+            if piece is not None:
+                self._learn(piece)
 
     def _open(self, topics: list[str]) -> PartitionConsumer:
-        return PartitionConsumer(
-            self._settings.kafka,
-            topics,
-            start=self._offsets or "earliest",
-            group_id=f"headwater-updater-{self._settings.scenario}",
+        group_id = f"headwater-updater-{self._settings.scenario}"
+        return PartitionConsumer(self._settings.kafka, topics, start=self._offsets or "earliest", group_id=group_id)
+
+    def _slices_of(self, consumer: PartitionConsumer) -> SliceReader:
+        return SliceReader(
+            consumer,
+            topics=self._intake.topics,
+            counted=self._intake.counted,
+            max_events=self._own.batch_events,
+            max_bytes=self._own.batch_bytes,
+            max_age_seconds=self._own.batch_seconds,
         )
 
     def _export(self) -> None:
@@ -241,31 +293,29 @@ class Updater:
                 lag = self._consumer.lag()
             except HeadwaterStreamError:
                 return  # the consumer says itself that the broker is away
-            for (topic, partition), records in lag.items():
-                self._metrics.consumer_lag_records.labels(topic, str(partition)).set(records)
+            waiting = self._reader.waiting
+            for at, records in lag.items():
+                topic, partition = at
+                self._metrics.consumer_lag_records.labels(topic, str(partition)).set(records + waiting[at])
 
     def _finish(self) -> None:
         """Learn what waits, checkpoint and publish it, let go of the connections."""
-        log.info("updater_stopping", waiting=len(self._batcher))
-        if len(self._batcher):
-            self._batcher.close()
-            self._learn_when_ready()
+        log.info("updater_stopping", waiting=sum(self._reader.waiting.values()))
+        piece = None if self._home.journal.recorded else self._recorded(self._reader.rest())
+        while piece is not None:
+            self._learn(piece)
+            piece = self._recorded(self._reader.rest())
         if self._is_behind():
             self._checkpoint_and_publish()
         self._export()
-        self._letters.close()
+        with suppress(DeliveryError):  # said when the checkpoint could not be made: a restart refuses them again
+            self._letters.close()
         self._announcer.close()
         self._consumer.close()
 
-    @property
-    def _checkpoint_root(self) -> Path:
-        return self._own.checkpoint_dir / self._settings.scenario
 
-
-def _to_the_end(consumer: PartitionConsumer, stop: threading.Event) -> Iterator[Any]:
-    """Records up to the end of the log, which may lie beyond the last record: markers and gaps have offsets too."""
-    while not stop.is_set() and any(consumer.lag().values()):
-        yield from consumer.poll(timeout_seconds=0.5)
+def _batches(taken: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [taken[start : start + size] for start in range(0, len(taken), size)]
 
 
 def _by_name(offsets: Offsets) -> dict[str, int]:

@@ -17,12 +17,23 @@ class UpdaterSettings(BaseModel):
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=9108, ge=0, le=65_535, description="0 takes a free one")
     max_events: int | None = Field(default=None, ge=1, description="stop once so many are learnt; None never stops")
-    batch_events: int = Field(default=256, ge=1, description="a micro-batch closes at this many events")
+    batch_events: int = Field(default=256, ge=1, description="a micro-batch closes at this many clicks and purchases")
     batch_seconds: float = Field(default=1.0, gt=0, description="or when its first event has waited this long")
-    batch_bytes: int = Field(default=1 << 20, ge=1, description="or at this size")
+    batch_bytes: int = Field(default=1 << 20, ge=1, description="or at this size, impressions and items included")
     publish_seconds: float = Field(default=1.0, ge=0, description="shortest time from one publication to the next")
     snapshot_every: int = Field(default=20, ge=1, description="versions from one full bundle to the next")
     keep_versions: int = Field(default=60, ge=1, description="older ones that no chain needs are deleted")
+    keep_checkpoints: int = Field(default=2, ge=1, description="older ones are deleted")
+    click_window_seconds: float = Field(
+        default=600.0, gt=0, description="event time after which what was shown and not clicked is a negative"
+    )
+    purchase_window_seconds: float = Field(
+        default=86_400.0, gt=0, description="event time for which a click or purchase may still correct that"
+    )
+    idle_seconds: float = Field(
+        default=60.0, gt=0, description="after so long in the log's time a silent partition holds no window open"
+    )
+    max_impressions: int = Field(default=2_000_000, ge=1, description="kept, on disk, until their windows close")
     hold_seconds: float = Field(default=3_600.0, gt=0, description="event time an event waits for an unknown item")
-    dedupe_horizon: int = Field(default=200_000, ge=1, description="event ids remembered, by topic")
+    dedupe_horizon: int = Field(default=400_000, ge=1, description="event ids remembered")
     torch_threads: int = Field(default=1, ge=1, description="cores a learning step may use")

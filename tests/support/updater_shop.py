@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ from kafka import KafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_model import tiny_bert
 
+from peft_adapters.checkpoint import checkpoint_path
 from peft_adapters.manifest import Manifest, parse_manifest
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.settings import EncoderSettings
@@ -30,7 +33,7 @@ from streams.topics import Topics
 WAIT_SECONDS = 120.0
 START_MS = 1_770_000_000_000
 WORDS = ("red", "blue", "oak", "glass", "mug", "lamp", "rug", "bird")
-SETTLED = ("learnt", "dead_letter", "duplicate", "expired")
+SETTLED = ("learnt", "dead_letter", "duplicate", "expired", "ignored", "forgotten", "quarantined")
 
 
 def items(count: int, *, first: int = 0) -> list[Item]:
@@ -55,6 +58,18 @@ def wait_until(true: Callable[[], bool], *, what: str, seconds: float = WAIT_SEC
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.05)
+
+
+def newest_checkpoint(root: Path) -> Path | None:
+    """The checkpoint that counts, of an updater's directory."""
+    epoch = max(path for path in root.iterdir() if path.name.isdigit())
+    if not (epoch / "join.sqlite").exists():
+        return None
+    with closing(sqlite3.connect(f"file:{epoch / 'join.sqlite'}?mode=ro", uri=True)) as store:
+        if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            return None  # it is being made
+        row = store.execute("SELECT value FROM meta WHERE key = 'checkpoint'").fetchone()
+    return checkpoint_path(epoch, int(row[0])) if row else None
 
 
 class Shop:
@@ -98,9 +113,9 @@ class Shop:
 
     def checkpointed(self) -> dict[str, Any]:
         """What the newest checkpoint keeps beside the learner, with `events_learned`."""
-        root = self.directory / "checkpoints" / "home"
-        number = int((root / "LATEST").read_text())
-        state: dict[str, Any] = json.loads((root / f"{number:010d}" / "state.json").read_text())
+        kept = newest_checkpoint(self.directory / "checkpoints" / "home")
+        assert kept is not None
+        state: dict[str, Any] = json.loads((kept / "state.json").read_text())
         extra: dict[str, Any] = state["extra"]
         return extra | {"events_learned": state["learner"]["events_learned"]}
 

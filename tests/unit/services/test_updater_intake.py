@@ -1,4 +1,4 @@
-"""Intake: whatever comes, and in whatever mix, in = learnt + dead letters + duplicates + expired + pending."""
+"""Intake: whatever comes, and in whatever mix, in = the sum of what became of it + pending."""
 
 import json
 from collections import Counter
@@ -18,20 +18,24 @@ from peft_adapters.encoder import Encoder
 from peft_adapters.learner import Learner
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.settings import LearnerSettings
-from services.metrics import UpdaterMetrics
+from services.metrics import EVENT_OUTCOMES, UpdaterMetrics
+from services.settings import Settings
 from services.updater.intake import Intake
 from services.updater.settings import UpdaterSettings
 from streams.consumer import Record
+from streams.control import forget_record
 from streams.dead_letters import DeadLetter
-from streams.events import Click, Item, Purchase
-from streams.joiner import Example
+from streams.events import Click, Event, Impression, Item, Purchase, Shown
+from streams.join_store import JoinStore
+from streams.joiner import Example, ShownList
+from streams.privacy import Pseudonymiser
 from streams.topics import Topics
 
 TOPICS = Topics()
-READ = (TOPICS.items, TOPICS.clicks, TOPICS.purchases)
+READ = (TOPICS.items, TOPICS.impressions, TOPICS.clicks, TOPICS.purchases)
 HOUR_MS = 3_600_000
 NOW_MS = 1_770_000_000_000
-SETTLED = ("learnt", "dead_letter", "duplicate", "expired")
+NOTHING = dict.fromkeys((*EVENT_OUTCOMES, "pending"), 0)
 
 
 @cache
@@ -47,37 +51,38 @@ class Box:
     """An intake with what stands around it: the offsets of a log, examples that wait, letters, a metrics page."""
 
     def __init__(self, **updater: Any) -> None:
-        self.learner, self._settings = new_learner(), UpdaterSettings(**updater)
-        self.waiting: list[Example] = []
+        self.learner = new_learner()
+        self._settings = Settings(updater=UpdaterSettings(**updater))
+        self._store = JoinStore(None)
         self.learnt: list[Example] = []
+        self.lists: list[ShownList] = []
         self.letters: list[DeadLetter] = []
         self._offset = count()
         self._start()
 
     def _start(self) -> None:
-        self.intake = Intake(self.learner, TOPICS, self._settings)
+        self.intake = Intake(
+            self.learner, self._settings, store=self._store, pseudonymise=Pseudonymiser(b"only for tests")
+        )
         self.registry = CollectorRegistry()
         self.metrics = UpdaterMetrics(self.registry, topics=TOPICS)
 
     def take(self, topic: str, key: bytes | None, value: bytes | None, *, published_ms: int = NOW_MS) -> None:
-        for taken in self.intake.take(Record(topic, 0, next(self._offset), key, value, published_ms)):
-            if isinstance(taken, DeadLetter):
-                self.letters.append(taken)
-            else:
-                self.waiting.append(taken[0])
+        """One slice of one record."""
+        self.take_slice(Record(topic, 0, next(self._offset), key, value, published_ms))
 
-    def send(self, event: Click | Purchase | Item, **record: Any) -> None:
+    def take_slice(self, *records: Record) -> None:
+        taken = self.intake.take(records)
+        self.letters += taken.letters
+        self.learnt += taken.examples
+        self.lists += taken.lists
+
+    def send(self, event: Event, **record: Any) -> None:
         topic = TOPICS.of_kind(event.KIND)
         self.take(topic, event.key().encode(), event.model_dump_json(exclude_none=True).encode(), **record)
 
-    def learn(self, number: int) -> None:
-        taken, self.waiting = self.waiting[:number], self.waiting[number:]
-        self.intake.learnt(taken)
-        self.learnt += taken
-
     def restart(self) -> None:
-        """As from a checkpoint, which is made when nothing waits for its batch."""
-        self.learn(len(self.waiting))
+        """As from a checkpoint."""
         state = json.loads(json.dumps(self.intake.state()))
         self._start()
         self.intake.restore(state)
@@ -86,14 +91,14 @@ class Box:
         self.intake.export(self.metrics)
         outcomes = {
             outcome: self.registry.get_sample_value("headwater_events_total", {"topic": topic, "outcome": outcome})
-            for outcome in ("in", *SETTLED)
+            for outcome in EVENT_OUTCOMES
         }
         pending = self.registry.get_sample_value("headwater_events_pending", {"topic": topic})
         return {name: int(value or 0) for name, value in (outcomes | {"pending": pending}).items()}
 
     def check_identity(self) -> None:
         for topic, counts in self.intake.counts().items():
-            assert counts["in"] == sum(counts[outcome] for outcome in (*SETTLED, "pending")), topic
+            assert counts["in"] == sum(counts[outcome] for outcome in (*EVENT_OUTCOMES[1:], "pending")), topic
             assert all(value >= 0 for value in counts.values())
             assert self.exported(topic) == counts
         dead = sum(self._dead(reason) for reason in {letter.reason for letter in self.letters})
@@ -105,6 +110,11 @@ class Box:
 
 def click(number: int = 0, *, item: str = "i0", ts: int = NOW_MS, user: str = "u") -> Click:
     return Click(event_id=f"e{number}", ts=ts, user_id=user, item_id=item)
+
+
+def impression(number: int = 0, *names: str, ts: int = NOW_MS, user: str = "u") -> Impression:
+    shown = tuple(Shown(item_id=name, position=place) for place, name in enumerate(names or ("i0",)))
+    return Impression(event_id=f"e{number}", ts=ts, user_id=user, request_id=f"r{number}", scenario="home", items=shown)
 
 
 def item(name: str = "i0", title: str = "red mug") -> Item:
@@ -125,7 +135,6 @@ MIX = st.lists(
         st.tuples(st.just("item"), st.integers(0, 4)),
         st.tuples(st.just("removed"), st.integers(0, 4)),
         st.tuples(st.just("spoilt"), SPOILT),
-        st.tuples(st.just("learn"), st.integers(1, 4)),
         st.tuples(st.just("restart"), st.none()),
     ),
     max_size=40,
@@ -153,15 +162,13 @@ def test_identity_holds_after_any_mix_on_each_topic_and_over_restarts(mix: list[
             box.take(TOPICS.items, f"i{how}".encode(), None)
         elif what == "spoilt":
             topic, (key, value) = how
-            whole = (item() if topic == TOPICS.items else click()).model_dump_json(exclude_none=True).encode()
+            event = item() if topic == TOPICS.items else impression() if topic == TOPICS.impressions else click()
+            whole = event.model_dump_json(exclude_none=True).encode()
             box.take(topic, key, whole if value == b"whole" else value)
-        elif what == "learn":
-            box.learn(how)
         else:
             box.restart()
         box.check_identity()
 
-    box.learn(len(box.waiting))
     events = list(events_of(mix))
     counts = box.intake.counts()
     for topic, model in ((TOPICS.clicks, Click), (TOPICS.purchases, Purchase)):
@@ -177,7 +184,9 @@ def test_identity_holds_after_any_mix_on_each_topic_and_over_restarts(mix: list[
 
 
 def test_items_come_before_events() -> None:
-    assert Box().intake.topics == [TOPICS.items, TOPICS.clicks, TOPICS.purchases]
+    assert Box().intake.topics == [
+        TOPICS.items, TOPICS.control, TOPICS.impressions, TOPICS.clicks, TOPICS.purchases,
+    ]  # fmt: skip
 
 
 def test_an_item_is_learnt_as_it_comes_and_its_text_may_change() -> None:
@@ -185,7 +194,7 @@ def test_an_item_is_learnt_as_it_comes_and_its_text_may_change() -> None:
     for title in ("red mug", "blue mug"):
         box.send(item(title=title))
     assert box.learner.catalogue.texts == ["blue mug"]
-    assert box.exported(TOPICS.items) == {"in": 2, "learnt": 2} | dict.fromkeys((*SETTLED[1:], "pending"), 0)
+    assert box.exported(TOPICS.items) == NOTHING | {"in": 2, "learnt": 2}
 
 
 def test_a_removed_item_keeps_its_row_and_events_of_it_are_learnt() -> None:
@@ -194,7 +203,7 @@ def test_a_removed_item_keeps_its_row_and_events_of_it_are_learnt() -> None:
     box.take(TOPICS.items, b"i0", None)
     box.send(click())
     assert box.learner.catalogue.rows == {"i0": 0}
-    assert [example.item_id for example in box.waiting] == ["i0"]
+    assert [example.item_id for example in box.learnt] == ["i0"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +216,7 @@ def test_an_event_under_another_key_is_refused(key: bytes | None, reason: str | 
     box.send(item())
     box.take(TOPICS.clicks, key, click().model_dump_json(exclude_none=True).encode())
     assert [letter.reason for letter in box.letters] == ([reason] if reason else [])
-    assert len(box.waiting) == (0 if reason else 1)
+    assert len(box.learnt) == (0 if reason else 1)
 
 
 def test_a_letter_names_its_place_and_carries_the_bytes_as_they_came() -> None:
@@ -224,15 +233,12 @@ def test_an_event_waits_for_its_item_and_is_learnt_once() -> None:
     box.send(click(1))
     box.send(click(2))
     box.send(click(1))
-    assert box.waiting == []
+    assert box.learnt == []
     assert box.exported(TOPICS.clicks)["pending"] == 2
     box.send(item())
     box.send(item(title="blue mug"))
-    assert [example.event_id for example in box.waiting] == ["e1", "e2"]
-    box.learn(2)
-    assert box.exported(TOPICS.clicks) == {
-        "in": 3, "learnt": 2, "dead_letter": 0, "duplicate": 1, "expired": 0, "pending": 0,
-    }  # fmt: skip
+    assert [example.event_id for example in box.learnt] == ["e1", "e2"]
+    assert box.exported(TOPICS.clicks) == NOTHING | {"in": 3, "learnt": 2, "duplicate": 1}
 
 
 def test_an_event_whose_item_never_comes_expires_by_event_time() -> None:
@@ -240,13 +246,12 @@ def test_an_event_whose_item_never_comes_expires_by_event_time() -> None:
     box.send(item("known"))
     box.send(click(1, item="late"))
     box.send(click(2, item="known", ts=NOW_MS + 60_000), published_ms=NOW_MS + HOUR_MS)
-    assert box.exported(TOPICS.clicks)["pending"] == 2  # one for its item, one for its batch
+    assert box.exported(TOPICS.clicks)["pending"] == 1
     box.send(click(3, item="known", ts=NOW_MS + 60_001), published_ms=NOW_MS + HOUR_MS)
-    box.learn(2)
     counts = box.exported(TOPICS.clicks)
     assert (counts["expired"], counts["pending"]) == (1, 0)
     box.send(item("late"))
-    assert box.waiting == []
+    assert [example.event_id for example in box.learnt] == ["e2", "e3"]
 
 
 def test_an_event_from_the_future_gives_up_none_that_wait() -> None:
@@ -254,28 +259,89 @@ def test_an_event_from_the_future_gives_up_none_that_wait() -> None:
     box.send(item("known"))
     box.send(click(1, item="late"))
     box.send(click(2, item="known", ts=253_402_300_799_999))
-    assert box.intake.watermark_ms == NOW_MS
+    assert box.intake.watermarks.latest_ms == NOW_MS
     box.send(item("late"))
-    assert [example.event_id for example in box.waiting] == ["e2", "e1"]
+    assert [example.event_id for example in box.learnt] == ["e2", "e1"]
 
 
-def test_a_catalogue_read_at_once_is_the_one_read_singly() -> None:
+def record_of(event: Event, offset: int, *, partition: int = 0, published_ms: int = NOW_MS + HOUR_MS) -> Record:
+    value = event.model_dump_json(exclude_none=True).encode()
+    return Record(TOPICS.of_kind(event.KIND), partition, offset, event.key().encode(), value, published_ms)
+
+
+def test_items_of_a_slice_come_first_whatever_their_place() -> None:
+    box = Box()
+    box.take_slice(record_of(click(1), 0), record_of(item(), 0))
+    assert [example.event_id for example in box.learnt] == ["e1"]
+    assert box.exported(TOPICS.clicks) == NOTHING | {"in": 1, "learnt": 1}
+
+
+def test_items_taken_together_are_those_taken_singly() -> None:
     events = [item("i0"), item("i1", "small oak rug"), item("i0", "blue mug")]
-    singly, at_once = Box(), Box()
+    singly, together = Box(), Box()
     for event in events:
         singly.send(event)
-    records = [
-        Record(TOPICS.items, 0, offset, event.key().encode(), event.model_dump_json().encode(), NOW_MS)
-        for offset, event in enumerate(events)
-    ]
+    records = [record_of(event, offset) for offset, event in enumerate(events)]
     records.append(Record(TOPICS.items, 0, 3, b"i2", b"{", NOW_MS))
     records.append(Record(TOPICS.items, 0, 4, b"i1", None, NOW_MS))
-    letters = list(at_once.intake.take_catalogue(records))
-    assert [letter.offset for letter in letters] == [3]
-    assert at_once.learner.catalogue.texts == singly.learner.catalogue.texts == ["blue mug", "small oak rug"]
-    assert at_once.exported(TOPICS.items) == {
-        "in": 5, "learnt": 4, "dead_letter": 1, "duplicate": 0, "expired": 0, "pending": 0,
-    }  # fmt: skip
+    together.take_slice(*records)
+    assert [letter.offset for letter in together.letters] == [3]
+    assert together.learner.catalogue.texts == singly.learner.catalogue.texts == ["blue mug", "small oak rug"]
+    assert together.exported(TOPICS.items) == NOTHING | {"in": 5, "learnt": 4, "dead_letter": 1}
+
+
+def test_a_list_is_learnt_when_its_window_closes() -> None:
+    box = Box(click_window_seconds=60)
+    for event in (item("i0"), item("i1"), impression(1, "i1", "i0"), click(2, item="i0", ts=NOW_MS + 5_000)):
+        box.send(event, published_ms=NOW_MS + HOUR_MS)
+    assert box.exported(TOPICS.impressions) == NOTHING | {"in": 1, "pending": 1}
+    box.take_slice(record_of(impression(3, "i1", ts=NOW_MS + 60_001), 9), record_of(click(4, ts=NOW_MS + 60_001), 9))
+    assert [(shown.item_ids, shown.clicked) for shown in box.lists] == [(("i1", "i0"), (False, True))]
+    assert box.exported(TOPICS.impressions) == NOTHING | {"in": 2, "learnt": 1, "pending": 1}
+    assert box.learnt[0].position == 1
+
+
+def test_a_partition_that_is_behind_keeps_windows_open_until_it_is_idle() -> None:
+    box = Box(click_window_seconds=60, idle_seconds=600)
+    box.send(item())
+    late, soon = NOW_MS + HOUR_MS, NOW_MS + HOUR_MS + 599_000
+    box.take_slice(
+        record_of(impression(1), 0, published_ms=late), record_of(click(1), 0, partition=1, published_ms=late)
+    )
+    box.take_slice(record_of(impression(2, ts=NOW_MS + 120_000), 1, published_ms=soon))
+    assert box.lists == []
+    box.take_slice(record_of(impression(3, ts=NOW_MS + 120_000), 2, published_ms=soon + 2_000))
+    assert len(box.lists) == 1
+
+
+def test_events_behind_the_watermark_are_counted_by_how_much() -> None:
+    box = Box()
+    for number, seconds in enumerate((0, 3_000, 2_995, 2_970, 0, 3_000)):
+        box.send(click(number, ts=NOW_MS + 1_000 * seconds), published_ms=NOW_MS + HOUR_MS)
+    box.intake.export(box.metrics)
+    late = {
+        by: box.registry.get_sample_value("headwater_late_events_total", {"topic": TOPICS.clicks, "late_by": by})
+        for by in ("10s", "60s", "600s", "3600s", "86400s", "more")
+    }
+    assert late == {"10s": 1, "60s": 1, "600s": None, "3600s": 1, "86400s": None, "more": None}
+
+
+def test_a_user_is_forgotten_at_the_place_of_the_command() -> None:
+    box = Box()
+    box.send(item())
+    for user in ("u", "v"):
+        box.send(click(1 if user == "u" else 2, user=user))
+        box.send(click(3 if user == "u" else 4, user=user, item="late"))
+        box.send(impression(5 if user == "u" else 6, user=user))
+    pseudonym = Pseudonymiser(b"only for tests")
+    for example in box.learnt:
+        box.learner.shoppers.update(example.user_id, example.session_id, example.ts, 0)
+    box.take(TOPICS.control, *forget_record(pseudonym("u"), ts_ms=NOW_MS))
+    assert pseudonym("u") not in box.learner.shoppers
+    assert pseudonym("v") in box.learner.shoppers
+    assert box.exported(TOPICS.clicks) == NOTHING | {"in": 4, "learnt": 2, "forgotten": 1, "pending": 1}
+    assert box.exported(TOPICS.impressions) == NOTHING | {"in": 2, "forgotten": 1, "pending": 1}
+    box.check_identity()
 
 
 def test_a_scrape_after_a_restart_counts_on_from_the_checkpoint() -> None:
@@ -284,11 +350,10 @@ def test_a_scrape_after_a_restart_counts_on_from_the_checkpoint() -> None:
     box.send(click(1))
     box.send(click(1))
     box.take(TOPICS.clicks, b"u", b"{")
-    box.learn(1)
     before = box.exported(TOPICS.clicks)
     box.restart()
     assert box.exported(TOPICS.clicks) == before
     assert box.exported(TOPICS.clicks) == before  # a second look adds nothing
     box.send(click(1))
     assert box.exported(TOPICS.clicks) == before | {"in": 4, "duplicate": 2}
-    assert box.intake.watermark_ms == NOW_MS
+    assert box.intake.watermarks.latest_ms == NOW_MS

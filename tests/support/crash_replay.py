@@ -1,0 +1,286 @@
+"""A replay whose updater is killed again and again; and the run that was never killed, fed the same slices."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from updater_shop import START_MS, Shop, items, newest_checkpoint, wait_until
+
+from services.settings import Settings
+from streams.events import Click, Event, Impression, Item, Purchase, Shown
+from streams.producer import EventProducer
+
+ITEMS, LATER_ITEMS, USERS = 20, 6, 9
+WINDOWS = {"click_window_seconds": 30.0, "purchase_window_seconds": 120.0, "hold_seconds": 1e6}
+# Event, checkpoint, publish, commit: before and after each step that leaves something behind.
+STEPS = (
+    "services.updater.intake:Intake.take",
+    "services.updater.journal:Journal.record",
+    "services.updater.journal:Journal.begin",
+    "peft_adapters.learner:Learner.learn",
+    "peft_adapters.learner:Learner.learn_lists",
+    "streams.dead_letters:DeadLetterWriter.flush",
+    "services.updater.home:Home.save",
+    "streams.join_store:JoinStore.commit",
+    "services.updater.home:prune_checkpoints",
+    "peft_adapters.publishing:Publisher.candidate",
+    "peft_adapters.registry:AdapterRegistry.publish",
+    "peft_adapters.registry:AdapterRegistry._check_owner",
+    "services.updater.loop:Updater._announce",
+    "streams.consumer:PartitionConsumer.commit",
+    "os:fsync",
+    "os:replace",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """SIGKILL from within, before or after the n-th time that something is done."""
+
+    step: str
+    times: int
+    before: bool
+
+    def arm(self) -> None:
+        module_name, _, path = self.step.partition(":")
+        owner: Any = importlib.import_module(module_name)
+        *holders, name = path.split(".")
+        for holder in holders:
+            owner = getattr(owner, holder)
+        done, left = getattr(owner, name), self.times
+
+        def deadly(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0 and self.before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = done(*args, **kwargs)
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, deadly)
+
+
+def random_death(rng: random.Random) -> Death:
+    step = rng.choice(STEPS)
+    often = 12 if step.startswith("os:") else 3
+    return Death(step, rng.randint(1, often), before=rng.random() < 0.5)
+
+
+class Traffic:
+    """Events as a shop has them: lists, clicks on them, purchases; repeats, nonsense, and items that come late."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)  # noqa: S311
+        self._number = 0
+        self._sent: list[Event] = []
+        self._shown: list[Impression] = []
+        self.positives: set[str] = set()  # event ids that are to be learnt
+        self.records: Counter[str] = Counter()  # by kind
+
+    def next(self, count: int) -> Iterator[tuple[str, bytes, bytes]]:
+        """Kind, key and value of so many records."""
+        for _ in range(count):
+            self._number += 1
+            event = self._event()
+            self.records[event.KIND] += 1
+            if self._rng.random() < 0.03:
+                yield event.KIND, event.key().encode(), b"{nonsense"
+                continue
+            self._sent.append(event)
+            if isinstance(event, Click | Purchase):
+                self.positives.add(f"{event.KIND}/{event.event_id}")
+            yield event.KIND, event.key().encode(), event.model_dump_json(exclude_none=True).encode()
+
+    def later_items(self) -> list[Item]:
+        """What some of the events wait for."""
+        return items(LATER_ITEMS, first=ITEMS)
+
+    def _event(self) -> Event:
+        rng = self._rng
+        if self._sent and rng.random() < 0.05:
+            return rng.choice(self._sent[-50:])
+        ts, user = START_MS + 1_000 * self._number, f"shopper-{rng.randrange(USERS)}"
+        if rng.random() < 0.35:
+            shown = rng.sample(range(ITEMS + LATER_ITEMS), rng.randint(2, 6))
+            impression = Impression(
+                event_id=f"e{self._number}",
+                ts=ts,
+                user_id=user,
+                request_id=f"r{self._number}",
+                scenario="home",
+                items=tuple(Shown(item_id=f"i{item}", position=place) for place, item in enumerate(shown)),
+            )
+            self._shown.append(impression)
+            return impression
+        model = Click if rng.random() < 0.7 else Purchase
+        request = rng.choice(self._shown[-20:]) if self._shown and rng.random() < 0.7 else None
+        item = rng.choice(request.items).item_id if request else f"i{rng.randrange(ITEMS + LATER_ITEMS)}"
+        return model(
+            event_id=f"e{self._number}",
+            ts=ts,
+            user_id=request.user_id if request else user,
+            item_id=item,
+            request_id=request.request_id if request and rng.random() < 0.7 else None,
+        )
+
+
+class CrashReplay:
+    """One replay through updaters that die.
+
+    Args:
+        shop: where events go and things are kept.
+        seed: of the traffic and of the deaths.
+    """
+
+    def __init__(self, shop: Shop, *, seed: int, batch_events: int = 16) -> None:
+        self.shop, self.traffic = shop, Traffic(seed)
+        self._rng = random.Random(seed)  # noqa: S311
+        options: dict[str, Any] = {"batch_events": batch_events, "batch_seconds": 0.1, "keep_checkpoints": 1_000}
+        self.settings = _with_secret(shop.settings(publish_seconds=0.2, **options, **WINDOWS))
+        self._ends: dict[str, None] = {}  # lines of journals, as a set
+        self._lives = 0
+        shop.send(*items(ITEMS))
+
+    def send(self, count: int) -> None:
+        topics = self.shop.topics
+        with EventProducer(self.shop.connection, topics) as producer:
+            for kind, key, value in self.traffic.next(count):
+                producer.send_raw(topics.of_kind(kind), key, value)
+
+    def start(self, settings: Settings | None = None, death: Death | None = None) -> ForkServerProcess:
+        self._lives += 1
+        log = self.shop.directory / f"life-{self._lives:03d}.log"
+        process = _context().Process(target=_live, args=(settings or self.settings, death, log))
+        process.start()
+        return process
+
+    def die(self) -> str:
+        """One life and its death; how it came about."""
+        if self._rng.random() < 0.7:
+            death = random_death(self._rng)
+            process = self.start(death=death)
+            process.join(20)
+            how = str(death)
+        else:
+            seconds = self._rng.uniform(0.2, 2.0)
+            process = self.start()
+            process.join(seconds)
+            how = f"killed after {seconds:.2f} s"
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"{how}: ended by itself with {process.exitcode}"
+        self.note_slices()
+        return how
+
+    def finish(self, settings: Settings | None = None) -> None:
+        """A life that is let live until everything is learnt."""
+        used = settings or self.settings
+        root = used.updater.checkpoint_dir / "home"
+        process = self.start(used)
+        try:
+            wait_until(lambda: self._is_done(root) or not process.is_alive(), what="everything learnt")
+            assert process.is_alive(), "ended by itself"
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGTERM)
+            process.join(60)
+            assert process.exitcode == 0
+        finally:
+            process.kill()
+
+    def unkilled(self) -> Settings:
+        """Settings of a run over the same log, from nothing, fed the slices that were recorded."""
+        directory = self.shop.directory / "unkilled"
+        fresh = directory / "checkpoints" / "home" / f"{1:08d}"
+        fresh.mkdir(parents=True)
+        lines = sorted(self._ends, key=lambda line: sum(json.loads(line).values()))
+        (fresh / f"journal-{0:010d}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        own = {"checkpoint_dir": directory / "checkpoints", "registry_url": str(directory / "registry")}
+        return self.settings.model_copy(update={"updater": self.settings.updater.model_copy(update=own)})
+
+    def note_slices(self) -> None:
+        """Take down where slices ended, before a successor tidies up."""
+        for path in (self.shop.directory / "checkpoints" / "home").glob("[0-9]*/journal-*.jsonl"):
+            for line in path.read_text().split("\n")[:-1]:
+                self._ends[line] = None
+
+    def _is_done(self, root: Path) -> bool:
+        kept = newest_checkpoint(root) if root.exists() else None
+        if kept is None:
+            return False
+        outcomes = json.loads((kept / "state.json").read_text())["extra"]["intake"]
+        taken_in: Counter[str] = Counter()
+        for topic, outcome, count in (*outcomes["outcomes"], *outcomes["joiner"]["counts"]):
+            taken_in[topic] += count if outcome == "in" else 0
+        topics = self.shop.topics
+        return all(taken_in[topics.of_kind(kind)] == count for kind, count in self.traffic.records.items())
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between the states that two updaters ended in; nothing, if they are equal bit for bit."""
+    left, right = newest_checkpoint(one), newest_checkpoint(other)
+    assert left is not None
+    assert right is not None
+    tensors, others = (safetensors.torch.load_file(path / "model.safetensors") for path in (left, right))
+    found = [name for name in tensors.keys() ^ others.keys()]
+    found += [name for name in tensors.keys() & others.keys() if not torch.equal(tensors[name], others[name])]
+    states = [json.loads((path / "state.json").read_text()) for path in (left, right)]
+    for part in ("learner", "extra"):
+        found += [f"{part}.{key}" for key in states[0][part] if states[0][part][key] != states[1][part][key]]
+    for table in ("shown", "held", "seen"):
+        if _rows(left.parent / "join.sqlite", table) != _rows(right.parent / "join.sqlite", table):
+            found.append(f"table {table}")
+    return found
+
+
+def _rows(path: Path, table: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()  # noqa: S608
+
+
+def _with_secret(settings: Settings) -> Settings:
+    secret = settings.privacy.model_validate({"secret": "only for tests"})
+    return settings.model_copy(update={"privacy": secret})
+
+
+def _context() -> ForkServerContext:
+    """Children of a process that has the libraries loaded: a life begins within a fraction of a second."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["services.updater.loop", "crash_replay"])
+    return context
+
+
+def _live(settings: Settings, death: Death | None, log: Path) -> None:
+    from services.metrics import UpdaterMetrics, new_registry
+    from services.updater.loop import Updater
+
+    torch.set_num_threads(1)
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    stop = threading.Event()
+    handler: Callable[..., None] = lambda *_: stop.set()  # noqa: E731
+    signal.signal(signal.SIGTERM, handler)
+    if death is not None:
+        death.arm()
+    try:
+        Updater(settings, UpdaterMetrics(new_registry(), topics=settings.topics), stop).run()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
