@@ -301,10 +301,11 @@ class Updater:
     def _finish(self) -> None:
         """Learn what waits, checkpoint and publish it, let go of the connections."""
         log.info("updater_stopping", waiting=sum(self._reader.waiting.values()))
-        piece = None if self._home.journal.recorded else self._recorded(self._reader.rest())
-        while piece is not None:
-            self._learn(piece)
+        while self._stop.is_set() and not self._home.journal.recorded:
             piece = self._recorded(self._reader.rest())
+            if piece is None:
+                break
+            self._learn(piece)
         if self._is_behind():
             self._checkpoint_and_publish()
         self._export()
