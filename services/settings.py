@@ -38,6 +38,9 @@ BOOTSTRAP_VARIABLE = "HEADWATER_BOOTSTRAP_SERVERS"
 # Variables of ours that are no settings: the last one belongs to the tests.
 OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, BOOTSTRAP_VARIABLE, "HEADWATER_TEST_KAFKA"})
 
+# Tables whose keys are names of the deployment's own, not settings.
+FREE_TABLES = frozenset({("topics", "dialects")})
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -159,7 +162,7 @@ def _refuse_unknown(keys: Iterable[str], known: set[str], *, source: str) -> Non
 def _leaves(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Lists the paths to the values of nested tables; an empty table is its own leaf."""
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and (*prefix, name) not in FREE_TABLES:
             yield from _leaves(value, (*prefix, name))
         else:
             yield (*prefix, name)

@@ -4,10 +4,11 @@ import time
 from base64 import b64encode
 from dataclasses import dataclass
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
+from streams.dialects import DECODERS
 from streams.events import MODELS, Event, Item
 from streams.topics import Topics
 
@@ -15,6 +16,8 @@ __all__ = ["MAX_EVENT_BYTES", "ItemRemoved", "Reason", "decode"]
 
 MAX_EVENT_BYTES = 1024 * 1024
 MAX_ERROR_CHARS = 500
+# Straight to the validators: `model_validate_json` takes a sixth of the time of a click for itself.
+_READERS = {kind: TypeAdapter(model).validator.validate_json for kind, model in MODELS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +39,18 @@ def decode(
         topics: Which topic carries what.
         max_event_bytes: A value larger than this is refused unread.
     """
-    kind = topics.kind_of(record.topic)
-    if kind is None:
+    kind, value = topics.kind_of(record.topic), record.value
+    if kind is None and record.topic not in topics.dialects:
         return _refused(record, Reason.UNKNOWN_TOPIC, f"topic {record.topic!r} carries no events")
-    if record.value is None:
+    if value is None:
         return _removed(record, kind)
-    if len(record.value) > max_event_bytes:
-        problem = f"an event must have at most {max_event_bytes} bytes, got {len(record.value)}"
+    if len(value) > max_event_bytes:
+        problem = f"an event must have at most {max_event_bytes} bytes, got {len(value)}"
         return _refused(record, Reason.OVERSIZED, problem)
     try:
-        event = MODELS[kind].model_validate_json(record.value)
+        if kind is None:
+            return [*DECODERS[topics.dialects[record.topic]](value, record.timestamp_ms)]
+        event: Event = _READERS[kind](value)
     except ValidationError as error:
         return _refused(record, _reason(error), _problem(error))
     if record.key != event.key().encode():
@@ -55,7 +60,7 @@ def decode(
     return [event]
 
 
-def _removed(record: Record, kind: str) -> list[Event | ItemRemoved] | DeadLetter:
+def _removed(record: Record, kind: str | None) -> list[Event | ItemRemoved] | DeadLetter:
     if kind != Item.KIND:
         return _refused(
             record, Reason.MALFORMED_JSON, "a record without a value is no event; only items can be removed"

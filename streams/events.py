@@ -7,13 +7,15 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from typing_extensions import TypedDict
 
 MAX_ID_CHARS = 256
 MAX_TS_MS = 253_402_300_799_999  # the last millisecond of the year 9999
+MAX_COUNT = 2**31 - 1  # of places and quantities: what stores and tensors hold
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 Scenario = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-Position = Annotated[int, Field(ge=0)]
+Position = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -26,6 +28,8 @@ def epoch_ms(value: object) -> object:
     >>> epoch_ms("1970-01-01T00:00:01.5Z")
     1500
     """
+    if type(value) is int:  # most are; a bool is not
+        return value
     if isinstance(value, bool):
         raise ValueError(f"`ts` must be epoch milliseconds or an RFC 3339 time, got {value}")
     if isinstance(value, str):
@@ -74,10 +78,11 @@ class _UserEvent(_Event):
         return self.user_id
 
 
-class Shown(BaseModel):
-    """One item of an impression, and the place at which it was shown (0 is the first)."""
+class Shown(TypedDict):
+    """One item of an impression, and the place at which it was shown (0 is the first).
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    A mapping, because there are so many: an impression of 24 items is read in half the time that models take.
+    """
 
     item_id: Id
     position: Position
@@ -114,7 +119,7 @@ class Purchase(_UserEvent):
     request_id: Id | None = None
     scenario: Scenario = "home"
     item_id: Id
-    quantity: Annotated[int, Field(ge=1)] = 1
+    quantity: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
     price: Price | None = None
 
 

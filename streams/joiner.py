@@ -197,8 +197,8 @@ class Joiner:
             request=digest(impression.request_id),
             user_id=user_id,
             session_id=session_id,
-            item_ids=tuple([item.item_id for item in impression.items]),
-            positions=tuple([item.position for item in impression.items]),
+            item_ids=tuple([item["item_id"] for item in impression.items]),
+            positions=tuple([item["position"] for item in impression.items]),
         )
         self.store.add(shown)
         self._waiting_lists[topic] += 1

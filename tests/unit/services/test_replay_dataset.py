@@ -80,7 +80,7 @@ def test_lists_shown_and_clicks_on_them(tmp_path: Path) -> None:
     )
     shown, click = read_events(path)
     assert isinstance(shown, Impression)
-    assert [(item.item_id, item.position) for item in shown.items] == [("1805", 0), ("2387", 1), ("62", 2)]
+    assert [(item["item_id"], item["position"]) for item in shown.items] == [("1805", 0), ("2387", 1), ("62", 2)]
     assert isinstance(click, Click)
     assert (click.request_id, click.item_id, click.position, click.ts) == ("r0", "2387", 1, 1_636_993_839_000)
 
