@@ -44,9 +44,15 @@ class Quarantine(_Command):
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """A user is to be forgotten, by pseudonym."""
+    """A user is to be forgotten, by pseudonym.
+
+    Attributes:
+        user: who.
+        ts_ms: when the log heard of it, epoch milliseconds; what the user did before is to leave no trace.
+    """
 
     user: str
+    ts_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ def parse_control(record: Record) -> Forget | Quarantined | Released | None:
             return Quarantined(key.removeprefix(QUARANTINE), Quarantine.model_validate_json(record.value))
         if key.startswith(FORGET) and record.value is not None:
             _Command.model_validate_json(record.value)
-            return Forget(key.removeprefix(FORGET))
+            return Forget(key.removeprefix(FORGET), record.timestamp_ms)
     except (UnicodeDecodeError, ValidationError) as error:
         log.warning(
             "control_record_refused", partition=record.partition, offset=record.offset, problem=str(error)[:200]

@@ -1,6 +1,7 @@
 """The HTTP side of the scorer."""
 
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -17,7 +18,14 @@ from services.scorer.settings import ScorerSettings
 from services.scorer.worker import Worker
 
 
-def create_app(worker: Worker, settings: ScorerSettings, metrics: ScorerMetrics, series: CollectorRegistry) -> FastAPI:
+def create_app(
+    worker: Worker,
+    settings: ScorerSettings,
+    metrics: ScorerMetrics,
+    series: CollectorRegistry,
+    *,
+    pseudonymise: Callable[[str], str],
+) -> FastAPI:
     """Build the application over a worker.
 
     Args:
@@ -25,23 +33,25 @@ def create_app(worker: Worker, settings: ScorerSettings, metrics: ScorerMetrics,
         settings: How much one request may ask for.
         metrics: Where requests are counted.
         series: What `/metrics` shows.
+        pseudonymise: What becomes of ids of users and sessions in requests.
     """
     app = FastAPI(title="Headwater scorer")
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, remedy="send fewer candidates at a time")
     app.add_middleware(RequestMeter, metrics=metrics.http)
     add_problem_handlers(app)
-    _add_rankings(app, worker, settings)
+    _add_rankings(app, worker, settings, pseudonymise)
     _add_health(app, worker, metrics, series)
     return app
 
 
-def _add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings) -> None:
+def _add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str]) -> None:
     answers = worker.answers
 
     @app.post("/v1/rank")
     def rank(request: RankRequest) -> Response:
         """Order given candidates for a shopper and a session."""
         _require_at_most("candidates", len(request.candidates), settings.max_candidates)
+        request = request.under_pseudonym(pseudonymise)
         answer = answers.rank(request, _served(worker))
         answers.remember(request)
         return JSONResponse({**_body(answer, worker.scenario), "unknown_candidates": answer.unknown})
@@ -50,6 +60,7 @@ def _add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings) -> Non
     def recommend(request: RecommendRequest) -> Response:
         """The best of the catalogue for a shopper and a session."""
         _require_at_most("k", request.k, settings.max_k)
+        request = request.under_pseudonym(pseudonymise)
         answer = answers.recommend(request, _served(worker))
         answers.remember(request)
         return JSONResponse(_body(answer, worker.scenario))

@@ -24,6 +24,7 @@ from services.scorer.log_reader import LogReader
 from services.scorer.shopper_state import ShopperState
 from services.scorer.worker import Worker
 from services.settings import Settings
+from streams.privacy import Pseudonymiser, pseudonymiser
 
 log = structlog.get_logger(__name__)
 
@@ -42,24 +43,28 @@ def run(settings: Settings) -> None:
         EncoderError: The encoder cannot be loaded.
         RegistryAddressError: No kind of store is known for the registry's address.
         ServeError: The address cannot be listened on.
+        SecretError: The secret that user ids are hidden with cannot be had.
     """
     torch.set_num_threads(settings.scorer.torch_threads)
     sys.setswitchinterval(SWITCH_SECONDS)
     log.info("scorer_starting", scenario=settings.scenario, registry_url=settings.scorer.registry_url)
     series = new_registry()
     metrics = ScorerMetrics(series)
+    pseudonymise = pseudonymiser(settings.privacy)
     with TemporaryDirectory(prefix="headwater-scorer-") as directory:
-        worker, reader = _wired(settings, metrics, Path(directory))
-        app = create_app(worker, settings.scorer, metrics, series)
+        worker, reader = _wired(settings, metrics, Path(directory), pseudonymise)
+        app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise)
         with _in_threads(reader, worker):
             serve(app, settings.scorer.host, settings.scorer.port)
 
 
-def _wired(settings: Settings, metrics: ScorerMetrics, directory: Path) -> tuple[Worker, LogReader]:
+def _wired(
+    settings: Settings, metrics: ScorerMetrics, directory: Path, pseudonymise: Pseudonymiser
+) -> tuple[Worker, LogReader]:
     encoder = Encoder(settings.encoder)
     cache = PrefixCache.of(encoder)
     items = LiveItems()
-    shoppers = ShopperState(items.rows, max_shoppers=settings.scorer.max_shoppers)
+    shoppers = ShopperState(items.rows, max_shoppers=settings.scorer.max_shoppers, pseudonymise=pseudonymise)
     announcements = Announcements(settings.scenario, metrics)
     reader = LogReader(
         settings.kafka,

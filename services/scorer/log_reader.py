@@ -1,4 +1,4 @@
-"""One thread reads the log: the catalogue and the announcements first, then shoppers' events, then all as it comes.
+"""One thread reads the log: catalogue, commands and announcements first, then shoppers' events, then all as it comes.
 
 The embedded broker wants each consumer to ask again and again, so that one consumer for everything is also the
 cheapest.
@@ -15,6 +15,7 @@ from services.scorer.live_items import LiveItems
 from services.scorer.shopper_state import ShopperState
 from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
 from streams.consumer import Offsets, PartitionConsumer, Record
+from streams.control import Forget, parse_control
 from streams.dead_letters import DeadLetter
 from streams.decode import ItemRemoved, decode
 from streams.errors import HeadwaterStreamError
@@ -36,11 +37,11 @@ class LogReader:
         topics: The names of the topics.
         look_back_events: Newest clicks and purchases to begin with.
         items: Takes in the catalogue.
-        shoppers: Takes in clicks and purchases.
+        shoppers: Takes in clicks and purchases, and whom to forget.
         announcements: Takes in published manifests.
 
     Attributes:
-        catalogue_read: Set once the catalogue and the announcements were read to the end that they had at start.
+        catalogue_read: Set once catalogue, commands and announcements were read to the end that they had at start.
         caught_up: Set once shoppers' events were, too.
     """
 
@@ -81,7 +82,7 @@ class LogReader:
             self._stop.wait(next(pauses))
 
     def _read(self) -> None:
-        catalogue = [self._topics.items, self._topics.adapters]
+        catalogue = [self._topics.items, self._topics.control, self._topics.adapters]
         behaviour = [self._topics.clicks, self._topics.purchases, *self._topics.dialects]
         if not self.catalogue_read.is_set():
             with closing(self._open(catalogue)) as consumer:
@@ -125,6 +126,11 @@ class LogReader:
     def _take_in(self, record: Record) -> None:
         if record.topic == self._topics.adapters:
             self._announcements.hear(record.key, record.value)
+            return
+        if record.topic == self._topics.control:
+            command = parse_control(record)
+            if isinstance(command, Forget):
+                self._shoppers.forget(command.user, until_ms=command.ts_ms)
             return
         decoded = decode(record, self._topics)
         if isinstance(decoded, DeadLetter):

@@ -1,6 +1,7 @@
 """What a storefront may ask."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +29,11 @@ class _Request(BaseModel):
     session_id: Id | None = None
     session_items: SessionItems | None = None
     ts: EpochMs | None = None
+
+    def under_pseudonym(self, pseudonymise: Callable[[str], str]) -> Self:
+        """The same request without the ids that came with it: the rest of the scorer knows shoppers by pseudonym."""
+        ids = {"user_id": self.user_id, "session_id": self.session_id}
+        return self.model_copy(update={name: pseudonymise(value) for name, value in ids.items() if value is not None})
 
 
 class RankRequest(_Request):

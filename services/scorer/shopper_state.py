@@ -1,7 +1,7 @@
 """What shoppers have done lately, from the worker's own reading of clicks and purchases."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from peft_adapters.shoppers import HISTORY_ITEMS, Shoppers
 from streams.events import Click, Purchase, UserEvent
@@ -14,17 +14,21 @@ class ShopperState:
     """Shoppers' states behind a lock: one thread takes in events, others ask.
 
     Events pass the same joiners as in the updater, so that both know the same: repeats are dropped, and an event of an
-    item that has not come waits for it.
+    item that has not come waits for it. Ids are pseudonyms but for those in events, which become so here.
 
     Args:
         rows: Row of each known item; another thread may add to it.
         max_shoppers: States held.
+        pseudonymise: What becomes of ids of users and sessions in events.
     """
 
-    def __init__(self, rows: Mapping[str, int], *, max_shoppers: int) -> None:
-        self._rows = rows
+    def __init__(self, rows: Mapping[str, int], *, max_shoppers: int, pseudonymise: Callable[[str], str]) -> None:
+        self._rows, self._pseudonymise = rows, pseudonymise
         self._shoppers = Shoppers(max_shoppers=max_shoppers)
-        self._joiners = {kind: Joiner(is_known=rows.__contains__) for kind in (Click, Purchase)}
+        self._joiners = {
+            kind: Joiner(is_known=rows.__contains__, pseudonymise=pseudonymise) for kind in (Click, Purchase)
+        }
+        self._forgotten: dict[str, int] = {}  # who, and up to when in the log's time, epoch ms
         self._watermark_ms = 0
         self._lock = threading.Lock()
 
@@ -36,9 +40,24 @@ class ShopperState:
         """Take in a click or a purchase."""
         joiner = self._joiners[type(event)]
         with self._lock:
+            if self._forgotten and publish_ts_ms <= self._forgotten.get(self._pseudonymise(event.user_id), -1):
+                return
             self._update(joiner.offer(event, publish_ts_ms=publish_ts_ms))
             self._watermark_ms = max(self._watermark_ms, event.ts)
             joiner.advance(self._watermark_ms)
+
+    def forget(self, user_id: str, *, until_ms: int) -> None:
+        """Drop what is known of a shopper, and what may still be read of the time before.
+
+        Args:
+            user_id: Their pseudonym.
+            until_ms: Publication time of the newest event to be forgotten, epoch milliseconds.
+        """
+        with self._lock:
+            self._forgotten[user_id] = until_ms
+            self._shoppers.forget(user_id)
+            for joiner in self._joiners.values():
+                joiner.forget(user_id)
 
     def item_arrived(self, item_id: str) -> None:
         """Take in what waited for an item."""
@@ -52,8 +71,8 @@ class ShopperState:
         """What a ranking is made from.
 
         Args:
-            user_id: Who asks; None is a guest.
-            session_id: The session at hand.
+            user_id: Who asks, by pseudonym; None is a guest.
+            session_id: The session at hand, likewise.
             ts_ms: When, epoch milliseconds.
             session: Rows of the session at hand, oldest first, in place of what the worker knows of it.
         """

@@ -28,7 +28,7 @@ class Reading:
 
     def __init__(self, connection: KafkaConnection, topics: Topics, *, look_back_events: int = 10_000) -> None:
         self.items = LiveItems()
-        self.shoppers = ShopperState(self.items.rows, max_shoppers=1_000)
+        self.shoppers = ShopperState(self.items.rows, max_shoppers=1_000, pseudonymise=str)
         self.announcements = Announcements("home", ScorerMetrics(CollectorRegistry()))
         self.reader = LogReader(
             connection,

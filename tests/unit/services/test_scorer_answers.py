@@ -39,7 +39,7 @@ class Shop:
         self.items = LiveItems()
         for item_id, text in reversed(ITEMS):
             self.items.take_in(item(item_id, text))
-        self.shoppers = ShopperState(self.items.rows, max_shoppers=100)
+        self.shoppers = ShopperState(self.items.rows, max_shoppers=100, pseudonymise=str)
         self.answers = Answers(self.items, self.shoppers)
         self.encoder, self.catalogue = encoder, Catalogue(PrefixCache(encoder, None))
         self.catalogue.upsert(self.items.take_changes(1_000))
@@ -135,7 +135,7 @@ def test_a_worker_without_items_answers_with_nothing(tmp_path: Path, encoder: En
     publications = Publications(tmp_path)
     catalogue = Catalogue(PrefixCache(encoder, None))
     model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
-    answers = Answers(LiveItems(), ShopperState({}, max_shoppers=1))
+    answers = Answers(LiveItems(), ShopperState({}, max_shoppers=1, pseudonymise=str))
     assert answers.recommend(RecommendRequest(user_id="u"), model).item_ids == []
     assert answers.rank(RankRequest(candidates=("a",)), model).unknown == ["a"]
     answers.warm(model)

@@ -39,7 +39,7 @@ class StandingWorker:
         items = LiveItems()
         for item_id, text in ITEMS:
             items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text))
-        self.shoppers = ShopperState(items.rows, max_shoppers=10)
+        self.shoppers = ShopperState(items.rows, max_shoppers=10, pseudonymise=str)
         self.answers = Answers(items, self.shoppers)
         publications = Publications(directory)
         publications.learner.add_items(ITEMS)
@@ -71,7 +71,7 @@ def worker(encoder: Encoder, tmp_path: Path) -> StandingWorker:
 def client(worker: StandingWorker) -> Iterator[httpx.Client]:
     series = CollectorRegistry()
     settings = ScorerSettings(max_candidates=50, max_k=25, max_body_bytes=2_048)
-    app = create_app(worker, settings, ScorerMetrics(series), series)  # type: ignore[arg-type]
+    app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=str)  # type: ignore[arg-type]
     with running(app) as url, httpx.Client(base_url=url) as client:
         yield client
 

@@ -13,7 +13,7 @@ def click(number: int, item_id: str, *, ts: int, user_id: str = "u", session_id:
 
 
 def state_of(*clicks: Click, rows: dict[str, int] | None = None) -> ShopperState:
-    state = ShopperState({"a": 0, "b": 1, "c": 2} if rows is None else rows, max_shoppers=10)
+    state = ShopperState({"a": 0, "b": 1, "c": 2} if rows is None else rows, max_shoppers=10, pseudonymise=str)
     for event in clicks:
         state.take_in(event, publish_ts_ms=0)
     return state

@@ -80,7 +80,7 @@ class Stage:
         self.cache = FullDisk(encoder, None)
         metrics = ScorerMetrics(self.series)
         self.announcements = Announcements("home", metrics)
-        shoppers = ShopperState(self.items.rows, max_shoppers=10)
+        shoppers = ShopperState(self.items.rows, max_shoppers=10, pseudonymise=str)
         self.reader = LogReader(
             KafkaConnection(),
             Topics(),
