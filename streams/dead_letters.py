@@ -1,7 +1,9 @@
 """Dead letters: what does not decode, with its original bytes and the reason, on a topic of its own."""
 
 import contextlib
-from base64 import b64decode
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Self
 
@@ -10,14 +12,20 @@ from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 from pydantic import BaseModel, ConfigDict
 
 from streams.connection import KafkaConnection
-from streams.errors import DeliveryError
+from streams.errors import BrokerUnreachableError, DeliveryError, EventTooLargeError
+from streams.events import Item
+from streams.privacy import PayloadPolicy
 from streams.producer import EventProducer
+from streams.redaction import Pseudonymise, redact_error, redact_json, redact_key
 from streams.topics import DEAD_LETTER_MAX_BYTES, Topics
 
 log = structlog.get_logger(__name__)
 
 # Room that headers of a record batch take beside the value, with some to spare.
 _OVERHEAD_BYTES = 4096
+_CHUNK_BYTES = 8 * 1024 * 1024  # sent, then confirmed: less than a producer holds before it makes its caller wait
+_MAX_WAITING_BYTES = 64 * 1024 * 1024
+_METADATA_TIMEOUT_SECONDS = 5.0
 
 
 class Reason(StrEnum):
@@ -42,9 +50,11 @@ class DeadLetter(BaseModel):
     partition: int
     offset: int
     key: str | None  # base64
-    payload: str | None  # base64; shorter than `payload_bytes` says where the dead-letter topic could not take it whole
+    payload: str | None  # base64; None where `payload_bytes` is not 0: too large for its topic, or not kept by policy
     payload_bytes: int
     first_seen_ts: int  # epoch ms
+    payload_policy: PayloadPolicy = "keep"
+    replayed_ts: int | None = None  # epoch ms; when it was last put back
 
     def record_key(self) -> str:
         """Its key on Kafka: the same record refused again takes the place of its first letter."""
@@ -54,47 +64,78 @@ class DeadLetter(BaseModel):
         """The bytes of the refused record's value."""
         return None if self.payload is None else b64decode(self.payload)
 
+    def original_key(self) -> bytes | None:
+        """The bytes of the refused record's key."""
+        return None if self.key is None else b64decode(self.key)
+
+    def is_whole(self) -> bool:
+        """Whether it holds the refused record as it was."""
+        return self.payload_policy == "keep" and (self.payload is not None or self.payload_bytes == 0)
+
     def without_payload(self) -> Self:
         """The letter alone; the bytes are still at topic, partition and offset for as long as these are kept."""
         return self.model_copy(update={"payload": None})
 
 
 class DeadLetterWriter:
-    """Writes dead letters; nothing counts as written before `flush` has returned.
+    """Writes dead letters. Nothing counts as written before `flush` has returned; until then every letter waits here.
 
     Args:
         connection: Where.
         topics: Which topic is for dead letters.
+        policy: What a letter keeps of its record: `keep` all of it; `redact` puts pseudonyms in place of the ids in key
+            and payload, and keeps no payload that is not JSON; `drop` keeps neither key nor payload.
+        pseudonymise: Hides an id; needed to redact.
 
     Raises:
         BrokerUnreachableError: If no broker answers.
+        ValueError: If there is no way to redact.
     """
 
-    def __init__(self, connection: KafkaConnection, topics: Topics) -> None:
-        self._topic = topics.dead_letters
-        self._connection = connection
-        self._producer = self._open()
-        self._unconfirmed: list[DeadLetter] = []
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        topics: Topics,
+        *,
+        policy: PayloadPolicy = "keep",
+        pseudonymise: Pseudonymise | None = None,
+    ) -> None:
+        self._connection, self._topics = connection, topics
+        self._policy = _Policy(policy, topics, pseudonymise)
+        self._waiting: list[DeadLetter] = []
+        self._waiting_bytes = 0
+        self._producer: EventProducer | None = self._open()
+
+    @property
+    def pending(self) -> int:
+        """How many letters wait for the broker's confirmation."""
+        return len(self._waiting)
 
     def write(self, letter: DeadLetter) -> None:
-        """Hands a letter to the producer, which retries until the broker has it."""
-        whole = len(letter.payload or "") + len(letter.key or "") < DEAD_LETTER_MAX_BYTES - _OVERHEAD_BYTES
-        self._unconfirmed.append(letter)
-        self._send(letter if whole else _shortened(letter, "it is too large"))
+        """Takes a letter, to be sent by the next `flush`."""
+        kept = self._policy.applied(letter)
+        if _size_bytes(kept) >= DEAD_LETTER_MAX_BYTES - _OVERHEAD_BYTES:
+            kept = _shortened(kept, "it is too large")
+        elif kept.payload and self._waiting_bytes + _size_bytes(kept) > _MAX_WAITING_BYTES:
+            kept = _shortened(kept, "too many letters wait for the broker")
+        self._waiting.append(kept)
+        self._waiting_bytes += _size_bytes(kept)
 
     def flush(self, timeout_seconds: float | None = 30.0) -> None:
-        """Waits until the broker has confirmed every letter.
+        """Sends the letters that wait, in order, and waits until the broker has confirmed each.
+
+        What was not confirmed goes on waiting: the next flush sends it again, over a new connection.
+
+        Args:
+            timeout_seconds: How long to wait for confirmations. To find that no broker answers, or that the topic is
+                not there, may take some seconds more.
 
         Raises:
-            DeliveryError: If it did not.
+            DeliveryError: If a letter was not confirmed.
         """
-        try:
-            self._producer.flush(timeout_seconds)
-        except DeliveryError as error:
-            if not _too_large(error):
-                raise
-            self._write_singly(timeout_seconds)
-        self._unconfirmed.clear()
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while self._waiting:
+            self._deliver(self._chunk(), deadline)
 
     def close(self) -> None:
         """Flushes and lets go of the connection.
@@ -105,38 +146,119 @@ class DeadLetterWriter:
         try:
             self.flush()
         finally:
-            self._producer.close()
+            self._let_go()
 
-    def _write_singly(self, timeout_seconds: float | None) -> None:
-        """Each letter over a new connection: a client to which one record was refused gives up all the others too."""
-        for letter in self._unconfirmed:
-            try:
-                self._renew()
-                self._send(letter)
-                self._producer.flush(timeout_seconds)
-            except DeliveryError as error:
-                if not _too_large(error):
-                    raise
-                self._renew()
-                self._send(_shortened(letter, "the topic takes no record of its size; raise its `max.message.bytes`"))
-                self._producer.flush(timeout_seconds)
+    def _chunk(self) -> list[DeadLetter]:
+        """The first that wait, at least one."""
+        size_bytes = 0
+        for count, letter in enumerate(self._waiting):
+            size_bytes += _size_bytes(letter)
+            if count and size_bytes > _CHUNK_BYTES:
+                return self._waiting[:count]
+        return list(self._waiting)
 
-    def _renew(self) -> None:
-        with contextlib.suppress(DeliveryError):  # already reported
-            self._producer.close()
-        self._producer = self._open()
+    def _deliver(self, letters: Sequence[DeadLetter], deadline: float | None) -> None:
+        """Has the broker confirm letters, which are the first that wait: 1. sent, 2. confirmed, 3. no longer waiting.
+
+        A client to which one record was refused gives up all the others too: then each goes on its own.
+        """
+        try:
+            self._send(letters)
+            self._confirm(deadline)
+        except (DeliveryError, BrokerUnreachableError) as error:
+            self._let_go()
+            if not _too_large(error) or (len(letters) == 1 and letters[0].payload is None):
+                raise _as_delivery_error(error, self.pending) from error
+            self._deliver_singly(letters, deadline)
+        else:
+            self._waiting_bytes -= sum(map(_size_bytes, self._waiting[: len(letters)]))
+            del self._waiting[: len(letters)]
+
+    def _deliver_singly(self, letters: Sequence[DeadLetter], deadline: float | None) -> None:
+        if len(letters) == 1:
+            letters = [_shortened(letters[0], "the topic takes no record of its size; raise its `max.message.bytes`")]
+        for letter in letters:
+            self._deliver([letter], deadline)
+
+    def _send(self, letters: Sequence[DeadLetter]) -> None:
+        self._producer = self._producer or self._open()
+        for letter in letters:
+            key, value = letter.record_key().encode(), letter.model_dump_json().encode()
+            self._producer.send_raw(self._topics.dead_letters, key, value)
+
+    def _confirm(self, deadline: float | None) -> None:
+        if self._producer is not None:
+            self._producer.flush(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _let_go(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(DeliveryError):  # already reported; the letters still wait
+                producer.close(0)
 
     def _open(self) -> EventProducer:
-        return EventProducer(self._connection, max_record_bytes=DEAD_LETTER_MAX_BYTES)
+        return EventProducer(
+            self._connection,
+            max_record_bytes=DEAD_LETTER_MAX_BYTES,
+            metadata_timeout_seconds=_METADATA_TIMEOUT_SECONDS,
+        )
 
-    def _send(self, letter: DeadLetter) -> None:
-        self._producer.send_raw(self._topic, letter.record_key().encode(), letter.model_dump_json().encode())
+
+def redacted(letter: DeadLetter, topics: Topics, pseudonymise: Pseudonymise) -> DeadLetter:
+    """A whole letter without the ids of people; the key of an item is nobody's, and stays.
+
+    Args:
+        letter: As it was refused.
+        topics: Which topic is the items'.
+        pseudonymise: Hides an id.
+    """
+    key, payload = letter.original_key(), letter.original()
+    redacted_payload = None if payload is None else redact_json(payload, pseudonymise)
+    if key is not None and topics.kind_of(letter.topic) != Item.KIND:
+        key = redact_key(key, pseudonymise)
+    return letter.model_copy(
+        update={
+            "key": None if key is None else b64encode(key).decode(),
+            "payload": None if redacted_payload is None else b64encode(redacted_payload).decode(),
+            "error": redact_error(letter.error, key=letter.original_key(), payload=payload),
+            "payload_policy": "redact",
+        }
+    )
 
 
-def _too_large(error: DeliveryError) -> bool:
-    """Whether it failed for nothing but the size of records."""
-    causes = [failure.error for failure in error.failures]
-    return bool(causes) and all(isinstance(c, MessageSizeTooLargeError | RecordListTooLargeError) for c in causes)
+class _Policy:
+    """What a letter keeps of its record."""
+
+    def __init__(self, policy: PayloadPolicy, topics: Topics, pseudonymise: Pseudonymise | None) -> None:
+        if policy == "redact" and pseudonymise is None:
+            raise ValueError("`pseudonymise` must be given with the policy redact, got None")
+        self._policy, self._topics, self._pseudonymise = policy, topics, pseudonymise
+
+    def applied(self, letter: DeadLetter) -> DeadLetter:
+        """The letter as it may be kept; one that was under a policy already stays as it is."""
+        if self._policy == "keep" or letter.payload_policy != "keep":
+            return letter
+        if self._policy == "redact" and self._pseudonymise is not None:
+            return redacted(letter, self._topics, self._pseudonymise)
+        error = redact_error(letter.error, key=letter.original_key(), payload=letter.original())
+        return letter.model_copy(update={"key": None, "payload": None, "error": error, "payload_policy": "drop"})
+
+
+def _size_bytes(letter: DeadLetter) -> int:
+    return len(letter.payload or "") + len(letter.key or "")
+
+
+def _too_large(error: Exception) -> bool:
+    """Whether the size of a record is why it failed; the others then fail with it, some for reasons of their own."""
+    causes = [failure.error for failure in error.failures] if isinstance(error, DeliveryError) else []
+    return isinstance(error, EventTooLargeError) or any(
+        isinstance(cause, MessageSizeTooLargeError | RecordListTooLargeError) for cause in causes
+    )
+
+
+def _as_delivery_error(error: DeliveryError | BrokerUnreachableError, pending: int) -> DeliveryError:
+    failures = error.failures if isinstance(error, DeliveryError) else ()
+    return DeliveryError(f"{pending} dead letters not confirmed, they wait to be sent again: {error}", failures)
 
 
 def _shortened(letter: DeadLetter, why: str) -> DeadLetter:

@@ -53,6 +53,7 @@ class EventProducer:
         on_delivery: Called once per record from the client's thread, in the order of confirmation; it must be quick,
             and must not send.
         max_record_bytes: A record larger than this is refused at once.
+        metadata_timeout_seconds: How long a record may wait to learn where its topic is.
 
     Attributes:
         delivered: Records that the broker confirmed.
@@ -69,7 +70,9 @@ class EventProducer:
         *,
         on_delivery: Callable[[Delivery], None] | None = None,
         max_record_bytes: int = MAX_RECORD_BYTES,
+        metadata_timeout_seconds: float | None = None,
     ) -> None:
+        timeout_ms = METADATA_TIMEOUT_MS if metadata_timeout_seconds is None else int(metadata_timeout_seconds * 1000)
         self.delivered = 0
         self.failed = 0
         self._topics = topics or Topics()
@@ -85,7 +88,7 @@ class EventProducer:
             acks="all",
             linger_ms=5,
             batch_size=64 * 1024,
-            max_block_ms=METADATA_TIMEOUT_MS,
+            max_block_ms=timeout_ms,
             max_request_size=max_record_bytes,
             allow_auto_create_topics=False,
             metrics_enabled=False,

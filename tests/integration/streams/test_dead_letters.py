@@ -1,7 +1,11 @@
 """Dead letters keep the original bytes, on each broker."""
 
+import json
+import time
 from base64 import b64decode
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +16,10 @@ from streams import EventProducer, KafkaConnection, Topics
 from streams.consumer import PartitionConsumer, Record
 from streams.dead_letters import DeadLetter, DeadLetterWriter, Reason
 from streams.decode import MAX_EVENT_BYTES, decode
+from streams.embedded_broker import EmbeddedBroker
 from streams.errors import DeliveryError
+from streams.privacy import PayloadPolicy, Pseudonymiser
+from streams.topics import ensure_topics
 
 BAD = {
     Reason.MALFORMED_JSON: (b"u-1", b'{"event_id": "e-1", \xff\xfe'),
@@ -110,10 +117,149 @@ class TestTopicOfSmallRecords:
 
 
 @pytest.mark.kafka
-def test_a_letter_that_cannot_be_written_is_raised(apache_kafka: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.producer.METADATA_TIMEOUT_MS", 300)
-    with (
-        closing(DeadLetterWriter(apache_kafka.connection, Topics(dead_letters="no.such.topic"))) as writer,
-        pytest.raises(DeliveryError, match=r"no\.such\.topic"),
-    ):
+def test_a_topic_that_is_not_there_is_raised_in_bounded_time_and_the_letter_waits(
+    apache_kafka: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.dead_letters._METADATA_TIMEOUT_SECONDS", 0.3)
+    connection, topics = apache_kafka.connection, Topics(dead_letters=f"late-{time.time_ns()}")
+    with closing(DeadLetterWriter(connection, topics)) as writer:
         writer.write(letter(10))
+        began = time.monotonic()
+        with pytest.raises(DeliveryError, match=f"1 dead letters not confirmed.*{topics.dead_letters}"):
+            writer.flush(1)
+        assert time.monotonic() - began < 10
+        with KafkaAdminClient(**connection.client_options()) as admin:
+            admin.create_topics({topics.dead_letters: {"num_partitions": 1}}, wait_for_metadata=True)
+        assert writer.pending == 1
+        writer.flush()
+    assert [record.key for record in read_all(connection, topics.dead_letters)] == [b"some.topic/3/7"]
+
+
+class TestBrokerLost:
+    def letters_after(self, broker: Any, connection: KafkaConnection, stop: Callable[[], None]) -> list[Record]:
+        topics = Topics()
+        ensure_topics(connection, topics, partitions=1, bounded=True)
+        with closing(DeadLetterWriter(connection, topics)) as writer:
+            writer.write(letter(10, offset=0))
+            writer.flush()
+            stop()
+            for offset in range(1, 4):
+                writer.write(letter(10, offset=offset))
+                began = time.monotonic()
+                with pytest.raises(DeliveryError, match=f"{offset} dead letters not confirmed"):
+                    writer.flush(0.5)
+                assert time.monotonic() - began < 15
+                assert writer.pending == offset
+            broker.start()
+            writer.write(letter(10, offset=4))
+            deadline = time.monotonic() + 40
+            while writer.pending and time.monotonic() < deadline:  # a broker that is back may need a moment
+                with suppress(DeliveryError):
+                    writer.flush(5)
+            assert writer.pending == 0
+        return read_all(connection, topics.dead_letters)
+
+    def test_embedded(self, tmp_path: Path) -> None:
+        broker = EmbeddedBroker(tmp_path)
+        with broker:
+            connection = KafkaConnection(bootstrap_servers=broker.bootstrap_servers)
+            records = self.letters_after(broker, connection, broker.stop)
+        assert [record.key for record in records] == [f"some.topic/3/{offset}".encode() for offset in range(5)]
+
+    @pytest.mark.kafka
+    def test_apache(self, mortal_apache_kafka: Any) -> None:
+        kafka = mortal_apache_kafka
+        records = self.letters_after(kafka, kafka.connection, kafka.kill)
+        assert [record.key for record in records] == [f"some.topic/3/{offset}".encode() for offset in range(5)]
+
+
+class LosingProducer(EventProducer):
+    """Loses what it is given, the first time that it is asked whether it was delivered."""
+
+    lost = 0
+
+    def flush(self, timeout_seconds: float | None = None) -> None:
+        if not LosingProducer.lost:
+            LosingProducer.lost += 1
+            raise DeliveryError("2 records not delivered")
+        super().flush(timeout_seconds)
+
+    def send_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+        if LosingProducer.lost:
+            super().send_raw(topic, key, value)
+
+
+def test_a_failed_flush_then_a_good_one_delivers_every_letter_once(
+    kafka_connection: KafkaConnection, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LosingProducer, "lost", 0)
+    monkeypatch.setattr("streams.dead_letters.EventProducer", LosingProducer)
+    with closing(DeadLetterWriter(kafka_connection, topics)) as writer:
+        writer.write(letter(10, offset=1))
+        writer.write(letter(20, offset=2))
+        with pytest.raises(DeliveryError, match="2 dead letters not confirmed, they wait to be sent again"):
+            writer.flush()
+        assert read_all(kafka_connection, topics.dead_letters) == []
+        writer.write(letter(30, offset=3))
+        assert writer.pending == 3
+        writer.flush()
+        assert writer.pending == 0
+        writer.flush()
+    found = [DeadLetter.model_validate_json(r.value or b"") for r in read_all(kafka_connection, topics.dead_letters)]
+    assert sorted((one.offset, one.payload_bytes) for one in found) == [(1, 10), (2, 20), (3, 30)]
+
+
+def test_more_than_may_wait_goes_without_its_bytes(
+    kafka_connection: KafkaConnection, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.dead_letters._MAX_WAITING_BYTES", 3_000)
+    monkeypatch.setattr("streams.dead_letters._CHUNK_BYTES", 2_000)
+    with capture_logs() as lines, closing(DeadLetterWriter(kafka_connection, topics)) as writer:
+        for offset in range(4):
+            writer.write(letter(1_000, offset=offset))
+        writer.flush()
+        writer.write(letter(1_000, offset=4))
+    found = [DeadLetter.model_validate_json(r.value or b"") for r in read_all(kafka_connection, topics.dead_letters)]
+    assert sorted(one.offset for one in found if one.is_whole()) == [0, 1, 4]
+    assert sorted(one.offset for one in found if not one.is_whole()) == [2, 3]
+    assert {line["why"] for line in lines} == {"too many letters wait for the broker"}
+
+
+class TestPolicies:
+    def kept(self, connection: KafkaConnection, topics: Topics, refused: Record, policy: PayloadPolicy) -> DeadLetter:
+        result = decode(refused, topics)
+        assert isinstance(result, DeadLetter)
+        writer = DeadLetterWriter(connection, topics, policy=policy, pseudonymise=Pseudonymiser(b"of the test"))
+        with closing(writer):
+            writer.write(result)
+        (record,) = read_all(connection, topics.dead_letters)
+        assert policy == "keep" or b"ann" not in (record.value or b"")
+        return DeadLetter.model_validate_json(record.value or b"")
+
+    def test_redact_puts_pseudonyms_in_place_of_ids(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
+        fields = {"event_id": "", "user_id": "ann", "session_id": "ann-1", "item_id": "mug-1", "ts": 1}
+        value = json.dumps(fields).encode()
+        found = self.kept(kafka_connection, topics, Record(topics.clicks, 0, 5, b"ann", value, 0), "redact")
+        ann, session = (Pseudonymiser(b"of the test")(one) for one in ("ann", "ann-1"))
+        assert json.loads(found.original() or b"") == fields | {"user_id": ann, "session_id": session}
+        assert found.original_key() == ann.encode()
+        assert (found.payload_policy, found.payload_bytes, found.is_whole()) == ("redact", len(value), False)
+
+    def test_redact_keeps_nothing_of_what_is_not_json(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
+        found = self.kept(kafka_connection, topics, Record(topics.clicks, 0, 5, b"ann", b'{"ann', 0), "redact")
+        assert (found.payload, found.payload_bytes, found.reason) == (None, 5, Reason.MALFORMED_JSON)
+
+    def test_drop_keeps_neither_payload_nor_key(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
+        value = b'{"event_id": "", "user_id": "ann", "item_id": "mug-1", "ts": "ann"}'
+        found = self.kept(kafka_connection, topics, Record(topics.clicks, 0, 5, b"ann", value, 0), "drop")
+        assert (found.payload, found.key, found.payload_policy, found.is_whole()) == (None, None, "drop", False)
+        assert "RFC 3339 time, got ..." in found.error
+
+    def test_keep_keeps_the_bytes_and_says_so(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
+        found = self.kept(kafka_connection, topics, Record(topics.clicks, 0, 5, b"ann", b'{"ann', 0), "keep")
+        assert (found.original(), found.original_key()) == (b'{"ann', b"ann")
+        assert (found.payload_policy, found.is_whole()) == ("keep", True)
+
+    def test_redacting_needs_a_way_to(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
+        with pytest.raises(ValueError, match="`pseudonymise` must be given"):
+            DeadLetterWriter(kafka_connection, topics, policy="redact")
