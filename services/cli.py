@@ -23,6 +23,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+quarantine = typer.Typer(
+    help="Look at the users and items that do not count for now, and let them out.", no_args_is_help=True
+)
+app.add_typer(quarantine, name="quarantine")
+
 
 class EventKind(StrEnum):
     """The kinds of events that producers publish."""
@@ -318,6 +323,66 @@ def backtest(
         batch_events=batch_events,
         click_window_seconds=click_window_seconds,
     )
+
+
+@app.command()
+def forget(
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="The shopper, as your events name them.")],
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Have a shopper forgotten.
+
+    Updaters and scorers drop the shopper's history, what waits to be joined, and what the abuse guard knows; dead
+    letters that name the shopper are removed. It needs the secret of the deployment (`privacy`), because everything
+    knows shoppers by pseudonym alone. The events themselves stay on their topics until Kafka's retention ends.
+
+    Example: headwater forget ann --bootstrap-servers kafka:9092
+    """
+    settings = _settings(config, bootstrap_servers, log_level)
+    from services.control.command import forget as run
+
+    forgotten = run(settings, user_id)
+    typer.echo(f"updaters and scorers forget {forgotten.user}; {forgotten.dead_letters} dead letters removed")
+
+
+@quarantine.command("list")
+def quarantine_list(config: Config = None, bootstrap_servers: Servers = None, log_level: LogLevel = None) -> None:
+    """List the users and items in quarantine, the latest first: key, rule, count and limit, since when.
+
+    Example: headwater quarantine list --bootstrap-servers kafka:9092
+    """
+    settings = _settings(config, bootstrap_servers, log_level)
+    from datetime import UTC, datetime
+
+    from services.control.command import quarantined
+
+    for inside in quarantined(settings):
+        since = datetime.fromtimestamp(inside.why.ts / 1_000, UTC).isoformat(timespec="seconds")
+        typer.echo(f"{inside.key}\t{inside.why.reason}\t{inside.why.count:g} of {inside.why.limit:g}\t{since}")
+
+
+@quarantine.command("release")
+def quarantine_release(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="user/<pseudonym> or item/<item id>, as listed.")],
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Let a user or an item out of quarantine; for a week of events it counts whatever comes.
+
+    An item that is not in quarantine can be released too, before a campaign sends many people to it.
+
+    Example: headwater quarantine release item/mug-1 --bootstrap-servers kafka:9092
+    """
+    settings = _settings(config, bootstrap_servers, log_level)
+    from services.control.command import KINDS, release
+
+    if not key.startswith(KINDS) or key in KINDS:
+        raise typer.BadParameter(f"KEY must be user/<pseudonym> or item/<item id>, got {key!r}; see `quarantine list`")
+    was_in = release(settings, key)
+    typer.echo(f"{key} released" if was_in else f"{key} was not in quarantine; it counts whatever comes from now on")
 
 
 def main() -> None:

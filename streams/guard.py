@@ -236,11 +236,15 @@ class Guard:
     def release(self, key: str) -> None:
         """Let a user or an item out of quarantine; for `memory_hours` it counts whatever comes.
 
+        An item can be released that is not in quarantine, before a campaign; a user cannot.
+
         Args:
             key: `user/<pseudonym>` or `item/<item id>`.
         """
-        self.quarantined.pop(key, None)
+        was_in = self.quarantined.pop(key, None) is not None
         kind, _, name = key.partition("/")
+        if kind == "user" and not was_in:
+            return
         if kind == "user":
             self._users.get(name).strikes = 0.0
         else:

@@ -1,0 +1,138 @@
+"""`headwater forget`, `headwater quarantine list` and `headwater quarantine release`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from services.publish.command import BROKER_TIMEOUT_SECONDS, open_producer
+from services.settings import Settings
+from streams.connection import wait_for_broker
+from streams.consumer import PartitionConsumer, Record
+from streams.control import Quarantined, forget_record, parse_control, release_key
+from streams.dead_letters import DeadLetter
+from streams.privacy import pseudonymiser
+
+KINDS = ("user/", "item/")
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What `forget` did.
+
+    Attributes:
+        user: the pseudonym that was told to everyone.
+        dead_letters: how many were removed.
+    """
+
+    user: str
+    dead_letters: int
+
+
+def forget(settings: Settings, user_id: str) -> Forgotten:
+    """Tell updaters and scorers to forget a user, and remove the dead letters that name them.
+
+    Args:
+        settings: which Kafka, which topics, and the secret that the user is known by.
+        user_id: as the shop knows them.
+
+    Raises:
+        SecretError: the secret cannot be had.
+        BrokerUnreachableError: no broker answers.
+        DeliveryError: the broker did not confirm it.
+    """
+    user = pseudonymiser(settings.privacy)(user_id)
+    names, topics = {user_id, user}, settings.topics
+    with open_producer(settings) as producer:
+        producer.send_raw(topics.control, *forget_record(user, ts_ms=time.time_ns() // 1_000_000))
+        producer.send_raw(topics.control, release_key(f"user/{user}"), None)
+        letters = _letters_naming(names, settings)
+        for key in letters:
+            producer.send_raw(topics.dead_letters, key, None)
+        producer.flush(BROKER_TIMEOUT_SECONDS)
+    return Forgotten(user, len(letters))
+
+
+def quarantined(settings: Settings) -> list[Quarantined]:
+    """What is in quarantine, the latest first.
+
+    Raises:
+        BrokerUnreachableError: no broker answers.
+        TopicError: there is no control topic.
+    """
+    wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
+    newest = {record.key: parse_control(record) for record in _all(settings, settings.topics.control)}
+    return sorted((c for c in newest.values() if isinstance(c, Quarantined)), key=lambda c: c.why.ts, reverse=True)
+
+
+def release(settings: Settings, key: str) -> bool:
+    """Let a user or an item out of quarantine; whether it was in.
+
+    Args:
+        settings: which Kafka, which topics.
+        key: `user/<pseudonym>` or `item/<item id>`, as `quarantined` gives them.
+
+    Raises:
+        BrokerUnreachableError: no broker answers.
+        DeliveryError: the broker did not confirm it.
+    """
+    with open_producer(settings) as producer:
+        was_in = any(inside.key == key for inside in quarantined(settings))
+        producer.send_raw(settings.topics.control, release_key(key), None)
+        producer.flush(BROKER_TIMEOUT_SECONDS)
+    return was_in
+
+
+def _all(settings: Settings, topic: str) -> Iterator[Record]:
+    """The records of a topic, up to where it ends now."""
+    with closing(PartitionConsumer(settings.kafka, [topic])) as consumer:
+        while any(consumer.lag().values()):
+            yield from consumer.poll(_POLL_SECONDS)
+
+
+# ---- dead letters
+
+
+def _letters_naming(names: set[str], settings: Settings) -> set[bytes | None]:
+    """Keys of the dead letters that hold one of some names; one letter is looked at at a time, they can be large."""
+    naming: set[bytes | None] = set()
+    for record in _all(settings, settings.topics.dead_letters):
+        if record.value is not None and _names_one_of(names, record.value):
+            naming.add(record.key)
+        else:  # removed, or written anew without the name
+            naming.discard(record.key)
+    return naming
+
+
+def _names_one_of(names: set[str], value: bytes) -> bool:
+    """Whether a dead letter holds one of some names: as its key, or anywhere in a payload that can be read.
+
+    A payload that is no JSON is searched as text. Better a letter too many removed than a name left.
+    """
+    try:
+        letter = DeadLetter.model_validate_json(value)
+    except ValidationError:
+        return any(name.encode() in value for name in names)
+    if (letter.original_key() or b"").decode(errors="replace") in names:
+        return True
+    payload = letter.original() or b""
+    try:
+        return _holds(json.loads(payload), names)
+    except (ValueError, RecursionError):
+        return any(name.encode() in payload for name in names)
+
+
+def _holds(value: Any, names: set[str]) -> bool:
+    """Whether a name is among the values of parsed JSON, at any depth; some producers send ids as numbers."""
+    if isinstance(value, dict):
+        return any(_holds(part, names) for part in value.values())
+    if isinstance(value, list):
+        return any(_holds(part, names) for part in value)
+    return isinstance(value, str | int) and str(value) in names
