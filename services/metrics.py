@@ -14,6 +14,7 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
 from streams.events import MODELS
+from streams.guard import KINDS, RULES
 from streams.topics import Topics
 
 EVENT_OUTCOMES = ("in", "learnt", "dead_letter", "duplicate", "expired", "ignored", "forgotten", "quarantined")
@@ -137,8 +138,29 @@ class UpdaterMetrics:
             ["topic", "partition"],
             registry=registry,
         )
+        self._declare_guard(registry)
         self._declare_learning(registry)
         self.adapter = AdapterMetrics(registry)
+
+    def _declare_guard(self, registry: CollectorRegistry) -> None:
+        """Declares what counts abuse, and what was done about it."""
+        self.downweighted = Counter(
+            "headwater_guard_downweighted_total",
+            "Events and lists that count less or not at all, by the guard's rule.",
+            ["rule"],
+            registry=registry,
+        )
+        for rule in RULES:
+            self.downweighted.labels(rule)
+        self.quarantined = Counter(
+            "headwater_quarantined_total", "Users and items that went into quarantine.", ["kind"], registry=registry
+        )
+        self.in_quarantine = Gauge(
+            "headwater_quarantine_keys", "Users and items in quarantine.", ["kind"], registry=registry
+        )
+        for kind in KINDS:
+            self.quarantined.labels(kind)
+            self.in_quarantine.labels(kind)
 
     def _declare_learning(self, registry: CollectorRegistry) -> None:
         """Declares what counts and times the steps after the intake."""

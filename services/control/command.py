@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -119,14 +120,19 @@ def _names_one_of(names: set[str], value: bytes) -> bool:
     try:
         letter = DeadLetter.model_validate_json(value)
     except ValidationError:
-        return any(name.encode() in value for name in names)
+        return _says(names, value)
     if (letter.original_key() or b"").decode(errors="replace") in names:
         return True
     payload = letter.original() or b""
     try:
         return _holds(json.loads(payload), names)
     except (ValueError, RecursionError):
-        return any(name.encode() in payload for name in names)
+        return _says(names, payload)
+
+
+def _says(names: set[str], text: bytes) -> bool:
+    """Whether a name is a word of some text."""
+    return any(re.search(rb"(?<!\w)" + re.escape(name.encode()) + rb"(?!\w)", text) for name in names)
 
 
 def _holds(value: Any, names: set[str]) -> bool:
