@@ -28,6 +28,7 @@ from peft_adapters.ranker import ROLES, Ranker, context_rows
 from peft_adapters.settings import FEATURES, LearnerSettings
 from peft_adapters.shoppers import Contexts, Shoppers, pad
 
+_LISTED_ENOUGH = 0.9  # share of events that lists account for, from which on LoRA costs more than it has left to learn
 _UNIFORM_SHARE = 0.5  # of the negatives' distribution; the other half is popularity
 
 
@@ -157,7 +158,7 @@ class Learner:
     def learn(self, batch: Batch) -> float:
         """One step on a batch, then count it; the loss (nats an event) before the step."""
         loss = self._step(batch)
-        if self._due(self.settings.lora_every_batches) and self._listed_share() < 1:
+        if self._due(self.settings.lora_every_batches) and self._listed_share() < _LISTED_ENOUGH:
             self._step_lora(batch)
         if self._due(self.settings.lora_refresh_batches):
             self._serve_lora()

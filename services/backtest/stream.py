@@ -85,25 +85,25 @@ def read_stream(path: Path, known: set[str], *, max_events: int | None, click_wi
 
 def _shown(event: Impression, known: set[str], came: dict[str, int], window_ms: int) -> Shown:
     due_ms = event.ts + window_ms
-    items = [item for item in event.items if item.item_id in known]
+    items = [item for item in event.items if item["item_id"] in known]
 
     def part(which: Sequence[int], clicked: Sequence[bool], *, late: bool = False) -> ShownList:
         return ShownList(
             user_id=event.user_id,
             session_id=event.session_id,
             ts=event.ts,
-            item_ids=tuple(items[index].item_id for index in which),
-            positions=tuple(items[index].position for index in which),
+            item_ids=tuple(items[index]["item_id"] for index in which),
+            positions=tuple(items[index]["position"] for index in which),
             clicked=tuple(clicked),
             late=late,
         )
 
     everything = range(len(items))
-    lessons = [(due_ms, part(everything, [came.get(item.item_id, due_ms) < due_ms for item in items]))]
+    lessons = [(due_ms, part(everything, [came.get(item["item_id"], due_ms) < due_ms for item in items]))]
     for index in everything:
-        if (ts := came.get(items[index].item_id, 0)) >= due_ms:
+        if (ts := came.get(items[index]["item_id"], 0)) >= due_ms:
             lessons.append((ts, part([index], [True], late=True)))
-    return Shown(part(everything, [item.item_id in came for item in items]), tuple(lessons))
+    return Shown(part(everything, [item["item_id"] in came for item in items]), tuple(lessons))
 
 
 def chunks(stream: Stream, size: int) -> Iterator[Chunk]:

@@ -11,7 +11,7 @@ from math import sqrt
 import pytest
 import safetensors.torch
 import torch
-from tiny_model import Bought, paired_stream, random_stream, state_bytes, tiny_learner
+from tiny_model import Bought, Listed, paired_stream, random_stream, shown_stream, state_bytes, tiny_learner
 
 from peft_adapters.checkpoint import learner_state, restore_learner
 from peft_adapters.learner import Learner
@@ -97,6 +97,60 @@ def check_resumed_equals_uninterrupted(make: MakeLearner) -> None:
     assert state_bytes(resumed) == state_bytes(unkilled)
     assert resumed.shoppers.state() == unkilled.shoppers.state()
     assert (resumed.batches_learned, resumed.events_learned) == (unkilled.batches_learned, unkilled.events_learned)
+
+
+def learn_shown(learner: Learner, stream: Sequence[tuple[Listed, list[Bought]]], size: int = 10) -> list[float]:
+    """Clicks at once, their lists after them."""
+    losses = []
+    for start in range(0, len(stream), size):
+        part = stream[start : start + size]
+        losses.append(learner.learn(learner.observe([click for _, clicks in part for click in clicks])))
+        losses.append(learner.learn_lists(learner.observe_lists([shown for shown, _ in part])))
+    return losses
+
+
+def late_click(shown: Listed) -> Listed:
+    return shown._replace(item_ids=shown.item_ids[:1], clicked=(True,), late=True)
+
+
+def check_lists_resumed_equal_uninterrupted(make: MakeLearner) -> None:
+    stream = shown_stream(160, items=ITEMS, seed=1, liked=20)
+    unkilled = make(negatives=20)
+    learn_shown(unkilled, stream[:70])
+    unkilled.learn_lists(unkilled.observe_lists([late_click(stream[60][0])]))
+    tensors, state = learner_state(unkilled)
+    saved = safetensors.torch.save({name: value.contiguous().clone() for name, value in tensors.items()})
+    resumed = make(items=0, negatives=20)
+    restore_learner(resumed, safetensors.torch.load(saved), json.loads(json.dumps(state)))
+    assert learn_shown(resumed, stream[70:]) == learn_shown(unkilled, stream[70:])
+    assert state_bytes(resumed) == state_bytes(unkilled)
+    assert {name: value.tolist() for name, value in learner_state(resumed)[0].items()} == {
+        name: value.tolist() for name, value in learner_state(unkilled)[0].items()
+    }
+    assert learner_state(resumed)[1] == learner_state(unkilled)[1]
+    assert resumed.lists.lists_learned == 161
+
+
+def check_judging_lists_changes_nothing(make: MakeLearner) -> None:
+    learner = make()
+    stream = shown_stream(60, items=ITEMS, seed=1, liked=20)
+    learn_shown(learner, stream[:40])
+    before, shoppers = state_bytes(learner), learner.shoppers.state()
+    batch = learner.observe_lists([shown for shown, _ in stream[40:]])
+    scores = learner.judge_lists(batch)
+    assert [len(own) for own in scores] == [8] * 20
+    assert all(torch.equal(*pair) for pair in zip(scores, learner.judge_lists(batch), strict=True))
+    assert state_bytes(learner) == before
+    assert learner.shoppers.state() == shoppers
+
+
+def check_no_lists_are_no_step(make: MakeLearner) -> None:
+    learner = make()
+    learn_shown(learner, shown_stream(20, items=ITEMS, seed=1))
+    before = state_bytes(learner)
+    assert learner.learn_lists(learner.observe_lists([])) == 0.0
+    assert learner.judge_lists(learner.observe_lists([])) == []
+    assert state_bytes(learner) == before
 
 
 def check_an_item_added_later_can_be_ranked_and_learnt(make: MakeLearner) -> None:
@@ -220,3 +274,17 @@ def test_what_can_be_learnt_is_learnt(policy: str, make: MakeLearner) -> None:
     strict, _ = hits(make(items=100), paired_stream(events, items=100, seed=3), cutoff=1)
     foreseen = {"live", "live-without-lora", "cooccurrence"}
     assert (strict / events > 0.3) == (policy in foreseen)
+
+
+def test_lists_teach_what_is_clicked(policy: str, make: MakeLearner) -> None:
+    learner = make()
+    stream = shown_stream(500, items=ITEMS, seed=1, liked=20)
+    learn_shown(learner, stream[:400])
+    above = []
+    for shown, _ in stream[400:]:
+        scores = learner.judge_lists(learner.observe_lists([shown]))[0]
+        liked = torch.tensor([int(item_id.removeprefix("item-")) < 20 for item_id in shown.item_ids])
+        if liked.any() and not liked.all():
+            above.append(float((scores[liked][:, None] > scores[~liked]).float().mean()))
+    share = sum(above) / len(above)
+    assert (share > 0.8) == (policy != "frozen")

@@ -45,6 +45,23 @@ class Bought(NamedTuple):
     weight: float = 1.0
 
 
+class Listed(NamedTuple):
+    """A list of shown items as the learner sees it."""
+
+    user_id: str
+    ts: int
+    item_ids: tuple[str, ...]
+    clicked: tuple[bool, ...]
+    session_id: str | None = None
+    late: bool = False
+    weight: float = 1.0
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """From the first on."""
+        return tuple(range(len(self.item_ids)))
+
+
 @cache
 def tiny_bert(seed: int = 0) -> Path:
     """Directory of a 3-layer BERT with random weights and the default model's tokenizer; removed at exit."""
@@ -118,10 +135,26 @@ def paired_stream(events: int, *, items: int, seed: int, users: int = 40) -> lis
     return stream
 
 
+def shown_stream(
+    lists: int, *, items: int, seed: int, liked: int = 0, length: int = 8, users: int = 40
+) -> list[tuple[Listed, list[Bought]]]:
+    """Lists of random items with their clicks: the first `liked` items are clicked three times as often as the rest."""
+    rng = np.random.default_rng(seed)
+    stream = []
+    for index in range(lists):
+        user, ts = f"user-{rng.integers(users)}", 60_000 * index
+        shown = rng.permutation(items)[:length]
+        clicked = rng.random(length) < np.where(shown < liked, 0.6, 0.2)
+        ids = tuple(f"item-{item}" for item in shown)
+        clicks = [Bought(user, None, item, ts + 5_000) for item, was in zip(ids, clicked, strict=True) if was]
+        stream.append((Listed(user, ts, ids, tuple(clicked.tolist())), clicks))
+    return stream
+
+
 def state_bytes(learner: Learner) -> dict[str, bytes]:
     """Everything that ranking depends on, to be compared bit by bit."""
     ranker = learner.ranker
-    tensors = {"heads": ranker.heads, "text": ranker.text}
+    tensors = {"heads": ranker.heads, "taste": ranker.taste, "text": ranker.text}
     tensors |= {f"residuals.{role}": rows for role, rows in ranker.residuals.items()}
     tensors |= {f"lora.{name}": value for name, value in learner.encoder.lora_state().items()}
     tensors |= {f"served_lora.{name}": value for name, value in learner.served_lora.items()}

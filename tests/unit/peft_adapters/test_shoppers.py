@@ -121,3 +121,42 @@ def test_pad_fills_with_minus_one() -> None:
     assert len(contexts) == 3
     assert pad([]).items.shape == (0, 0)
     assert pad([([], [])]).items.shape == (1, 0)
+
+
+def test_as_of_a_time_later_items_are_not_there() -> None:
+    shoppers = Shoppers()
+    for minute, (session, item) in enumerate([("s1", 1), ("s1", 2), ("s2", 3), ("s2", 4)]):
+        shoppers.update("ann", session, NOW + minute, item)
+    assert shoppers.context("ann", "s1", NOW + 1, only_before=True) == ([1], [0])  # what comes at its time comes after
+    assert shoppers.context("ann", "s2", NOW + 2, only_before=True) == ([2, 1], [1, 1])
+    assert shoppers.context("ann", "s2", NOW + 3, only_before=True) == ([3, 2, 1], [0, 1, 1])
+    assert shoppers.context("ann", "s2", NOW, only_before=True) == ([], [])
+    assert shoppers.context("ann", "s2", NOW + 9, only_before=True) == shoppers.context("ann", "s2", NOW + 9)
+
+
+def test_since_gives_items_with_what_was_before_them_in_their_session() -> None:
+    shoppers = Shoppers()
+    for minute, (session, item) in enumerate([("s1", 1), ("s2", 2), ("s2", 3), ("s2", 4)]):
+        shoppers.update("ann", session, NOW + minute, item)
+    assert shoppers.since("ann", NOW + 1, limit=1) == [(2, []), (3, [2]), (4, [3])]
+    assert shoppers.since("ann", NOW + 3, limit=5) == [(4, [3, 2])]
+    assert shoppers.since("bob", NOW, limit=5) == []
+
+
+def test_keys_of_sessions_are_dropped_with_their_items() -> None:
+    shoppers = Shoppers()
+    for item in range(HISTORY_ITEMS + 50):
+        shoppers.update("ann", f"s{item}", NOW + item, item)
+    assert len(shoppers.state()["ann"][-1]) == HISTORY_ITEMS
+    early = NOW + 60
+    items, ages = shoppers.context("ann", "s60", early, only_before=True)
+    assert (items[0], ages[0]) == (59, 1)
+    assert shoppers.context("ann", "s59", early, only_before=True)[1][0] == 0
+
+
+def test_a_shopper_can_be_forgotten() -> None:
+    shoppers = Shoppers()
+    shoppers.update("ann", None, NOW, 1)
+    assert shoppers.forget("ann")
+    assert not shoppers.forget("ann")
+    assert "ann" not in shoppers

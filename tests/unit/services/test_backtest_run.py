@@ -12,9 +12,10 @@ from tiny_model import Bought, paired_stream, tiny_bert, titled
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.backtest.judging import Ranks
 from services.backtest.policies import POLICIES, policy_settings
-from services.backtest.run import new_learner, read_catalogue, read_examples, read_warm_up, run_policy
+from services.backtest.run import new_learner, read_catalogue, read_warm_up, run_policy
+from services.backtest.stream import Shown, Stream
 from services.replay.dataset import DatasetError
-from streams.joiner import Example
+from streams.joiner import Example, ShownList
 
 ENCODER = EncoderSettings(model=str(tiny_bert()), lora_rank=4, cache_dir=None)
 ITEMS = titled(40)
@@ -31,6 +32,7 @@ def run(
     policy: str,
     judged: Sequence[Example],
     *,
+    lists: Sequence[Shown] = (),
     warm_up: Sequence[Example] = (),
     batch_events: int = 20,
     seed: int = 0,
@@ -41,7 +43,7 @@ def run(
         learner=policy_settings(LearnerSettings(), policy, seed),
         items=ITEMS,
         warm_up=warm_up,
-        examples=judged,
+        stream=Stream(list(judged), list(lists)),
         batch_events=batch_events,
         progress=(progress if progress is not None else []).append,
     )
@@ -155,26 +157,30 @@ EVENTS = """seq,user_id,event_type,item_id
 """
 
 
-def test_examples_come_in_time_order_without_what_is_no_signal(tmp_path: Path) -> None:
-    read = read_examples(write(tmp_path / "e.csv.gz", EVENTS), {"a", "b"}, max_events=None)
-    assert [(e.user_id, e.item_id, e.kind) for e in read] == [
-        ("bob", "b", "click"),
-        ("ann", "a", "purchase"),
-        ("ann", "b", "purchase"),
-    ]
-    assert len(read_examples(tmp_path / "e.csv.gz", {"a", "b"}, max_events=2)) == 2
+def test_a_list_is_judged_before_its_clicks_are_known() -> None:
+    """Whatever is clicked, and whenever it is learnt: scores of a list follow from what was before it alone."""
+    shown = [listed(f"u{index}", index, due=index) for index in range(30)]
+    others = [listed(f"u{index}", index, due=index, clicked=(3,)) for index in range(30)]
+    ranks, changed = (run("live-without-lora", STREAM[:1], lists=lists, batch_events=50) for lists in (shown, others))
+    assert len(ranks.list_ndcg) == 30
+    assert len(set(ranks.list_ndcg)) == 1  # all of one chunk: nothing is learnt between the first and the last
+    assert set(changed.list_ndcg) != set(ranks.list_ndcg)  # other items were clicked, in the same order of scores
+    learnt = run("live-without-lora", STREAM[:1], lists=shown, batch_events=1)
+    assert learnt.list_ndcg[0] < learnt.list_ndcg[-1] == 1.0
 
 
-def test_events_of_unknown_items_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"1 items are not in the catalogue, among them \['b'\]"):
-        read_examples(write(tmp_path / "e.csv", EVENTS), {"a"}, max_events=None)
+def test_a_list_is_learnt_when_it_is_due_and_not_before() -> None:
+    late = [listed(f"u{index}", index, due=10**9) for index in range(30)]
+    never_learnt = run("live-without-lora", STREAM[:1], lists=late, batch_events=1)
+    assert len(set(never_learnt.list_ndcg)) == 1
 
 
-def test_no_signal_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="expected clicks or purchases, found none"):
-        read_examples(
-            write(tmp_path / "e.csv", "seq,user_id,event_type,item_id\n1,a,return,a\n"), {"a"}, max_events=None
-        )
+def listed(user: str, ts: int, *, due: int, clicked: tuple[int, ...] = (7,)) -> Shown:
+    """Ten items without a context; what is clicked comes last in it."""
+    places = tuple(range(10))
+    was = tuple(place in clicked for place in places)
+    shown = ShownList(user, None, ts, tuple(f"item-{place}" for place in places), places, was)
+    return Shown(shown, ((due, shown),))
 
 
 def test_warm_up_comes_before_the_data_and_in_no_session_of_it(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""Lists: seen as of their own time, what late clicks weigh, what their position explains, and what they leave alone."""
+
+import math
+
+import pytest
+import torch
+from tiny_model import Bought, Listed, shown_stream, tiny_learner
+
+from peft_adapters.batches import ListBatch
+from peft_adapters.learner import Learner
+from peft_adapters.losses import DelayedFeedback, lists_loss
+from peft_adapters.settings import COUNTER_FEATURES, LearnerSettings
+
+MINUTE_MS = 60_000
+HALF_LIFE_EVENTS = 1_000
+
+
+@pytest.fixture
+def learner() -> Learner:
+    return tiny_learner(LearnerSettings(lora=False), items=12)
+
+
+def bought(learner: Learner, *events: tuple[str, int, int]) -> None:
+    """Learn of (user, item, minute)."""
+    for user, item, minute in events:
+        learner.learn(learner.observe([Bought(user, None, f"item-{item}", minute * MINUTE_MS)]))
+
+
+def listed(user: str, minute: int, items: list[int], clicked: list[int], **fields: bool | float) -> Listed:
+    ids, was = tuple(f"item-{item}" for item in items), tuple(item in clicked for item in items)
+    return Listed(user, minute * MINUTE_MS, ids, was, **fields)  # type: ignore[arg-type]
+
+
+def test_a_list_is_seen_as_it_was_when_shown(learner: Learner) -> None:
+    bought(learner, ("bob", 1, 0), ("bob", 2, 1), ("ann", 1, 2))
+    shown = listed("ann", 3, [2, 3, 4], [2, 4])
+    then = learner.observe_lists([shown])
+    bought(learner, ("ann", 2, 3), ("ann", 4, 4))  # its own clicks, counted before the list is learnt
+    later = learner.observe_lists([shown])
+    assert later.context_rows.tolist() == then.context_rows.tolist() == [1]
+    torch.testing.assert_close(later.affinity_weights, then.affinity_weights)
+    for name in ("transition", "skip_transition", "session_cooccurrence", "history_cooccurrence", "in_session"):
+        row = COUNTER_FEATURES.index(name)
+        torch.testing.assert_close(
+            later.counter_features[row], then.counter_features[row], rtol=0, atol=0.3
+        )  # rows have more counts by now
+    row = COUNTER_FEATURES.index("transition")
+    assert then.counter_features[row, 0] > 0  # 1 was followed by 2, of bob; of ann that is the list's own click
+    unaware = learner.observe_lists([listed("ann", 3, [2, 3, 4], [])])
+    assert unaware.counter_features[row, 0] > later.counter_features[row, 0]
+
+
+def test_many_lists_are_what_each_is_alone(learner: Learner) -> None:
+    stream = shown_stream(150, items=12, seed=2, length=5)
+    for _, clicks in stream:
+        if clicks:
+            learner.learn(learner.observe(clicks))
+    lists = [shown for shown, _ in stream]
+    together, alone = learner.observe_lists(lists), [learner.observe_lists([shown]) for shown in lists]
+    torch.testing.assert_close(together.counter_features, torch.cat([one.counter_features for one in alone], dim=1))
+    scores = learner.judge_lists(together)
+    for own, one in zip(scores, alone, strict=True):
+        torch.testing.assert_close(own, learner.judge_lists(one)[0])
+
+
+def test_an_unknown_item_is_refused(learner: Learner) -> None:
+    with pytest.raises(KeyError, match="item-99"):
+        learner.observe_lists([listed("ann", 0, [1, 99], [])])
+
+
+def test_shown_and_clicked_are_counted_and_a_late_click_is_not_shown_again(learner: Learner) -> None:
+    learner.learn_lists(learner.observe_lists([listed("ann", 0, [1, 2, 3], [2]), listed("bob", 0, [2, 3], [])]))
+    learner.learn_lists(learner.observe_lists([listed("bob", 0, [3], [3], late=True)]))
+    learner.learn_lists(learner.observe_lists([listed("eve", 0, [1, 2], [1], weight=0.0)]))
+    counters = learner.ranker.counters
+    assert counters.shown[:5].tolist() == [0, 1, 2, 2, 0]
+    assert counters.clicked[:5].tolist() == [0, 0, 1, 1, 0]
+    assert (learner.lists.feedback.in_time, learner.lists.feedback.late) == (2, 1)
+
+
+def test_a_list_of_no_weight_teaches_nothing(learner: Learner) -> None:
+    other = tiny_learner(LearnerSettings(lora=False), items=12)
+    lists = [listed("ann", 0, [1, 2, 3], [2]), listed("eve", 0, [3, 4], [4])]
+    ignored = [lists[0], lists[1]._replace(weight=0.0)]
+    counted = [lists[0], lists[1]._replace(clicked=(False, False), weight=0.0)]
+    learner.learn_lists(learner.observe_lists(ignored))
+    other.learn_lists(other.observe_lists(counted))
+    torch.testing.assert_close(learner.lists.heads, other.lists.heads)
+    assert learner.ranker.counters.shown.tolist() == other.ranker.counters.shown.tolist()
+
+
+def test_without_lists_the_score_is_the_catalogues_alone(learner: Learner) -> None:
+    bought(learner, ("ann", 1, 0), ("ann", 2, 1))
+    assert torch.equal(learner.ranker.heads, learner.catalogue_heads)
+    assert learner.ranker.taste.abs().sum() == 0
+    learner.learn_lists(learner.observe_lists([listed("ann", 3, [1, 2], [2])]))
+    share = 1 / 2  # one click in a list, two events
+    torch.testing.assert_close(learner.ranker.heads, torch.lerp(learner.catalogue_heads, learner.lists.heads, share))
+
+
+def test_position_is_learnt_and_is_no_part_of_the_score() -> None:
+    """Whatever is shown first is clicked: what was shown there owes nothing to its text."""
+    learner = tiny_learner(LearnerSettings(lora=False), items=12)
+    for index in range(150):
+        items = [(index + step) % 12 for step in range(6)]
+        learner.learn_lists(learner.observe_lists([listed(f"u{index}", index, items, items[:1])]))
+    assert learner.lists.examination[1] > 0.5
+    batch = learner.observe_lists([listed("new", 999, [0, 1, 2, 3, 4, 5], [])])
+    turned = learner.observe_lists([listed("new", 999, [5, 4, 3, 2, 1, 0], [])])
+    torch.testing.assert_close(learner.judge_lists(batch)[0], learner.judge_lists(turned)[0].flip(0))
+
+
+def test_forget_drops_a_shopper(learner: Learner) -> None:
+    bought(learner, ("ann", 1, 0))
+    assert learner.forget("ann")
+    assert not learner.forget("ann")
+    assert learner.observe_lists([listed("ann", 3, [1, 2], [])]).context_rows.tolist() == []
+
+
+# ---- late clicks
+
+
+def feedback(in_time: int, late: int) -> DelayedFeedback:
+    counted = DelayedFeedback()
+    counted.in_time, counted.late = in_time, late
+    return counted
+
+
+def test_weights_are_the_papers_when_all_clicks_are_late() -> None:
+    counted = feedback(0, 10**9)
+    p = torch.tensor([0.1, 0.5, 0.1, 0.5])
+    weights = counted.weights(p, torch.tensor([True, True, False, False]))
+    torch.testing.assert_close(weights, torch.tensor([1.1, 1.5, 0.9 * 1.1, 0.5 * 1.5]))
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3])
+@pytest.mark.parametrize("late_share", [0.0, 0.4, 0.9])
+def test_weighted_gradients_are_those_of_a_world_without_delay(p: float, late_share: float) -> None:
+    """Of 1 shown, `p` are clicked; `late_share` of them are first learnt as negatives, then as positives."""
+    counted = feedback(round((1 - late_share) * 10**9), round(late_share * 10**9))
+    positive, negative = counted.weights(torch.tensor([p, p]), torch.tensor([True, False])).tolist()
+    total = 1 + late_share * p
+    assert positive * p / total == pytest.approx(p, rel=1e-5)
+    assert negative * (1 - p + late_share * p) / total == pytest.approx(1 - p, rel=1e-5)
+
+
+def test_few_late_clicks_are_taken_for_rare() -> None:
+    assert feedback(0, 1).late_share == pytest.approx(1 / 11)
+    assert feedback(5, 0).late_share == 0.0
+
+
+def test_no_gradient_runs_through_the_weights() -> None:
+    p = torch.tensor([0.3], requires_grad=True)
+    assert not feedback(1, 100).weights(p, torch.tensor([False])).requires_grad
+
+
+def batch_of(clicked: list[bool], owner: list[int], *, late: bool = False) -> ListBatch:
+    learner = tiny_learner(LearnerSettings(lora=False), items=12)
+    lists = [listed("ann", 0, list(range(owner.count(index))), [], late=late) for index in range(max(owner) + 1)]
+    batch = learner.observe_lists(lists)
+    batch.clicked[:] = clicked
+    return batch
+
+
+def test_the_loss_by_hand() -> None:
+    batch = batch_of([True, False, False, True], [0, 0, 1, 1])
+    scores = torch.tensor([2.0, 0.0, 5.0, 5.0])
+    examination = torch.tensor([-1.0, 0.5])
+    down = -0.5 * math.log(2)
+    logits = [1 - 1, -1 - 1 + down, 0 - 1, 0 - 1 + down]  # each list's mean is taken off
+    expected = sum(math.log1p(math.exp(-z if y else z)) for z, y in zip(logits, batch.clicked, strict=True)) / 2
+    assert float(lists_loss(batch, scores, examination, feedback(1, 0))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_late_click_is_compared_with_what_lists_score_on_average() -> None:
+    batch, counted = batch_of([True], [0], late=True), feedback(1, 0)
+    counted.level = 1.5
+    loss = lists_loss(batch, torch.tensor([2.0]), torch.tensor([-1.0, 0.0]), counted)
+    assert float(loss) == pytest.approx(math.log1p(math.exp(-(2.0 - 1.5 - 1.0))), rel=1e-5)
