@@ -1,0 +1,175 @@
+"""`click-spam`: how much of what click spam moves an item's rank the guard keeps out, and what that costs without spam.
+
+A real stream is replayed through the learner as in a backtest. From its second half on, clicks for one item are mixed
+in, a twentieth of the honest events there:
+
+- `few`: of three users, in the first fifth of it;
+- `many`: of as many users as clicks, in the first fifth of it;
+- `spread`: of fifty users, all the time.
+
+The item is one of many, some or few events so far, each with another seed. What moves is its mean rank in the whole
+catalogue, over the contexts of the honest events from then on, against the same replay without spam.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Measured
+from peft_adapters.settings import EncoderSettings, LearnerSettings
+from services.backtest.judging import CUTOFF
+from services.backtest.run import new_learner, read_catalogue
+from services.backtest.stream import read_stream
+from streams.guard import Guard, GuardSettings
+from streams.joiner import Example
+
+TARGET = 0.5
+SEEDS = 3
+EVENTS = 4_000
+BATCH_EVENTS = 256
+SPAM_SHARE = 0.05
+KINDS = ("few", "many", "spread")
+POPULARITY = (0.1, 0.5, 0.9)  # places of the spammed items, among those sold so far, best first
+_USERS = {"few": 3, "spread": 50}
+_SPAM = "spam-"
+
+Catalogue = Sequence[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What a replay gave.
+
+    Attributes:
+        rank: rank of the item of each honest event, by event id.
+        watched: ranks of the watched items in the contexts of the honest events from the middle on.
+        downweighted: events that counted less or not at all.
+    """
+
+    rank: dict[str, int] = field(default_factory=dict)
+    watched: dict[str, list[int]] = field(default_factory=dict)
+    downweighted: int = 0
+
+
+def run(data: Path) -> Measured:
+    """Replay `data`'s events with and without spam, guard and both, once a seed and kind of spam."""
+    torch.set_num_threads(1)
+    items = read_catalogue(data / "items.csv.gz")
+    known = {item_id for item_id, _ in items}
+    stream = read_stream(data / "events.csv.gz", known, max_events=EVENTS, click_window_seconds=600.0)
+    rounds = [_round(items, stream.examples, seed) for seed in range(SEEDS)]
+    return Measured(
+        unit="of what spam moves an item's mean rank is kept out, at worst",
+        value=min(round_[f"{kind}_kept_out"] for round_ in rounds for kind in KINDS),
+        target=TARGET,
+        settings={
+            "guard": GuardSettings().model_dump(),
+            "learner": LearnerSettings().model_dump(mode="json"),
+            "batch_events": BATCH_EVENTS,
+            "events": len(stream.examples),
+            "spam_share": SPAM_SHARE,
+            "data": data.name,
+        },
+        rounds=rounds,
+    )
+
+
+def _round(items: Catalogue, examples: Sequence[Example], seed: int) -> dict[str, float]:
+    half = len(examples) // 2
+    sold = [item_id for item_id, _ in Counter(example.item_id for example in examples[:half]).most_common()]
+    target = {
+        kind: sold[int(POPULARITY[(seed + place) % len(POPULARITY)] * len(sold))] for place, kind in enumerate(KINDS)
+    }
+    watched = list(target.values())
+    plain = _replay(items, examples, seed, watched, guard=None)
+    guarded = _replay(items, examples, seed, watched, guard=Guard(GuardSettings()))
+    figures = {"seed": float(seed)} | _cost(plain, guarded)
+    for kind, item_id in target.items():
+        spammed = with_spam(examples, item_id, kind, seed)
+        clean = mean(plain.watched[item_id])
+        alone = mean(_replay(items, spammed, seed, [item_id], guard=None).watched[item_id])
+        kept = mean(_replay(items, spammed, seed, [item_id], guard=Guard(GuardSettings())).watched[item_id])
+        figures |= {
+            f"{kind}_rank_without_spam": clean,
+            f"{kind}_rank_unguarded": alone,
+            f"{kind}_rank_guarded": kept,
+            f"{kind}_kept_out": kept_out(clean, alone, kept),
+        }
+    return figures
+
+
+def kept_out(clean: float, unguarded: float, guarded: float) -> float:
+    """Share of what spam moves a mean rank that the guard keeps out.
+
+    >>> kept_out(100.0, 20.0, 80.0)
+    0.75
+    """
+    return 1 - abs(guarded - clean) / abs(unguarded - clean)
+
+
+def with_spam(examples: Sequence[Example], item_id: str, kind: str, seed: int) -> list[Example]:
+    """The stream with clicks for one item mixed in, each at the time of the honest event that it comes before."""
+    chance = random.Random(f"{kind}/{item_id}/{seed}")  # noqa: S311 (no secret)
+    half = len(examples) // 2
+    count = round(SPAM_SHARE * (len(examples) - half))
+    last = len(examples) if kind == "spread" else half + (len(examples) - half) // 5
+    places = Counter(chance.randrange(half, last) for _ in range(count))
+    users = _USERS.get(kind, count)
+    mixed: list[Example] = []
+    number = 0
+    for place, example in enumerate(examples):
+        for _ in range(places[place]):
+            user = f"{_SPAM}{number % users}"
+            click = replace(example, event_id=f"{_SPAM}{number}", item_id=item_id, kind="click")
+            mixed.append(replace(click, user_id=user, session_id=user))
+            number += 1
+        mixed.append(example)
+    return mixed
+
+
+def _replay(
+    items: Catalogue, examples: Sequence[Example], seed: int, watched: Sequence[str], *, guard: Guard | None
+) -> Replayed:
+    """Judge and learn batch by batch; a batch is judged before it is learnt."""
+    model = new_learner(EncoderSettings(lora_seed=seed), LearnerSettings(seed=seed, judged_items=2**62))
+    model.add_items(items)
+    replayed = Replayed(watched={item_id: [] for item_id in watched})
+    honest_events = sum(not example.event_id.startswith(_SPAM) for example in examples)
+    for start in range(0, len(examples), BATCH_EVENTS):
+        taken = examples[start : start + BATCH_EVENTS]
+        if guard is not None:
+            taken = [example for example in guard.weigh(taken) if example.weight > 0]
+        batch = model.observe(taken)
+        honest = [row for row, example in enumerate(taken) if not example.event_id.startswith(_SPAM)]
+        scores = model.judge(batch)[honest]
+        own = scores.gather(1, torch.from_numpy(batch.items[honest])[:, None])
+        ranks = (scores.shape[1] - (scores < own).sum(dim=1)).tolist()
+        replayed.rank |= {taken[row].event_id: rank for row, rank in zip(honest, ranks, strict=True)}
+        if len(replayed.rank) > honest_events // 2:
+            for item_id in watched:
+                target = scores[:, model.catalogue.rows[item_id], None]
+                replayed.watched[item_id] += ((scores > target).sum(dim=1) + 1).tolist()
+        model.learn(batch)
+    if guard is not None:
+        replayed.downweighted = sum(guard.downweighted.values())
+    return replayed
+
+
+def _cost(plain: Replayed, guarded: Replayed) -> dict[str, float]:
+    """Quality on honest events with and without guard, where both judged them."""
+    figures = {"honest_events_downweighted": float(guarded.downweighted)}
+    both = plain.rank.keys() & guarded.rank.keys()
+    for name, replayed in (("unguarded", plain), ("guarded", guarded)):
+        rank = np.array([replayed.rank[event_id] for event_id in both])
+        hit = rank <= CUTOFF
+        figures[f"hr20_{name}"] = float(hit.mean())
+        figures[f"ndcg20_{name}"] = float(np.where(hit, 1 / np.log2(rank + 1), 0.0).mean())
+    return figures
