@@ -160,7 +160,7 @@ class Learner:
         loss = self._step(batch)
         if self._due(self.settings.lora_every_batches) and self._listed_share() < _LISTED_ENOUGH:
             self._step_lora(batch)
-        if self._due(self.settings.lora_refresh_batches):
+        if self._due(self.settings.lora_refresh_batches) and self._lora_moved():
             self._serve_lora()
             self._refresh(range(len(self.catalogue)))
         self.ranker.counters.update(batch.items, batch.before)
@@ -183,6 +183,10 @@ class Learner:
 
     def _due(self, every_batches: int) -> bool:
         return self.settings.lora and (self.batches_learned + 1) % every_batches == 0
+
+    def _lora_moved(self) -> bool:
+        trained = self.encoder.lora_state()
+        return not all(torch.equal(value, trained[name]) for name, value in self.served_lora.items())
 
     def _step(self, batch: Batch) -> float:
         """Move heads and residuals, texts standing still.
