@@ -78,11 +78,9 @@ class _UserEvent(_Event):
         return self.user_id
 
 
+# A mapping, because there are so many: an impression of 24 items is read in half the time that models take.
 class Shown(TypedDict):
-    """One item of an impression, and the place at which it was shown (0 is the first).
-
-    A mapping, because there are so many: an impression of 24 items is read in half the time that models take.
-    """
+    """One item of an impression, and the place at which it was shown (0 is the first)."""
 
     item_id: Id
     position: Position

@@ -1,6 +1,5 @@
 """The topics of a deployment: their names, and their creation."""
 
-from functools import cached_property
 from typing import Annotated, Literal, Self
 
 import structlog
@@ -61,7 +60,14 @@ class Topics(BaseModel):
         >>> Topics().kind_of("headwater.clicks")
         'click'
         """
-        return self._kinds.get(topic)
+        # Asked for every record, so: the frequent ones first, and no table to be built.
+        if topic == self.clicks:
+            return "click"
+        if topic == self.impressions:
+            return "impression"
+        if topic == self.purchases:
+            return "purchase"
+        return "item" if topic == self.items else None
 
     def of_kind(self, kind: str) -> str:
         """The topic of a kind of event.
@@ -69,23 +75,21 @@ class Topics(BaseModel):
         Raises:
             KeyError: If there is no such kind.
         """
-        return self._by_kind()[kind]
-
-    def names(self) -> list[str]:
-        """All topics of our own."""
-        return list(self.model_dump(exclude={"dialects"}).values())
-
-    @cached_property
-    def _kinds(self) -> dict[str, str]:
-        return {name: kind for kind, name in self._by_kind().items()}
-
-    def _by_kind(self) -> dict[str, str]:
-        return {
+        own = {
             "impression": self.impressions,
             "click": self.clicks,
             "purchase": self.purchases,
             "item": self.items,
         }
+        return own[kind]
+
+    def names(self) -> list[str]:
+        """All topics of our own."""
+        return list(self.model_dump(exclude={"dialects"}).values())
+
+    def catalogues(self) -> list[str]:
+        """Topics in which there may be items: whoever needs the whole catalogue reads all of these."""
+        return [self.items, *(name for name, dialect in self.dialects.items() if dialect == "metarank")]
 
 
 def ensure_topics(

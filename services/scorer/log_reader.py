@@ -82,8 +82,9 @@ class LogReader:
             self._stop.wait(next(pauses))
 
     def _read(self) -> None:
-        catalogue = [self._topics.items, self._topics.control, self._topics.adapters]
-        behaviour = [self._topics.clicks, self._topics.purchases, *self._topics.dialects]
+        catalogue = [*self._topics.catalogues(), self._topics.control, self._topics.adapters]
+        behaviour = [self._topics.clicks, self._topics.purchases]
+        behaviour += [topic for topic in self._topics.dialects if topic not in catalogue]
         if not self.catalogue_read.is_set():
             with closing(self._open(catalogue)) as consumer:
                 self._read_to_end(consumer)

@@ -1,5 +1,6 @@
 """A scorer's reading of the log, on a real broker."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -120,6 +121,25 @@ def test_it_looks_back_so_far_and_no_further(
         assert not reading.seen("u29")
         assert reading.seen("u30")
     assert logs == []
+
+
+def test_topics_in_other_dialects_are_read_beside_our_own(
+    kafka_connection: KafkaConnection, topics: Topics, make_topics: Callable[..., Topics]
+) -> None:
+    theirs = make_topics(kafka_connection)
+    topics = Topics(**topics.model_dump() | {"dialects": {theirs.clicks: "segment", theirs.purchases: "metarank"}})
+    call = {"type": "track", "event": "Product Clicked", "userId": "u", "messageId": "m", "properties": {"sku": "a"}}
+    old_item = {"event": "item", "id": "i", "timestamp": 1, "item": "a", "fields": [{"name": "title", "value": "Mug"}]}
+    sold = {"event": "interaction", "id": "p", "timestamp": 2, "user": "v", "type": "purchase", "item": "a"}
+    with EventProducer(kafka_connection, topics) as producer:
+        for said in (old_item, sold):
+            producer.send_raw(theirs.purchases, b"same partition", json.dumps(said).encode())
+        producer.send_raw(theirs.clicks, b"u", b'{"type": "page"}')
+        producer.send_raw(theirs.clicks, b"u", json.dumps(call).encode())
+    reading = Reading(kafka_connection, topics, look_back_events=1)  # items are read, however far back
+    with reading.running():
+        assert reading.reader.caught_up.wait(30)
+        assert reading.seen("u") == reading.seen("v") == [reading.items.rows["a"]]
 
 
 def test_without_topics_it_says_so_once_and_goes_on_when_they_are_there(embedded_broker: EmbeddedBroker) -> None:
