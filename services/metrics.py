@@ -139,6 +139,9 @@ class UpdaterMetrics:
             registry=registry,
         )
         self._declare_guard(registry)
+        self.records_waiting = Gauge(
+            "headwater_records_waiting", "Records read and waiting for their micro-batch to close.", registry=registry
+        )
         self._declare_learning(registry)
         self.adapter = AdapterMetrics(registry)
 

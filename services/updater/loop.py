@@ -287,13 +287,14 @@ class Updater:
         self._intake.export(self._metrics)
         for name, value in self._prequential.values().items():
             self._metrics.prequential.labels(name).set(value)
+        waiting = self._reader.waiting
+        self._metrics.records_waiting.set(sum(waiting.values()))
         if time.monotonic() >= self._next_lag:
             self._next_lag = time.monotonic() + _LAG_SECONDS
             try:
                 lag = self._consumer.lag()
             except HeadwaterStreamError:
                 return  # the consumer says itself that the broker is away
-            waiting = self._reader.waiting
             for at, records in lag.items():
                 topic, partition = at
                 self._metrics.consumer_lag_records.labels(topic, str(partition)).set(records + waiting[at])
