@@ -310,9 +310,9 @@ class Updater:
         if self._is_behind():
             self._checkpoint_and_publish()
         self._export()
-        with suppress(DeliveryError):  # said when the checkpoint could not be made: a restart refuses them again
-            self._letters.close()
-        self._announcer.close()
+        for sender in (self._letters, self._announcer):
+            with suppress(DeliveryError):  # said before; a restart sends what is missing
+                sender.close()
         self._consumer.close()
 
 
