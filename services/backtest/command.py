@@ -186,8 +186,8 @@ def _report(
 def _table(report: dict[str, Any]) -> Table:
     table = Table(title=f"{report['events']}: {report['judged_events']:,} events, {report['catalogue']:,} items")
     table.add_column("policy", no_wrap=True)
-    columns = ["hr20", "ndcg20", "mrr", "auc", "hr20_first_of_item", "auc_first_of_item", "hr20_new_user"]
-    columns += ["ndcg10_lists"] if report["shown_lists"] else []
+    columns: tuple[str, ...] = ("hr20", "ndcg20", "mrr", "auc", "hr20_first_of_item", "auc_first_of_item")
+    columns += ("ndcg10_lists",) if report["shown_lists"] else ("hr20_new_user",)
     for column in columns:
         table.add_column(column.replace("_", "\n", 1), justify="right")
     for policy, values in report["policies"].items():
