@@ -1,0 +1,85 @@
+"""Records of others' topics on their way through the intake: learnt, ignored or refused, and each accounted for."""
+
+import json
+from collections import Counter
+from itertools import count
+
+from tiny_model import tiny_encoder
+
+from peft_adapters.catalogue import Catalogue
+from peft_adapters.learner import Learner
+from peft_adapters.prefix_cache import PrefixCache
+from peft_adapters.settings import LearnerSettings
+from services.metrics import EVENT_OUTCOMES
+from services.settings import Settings
+from services.updater.intake import Intake
+from streams.consumer import Record
+from streams.join_store import JoinStore
+from streams.joiner import Example, ShownList
+from streams.privacy import Pseudonymiser
+from streams.topics import Topics
+from tests.support.foreign_events import (
+    GA4_REQUEST,
+    LOG_MS,
+    METARANK_INTERACTION,
+    METARANK_ITEM,
+    METARANK_RANKING,
+    METARANK_USER,
+    SEGMENT_ORDER,
+    changed,
+)
+
+TOPICS = Topics(dialects={"of.ga4": "ga4", "of.segment": "segment", "of.metarank": "metarank"})
+
+
+class Box:
+    """An intake and what it gave."""
+
+    def __init__(self) -> None:
+        encoder = tiny_encoder()
+        learner = Learner(encoder, Catalogue(PrefixCache(encoder, None)), LearnerSettings())
+        self._intake = Intake(
+            learner, Settings(topics=TOPICS), store=JoinStore(None), pseudonymise=Pseudonymiser(b"only for tests")
+        )
+        self._offset = count()
+        self.learnt: list[Example] = []
+        self.lists: list[ShownList] = []
+
+    def take(self, topic: str, *said: object, log_ms: int = LOG_MS) -> None:
+        values = [json.dumps(one).encode() for one in said]
+        taken = self._intake.take([Record(topic, 0, next(self._offset), None, value, log_ms) for value in values])
+        self.learnt += taken.examples
+        self.lists += taken.lists
+
+    def outcomes(self, topic: str) -> Counter[str]:
+        counts = self._intake.counts()[topic]
+        assert counts["in"] == sum(counts[outcome] for outcome in (*EVENT_OUTCOMES[1:], "pending"))
+        return Counter(counts)
+
+
+def test_what_metarank_showed_and_what_was_bought_of_it() -> None:
+    box = Box()
+    items = [METARANK_ITEM | {"id": f"of-{name}", "item": name} for name in ("item1", "item2", "item3")]
+    box.take("of.metarank", *items, METARANK_USER, METARANK_RANKING, METARANK_INTERACTION, METARANK_INTERACTION)
+    (bought,) = box.learnt
+    assert (bought.kind, bought.item_id, bought.topic) == ("purchase", "item1", "of.metarank")
+    assert bought.position == 1  # the impression's: an interaction says none
+    hour_later = changed(METARANK_RANKING, "timestamp", to=1_599_391_467_000 + 3_600_000) | {"id": "later"}
+    box.take("of.metarank", hour_later)
+    (shown,) = box.lists
+    assert shown.item_ids == ("item3", "item1", "item2")
+    assert shown.clicked == (False, True, False)
+    expected = {"in": 8, "learnt": 5, "ignored": 1, "duplicate": 1, "pending": 1}
+    assert +box.outcomes("of.metarank") == Counter(expected)
+
+
+def test_requests_and_orders_of_several_items_count_each_once() -> None:
+    box = Box()
+    names = ("SKU_12345", "SKU_12346", "507f1f77bcf86cd799439011", "505bd76785ebb509fc183733")
+    box.take("of.metarank", *(METARANK_ITEM | {"item": name} for name in names))
+    for _ in range(2):
+        box.take("of.ga4", GA4_REQUEST, {"name": "page_view"}, {"name": "purchase"})
+        box.take("of.segment", SEGMENT_ORDER)
+    assert [example.item_id for example in box.learnt] == list(names)
+    assert +box.outcomes("of.ga4") == Counter({"in": 8, "learnt": 2, "duplicate": 2, "ignored": 2, "dead_letter": 2})
+    assert +box.outcomes("of.segment") == Counter({"in": 4, "learnt": 2, "duplicate": 2})
