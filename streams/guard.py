@@ -1,10 +1,10 @@
 """What a user or an item may weigh in what is learnt, so that nobody clicks an item to the top.
 
 Volume alone says nothing: there are bestsellers, and baskets of hundreds of items. What is told apart is attention
-that comes from nowhere. A user **vouches** for an item if each event with it is matched by `vouch_events` with other
-items; who comes for one item alone, once or often, does not. Under however many ids spam comes, its users do not vouch
-for what it is about, and honest users do, of a bestseller as of all else. So of the events of users who do not vouch,
-`U` in the stream, an item is allowed about its share of all other attention:
+that comes from nowhere. A user **vouches** for an item once each event with it is matched by `vouch_events`
+with other items, before or after; who comes for one item alone, once or often, does not. Under however many ids spam
+comes, its users do not vouch for what it is about, and honest users do, of a bestseller as of all else. So of the
+events of users who do not vouch, `U` in the stream, an item is allowed about its share of all other attention:
 
     allowed = burst_events + burst_factor * U * (vouched_i + 0.1 events_i) / (vouched + 0.1 events)
 
@@ -31,7 +31,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from streams.control import Quarantine, Quarantined
-from streams.guard_accounts import HOUR_MS, Accounts, ItemAccount, UserAccount
+from streams.guard_accounts import HOUR_MS, Accounts, ItemAccount, PairAccount, UserAccount
 from streams.joiner import Example, ShownList
 
 RULES = ("user_batch", "user_hour", "user_item", "item_batch", "item_hour", "item_burst", "quarantine")
@@ -55,7 +55,9 @@ class GuardSettings(BaseModel):
         default=20, ge=1, description="of one item in an hour that count, beside its share and its usual"
     )
     item_hour_share: float = Field(default=0.05, ge=0, le=1, description="of the hour's events that count for one item")
-    item_hour_factor: float = Field(default=10.0, ge=1, description="times an item's usual hour that count")
+    item_hour_factor: float = Field(
+        default=10.0, ge=1, description="times an item's usual hour that count, and times an even share of an hour"
+    )
     vouch_events: int = Field(
         default=3, ge=1, description="events with other items that make one event with an item believed"
     )
@@ -109,56 +111,64 @@ class Guard:
         item.advance(self._stream.at_ms, self._memory_ms)
         for account in (item, self._stream):
             account.hour_events += 1
-        user.see(example.item_id, self._stream.hour)
-        rule = self._broken(example, user, item)
+        pair = user.see(example.item_id, self._stream.hour)
+        self._believe(user)
+        rule = self._broken(example, user, item, pair)
         if rule is not None:
             self._downweighted[rule] += 1
             return 0.0
         return self._shared(example, user_batch, item_batch)
 
-    def _broken(self, example: Example, user: UserAccount, item: ItemAccount) -> str | None:
+    def _believe(self, user: UserAccount) -> None:
+        """Believe earlier events with items that a user vouches for by now."""
+        for item_id, counted, refused in user.newly_vouched(self._settings.vouch_events):
+            self._items.get(item_id).believe(counted + refused, of_unvouched=counted)
+            self._stream.believe(counted + refused, of_unvouched=counted + refused)
+
+    def _broken(self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount) -> str | None:
         """The rule by which an event does not count; None if it does, and it is in the accounts then."""
         if f"user/{example.user_id}" in self.quarantined:
             return "quarantine"
-        rule = self._broken_by_user(example, user) or self._broken_by_item(example, user, item)
+        rule = self._broken_by_user(example, user, pair) or self._broken_by_item(example, user, item, pair)
         if rule in ("user_item", "item_burst"):
             user.strikes += 1
             if user.strikes >= self._settings.user_quarantine_events:
                 self._quarantine("user", example.user_id, example, rule, user.strikes)
         return rule
 
-    def _broken_by_user(self, example: Example, user: UserAccount) -> str | None:
+    def _broken_by_user(self, example: Example, user: UserAccount, pair: PairAccount) -> str | None:
         if self._is_trusted(f"user/{example.user_id}"):
             return None
         if user.hour_events > self._settings.user_hour_events:
             if user.hour_events >= _BOT_HOURS * self._settings.user_hour_events:
                 self._quarantine("user", example.user_id, example, "user_hour", user.hour_events)
             return "user_hour"
-        repeats = user.items[example.item_id][1]
-        return "user_item" if repeats > self._settings.user_item_hour_events else None
+        return "user_item" if pair.hour_events > self._settings.user_item_hour_events else None
 
-    def _broken_by_item(self, example: Example, user: UserAccount, item: ItemAccount) -> str | None:
-        vouched = user.vouches_for(example.item_id, self._settings.vouch_events)
-        if self._is_trusted(f"item/{example.item_id}"):
-            pass
-        elif item.hour_events > self._hourly(item):
+    def _broken_by_item(self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount) -> str | None:
+        trusted = self._is_trusted(f"item/{example.item_id}")
+        if not trusted and item.hour_events > self._hourly(item):
             return "item_hour"
-        elif not vouched and item.unvouched + 1 > self._allowed(example.item_id, item):
+        if user.vouches_for(example.item_id, self._settings.vouch_events):
+            item.vouched += 1
+            self._stream.vouched += 1
+            return None
+        self._stream.unvouched += 1
+        if not trusted and item.unvouched + 1 > self._allowed(example.item_id, item):
+            user.doubt(pair, counted=False)
             self._exceed(example, item)
             return "item_burst"
-        for account in (item, self._stream):
-            if vouched:
-                account.vouched += 1
-            else:
-                account.unvouched += 1
+        user.doubt(pair, counted=True)
+        item.unvouched += 1
         return None
 
     def _hourly(self, item: ItemAccount) -> float:
         """Events of an item in an hour that count."""
         settings, stream = self._settings, self._stream
         usual = item.events * 0.693 / settings.memory_hours  # ln 2: what fades in an hour is what came in one
-        share = settings.item_hour_share * max(stream.hour_events, stream.hour_before)
-        return settings.item_hour_events + share + settings.item_hour_factor * usual
+        share = max(settings.item_hour_share, settings.item_hour_factor / len(self._items))
+        of_hour = share * max(stream.hour_events, stream.hour_before)
+        return settings.item_hour_events + of_hour + settings.item_hour_factor * usual
 
     def _allowed(self, item_id: str, item: ItemAccount) -> float:
         """Fading count of an item's events that may come from users who do not vouch for it."""
@@ -287,7 +297,7 @@ class Guard:
             "stream": self._stream.row(),
             "quarantined": {key: why.model_dump() for key, why in self.quarantined.items()},
             "trusted": dict(self._trusted),
-            "new": [new.key for new in self._new],
+            "new": [[new.key, new.why.model_dump()] for new in self._new],
             "downweighted": dict(self._downweighted),
             "quarantines": dict(self._quarantines),
         }
@@ -299,7 +309,7 @@ class Guard:
         self._stream = ItemAccount.of_row(state["stream"])
         self.quarantined = {key: Quarantine.model_validate(why) for key, why in state["quarantined"].items()}
         self._trusted = dict(state["trusted"])
-        self._new = [Quarantined(key, self.quarantined[key]) for key in state["new"] if key in self.quarantined]
+        self._new = [Quarantined(key, Quarantine.model_validate(why)) for key, why in state["new"]]
         self._downweighted, self._quarantines = Counter(state["downweighted"]), Counter(state["quarantines"])
 
 

@@ -11,6 +11,23 @@ _STRIKES_HALF_LIFE_HOURS = 24
 
 
 @dataclass(slots=True)
+class PairAccount:
+    """One user with one item.
+
+    Attributes:
+        events: so far.
+        hour_events: in the user's latest hour.
+        waiting: events that counted, and that the user has not vouched for.
+        refused: events that did not, likewise.
+    """
+
+    events: int = 0
+    hour_events: int = 0
+    waiting: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
 class UserAccount:
     """One user.
 
@@ -19,44 +36,71 @@ class UserAccount:
         hour: the latest seen, in hours since the epoch.
         hour_events: seen in it.
         strikes: events left out lately for what the user did.
-        items: events with an item so far and in the hour, by item, the one touched last at the end.
+        doubted: events with items that the user does not vouch for.
+        items: what there is with each item, the one touched last at the end.
     """
 
     events: int = 0
     hour: int = 0
     hour_events: int = 0
     strikes: float = 0.0
-    items: dict[str, list[int]] = field(default_factory=dict)
+    doubted: int = 0
+    items: dict[str, PairAccount] = field(default_factory=dict)
 
-    def see(self, item_id: str, hour: int) -> None:
+    def see(self, item_id: str, hour: int) -> PairAccount:
         """Take in an event. An hour that is over does not begin again."""
         if hour > self.hour:
             self.strikes *= 0.5 ** ((hour - self.hour) / _STRIKES_HALF_LIFE_HOURS)
             self.hour, self.hour_events = hour, 0
-            for counts in self.items.values():
-                counts[1] = 0
+            for pair in self.items.values():
+                pair.hour_events = 0
         self.events += 1
         self.hour_events += 1
-        with_item = self.items.pop(item_id, None) or [0, 0]
-        self.items[item_id] = [with_item[0] + 1, with_item[1] + 1]
+        pair = self.items.pop(item_id) if item_id in self.items else PairAccount()
+        pair.events += 1
+        pair.hour_events += 1
+        self.items[item_id] = pair
         if len(self.items) > ITEMS_A_USER:
-            del self.items[next(iter(self.items))]
+            oldest = self.items.pop(next(iter(self.items)))
+            self.doubted -= oldest.waiting + oldest.refused
+        return pair
 
     def vouches_for(self, item_id: str, others: int) -> bool:
         """Whether each event with an item is matched by so many with others."""
-        own = self.items[item_id][0] if item_id in self.items else 1
+        pair = self.items.get(item_id)
+        own = 1 if pair is None else pair.events
         return self.events - own >= others * own
+
+    def doubt(self, pair: PairAccount, *, counted: bool) -> None:
+        """Note an event with an item that the user does not vouch for."""
+        self.doubted += 1
+        pair.waiting += counted
+        pair.refused += not counted
+
+    def newly_vouched(self, others: int) -> list[tuple[str, int, int]]:
+        """Items that had to wait until the user had looked at enough others: events that counted, and that did not."""
+        if not self.doubted:
+            return []
+        vouched = []
+        for item_id, pair in self.items.items():
+            if (pair.waiting or pair.refused) and self.vouches_for(item_id, others):
+                vouched.append((item_id, pair.waiting, pair.refused))
+                self.doubted -= pair.waiting + pair.refused
+                pair.waiting = pair.refused = 0
+        return vouched
 
     def row(self) -> list[Any]:
         """All of it, as JSON can hold it."""
-        items = [[item_id, *counts] for item_id, counts in self.items.items()]
-        return [self.events, self.hour, self.hour_events, self.strikes, items]
+        items = [[item_id, *astuple(pair)] for item_id, pair in self.items.items()]
+        return [self.events, self.hour, self.hour_events, self.strikes, self.doubted, items]
 
     @classmethod
     def of_row(cls, row: list[Any]) -> UserAccount:
         """What `row` gave, as an account again."""
-        events, hour, hour_events, strikes, items = row
-        return cls(events, hour, hour_events, strikes, {item_id: counts for item_id, *counts in items})
+        events, hour, hour_events, strikes, doubted, items = row
+        return cls(
+            events, hour, hour_events, strikes, doubted, {item_id: PairAccount(*pair) for item_id, *pair in items}
+        )
 
 
 @dataclass(slots=True)
@@ -66,8 +110,8 @@ class ItemAccount:
     Attributes:
         at_ms: event time up to which the counts have faded.
         vouched: events of users who vouch for it, fading.
-        unvouched: events of others, let through, fading.
-        excess: events of others left out, fading.
+        unvouched: events of others, fading; of the stream all of them, of an item those that counted.
+        excess: events of others that did not count, fading.
         hour: the latest seen, in hours since the epoch.
         hour_events: seen in it.
         hour_before: seen in the one before it.
@@ -83,7 +127,7 @@ class ItemAccount:
 
     @property
     def events(self) -> float:
-        """Let through, fading."""
+        """Vouched for or not, fading."""
         return self.vouched + self.unvouched
 
     def advance(self, ts_ms: int, half_life_ms: float) -> None:
@@ -98,6 +142,11 @@ class ItemAccount:
         if hour > self.hour:
             self.hour_before = self.hour_events if hour == self.hour + 1 else 0
             self.hour, self.hour_events = hour, 0
+
+    def believe(self, events: int, *, of_unvouched: int) -> None:
+        """Take events for vouched after all, some of which were taken for unvouched."""
+        self.vouched += events
+        self.unvouched = max(0.0, self.unvouched - of_unvouched)
 
     def row(self) -> list[Any]:
         """All of it, as JSON can hold it."""
