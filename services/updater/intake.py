@@ -189,9 +189,18 @@ class Intake:
             self._raise(metrics.dead_letters.labels(reason), (topic, reason, "dead"), count)
         for (topic, lateness), count in self._late.items():
             self._raise(metrics.late_events.labels(topic, lateness), (topic, lateness, "late"), count)
+        self._export_guard(metrics)
         metrics.event_watermark_timestamp_seconds.set(self.watermarks.latest_ms / 1_000)
         for (topic, partition), event_ms in self.watermarks.partitions.items():
             metrics.partition_watermark_timestamp_seconds.labels(topic, str(partition)).set(event_ms / 1_000)
+
+    def _export_guard(self, metrics: UpdaterMetrics) -> None:
+        for rule, count in self.guard.downweighted.items():
+            self._raise(metrics.downweighted.labels(rule), (rule, "downweighted"), count)
+        for kind, count in self.guard.quarantines.items():
+            self._raise(metrics.quarantined.labels(kind), (kind, "quarantined"), count)
+        for kind, keys in self.guard.in_quarantine.items():
+            metrics.in_quarantine.labels(kind).set(keys)
 
     def _raise(self, counter: Any, key: tuple[str, ...], count: int) -> None:
         counter.inc(count - self._exported[key])

@@ -30,6 +30,7 @@ from services.settings import Settings
 from services.updater.home import Home
 from services.updater.intake import Intake
 from streams.consumer import Offsets, PartitionConsumer
+from streams.control import Quarantined, quarantine_record
 from streams.dead_letters import DeadLetterWriter
 from streams.errors import DeliveryError, HeadwaterStreamError
 from streams.privacy import pseudonymiser
@@ -63,6 +64,7 @@ class Updater:
         self._prequential = Prequential(seed=settings.learner.seed)
         self._offsets: Offsets = {}
         self._checkpointed: Offsets = {}
+        self._untold: list[Quarantined] = []
         self._unpublished = True  # a version that has learnt nothing is worth publishing: scorers can begin
         self._next_publication = self._next_lag = 0.0  # monotonic seconds
 
@@ -169,8 +171,9 @@ class Updater:
         """Keep the state of things; False where what was refused cannot be confirmed, and so not passed by."""
         try:
             self._letters.flush(_CONFIRM_SECONDS)
+            self._tell_quarantined()
         except DeliveryError as error:
-            log.warning("dead_letters_unconfirmed", problem=str(error), retry_seconds=self._own.publish_seconds)
+            log.warning("checkpoint_put_off", problem=str(error), retry_seconds=self._own.publish_seconds)
             return False
         extra = {
             "offsets": _by_name(self._offsets),
@@ -202,10 +205,20 @@ class Updater:
             manifest.version, published_at_ms=manifest.published_at_ms, watermark_ms=manifest.watermark_ms
         )
 
+    def _tell_quarantined(self) -> None:
+        """Say on the control topic what went into quarantine since the checkpoint before."""
+        self._untold += self._intake.guard.newly_quarantined()
+        if self._untold:
+            self._say(self._settings.topics.control, [quarantine_record(new.key, new.why) for new in self._untold])
+            self._untold.clear()
+
     def _announce(self, manifest: Manifest) -> None:
-        topic, key = self._settings.topics.adapters, manifest.scenario.encode()
+        self._say(self._settings.topics.adapters, [(manifest.scenario.encode(), manifest_bytes(manifest))])
+
+    def _say(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> None:
         try:
-            self._announcer.send_raw(topic, key, manifest_bytes(manifest))
+            for key, value in records:
+                self._announcer.send_raw(topic, key, value)
             self._announcer.flush(timeout_seconds=_CONFIRM_SECONDS)
         except DeliveryError:
             with suppress(DeliveryError):  # after a failure an idempotent producer delivers nothing more
@@ -220,7 +233,12 @@ class Updater:
         settings, own = self._settings, self._own
         self._pseudonymise = pseudonymiser(settings.privacy)
         self._intake = Intake(self.learner, settings, store=self._home.store, pseudonymise=self._pseudonymise)
-        self._letters = DeadLetterWriter(settings.kafka, settings.topics)
+        self._letters = DeadLetterWriter(
+            settings.kafka,
+            settings.topics,
+            policy=settings.privacy.dead_letter_payload,
+            pseudonymise=self._pseudonymise,
+        )
         self._announcer = EventProducer(settings.kafka)
         self._publisher = Publisher(
             self.learner,

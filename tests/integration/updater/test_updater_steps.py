@@ -181,7 +181,7 @@ class TestStep2Checkpoint:
         with capture_logs() as lines, updater(shop) as made:
             made.run()
         assert newest_checkpoint(shop.directory / "checkpoints" / "home") is None
-        assert {line["event"] for line in lines if line["log_level"] == "warning"} == {"dead_letters_unconfirmed"}
+        assert {line["event"] for line in lines if line["log_level"] == "warning"} == {"checkpoint_put_off"}
         self.assert_nothing_left_the_process(shop)
 
 
