@@ -121,4 +121,5 @@ def test_an_unknown_policy_is_named_before_anything_is_read(data: Path) -> None:
             ranks_path=None,
             warm_up=None,
             batch_events=None,
+            click_window_seconds=600.0,
         )
