@@ -6,7 +6,8 @@ Unknown fields are ignored, so that a producer may add its own; what is there mu
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema, WithJsonSchema
+from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
 MAX_ID_CHARS = 256
@@ -54,7 +55,22 @@ _TIME_SCHEMA = {
         {"type": "string", "format": "date-time", "description": "RFC 3339"},
     ]
 }
-EpochMs = Annotated[int, BeforeValidator(epoch_ms), Field(ge=0, le=MAX_TS_MS), WithJsonSchema(_TIME_SCHEMA)]
+
+
+def _time(_source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
+    """A number of JSON is judged without a call of Python, which would take a fifth of the time of a click."""
+    any_form = core_schema.no_info_before_validator_function(epoch_ms, core_schema.int_schema(ge=0, le=MAX_TS_MS))
+    number = core_schema.int_schema(strict=True, ge=0, le=MAX_TS_MS)
+    of_json = core_schema.union_schema(
+        [number, any_form],
+        mode="left_to_right",
+        custom_error_type="time",
+        custom_error_message="must be epoch milliseconds or an RFC 3339 time with its UTC offset, such as `Z`",
+    )
+    return core_schema.json_or_python_schema(of_json, any_form)
+
+
+EpochMs = Annotated[int, GetPydanticSchema(_time), WithJsonSchema(_TIME_SCHEMA)]
 
 
 class _Event(BaseModel):
