@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import click_spam, consume_decode, prefix_cache_training
+from benchmarks import click_spam, consume_decode, ingest, pending_impressions, prefix_cache_training
 from benchmarks.measure import Measured
 from benchmarks.provenance import code, machine
 
@@ -18,6 +18,8 @@ Scenario = Callable[[Path], Measured]
 SCENARIOS: dict[str, Scenario] = {
     "prefix-cache-training": prefix_cache_training.run,
     "consume-decode": consume_decode.run,
+    "ingest": ingest.run,
+    "pending-impressions": pending_impressions.run,
     "click-spam": click_spam.run,
 }
 DEMO_DATA = Path(__file__).parents[1] / "services" / "demo" / "data"

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 CACHED_IMPRESSIONS = 50_000
+DIGEST_BYTES = 8
 PAGE_CACHE_BYTES = 64 * 2**20
 _SEPARATOR = "\0"
 _AS_JSON = "\1"  # an id holds the separator
@@ -32,7 +33,7 @@ CREATE TABLE IF NOT EXISTS held (
 CREATE INDEX IF NOT EXISTS held_item ON held (item_id);
 CREATE INDEX IF NOT EXISTS held_ts ON held (ts);
 CREATE INDEX IF NOT EXISTS held_user ON held (user);
-CREATE TABLE IF NOT EXISTS seen (seq INTEGER PRIMARY KEY, digest INTEGER);
+CREATE TABLE IF NOT EXISTS seen (seq INTEGER PRIMARY KEY, digest BLOB);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
 """
 
@@ -60,7 +61,13 @@ class Shown:
 
     def __post_init__(self) -> None:
         """The user as the store's index has it."""
-        self.user = _user(self.user_id)
+        self.user = user_digest(self.user_id)
+
+    def clicked(self) -> tuple[bool, ...]:
+        """Of each item, whether it was clicked or bought."""
+        if not self.marks:
+            return (False,) * len(self.item_ids)
+        return tuple([bool(self.marks >> index & 1) for index in range(len(self.item_ids))])
 
 
 class JoinStore:
@@ -85,7 +92,7 @@ class JoinStore:
         self._by_user: dict[int, list[int]] = {}  # of the cached, oldest first
         self._unsaved: list[Shown] = []
         self._changed: dict[int, Shown] = {}  # saved before, with other marks now
-        self._new_digests: list[int] = []
+        self._new_digests: list[bytes] = []
         self._next_seq = 1 + (self._one("SELECT max(seq) FROM shown") or 0)
         self._impressions: int = self._one("SELECT count(*) FROM shown") or 0
         self.held_count: int = self._one("SELECT count(*) FROM held") or 0
@@ -153,7 +160,7 @@ class JoinStore:
 
     def by_user(self, user_id: str, *, limit: int = 32) -> Iterator[Shown]:
         """Impressions of a user, newest first."""
-        user = _user(user_id)
+        user = user_digest(user_id)
         cached = self._by_user.get(user, ())
         yield from (self._cache[seq] for seq in reversed(cached[-limit:]))
         yield from self._older("user = ? ORDER BY seq DESC LIMIT ?", user, limit)
@@ -197,7 +204,7 @@ class JoinStore:
     def forget(self, user_id: str) -> list[Shown]:
         """Drop a user's impressions; what they were."""
         self.save()
-        user = _user(user_id)
+        user = user_digest(user_id)
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM shown WHERE user = ?", (user,))  # noqa: S608
         gone = [_shown(*row) for row in rows]
         self._db.execute("DELETE FROM shown WHERE user = ?", (user,))
@@ -229,7 +236,7 @@ class JoinStore:
 
     def hold(self, *, item_id: str, user_id: str, ts: int, topic: str, body: str) -> None:
         """Keep an event until its item comes."""
-        row = (self._next_ticket, item_id, _user(user_id), ts, topic, body)
+        row = (self._next_ticket, item_id, user_digest(user_id), ts, topic, body)
         self._db.execute("INSERT INTO held VALUES (?, ?, ?, ?, ?, ?)", row)
         self._next_ticket += 1
         self.held_count += 1
@@ -254,7 +261,7 @@ class JoinStore:
 
     def forget_held(self, user_id: str) -> list[str]:
         """Drop a user's events; the topics they came from."""
-        return self._drop_held("user = ?", _user(user_id)) if self.held_count else []
+        return self._drop_held("user = ?", user_digest(user_id)) if self.held_count else []
 
     def held_by_topic(self) -> dict[str, int]:
         """How many wait."""
@@ -267,11 +274,11 @@ class JoinStore:
 
     # ---- event ids
 
-    def saw(self, event_digest: int) -> None:
+    def saw(self, event_digest: bytes) -> None:
         """Remember the digest of an event id."""
         self._new_digests.append(event_digest)
 
-    def digests(self, newest: int) -> list[int]:
+    def digests(self, newest: int) -> list[bytes]:
         """The digests remembered last, oldest first; older ones are forgotten."""
         self.save()
         self.trim_digests(newest)
@@ -297,12 +304,14 @@ def copy_store(source: Path, target: Path) -> None:
         old.close()
 
 
-def digest(text: str) -> int:
+def _digest(text: str) -> int:
     """64 bits of BLAKE2b, signed as SQLite has its integers."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(blake2b(text.encode(), digest_size=DIGEST_BYTES).digest(), "little", signed=True)
 
 
-_user = lru_cache(maxsize=65_536)(digest)
+# A user comes again and again, and a click soon after what it answers.
+user_digest = lru_cache(maxsize=65_536)(_digest)
+request_digest = lru_cache(maxsize=65_536)(_digest)
 
 
 _COLUMNS = "seq, ts, request, marks, body"

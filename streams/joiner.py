@@ -14,10 +14,11 @@ import json
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from typing import Any, Literal
 
 from streams.events import Click, Impression, Purchase, UserEvent
-from streams.join_store import JoinStore, Shown, digest
+from streams.join_store import DIGEST_BYTES, JoinStore, Shown, request_digest
 
 STATE_VERSION = 2
 MAX_EARLY = 10_000  # clicks remembered that came before their impression
@@ -27,7 +28,7 @@ _EXPIRE_CHUNK = 1_024
 Outcome = Literal["learnt", "duplicate", "expired", "forgotten"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would double the time it takes to make one
 class Example:
     """One positive to learn from: a user, an item, and what the user did."""
 
@@ -119,7 +120,7 @@ class Joiner:
         self._purchase_window_ms = int(purchase_window_seconds * 1000)
         self._hold_ms = int(hold_seconds * 1000)
         self._max_held, self._max_impressions, self._horizon = max_held, max_impressions, dedupe_horizon
-        self._order = deque(self.store.digests(dedupe_horizon))
+        self._order = deque(self.store.digests(dedupe_horizon))  # of event ids, oldest first
         self._digests = set(self._order)
         self._early: OrderedDict[tuple[int, str], int] = OrderedDict()  # (request, item) -> ms, before their impression
         self._late: list[ShownList] = []  # corrections, to go with the next lists
@@ -194,7 +195,7 @@ class Joiner:
         shown = Shown(
             ts=min(impression.ts, publish_ts_ms),
             topic=topic,
-            request=digest(impression.request_id),
+            request=request_digest(impression.request_id),
             user_id=user_id,
             session_id=session_id,
             item_ids=tuple([item["item_id"] for item in impression.items]),
@@ -215,7 +216,7 @@ class Joiner:
         shown = self._shown(event, user_id)
         if shown is None:
             if event.request_id is not None:
-                self._early[digest(event.request_id), event.item_id] = event.ts
+                self._early[request_digest(event.request_id), event.item_id] = event.ts
                 if len(self._early) > MAX_EARLY:
                     self._early.popitem(last=False)
             return own_position
@@ -231,7 +232,7 @@ class Joiner:
         window_ms = self._click_window_ms if isinstance(event, Click) else self._purchase_window_ms
         candidates: Iterable[Shown]
         if event.request_id is not None:
-            found = self.store.by_request(digest(event.request_id))
+            found = self.store.by_request(request_digest(event.request_id))
             candidates = [found] if found is not None and found.user_id == user_id else []
             window_ms = self._purchase_window_ms  # it says itself which; how late it may be is the longer window's say
         else:
@@ -267,19 +268,22 @@ class Joiner:
 
     def _due(self, shown: Shown) -> list[ShownList]:
         self._waiting_lists[shown.topic] -= 1
-        known = [index for index, item_id in enumerate(shown.item_ids) if self._is_known(item_id)]
-        if not known:
-            self._counts[shown.topic, "expired"] += 1
-            return []
+        item_ids, positions, clicked = shown.item_ids, shown.positions, shown.clicked()
+        if not all(map(self._is_known, item_ids)):
+            known = [index for index, item_id in enumerate(item_ids) if self._is_known(item_id)]
+            if not known:
+                self._counts[shown.topic, "expired"] += 1
+                return []
+            item_ids, positions, clicked = _at(item_ids, known), _at(positions, known), _at(clicked, known)
         self._counts[shown.topic, "learnt"] += 1
         return [
             ShownList(
                 user_id=shown.user_id,
                 session_id=shown.session_id,
                 ts=shown.ts,
-                item_ids=tuple([shown.item_ids[index] for index in known]),
-                positions=tuple([shown.positions[index] for index in known]),
-                clicked=tuple([bool(shown.marks >> index & 1) for index in known]),
+                item_ids=item_ids,
+                positions=positions,
+                clicked=clicked,
                 topic=shown.topic,
             )
         ]
@@ -328,13 +332,13 @@ class Joiner:
 
     def _remember(self, event: str) -> bool:
         """Whether an event is new; it is remembered then."""
-        event_digest = digest(event)
+        event_digest = blake2b(event.encode(), digest_size=DIGEST_BYTES).digest()
         if event_digest in self._digests:
             return False
         self._digests.add(event_digest)
         self._order.append(event_digest)
         self.store.saw(event_digest)
-        while len(self._order) > self._horizon:
+        if len(self._order) > self._horizon:
             self._digests.discard(self._order.popleft())
         return True
 
@@ -383,6 +387,10 @@ def example_of(event: Click | Purchase, *, publish_ts_ms: int) -> Example:
         position=event.position if isinstance(event, Click) else None,
         publish_ts_ms=publish_ts_ms,
     )
+
+
+def _at(whole: tuple[Any, ...], indices: list[int]) -> tuple[Any, ...]:
+    return tuple([whole[index] for index in indices])
 
 
 def _correction(shown: Shown, index: int) -> ShownList:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.metrics import EVENT_OUTCOMES
 from streams.topics import Topics
 
 TIMEOUT_SECONDS = 5.0
-SETTLED = ("learnt", "dead_letter", "duplicate", "expired")
+SETTLED = tuple(outcome for outcome in EVENT_OUTCOMES if outcome != "in")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,10 @@ class Accounts:
         dead_letters: Events refused.
         duplicates: Events dropped as seen before.
         expired: Events whose item never came.
+        left_out: Events in quarantine, forgotten, or that say nothing.
         pending: Events not yet settled.
         adapters_published: Adapters that passed the gate.
-        balanced: Whether ``in = learnt + dead_letter + duplicate + expired + pending`` holds, the catalogue's included.
+        balanced: Whether ``in`` is the sum of all other outcomes and of what is pending, the catalogue's included.
     """
 
     taken_in: int = 0
@@ -33,6 +35,7 @@ class Accounts:
     dead_letters: int = 0
     duplicates: int = 0
     expired: int = 0
+    left_out: int = 0
     pending: int = 0
     adapters_published: int = 0
     balanced: bool = True
@@ -40,7 +43,7 @@ class Accounts:
     @property
     def settled(self) -> int:
         """Events that nothing more is to be done about."""
-        return self.learnt + self.dead_letters + self.duplicates + self.expired
+        return self.learnt + self.dead_letters + self.duplicates + self.expired + self.left_out
 
 
 class Books:
@@ -90,6 +93,7 @@ def parse_accounts(text: str, topics: Topics) -> Accounts:
         dead_letters=total("dead_letter"),
         duplicates=total("duplicate"),
         expired=total("expired"),
+        left_out=total("ignored") + total("forgotten") + total("quarantined"),
         pending=total("pending"),
         adapters_published=published,
         balanced=all(

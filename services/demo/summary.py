@@ -145,11 +145,12 @@ def claims(summary: Summary, *, accounts: Accounts, uncovered: int, lift: float 
 
 def _every_event_learnt_once(summary: Summary, accounts: Accounts) -> Claim:
     once = summary.events_learned == summary.events_replayed == accounts.taken_in
-    other = accounts.dead_letters + accounts.duplicates + accounts.expired + accounts.pending
+    other = accounts.taken_in - accounts.learnt
     text = (
         f"Every event was learnt, and learnt once: {summary.events_replayed:,} published, "
         f"{accounts.taken_in:,} taken in = {accounts.learnt:,} learnt + {accounts.dead_letters:,} dead letters "
-        f"+ {accounts.duplicates:,} duplicates + {accounts.expired:,} expired + {accounts.pending:,} pending"
+        f"+ {accounts.duplicates:,} duplicates + {accounts.expired:,} expired "
+        f"+ {accounts.left_out:,} left out + {accounts.pending:,} pending"
     )
     return Claim(text, once and accounts.balanced and other == 0 and summary.events_replayed > 0)
 

@@ -131,7 +131,7 @@ class Traffic:
             return impression
         model = Click if rng.random() < 0.7 else Purchase
         request = rng.choice(self._shown[-20:]) if self._shown and rng.random() < 0.7 else None
-        item = rng.choice(request.items).item_id if request else f"i{rng.randrange(ITEMS + LATER_ITEMS)}"
+        item = rng.choice(request.items)["item_id"] if request else f"i{rng.randrange(ITEMS + LATER_ITEMS)}"
         return model(
             event_id=f"e{self._number}",
             ts=ts,
