@@ -78,6 +78,26 @@ def test_ids_that_a_producer_adds_are_used() -> None:
     assert (shown.event_id, shown.request_id) == ("e-1", "r-1")
 
 
+@pytest.mark.parametrize(
+    ("ids", "user_id"),
+    [
+        ({"user_id": "u", "user_pseudo_id": "p", "client_id": "c"}, "u"),
+        ({"user_id": "", "user_pseudo_id": "p"}, "p"),
+        ({"user_id": None, "client_id": 7.5}, "7.5"),
+        ({"app_instance_id": "a"}, "a"),
+    ],
+)
+def test_a_user_is_who_signed_in_else_the_device(ids: dict[str, object], user_id: str) -> None:
+    (click,) = read("ga4", changed(GA4_EVENT, "client_id", to=...) | ids)
+    assert isinstance(click, Click)
+    assert click.user_id == user_id
+
+
+def test_events_of_one_request_may_have_times_of_their_own() -> None:
+    said = changed(GA4_REQUEST, "events", 1, "timestamp_micros", to=1_713_355_201_000_000)
+    assert [event.ts for event in read("ga4", said) if isinstance(event, Purchase)] == [1_713_355_201_000] * 2
+
+
 def test_an_event_without_a_time_has_the_one_of_its_record() -> None:
     (click,) = read("ga4", changed(GA4_EVENT, "timestamp_micros", to=...))
     assert isinstance(click, Click)

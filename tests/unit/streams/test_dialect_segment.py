@@ -66,6 +66,12 @@ def test_sku_stands_in_for_a_product_id() -> None:
     assert click.item_id == "45790-32"
 
 
+def test_a_number_is_an_id() -> None:
+    (click,) = read("segment", changed(SEGMENT_CLICK, "properties", "product_id", to=507) | {"userId": 97})
+    assert isinstance(click, Click)
+    assert (click.item_id, click.user_id) == ("507", "97")
+
+
 def test_the_time_is_the_corrected_one_then_the_clients_then_that_of_the_record() -> None:
     uncorrected = changed(SEGMENT_CLICK, "timestamp", to=...)
     timeless = changed(uncorrected, "originalTimestamp", to=None)
