@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 _OVERHEAD_BYTES = 4096
 _CHUNK_BYTES = 8 * 1024 * 1024  # sent, then confirmed: less than a producer holds before it makes its caller wait
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
+_ROOM_TIMEOUT_SECONDS = 10.0
+_REST_BYTES = 512  # what a letter takes beside key, payload and error, about
 _METADATA_TIMEOUT_SECONDS = 5.0
 
 
@@ -72,6 +74,10 @@ class DeadLetter(BaseModel):
         """Whether it holds the refused record as it was."""
         return self.payload_policy == "keep" and (self.payload is not None or self.payload_bytes == 0)
 
+    def with_record(self, key: bytes | None, payload: bytes | None) -> Self:
+        """The letter with other key and payload."""
+        return self.model_copy(update={"key": _base64(key), "payload": _base64(payload)})
+
     def without_payload(self) -> Self:
         """The letter alone; the bytes are still at topic, partition and offset for as long as these are kept."""
         return self.model_copy(update={"payload": None})
@@ -112,14 +118,20 @@ class DeadLetterWriter:
         return len(self._waiting)
 
     def write(self, letter: DeadLetter) -> None:
-        """Takes a letter, to be sent by the next `flush`."""
+        """Takes a letter, to be sent by the next `flush`, or now if too many wait.
+
+        With the broker away those that wait give up their payloads first: these are still in the log.
+
+        Raises:
+            DeliveryError: If too many wait even so. The letter is among them.
+        """
         kept = self._policy.applied(letter)
         if _size_bytes(kept) >= DEAD_LETTER_MAX_BYTES - _OVERHEAD_BYTES:
             kept = _shortened(kept, "it is too large")
-        elif kept.payload and self._waiting_bytes + _size_bytes(kept) > _MAX_WAITING_BYTES:
-            kept = _shortened(kept, "too many letters wait for the broker")
         self._waiting.append(kept)
         self._waiting_bytes += _size_bytes(kept)
+        if self._waiting_bytes > _MAX_WAITING_BYTES:
+            self._make_room()
 
     def flush(self, timeout_seconds: float | None = 30.0) -> None:
         """Sends the letters that wait, in order, and waits until the broker has confirmed each.
@@ -137,16 +149,29 @@ class DeadLetterWriter:
         while self._waiting:
             self._deliver(self._chunk(), deadline)
 
-    def close(self) -> None:
+    def close(self, timeout_seconds: float | None = 30.0) -> None:
         """Flushes and lets go of the connection.
+
+        Args:
+            timeout_seconds: As with `flush`.
 
         Raises:
             DeliveryError: If a letter was not confirmed.
         """
         try:
-            self.flush()
+            self.flush(timeout_seconds)
         finally:
             self._let_go()
+
+    def _make_room(self) -> None:
+        try:
+            self.flush(_ROOM_TIMEOUT_SECONDS)
+        except DeliveryError:
+            log.warning("dead_letters_without_payload", count=self.pending, why="too many letters wait for the broker")
+            self._waiting = [letter.without_payload() for letter in self._waiting]
+            self._waiting_bytes = sum(map(_size_bytes, self._waiting))
+            if self._waiting_bytes > _MAX_WAITING_BYTES:
+                raise
 
     def _chunk(self) -> list[DeadLetter]:
         """The first that wait, at least one."""
@@ -216,14 +241,8 @@ def redacted(letter: DeadLetter, topics: Topics, pseudonymise: Pseudonymise) -> 
     redacted_payload = None if payload is None else redact_json(payload, pseudonymise)
     if key is not None and topics.kind_of(letter.topic) != Item.KIND:
         key = redact_key(key, pseudonymise)
-    return letter.model_copy(
-        update={
-            "key": None if key is None else b64encode(key).decode(),
-            "payload": None if redacted_payload is None else b64encode(redacted_payload).decode(),
-            "error": redact_error(letter.error, key=letter.original_key(), payload=payload),
-            "payload_policy": "redact",
-        }
-    )
+    error = redact_error(letter.error, key=letter.original_key(), payload=payload)
+    return letter.with_record(key, redacted_payload).model_copy(update={"error": error, "payload_policy": "redact"})
 
 
 class _Policy:
@@ -244,8 +263,12 @@ class _Policy:
         return letter.model_copy(update={"key": None, "payload": None, "error": error, "payload_policy": "drop"})
 
 
+def _base64(value: bytes | None) -> str | None:
+    return None if value is None else b64encode(value).decode()
+
+
 def _size_bytes(letter: DeadLetter) -> int:
-    return len(letter.payload or "") + len(letter.key or "")
+    return len(letter.payload or "") + len(letter.key or "") + len(letter.error) + _REST_BYTES
 
 
 def _too_large(error: Exception) -> bool:

@@ -209,20 +209,88 @@ def test_a_failed_flush_then_a_good_one_delivers_every_letter_once(
     assert sorted((one.offset, one.payload_bytes) for one in found) == [(1, 10), (2, 20), (3, 30)]
 
 
-def test_more_than_may_wait_goes_without_its_bytes(
-    kafka_connection: KafkaConnection, topics: Topics, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("streams.dead_letters._MAX_WAITING_BYTES", 3_000)
-    monkeypatch.setattr("streams.dead_letters._CHUNK_BYTES", 2_000)
-    with capture_logs() as lines, closing(DeadLetterWriter(kafka_connection, topics)) as writer:
-        for offset in range(4):
-            writer.write(letter(1_000, offset=offset))
+class DeafProducer(EventProducer):
+    """Never hears from the broker while `deaf`."""
+
+    deaf = True
+
+    def flush(self, timeout_seconds: float | None = None) -> None:
+        if DeafProducer.deaf:
+            raise DeliveryError("records not confirmed")
+        super().flush(timeout_seconds)
+
+    def send_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+        if not DeafProducer.deaf:
+            super().send_raw(topic, key, value)
+
+
+class TestMoreThanMayWait:
+    @pytest.fixture(autouse=True)
+    def little_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("streams.dead_letters._MAX_WAITING_BYTES", 6_000)
+        monkeypatch.setattr("streams.dead_letters._CHUNK_BYTES", 3_000)
+
+    @pytest.fixture
+    def deaf(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(DeafProducer, "deaf", True)
+        monkeypatch.setattr("streams.dead_letters.EventProducer", DeafProducer)
+
+    def refuse_on_and_on(self, writer: DeadLetterWriter) -> None:
+        for offset in range(1_000):
+            writer.write(letter(10, offset=offset))
+
+    def whole(self, connection: KafkaConnection, topics: Topics) -> dict[int, bool]:
+        records = read_all(connection, topics.dead_letters)
+        found = [DeadLetter.model_validate_json(record.value or b"") for record in records]
+        assert len(found) == len({one.offset for one in found})
+        return {one.offset: one.is_whole() for one in found}
+
+    def test_goes_to_the_broker_at_once_and_whole(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
+        with closing(DeadLetterWriter(kafka_connection, topics)) as writer:
+            for offset in range(10):
+                writer.write(letter(1_000, offset=offset))
+                assert writer.pending < 4
+        assert self.whole(kafka_connection, topics) == dict.fromkeys(range(10), True)
+
+    @pytest.mark.usefixtures("deaf")
+    def test_with_the_broker_away_it_waits_without_its_bytes(
+        self, kafka_connection: KafkaConnection, topics: Topics
+    ) -> None:
+        with capture_logs() as lines, closing(DeadLetterWriter(kafka_connection, topics)) as writer:
+            for offset in range(5):
+                writer.write(letter(1_000, offset=offset))
+            DeafProducer.deaf = False
+        assert self.whole(kafka_connection, topics) == {0: False, 1: False, 2: False, 3: False, 4: True}
+        assert [(line["event"], line["count"]) for line in lines] == [("dead_letters_without_payload", 4)]
+
+    @pytest.mark.usefixtures("deaf")
+    def test_it_is_raised_before_memory_is_full(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
+        with closing(DeadLetterWriter(kafka_connection, topics)) as writer:
+            with pytest.raises(DeliveryError, match="dead letters not confirmed, they wait"):
+                self.refuse_on_and_on(writer)
+            assert 5 < writer.pending < 15
+            waiting = writer.pending
+            DeafProducer.deaf = False
+        assert len(self.whole(kafka_connection, topics)) == waiting
+
+
+def test_many_small_letters_do_not_make_a_flush_wait_for_the_lost_broker(tmp_path: Path) -> None:
+    broker, topics = EmbeddedBroker(tmp_path), Topics()
+    with broker:
+        connection = KafkaConnection(bootstrap_servers=broker.bootstrap_servers)
+        ensure_topics(connection, topics, bounded=True)
+        writer = DeadLetterWriter(connection, topics, policy="drop")
+        writer.write(letter(10))
         writer.flush()
-        writer.write(letter(1_000, offset=4))
-    found = [DeadLetter.model_validate_json(r.value or b"") for r in read_all(kafka_connection, topics.dead_letters)]
-    assert sorted(one.offset for one in found if one.is_whole()) == [0, 1, 4]
-    assert sorted(one.offset for one in found if not one.is_whole()) == [2, 3]
-    assert {line["why"] for line in lines} == {"too many letters wait for the broker"}
+        small = letter(10).model_copy(update={"error": "x" * 300})
+        for offset in range(60_000):  # more bytes than a producer holds
+            writer.write(small.model_copy(update={"offset": offset}))
+    began = time.monotonic()
+    with pytest.raises(DeliveryError, match="60000 dead letters not confirmed"):
+        writer.flush(1)
+    with pytest.raises(DeliveryError, match="60000 dead letters not confirmed"):
+        writer.close(1)
+    assert time.monotonic() - began < 40
 
 
 class TestPolicies:
