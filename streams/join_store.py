@@ -135,9 +135,13 @@ class JoinStore:
     # ---- impressions
 
     @property
-    def next_seq(self) -> int:
-        """What the next impression will be numbered."""
-        return self._next_seq
+    def next_numbers(self) -> tuple[int, int]:
+        """Of the next impression and of the next held event; they only rise, whatever has been dropped."""
+        return self._next_seq, self._next_ticket
+
+    def number_from(self, seq: int, ticket: int) -> None:
+        """Go on numbering from there."""
+        self._next_seq, self._next_ticket = seq, ticket
 
     def add(self, shown: Shown) -> None:
         """Keep an impression."""

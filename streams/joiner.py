@@ -124,7 +124,7 @@ class Joiner:
         self._digests = set(self._order)
         self._early: OrderedDict[tuple[int, str], int] = OrderedDict()  # (request, item) -> ms, before their impression
         self._late: list[ShownList] = []  # corrections, to go with the next lists
-        self._due_seq = self.store.next_seq  # the first impression whose negatives are not learnt yet
+        self._due_seq = self.store.next_numbers[0]  # the first impression whose negatives are not learnt yet
         self._counts: Counter[tuple[str, str]] = Counter()  # (topic, outcome)
         self._waiting_lists: Counter[str] = Counter()  # by topic
 
@@ -352,6 +352,7 @@ class Joiner:
             "counts": [[topic, outcome, count] for (topic, outcome), count in self._counts.items()],
             "waiting_lists": dict(self._waiting_lists),
             "due_seq": self._due_seq,
+            "next_numbers": self.store.next_numbers,
             "early": [[request, item_id, ts] for (request, item_id), ts in self._early.items()],
             "late": [asdict(correction) for correction in self._late],
         }
@@ -370,6 +371,7 @@ class Joiner:
         self._counts = Counter({(topic, outcome): count for topic, outcome, count in state["counts"]})
         self._waiting_lists = Counter(state["waiting_lists"])
         self._due_seq = state["due_seq"]
+        self.store.number_from(*state["next_numbers"])
         self._early = OrderedDict(((request, item_id), ts) for request, item_id, ts in state["early"])
         self._late = [_list_of(**correction) for correction in state["late"]]
 
