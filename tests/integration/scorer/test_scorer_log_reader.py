@@ -18,6 +18,7 @@ from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
 from services.scorer.shopper_state import ShopperState
 from streams.connection import KafkaConnection
+from streams.control import forget_record
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Click, Item, Purchase
 from streams.producer import EventProducer
@@ -179,3 +180,29 @@ def test_a_broker_that_comes_late_and_goes_is_outlived(tmp_path: Path, free_port
             until(lambda: len(reading.seen("u")) == 2)
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"][:1] == ["kafka_unreachable"]
     assert sum(entry["event"] == "kafka_lost" for entry in logs) == 1
+
+
+def test_whom_it_is_told_to_forget_it_forgets_also_at_the_next_start(
+    kafka_connection: KafkaConnection, topics: Topics
+) -> None:
+    with EventProducer(kafka_connection, topics) as producer:
+        producer.send(item("a"))
+        producer.send(click(1, "u", "a"))
+        producer.send(click(2, "v", "a"))
+        producer.flush()
+        reading = Reading(kafka_connection, topics)
+        with reading.running():
+            until(lambda: reading.seen("u") == [0] and reading.seen("v") == [0])
+            time.sleep(0.005)  # the broker's time, by which before and after are told, has whole milliseconds
+            producer.send_raw(topics.control, *forget_record("u", ts_ms=1))
+            producer.flush()
+            until(lambda: reading.seen("u") == [])
+            assert reading.seen("v") == [0]
+        time.sleep(0.005)
+        producer.send(click(3, "u", "a"))
+        producer.flush()
+    again = Reading(kafka_connection, topics)
+    with again.running():
+        assert again.reader.caught_up.wait(30)
+        assert again.seen("v") == [0]
+        assert again.seen("u") == [0], "what came after alone"

@@ -24,10 +24,14 @@ from services.scorer.app import create_app
 from services.scorer.live_items import LiveItems
 from services.scorer.settings import ScorerSettings
 from services.scorer.shopper_state import ShopperState
-from streams.events import Item
+from streams.events import Click, Item
 
 ITEMS = titled(30)
 IDS = [item_id for item_id, _ in ITEMS]
+
+
+def hidden(user_id: str) -> str:
+    return f"<{user_id}>"
 
 
 class StandingWorker:
@@ -39,7 +43,7 @@ class StandingWorker:
         items = LiveItems()
         for item_id, text in ITEMS:
             items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text))
-        self.shoppers = ShopperState(items.rows, max_shoppers=10, pseudonymise=str)
+        self.shoppers = ShopperState(items.rows, max_shoppers=10, pseudonymise=hidden)
         self.answers = Answers(items, self.shoppers)
         publications = Publications(directory)
         publications.learner.add_items(ITEMS)
@@ -71,7 +75,7 @@ def worker(encoder: Encoder, tmp_path: Path) -> StandingWorker:
 def client(worker: StandingWorker) -> Iterator[httpx.Client]:
     series = CollectorRegistry()
     settings = ScorerSettings(max_candidates=50, max_k=25, max_body_bytes=2_048)
-    app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=str)  # type: ignore[arg-type]
+    app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=hidden)  # type: ignore[arg-type]
     with running(app) as url, httpx.Client(base_url=url) as client:
         yield client
 
@@ -110,6 +114,25 @@ def test_recommend_gives_k_items_of_the_same_shape(serving: httpx.Client) -> Non
     assert set(body) == {"adapter_version", "scenario", "items"}
     assert len(body["items"]) == 4
     assert set(body["items"][0]) == {"item_id", "score"}
+
+
+def test_ids_of_requests_go_no_further_than_the_door(
+    serving: httpx.Client, worker: StandingWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    context = worker.shoppers.context
+
+    def noted(*who: object, **session: object) -> object:
+        asked.append(who[:2])
+        return context(*who, **session)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker.shoppers, "context", noted)
+    worker.shoppers.take_in(Click(event_id="c", ts=1, user_id="ann", item_id="item-3"), publish_ts_ms=1)
+    serving.post("/v1/rank", json={"user_id": "ann", "session_id": "s", "candidates": ["item-1"], "ts": 5})
+    serving.post("/v1/recommend", json={"user_id": "ann", "ts": 5})
+    serving.post("/v1/recommend", json={})
+    worker.answers.warm(worker.model)
+    assert asked == [("<ann>", "<s>"), ("<ann>", None), (None, None)] * 2
 
 
 def test_ready_says_which_version_and_how_stale(serving: httpx.Client, worker: StandingWorker) -> None:

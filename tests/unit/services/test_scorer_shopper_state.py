@@ -89,3 +89,24 @@ def test_what_is_asked_while_events_come_in_is_never_half_an_event() -> None:
     for thread in asking:
         thread.join()
     assert len(state.context("u", None, 10**9, session=None)[0]) == 128
+
+
+def test_a_shopper_is_known_by_pseudonym_alone() -> None:
+    state = ShopperState({"a": 0}, max_shoppers=10, pseudonymise=lambda user_id: f"<{user_id}>")
+    state.take_in(click(1, "a", ts=0, session_id="s"), publish_ts_ms=0)
+    assert state.context("<u>", "<s>", 1, session=None) == ([0], [0])
+    assert state.context("u", "s", 1, session=None) == ([], [])
+
+
+def test_a_forgotten_shopper_leaves_nothing_and_what_is_read_of_the_time_before_counts_no_more() -> None:
+    state = ShopperState({"a": 0}, max_shoppers=10, pseudonymise=lambda user_id: f"<{user_id}>")
+    state.take_in(click(1, "a", ts=0), publish_ts_ms=100)
+    state.take_in(click(2, "not-yet", ts=0), publish_ts_ms=100)
+    state.take_in(click(3, "a", ts=0, user_id="v"), publish_ts_ms=100)
+    state.forget("<u>", until_ms=200)
+    state.item_arrived("not-yet")
+    state.take_in(click(4, "a", ts=0), publish_ts_ms=200)
+    assert state.context("<u>", None, 1, session=None) == ([], [])
+    assert state.context("<v>", None, 1, session=None) == ([0], [0])
+    state.take_in(click(5, "a", ts=0), publish_ts_ms=201)
+    assert state.context("<u>", None, 1, session=None) == ([0], [0])

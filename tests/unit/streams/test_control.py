@@ -1,0 +1,50 @@
+"""Records of the control topic: built, read again, and refused."""
+
+import pytest
+from structlog.testing import capture_logs
+
+from streams.consumer import Record
+from streams.control import (
+    Forget,
+    Quarantine,
+    Quarantined,
+    Released,
+    forget_record,
+    parse_control,
+    quarantine_record,
+    release_key,
+)
+
+WHY = Quarantine(event_id="e1", ts=5, reason="item_burst", count=51, limit=50)
+
+
+def record(key: bytes | None, value: bytes | None) -> Record:
+    return Record("headwater.control", 0, 7, key, value, 1_000)
+
+
+def test_what_is_written_is_read_again() -> None:
+    assert parse_control(record(*forget_record("abc", ts_ms=5))) == Forget("abc", ts_ms=1_000)
+    assert parse_control(record(*quarantine_record("item/a/b", WHY))) == Quarantined("item/a/b", WHY)
+    assert parse_control(record(release_key("user/abc"), None)) == Released("user/abc")
+
+
+def test_two_commands_have_two_ids() -> None:
+    assert forget_record("abc", ts_ms=5)[1] != forget_record("abc", ts_ms=5)[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (None, b"{}"),
+        (b"\xff", b"{}"),
+        (b"forget/ann-smith", b"not json"),
+        (b"forget/ann-smith", None),
+        (b"quarantine/user/ann-smith", b'{"event_id": "e", "ts": 1}'),
+        (b"greetings", b'{"event_id": "ann-smith", "ts": 1}'),
+    ],
+)
+def test_anything_else_is_passed_over_and_said_without_its_text(key: bytes | None, value: bytes | None) -> None:
+    with capture_logs() as lines:
+        assert parse_control(record(key, value)) is None
+    assert [(line["event"], line["offset"]) for line in lines] == [("control_record_refused", 7)]
+    assert "ann-smith" not in str(lines)
