@@ -113,7 +113,10 @@ class Intake:
                     items.append(event)
         taken.examples += self._take_items(items)
         for record, one in events:
-            taken.examples += self._take_event(record, one)
+            if isinstance(one, Forget):
+                taken.examples = self._forget(one.user, taken.examples)
+            else:
+                taken.examples += self._take_event(record, one)
         lists = self._joiner.advance(self.watermarks.advance(), max_lists=self._max_lists)
         taken.examples = self._not_quarantined(self.guard.weigh(taken.examples))
         taken.lists = self._not_quarantined(self.guard.weigh_lists(lists))
@@ -128,10 +131,7 @@ class Intake:
         )
         return [example for item in items for example in self._joiner.item_arrived(item.item_id)]
 
-    def _take_event(self, record: Record, event: Impression | Click | Purchase | Forget | Released) -> list[Example]:
-        if isinstance(event, Forget):
-            self._forget(event.user)
-            return []
+    def _take_event(self, record: Record, event: Impression | Click | Purchase | Released) -> list[Example]:
         if isinstance(event, Released):
             self.guard.release(event.key)
             return []
@@ -147,10 +147,14 @@ class Intake:
         command = parse_control(record)
         return [command] if isinstance(command, Forget | Released) else []
 
-    def _forget(self, user: str) -> None:
+    def _forget(self, user: str, examples: Sequence[Example]) -> list[Example]:
+        """Forget a user; the examples of the slice so far that stay, for these are yet to be learnt."""
         self._joiner.forget(user)
         self._learner.forget(user)
         self.guard.forget(user)
+        for example in examples:
+            self._outcomes[example.topic, "forgotten"] += example.user_id == user
+        return [example for example in examples if example.user_id != user]
 
     def _not_quarantined(self, weighed: list[Weighed]) -> list[Weighed]:
         for positive in weighed:
@@ -175,7 +179,7 @@ class Intake:
         for topic in self.topics:
             own = {outcome: self._outcomes[topic, outcome] for outcome in EVENT_OUTCOMES}
             joined = self._joiner.counts(topic)
-            joined["learnt"] -= own["quarantined"]
+            joined["learnt"] -= own["quarantined"] + own["forgotten"]
             counts[topic] = {name: own.get(name, 0) + joined.get(name, 0) for name in (*EVENT_OUTCOMES, "pending")}
         return counts
 

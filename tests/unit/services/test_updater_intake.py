@@ -344,6 +344,17 @@ def test_a_user_is_forgotten_at_the_place_of_the_command() -> None:
     box.check_identity()
 
 
+def test_what_a_slice_says_of_a_user_before_the_command_is_forgotten_too() -> None:
+    box = Box()
+    box.send(item())
+    key, value = forget_record(Pseudonymiser(b"only for tests")("u"), ts_ms=NOW_MS)
+    command = Record(TOPICS.control, 0, 0, key, value, NOW_MS)
+    box.take_slice(record_of(click(1), 0), record_of(click(2, user="v"), 0), command, record_of(click(3), 1))
+    assert [example.event_id for example in box.learnt] == ["e2", "e3"]
+    assert box.exported(TOPICS.clicks) == NOTHING | {"in": 3, "learnt": 2, "forgotten": 1}
+    box.check_identity()
+
+
 def test_a_scrape_after_a_restart_counts_on_from_the_checkpoint() -> None:
     box = Box()
     box.send(item())
