@@ -23,6 +23,7 @@ An item in quarantine still counts for users who vouch for it: else spam would b
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -231,8 +232,9 @@ class Guard:
         limit = self._settings.user_quarantine_events if kind == "user" else self._settings.item_quarantine_events
         if reason == "user_hour":
             limit = self._settings.user_hour_events
-        # Its id is that of the event that was one too many, so that a repeat says the same.
-        why = Quarantine(event_id=example.event_id, ts=example.ts, reason=reason, count=round(count, 1), limit=limit)
+        # Made from the event that was one too many, so that a repeat says the same; a producer's id may name people.
+        event_id = hashlib.blake2b(f"{key}/{example.event_id}".encode(), digest_size=16).hexdigest()
+        why = Quarantine(event_id=event_id, ts=example.ts, reason=reason, count=round(count, 1), limit=limit)
         self.quarantined[key] = why
         self._quarantines[kind] += 1
         self._new.append(Quarantined(key, why))
