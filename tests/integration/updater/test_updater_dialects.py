@@ -1,0 +1,63 @@
+"""An updater whose events all come on topics of others, from a broker to a published adapter."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from updater_shop import START_MS, Shop, UpdaterProcess, items, wait_until
+
+from streams.connection import KafkaConnection
+from streams.producer import EventProducer
+from streams.topics import Topics
+
+
+def _metarank_ranking(number: int) -> dict[str, Any]:
+    shown = [{"id": f"i{(number + place) % 20}", "fields": []} for place in range(5)]
+    common = {"timestamp": str(START_MS + 1_000 * number), "user": f"u{number % 7}", "session": "s"}
+    return common | {"event": "ranking", "id": f"r{number}", "items": shown}
+
+
+def _metarank_click(number: int) -> dict[str, Any]:
+    common = {"timestamp": str(START_MS + 1_000 * number + 1), "user": f"u{number % 7}", "session": "s"}
+    clicked = {"event": "interaction", "type": "click", "id": f"c{number}", "ranking": f"r{number}"}
+    return common | clicked | {"item": f"i{(number + 2) % 20}"}
+
+
+def _segment_order(number: int) -> dict[str, Any]:
+    products = [{"product_id": f"i{number}", "quantity": 1, "price": 3.5}, {"sku": f"i{number + 1}"}]
+    properties = {"order_id": f"o{number}", "products": products}
+    call = {"type": "track", "event": "Order Completed", "messageId": f"m{number}", "userId": f"u{number % 7}"}
+    return call | {"timestamp": "2026-02-02T02:40:00.000Z", "properties": properties}
+
+
+def test_it_learns_from_topics_of_others_alone(
+    kafka_connection: KafkaConnection, topics: Topics, make_topics: Callable[..., Topics], tmp_path: Path
+) -> None:
+    theirs = make_topics(kafka_connection)  # as if others had made them
+    config = tmp_path / "headwater.toml"
+    config.write_text(f'[topics.dialects]\n"{theirs.clicks}" = "metarank"\n"{theirs.purchases}" = "segment"\n')
+    shop = Shop(kafka_connection, topics, tmp_path)
+    shop.send(*items(20))
+    with EventProducer(kafka_connection, topics) as producer:
+        for number in range(30):
+            for said in (_metarank_ranking(number), _metarank_click(number)):
+                producer.send_raw(theirs.clicks, f"u{number % 7}".encode(), json.dumps(said).encode())
+        for number in range(10):
+            producer.send_raw(theirs.purchases, None, json.dumps(_segment_order(number)).encode())
+        producer.send_raw(theirs.purchases, None, json.dumps({"type": "identify", "userId": "u1"}).encode())
+        producer.send_raw(theirs.purchases, None, b'{"type": "track", "event": "Order Completed"}')
+
+    env = shop.process()._env | {"HEADWATER_CONFIG": str(config)}
+    with UpdaterProcess(env, tmp_path / "updater.log", topics) as updater:
+        wait_until(lambda: updater.counts(theirs.purchases).get("in") == 22, what="all orders in")
+        wait_until(lambda: updater.counts(theirs.purchases)["learnt"] == 20, what="all orders learnt")
+        wait_until(lambda: updater.counts(theirs.clicks)["in"] == 60, what="all rankings and clicks in")
+        wait_until(lambda: updater.counts(theirs.clicks)["learnt"] >= 30, what="all clicks learnt")
+        assert updater.end() == 0
+    (letter,) = shop.letters()
+    assert (letter.topic, letter.reason) == (theirs.purchases, "invalid_schema")
+    assert shop.announced()[-1] == shop.latest()
+    counts = shop.checkpointed()["intake"]["outcomes"]
+    assert [theirs.purchases, "ignored", 1] in counts
+    assert [theirs.purchases, "dead_letter", 1] in counts
