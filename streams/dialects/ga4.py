@@ -9,10 +9,21 @@ from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, BeforeValidator, Field, TypeAdapter, model_validator
 
-from streams.dialects.common import Common, Foreign, Line, Place, Raw, Text, bought, clicked, content_id, shown
+from streams.dialects.common import (
+    FIRST_MS,
+    Common,
+    Foreign,
+    Line,
+    Place,
+    Raw,
+    Text,
+    bought,
+    clicked,
+    content_id,
+    shown,
+)
 from streams.events import Event
 
-FIRST_MICROS = 10**15  # of September 2001: less are milliseconds or seconds by mistake
 CLICKS = frozenset({"select_item", "view_item", "add_to_cart"})
 UNDERSTOOD = CLICKS | {"view_item_list", "purchase"}
 
@@ -52,7 +63,7 @@ class _Params(Foreign):
 
 class _Event(Foreign):
     name: str = Field(validation_alias=AliasChoices("event_name", "name"))
-    micros: Annotated[int, Field(ge=FIRST_MICROS)] | None = Field(
+    micros: Annotated[int, Field(ge=FIRST_MS * 1000)] | None = Field(
         None, validation_alias=AliasChoices("event_timestamp", "timestamp_micros")
     )
     user_id: Text = None

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from streams.dialects.common import Common, Foreign, Line, Text, bought, clicked, content_id, shown
-from streams.events import EpochMs, Event, Item
+from streams.dialects.common import Common, Foreign, Line, Text, Time, bought, clicked, content_id, shown
+from streams.events import Event, Item
 
 CLICKS = frozenset({"click", "view", "like"})
 PURCHASE = "purchase"
@@ -28,7 +28,7 @@ class _Field(Foreign):
 
 class _Event(Foreign):
     id: Text = None
-    ts: Annotated[EpochMs, BeforeValidator(_from_digits)] = Field(validation_alias="timestamp")
+    ts: Annotated[Time, BeforeValidator(_from_digits)] = Field(validation_alias="timestamp")
     fields: list[_Field] | None = None
 
     def event_id(self, payload: bytes) -> str:

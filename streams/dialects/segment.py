@@ -10,14 +10,27 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from streams.dialects.common import Common, Foreign, Line, Place, Raw, Text, bought, clicked, content_id, given, shown
-from streams.events import EpochMs, Event
+from streams.dialects.common import (
+    Common,
+    Foreign,
+    Line,
+    Place,
+    Raw,
+    Text,
+    Time,
+    bought,
+    clicked,
+    content_id,
+    given,
+    shown,
+)
+from streams.events import Event
 
 LISTS = frozenset({"Product List Viewed", "Product List Filtered"})
 CLICKS = frozenset({"Product Clicked", "Product Viewed", "Product Added"})
 ORDER = "Order Completed"
 
-Time = Annotated[EpochMs | None, BeforeValidator(given)]
+TimeOrNone = Annotated[Time | None, BeforeValidator(given)]
 
 
 class _Product(Foreign):
@@ -65,8 +78,8 @@ class _Track(Foreign):
     message_id: Text = Field(None, validation_alias="messageId")
     user: Text = Field(None, validation_alias="userId")
     device: Text = Field(None, validation_alias="anonymousId")
-    time: Time = Field(None, validation_alias="timestamp")  # corrected for the skew of the client's clock
-    own_time: Time = Field(None, validation_alias="originalTimestamp")
+    time: TimeOrNone = Field(None, validation_alias="timestamp")  # corrected for the skew of the client's clock
+    own_time: TimeOrNone = Field(None, validation_alias="originalTimestamp")
     context: _Context | None = None
 
     def common(self, payload: bytes, request_id: str | None, received_ms: int) -> Common:
