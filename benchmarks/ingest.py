@@ -19,7 +19,7 @@ from streams.consumer import PartitionConsumer, Record
 from streams.dead_letters import DeadLetter
 from streams.decode import decode
 from streams.embedded_broker import EmbeddedBroker
-from streams.events import Click, Event, Impression, Purchase
+from streams.events import SHOPPER_EVENTS, Event
 from streams.join_store import JoinStore
 from streams.joiner import Joiner
 from streams.privacy import Pseudonymiser
@@ -78,7 +78,7 @@ def _ingest(connection: KafkaConnection, topics: Topics, known: set[str], events
             if isinstance(decoded, DeadLetter):
                 raise RuntimeError(f"an event did not decode: {decoded.error}")
             for event in decoded:
-                if isinstance(event, Impression | Click | Purchase):
+                if isinstance(event, SHOPPER_EVENTS):
                     at = record.topic, record.partition
                     watermarks.see(at, event_ms=event.ts, log_ms=record.timestamp_ms)
                     joiner.offer(event, publish_ts_ms=record.timestamp_ms, topic=record.topic)

@@ -170,13 +170,13 @@ class PartitionConsumer:
         except KafkaError as error:
             raise BrokerUnreachableError(self._connection.bootstrap_servers, str(error)) from error
 
-    def lag(self) -> Offsets:
+    def lag(self, timeout_seconds: float = 10.0) -> Offsets:
         """How many offsets are still to be read, of every partition.
 
         Raises:
-            BrokerUnreachableError: If no broker answers.
+            BrokerUnreachableError: If no broker answers in time.
         """
-        return {at: max(0, end - self._read_up_to(at)) for at, end in self.end_offsets().items()}
+        return {at: max(0, end - self._read_up_to(at)) for at, end in self.end_offsets(timeout_seconds).items()}
 
     def commit(self, offsets: Offsets) -> None:
         """Records offsets under the group, for tools that show the lag. A failure is logged, and does no harm."""

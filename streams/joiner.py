@@ -151,18 +151,11 @@ class Joiner:
             self._show(event, user_id, session_id, publish_ts_ms, topic)
             return []
         position = self._join(event, user_id)
-        example = Example(
-            event_id=event.event_id,
-            user_id=user_id,
-            session_id=session_id,
-            item_id=event.item_id,
-            ts=event.ts,
-            kind="click" if isinstance(event, Click) else "purchase",
-            scenario=event.scenario,
-            position=position,
-            publish_ts_ms=publish_ts_ms,
-            topic=topic,
-        )
+        kind: Literal["click", "purchase"] = "click" if isinstance(event, Click) else "purchase"
+        example = Example(  # by position: this is done for every event, and names cost a third more
+            event.event_id, user_id, session_id, event.item_id, event.ts, kind, event.scenario, position, publish_ts_ms,
+            topic,
+        )  # fmt: skip
         if self._is_known(event.item_id):
             self._counts[topic, "learnt"] += 1
             return [example]

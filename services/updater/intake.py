@@ -15,7 +15,7 @@ from streams.consumer import Record
 from streams.control import Forget, Released, parse_control
 from streams.dead_letters import DeadLetter
 from streams.decode import decode
-from streams.events import Click, Impression, Item, Purchase
+from streams.events import SHOPPER_EVENTS, Click, Impression, Item, Purchase
 from streams.guard import Guard
 from streams.join_store import JoinStore
 from streams.joiner import Example, Joiner, ShownList
@@ -104,7 +104,7 @@ class Intake:
             if not decoded:
                 self._count(record.topic, "ignored")
             for event in decoded:
-                if isinstance(event, Impression | Click | Purchase):
+                if isinstance(event, SHOPPER_EVENTS):
                     events.append((record, event))
                     continue
                 # The row of a removed item stays: events and counts may name it. Scorers stop showing it themselves.

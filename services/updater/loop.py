@@ -41,6 +41,7 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.05
 _LAG_SECONDS = 2.0  # how often the lag is asked for
+_LAG_TIMEOUT_SECONDS = 1.0  # a metric does not hold the loop up
 _CONFIRM_SECONDS = 10.0  # within the grace that a process is given to end
 _WORTH_ANOTHER_TRY = (RegistryUnavailableError, BundleDigestError, VersionConflictError, HeadwaterStreamError, OSError)
 
@@ -310,7 +311,7 @@ class Updater:
         if time.monotonic() >= self._next_lag:
             self._next_lag = time.monotonic() + _LAG_SECONDS
             try:
-                lag = self._consumer.lag()
+                lag = self._consumer.lag(_LAG_TIMEOUT_SECONDS)
             except HeadwaterStreamError:
                 return  # the consumer says itself that the broker is away
             for at, records in lag.items():
