@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from services.dead_letters.letters import Selection
     from services.settings import Settings
 
 USAGE_ERROR = 2
@@ -27,6 +28,14 @@ quarantine = typer.Typer(
     help="Look at the users and items that do not count for now, and let them out.", no_args_is_help=True
 )
 app.add_typer(quarantine, name="quarantine")
+
+dead_letters = typer.Typer(
+    name="dead-letters",
+    help="Look at refused events, put them back, or do away with them.\n\nStart with: headwater dead-letters list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(dead_letters)
 
 
 class EventKind(StrEnum):
@@ -385,6 +394,132 @@ def quarantine_release(
     typer.echo(f"{key} released" if was_in else f"{key} was not in quarantine; it counts whatever comes from now on")
 
 
+LetterReason = Annotated[str | None, typer.Option("--reason", metavar="REASON", help="Only those refused for it.")]
+LetterTopic = Annotated[str | None, typer.Option("--topic", metavar="TOPIC", help="Only those refused on it.")]
+Since = Annotated[
+    str | None,
+    typer.Option("--since", metavar="TIME|AGO", help="Only those first seen then or later: RFC 3339, or 2h."),
+]
+Until = Annotated[str | None, typer.Option("--until", metavar="TIME|AGO", help="Only those first seen before.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="N at most, the oldest first.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+@dead_letters.command("list")
+def list_dead_letters(
+    reason: LetterReason = None,
+    topic: LetterTopic = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document a line, without payloads.")] = False,
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Show which records were refused, and why; at the end, how many for which reason.
+
+    Example: headwater dead-letters list --since 2h --reason invalid_schema
+    """
+    settings = _settings(config, bootstrap_servers, log_level)
+    from services.dead_letters.letters import read
+    from services.dead_letters.rendering import counts, json_line, table
+
+    found = read(settings, _selection(reason, topic, since, until, limit))
+    for line in map(json_line, found.letters) if json_ else table(found.letters):
+        typer.echo(line)
+    typer.echo(counts(found), err=json_)
+
+
+@dead_letters.command("show")
+def show_dead_letter(
+    key: Annotated[str, typer.Argument(metavar="LETTER", help="topic/partition/offset, as `list` shows it.")],
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Show all there is of one letter.
+
+    Example: headwater dead-letters show headwater.clicks/0/17
+    """
+    settings = _settings(config, bootstrap_servers, log_level)
+    from services.dead_letters.letters import read_one
+    from services.dead_letters.rendering import whole
+
+    for line in whole(read_one(settings, key)):
+        typer.echo(line)
+
+
+@dead_letters.command("replay")
+def replay_dead_letters(
+    mended: Annotated[
+        Path | None,
+        typer.Option(
+            "--mended", metavar="FILE", help='Lines {"letter": LETTER, "event": {...}} to put in their place.'
+        ),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Those that were replayed before, too.")] = False,
+    dry_run: DryRun = False,
+    reason: LetterReason = None,
+    topic: LetterTopic = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = None,
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Put refused records back on their topics, under their keys, byte by byte; or mended events in their place.
+
+    A letter is replayed once. The exit status is 1 if a record cannot be had any more.
+
+    Example: headwater dead-letters replay --reason unknown_topic --dry-run
+    """
+    settings = _settings(config, bootstrap_servers, log_level)
+    from services.dead_letters.command import replay as run
+    from services.dead_letters.command import replayed
+
+    selection = _selection(reason, topic, since, until, limit)
+    if mended and selection != _selection():
+        raise typer.BadParameter("--mended names its letters itself; leave the filters out")
+    summary = run(settings, selection, mended_file=mended, again=again, dry_run=dry_run)
+    for line in replayed(summary, dry_run=dry_run):
+        typer.echo(line)
+    if summary.not_replayable:
+        raise typer.Exit(FAILURE)
+
+
+@dead_letters.command("purge")
+def purge_dead_letters(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+    reason: LetterReason = None,
+    topic: LetterTopic = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = None,
+    config: Config = None,
+    bootstrap_servers: Servers = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Delete dead letters for good.
+
+    Example: headwater dead-letters purge --until 30d
+    """
+    settings = _settings(config, bootstrap_servers, log_level)
+    from services.dead_letters.command import purge
+    from services.dead_letters.letters import read
+
+    letters = read(settings, _selection(reason, topic, since, until, limit)).letters
+    if dry_run:
+        typer.echo(f"{len(letters)} dead letters would be deleted")
+        return
+    if letters and not yes:
+        typer.confirm(f"Delete {len(letters)} dead letters for good?", abort=True)
+    purge(settings, letters)
+    typer.echo(f"{len(letters)} dead letters deleted")
+
+
 def main() -> None:
     """Runs the command line: an expected error is one line on standard error and an exit status."""
     try:
@@ -419,17 +554,37 @@ def _settings(
     return settings
 
 
+def _selection(
+    reason: str | None = None,
+    topic: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    limit: int | None = None,
+) -> "Selection":
+    """Which dead letters the flags mean."""
+    from services.dead_letters.letters import Selection, moment_ms, reason_named
+
+    return Selection(
+        reason=reason_named(reason) if reason else None,
+        topic=topic,
+        since_ms=moment_ms(since) if since else None,
+        until_ms=moment_ms(until) if until else None,
+        limit=limit,
+    )
+
+
 def _exit_status(error: Exception) -> int | None:
     """Tells bad input from a failure, and either from a fault of ours, which deserves its traceback."""
     from peft_adapters.errors import HeadwaterModelError
     from services.collector.spool import SpoolError
+    from services.dead_letters.errors import LetterError
     from services.http import ServeError
     from services.publish.command import InputError
     from services.replay.dataset import DatasetError
     from services.settings import SettingsError
     from streams.errors import HeadwaterStreamError
 
-    if isinstance(error, SettingsError | DatasetError | InputError):
+    if isinstance(error, SettingsError | DatasetError | InputError | LetterError):
         return USAGE_ERROR
     return FAILURE if isinstance(error, HeadwaterStreamError | HeadwaterModelError | ServeError | SpoolError) else None
 

@@ -1,0 +1,182 @@
+"""Reads the dead letters: the newest of each key, up to the end of their topic."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import structlog
+from pydantic import ValidationError
+
+from services.dead_letters.errors import LetterError
+from services.settings import Settings
+from streams.consumer import PartitionConsumer, Record
+from streams.dead_letters import DeadLetter, Reason
+from streams.errors import ConsumeError
+from streams.events import epoch_ms
+
+SILENCE_SECONDS = 30.0  # of a broker that has records and does not give them
+_UNITS_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which letters.
+
+    Attributes:
+        reason: Only those refused for it.
+        topic: Only those refused on it.
+        since_ms: Only those first seen then or later.
+        until_ms: Only those first seen before.
+        limit: So many at most, the oldest first.
+    """
+
+    reason: Reason | None = None
+    topic: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    limit: int | None = None
+
+    def takes(self, letter: DeadLetter) -> bool:
+        """Whether a letter is one of them, their number aside."""
+        return (
+            self.reason in (None, letter.reason)
+            and self.topic in (None, letter.topic)
+            and (self.since_ms is None or letter.first_seen_ts >= self.since_ms)
+            and (self.until_ms is None or letter.first_seen_ts < self.until_ms)
+        )
+
+
+@dataclass(slots=True)
+class Found:
+    """The letters on the topic that are of a selection.
+
+    Attributes:
+        letters: In the order in which they were first seen, as many as the selection allows.
+        by_reason: How many there are of each reason, those beyond the limit too.
+        unreadable: Records on the topic that are no letters.
+    """
+
+    letters: list[DeadLetter] = field(default_factory=list)
+    by_reason: Counter[str] = field(default_factory=Counter)
+    unreadable: int = 0
+
+
+def reason_named(text: str) -> Reason:
+    """The reason of a name.
+
+    Raises:
+        LetterError: There is none of it.
+    """
+    try:
+        return Reason(text)
+    except ValueError:
+        raise LetterError(f"a reason must be one of {', '.join(Reason)}, got {text!r}") from None
+
+
+def moment_ms(text: str) -> int:
+    """Turns an RFC 3339 time, or how long ago something was, into epoch milliseconds.
+
+    Raises:
+        LetterError: It is neither.
+
+    >>> moment_ms("1970-01-01T00:00:02Z")
+    2000
+    """
+    if ago := re.fullmatch(r"(\d{1,9})([smhd])", text):
+        return time.time_ns() // 1_000_000 - int(ago[1]) * _UNITS_SECONDS[ago[2]] * 1_000
+    try:
+        return int(str(epoch_ms(text)))
+    except ValueError:
+        raise LetterError(
+            f"a time must be RFC 3339 with its UTC offset, or how long ago, got {text!r}; "
+            "for example 2026-01-31T09:00:00Z or 2h"
+        ) from None
+
+
+def read(settings: Settings, selection: Selection, *, payloads: bool = False) -> Found:
+    """Reads the letters of a selection.
+
+    Args:
+        settings: Which Kafka, which topics.
+        selection: Which letters.
+        payloads: Whether to hold their payloads, which may be large.
+
+    Raises:
+        BrokerUnreachableError: No broker answers.
+        TopicError: The topic does not exist.
+        ConsumeError: The broker does not give what is there.
+    """
+    found, newest = Found(), _newest(settings, selection.takes, payloads=payloads)
+    for key, letter in list(newest.items()):
+        if letter is None:
+            found.unreadable += 1
+            del newest[key]
+    letters = [letter for letter in newest.values() if letter is not None]
+    letters.sort(key=lambda letter: (letter.first_seen_ts, letter.topic, letter.partition, letter.offset))
+    found.by_reason.update(str(letter.reason) for letter in letters)
+    found.letters = letters[: selection.limit]
+    return found
+
+
+def read_one(settings: Settings, key: str) -> DeadLetter:
+    """Reads one letter, whole.
+
+    Args:
+        settings: Which Kafka, which topics.
+        key: Its key: topic/partition/offset.
+
+    Raises:
+        LetterError: There is no such letter.
+        BrokerUnreachableError: No broker answers.
+        TopicError: The topic does not exist.
+        ConsumeError: The broker does not give what is there.
+    """
+    letters = _newest(settings, lambda letter: letter.record_key() == key, payloads=True)
+    letter = letters.get(key.encode())
+    if letter is None:
+        raise LetterError(f"there is no dead letter {key!r}; `headwater dead-letters list` shows those that there are")
+    return letter
+
+
+def _newest(
+    settings: Settings, takes: Callable[[DeadLetter], bool], *, payloads: bool
+) -> dict[bytes | None, DeadLetter | None]:
+    """The newest letter of each key, None where it is not readable; a record without value deletes."""
+    newest: dict[bytes | None, DeadLetter | None] = {}
+    for record in _records(settings):
+        newest.pop(record.key, None)
+        if record.value is None:
+            continue
+        letter = _parsed(record)
+        if letter is None:
+            newest[record.key] = None
+        elif takes(letter):
+            newest[record.key] = letter if payloads else letter.without_payload()
+    return newest
+
+
+def _records(settings: Settings) -> Iterable[Record]:
+    """All there was on the topic when it was asked: what comes later is left to the next time."""
+    with closing(PartitionConsumer(settings.kafka, [settings.topics.dead_letters])) as consumer:
+        ends, heard = consumer.end_offsets(), time.monotonic()
+        while any(consumer.positions()[at] < end for at, end in ends.items()) and any(consumer.lag().values()):
+            records = consumer.poll(0.5)
+            if records:
+                heard = time.monotonic()
+            elif time.monotonic() > heard + SILENCE_SECONDS:
+                raise ConsumeError(f"{settings.topics.dead_letters!r} has records that no broker gives; try again")
+            yield from records
+
+
+def _parsed(record: Record) -> DeadLetter | None:
+    try:
+        return DeadLetter.model_validate_json(record.value or b"")
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        log.warning("no_dead_letter", partition=record.partition, offset=record.offset, problem=fault["msg"])
+        return None

@@ -1,0 +1,92 @@
+"""The refused record of a letter: from the letter, or from the log for as long as it is there."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from services.settings import Settings
+from streams.dead_letters import DeadLetter, redacted
+from streams.lookup import RecordLookup
+from streams.privacy import Pseudonymiser, pseudonymiser
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A record as it was refused."""
+
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotReplayable:
+    """Why a record cannot be put back."""
+
+    why: str
+
+
+class Originals:
+    """Gives the record of a letter.
+
+    Args:
+        settings: Which Kafka, and the secret by which a redacted letter is compared with what is in the log.
+
+    Raises:
+        BrokerUnreachableError: No broker answers.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lookup = RecordLookup(settings.kafka)
+
+    def of(self, letter: DeadLetter) -> Original | NotReplayable:
+        """The record of a letter, or why it cannot be put back.
+
+        A letter may be anyone's who can write to the topic: nothing goes by its word to a topic that carries no events,
+        such as that of the adapters.
+
+        Raises:
+            BrokerUnreachableError: No broker answers.
+            ConsumeError: The broker refuses what is there.
+        """
+        topics = self._settings.topics
+        if topics.kind_of(letter.topic) is None and letter.topic not in topics.dialects:
+            return NotReplayable(f"topic {letter.topic!r} carries no events; replay mended ones")
+        if not self._lookup.has_topic(letter.topic):
+            return NotReplayable(f"topic {letter.topic!r} does not exist")
+        if letter.is_whole():
+            original: Original | NotReplayable = Original(letter.original_key(), letter.original())
+        else:
+            original = self._from_log(letter)
+        if isinstance(original, Original) and original.value is None:
+            return NotReplayable("a record without a value is no event; replay a mended one")
+        return original
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        self._lookup.close()
+
+    def _from_log(self, letter: DeadLetter) -> Original | NotReplayable:
+        record = self._lookup.find(letter.topic, letter.partition, letter.offset)
+        if record is None:
+            return NotReplayable("the letter has no payload, and the log no longer has the record")
+        original = Original(record.key, record.value)
+        if len(original.value or b"") != letter.payload_bytes or not self._fits(letter, original):
+            return NotReplayable("the letter has no payload, and the log has another record in its place")
+        return original
+
+    def _fits(self, letter: DeadLetter, original: Original) -> bool:
+        """Whether it gives this letter. Of a letter that keeps no key only the size can be compared."""
+        if letter.payload_policy == "drop":
+            return True
+        if letter.payload_policy == "keep":
+            return letter.original_key() == original.key
+        if self._pseudonymise is None:
+            return True
+        again = redacted(letter.with_record(original.key, original.value), self._settings.topics, self._pseudonymise)
+        return (again.key, again.payload) == (letter.key, letter.payload or again.payload)
+
+    @cached_property
+    def _pseudonymise(self) -> Pseudonymiser | None:
+        """None where this machine does not know the secret: to make one now would not help."""
+        privacy = self._settings.privacy
+        return pseudonymiser(privacy) if privacy.secret is not None or privacy.secret_file.exists() else None

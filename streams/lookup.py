@@ -1,0 +1,98 @@
+"""Looks single records up in the log, by where they are."""
+
+import time
+from typing import Any
+
+from kafka import KafkaConsumer
+from kafka import TopicPartition as KafkaPartition
+from kafka.errors import KafkaError
+
+from streams.connection import KafkaConnection, open_client
+from streams.consumer import CLOSE_TIMEOUT_MS, LOOKUP_TIMEOUT_MS, Record
+from streams.errors import BrokerUnreachableError, ConsumeError
+
+_PAUSE_SECONDS = 0.02  # the embedded broker answers an empty fetch at once
+
+
+class RecordLookup:
+    """Reads records at places that are named, over one connection.
+
+    Args:
+        connection: Which Kafka.
+
+    Raises:
+        BrokerUnreachableError: If no broker answers.
+    """
+
+    def __init__(self, connection: KafkaConnection) -> None:
+        self._connection = connection
+        self._bounds: dict[KafkaPartition, tuple[int, int]] = {}
+        self._consumer: Any = open_client(
+            KafkaConsumer,
+            connection,
+            auto_offset_reset="none",
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+        )
+        try:
+            self._topics: set[str] = self._consumer.topics()  # asking for one by name would have some brokers create it
+        except KafkaError as error:
+            self.close()
+            raise BrokerUnreachableError(connection.bootstrap_servers, str(error)) from error
+
+    def has_topic(self, topic: str) -> bool:
+        """Whether there was a topic when the connection was opened."""
+        return topic in self._topics
+
+    def find(self, topic: str, partition: int, offset: int) -> Record | None:
+        """Gives the record at a place, None where the log does not have it, or no longer.
+
+        Args:
+            topic: Its topic, which need not exist.
+            partition: Its partition, which need not exist.
+            offset: Its offset.
+
+        Raises:
+            BrokerUnreachableError: If no broker answers in time.
+            ConsumeError: If the broker refuses the record, or it is corrupt.
+        """
+        at = KafkaPartition(topic, partition)
+        try:
+            start, end = self._bounds_of(at)
+            return self._read(at, offset, end) if start <= offset < end else None
+        except KafkaError as error:
+            raise ConsumeError(
+                f"{topic}/{partition}/{offset} cannot be read: {error}; check the rights on it"
+            ) from error
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
+
+    def _bounds_of(self, at: KafkaPartition) -> tuple[int, int]:
+        """Where a partition began and ended when it was first asked for; nothing is read beyond that."""
+        if at not in self._bounds:
+            if at.topic not in self._topics or at.partition not in self._consumer.partitions_for_topic(at.topic):
+                return 0, 0
+            start = self._consumer.beginning_offsets([at], timeout_ms=LOOKUP_TIMEOUT_MS)[at]
+            self._bounds[at] = start, self._consumer.end_offsets([at], timeout_ms=LOOKUP_TIMEOUT_MS)[at]
+        return self._bounds[at]
+
+    def _read(self, at: KafkaPartition, offset: int, end: int) -> Record | None:
+        """Reads from an offset on; where it was compacted away, the first record is one behind it."""
+        if self._consumer.assignment() != {at}:
+            self._consumer.assign([at])
+        self._consumer.seek(at, offset)
+        deadline = time.monotonic() + LOOKUP_TIMEOUT_MS / 1000
+        while time.monotonic() < deadline:
+            for found in self._consumer.poll(timeout_ms=0, max_records=1).get(at, []):
+                if found.offset != offset:
+                    return None
+                return Record(at.topic, at.partition, offset, found.key, found.value, found.timestamp)
+            if (self._consumer.position(at, timeout_ms=0) or 0) >= end:  # nothing but markers of transactions
+                return None
+            time.sleep(_PAUSE_SECONDS)
+        servers = self._connection.bootstrap_servers
+        raise BrokerUnreachableError(servers, f"no answer within {LOOKUP_TIMEOUT_MS // 1000} s")
