@@ -130,8 +130,9 @@ def test_topics_in_other_dialects_are_read_beside_our_own(
     theirs = make_topics(kafka_connection)
     topics = Topics(**topics.model_dump() | {"dialects": {theirs.clicks: "segment", theirs.purchases: "metarank"}})
     call = {"type": "track", "event": "Product Clicked", "userId": "u", "messageId": "m", "properties": {"sku": "a"}}
-    old_item = {"event": "item", "id": "i", "timestamp": 1, "item": "a", "fields": [{"name": "title", "value": "Mug"}]}
-    sold = {"event": "interaction", "id": "p", "timestamp": 2, "user": "v", "type": "purchase", "item": "a"}
+    of_item = {"timestamp": "2026-01-01T00:00:00Z", "item": "a"}
+    old_item = of_item | {"event": "item", "id": "i", "fields": [{"name": "title", "value": "Mug"}]}
+    sold = of_item | {"event": "interaction", "id": "p", "user": "v", "type": "purchase"}
     with EventProducer(kafka_connection, topics) as producer:
         for said in (old_item, sold):
             producer.send_raw(theirs.purchases, b"same partition", json.dumps(said).encode())
