@@ -67,8 +67,8 @@ class GuardSettings(BaseModel):
     memory_hours: float = Field(default=168.0, gt=0, description="event time in which counts fade to one half")
     user_quarantine_events: int = Field(default=100, ge=1, description="left out of one user: quarantine")
     item_quarantine_events: int = Field(default=50, ge=1, description="left out of one item, at least: quarantine")
-    max_users: int = Field(default=20_000, ge=1, description="remembered; those not seen for longest go first")
-    max_items: int = Field(default=20_000, ge=1, description="remembered; those not seen for longest go first")
+    max_users: int = Field(default=10_000, ge=1, description="remembered; those not seen for longest go first")
+    max_items: int = Field(default=10_000, ge=1, description="remembered; those not seen for longest go first")
     max_quarantined: int = Field(default=10_000, ge=1, description="kept in quarantine; the oldest go first")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 HOUR_MS = 3_600_000
-ITEMS_A_USER = 16  # of which repeats are noticed, the last ones touched
+ITEMS_A_USER = 8  # of which repeats are noticed, the last ones touched
 _STRIKES_HALF_LIFE_HOURS = 24
 
 
@@ -25,6 +25,10 @@ class PairAccount:
     hour_events: int = 0
     waiting: int = 0
     refused: int = 0
+
+    def row(self) -> list[int]:
+        """All of it, as JSON can hold it."""
+        return [self.events, self.hour_events, self.waiting, self.refused]
 
 
 @dataclass(slots=True)
@@ -91,7 +95,7 @@ class UserAccount:
 
     def row(self) -> list[Any]:
         """All of it, as JSON can hold it."""
-        items = [[item_id, *astuple(pair)] for item_id, pair in self.items.items()]
+        items = [[item_id, *pair.row()] for item_id, pair in self.items.items()]
         return [self.events, self.hour, self.hour_events, self.strikes, self.doubted, items]
 
     @classmethod
@@ -150,7 +154,7 @@ class ItemAccount:
 
     def row(self) -> list[Any]:
         """All of it, as JSON can hold it."""
-        return list(astuple(self))
+        return [self.at_ms, self.vouched, self.unvouched, self.excess, self.hour, self.hour_events, self.hour_before]
 
     @classmethod
     def of_row(cls, row: list[Any]) -> ItemAccount:
