@@ -238,9 +238,10 @@ def redacted(letter: DeadLetter, topics: Topics, pseudonymise: Pseudonymise) -> 
         pseudonymise: Hides an id.
     """
     key, payload = letter.original_key(), letter.original()
-    redacted_payload = None if payload is None else redact_json(payload, pseudonymise)
-    if key is not None and topics.kind_of(letter.topic) != Item.KIND:
-        key = redact_key(key, pseudonymise)
+    user = None if topics.kind_of(letter.topic) == Item.KIND else key
+    redacted_payload = None if payload is None else redact_json(payload, pseudonymise, key=user)
+    if user is not None:
+        key = redact_key(user, pseudonymise)
     error = redact_error(letter.error, key=letter.original_key(), payload=payload)
     return letter.with_record(key, redacted_payload).model_copy(update={"error": error, "payload_policy": "redact"})
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 Pseudonymise = Callable[[str], str]
@@ -18,14 +18,23 @@ ID_NAMES = frozenset(
 _REPEATED = re.compile(r"""\bgot (?:b?(['"])(?:\\.|(?!\1).)*(?:\1|$)|[^;]*)""", re.DOTALL)
 
 
-def redact_json(payload: bytes, pseudonymise: Pseudonymise) -> bytes | None:
+def redact_json(payload: bytes, pseudonymise: Pseudonymise, *, key: bytes | None = None) -> bytes | None:
     """Puts pseudonyms in place of ids, at any depth; None where the payload is no JSON.
+
+    A text that is an id in one place is hidden in every other, whatever it is called there.
+
+    Args:
+        payload: Of the refused record.
+        pseudonymise: Hides an id.
+        key: Of the refused record, where it is an id too.
 
     >>> redact_json(b'{"userId": "ann", "context": {"sessionId": 7}, "item": "mug"}', lambda id: f"<{id}>")
     b'{"userId": "<ann>", "context": {"sessionId": "<7>"}, "item": "mug"}'
     """
     try:
-        return json.dumps(_redacted(json.loads(payload), pseudonymise)).encode()
+        value = json.loads(payload)
+        ids = {*_ids(value), (key or b"").decode(errors="replace")} - {""}
+        return json.dumps(_redacted(value, pseudonymise, ids)).encode()
     except (ValueError, RecursionError):
         return None
 
@@ -47,33 +56,46 @@ def redact_error(error: str, *, key: bytes | None, payload: bytes | None) -> str
     'must be known, got ...; ... is refused'
     """
     text = _REPEATED.sub("got ...", error)
-    ids = {*_ids(payload or b""), (key or b"").decode(errors="replace")} - {""}
-    for repeated in sorted(ids, key=len, reverse=True):  # one may be part of another
+    ids = {*_ids_of(payload or b""), (key or b"").decode(errors="replace")} - {""}
+    found = [one for one in ids if one in text]  # a payload may have a hundred thousand ids
+    for repeated in sorted(found, key=len, reverse=True):  # one may be part of another
         text = re.sub(rf"(?<!\w){re.escape(repeated)}(?!\w)", "...", text)
     return text
 
 
-def _ids(payload: bytes) -> list[str]:
+def _ids_of(payload: bytes) -> list[str]:
+    try:
+        return _ids(json.loads(payload))
+    except (ValueError, RecursionError):
+        return []
+
+
+def _ids(value: Any) -> list[str]:
     found: list[str] = []
 
     def note(one: str) -> str:
         found.append(one)
         return one
 
-    redact_json(payload, note)
+    _redacted(value, note, frozenset())
     return found
 
 
-def _redacted(value: Any, pseudonymise: Pseudonymise) -> Any:
+def _redacted(value: Any, pseudonymise: Pseudonymise, ids: Set[str]) -> Any:
     if isinstance(value, list):
-        return [_redacted(one, pseudonymise) for one in value]
+        return [_redacted(one, pseudonymise, ids) for one in value]
+    if isinstance(value, str) and value in ids:
+        return pseudonymise(value)
     if not isinstance(value, dict):
         return value
     named = _named_by_a_field(value)
-    return {
-        name: (_hidden if _is_id(name) or name == named else _redacted)(part, pseudonymise)
-        for name, part in value.items()
-    }
+    result: dict[str, Any] = {}
+    for name, part in value.items():
+        if _is_id(name) or name == named:
+            result[name] = _hidden(part, pseudonymise)
+        else:
+            result[pseudonymise(name) if name in ids else name] = _redacted(part, pseudonymise, ids)
+    return result
 
 
 def _hidden(value: Any, pseudonymise: Pseudonymise) -> Any:

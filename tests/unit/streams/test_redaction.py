@@ -51,6 +51,30 @@ def test_parameters_of_the_ga4_export_say_their_name_in_a_field() -> None:
     }
 
 
+def test_an_id_is_hidden_wherever_else_it_stands() -> None:
+    found = redact({"user_id": "ann", "uid": "ann", "seen_by": ["ann", "anna"], "names": {"ann": 1}, "user": "user"})
+    assert found == {
+        "user_id": "<ANN>",
+        "uid": "<ANN>",
+        "seen_by": ["<ANN>", "anna"],
+        "names": {"<ANN>": 1},
+        "user": "<USER>",
+    }
+
+
+def test_so_is_the_key_of_the_record() -> None:
+    payload = b'{"uid": "ann", "item_id": "mug-1"}'
+    assert redact_json(payload, hide, key=b"ann") == b'{"uid": "<ANN>", "item_id": "mug-1"}'
+
+
+def test_the_key_of_an_item_is_nobodys() -> None:
+    topics = Topics()
+    letter = decode(Record(topics.items, 0, 0, b"mug-1", b'{"item_id": "mug-1"}', 0), topics)
+    assert isinstance(letter, DeadLetter)
+    kept = redacted(letter, topics, hide)
+    assert (kept.original_key(), kept.original()) == (b"mug-1", b'{"item_id": "mug-1"}')
+
+
 @pytest.mark.parametrize(
     "payload", [b'{"user', b"", b"\xff\xfe{", b"[" * 100_000, b'{"user": "\\ud800"}', b"9" * 5_000]
 )
