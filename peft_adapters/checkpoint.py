@@ -4,11 +4,10 @@
 <root>/<number:010d>/model.safetensors   every tensor
 <root>/<number:010d>/state.json          everything else, the offsets it came from included
 <root>/<number:010d>/SHA256SUMS          of both, as `sha256sum --check` reads it
-<root>/LATEST                            number of the newest
 ```
 
-A checkpoint is written aside, synced, and renamed into place before LATEST advances, so that a kill at any instant
-leaves the one before.
+A checkpoint is written aside, synced, and renamed into place. Which one counts is for the owner of the root to say, in
+the same stroke as whatever else has to stand at the same place; see `services.updater.home`.
 """
 
 from __future__ import annotations
@@ -28,39 +27,41 @@ from peft_adapters.errors import CheckpointError
 from peft_adapters.learner import Learner
 from peft_adapters.ranker import ROLES
 
-STATE_VERSION = 1
-KEPT_CHECKPOINTS = 2
+STATE_VERSION = 2
 MODEL_NAME, STATE_NAME, SUMS_NAME = "model.safetensors", "state.json", "SHA256SUMS"
 
 _SAME_ADAPTER = ("r", "lora_alpha", "target_modules")  # with other ones the same tensors say other things
 
 
-def save_checkpoint(root: Path, learner: Learner, extra: dict[str, Any]) -> int:
-    """Write the next checkpoint, prune old ones; its number.
+def save_checkpoint(root: Path, number: int, learner: Learner, extra: dict[str, Any]) -> None:
+    """Write a checkpoint.
 
     Args:
         root: directory of all checkpoints of one updater.
+        number: of this one; what a run that was cut short left under it is replaced.
         learner: what is saved.
         extra: what else to keep, as JSON can hold it; `load_checkpoint` gives it back.
 
     Raises:
-        CheckpointError: the disk refused; the checkpoint before still stands.
+        CheckpointError: the disk refused; older checkpoints still stand.
     """
-    number = (_latest(root) or 0) + 1
     try:
         _write(root, number, learner, extra)
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint {_path(root, number)} cannot be written: {error}; the one before still stands, "
+            f"checkpoint {checkpoint_path(root, number)} cannot be written: {error}; the one before still stands, "
             "make room or give rights there"
         ) from error
-    for old in sorted(path for path in root.iterdir() if path.name.isdigit())[:-KEPT_CHECKPOINTS]:
+
+
+def prune_checkpoints(root: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for old in sorted(path for path in root.iterdir() if path.name.isdigit())[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-    return number
 
 
 def _write(root: Path, number: int, learner: Learner, extra: dict[str, Any]) -> None:
-    """1. Write the files aside. 2. Rename their directory into place. 3. Advance LATEST."""
+    """1. Write the files aside. 2. Rename their directory into place."""
     aside = root / f".{number:010d}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -68,11 +69,8 @@ def _write(root: Path, number: int, learner: Learner, extra: dict[str, Any]) -> 
         with durable_file(aside / name) as file:
             file.write(data)
     sync_directory(aside)
-    shutil.rmtree(_path(root, number), ignore_errors=True)  # from a run killed before LATEST advanced
-    aside.rename(_path(root, number))
-    sync_directory(root)
-    with durable_file(root / "LATEST") as file:
-        file.write(f"{number}\n".encode())
+    shutil.rmtree(checkpoint_path(root, number), ignore_errors=True)
+    aside.rename(checkpoint_path(root, number))
     sync_directory(root)
 
 
@@ -85,23 +83,20 @@ def _files(learner: Learner, extra: dict[str, Any]) -> dict[str, bytes]:
     return files | {SUMS_NAME: _sums(files)}
 
 
-def load_checkpoint(root: Path, learner: Learner) -> dict[str, Any] | None:
-    """Put the newest checkpoint into a fresh learner; what was saved beside it, or None where there is no checkpoint.
+def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]:
+    """Put a checkpoint into a fresh learner; what was saved beside it.
 
     Raises:
         CheckpointError: it cannot be read, or belongs to another encoder or release.
     """
-    number = _latest(root)
-    if number is None:
-        return None
-    path = _path(root, number)
+    path = checkpoint_path(root, number)
     try:
         files = {name: (path / name).read_bytes() for name in (MODEL_NAME, STATE_NAME, SUMS_NAME)}
         state = _checked_state(path, files)
         tensors = safetensors.torch.load(files[MODEL_NAME])
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(
-            f"checkpoint {path} cannot be read: {error}; put an older number into {root / 'LATEST'}"
+            f"checkpoint {path} cannot be read: {error}; put it back from a copy, or start in an empty directory"
         ) from error
     try:
         restore_learner(learner, tensors, state["learner"])
@@ -134,18 +129,20 @@ def _sums(files: dict[str, bytes]) -> bytes:
 def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Everything a learner is, as tensors and as JSON can hold it."""
     ranker = learner.ranker
-    tensors = {"heads": ranker.heads, "text": ranker.text}
+    list_tensors, list_state = learner.lists.state()
+    tensors = {"heads": ranker.heads, "catalogue_heads": learner.catalogue_heads, "text": ranker.text}
     tensors |= {f"residuals.{role}": ranker.residuals[role] for role in ROLES}
     parts = {"counters": ranker.counters.state(), "heads_optimiser": learner.heads_optimiser.state()}
     parts |= {f"rows.{role}": optimiser.state() for role, optimiser in learner.row_optimisers.items()}
     parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.served_lora}
-    parts |= {"lora_optimiser": learner.lora_optimiser.state()}
+    parts |= {"lists": list_tensors, "lora_optimiser": learner.lora_optimiser.state()}
     tensors |= {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
     return tensors, {
         "base_digest": learner.encoder.base_digest,
         "adapter": _adapter(learner),
         "items": list(zip(learner.catalogue.ids, learner.catalogue.texts, strict=True)),
         "shoppers": learner.shoppers.state(),
+        "lists": list_state,
         "batches_learned": learner.batches_learned,
         "events_learned": learner.events_learned,
     }
@@ -170,7 +167,9 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
         )
     learner.catalogue.upsert([(item_id, text) for item_id, text in state["items"]])
     learner.ranker.grow(len(learner.catalogue))
-    learner.ranker.heads.copy_(tensors["heads"])  # in place: the optimiser holds this tensor
+    learner.ranker.heads = tensors["heads"].clone()
+    learner.catalogue_heads.copy_(tensors["catalogue_heads"])  # in place: the optimiser holds this tensor
+    learner.lists.restore(_part(tensors, "lists"), state["lists"])
     learner.ranker.text = tensors["text"]
     learner.ranker.residuals = {role: tensors[f"residuals.{role}"] for role in ROLES}
     learner.ranker.counters.restore(_part(tensors, "counters"))
@@ -193,14 +192,6 @@ def _part(tensors: dict[str, Tensor], part: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _path(root: Path, number: int) -> Path:
+def checkpoint_path(root: Path, number: int) -> Path:
+    """The directory of a checkpoint."""
     return root / f"{number:010d}"
-
-
-def _latest(root: Path) -> int | None:
-    try:
-        return int((root / "LATEST").read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{root / 'LATEST'} must hold a number: {error}; put the newest one there") from error

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_model import Bought, paired_stream, tiny_bert, tiny_encoder, tiny_learner, titled
 
-from peft_adapters.checkpoint import KEPT_CHECKPOINTS, learner_state, load_checkpoint, save_checkpoint
+from peft_adapters.checkpoint import learner_state, load_checkpoint, prune_checkpoints, save_checkpoint
 from peft_adapters.encoder import Encoder
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learner import Learner
@@ -43,7 +43,7 @@ def assert_same(one: Learner, other: Learner) -> None:
 
 def resumed(root: Path, settings: LearnerSettings = SETTINGS, encoder: Encoder | None = None) -> Learner:
     learner = tiny_learner(settings, encoder=encoder)
-    assert load_checkpoint(root, learner) is not None
+    load_checkpoint(root, 1, learner)
     return learner
 
 
@@ -61,8 +61,8 @@ def spare_encoder() -> Encoder:
     return tiny_encoder()
 
 
-def look_into(root: Path) -> dict[str, Any] | None:
-    return load_checkpoint(root, tiny_learner(SETTINGS, encoder=spare_encoder()))
+def look_into(root: Path, number: int = 1) -> dict[str, Any]:
+    return load_checkpoint(root, number, tiny_learner(SETTINGS, encoder=spare_encoder()))
 
 
 @pytest.mark.parametrize("batches", [1, 3, 5])
@@ -74,7 +74,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, batches: int) 
         name for name in unkilled.served_lora if not torch.equal(tensors[f"lora/{name}"], unkilled.served_lora[name])
     ]
     assert bool(ahead) == (batches % SETTINGS.lora_refresh_batches != 0)  # LoRA under way is kept too
-    save_checkpoint(tmp_path, unkilled, {})
+    save_checkpoint(tmp_path, 1, unkilled, {})
     other = resumed(tmp_path)
     assert_same(unkilled, other)
     for part in (unkilled, other):
@@ -88,7 +88,7 @@ def test_resumed_equals_uninterrupted_when_items_come_and_texts_change(tmp_path:
     for new in ([("new-0", "oak bird")], [("item-3", "another lamp"), ("new-1", "")]):
         learner.add_items(new)
         learn(learner, STREAM[:24])
-    save_checkpoint(tmp_path, learner, {})
+    save_checkpoint(tmp_path, 1, learner, {})
     other = resumed(tmp_path)
     for part in (learner, other):
         learn(part, STREAM[24:96])
@@ -103,34 +103,24 @@ def test_resuming_twice_equals_uninterrupted(tmp_path: Path) -> None:
     killed = tiny_learner(SETTINGS, items=ITEMS)
     for start in range(0, len(STREAM), 96):
         learn(killed, STREAM[start : start + 96])
-        save_checkpoint(tmp_path, killed, {})
+        save_checkpoint(tmp_path, 1, killed, {})
         killed = resumed(tmp_path)
     assert_same(unkilled, killed)
 
 
-def test_what_is_kept_beside_comes_back_and_a_fresh_start_has_nothing(tmp_path: Path, learner: Learner) -> None:
-    assert load_checkpoint(tmp_path / "none", learner) is None
+def test_what_is_kept_beside_comes_back(tmp_path: Path, learner: Learner) -> None:
     extra = {"offsets": {"clicks/0": 12}, "prequential": {"judged": [[0.5, 0.25, 3, True, False]]}}
-    assert save_checkpoint(tmp_path / "deep" / "home", learner, extra) == 1
-    assert look_into(tmp_path / "deep" / "home") == extra
+    save_checkpoint(tmp_path / "deep" / "home", 7, learner, extra)
+    assert look_into(tmp_path / "deep" / "home", 7) == extra
 
 
-def test_the_newest_two_are_kept_and_sha256sum_agrees(tmp_path: Path, learner: Learner) -> None:
-    assert [save_checkpoint(tmp_path, learner, {}) for _ in range(4)] == [1, 2, 3, 4]
+def test_the_newest_are_kept_and_sha256sum_agrees(tmp_path: Path, learner: Learner) -> None:
+    for number in range(1, 5):
+        save_checkpoint(tmp_path, number, learner, {})
+    prune_checkpoints(tmp_path, keep=2)
     kept = sorted(path.name for path in tmp_path.iterdir())
-    assert kept == ["0000000003", "0000000004", "LATEST"]
-    assert len(kept) == KEPT_CHECKPOINTS + 1
+    assert kept == ["0000000003", "0000000004"]
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path / kept[1], check=True)
-
-
-def test_a_person_can_go_back_to_the_one_before(tmp_path: Path, learner: Learner) -> None:
-    save_checkpoint(tmp_path, learner, {"number": 1})
-    save_checkpoint(tmp_path, learner, {"number": 2})
-    (tmp_path / "0000000002" / "model.safetensors").write_bytes(b"damaged")
-    (tmp_path / "LATEST").write_text("1")
-    assert look_into(tmp_path) == {"number": 1}
-    assert save_checkpoint(tmp_path, learner, {"number": 3}) == 2
-    assert look_into(tmp_path) == {"number": 3}
 
 
 class KilledError(BaseException):
@@ -160,28 +150,30 @@ class Guillotine:
         return watched
 
 
-def test_a_kill_at_any_step_leaves_the_checkpoint_before_or_the_new_one(tmp_path: Path, learner: Learner) -> None:
-    for number in (1, 2):
-        save_checkpoint(tmp_path / "before", learner, {"number": number})
+def test_a_kill_at_any_step_leaves_the_checkpoint_before_and_the_new_one_whole_or_not(
+    tmp_path: Path, learner: Learner
+) -> None:
+    save_checkpoint(tmp_path / "before", 1, learner, {"number": 1})
     found, last = [], 0
     for survives in count():
         root = shutil.copytree(tmp_path / "before", tmp_path / str(survives))
         with pytest.MonkeyPatch.context() as monkeypatch:
             guillotine = Guillotine(monkeypatch, survives=survives)
             try:
-                save_checkpoint(root, learner, {"number": 3})
+                save_checkpoint(root, 2, learner, {"number": 2})
             except KilledError:
                 last = survives
-        extra = look_into(root)
-        assert extra is not None
-        found.append(extra["number"])
-        assert save_checkpoint(root, learner, {"number": 4}) == found[-1] + 1
-        assert look_into(root) == {"number": 4}
+        assert look_into(root, 1) == {"number": 1}
+        found.append((root / "0000000002").exists())
+        if found[-1]:
+            assert look_into(root, 2) == {"number": 2}
+        save_checkpoint(root, 2, learner, {"number": 3})  # a run cut short is made again under its number
+        assert look_into(root, 2) == {"number": 3}
         if survives > last:
             break
     assert found == sorted(found)
-    assert set(found) == {2, 3}
-    assert guillotine.done.count("fsync") == 7  # three files, their directory, the root, LATEST, the root
+    assert set(found) == {False, True}
+    assert guillotine.done.count("fsync") == 5  # three files, their directory, the root
 
 
 @pytest.mark.parametrize("step", ["mkdir", "fsync", "replace", "rename"])
@@ -191,13 +183,14 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_stands(
     def no_space(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    save_checkpoint(tmp_path, learner, {"number": 1})
+    save_checkpoint(tmp_path, 1, learner, {"number": 1})
     with monkeypatch.context() as patch:
         patch.setattr(os if step == "fsync" else Path, step, no_space)
         with pytest.raises(CheckpointError, match=r"00000002 cannot be written: .*No space left.*; the one before"):
-            save_checkpoint(tmp_path, learner, {"number": 2})
-    assert look_into(tmp_path) == {"number": 1}
-    assert save_checkpoint(tmp_path, learner, {"number": 2}) == 2
+            save_checkpoint(tmp_path, 2, learner, {"number": 2})
+    assert look_into(tmp_path, 1) == {"number": 1}
+    save_checkpoint(tmp_path, 2, learner, {"number": 2})
+    assert look_into(tmp_path, 2) == {"number": 2}
 
 
 def flip(path: Path) -> None:
@@ -221,26 +214,19 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_refused_with_its_place_and_the_way_out(tmp_path: Path, learner: Learner, damage: str) -> None:
-    save_checkpoint(tmp_path, learner, {})
+    save_checkpoint(tmp_path, 1, learner, {})
     DAMAGE[damage](tmp_path / "0000000001")
     fresh = tiny_learner(SETTINGS, encoder=spare_encoder())
-    with pytest.raises(CheckpointError, match=r"0000000001 cannot be read: .*; put an older number into .*LATEST"):
-        load_checkpoint(tmp_path, fresh)
+    with pytest.raises(CheckpointError, match=r"0000000001 cannot be read: .*; put it back from a copy"):
+        load_checkpoint(tmp_path, 1, fresh)
     assert (len(fresh.catalogue), fresh.events_learned) == (0, 0)
-
-
-def test_a_latest_that_is_no_number_is_refused(tmp_path: Path, learner: Learner) -> None:
-    save_checkpoint(tmp_path, learner, {})
-    (tmp_path / "LATEST").write_text("one")
-    with pytest.raises(CheckpointError, match=r"LATEST must hold a number"):
-        load_checkpoint(tmp_path, learner)
 
 
 def test_another_release_is_refused(tmp_path: Path, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("peft_adapters.checkpoint.STATE_VERSION", 99)
-        save_checkpoint(tmp_path, learner, {})
-    with pytest.raises(CheckpointError, match=r"is of version 99, this release reads 1; go on with the release"):
+        save_checkpoint(tmp_path, 1, learner, {})
+    with pytest.raises(CheckpointError, match=r"is of version 99, this release reads 2; go on with the release"):
         look_into(tmp_path)
 
 
@@ -257,10 +243,10 @@ def test_another_release_is_refused(tmp_path: Path, learner: Learner, monkeypatc
 def test_another_encoder_or_adapter_is_refused_and_nothing_is_restored(
     tmp_path: Path, learner: Learner, make: Callable[[], Encoder], message: str
 ) -> None:
-    save_checkpoint(tmp_path, learner, {})
+    save_checkpoint(tmp_path, 1, learner, {})
     fresh = tiny_learner(SETTINGS, encoder=make())
     with pytest.raises(CheckpointError, match=message):
-        load_checkpoint(tmp_path, fresh)
+        load_checkpoint(tmp_path, 1, fresh)
     assert (len(fresh.catalogue), fresh.events_learned) == (0, 0)
 
 
@@ -270,13 +256,13 @@ def shaped(**lora: int) -> Encoder:
 
 def test_a_part_that_the_learner_has_and_the_checkpoint_has_not_is_named(tmp_path: Path) -> None:
     without = tiny_learner(SETTINGS.model_copy(update={"residuals": False}), items=ITEMS)
-    save_checkpoint(tmp_path, without, {})
+    save_checkpoint(tmp_path, 1, without, {})
     with pytest.raises(CheckpointError, match=r"0000000001 has no 'moment'; go on with the `learner` settings"):
         look_into(tmp_path)
 
 
 def test_other_learning_rates_may_go_on(tmp_path: Path, learner: Learner) -> None:
-    save_checkpoint(tmp_path, learner, {})
+    save_checkpoint(tmp_path, 1, learner, {})
     other = resumed(tmp_path, SETTINGS.model_copy(update={"heads_learning_rate": 0.5}))
     assert_same(learner, other)
     before = other.ranker.heads.clone()
@@ -285,5 +271,5 @@ def test_other_learning_rates_may_go_on(tmp_path: Path, learner: Learner) -> Non
 
 
 def test_items_keep_their_rows(tmp_path: Path, learner: Learner) -> None:
-    save_checkpoint(tmp_path, learner, {})
+    save_checkpoint(tmp_path, 1, learner, {})
     assert resumed(tmp_path).catalogue.ids == [item_id for item_id, _ in titled(ITEMS)]

@@ -18,7 +18,7 @@ from peft_adapters.learner import Learner
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.publishing import Publisher
 from peft_adapters.ranker import ROLES
-from peft_adapters.registry import AdapterRegistry
+from peft_adapters.registry import AdapterRegistry, Owner
 from peft_adapters.serving import ServedModel, build
 from peft_adapters.settings import LearnerSettings
 from peft_adapters.stores import FsspecStore
@@ -80,6 +80,7 @@ class Press:
             learner,
             AdapterRegistry("of the test", store=self.store),
             scenario="home",
+            owner=Owner(lineage="of the test", epoch=1),
             staging=self.directory / "staging",
             **({"gate": GateSettings()} | settings),
         )
@@ -236,7 +237,7 @@ class TestRefused:
 
     def test_refused_again_and_again_takes_no_more_room(self, press: Press) -> None:
         press.publish()
-        press.learner.ranker.heads[0] = math.nan
+        press.learner.catalogue_heads[0] = math.nan  # the trained ones, which those that score follow
         for _ in range(3):
             press.learn()
             self.refuse(press)
@@ -287,8 +288,8 @@ class TestFailingRegistry:
         with pytest.raises(BundleDigestError, match="nothing was published"):
             press.publish()
         press.store.well = True
-        assert press.publish().version == 1
-        press.assert_served_is_the_learner(1)
+        assert press.publish().version == 2  # what lies under 1 is nobody's
+        press.assert_served_is_the_learner(2)
 
     def test_a_store_that_removes_nothing_stops_no_publication(self, tmp_path: Path) -> None:
         press = Press(tmp_path, store=UntidyStore, snapshot_every=1, keep_versions=1)
@@ -306,9 +307,9 @@ def test_after_a_restart_the_version_goes_on_with_a_full_bundle(press: Press) ->
     press.learn()
     press.publish()
     press.learn()  # and this was not published when it ended
-    save_checkpoint(press.directory / "checkpoints", press.learner, {})
+    save_checkpoint(press.directory / "checkpoints", 1, press.learner, {})
     press.learner = tiny_learner(SETTINGS)
-    load_checkpoint(press.directory / "checkpoints", press.learner)
+    load_checkpoint(press.directory / "checkpoints", 1, press.learner)
     press.publisher = press.new_publisher(press.learner)
     manifest = press.publish()
     assert (manifest.version, manifest.kind, manifest.parent, manifest.snapshot) == (3, "full", 2, 3)
