@@ -112,6 +112,8 @@ def kept_out(clean: float, unguarded: float, guarded: float) -> float:
     >>> kept_out(100.0, 20.0, 80.0)
     0.75
     """
+    if unguarded == clean:
+        return float(guarded == clean)
     return 1 - abs(guarded - clean) / abs(unguarded - clean)
 
 
