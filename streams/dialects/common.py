@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -66,8 +66,8 @@ class Common:
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+# A tuple, because there are many: a frozen dataclass takes more than twice the time to make.
+class Line(NamedTuple):
     """One item of an event: of a list, a cart or an order."""
 
     item_id: str | None
@@ -82,10 +82,13 @@ def shown(common: Common, lines: Sequence[Line], *, query: str | None = None) ->
     Raises:
         ValidationError: If a rule of our own events is broken.
     """
-    items = [
-        _said(item_id=line.item_id, position=place if line.position is None else line.position)
+    items: list[dict[str, Any]] = [
+        {"item_id": line.item_id, "position": place if line.position is None else line.position}
         for place, line in enumerate(lines)
     ]
+    for item in items:
+        if item["item_id"] is None:
+            del item["item_id"]
     request_id = common.request_id or common.event_id
     return [Impression.model_validate(_fields(common, request_id=request_id, query=query, items=items))]
 
