@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from foreign_events import EXAMPLES, TOPICS, record
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,6 @@ from streams.dead_letters import DeadLetter
 from streams.decode import ItemRemoved, decode
 from streams.events import MODELS
 from streams.topics import Dialect
-from tests.support.foreign_events import EXAMPLES, TOPICS, record
 
 OURS: dict[str, dict[str, Any]] = {
     "impression": {

@@ -38,9 +38,6 @@ class LosingLetters(DeadLetterWriter):
     def flush(self, timeout_seconds: float | None = 30.0) -> None:
         raise DeliveryError("1 records not confirmed")
 
-    def close(self, *_: object, **__: object) -> None:
-        self._producer.close()
-
 
 class FullStore(FsspecStore):
     """Takes `room` writes, then has no space left."""

@@ -5,8 +5,9 @@ import pytest
 import torch
 from tiny_model import Bought, paired_stream, random_stream, tiny_learner, titled
 
+from peft_adapters.batches import Batch
 from peft_adapters.catalogue import Catalogue
-from peft_adapters.learner import Batch, Learner
+from peft_adapters.learner import Learner
 from peft_adapters.settings import LearnerSettings
 
 SKEW = [1 / (rank + 1) for rank in range(200)]  # of a Zipf-like shop

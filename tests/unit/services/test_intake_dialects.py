@@ -4,6 +4,16 @@ import json
 from collections import Counter
 from itertools import count
 
+from foreign_events import (
+    GA4_REQUEST,
+    LOG_MS,
+    METARANK_INTERACTION,
+    METARANK_ITEM,
+    METARANK_RANKING,
+    METARANK_USER,
+    SEGMENT_ORDER,
+    changed,
+)
 from tiny_model import tiny_encoder
 
 from peft_adapters.catalogue import Catalogue
@@ -18,16 +28,6 @@ from streams.join_store import JoinStore
 from streams.joiner import Example, ShownList
 from streams.privacy import Pseudonymiser
 from streams.topics import Topics
-from tests.support.foreign_events import (
-    GA4_REQUEST,
-    LOG_MS,
-    METARANK_INTERACTION,
-    METARANK_ITEM,
-    METARANK_RANKING,
-    METARANK_USER,
-    SEGMENT_ORDER,
-    changed,
-)
 
 TOPICS = Topics(dialects={"of.ga4": "ga4", "of.segment": "segment", "of.metarank": "metarank"})
 

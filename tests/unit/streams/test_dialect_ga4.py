@@ -1,11 +1,7 @@
 import json
 
 import pytest
-
-from streams.dead_letters import DeadLetter, Reason
-from streams.decode import decode
-from streams.events import Click, Impression, Purchase, Shown
-from tests.support.foreign_events import (
+from foreign_events import (
     GA4_EVENT,
     GA4_REQUEST,
     GA4_ROW,
@@ -17,6 +13,10 @@ from tests.support.foreign_events import (
     read,
     record,
 )
+
+from streams.dead_letters import DeadLetter, Reason
+from streams.decode import decode
+from streams.events import Click, Impression, Purchase, Shown
 
 
 def test_a_row_of_the_export_is_what_was_shown() -> None:

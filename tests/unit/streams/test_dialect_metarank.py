@@ -1,10 +1,7 @@
 from typing import Any
 
 import pytest
-
-from streams.dead_letters import DeadLetter, Reason
-from streams.events import Click, Impression, Item, Purchase, Shown
-from tests.support.foreign_events import (
+from foreign_events import (
     METARANK_INTERACTION,
     METARANK_ITEM,
     METARANK_RANKING,
@@ -12,6 +9,9 @@ from tests.support.foreign_events import (
     changed,
     read,
 )
+
+from streams.dead_letters import DeadLetter, Reason
+from streams.events import Click, Impression, Item, Purchase, Shown
 
 TS = 1_599_391_467_000
 RANKING = "81f46c34-a4bb-469c-8708-f8127cd67d27"

@@ -1,10 +1,10 @@
 from typing import Any
 
 import pytest
+from foreign_events import LOG_MS, SEGMENT_CLICK, SEGMENT_LIST, SEGMENT_ORDER, changed, read
 
 from streams.dead_letters import DeadLetter, Reason
 from streams.events import Click, Impression, Purchase, Shown
-from tests.support.foreign_events import LOG_MS, SEGMENT_CLICK, SEGMENT_LIST, SEGMENT_ORDER, changed, read
 
 ID = "022bb90c-bbac-11e4-8dfc-aa07a5b093db"
 TS = 1_449_720_511_905
