@@ -4,7 +4,8 @@ Volume alone says nothing: there are bestsellers, and baskets of hundreds of ite
 that comes from nowhere. A user **vouches** for an item once each event with it is matched by `vouch_events`
 with other items, before or after; who comes for one item alone, once or often, does not. Under however many ids spam
 comes, its users do not vouch for what it is about, and honest users do, of a bestseller as of all else. So of the
-events of users who do not vouch, `U` in the stream, an item is allowed about its share of all other attention:
+events of users who do not vouch, `U` that counted in the stream, an item is allowed about its share of all other
+attention:
 
     allowed = burst_events + burst_factor * U * (vouched_i + 0.1 events_i) / (vouched + 0.1 events)
 
@@ -98,36 +99,37 @@ class Guard:
 
     def weigh(self, examples: Sequence[Example]) -> list[Example]:
         """Weights of a slice's positives, in their order; what does not count has the weight 0."""
-        users = Counter(example.user_id for example in examples)
-        items = Counter(example.item_id for example in examples)
-        return [self._weighed(e, self._weight(e, users[e.user_id], items[e.item_id])) for e in examples]
+        rules = [self._rule(example) for example in examples]
+        # What does not count must not take weight from what does: else spam could bury an item.
+        counting = [example for example, rule in zip(examples, rules, strict=True) if rule is None]
+        users = Counter(example.user_id for example in counting)
+        items = Counter(example.item_id for example in counting)
+        return [
+            _weighed(example, 0.0 if rule else self._shared(users[example.user_id], items[example.item_id]))
+            for example, rule in zip(examples, rules, strict=True)
+        ]
 
-    def _weighed(self, example: Example, weight: float) -> Example:
-        return example if weight == example.weight else replace(example, weight=weight)
-
-    def _weight(self, example: Example, user_batch: int, item_batch: int) -> float:
+    def _rule(self, example: Example) -> str | None:
+        """The rule by which an event does not count, None if it does; it is in the accounts then."""
         user, item = self._users.touch(example.user_id), self._items.touch(example.item_id)
         # A producer may say what time it likes, but nothing happens after it was published.
         self._stream.advance(min(example.ts, example.publish_ts_ms), self._memory_ms)
         item.advance(self._stream.at_ms, self._memory_ms)
-        for account in (item, self._stream):
-            account.hour_events += 1
+        self._stream.hour_events += 1
         pair = user.see(example.item_id, self._stream.hour)
         self._believe(user)
         rule = self._broken(example, user, item, pair)
         if rule is not None:
             self._downweighted[rule] += 1
-            return 0.0
-        return self._shared(example, user_batch, item_batch)
+        return rule
 
     def _believe(self, user: UserAccount) -> None:
         """Believe earlier events with items that a user vouches for by now."""
         for item_id, counted, refused in user.newly_vouched(self._settings.vouch_events):
-            self._items.get(item_id).believe(counted + refused, of_unvouched=counted)
-            self._stream.believe(counted + refused, of_unvouched=counted + refused)
+            for account in (self._items.get(item_id), self._stream):
+                account.believe(counted + refused, of_unvouched=counted)
 
     def _broken(self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount) -> str | None:
-        """The rule by which an event does not count; None if it does, and it is in the accounts then."""
         if f"user/{example.user_id}" in self.quarantined:
             return "quarantine"
         rule = self._broken_by_user(example, user, pair) or self._broken_by_item(example, user, item, pair)
@@ -148,20 +150,20 @@ class Guard:
 
     def _broken_by_item(self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount) -> str | None:
         trusted = self._is_trusted(f"item/{example.item_id}")
-        if not trusted and item.hour_events > self._hourly(item):
-            return "item_hour"
-        if user.vouches_for(example.item_id, self._settings.vouch_events):
-            item.vouched += 1
-            self._stream.vouched += 1
-            return None
-        self._stream.unvouched += 1
-        if not trusted and item.unvouched + 1 > self._allowed(example.item_id, item):
-            user.doubt(pair, counted=False)
+        vouched = user.vouches_for(example.item_id, self._settings.vouch_events)
+        rule = None
+        if not (vouched or trusted) and item.unvouched + 1 > self._allowed(example.item_id, item):
             self._exceed(example, item)
-            return "item_burst"
-        user.doubt(pair, counted=True)
-        item.unvouched += 1
-        return None
+            rule = "item_burst"
+        elif not trusted and item.hour_events >= self._hourly(item):
+            rule = "item_hour"
+        else:
+            item.count(vouched=vouched)
+            self._stream.vouched += vouched
+            self._stream.unvouched += not vouched
+        if not vouched:
+            user.doubt(pair, counted=rule is None)
+        return rule
 
     def _hourly(self, item: ItemAccount) -> float:
         """Events of an item in an hour that count."""
@@ -186,7 +188,7 @@ class Guard:
         if item.excess >= limit:
             self._quarantine("item", example.item_id, example, "item_burst", item.excess)
 
-    def _shared(self, example: Example, user_batch: int, item_batch: int) -> float:
+    def _shared(self, user_batch: int, item_batch: int) -> float:
         weight = 1.0
         for rule, count in (("user_batch", user_batch), ("item_batch", item_batch)):
             limit = self._settings.user_batch_events if rule == "user_batch" else self._settings.item_batch_events
@@ -254,6 +256,7 @@ class Guard:
             key: `user/<pseudonym>` or `item/<item id>`.
         """
         was_in = self.quarantined.pop(key, None) is not None
+        self._new = [new for new in self._new if new.key != key]  # told later, it would be in again
         kind, _, name = key.partition("/")
         if kind == "user" and not was_in:
             return
@@ -313,6 +316,10 @@ class Guard:
         self._trusted = dict(state["trusted"])
         self._new = [Quarantined(key, Quarantine.model_validate(why)) for key, why in state["new"]]
         self._downweighted, self._quarantines = Counter(state["downweighted"]), Counter(state["quarantines"])
+
+
+def _weighed(example: Example, weight: float) -> Example:
+    return example if weight == example.weight else replace(example, weight=weight)
 
 
 def _keep_newest(kept: dict[str, Any], limit: int) -> None:

@@ -114,11 +114,11 @@ class ItemAccount:
     Attributes:
         at_ms: event time up to which the counts have faded.
         vouched: events of users who vouch for it, fading.
-        unvouched: events of others, fading; of the stream all of them, of an item those that counted.
+        unvouched: events of others that counted, fading.
         excess: events of others that did not count, fading.
         hour: the latest seen, in hours since the epoch.
-        hour_events: seen in it.
-        hour_before: seen in the one before it.
+        hour_events: in it, of the stream all of them, of an item those that counted.
+        hour_before: likewise, in the one before it.
     """
 
     at_ms: int = 0
@@ -146,6 +146,12 @@ class ItemAccount:
         if hour > self.hour:
             self.hour_before = self.hour_events if hour == self.hour + 1 else 0
             self.hour, self.hour_events = hour, 0
+
+    def count(self, *, vouched: bool) -> None:
+        """Take in an event of the item that counts."""
+        self.hour_events += 1
+        self.vouched += vouched
+        self.unvouched += not vouched
 
     def believe(self, events: int, *, of_unvouched: int) -> None:
         """Take events for vouched after all, some of which were taken for unvouched."""

@@ -136,11 +136,35 @@ def test_an_item_that_takes_over_an_hour_counts_up_to_its_share_and_its_usual() 
     assert large.downweighted["item_hour"] == 0, "a quarter of the hour's events is less than its share"
 
 
+def test_spam_takes_no_weight_from_those_who_vouch_within_a_batch_or_an_hour(guard: Guard) -> None:
+    users = [f"u{number}" for number in range(30)]
+    guard.weigh(visits(users, ITEMS))
+    spam = [event(n, f"bot-{n}", "rival", ts=n) for n in range(400)]
+    weighed = weights(guard, [*spam[:200], *visits(users, ["rival"], ts=300)])
+    assert sum(weighed[:200]) < 6
+    assert min(weighed[200:]) > 0.9
+    guard.weigh(spam[200:])
+    assert weights(guard, visits(["late"], [*ITEMS, "rival"], ts=500))[-1] == 1.0
+
+
+def test_spam_for_other_items_buys_an_item_no_allowance(guard: Guard) -> None:
+    guard.weigh(visits([f"u{number}" for number in range(30)], ITEMS))
+    guard.weigh([event(n, f"bot-{n}", f"decoy-{n % 5}", ts=n) for n in range(1_000)])
+    spam = [event(n, f"late-bot-{n}", "i1", ts=2_000 + n) for n in range(100)]
+    assert sum(one_by_one(guard, spam)) < 20
+
+
+def test_what_is_released_before_it_was_told_is_not_told(guard: Guard) -> None:
+    guard.weigh([event(n, "clicker", "i1") for n in range(120)])
+    guard.release("user/clicker")
+    assert guard.newly_quarantined() == []
+
+
 def test_what_new_users_look_at_first_counts_because_they_go_on_to_look_at_more(guard: Guard) -> None:
     for number in range(200):
         assert set(one_by_one(guard, visits([f"u{number}"], ["landing", *ITEMS[:4]], ts=number * 60_000))) == {1.0}
     passing = [event(n, f"passer-by-{n}", "landing", ts=200 * 60_000) for n in range(30)]
-    assert sum(one_by_one(guard, passing)) > 15, "some who leave at once are usual there"
+    assert sum(one_by_one(guard, passing)) > 2 * 5, "twice what an unknown item is allowed"
 
 
 def test_many_of_one_user_or_item_in_a_batch_share_the_limits_weight() -> None:
