@@ -31,7 +31,7 @@ app.add_typer(quarantine, name="quarantine")
 
 dead_letters = typer.Typer(
     name="dead-letters",
-    help="Look at refused events, put them back, or do away with them.\n\nStart with: headwater dead-letters list",
+    help="Look at refused events, put them back, or delete them.\n\nExample: headwater dead-letters list --since 2h",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from services.dead_letters.letters import Selection, read
+from services.dead_letters.letters import Selection, read, read_whole
 from services.dead_letters.mended import letters_named, mended
 from services.dead_letters.replaying import Replay, ReplaySummary
 from services.settings import Settings
@@ -41,15 +41,15 @@ def replay(
         DeliveryError: A record or its mark was not confirmed; what was marked before stays replayed.
     """
     named = letters_named(mended_file) if mended_file else None
-    letters = read(settings, replace(selection, limit=None), payloads=True).letters
+    letters = read(settings, replace(selection, limit=None)).letters
     events = None
     if named is not None:
         events = mended(named, {letter.record_key(): letter for letter in letters}, settings.topics)
         letters = [letter for letter in letters if letter.record_key() in events]
-    due = [letter for letter in letters if again or letter.replayed_ts is None]
+    due = [letter.record_key() for letter in letters if again or letter.replayed_ts is None]
     work = Replay(settings, mended=events, dry_run=dry_run)
     work.summary.replayed_before = len(letters) - len(due)
-    _work_through(work, due[: selection.limit])
+    _work_through(work, read_whole(settings, set(due[: selection.limit])))
     return work.summary
 
 

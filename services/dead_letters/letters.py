@@ -3,9 +3,9 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 from pydantic import ValidationError
@@ -51,7 +51,7 @@ class Selection:
         )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """The letters on the topic that are of a selection.
 
@@ -61,9 +61,9 @@ class Found:
         unreadable: Records on the topic that are no letters.
     """
 
-    letters: list[DeadLetter] = field(default_factory=list)
-    by_reason: Counter[str] = field(default_factory=Counter)
-    unreadable: int = 0
+    letters: list[DeadLetter]
+    by_reason: Counter[str]
+    unreadable: int
 
 
 def reason_named(text: str) -> Reason:
@@ -98,33 +98,42 @@ def moment_ms(text: str) -> int:
         ) from None
 
 
-def read(settings: Settings, selection: Selection, *, payloads: bool = False) -> Found:
-    """Reads the letters of a selection.
+def read(settings: Settings, selection: Selection) -> Found:
+    """Reads the letters of a selection, without their payloads, which would fill the memory.
 
     Args:
         settings: Which Kafka, which topics.
         selection: Which letters.
-        payloads: Whether to hold their payloads, which may be large.
 
     Raises:
         BrokerUnreachableError: No broker answers.
         TopicError: The topic does not exist.
         ConsumeError: The broker does not give what is there.
     """
-    found, newest = Found(), _newest(settings, selection.takes, payloads=payloads)
-    for key, letter in list(newest.items()):
-        if letter is None:
-            found.unreadable += 1
-            del newest[key]
-    letters = [letter for letter in newest.values() if letter is not None]
-    letters.sort(key=lambda letter: (letter.first_seen_ts, letter.topic, letter.partition, letter.offset))
-    found.by_reason.update(str(letter.reason) for letter in letters)
-    found.letters = letters[: selection.limit]
-    return found
+    newest = _newest(settings, selection.takes, payloads=False)
+    letters = _oldest_first(newest)
+    by_reason = Counter(str(letter.reason) for letter in letters)
+    unreadable = sum(letter is None for letter in newest.values())
+    return Found(letters=letters[: selection.limit], by_reason=by_reason, unreadable=unreadable)
+
+
+def read_whole(settings: Settings, keys: Collection[str]) -> list[DeadLetter]:
+    """Reads letters by key, with their payloads; those that are gone are left out.
+
+    Args:
+        settings: Which Kafka, which topics.
+        keys: Their keys: topic/partition/offset.
+
+    Raises:
+        BrokerUnreachableError: No broker answers.
+        TopicError: The topic does not exist.
+        ConsumeError: The broker does not give what is there.
+    """
+    return _oldest_first(_newest(settings, lambda letter: letter.record_key() in keys, payloads=True))
 
 
 def read_one(settings: Settings, key: str) -> DeadLetter:
-    """Reads one letter, whole.
+    """Reads one letter, with its payload.
 
     Args:
         settings: Which Kafka, which topics.
@@ -136,11 +145,14 @@ def read_one(settings: Settings, key: str) -> DeadLetter:
         TopicError: The topic does not exist.
         ConsumeError: The broker does not give what is there.
     """
-    letters = _newest(settings, lambda letter: letter.record_key() == key, payloads=True)
-    letter = letters.get(key.encode())
-    if letter is None:
-        raise LetterError(f"there is no dead letter {key!r}; `headwater dead-letters list` shows those that there are")
-    return letter
+    for letter in read_whole(settings, {key}):
+        return letter
+    raise LetterError(f"there is no dead letter {key!r}; `headwater dead-letters list` shows those that there are")
+
+
+def _oldest_first(newest: dict[bytes | None, DeadLetter | None]) -> list[DeadLetter]:
+    letters = [letter for letter in newest.values() if letter is not None]
+    return sorted(letters, key=lambda letter: (letter.first_seen_ts, letter.topic, letter.partition, letter.offset))
 
 
 def _newest(

@@ -13,7 +13,19 @@ from services import cli
 from services.publish import command as publish_command
 from services.settings import Settings
 
-COMMANDS = ["schema", "publish", "replay", "registry", "collector", "updater", "scorer", "demo", "backtest"]
+COMMANDS = [
+    "schema",
+    "publish",
+    "replay",
+    "registry",
+    "collector",
+    "updater",
+    "scorer",
+    "demo",
+    "backtest",
+    "dead-letters",
+]
+PARTS = [f"dead-letters {part}" for part in ("list", "show", "replay", "purge")]
 
 
 class Outcome:
@@ -55,9 +67,9 @@ def test_help_loads_nothing_heavy() -> None:
     assert all(f"  {command} " in done.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + PARTS)
 def test_every_command_teaches_by_example(run: Any, command: str) -> None:
-    outcome = run(command, "--help")
+    outcome = run(*command.split(), "--help")
     assert outcome.status == 0
     assert "Example: " in outcome.out
     assert f"headwater {command}" in outcome.out
@@ -79,6 +91,10 @@ def test_schema_prints_one_kind_or_all(run: Any) -> None:
         (["publish", "-", "--bootstrap-servers", "nowhere"], "must be host:port"),
         (["scorer", "--port", "70000"], "65535"),
         (["publish", "-", "--scenario", "home"], "No such option"),
+        (["dead-letters", "list", "--since", "soon"], "a time must be RFC 3339 with its UTC offset, or how long ago"),
+        (["dead-letters", "purge", "--reason", "bad"], "a reason must be one of malformed_json, invalid_schema"),
+        (["dead-letters", "replay", "--mended", "a.jsonl", "--limit", "1"], "leave the filters out"),
+        (["dead-letters", "replay", "--mended", "none.jsonl"], "none.jsonl cannot be read"),
     ],
 )
 def test_wrong_usage_is_status_2_and_says_why(run: Any, arguments: list[str], message: str) -> None:
