@@ -90,7 +90,7 @@ def decode_metarank(payload: bytes, received_ms: int) -> list[Event]:
 def _ranking(payload: bytes) -> list[Event]:
     ranking = _Ranking.model_validate_json(payload)
     common = ranking.common(payload, ranking.id)
-    return shown(common, [Line(item.id) for item in ranking.items], query=ranking.named("query"))
+    return shown(common, [Line(item.id) for item in ranking.items], query=_text(ranking.named("query")))
 
 
 def _interaction(payload: bytes) -> list[Event]:
@@ -106,12 +106,14 @@ def _interaction(payload: bytes) -> list[Event]:
 
 def _item(payload: bytes) -> Item:
     item = _Item.model_validate_json(payload)
-    fields = {name: _joined(value) for name in ITEM_FIELDS if (value := item.named(name)) is not None}
+    fields = {name: _text(value) for name in ITEM_FIELDS if (value := item.named(name)) is not None}
     return Item.model_validate(
         {"kind": "product"} | fields | {"event_id": item.event_id(payload), "ts": item.ts, "item_id": item.item}
     )
 
 
-def _joined(value: Any) -> Any:
-    """A field may have several values (a film its genres); ours are one text."""
-    return ", ".join(map(str, value)) if isinstance(value, list) else value
+def _text(value: Any) -> Any:
+    """A field may have several values (a film its genres), or a number (the book 1984); ours are one text."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value) if isinstance(value, int | float) else value

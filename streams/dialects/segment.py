@@ -53,7 +53,7 @@ class _Product(Foreign):
 class _Listed(Foreign):
     products: Annotated[list[_Product], Field(min_length=1)]
     request_id: Text = None
-    query: Raw = None
+    query: Text = None
 
     def lines(self) -> list[Line]:
         # The spec counts from 1; a list with a 0 in it was counted from there.

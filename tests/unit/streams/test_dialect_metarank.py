@@ -57,6 +57,20 @@ def test_fields_of_an_item_that_we_know_are_taken() -> None:
     assert item.kind == "article"
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(1984, "1984"), (["cat", "dog"], "cat, dog"), ([1, 2], "1, 2"), ("a", "a")]
+)
+def test_a_field_of_whatever_type_is_text(value: object, text: str) -> None:
+    fields = [{"name": "title", "value": value}, {"name": "query", "value": value}]
+    (item,), (shown,) = (
+        read("metarank", METARANK_ITEM | {"fields": fields}),
+        read("metarank", METARANK_RANKING | {"fields": fields}),
+    )
+    assert isinstance(item, Item)
+    assert isinstance(shown, Impression)
+    assert item.title == shown.query == text
+
+
 @pytest.mark.parametrize("said", [METARANK_USER, METARANK_INTERACTION | {"type": "dislike"}])
 def test_users_and_other_interactions_say_nothing(said: dict[str, Any]) -> None:
     assert read("metarank", said) == []
@@ -96,7 +110,7 @@ def test_an_event_without_an_id_has_one_of_its_bytes() -> None:
         (changed(METARANK_RANKING, "timestamp", to=...), "timestamp: Field required"),
         (METARANK_RANKING | {"user": None, "session": ""}, "user_id: Field required"),
         (METARANK_RANKING | {"fields": ["query"]}, "fields.0"),
-        (METARANK_RANKING | {"fields": [{"name": "query", "value": 7}]}, "query"),
+        (METARANK_RANKING | {"fields": [{"name": "query", "value": {"text": "cat"}}]}, "query"),
         (changed(METARANK_INTERACTION, "item", to=...), "item_id: Field required"),
         (METARANK_ITEM | {"fields": [{"name": "price", "value": 25.0}]}, "title: Field required"),
         (METARANK_ITEM | {"fields": [{"name": "title", "value": {"en": "Heat"}}]}, "title"),

@@ -46,6 +46,13 @@ def test_as_rudderstack_sends_it() -> None:
     assert (click.user_id, click.session_id) == ("507f191e810c19729de860ea", "1661241600")
 
 
+@pytest.mark.parametrize("query", ["1984", 1984])
+def test_a_query_may_be_a_number(query: object) -> None:
+    (shown,) = read("segment", changed(SEGMENT_LIST, "properties", "query", to=query))
+    assert isinstance(shown, Impression)
+    assert shown.query == "1984"
+
+
 def test_a_list_counted_from_0_is_taken_so() -> None:
     said = SEGMENT_LIST
     for number in range(2):
