@@ -186,9 +186,14 @@ def _records(settings: Settings) -> Iterable[Record]:
 
 
 def _parsed(record: Record) -> DeadLetter | None:
+    """The letter of a record; what stands under another key than its own is none, since no mark would reach it."""
     try:
-        return DeadLetter.model_validate_json(record.value or b"")
+        letter = DeadLetter.model_validate_json(record.value or b"")
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        log.warning("no_dead_letter", partition=record.partition, offset=record.offset, problem=fault["msg"])
-        return None
+        problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+    else:
+        if letter.record_key().encode() == record.key:
+            return letter
+        problem = "its key is another"
+    log.warning("no_dead_letter", partition=record.partition, offset=record.offset, problem=problem)
+    return None

@@ -123,11 +123,12 @@ class TestList:
     def test_of_one_key_the_newest_letter_counts_and_what_is_none_is_counted(self, desk: Desk) -> None:
         records = desk.send(BAD[:1])
         desk.refuse(records)
-        desk.refuse(records)
+        (letter,) = desk.refuse(records)
         with EventProducer(desk.connection) as producer:
             producer.send_raw(desk.topics.dead_letters, b"foreign", b"{}")
+            producer.send_raw(desk.topics.dead_letters, b"a/0/0", letter.model_dump_json().encode())
         assert len(desk.listed()) == 1
-        assert desk.run("list")[-1].endswith("; 1 records on the topic are no dead letters")
+        assert desk.run("list")[-1].endswith("; 2 records on the topic are no dead letters")
 
 
 class TestShow:

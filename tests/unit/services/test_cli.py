@@ -167,6 +167,7 @@ def test_backtest_passes_its_options_on(run: Any, called: dict[str, Any]) -> Non
         "max_events": None,
         "seeds": 2,
         "batch_events": 64,
+        "click_window_seconds": 600.0,
         "json_path": Path("o.json"),
         "ranks_path": Path("r.csv.gz"),
     }
