@@ -32,7 +32,7 @@ from services.updater.intake import Intake
 from streams.consumer import Offsets, PartitionConsumer
 from streams.control import Quarantined, quarantine_record
 from streams.dead_letters import DeadLetterWriter
-from streams.errors import DeliveryError, HeadwaterStreamError
+from streams.errors import BrokerUnreachableError, DeliveryError, HeadwaterStreamError
 from streams.privacy import pseudonymiser
 from streams.producer import EventProducer
 from streams.slices import Slice, SliceReader
@@ -55,14 +55,13 @@ class Updater:
         stop: set it, and the loop ends after the step it is in.
     """
 
-    _announcer: EventProducer  # made anew when it fails
-
     def __init__(self, settings: Settings, metrics: UpdaterMetrics, stop: threading.Event) -> None:
         own = settings.updater
         self._settings, self._own, self._metrics, self._stop = settings, own, metrics, stop
         encoder = Encoder(settings.encoder)
         self.learner = Learner(encoder, Catalogue(PrefixCache.of(encoder)), settings.learner)
         self._prequential = Prequential(seed=settings.learner.seed)
+        self._announcer: EventProducer | None = None  # made at its first word, and anew when it failed
         self._offsets: Offsets = {}
         self._checkpointed: Offsets = {}
         self._untold: list[Quarantined] = []
@@ -173,7 +172,7 @@ class Updater:
         try:
             self._letters.flush(_CONFIRM_SECONDS)
             self._tell_quarantined()
-        except DeliveryError as error:
+        except (BrokerUnreachableError, DeliveryError) as error:
             log.warning("checkpoint_put_off", problem=str(error), retry_seconds=self._own.publish_seconds)
             return False
         extra = {
@@ -217,6 +216,7 @@ class Updater:
         self._say(self._settings.topics.adapters, [(manifest.scenario.encode(), manifest_bytes(manifest))])
 
     def _say(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> None:
+        self._announcer = self._announcer or EventProducer(self._settings.kafka)
         try:
             for key, value in records:
                 self._announcer.send_raw(topic, key, value)
@@ -224,7 +224,7 @@ class Updater:
         except DeliveryError:
             with suppress(DeliveryError):  # after a failure an idempotent producer delivers nothing more
                 self._announcer.close(timeout_seconds=0)
-            self._announcer = EventProducer(self._settings.kafka)
+            self._announcer = None
             raise
 
     # ---- start and end
@@ -240,7 +240,6 @@ class Updater:
             policy=settings.privacy.dead_letter_payload,
             pseudonymise=self._pseudonymise,
         )
-        self._announcer = EventProducer(settings.kafka)
         self._publisher = Publisher(
             self.learner,
             AdapterRegistry(own.registry_url),
@@ -329,9 +328,11 @@ class Updater:
         if self._is_behind():
             self._checkpoint_and_publish()
         self._export()
-        for sender in (self._letters, self._announcer):
-            with suppress(DeliveryError):  # said before; a restart sends what is missing
-                sender.close()
+        with suppress(DeliveryError):  # said before; a restart sends what is missing
+            self._letters.close()
+        with suppress(DeliveryError):
+            if self._announcer is not None:
+                self._announcer.close()
         self._consumer.close()
 
 
