@@ -63,25 +63,30 @@ class Pseudonymiser:
         return hmac.digest(self._secret, text.encode(), "sha256")[:PSEUDONYM_BYTES].hex()
 
 
-def pseudonymiser(settings: PrivacySettings) -> Pseudonymiser:
-    """The pseudonymiser of a deployment; without a secret, one is made and kept in `secret_file`.
+def pseudonymiser(settings: PrivacySettings, *, make: bool = True) -> Pseudonymiser:
+    """The pseudonymiser of a deployment.
+
+    Args:
+        settings: hold the secret, or say where it is.
+        make: whether a secret that is nowhere is made, and kept in `secret_file`.
 
     Raises:
         SecretError: the file cannot be read or made, or holds no secret.
     """
     if settings.secret is not None:
         return Pseudonymiser(settings.secret.get_secret_value().encode())
-    return Pseudonymiser(_kept_secret(settings.secret_file).encode())
+    return Pseudonymiser(_kept_secret(settings.secret_file, make=make))
 
 
-def _kept_secret(path: Path) -> str:
+def _kept_secret(path: Path, *, make: bool) -> bytes:
     try:
-        if not path.exists():
+        if make and not path.exists():
             _make_secret(path)
-        secret = path.read_text(encoding="utf-8").strip()
+        secret = path.read_bytes().strip()
     except OSError as error:
         raise SecretError(
-            f"`privacy.secret_file` {path} cannot be read or made: {error}; set `privacy.secret`, or give rights there"
+            f"`privacy.secret_file` {path} cannot be read{' or made' if make else ''}: {error}; "
+            "set `privacy.secret`, or give rights there"
         ) from error
     if not secret:
         raise SecretError(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +13,12 @@ from pydantic import ValidationError
 from services.publish.command import BROKER_TIMEOUT_SECONDS, open_producer
 from services.settings import Settings
 from streams.connection import wait_for_broker
-from streams.consumer import PartitionConsumer, Record
 from streams.control import Quarantined, forget_record, parse_control, release_key
 from streams.dead_letters import DeadLetter
 from streams.privacy import pseudonymiser
+from streams.whole_topic import read_to_end
 
 KINDS = ("user/", "item/")
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,8 @@ def forget(settings: Settings, user_id: str) -> Forgotten:
         BrokerUnreachableError: no broker answers.
         DeliveryError: the broker did not confirm it.
     """
-    user = pseudonymiser(settings.privacy)(user_id)
+    # A secret made here would be nobody else's: its pseudonyms name no one.
+    user = pseudonymiser(settings.privacy, make=False)(user_id)
     names, topics = {user_id, user}, settings.topics
     with open_producer(settings) as producer:
         producer.send_raw(topics.control, *forget_record(user, ts_ms=time.time_ns() // 1_000_000))
@@ -67,9 +65,10 @@ def quarantined(settings: Settings) -> list[Quarantined]:
     Raises:
         BrokerUnreachableError: no broker answers.
         TopicError: there is no control topic.
+        ConsumeError: the broker does not give what is there.
     """
     wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
-    newest = {record.key: parse_control(record) for record in _all(settings, settings.topics.control)}
+    newest = {record.key: parse_control(record) for record in read_to_end(settings.kafka, settings.topics.control)}
     return sorted((c for c in newest.values() if isinstance(c, Quarantined)), key=lambda c: c.why.ts, reverse=True)
 
 
@@ -91,20 +90,13 @@ def release(settings: Settings, key: str) -> bool:
     return was_in
 
 
-def _all(settings: Settings, topic: str) -> Iterator[Record]:
-    """The records of a topic, up to where it ends now."""
-    with closing(PartitionConsumer(settings.kafka, [topic])) as consumer:
-        while any(consumer.lag().values()):
-            yield from consumer.poll(_POLL_SECONDS)
-
-
 # ---- dead letters
 
 
 def _letters_naming(names: set[str], settings: Settings) -> set[bytes | None]:
     """Keys of the dead letters that hold one of some names; one letter is looked at at a time, they can be large."""
     naming: set[bytes | None] = set()
-    for record in _all(settings, settings.topics.dead_letters):
+    for record in read_to_end(settings.kafka, settings.topics.dead_letters):
         if record.value is not None and _names_one_of(names, record.value):
             naming.add(record.key)
         else:  # removed, or written anew without the name

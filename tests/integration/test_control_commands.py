@@ -124,10 +124,13 @@ def test_a_key_that_is_none_is_refused_before_anything_is_asked(key: str) -> Non
     assert "KEY must be user/<pseudonym> or item/<item id>" in refused.stderr
 
 
-def test_without_the_secret_nobody_is_forgotten(env: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("\n")
+@pytest.mark.parametrize("kept", ["\n", None])
+def test_without_the_secret_nobody_is_forgotten(env: dict[str, str], tmp_path: Path, kept: str | None) -> None:
+    if kept is not None:
+        (tmp_path / "secret").write_text(kept)
     del env["HEADWATER_PRIVACY__SECRET"]
     refused = headwater("forget", "ann", env=env | {"HEADWATER_PRIVACY__SECRET_FILE": str(tmp_path / "secret")})
     assert refused.returncode == 1
     assert refused.stderr.startswith("headwater: `privacy.secret_file`")
     assert "ann" not in refused.stderr
+    assert (tmp_path / "secret").exists() == (kept is not None), "a new secret would name nobody"
