@@ -6,6 +6,7 @@
 import json
 import random
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -58,11 +59,11 @@ def mutated(rng: random.Random, value: bytes) -> bytes:
     for _ in range(rng.randint(1, 3)):
         at, key = rng.choice(list(places(fields)))
         if how == 2:
-            at[key] = rng.choice(ODD_VALUES)
+            at[key] = deepcopy(rng.choice(ODD_VALUES))
         elif how == 3 and isinstance(at, dict) and len(at) > 1:
             at.pop(key)
         elif isinstance(at, dict):
-            at[rng.choice(["ts", "user_id", "items", "odd", "schema_version"])] = rng.choice(ODD_VALUES)
+            at[rng.choice(["ts", "user_id", "items", "odd", "schema_version"])] = deepcopy(rng.choice(ODD_VALUES))
     return json.dumps(fields).encode(errors="surrogatepass")
 
 
