@@ -18,7 +18,7 @@ import torch
 from river import linear_model, metrics, optim, stats, utils
 from torch import Tensor
 
-from peft_adapters.batches import Batch, ListBatch
+from peft_adapters.batches import Batch
 
 _RATE = 0.01
 _LIFT_LIMIT = 20.0  # keeps one odd score from throwing the calibration
@@ -127,46 +127,6 @@ class Prequential:
         self._log_loss.update(False, judged.other_probability)
         self._means["ndcg10"].update(1 / math.log2(judged.rank + 1) if judged.rank <= 10 else 0.0)
         self._means["hr20"].update(float(judged.rank <= 20))
-
-
-class ListQuality:
-    """Rolling NDCG@10 within lists in which something was clicked and something was not.
-
-    Args:
-        window_lists: over how many lists.
-    """
-
-    def __init__(self, *, window_lists: int = 2_000) -> None:
-        self._window_lists = window_lists
-        self.restore({"ndcg": []})
-
-    def update(self, batch: ListBatch, scores: Sequence[Tensor]) -> None:
-        """Take in judged lists; scores are `Learner.judge_lists(batch)`. Late clicks are passed over."""
-        ends = np.cumsum([len(own) for own in scores])
-        for own, end in zip(scores, ends.tolist(), strict=True):
-            part = slice(end - len(own), end)
-            clicked = batch.clicked[part]
-            if clicked.any() and not clicked.all():
-                self._count(list_ndcg(own, clicked.tolist()))
-
-    def values(self) -> dict[str, float]:
-        """The figure over the window; nothing before the first list."""
-        return {"ndcg10_lists": self._mean.get()} if self._ndcg else {}
-
-    def state(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
-        return {"ndcg": list(self._ndcg)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave: the window's lists are counted again."""
-        self._ndcg: deque[float] = deque(maxlen=self._window_lists)
-        self._mean: Any = utils.Rolling(stats.Mean, self._window_lists)
-        for ndcg in state["ndcg"]:
-            self._count(ndcg)
-
-    def _count(self, ndcg: float) -> None:
-        self._ndcg.append(ndcg)
-        self._mean.update(ndcg)
 
 
 def list_ndcg(scores: Tensor, clicked: Sequence[bool], *, cutoff: int = 10) -> float:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny_model import random_stream, tiny_learner
 
-from peft_adapters.batches import Batch, ListBatch
-from peft_adapters.evaluation import ListQuality, Prequential, list_ndcg
+from peft_adapters.batches import Batch
+from peft_adapters.evaluation import Prequential, list_ndcg
 from peft_adapters.settings import LearnerSettings
 
 ITEMS, EVENTS = 50, 40
@@ -140,13 +140,6 @@ def test_restored_goes_on_with_the_same_figures(batch: Batch) -> None:
 # ---- lists
 
 
-def list_batch(*clicked: list[bool]) -> ListBatch:
-    owner = np.repeat(np.arange(len(clicked)), [len(own) for own in clicked])
-    flat = np.array([was for own in clicked for was in own])
-    nothing = torch.zeros(0)
-    return ListBatch(owner, owner, owner, flat, ~flat & flat, nothing, nothing, nothing, owner)
-
-
 def test_list_ndcg_by_hand() -> None:
     second, third = 1 / math.log2(3), 1 / math.log2(4)
     scores = torch.tensor([0.4, 0.9, 0.1, 0.4])
@@ -155,28 +148,3 @@ def test_list_ndcg_by_hand() -> None:
     assert list_ndcg(scores, [False, False, False, True]) == pytest.approx(third)  # a tie stays as shown
     assert list_ndcg(torch.tensor([math.nan, 0.0]), [True, False]) == pytest.approx(second)
     assert list_ndcg(torch.arange(12.0), [True] + [False] * 11) == 0.0  # beyond the cutoff
-
-
-def test_list_quality_rolls_over_lists_that_can_be_judged() -> None:
-    quality = ListQuality(window_lists=2)
-    assert quality.values() == {}
-    batch = list_batch([False, True], [True, True], [False, False], [True], [True, False])
-    worst, best = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])
-    quality.update(batch, [worst, worst, worst, torch.tensor([0.0]), best])
-    assert quality.values()["ndcg10_lists"] == pytest.approx((1 + 1 / math.log2(3)) / 2)
-    quality.update(list_batch([True, False]), [best])
-    assert quality.values()["ndcg10_lists"] == pytest.approx(1.0)
-
-
-def test_list_quality_is_restored_as_it_was() -> None:
-    quality, restored = ListQuality(window_lists=5), ListQuality(window_lists=5)
-    rng = np.random.default_rng(0)
-    batches = [(list_batch([True, False, False]), [torch.from_numpy(rng.random(3))]) for _ in range(12)]
-    for batch, scores in batches[:8]:
-        quality.update(batch, scores)
-    restored.restore(json.loads(json.dumps(quality.state())))
-    for batch, scores in batches[8:]:
-        quality.update(batch, scores)
-        restored.update(batch, scores)
-    assert restored.state() == quality.state()
-    assert restored.values()["ndcg10_lists"] == pytest.approx(quality.values()["ndcg10_lists"])
