@@ -142,7 +142,7 @@ class Joiner:
             The positive that it is; nothing if it is a duplicate, an impression, or waits for its item.
         """
         self._counts[topic, "in"] += 1
-        if not self._remember(f"{event.KIND}/{event.event_id}"):
+        if not self._remember(f"{topic}/{event.KIND}/{event.event_id}"):
             self._counts[topic, "duplicate"] += 1
             return []
         user_id = self._pseudonymise(event.user_id)
