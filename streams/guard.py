@@ -4,13 +4,14 @@ Volume alone says nothing: there are bestsellers, and baskets of hundreds of ite
 that comes from nowhere. A user **vouches** for an item once each event with it is matched by `vouch_events`
 with other items, before or after; who comes for one item alone, once or often, does not. Under however many ids spam
 comes, its users do not vouch for what it is about, and honest users do, of a bestseller as of all else. So of the
-events of users who do not vouch, `U` that counted in the stream, an item is allowed about its share of all other
-attention:
+events of users who do not vouch, `U` that counted in the stream, an item is allowed a few, and about its share of all
+other attention, the vouched `V`:
 
-    allowed = burst_events + burst_factor * U * (vouched_i + 0.1 events_i) / (vouched + 0.1 events)
+    allowed_i = burst_events * (1 + U / V) + burst_factor * U * (V_i + 0.1 (U_i + V_i)) / (V + 0.1 (U + V))
 
-The 0.1 is for streams in which hardly anybody vouches, because people come, click once and go: there an item is
-measured by itself, and the rule fades out. All these counts fade with `memory_hours`, in event time.
+`U / V` and 0.1 are for streams in which hardly anybody vouches, because people come,
+click once and go: there an item is measured by itself, and the rule fades out. All these counts fade with
+`memory_hours`, in event time.
 
 | rule | of what goes beyond |
 |---|---|
@@ -63,7 +64,7 @@ class GuardSettings(BaseModel):
     vouch_events: int = Field(
         default=3, ge=1, description="events with other items that make one event with an item believed"
     )
-    burst_events: float = Field(default=5.0, ge=0, description="of users who do not vouch, allowed any item")
+    burst_events: float = Field(default=3.0, ge=0, description="of users who do not vouch, allowed any item")
     burst_factor: float = Field(default=3.0, ge=1, description="times its share of attention, allowed besides")
     memory_hours: float = Field(default=168.0, gt=0, description="event time in which counts fade to one half")
     user_quarantine_events: int = Field(default=100, ge=1, description="left out of one user: quarantine")
@@ -180,12 +181,14 @@ class Guard:
         stream, settings = self._stream, self._settings
         attention = stream.vouched + _OWN_SHARE * stream.events
         share = (item.vouched + _OWN_SHARE * item.events) / attention if attention else 0.0
-        return settings.burst_events + settings.burst_factor * stream.unvouched * share
+        few = settings.burst_events * (1 + stream.unvouched / (1 + stream.vouched))
+        return few + settings.burst_factor * stream.unvouched * share
 
     def _exceed(self, example: Example, item: ItemAccount) -> None:
         item.excess += 1
-        limit = max(self._settings.item_quarantine_events, _QUARANTINE_FACTOR * self._allowed(example.item_id, item))
-        if item.excess >= limit:
+        allowed = _QUARANTINE_FACTOR * self._allowed(example.item_id, item)
+        # Where many land and most go at once, those who stay are too many to be spam.
+        if item.excess >= max(self._settings.item_quarantine_events, allowed, item.vouched):
             self._quarantine("item", example.item_id, example, "item_burst", item.excess)
 
     def _shared(self, user_batch: int, item_batch: int) -> float:
