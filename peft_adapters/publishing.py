@@ -67,7 +67,7 @@ class Publisher:
 
         Raises:
             AlreadyRunningError: an updater with other checkpoints publishes to the scenario.
-            RegistryUnavailableError: the registry does not say what the newest version is.
+            RegistryUnavailableError: the registry does not say what the newest version is, or has lost it.
             OSError: the disk refused.
         """
         if not self._is_owner:
@@ -76,6 +76,11 @@ class Publisher:
         newest = self._registry.latest(self._scenario)
         version = self._registry.next_version(self._scenario)
         parent = self._parent
+        if newest is None and parent is not None:  # as an empty mount point shows it
+            raise RegistryUnavailableError(
+                f"registry {self._registry.url} holds no version any more, {parent.version} was published to it; bring "
+                "it back, or start this updater again to begin anew"
+            )
         full = parent is None or newest is None or newest.version != parent.version
         full = full or version - newest.snapshot >= self._snapshot_every  # type: ignore[union-attr]
         groups = bundle_groups(self._learner, full=full)

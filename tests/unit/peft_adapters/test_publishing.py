@@ -291,6 +291,16 @@ class TestFailingRegistry:
         assert press.publish().version == 2  # what lies under 1 is nobody's
         press.assert_served_is_the_learner(2)
 
+    def test_one_that_came_back_empty_is_not_begun_anew(self, press: Press) -> None:
+        first = press.publish()
+        (press.directory / "registry").rename(press.directory / "away")
+        press.learn()
+        with pytest.raises(RegistryUnavailableError, match="holds no version any more, 1 was published to it"):
+            press.candidate()
+        assert not (press.directory / "registry").exists()
+        (press.directory / "away").rename(press.directory / "registry")
+        assert (press.publish().parent, press.latest().version) == (first.version, 2)
+
     def test_a_store_that_removes_nothing_stops_no_publication(self, tmp_path: Path) -> None:
         press = Press(tmp_path, store=UntidyStore, snapshot_every=1, keep_versions=1)
         with capture_logs() as lines:
