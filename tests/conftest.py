@@ -26,6 +26,13 @@ PASSWORD = "only-for-tests"  # noqa: S105 - guards a broker that lives as long a
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=6, help="how often the crash tests kill (`make crash`: 100)")
+    parser.addoption("--fuzzed", type=int, default=4_000, help="how many payloads are fuzzed (`make crash`: 200,000)")
+
+
+@pytest.fixture
+def fuzzed(request: pytest.FixtureRequest) -> int:
+    """How many payloads to fuzz."""
+    return int(request.config.getoption("--fuzzed"))
 
 
 @pytest.fixture
@@ -45,16 +52,19 @@ class ApacheKafka:
 
     def __init__(self, directory: Path, *, properties: str = "", format_args: str = "", **security: object) -> None:
         self._directory = directory
-        self._controller_port = _free_port()
+        self.controller_port = _free_port()
         self._format_args = format_args
         self.port = _free_port()
         directory.mkdir(parents=True, exist_ok=True)
         self._properties = directory / "extra.properties"
-        self._properties.write_text(
-            properties.replace("@PORT@", str(self.port)).replace("@C@", str(self._controller_port))
-        )
+        self.configure(properties)
         self.connection = KafkaConnection.model_validate({"bootstrap_servers": f"127.0.0.1:{self.port}", **security})
         self._process: subprocess.Popen[bytes] | None = None
+
+    def configure(self, properties: str) -> None:
+        """What it is to start with, beside ports and directories."""
+        own = properties.replace("@PORT@", str(self.port)).replace("@C@", str(self.controller_port))
+        self._properties.write_text(own)
 
     def start(self, *, wait: bool = True) -> Self:
         with (self._directory / "kafka.log").open("ab") as output:
@@ -64,11 +74,15 @@ class ApacheKafka:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"KAFKA_FORMAT_ARGS": self._format_args},
             )
+        if wait:
+            self.wait_until_ready()
+        return self
+
+    def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while wait and (reason := unreachable_reason(self.connection)):
+        while reason := unreachable_reason(self.connection):
             assert time.monotonic() < deadline, f"Apache Kafka did not start: {reason}; see {self._directory}/kafka.log"
             time.sleep(0.1)
-        return self
 
     def kill(self) -> None:
         assert self._process is not None
@@ -83,7 +97,7 @@ class ApacheKafka:
     def _command(self) -> list[str]:
         kafka = Path(os.environ["HEADWATER_TEST_KAFKA"]).resolve()
         if not kafka.is_dir():
-            return [str(kafka), str(self._directory), str(self.port), str(self._controller_port), str(self._properties)]
+            return [str(kafka), str(self._directory), str(self.port), str(self.controller_port), str(self._properties)]
         settings = self._directory / "server.properties"
         settings.write_text(self._base_properties() + self._properties.read_text())
         if not (self._directory / "log" / "meta.properties").exists():
@@ -96,8 +110,8 @@ class ApacheKafka:
         return f"""
 process.roles=broker,controller
 node.id=1
-controller.quorum.voters=1@127.0.0.1:{self._controller_port}
-listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}
+controller.quorum.voters=1@127.0.0.1:{self.controller_port}
+listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self.controller_port}
 advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL
@@ -214,6 +228,27 @@ def mortal_apache_kafka(apache_kafka_home: str, tmp_path: Path) -> Iterator[Apac
         broker.stop()
 
 
+@pytest.fixture
+def apache_kafka_cluster(apache_kafka_home: str, tmp_path: Path) -> Iterator[list[ApacheKafka]]:
+    """Three brokers, to be killed one at a time: each record is on two of them before it is confirmed."""
+    brokers = [ApacheKafka(tmp_path / f"kafka-{node}") for node in (1, 2, 3)]
+    voters = ",".join(f"{node}@127.0.0.1:{broker.controller_port}" for node, broker in enumerate(brokers, 1))
+    try:
+        for node, broker in enumerate(brokers, 1):
+            broker.configure(
+                f"node.id={node}\ncontroller.quorum.voters={voters}\n"
+                "default.replication.factor=3\nmin.insync.replicas=2\noffsets.topic.replication.factor=3\n"
+                "broker.session.timeout.ms=3000\nbroker.heartbeat.interval.ms=500\n"
+            )
+            broker.start(wait=False)
+        for broker in brokers:
+            broker.wait_until_ready()
+        yield brokers
+    finally:
+        for broker in brokers:
+            broker.stop()
+
+
 @pytest.fixture(
     params=[
         "embedded",
@@ -234,10 +269,10 @@ def kafka_connection(request: pytest.FixtureRequest) -> KafkaConnection:
 def make_topics() -> Callable[..., Topics]:
     """Creates topics that no other test has, small enough for the embedded broker."""
 
-    def make(connection: KafkaConnection, *, partitions: int = 4) -> Topics:
+    def make(connection: KafkaConnection, *, partitions: int = 4, replication_factor: int = 1) -> Topics:
         prefix = f"t{uuid.uuid4().hex[:12]}"
         topics = Topics.under(prefix)
-        ensure_topics(connection, topics, partitions=partitions, bounded=True)
+        ensure_topics(connection, topics, partitions=partitions, replication_factor=replication_factor, bounded=True)
         return topics
 
     return make

@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -19,13 +19,18 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from updater_shop import START_MS, Shop, items, newest_checkpoint, wait_until
+from updater_shop import START_MS, WAIT_SECONDS, Shop, items, newest_checkpoint, wait_until
 
+from peft_adapters.stores import FsspecStore
 from services.settings import Settings
+from streams.connection import wait_for_broker
+from streams.consumer import PartitionConsumer
+from streams.errors import BrokerUnreachableError, DeliveryError
 from streams.events import Click, Event, Impression, Item, Purchase, Shown
 from streams.producer import EventProducer
 
 ITEMS, LATER_ITEMS, USERS = 20, 6, 9
+NONSENSE = b"{nonsense"
 WINDOWS = {"click_window_seconds": 30.0, "purchase_window_seconds": 120.0, "hold_seconds": 1e6}
 # Event, checkpoint, publish, commit: before and after each step that leaves something behind.
 STEPS = (
@@ -77,6 +82,26 @@ class Death:
         setattr(owner, name, deadly)
 
 
+@dataclass(frozen=True, slots=True)
+class StoreFault:
+    """A registry that takes nothing while a file is there."""
+
+    number: int  # errno
+    flag: Path
+
+    def arm(self) -> None:
+        for name in ("write", "upload"):
+            setattr(FsspecStore, name, self._failing(getattr(FsspecStore, name)))
+
+    def _failing(self, done: Callable[..., None]) -> Callable[..., None]:
+        def failing(*args: Any, **kwargs: Any) -> None:
+            if self.flag.exists():
+                raise OSError(self.number, os.strerror(self.number))
+            done(*args, **kwargs)
+
+        return failing
+
+
 def random_death(rng: random.Random) -> Death:
     step = rng.choice(STEPS)
     often = 12 if step.startswith("os:") else 3
@@ -101,7 +126,7 @@ class Traffic:
             event = self._event()
             self.records[event.KIND] += 1
             if self._rng.random() < 0.03:
-                yield event.KIND, event.key().encode(), b"{nonsense"
+                yield event.KIND, event.key().encode(), NONSENSE
                 continue
             self._sent.append(event)
             if isinstance(event, Click | Purchase):
@@ -156,26 +181,41 @@ class CrashReplay:
         self.settings = _with_secret(shop.settings(publish_seconds=0.2, **options, **WINDOWS))
         self._ends: dict[str, None] = {}  # lines of journals, as a set
         self._lives = 0
+        self._deaths: list[str] = []
         shop.send(*items(ITEMS))
 
     def send(self, count: int) -> None:
+        """Send so many, until the broker has confirmed each; what comes twice by that is known by its event id."""
         topics = self.shop.topics
-        with EventProducer(self.shop.connection, topics) as producer:
-            for kind, key, value in self.traffic.next(count):
-                producer.send_raw(topics.of_kind(kind), key, value)
+        records = [(topics.of_kind(kind), key, value) for kind, key, value in self.traffic.next(count)]
+        while not self._is_confirmed(records):
+            wait_for_broker(self.shop.connection, timeout_seconds=WAIT_SECONDS)
 
-    def start(self, settings: Settings | None = None, death: Death | None = None) -> ForkServerProcess:
+    def _is_confirmed(self, records: Iterable[tuple[str, bytes, bytes]]) -> bool:
+        try:
+            with EventProducer(self.shop.connection, self.shop.topics) as producer:
+                for topic, key, value in records:
+                    producer.send_raw(topic, key, value)
+                producer.flush(WAIT_SECONDS)
+        except (BrokerUnreachableError, DeliveryError):
+            return False
+        return True
+
+    def start(self, settings: Settings | None = None, fault: Death | StoreFault | None = None) -> ForkServerProcess:
         self._lives += 1
-        log = self.shop.directory / f"life-{self._lives:03d}.log"
-        process = _context().Process(target=_live, args=(settings or self.settings, death, log))
+        process = _context().Process(target=_live, args=(settings or self.settings, fault, self.log()))
         process.start()
         return process
 
-    def die(self) -> str:
-        """One life and its death; how it came about."""
+    def log(self) -> Path:
+        """Of the newest life."""
+        return self.shop.directory / f"life-{self._lives:03d}.log"
+
+    def die(self) -> None:
+        """One life and its death."""
         if self._rng.random() < 0.7:
             death = random_death(self._rng)
-            process = self.start(death=death)
+            process = self.start(fault=death)
             process.join(20)
             how = str(death)
         else:
@@ -187,22 +227,76 @@ class CrashReplay:
         process.join()
         assert process.exitcode == -signal.SIGKILL, f"{how}: ended by itself with {process.exitcode}"
         self.note_slices()
-        return how
+        self._deaths.append(how)
 
     def finish(self, settings: Settings | None = None) -> None:
         """A life that is let live until everything is learnt."""
-        used = settings or self.settings
-        root = used.updater.checkpoint_dir / "home"
-        process = self.start(used)
+        self.end(self.start(settings), settings)
+
+    def end(self, process: ForkServerProcess, settings: Settings | None = None) -> None:
+        """Let a life go on until everything is learnt, then ask it to stop."""
+        root = (settings or self.settings).updater.checkpoint_dir / "home"
+        ends = self._log_ends()
         try:
-            wait_until(lambda: self._is_done(root) or not process.is_alive(), what="everything learnt")
-            assert process.is_alive(), "ended by itself"
+            wait_until(lambda: _stands_at(root, ends) or not process.is_alive(), what="everything learnt")
+            assert process.is_alive(), f"ended by itself, see {self.log()}"
             assert process.pid is not None
             os.kill(process.pid, signal.SIGTERM)
             process.join(60)
             assert process.exitcode == 0
         finally:
             process.kill()
+
+    def version(self) -> int:
+        """The newest one published; 0 before the first."""
+        newest = self.shop.registry.latest("home")
+        return newest.version if newest else 0
+
+    def wait_for_version(self, version: int) -> None:
+        wait_until(lambda: self.version() >= version, what=f"version {version}")
+
+    def learnt(self) -> int:
+        """Events that the newest checkpoint has learnt."""
+        learnt: int = self.shop.checkpointed()["events_learned"]
+        return learnt
+
+    def check(self) -> None:
+        """See that nothing is lost and nothing twice, and that a run which was never killed ends bit for bit there."""
+        self.note_slices()
+        self._check_counts()
+        unkilled = self.unkilled()
+        self.finish(unkilled)
+        ended, right = (at.updater.checkpoint_dir / "home" for at in (self.settings, unkilled))
+        assert differences(ended, right) == [], self._deaths
+        for life in self.shop.directory.glob("life-*.log"):
+            assert "Traceback" not in life.read_text()
+            assert "shopper-" not in life.read_text()  # no raw id in any log
+
+    def _check_counts(self) -> None:
+        shop, topics, kept = self.shop, self.shop.topics, self.shop.checkpointed()
+        joined = Counter({(topic, outcome): n for topic, outcome, n in kept["intake"]["joiner"]["counts"]})
+        others = Counter({(topic, outcome): n for topic, outcome, n in kept["intake"]["outcomes"]})
+        for kind, sent in self.traffic.records.items():
+            topic = topics.of_kind(kind)
+            logged = [record.value for record in shop.records(topic)]
+            assert len(logged) >= sent  # more where it was sent again
+            assert others[topic, "dead_letter"] == logged.count(NONSENSE)
+            assert joined[topic, "in"] + others[topic, "dead_letter"] == len(logged)
+        refused = sum(n for (_, outcome), n in others.items() if outcome == "dead_letter")
+        assert len({letter.record_key() for letter in shop.letters()}) == refused
+        positives = (topics.clicks, topics.purchases)
+        assert sum(joined[topic, "learnt"] for topic in positives) == len(self.traffic.positives)
+        quarantined = sum(others[topic, "quarantined"] for topic in positives)  # the joiner gave them out, too
+        assert kept["events_learned"] == len(self.traffic.positives) - quarantined
+        assert joined[topics.impressions, "learnt"] > 0
+        versions = [manifest.version for manifest in shop.announced()]
+        assert versions == sorted(set(versions))
+        assert shop.latest().events_learned == kept["events_learned"]
+
+    def _log_ends(self) -> dict[str, int]:
+        topics = [self.shop.topics.of_kind(kind) for kind in (Item.KIND, *self.traffic.records)]
+        with closing(PartitionConsumer(self.shop.connection, topics)) as consumer:
+            return {f"{topic}/{partition}": end for (topic, partition), end in consumer.end_offsets().items()}
 
     def unkilled(self) -> Settings:
         """Settings of a run over the same log, from nothing, fed the slices that were recorded."""
@@ -220,16 +314,13 @@ class CrashReplay:
             for line in path.read_text().split("\n")[:-1]:
                 self._ends[line] = None
 
-    def _is_done(self, root: Path) -> bool:
-        kept = newest_checkpoint(root) if root.exists() else None
-        if kept is None:
-            return False
-        outcomes = json.loads((kept / "state.json").read_text())["extra"]["intake"]
-        taken_in: Counter[str] = Counter()
-        for topic, outcome, count in (*outcomes["outcomes"], *outcomes["joiner"]["counts"]):
-            taken_in[topic] += count if outcome == "in" else 0
-        topics = self.shop.topics
-        return all(taken_in[topics.of_kind(kind)] == count for kind, count in self.traffic.records.items())
+
+def _stands_at(root: Path, ends: dict[str, int]) -> bool:
+    kept = newest_checkpoint(root) if root.exists() else None
+    if kept is None:
+        return False
+    offsets = json.loads((kept / "state.json").read_text())["extra"]["offsets"]
+    return all(offsets.get(at, 0) >= end for at, end in ends.items())
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -266,7 +357,7 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _live(settings: Settings, death: Death | None, log: Path) -> None:
+def _live(settings: Settings, fault: Death | StoreFault | None, log: Path) -> None:
     from services.metrics import UpdaterMetrics, new_registry
     from services.updater.loop import Updater
 
@@ -277,8 +368,8 @@ def _live(settings: Settings, death: Death | None, log: Path) -> None:
     stop = threading.Event()
     handler: Callable[..., None] = lambda *_: stop.set()  # noqa: E731
     signal.signal(signal.SIGTERM, handler)
-    if death is not None:
-        death.arm()
+    if fault is not None:
+        fault.arm()
     try:
         Updater(settings, UpdaterMetrics(new_registry(), topics=settings.topics), stop).run()
     except BaseException:

@@ -94,10 +94,10 @@ class Shop:
 
     def announced(self) -> list[Manifest]:
         """All announcements, compaction aside, in order."""
-        return [parse_manifest(r.value or b"", source="announced") for r in self._records(self.topics.adapters)]
+        return [parse_manifest(r.value or b"", source="announced") for r in self.records(self.topics.adapters)]
 
     def letters(self) -> list[DeadLetter]:
-        return [DeadLetter.model_validate_json(r.value or b"") for r in self._records(self.topics.dead_letters)]
+        return [DeadLetter.model_validate_json(r.value or b"") for r in self.records(self.topics.dead_letters)]
 
     def latest(self) -> Manifest:
         latest = self.registry.latest("home")
@@ -119,7 +119,8 @@ class Shop:
         extra: dict[str, Any] = state["extra"]
         return extra | {"events_learned": state["learner"]["events_learned"]}
 
-    def _records(self, topic: str) -> list[Record]:
+    def records(self, topic: str) -> list[Record]:
+        """All that is in a topic, by partition and offset."""
         consumer = PartitionConsumer(self.connection, [topic])
         try:
             found: list[Record] = []
@@ -142,7 +143,7 @@ class Shop:
             updater=UpdaterSettings.model_validate(places | own),
         )
 
-    def process(self, **updater: Any) -> "UpdaterProcess":
+    def process(self, *, log: str = "updater.log", **updater: Any) -> "UpdaterProcess":
         """The same settings for one in a process of its own."""
         settings = self.settings(**updater)
         kafka = settings.kafka.model_dump(exclude_defaults=True) | {
@@ -159,7 +160,7 @@ class Shop:
         ours = {f"HEADWATER_{name}__{k.upper()}": str(v) for name, part in sections.items() for k, v in part.items()}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")}
         env = inherited | ours | {"HEADWATER_LOG_LEVEL": "debug"}
-        return UpdaterProcess(env, self.directory / "updater.log", self.topics)
+        return UpdaterProcess(env, self.directory / log, self.topics)
 
 
 class UpdaterProcess:
@@ -191,8 +192,11 @@ class UpdaterProcess:
 
     def end(self, number: signal.Signals = signal.SIGTERM, *, seconds: float = WAIT_SECONDS) -> int:
         """Its exit status after a signal."""
-        self._process.send_signal(number)
+        self.signal(number)
         return self.ended(seconds=seconds)
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
 
     def ended(self, *, seconds: float = WAIT_SECONDS) -> int:
         """Its exit status, once it has ended by itself."""
