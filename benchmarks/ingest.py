@@ -16,7 +16,6 @@ from benchmarks.measure import Measured, in_turn
 from services.replay.dataset import read_events, read_items
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer, Record
-from streams.dead_letters import DeadLetter
 from streams.decode import decode
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import SHOPPER_EVENTS, Event
@@ -75,7 +74,7 @@ def _ingest(connection: KafkaConnection, topics: Topics, known: set[str], events
     def take(records: list[Record]) -> None:
         for record in records:
             decoded = decode(record, topics)
-            if isinstance(decoded, DeadLetter):
+            if not isinstance(decoded, list):
                 raise RuntimeError(f"an event did not decode: {decoded.error}")
             for event in decoded:
                 if isinstance(event, SHOPPER_EVENTS):

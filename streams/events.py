@@ -158,7 +158,7 @@ class Item(_Event):
 
 UserEvent = Click | Purchase
 Event = Impression | Click | Purchase | Item
-SHOPPER_EVENTS = (Impression, Click, Purchase)  # a tuple is looked through twice as fast as a union
+SHOPPER_EVENTS = (Click, Purchase, Impression)  # a model that is not the event's own is slow to rule out: clicks first
 MODELS: dict[str, type[Impression] | type[Click] | type[Purchase] | type[Item]] = {
     model.KIND: model for model in (Impression, Click, Purchase, Item)
 }

@@ -97,7 +97,7 @@ class Intake:
                 events += [(record, command) for command in self._command(record)]
                 continue
             decoded = decode(record, self._topics)
-            if isinstance(decoded, DeadLetter):
+            if not isinstance(decoded, list):
                 self._refuse(decoded)
                 taken.letters.append(decoded)
                 continue
