@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_ARGS ?=
 ARGS ?=
+# Where no Apache Kafka is named, a launcher beside this repository is taken; without one its tests are skipped.
+HEADWATER_TEST_KAFKA ?= $(if $(shell command -v java),$(realpath ../shared/kafka/run))
+KILLS ?= 100
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test crash check bench clean
 
 # The stamp makes set-up happen once, and again only when what it depends on changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -20,6 +23,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+crash: install
+	HEADWATER_TEST_KAFKA=$(HEADWATER_TEST_KAFKA) $(BIN)/python -m pytest tests/crash --kills $(KILLS) $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .
