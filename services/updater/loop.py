@@ -329,7 +329,7 @@ class Updater:
             self._checkpoint_and_publish()
         self._export()
         with suppress(DeliveryError):  # said before; a restart sends what is missing
-            self._letters.close()
+            self._letters.close(timeout_seconds=0)
         with suppress(DeliveryError):
             if self._announcer is not None:
                 self._announcer.close()
