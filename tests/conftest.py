@@ -85,9 +85,9 @@ class ApacheKafka:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def stop(self) -> None:
         if self._process is not None:
@@ -246,7 +246,7 @@ def apache_kafka_cluster(apache_kafka_home: str, tmp_path: Path) -> Iterator[lis
         yield brokers
     finally:
         for broker in brokers:
-            broker.stop()
+            broker.kill()  # asked to stop, the last ones would wait for those that are gone
 
 
 @pytest.fixture(

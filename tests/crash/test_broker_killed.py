@@ -4,13 +4,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from crash_replay import CrashReplay
 from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
 from updater_shop import Shop, wait_until
 
 from streams.connection import KafkaConnection
@@ -44,15 +45,15 @@ class SteadySender(threading.Thread):
 @contextmanager
 def learning(replay: CrashReplay) -> Iterator[None]:
     """Events flow and an updater learns; at the end all is learnt."""
-    process, sender = replay.start(), SteadySender(replay)
-    sender.start()
-    try:
-        replay.wait_for_version(2)
-        yield
-    finally:
-        sender.finish()
-    replay.shop.send(*replay.traffic.later_items())
-    replay.end(process)
+    with replay.life():
+        sender = SteadySender(replay)
+        sender.start()
+        try:
+            replay.wait_for_version(2)
+            yield
+        finally:
+            sender.finish()
+        replay.shop.send(*replay.traffic.later_items())
 
 
 @pytest.mark.timeout(1_800)
@@ -95,8 +96,15 @@ def test_the_leader_of_three_killed(
 
 
 def leader(connection: KafkaConnection, topic: str) -> int:
-    """Node of the broker that leads the topic's first partition; -1 while there is none."""
-    with KafkaAdminClient(**connection.client_options()) as admin:
-        (described,) = admin.describe_topics([topic])
-    first = min(described["partitions"], key=lambda partition: partition["partition_index"])
-    return int(first["leader_id"])
+    """Node of the broker that leads the topic's first partition, once there is one."""
+    found: list[int] = []
+
+    def known() -> bool:
+        with suppress(KafkaError), KafkaAdminClient(**connection.client_options()) as admin:
+            (described,) = admin.describe_topics([topic])
+            first = min(described["partitions"], key=lambda partition: partition["partition_index"])
+            found.append(int(first["leader_id"]))
+        return bool(found) and found[-1] > 0
+
+    wait_until(known, what=f"a leader of {topic}")
+    return found[-1]

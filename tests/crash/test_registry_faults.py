@@ -120,20 +120,19 @@ def test_learning_goes_on_and_all_is_published_once_it_is_back(
 ) -> None:
     connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
     replay = CrashReplay(Shop(connection, make_topics(connection, partitions=2), tmp_path), seed=3)
-    process = replay.start(fault=fault.inside)
-    for _ in range(1 if kills < 20 else 5):
-        replay.send(40)
-        replay.wait_for_version(replay.version() + 1)
-        before = replay.version()
-        fault.begin()
-        learnt = replay.learnt()
-        replay.send(60)
-        wait_until(lambda least=learnt + 10: replay.learnt() > least, what="more learnt")  # type: ignore[misc]
-        wait_until(lambda: told(replay, fault), what="told in the log")
-        fault.end()
-        replay.wait_for_version(before + 1)
-    replay.shop.send(*replay.traffic.later_items())
-    replay.end(process)
+    with replay.life(fault=fault.inside):
+        for _ in range(1 if kills < 20 else 5):
+            replay.send(40)
+            replay.wait_for_version(replay.version() + 1)
+            before = replay.version()
+            fault.begin()
+            learnt = replay.learnt()
+            replay.send(60)
+            wait_until(lambda least=learnt + 10: replay.learnt() > least, what="more learnt")  # type: ignore[misc]
+            wait_until(lambda: told(replay, fault), what="told in the log")
+            fault.end()
+            replay.wait_for_version(before + 1)
+        replay.shop.send(*replay.traffic.later_items())
     see_each_try_told_once(replay.log().read_text(), fault)
     replay.check()
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -231,21 +231,28 @@ class CrashReplay:
 
     def finish(self, settings: Settings | None = None) -> None:
         """A life that is let live until everything is learnt."""
-        self.end(self.start(settings), settings)
+        with self.life(settings):
+            pass
 
-    def end(self, process: ForkServerProcess, settings: Settings | None = None) -> None:
-        """Let a life go on until everything is learnt, then ask it to stop."""
-        root = (settings or self.settings).updater.checkpoint_dir / "home"
-        ends = self._log_ends()
+    @contextmanager
+    def life(self, settings: Settings | None = None, fault: StoreFault | None = None) -> Iterator[None]:
+        """The same, with something to be done in it first."""
+        process = self.start(settings, fault)
         try:
-            wait_until(lambda: _stands_at(root, ends) or not process.is_alive(), what="everything learnt")
-            assert process.is_alive(), f"ended by itself, see {self.log()}"
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGTERM)
-            process.join(60)
-            assert process.exitcode == 0
+            yield
+            self._end(process, (settings or self.settings).updater.checkpoint_dir / "home")
         finally:
             process.kill()
+            process.join()
+
+    def _end(self, process: ForkServerProcess, root: Path) -> None:
+        ends = self._log_ends()
+        wait_until(lambda: _stands_at(root, ends) or not process.is_alive(), what="everything learnt")
+        assert process.is_alive(), f"ended by itself, see {self.log()}"
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(60)
+        assert process.exitcode == 0
 
     def version(self) -> int:
         """The newest one published; 0 before the first."""
