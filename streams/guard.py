@@ -7,7 +7,7 @@ comes, its users do not vouch for what it is about, and honest users do, of a be
 events of users who do not vouch, `U` that counted in the stream, an item is allowed a few, and about its share of all
 other attention, the vouched `V`:
 
-    allowed_i = burst_events * (1 + U / V) + burst_factor * U * (V_i + 0.1 (U_i + V_i)) / (V + 0.1 (U + V))
+    allowed_i = burst_events * (1 + 2 U / V) + burst_factor * U * (V_i + 0.1 (U_i + V_i)) / (V + 0.1 (U + V))
 
 `U / V` and 0.1 are for streams in which hardly anybody vouches, because people come,
 click once and go: there an item is measured by itself, and the rule fades out. All these counts fade with
@@ -64,7 +64,7 @@ class GuardSettings(BaseModel):
     vouch_events: int = Field(
         default=3, ge=1, description="events with other items that make one event with an item believed"
     )
-    burst_events: float = Field(default=3.0, ge=0, description="of users who do not vouch, allowed any item")
+    burst_events: float = Field(default=2.0, ge=0, description="of users who do not vouch, allowed any item")
     burst_factor: float = Field(default=3.0, ge=1, description="times its share of attention, allowed besides")
     memory_hours: float = Field(default=168.0, gt=0, description="event time in which counts fade to one half")
     user_quarantine_events: int = Field(default=100, ge=1, description="left out of one user: quarantine")
@@ -181,7 +181,7 @@ class Guard:
         stream, settings = self._stream, self._settings
         attention = stream.vouched + _OWN_SHARE * stream.events
         share = (item.vouched + _OWN_SHARE * item.events) / attention if attention else 0.0
-        few = settings.burst_events * (1 + stream.unvouched / (1 + stream.vouched))
+        few = settings.burst_events * (1 + 2 * stream.unvouched / (1 + stream.vouched))
         return few + settings.burst_factor * stream.unvouched * share
 
     def _exceed(self, example: Example, item: ItemAccount) -> None:
