@@ -73,6 +73,7 @@ class SliceReader:
     def poll(self, timeout_seconds: float) -> Slice | None:
         """Read what is there; the next slice once it is due."""
         if not self._is_full() or self._is_starved():
+            self._consumer.hold([at for at, queue in self._queues.items() if len(queue) > 2 * MAX_RECORDS])
             self.read(timeout_seconds)
         if self._since is None:
             return None
@@ -85,12 +86,19 @@ class SliceReader:
 
     def repeat(self, ends: Offsets, timeout_seconds: float) -> Slice | None:
         """Read on; the slice that ends at `ends` once all of it is there."""
-        self.read(timeout_seconds)
-        positions = self._consumer.positions()
-        if any(positions[at] < end for at, end in ends.items() if at in positions):
+        missing = self._missing(ends)
+        if missing:
+            self._consumer.hold(self._queues.keys() - missing)
+            self.read(timeout_seconds)
+            missing = self._missing(ends)
+        if missing:
             return None
         records = self._merge(lambda at: self._queues[at][0].offset < ends.get(at, 0))
         return self._taken(records, ends)
+
+    def _missing(self, ends: Offsets) -> set[TopicPartition]:
+        positions = self._consumer.positions()
+        return {at for at, end in ends.items() if at in positions and positions[at] < end}
 
     def _is_full(self) -> bool:
         return self._events >= self._max_events or self._bytes >= self._max_bytes
@@ -103,7 +111,6 @@ class SliceReader:
             self._bytes += _size_bytes(record)
             if self._since is None:
                 self._since = time.monotonic()
-        self._consumer.hold([at for at, queue in self._queues.items() if len(queue) > 2 * MAX_RECORDS])
 
     def _is_starved(self) -> bool:
         return any(not queue and self._consumer.is_behind(at) for at, queue in self._queues.items())

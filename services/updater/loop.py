@@ -101,8 +101,23 @@ class Updater:
             piece = self._reader.repeat(recorded[0], _POLL_SECONDS)
             if piece is not None:
                 recorded.popleft()
+            elif self._log_lacks(recorded[0]):
+                recorded.clear()
             return piece
         return self._recorded(self._reader.poll(_POLL_SECONDS))
+
+    def _log_lacks(self, ends: Offsets) -> bool:
+        """Whether the log ends before a recorded end, as after a broker that lost what it had confirmed."""
+        if time.monotonic() < self._next_lag:
+            return False
+        self._next_lag = time.monotonic() + _LAG_SECONDS
+        with suppress(HeadwaterStreamError):  # the consumer says itself that the broker is away
+            log_ends = self._consumer.end_offsets()
+            short = {at: end for at, end in ends.items() if log_ends.get(at, end) < end}
+            if short:
+                log.error("log_shorter_than_recorded", recorded=_by_name(short), goes_on="with what the log has")
+            return bool(short)
+        return False
 
     def _recorded(self, piece: Slice | None) -> Slice | None:
         """Where a slice ends is on the disk before it is learnt: a restart cuts it there again."""

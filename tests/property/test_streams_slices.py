@@ -27,7 +27,8 @@ class Arrivals:
         partition, count = self._order.pop(0) if self._order else (0, 1_000)
         at = PARTITIONS[partition]
         if not self._order:  # then all that is left, whatever it is
-            at = next((one for one in PARTITIONS if self._read[one] < len(self._log[one])), at)
+            left = (one for one in PARTITIONS if self._read[one] < len(self._log[one]) and one not in self._held)
+            at = next(left, at)
         first = self._read[at]
         if at in self._held:
             return []
@@ -101,3 +102,29 @@ def test_limits_are_kept(log: dict[TopicPartition, list[Record]]) -> None:
     for piece in read_all(reader(Arrivals(log, [])), 100):
         assert sum(record.topic == "clicks" for record in piece.records) <= 5
         assert len(piece.records) <= 15
+
+
+@given(st.integers(1, 400), st.integers(1, 500))
+def test_more_records_of_one_partition_than_are_held_at_once(first: int, then: int) -> None:
+    """A slice of many records of one partition can be repeated, however they come."""
+    log = log_of([[1] * 3_000, [2] * 1_500, [], [3] * 10])
+    live = reader(Arrivals(log, []), max_events=10**6, max_bytes=10**9)
+    for _ in range(20):
+        live.read(0.0)
+    whole = live.rest()
+    assert whole is not None
+    assert len(whole.records) == 4_510
+    again = reader(Arrivals(log, [(0, first), (1, then)] * 8))
+    repeated = None
+    for _ in range(200):
+        repeated = repeated or again.repeat(whole.ends, 0.0)
+    assert repeated == whole
+
+
+def test_a_reader_does_not_run_ahead_of_what_is_taken() -> None:
+    log = log_of([[1] * 9_000, [1] * 10, [], [1] * 10])
+    consumer = Arrivals(log, [(0, 500)] * 200)
+    live = reader(consumer, max_events=10**6, max_bytes=10**9)
+    for _ in range(30):
+        live.poll(0.0)
+    assert live.waiting["items", 0] == 1_500
