@@ -361,3 +361,14 @@ def test_a_catalogue_written_in_transactions_is_read_to_its_end(
         impatience.cancel()
         assert not made._stop.is_set(), "it waited for a record at the offset of the marker"
     assert len(made.learner.catalogue) == 5
+
+
+def test_a_catalogue_larger_than_is_held_at_once_is_read_to_its_end(
+    embedded_broker: EmbeddedBroker, make_topics: Callable[..., Topics], tmp_path: Path
+) -> None:
+    connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
+    shop = Shop(connection, make_topics(connection, partitions=1), tmp_path)
+    shop.send(*items(1_700), *events(10))
+    with updater(shop, max_events=10) as made:
+        made.run()
+    assert len(made.learner.catalogue) == 1_700
