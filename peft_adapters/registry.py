@@ -142,7 +142,7 @@ class AdapterRegistry:
             VersionNotFoundError: A delta's parent is not here.
             BundleDigestError: What the store gives back is not what the manifest says.
             RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed.
+            RegistryUnavailableError: The store failed, or has lost what was there.
         """
         scenario, version = manifest.scenario, manifest.version
         if not self._is_published(manifest):
@@ -335,7 +335,15 @@ class AdapterRegistry:
                 raise BundleFormatError(f"{self.url}/{path}: expected an owner, found: {error}; delete it") from error
 
     def _check_owner(self, scenario: str, owner: Owner | None) -> None:
-        if owner is not None and (there := self._owner(scenario)) != owner:
+        if owner is None:
+            return
+        there = self._owner(scenario)
+        if there is None:  # as an empty mount point shows it
+            raise RegistryUnavailableError(
+                f"registry {self.url} holds no owner of {scenario!r} any more, epoch {owner.epoch} had claimed it; "
+                "bring it back, or start this updater again to begin anew"
+            )
+        if there != owner:
             raise FencedError(
                 f"scenario {scenario!r} in {self.url}: expected epoch {owner.epoch} as its owner, found {there}; "
                 "another updater publishes to it now, so this one ends without publishing anything more"

@@ -17,6 +17,7 @@ from peft_adapters.errors import (
     CheckpointError,
     RegistryUnavailableError,
     VersionConflictError,
+    VersionNotFoundError,
 )
 from peft_adapters.evaluation import Prequential
 from peft_adapters.gate import GateSettings
@@ -43,7 +44,14 @@ _POLL_SECONDS = 0.05
 _LAG_SECONDS = 2.0  # how often the lag is asked for
 _LAG_TIMEOUT_SECONDS = 1.0  # a metric does not hold the loop up
 _CONFIRM_SECONDS = 10.0  # within the grace that a process is given to end
-_WORTH_ANOTHER_TRY = (RegistryUnavailableError, BundleDigestError, VersionConflictError, HeadwaterStreamError, OSError)
+_WORTH_ANOTHER_TRY = (
+    RegistryUnavailableError,
+    BundleDigestError,
+    VersionConflictError,
+    VersionNotFoundError,
+    HeadwaterStreamError,
+    OSError,
+)
 
 
 class Updater:
@@ -214,6 +222,7 @@ class Updater:
             log.error("adapter_refused", version=manifest.version, reasons=manifest.gate["reasons"])
             return
         self._publisher.publish(directory, manifest)
+        self._home.verify()  # who hung meanwhile announces nothing older than its successor's
         self._announce(manifest)
         self._metrics.adapters.labels("published").inc()
         self._metrics.adapter.stand_at(

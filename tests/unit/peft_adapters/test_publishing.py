@@ -12,7 +12,7 @@ from tiny_model import Bought, paired_stream, tiny_encoder, tiny_learner
 from peft_adapters.bundle import Bundle, Manifest, read_bundle
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.checkpoint import load_checkpoint, save_checkpoint
-from peft_adapters.errors import BundleDigestError, RegistryUnavailableError
+from peft_adapters.errors import BundleDigestError, FencedError, RegistryUnavailableError, VersionNotFoundError
 from peft_adapters.gate import GateSettings
 from peft_adapters.learner import Learner
 from peft_adapters.prefix_cache import PrefixCache
@@ -300,6 +300,26 @@ class TestFailingRegistry:
         assert not (press.directory / "registry").exists()
         (press.directory / "away").rename(press.directory / "registry")
         assert (press.publish().parent, press.latest().version) == (first.version, 2)
+
+    @pytest.mark.parametrize("learnt", [0, 1])
+    def test_one_that_is_lost_before_the_upload_fences_nobody(self, press: Press, learnt: int) -> None:
+        for _ in range(learnt):
+            press.publish()
+            press.learn()
+        directory, manifest = press.candidate()
+        (press.directory / "registry").rename(press.directory / "away")
+        with pytest.raises((RegistryUnavailableError, VersionNotFoundError)):  # its owner is gone, or a delta's parent
+            press.publisher.publish(directory, manifest)
+        assert press.registry.versions("home") == []
+
+    def test_who_is_fenced_before_the_upload_makes_nothing_visible(self, press: Press) -> None:
+        press.publish()
+        press.learn()
+        directory, manifest = press.candidate()
+        press.registry.claim("home", Owner(lineage="of the test", epoch=2))
+        with pytest.raises(FencedError, match=r"expected epoch 1 as its owner, found .*epoch=2"):
+            press.publisher.publish(directory, manifest)
+        assert (press.registry.versions("home"), press.latest().version) == ([1], 1)
 
     def test_a_store_that_removes_nothing_stops_no_publication(self, tmp_path: Path) -> None:
         press = Press(tmp_path, store=UntidyStore, snapshot_every=1, keep_versions=1)
