@@ -61,14 +61,6 @@ class Replayed:
     downweighted: int = 0
 
 
-class _Oracle:
-    """A guard that knows what is spam."""
-
-    def weigh(self, examples: Sequence[Example]) -> list[Example]:
-        """Honest events alone weigh anything."""
-        return [replace(e, weight=0.0) if e.event_id.startswith(_SPAM) else e for e in examples]
-
-
 def run(data: Path) -> Measured:
     """Replay `data`'s events with and without spam, guard and both, once a seed and kind of spam."""
     torch.set_num_threads(1)
@@ -98,12 +90,13 @@ def _round(items: Catalogue, examples: Sequence[Example], seed: int) -> dict[str
     target = {
         kind: sold[int(POPULARITY[(seed + place) % len(POPULARITY)] * len(sold))] for place, kind in enumerate(KINDS)
     }
-    plain = _replay(items, examples, seed, [], guard=None)
-    guarded = _replay(items, examples, seed, [], guard=Guard(GuardSettings()))
+    watched = list(target.values())
+    plain = _replay(items, examples, seed, watched, guard=None)
+    guarded = _replay(items, examples, seed, watched, guard=Guard(GuardSettings()))
     figures = {"seed": float(seed)} | _cost(plain, guarded)
     for kind, item_id in target.items():
         spammed = with_spam(examples, item_id, kind, seed)
-        clean = mean(_replay(items, spammed, seed, [item_id], guard=_Oracle()).watched[item_id])
+        clean = mean(plain.watched[item_id])
         alone = mean(_replay(items, spammed, seed, [item_id], guard=None).watched[item_id])
         kept = mean(_replay(items, spammed, seed, [item_id], guard=Guard(GuardSettings())).watched[item_id])
         figures |= {
@@ -147,7 +140,7 @@ def with_spam(examples: Sequence[Example], item_id: str, kind: str, seed: int) -
 
 
 def _replay(
-    items: Catalogue, examples: Sequence[Example], seed: int, watched: Sequence[str], *, guard: Guard | _Oracle | None
+    items: Catalogue, examples: Sequence[Example], seed: int, watched: Sequence[str], *, guard: Guard | None
 ) -> Replayed:
     """Judge and learn batch by batch; a batch is judged before it is learnt."""
     model = new_learner(EncoderSettings(lora_seed=seed), LearnerSettings(seed=seed, judged_items=2**62))
@@ -168,7 +161,7 @@ def _replay(
                 target = scores[:, model.catalogue.rows[item_id], None]
                 replayed.watched[item_id] += ((scores > target).sum(dim=1) + 1).tolist()
         model.learn(batch)
-    if isinstance(guard, Guard):
+    if guard is not None:
         replayed.downweighted = sum(guard.downweighted.values())
     return replayed
 
