@@ -16,7 +16,12 @@ def replay(kafka_connection: KafkaConnection, make_topics: Callable[..., Topics]
     return CrashReplay(Shop(kafka_connection, make_topics(kafka_connection, partitions=2), tmp_path), seed=7)
 
 
+# How the broker is reached makes no difference to what is kept: two brokers are enough.
+BROKERS = ["embedded", pytest.param("apache", marks=pytest.mark.kafka)]
+
+
 @pytest.mark.timeout(3_000)
+@pytest.mark.parametrize("kafka_connection", BROKERS, indirect=True)
 def test_it_ends_where_an_unkilled_run_ends(replay: CrashReplay, kills: int) -> None:
     for kill in range(kills):
         replay.send(20)
