@@ -118,6 +118,8 @@ class ListBatch:
     """Lists as the learner sees them; what is "shown" is all their items in one row, list after list.
 
     Attributes:
+        user_ids: [lists] whom each was shown to.
+        shown_ms: [lists] when, event time.
         items: [shown] rows of the items.
         owner: [shown] index of the list each belongs to.
         position: [shown] place in its list, from 0.
@@ -129,6 +131,8 @@ class ListBatch:
         context_rows: [context rows] distinct items of the contexts.
     """
 
+    user_ids: tuple[str, ...]
+    shown_ms: tuple[int, ...]
     items: IntArray
     owner: IntArray
     position: IntArray

@@ -27,7 +27,7 @@ from peft_adapters.errors import CheckpointError
 from peft_adapters.learner import Learner
 from peft_adapters.ranker import ROLES
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 MODEL_NAME, STATE_NAME, SUMS_NAME = "model.safetensors", "state.json", "SHA256SUMS"
 
 _SAME_ADAPTER = ("r", "lora_alpha", "target_modules")  # with other ones the same tensors say other things

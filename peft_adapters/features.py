@@ -16,7 +16,7 @@ from torch import Tensor
 
 from peft_adapters.counters import Counters, FloatArray, IntArray
 from peft_adapters.settings import COUNTER_FEATURES
-from peft_adapters.shoppers import Contexts
+from peft_adapters.shoppers import PASSED_ITEMS, Contexts
 
 # Where a head starts before it has seen an event: with what texts say, since nothing is counted yet; signs of interest
 # count for, and the session at hand against showing the same again. The learner moves them within a few batches.
@@ -34,9 +34,11 @@ INITIAL_WEIGHTS = {
     "session_affinity": 6.0,
     "history_affinity": 3.0,
     "last_item_affinity": 3.0,
+    "passed_over_affinity": 0.0,
     "session_affinity_squared": 0.0,
     "history_affinity_squared": 0.0,
     "last_item_affinity_squared": 0.0,
+    "passed_over_affinity_squared": 0.0,
     "taste": 1.0,
 }
 # The same for the head of lists: what is clicked among what is shown.
@@ -49,6 +51,7 @@ _SQUARE_SCALE = 3.0  # a head's steps are of one size for all features, and squa
 _SESSION_ITEMS, _SESSION_DECAY = 30, 0.9
 _NEAR_ITEMS, _NEAR_DECAY = 6, 0.6
 _HISTORY_ITEMS, _HISTORY_DECAY = 64, 0.98
+_PASSED_DECAY = 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +62,19 @@ class ContextWeights:
     near: sparse.csr_array
     history: sparse.csr_array
     last: sparse.csr_array
+    passed: sparse.csr_array
 
 
 def context_weights(contexts: Contexts, item_count: int) -> ContextWeights:
     """Recency weights of the items of contexts, by part of the context."""
     session, history = contexts.ages == 0, contexts.ages > 0
+    items, passed = contexts.items, contexts.passed
     return ContextWeights(
-        session=_recency(contexts, session, item_count, decay=_SESSION_DECAY, limit=_SESSION_ITEMS),
-        near=_recency(contexts, session, item_count, decay=_NEAR_DECAY, limit=_NEAR_ITEMS),
-        history=_recency(contexts, history, item_count, decay=_HISTORY_DECAY, limit=_HISTORY_ITEMS),
-        last=_recency(contexts, contexts.ages >= 0, item_count, decay=1.0, limit=1),
+        session=_recency(items, session, item_count, decay=_SESSION_DECAY, limit=_SESSION_ITEMS),
+        near=_recency(items, session, item_count, decay=_NEAR_DECAY, limit=_NEAR_ITEMS),
+        history=_recency(items, history, item_count, decay=_HISTORY_DECAY, limit=_HISTORY_ITEMS),
+        last=_recency(items, contexts.ages >= 0, item_count, decay=1.0, limit=1),
+        passed=_recency(passed, passed >= 0, item_count, decay=_PASSED_DECAY, limit=PASSED_ITEMS),
     )
 
 
@@ -141,7 +147,7 @@ def affinities_of_pairs(context_vectors: Tensor, candidate_vectors: Tensor, tast
 
 def affinity_weights(weights: ContextWeights, rows: IntArray) -> Tensor:
     """Weights of the context items `rows` in each affinity, dense [AFFINITIES, contexts, rows]."""
-    parts = (weights.session, weights.history, weights.last)
+    parts = (weights.session, weights.history, weights.last, weights.passed)
     return torch.from_numpy(np.stack([part[:, rows].toarray() for part in parts]))
 
 
@@ -170,20 +176,20 @@ class _Placement:
         return dense
 
 
-def _recency(contexts: Contexts, selected: Any, item_count: int, *, decay: float, limit: int) -> sparse.csr_array:
+def _recency(items: IntArray, selected: Any, item_count: int, *, decay: float, limit: int) -> sparse.csr_array:
     """Weights `decay ** rank` of the newest `limit` selected items, each row scaled to sum 1."""
     rank = np.cumsum(selected, axis=1) - 1
     row, column = np.nonzero(selected & (rank < limit))
     weight = (decay ** rank[row, column]).astype(np.float32)
-    weight /= np.bincount(row, weight, len(contexts))[row].astype(np.float32)
-    return _by_item(contexts, row, column, weight, item_count)
+    weight /= np.bincount(row, weight, len(items))[row].astype(np.float32)
+    return _by_item(items, row, column, weight, item_count)
 
 
 def _counts(contexts: Contexts, selected: Any, item_count: int) -> sparse.csr_array:
     row, column = np.nonzero(selected)
-    return _by_item(contexts, row, column, np.ones(len(row), dtype=np.float32), item_count)
+    return _by_item(contexts.items, row, column, np.ones(len(row), dtype=np.float32), item_count)
 
 
-def _by_item(contexts: Contexts, row: Any, column: Any, values: FloatArray, item_count: int) -> sparse.csr_array:
+def _by_item(items: IntArray, row: Any, column: Any, values: FloatArray, item_count: int) -> sparse.csr_array:
     # The conversion to CSR adds up repeated items of a context.
-    return sparse.csr_array((values, (row, contexts.items[row, column])), shape=(len(contexts), item_count))
+    return sparse.csr_array((values, (row, items[row, column])), shape=(len(items), item_count))

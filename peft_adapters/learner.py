@@ -117,14 +117,15 @@ class Learner:
 
     def _walk(self, examples: Sequence[Positive], items: IntArray) -> tuple[Contexts, list[list[int]], np.ndarray]:
         """Contexts, earlier items of the session and first sights, in event order, moving the shoppers on."""
-        contexts, before, new = [], [], []
+        contexts, passed, before, new = [], [], [], []
         for example, item in zip(examples, items.tolist(), strict=True):
             who = (example.user_id, example.session_id, example.ts)
             new.append(example.user_id not in self.shoppers)
             contexts.append(self.shoppers.context(*who))
+            passed.append(self.shoppers.passed_over(example.user_id, example.ts))
             before.append(self.shoppers.session_before(*who, limit=PAIR_WINDOW_ITEMS))
             self.shoppers.update(*who, item)
-        return pad(contexts), before, np.array(new)
+        return pad(contexts, passed), before, np.array(new)
 
     def _sample(self, items: IntArray) -> tuple[IntArray, Tensor]:
         """Candidates of a step, and the log-Q correction of each (Bengio & Senécal 2008; Yi et al. 2019).
@@ -255,8 +256,19 @@ class Learner:
         self.touched |= touched
         counted = batch.weight.numpy()[batch.owner] > 0
         self.ranker.counters.update_shown(batch.items[counted], batch.clicked[counted], again=batch.late[counted])
+        self._pass_over(batch)
         self._blend()
         return loss
+
+    def _pass_over(self, batch: ListBatch) -> None:
+        """Keep what was passed over of lists that count; one of which nothing was clicked may not have been seen."""
+        ends = np.cumsum(np.bincount(batch.owner, minlength=len(batch)))[:-1]
+        lists = zip(np.split(batch.items, ends), np.split(batch.clicked, ends), strict=True)
+        for user_id, ts_ms, weight, (items, clicked) in zip(
+            batch.user_ids, batch.shown_ms, batch.weight.tolist(), lists, strict=True
+        ):
+            if weight > 0 and clicked.any():
+                self.shoppers.pass_over(user_id, ts_ms, items[~clicked].tolist())
 
     def _lora_rows(self, batch: Batch) -> tuple[IntArray, IntArray]:
         """Candidates of LoRA's loss (positives and some negatives), and all rows whose text it is trained on.

@@ -40,12 +40,17 @@ def observe_lists(
     """
     items = np.array([rows[item_id] for shown in lists for item_id in shown.item_ids], dtype=np.int64)
     owner = np.repeat(np.arange(len(lists)), [len(shown.item_ids) for shown in lists])
-    contexts = pad([shoppers.context(shown.user_id, shown.session_id, shown.ts, only_before=True) for shown in lists])
+    contexts = pad(
+        [shoppers.context(shown.user_id, shown.session_id, shown.ts, only_before=True) for shown in lists],
+        [shoppers.passed_over(shown.user_id, shown.ts, only_before=True) for shown in lists],
+    )
     weights = context_weights(contexts, len(counters.events))
     features = _counter_features(counters, contexts, items, owner)
     _take_off(features, _own_clicks(lists, rows, shoppers), weights, counters)
     known = context_rows(contexts)
     return ListBatch(
+        user_ids=tuple(shown.user_id for shown in lists),
+        shown_ms=tuple(shown.ts for shown in lists),
         items=items,
         owner=owner,
         position=np.array([place for shown in lists for place in shown.positions], dtype=np.int64),
@@ -63,7 +68,7 @@ def _counter_features(counters: Counters, contexts: Contexts, items: IntArray, o
     features = torch.empty(len(COUNTER_FEATURES), len(items))
     for start in range(0, len(contexts), _CHUNK_LISTS):
         end = min(start + _CHUNK_LISTS, len(contexts))
-        part = Contexts(contexts.items[start:end], contexts.ages[start:end])
+        part = Contexts(contexts.items[start:end], contexts.ages[start:end], contexts.passed[start:end])
         first, last = np.searchsorted(owner, (start, end))
         columns, column = np.unique(items[first:last], return_inverse=True)
         whole = counter_features(counters, part, context_weights(part, len(counters.events)), columns)

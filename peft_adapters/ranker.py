@@ -109,5 +109,6 @@ class FrozenRanker:
 
 
 def context_rows(contexts: Contexts) -> IntArray:
-    """The distinct items of contexts, sorted."""
-    return np.unique(contexts.items[contexts.items >= 0])
+    """The distinct items of contexts, what was passed over included, sorted."""
+    rows = np.concatenate([contexts.items.ravel(), contexts.passed.ravel()])
+    return np.unique(rows[rows >= 0])

@@ -20,7 +20,7 @@ COUNTER_FEATURES = (
     "in_session",
     "click_through",
 )
-AFFINITIES = ("session_affinity", "history_affinity", "last_item_affinity")
+AFFINITIES = ("session_affinity", "history_affinity", "last_item_affinity", "passed_over_affinity")
 AFFINITY_FEATURES = (*AFFINITIES, *(f"{name}_squared" for name in AFFINITIES), "taste")
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
 

@@ -6,6 +6,7 @@ The state changes with every event, not with every adapter; a scorer keeps its o
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +14,23 @@ import numpy as np
 import numpy.typing as npt
 
 HISTORY_ITEMS = 128  # newest items kept a shopper
+PASSED_ITEMS = 64  # the same of what was shown and passed over
 SESSION_GAP_MS = 30 * 60 * 1000  # without a session id, a pause this long begins a new session
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """Newest-first items of some shoppers, and how many sessions ago each was.
+    """Newest-first items of some shoppers, how many sessions ago each was, and what they passed over.
 
     Attributes:
         items: [contexts, items] catalogue rows, -1 where there is none.
         ages: [contexts, items] 0 = the session at hand, 1 = the one before it (the last basket), and so on.
+        passed: [contexts, passed] rows of what was shown and not clicked, newest first, -1 where there is none.
     """
 
     items: npt.NDArray[np.int64]
     ages: npt.NDArray[np.int64]
+    passed: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         """Contexts."""
@@ -34,7 +38,7 @@ class Contexts:
 
 
 class _Shopper:
-    __slots__ = ("items", "keys", "session", "sessions", "times_ms")
+    __slots__ = ("items", "keys", "passed", "passed_ms", "session", "sessions", "times_ms")
 
     def __init__(self) -> None:
         self.items: list[int] = []  # oldest first
@@ -42,6 +46,8 @@ class _Shopper:
         self.times_ms: list[int] = []  # event time of each item
         self.session = 0
         self.keys: list[str | None] = [None]  # ids of the newest sessions, the one at hand last
+        self.passed: list[int] = []  # items shown and not clicked, oldest first
+        self.passed_ms: list[int] = []  # event time at which each was shown
 
     def goes_on(self, session_key: str | None, ts_ms: int, newest: int) -> bool:
         """Whether something belongs to the session of the item at index `newest`."""
@@ -67,6 +73,14 @@ class _Shopper:
         if len(self.items) > HISTORY_ITEMS:
             del self.items[0], self.sessions[0], self.times_ms[0]
             del self.keys[: len(self.keys) - 1 - (self.session - self.sessions[0])]
+
+    def state(self) -> list[Any]:
+        lists = (self.items, self.sessions, self.times_ms, self.keys, self.passed, self.passed_ms)
+        return [self.session, *(list(own) for own in lists)]
+
+    def restore(self, state: list[Any]) -> None:
+        self.session, *lists = state
+        self.items, self.sessions, self.times_ms, self.keys, self.passed, self.passed_ms = (list(own) for own in lists)
 
 
 class Shoppers:
@@ -133,24 +147,38 @@ class Shoppers:
         self._shoppers.move_to_end(user_id)
         shopper.take_in(session_key, ts_ms, item)
 
+    def passed_over(self, user_id: str, ts_ms: int, *, only_before: bool = False) -> list[int]:
+        """What the shopper was shown and did not click, newest first; arguments as of `context`."""
+        shopper = self._shoppers.get(user_id)
+        if shopper is None:
+            return []
+        newest_first = zip(reversed(shopper.passed), reversed(shopper.passed_ms), strict=True)
+        return [item for item, shown_ms in newest_first if shown_ms < ts_ms or not only_before]
+
+    def pass_over(self, user_id: str, ts_ms: int, items: Sequence[int]) -> None:
+        """Take in what a shopper who did click on something was shown at a time and passed over, in its order.
+
+        Of a shopper who is not remembered nothing is kept.
+        """
+        shopper = self._shoppers.get(user_id)
+        if shopper is not None:
+            shopper.passed = [*shopper.passed, *items][-PASSED_ITEMS:]
+            shopper.passed_ms = [*shopper.passed_ms, *[ts_ms] * len(items)][-PASSED_ITEMS:]
+
     def forget(self, user_id: str) -> bool:
         """Drop a shopper; whether there was one."""
         return self._shoppers.pop(user_id, None) is not None
 
     def state(self) -> dict[str, Any]:
         """Everything, as JSON can hold it, in order of last sight."""
-        return {
-            user: [list(s.items), list(s.sessions), list(s.times_ms), s.session, list(s.keys)]
-            for user, s in self._shoppers.items()
-        }
+        return {user: shopper.state() for user, shopper in self._shoppers.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` gave."""
         self._shoppers.clear()
-        for user, (items, sessions, times_ms, session, keys) in state.items():
+        for user, own in state.items():
             shopper = self._shoppers[user] = _Shopper()
-            shopper.items, shopper.sessions, shopper.times_ms = list(items), list(sessions), list(times_ms)
-            shopper.session, shopper.keys = session, list(keys)
+            shopper.restore(own)
 
 
 def _session_up_to(shopper: _Shopper, end: int, session: int, limit: int) -> list[int]:
@@ -163,12 +191,17 @@ def _session_up_to(shopper: _Shopper, end: int, session: int, limit: int) -> lis
     return newest
 
 
-def pad(rows: list[tuple[list[int], list[int]]]) -> Contexts:
-    """Contexts of ragged (items, ages) pairs."""
-    width = max((len(items) for items, _ in rows), default=0)
-    items = np.full((len(rows), width), -1, dtype=np.int64)
-    ages = np.full((len(rows), width), -1, dtype=np.int64)
-    for index, (own_items, own_ages) in enumerate(rows):
-        items[index, : len(own_items)] = own_items
-        ages[index, : len(own_ages)] = own_ages
-    return Contexts(items, ages)
+def pad(rows: Sequence[tuple[list[int], list[int]]], passed: Sequence[list[int]] | None = None) -> Contexts:
+    """Contexts of ragged (items, ages) pairs, and of what was passed over where that is known."""
+    return Contexts(
+        _padded([items for items, _ in rows]),
+        _padded([ages for _, ages in rows]),
+        _padded([[]] * len(rows) if passed is None else passed),
+    )
+
+
+def _padded(rows: Sequence[list[int]]) -> npt.NDArray[np.int64]:
+    table = np.full((len(rows), max(map(len, rows), default=0)), -1, dtype=np.int64)
+    for index, row in enumerate(rows):
+        table[index, : len(row)] = row
+    return table

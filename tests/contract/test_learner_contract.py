@@ -227,7 +227,9 @@ def test_a_head_weighs_only_the_features_of_its_policy(policy: str, make: MakeLe
     learn(learner, paired_stream(400, items=ITEMS, seed=1))
     moved = {name for name, old, new in zip(FEATURES, start, learner.ranker.heads, strict=True) if old != new}
     assert moved <= set(FITTED[policy])
-    silent = {"click_through", "taste"}  # without lists; and one more may have nothing to say in this stream
+    # Without lists; and one more may have nothing to say in this stream.
+    silent = {"click_through", "taste", "passed_over_affinity", "passed_over_affinity_squared"}
+    assert not moved & silent
     assert len(moved) >= len(set(FITTED[policy]) - silent) - 1
     used = set(AFFINITY_FEATURES) if policy == "frozen" else set(FITTED[policy])
     assert {name for name, weight in zip(FEATURES, learner.ranker.heads, strict=True) if weight != 0} <= used

@@ -20,8 +20,9 @@ from peft_adapters.settings import AFFINITIES, AFFINITY_FEATURES, COUNTER_FEATUR
 from peft_adapters.shoppers import Contexts, pad
 
 SMOOTHING = 5.0
-# One shopper: items 2 then 1 newest first in this session, 0 and 0 in the one before, 3 two sessions ago; one stranger.
-CONTEXTS = pad([([2, 1, 0, 0, 3], [0, 0, 1, 1, 2]), ([], [])])
+# One shopper: items 2 then 1 newest first in this session, 0 and 0 in the one before, 3 two sessions ago, 3 then 0
+# passed over; one stranger.
+CONTEXTS = pad([([2, 1, 0, 0, 3], [0, 0, 1, 1, 2]), ([], [])], [[3, 0], []])
 
 
 @pytest.fixture
@@ -123,6 +124,12 @@ def test_features_are_finite_before_anything_was_counted() -> None:
     assert bool(torch.isfinite(features).all())
 
 
+def test_the_newest_of_what_was_passed_over_weighs_most() -> None:
+    assert_close(
+        torch.from_numpy(context_weights(CONTEXTS, 4).passed.toarray()), [[0.97 / 1.97, 0, 0, 1 / 1.97], [0] * 4]
+    )
+
+
 def test_affinities_are_dot_products_with_the_weighted_mean_and_their_squares() -> None:
     weights = context_weights(CONTEXTS, 4)
     rows = np.array([0, 1, 2, 3])
@@ -131,7 +138,7 @@ def test_affinities_are_dot_products_with_the_weighted_mean_and_their_squares() 
     taste = torch.tensor([0.5, 0.0, -1.0, 2.0])
     features = affinity_features(means, torch.eye(4), taste)
     assert features.shape == (len(AFFINITY_FEATURES), 2, 4)
-    for index, part in enumerate((weights.session, weights.history, weights.last)):
+    for index, part in enumerate((weights.session, weights.history, weights.last, weights.passed)):
         product = torch.from_numpy(part.toarray())
         torch.testing.assert_close(features[index], product)
         torch.testing.assert_close(features[index + len(AFFINITIES)], 3 * product**2)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny_model import Bought, Listed, shown_stream, tiny_learner
@@ -9,7 +10,8 @@ from tiny_model import Bought, Listed, shown_stream, tiny_learner
 from peft_adapters.batches import ListBatch
 from peft_adapters.learner import Learner
 from peft_adapters.losses import DelayedFeedback, lists_loss
-from peft_adapters.settings import COUNTER_FEATURES, LearnerSettings
+from peft_adapters.ranker import FrozenRanker
+from peft_adapters.settings import AFFINITIES, COUNTER_FEATURES, FEATURES, LearnerSettings
 
 MINUTE_MS = 60_000
 HALF_LIFE_EVENTS = 1_000
@@ -108,6 +110,49 @@ def test_position_is_learnt_and_is_no_part_of_the_score() -> None:
     batch = learner.observe_lists([listed("new", 999, [0, 1, 2, 3, 4, 5], [])])
     turned = learner.observe_lists([listed("new", 999, [5, 4, 3, 2, 1, 0], [])])
     torch.testing.assert_close(learner.judge_lists(batch)[0], learner.judge_lists(turned)[0].flip(0))
+
+
+def test_what_was_passed_over_is_known_of_the_next_list_and_not_of_its_own(learner: Learner) -> None:
+    bought(learner, ("ann", 1, 0), ("bob", 1, 0))
+    first = listed("ann", 0, [1, 2, 3], [1])
+    lists = [first, listed("bob", 0, [4, 5], []), listed("bob", 1, [6, 7], [6], weight=0.0)]
+    learner.learn_lists(learner.observe_lists(lists))
+    assert learner.shoppers.passed_over("ann", MINUTE_MS) == [3, 2]
+    assert learner.shoppers.passed_over("bob", MINUTE_MS) == []  # nothing clicked, perhaps not seen; or of no weight
+    assert not passed_over_weights(learner.observe_lists([first])).any()
+    later = learner.observe_lists([listed("ann", 1, [2, 9], [])])
+    assert later.context_rows[passed_over_weights(later)[0] > 0].tolist() == [2, 3]
+    batch = learner.observe([Bought("ann", None, "item-9", MINUTE_MS)])
+    assert batch.contexts.passed.tolist() == [[3, 2]]
+    learner.ranker.heads = learner.lists.heads + torch.linspace(-1, 1, len(FEATURES))
+    torch.testing.assert_close(FrozenRanker(learner.ranker).score(batch.contexts), learner.judge(batch))
+
+
+def passed_over_weights(batch: ListBatch) -> torch.Tensor:
+    return batch.affinity_weights[AFFINITIES.index("passed_over_affinity")]
+
+
+def test_who_passes_over_what_is_like_it_is_not_offered_it(learner: Learner) -> None:
+    """Two kinds of shoppers: each clicks on one half of the items in every list and passes over the other half."""
+    rng = np.random.default_rng(3)
+    for minute in range(300):
+        user, items = f"u{minute % 20}", rng.permutation(12)[:6].tolist()
+        clicked = [item for item in items if item < 6] if minute % 2 else [item for item in items if item >= 6]
+        bought(learner, *((user, item, minute) for item in clicked[:1]))
+        learner.learn_lists(learner.observe_lists([listed(user, minute, items, clicked[:1])]))
+    weights = dict(zip(FEATURES, learner.lists.heads.tolist(), strict=True))
+    assert weights["passed_over_affinity"] < -0.1
+
+
+def test_a_list_that_nothing_was_passed_over_before_is_scored_without_it(learner: Learner) -> None:
+    other = tiny_learner(LearnerSettings(lora=False), items=12)
+    for either in (learner, other):
+        bought(either, ("ann", 1, 0))
+    other.lists.heads[FEATURES.index("passed_over_affinity")] = -9.0
+    for either in (learner, other):
+        either.ranker.heads = either.lists.heads.clone()
+    batch = learner.observe_lists([listed("ann", 1, [2, 3, 4], [])])
+    torch.testing.assert_close(learner.judge_lists(batch)[0], other.judge_lists(batch)[0])
 
 
 def test_forget_drops_a_shopper(learner: Learner) -> None:

@@ -95,3 +95,4 @@ def test_a_frozen_ranker_stands_still_while_its_learner_goes_on(learner: Learner
 
 def test_context_rows_are_distinct_and_sorted() -> None:
     assert context_rows(CONTEXTS).tolist() == [0, 1, 2, 5, 9]
+    assert context_rows(pad([([3], [0]), ([], [])], [[7, 3], [1]])).tolist() == [1, 3, 7]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from peft_adapters.shoppers import HISTORY_ITEMS, SESSION_GAP_MS, Shoppers, pad
+from peft_adapters.shoppers import HISTORY_ITEMS, PASSED_ITEMS, SESSION_GAP_MS, Shoppers, pad
 
 NOW = 1_700_000_000_000
 
@@ -95,6 +95,7 @@ def test_state_comes_back_exactly_with_its_order_through_json() -> None:
     shoppers = Shoppers(max_shoppers=2)
     for index, user in enumerate(("ann", "bob", "ann")):
         shoppers.update(user, None if user == "bob" else "s1", NOW + index, index)
+    shoppers.pass_over("ann", NOW, [7, 8])
     restored = Shoppers(max_shoppers=2)
     restored.restore(json.loads(json.dumps(shoppers.state())))
     assert restored.state() == shoppers.state()
@@ -102,6 +103,7 @@ def test_state_comes_back_exactly_with_its_order_through_json() -> None:
         either.update("cat", None, NOW, 9)
         assert "bob" not in either
     assert restored.context("ann", "s1", NOW) == shoppers.context("ann", "s1", NOW) == ([2, 0], [0, 0])
+    assert restored.passed_over("ann", NOW) == [8, 7]
 
 
 def test_a_state_stands_still_when_events_go_on() -> None:
@@ -111,7 +113,7 @@ def test_a_state_stands_still_when_events_go_on() -> None:
     restored.restore(state)
     shoppers.update("ann", "s1", NOW, 2)
     restored.update("ann", "s1", NOW, 3)
-    assert state["ann"][:2] == [[1], [0]]
+    assert state["ann"][:3] == [0, [1], [0]]
 
 
 def test_pad_fills_with_minus_one() -> None:
@@ -121,6 +123,8 @@ def test_pad_fills_with_minus_one() -> None:
     assert len(contexts) == 3
     assert pad([]).items.shape == (0, 0)
     assert pad([([], [])]).items.shape == (1, 0)
+    assert contexts.passed.shape == (3, 0)
+    assert pad([([1], [0]), ([], [])], [[], [5, 6]]).passed.tolist() == [[-1, -1], [5, 6]]
 
 
 def test_as_of_a_time_later_items_are_not_there() -> None:
@@ -147,11 +151,38 @@ def test_keys_of_sessions_are_dropped_with_their_items() -> None:
     shoppers = Shoppers()
     for item in range(HISTORY_ITEMS + 50):
         shoppers.update("ann", f"s{item}", NOW + item, item)
-    assert len(shoppers.state()["ann"][-1]) == HISTORY_ITEMS
+    assert len(shoppers.state()["ann"][4]) == HISTORY_ITEMS
     early = NOW + 60
     items, ages = shoppers.context("ann", "s60", early, only_before=True)
     assert (items[0], ages[0]) == (59, 1)
     assert shoppers.context("ann", "s59", early, only_before=True)[1][0] == 0
+
+
+def test_what_was_passed_over_is_kept_newest_first_as_of_a_time() -> None:
+    shoppers = Shoppers()
+    shoppers.update("ann", None, NOW, 1)
+    shoppers.pass_over("ann", NOW, [2, 3])
+    shoppers.pass_over("ann", NOW + 5, [4])
+    assert shoppers.passed_over("ann", NOW + 5) == [4, 3, 2]
+    assert shoppers.passed_over("ann", NOW + 5, only_before=True) == [3, 2]  # what is shown at its time comes after
+    assert shoppers.passed_over("bob", NOW + 5) == []
+    assert shoppers.context("ann", None, NOW + 5) == ([1], [0])
+
+
+def test_what_was_passed_over_is_bounded_and_forgotten_with_its_shopper() -> None:
+    shoppers = Shoppers()
+    shoppers.pass_over("ann", NOW, [1])
+    assert "ann" not in shoppers  # who only looks takes nobody's room
+    shoppers.update("ann", None, NOW, 1)
+    for item in range(PASSED_ITEMS + 10):
+        shoppers.pass_over("ann", NOW + item, [item, item])
+    kept = shoppers.passed_over("ann", NOW)
+    assert len(kept) == PASSED_ITEMS
+    assert kept[:3] == [PASSED_ITEMS + 9, PASSED_ITEMS + 9, PASSED_ITEMS + 8]
+    assert len(shoppers.passed_over("ann", NOW + PASSED_ITEMS + 9, only_before=True)) == PASSED_ITEMS - 2
+    shoppers.forget("ann")
+    shoppers.update("ann", None, NOW, 1)
+    assert shoppers.passed_over("ann", NOW) == []
 
 
 def test_a_shopper_can_be_forgotten() -> None:
