@@ -8,8 +8,9 @@ in, a twentieth of the honest events there:
 - `spread`: of fifty users, all the time.
 
 The item is one of many, some or few events so far, each with another seed. What moves is its mean rank in the whole
-catalogue, over the contexts of the honest events from then on, against the replay without spam. Micro-batches are cut by honest events, and spam comes on top: cut elsewhere, everything would be learnt a little
-otherwise, and ranks would move by that too.
+catalogue, over the contexts of the honest events from then on, against the replay without spam. Micro-batches
+are cut by honest events, and spam comes on top: cut elsewhere, everything would be learnt a little otherwise, and ranks
+would move by that too.
 """
 
 from __future__ import annotations
