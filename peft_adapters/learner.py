@@ -22,13 +22,14 @@ from peft_adapters.encoder import Encoder
 from peft_adapters.features import affinity_features, affinity_weights, context_weights, counter_features
 from peft_adapters.list_steps import ListSteps
 from peft_adapters.lists import observe_lists
-from peft_adapters.losses import Side, list_scores, positives_loss
+from peft_adapters.losses import Side, list_features, positives_loss
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser
 from peft_adapters.ranker import ROLES, Ranker, context_rows
-from peft_adapters.settings import FEATURES, LearnerSettings
+from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
 from peft_adapters.shoppers import Contexts, Shoppers, pad
 
 _LISTED_ENOUGH = 0.9  # share of events that lists account for, from which on LoRA costs more than it has left to learn
+_SERVED = torch.tensor([float(name not in PASSED_OVER) for name in FEATURES])  # scorers do not know the others
 _UNIFORM_SHARE = 0.5  # of the negatives' distribution; the other half is popularity
 
 
@@ -171,11 +172,12 @@ class Learner:
         return loss
 
     def _blend(self) -> None:
-        """Score by the heads of lists as far as lists account for what was clicked and bought."""
+        """Serve the heads of lists as far as lists account for what was clicked and bought."""
+        self.ranker.heads = self._blended(self.lists.served_heads) * _SERVED
+
+    def _blended(self, heads_of_lists: Tensor) -> Tensor:
         share = self._listed_share()
-        self.ranker.heads = self.catalogue_heads.clone()
-        if share > 0:
-            self.ranker.heads.lerp_(self.lists.heads, share)
+        return self.catalogue_heads.lerp(heads_of_lists, share) if share > 0 else self.catalogue_heads.clone()
 
     def _listed_share(self) -> float:
         """Share of clicks and purchases that came in lists, where what each was chosen over is known."""
@@ -239,10 +241,10 @@ class Learner:
 
     @torch.inference_mode()
     def judge_lists(self, batch: ListBatch) -> list[Tensor]:
-        """Scores [items of the list] of each list."""
+        """Scores [items of the list] of each list, by all that is known of it: what was passed over before included."""
         query = self.ranker.vectors("query")[torch.from_numpy(batch.context_rows)]
         candidate = self.ranker.vectors("candidate")[torch.from_numpy(batch.items)]
-        scores = list_scores(batch, self.ranker.heads, self.ranker.taste, query, candidate)
+        scores = self._blended(self.lists.heads) @ list_features(batch, self.ranker.taste, query, candidate)
         return list(torch.split(scores, np.bincount(batch.owner, minlength=len(batch)).tolist()))
 
     def learn_lists(self, batch: ListBatch) -> float:

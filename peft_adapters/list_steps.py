@@ -2,6 +2,9 @@
 
 A head that tells what is clicked among what was shown is another one than a head that finds the next item in the whole
 catalogue: the first has the click-through to go by and no exposure to explain. The learner keeps both.
+
+Who does not follow impressions does not know what a shopper passed over, and the weights that are best beside it are
+not best without. So there is a second head for lists, fitted on the same steps without it, and that is the served one.
 """
 
 from __future__ import annotations
@@ -14,10 +17,10 @@ from torch import Tensor
 
 from peft_adapters.batches import ListBatch
 from peft_adapters.features import LIST_INITIAL_WEIGHTS
-from peft_adapters.losses import DelayedFeedback, Side, list_scores, lists_loss
+from peft_adapters.losses import DelayedFeedback, Side, list_features, lists_loss
 from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser
 from peft_adapters.ranker import ROLES, Ranker
-from peft_adapters.settings import FEATURES, LearnerSettings
+from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
 
 _START_LOG_ODDS = -2.0  # of a click on what is shown, before any list is learnt
 # They fall with every event, so that nobody knows what they were when a list was shown; click-through says it better.
@@ -33,6 +36,7 @@ class ListSteps:
 
     Attributes:
         heads: [features] weights of the score for what is shown in lists.
+        served_heads: [features] the same where it is not known what was passed over.
         examination: [2] see `lists_loss`.
         feedback: how many clicks come late.
         lists_learned: lists so far.
@@ -42,6 +46,8 @@ class ListSteps:
         used = set(settings.features) - set(_NOT_OF_LISTS)
         self._mask = torch.tensor([float(name in used) for name in FEATURES])
         self.heads = torch.tensor([LIST_INITIAL_WEIGHTS.get(name, 0.0) for name in FEATURES]) * self._mask
+        self._served_mask = self._mask * torch.tensor([float(name not in PASSED_OVER) for name in FEATURES])
+        self.served_heads = self.heads * self._served_mask
         self.examination = torch.tensor([_START_LOG_ODDS, 0.0])
         self.feedback = DelayedFeedback()
         self.lists_learned = 0
@@ -49,6 +55,7 @@ class ListSteps:
         rate = settings.heads_learning_rate
         self._optimisers = {
             "heads": HeadsOptimiser(self.heads, learning_rate=rate),
+            "served_heads": HeadsOptimiser(self.served_heads, learning_rate=rate),
             "examination": HeadsOptimiser(self.examination, learning_rate=rate),
             "taste": HeadsOptimiser(ranker.taste, learning_rate=settings.taste_learning_rate),
         }
@@ -70,10 +77,12 @@ class ListSteps:
         )
         rows, place = np.unique(batch.items, return_inverse=True)
         query, candidate = Side(self._ranker, "query", batch.context_rows), Side(self._ranker, "candidate", rows)
-        scores = list_scores(batch, heads, taste, query.vectors, candidate.vectors[torch.from_numpy(place)])
+        features = list_features(batch, taste, query.vectors, candidate.vectors[torch.from_numpy(place)])
+        scores = heads @ features
         loss = lists_loss(batch, scores, examination, self.feedback)
         moved = [heads, taste, examination, query.residual, candidate.residual]
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+        self._step_served(batch, features.detach())
         self._optimisers["heads"].step(gradients[0] * self._mask)
         self._optimisers["taste"].step(gradients[1])
         self._optimisers["examination"].step(gradients[2])
@@ -81,6 +90,13 @@ class ListSteps:
         self.feedback.count(batch, scores.detach())
         self.lists_learned += len(batch)
         return float(loss.detach()), touched
+
+    def _step_served(self, batch: ListBatch, features: Tensor) -> None:
+        """Move the served head alone; `features` [features, shown] stand still."""
+        heads = self.served_heads.clone().requires_grad_()
+        loss = lists_loss(batch, heads @ features, self.examination, self.feedback)
+        (gradient,) = torch.autograd.grad(loss, [heads])
+        self._optimisers["served_heads"].step(gradient * self._served_mask)
 
     def _step_rows(self, side: Side, gradient: Tensor | None) -> set[int]:
         if gradient is None or side.role not in self._row_optimisers:
@@ -92,13 +108,13 @@ class ListSteps:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it, as tensors and as JSON can hold it."""
         parts = self._optimisers | {f"rows.{role}": optimiser for role, optimiser in self._row_optimisers.items()}
-        tensors = {"heads": self.heads, "examination": self.examination, "taste": self._ranker.taste}
+        tensors = self._learnt()
         tensors |= {f"{part}.{key}": value for part, own in parts.items() for key, value in own.state().items()}
         return tensors, {"feedback": self.feedback.state(), "lists_learned": self.lists_learned}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Put back what `state` gave."""
-        for own, name in ((self.heads, "heads"), (self.examination, "examination"), (self._ranker.taste, "taste")):
+        for name, own in self._learnt().items():
             own.copy_(tensors[name])  # in place: the optimisers hold these tensors
         parts = self._optimisers | {f"rows.{role}": optimiser for role, optimiser in self._row_optimisers.items()}
         for part, optimiser in parts.items():
@@ -106,3 +122,11 @@ class ListSteps:
             optimiser.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         self.feedback.restore(state["feedback"])
         self.lists_learned = state["lists_learned"]
+
+    def _learnt(self) -> dict[str, Tensor]:
+        return {
+            "heads": self.heads,
+            "served_heads": self.served_heads,
+            "examination": self.examination,
+            "taste": self._ranker.taste,
+        }

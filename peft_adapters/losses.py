@@ -59,19 +59,17 @@ def positives_loss(
     return (batch.weight * torch.nn.functional.cross_entropy(logits, targets, reduction="none")).mean()
 
 
-def list_scores(batch: ListBatch, heads: Tensor, taste: Tensor, query: Tensor, candidate: Tensor) -> Tensor:
-    """Scores [shown] of what was shown.
+def list_features(batch: ListBatch, taste: Tensor, query: Tensor, candidate: Tensor) -> Tensor:
+    """Features [features, shown] of what was shown.
 
     Args:
         batch: the lists.
-        heads: [features].
         taste: [dim].
         query: [context rows, dim] vectors of the contexts' items.
         candidate: [shown, dim] vectors of what was shown.
     """
     contexts = (batch.affinity_weights @ query)[:, torch.from_numpy(batch.owner)]  # [AFFINITIES, shown, dim]
-    features = torch.cat([batch.counter_features, affinities_of_pairs(contexts, candidate, taste)])
-    return heads @ features
+    return torch.cat([batch.counter_features, affinities_of_pairs(contexts, candidate, taste)])
 
 
 class DelayedFeedback:

@@ -21,6 +21,7 @@ COUNTER_FEATURES = (
     "click_through",
 )
 AFFINITIES = ("session_affinity", "history_affinity", "last_item_affinity", "passed_over_affinity")
+PASSED_OVER = ("passed_over_affinity", "passed_over_affinity_squared")
 AFFINITY_FEATURES = (*AFFINITIES, *(f"{name}_squared" for name in AFFINITIES), "taste")
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
 

@@ -11,7 +11,7 @@ from peft_adapters.batches import ListBatch
 from peft_adapters.learner import Learner
 from peft_adapters.losses import DelayedFeedback, lists_loss
 from peft_adapters.ranker import FrozenRanker
-from peft_adapters.settings import AFFINITIES, COUNTER_FEATURES, FEATURES, LearnerSettings
+from peft_adapters.settings import AFFINITIES, COUNTER_FEATURES, FEATURES, PASSED_OVER, LearnerSettings
 
 MINUTE_MS = 60_000
 HALF_LIFE_EVENTS = 1_000
@@ -97,7 +97,9 @@ def test_without_lists_the_score_is_the_catalogues_alone(learner: Learner) -> No
     assert learner.ranker.taste.abs().sum() == 0
     learner.learn_lists(learner.observe_lists([listed("ann", 3, [1, 2], [2])]))
     share = 1 / 2  # one click in a list, two events
-    torch.testing.assert_close(learner.ranker.heads, torch.lerp(learner.catalogue_heads, learner.lists.heads, share))
+    torch.testing.assert_close(
+        learner.ranker.heads, torch.lerp(learner.catalogue_heads, learner.lists.served_heads, share)
+    )
 
 
 def test_position_is_learnt_and_is_no_part_of_the_score() -> None:
@@ -142,17 +144,20 @@ def test_who_passes_over_what_is_like_it_is_not_offered_it(learner: Learner) -> 
         learner.learn_lists(learner.observe_lists([listed(user, minute, items, clicked[:1])]))
     weights = dict(zip(FEATURES, learner.lists.heads.tolist(), strict=True))
     assert weights["passed_over_affinity"] < -0.1
+    for served in (learner.ranker.heads, learner.lists.served_heads):  # scorers do not know what was passed over
+        weights = dict(zip(FEATURES, served.tolist(), strict=True))
+        assert [weights[name] for name in PASSED_OVER] == [0.0, 0.0]
 
 
 def test_a_list_that_nothing_was_passed_over_before_is_scored_without_it(learner: Learner) -> None:
     other = tiny_learner(LearnerSettings(lora=False), items=12)
     for either in (learner, other):
-        bought(either, ("ann", 1, 0))
+        bought(either, ("ann", 1, 0), ("bob", 1, 0))
+        either.learn_lists(either.observe_lists([listed("bob", 0, [1, 2], [1])]))
     other.lists.heads[FEATURES.index("passed_over_affinity")] = -9.0
-    for either in (learner, other):
-        either.ranker.heads = either.lists.heads.clone()
-    batch = learner.observe_lists([listed("ann", 1, [2, 3, 4], [])])
-    torch.testing.assert_close(learner.judge_lists(batch)[0], other.judge_lists(batch)[0])
+    for user, same in (("ann", True), ("bob", False)):
+        batch = learner.observe_lists([listed(user, 1, [2, 3, 4], [])])
+        assert torch.allclose(learner.judge_lists(batch)[0], other.judge_lists(batch)[0]) == same
 
 
 def test_forget_drops_a_shopper(learner: Learner) -> None:
