@@ -232,6 +232,7 @@ class PartitionConsumer:
 
     def _poll_once(self, timeout_seconds: float, max_records: int) -> list[Record]:
         timeout_ms = 0 if self._idle_pause_seconds else int(timeout_seconds * 1000)
+        self._unpark()
         try:
             fetched = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
         except OffsetOutOfRangeError:
@@ -246,6 +247,16 @@ class PartitionConsumer:
         except KafkaError as error:
             raise ConsumeError(f"{self._topics} cannot be read: {error}; check the rights and the disks") from error
         return self._in_order(fetched)
+
+    def _unpark(self) -> None:
+        """Have the client go on with what it had fetched of a partition when that was held.
+
+        kafka-python 3.0.12 puts it aside, and takes it up again only while `_next_partition_records` is None; which it
+        is not once anything was read, exhausted or not. Without this a partition once held may never be read again.
+        """
+        fetcher = self._consumer._fetcher
+        if not fetcher._next_partition_records:
+            fetcher._next_partition_records = None
 
     def _in_order(self, fetched: dict[KafkaPartition, list[Any]]) -> list[Record]:
         records: list[Record] = []

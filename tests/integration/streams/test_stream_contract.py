@@ -173,6 +173,22 @@ class TestReading:
             places = [(names.index(record.topic), record.partition, record.offset) for record in records]
             assert places == sorted(places)
 
+    def test_what_was_held_is_read_once_it_is_let_go(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
+        """Also of partitions of which something had arrived when they were held, whatever was read meanwhile."""
+        send_clicks(kafka_connection, topics, range(1_000), users=40)
+        with consumer_of(kafka_connection, [topics.clicks]) as consumer:
+            records = consumer.poll(5.0, max_records=1)  # the rest of its partition is fetched, and not given out
+            first = (records[0].topic, records[0].partition)
+            others = [at for at in consumer.positions() if at != first]
+            for held in ([first], [first, others[0]], [first, *others[:2]], [*others], []):
+                consumer.hold(held)
+                for _ in range(8):
+                    got = consumer.poll(0.2, max_records=20)
+                    assert not {(record.topic, record.partition) for record in got} & set(held)
+                    records += got
+            records += read(consumer, 1_000 - len(records))
+        assert len({(record.partition, record.offset) for record in records}) == len(records) == 1_000
+
     def test_lag_is_what_is_left_to_read(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         send_clicks(kafka_connection, topics, range(100))
         with consumer_of(kafka_connection, [topics.clicks]) as consumer:
