@@ -1,14 +1,15 @@
 """Sets the stage: broker, topics, catalogue, and the real processes; and clears it in the right order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
+from typing import TypeVar
 
 from kafka import KafkaAdminClient
+from pydantic import BaseModel
 
-from peft_adapters.settings import LearnerSettings
 from services.demo.processes import Child, environment, stop_all, wait_ready
 from services.settings import Settings
 from streams.connection import KafkaConnection, open_client
@@ -22,6 +23,11 @@ START_TIMEOUT_SECONDS = 60.0
 # Seven processes share what may be two cores here, and each LoRA that is published has every scorer encode the whole
 # catalogue: train it on a quarter of the batches, and take it over a quarter as often as the defaults have it.
 LIGHT_LEARNING = {"lora_every_batches": 4, "lora_refresh_batches": 16}
+# Real orders, out of the middle of a shop's life: nobody is known yet, and the demo claims that each is learnt.
+TRUSTED_DATA = {
+    name: 1_000_000 for name in ("burst_events", "user_item_hour_events", "user_hour_events", "item_hour_events")
+}
+Section = TypeVar("Section", bound=BaseModel)
 READY_TIMEOUT_SECONDS = 240.0  # the first run encodes the whole catalogue
 
 
@@ -69,7 +75,9 @@ def stage(settings: Settings, directory: Path, items: Sequence[Item], say: Calla
         DemoError: A process did not come up.
         HeadwaterStreamError: The broker did not.
     """
-    settings = settings.model_copy(update={"learner": _light(settings.learner)})
+    settings = settings.model_copy(
+        update={"learner": _with(settings.learner, LIGHT_LEARNING), "guard": _with(settings.guard, TRUSTED_DATA)}
+    )
     with ExitStack() as undo:
         say("creating topics on the Kafka given" if _is_given(settings) else "starting the broker")
         settings = undo.enter_context(_broker(settings, directory / "broker"))
@@ -86,10 +94,10 @@ def stage(settings: Settings, directory: Path, items: Sequence[Item], say: Calla
         yield up
 
 
-def _light(learner: LearnerSettings) -> LearnerSettings:
-    """Less work a batch, wherever the user has not said how much."""
-    return learner.model_copy(
-        update={name: value for name, value in LIGHT_LEARNING.items() if name not in learner.model_fields_set}
+def _with(section: Section, values: Mapping[str, object]) -> Section:
+    """A section of the settings with these values wherever the user has not said how much."""
+    return section.model_copy(
+        update={name: value for name, value in values.items() if name not in section.model_fields_set}
     )
 
 

@@ -145,7 +145,7 @@ def claims(summary: Summary, *, accounts: Accounts, uncovered: int, lift: float 
 
 def _every_event_learnt_once(summary: Summary, accounts: Accounts) -> Claim:
     once = summary.events_learned == summary.events_replayed == accounts.taken_in
-    other = accounts.taken_in - accounts.learnt
+    other = accounts.dead_letters + accounts.duplicates + accounts.expired + accounts.left_out + accounts.pending
     text = (
         f"Every event was learnt, and learnt once: {summary.events_replayed:,} published, "
         f"{accounts.taken_in:,} taken in = {accounts.learnt:,} learnt + {accounts.dead_letters:,} dead letters "

@@ -13,6 +13,7 @@ import pytest
 from kafka import KafkaAdminClient
 
 from streams.connection import KafkaConnection, open_client
+from streams.topics import Topics
 
 HEADWATER = str(Path(sys.executable).with_name("headwater"))
 RUN_SECONDS = 240
@@ -126,7 +127,7 @@ def test_on_a_kafka_that_is_given_it_has_topics_of_its_own_and_removes_them(apac
     arguments = ["--max-events", "400", "--rate", "100", "--work-dir", str(tmp_path / "work")]
     servers = apache_kafka.connection.bootstrap_servers
     with demo(*arguments, "--bootstrap-servers", servers) as process:
-        wait_until(lambda: len(topics_of_demos(apache_kafka.connection)) == 6, RUN_SECONDS)
+        wait_until(lambda: len(topics_of_demos(apache_kafka.connection)) == len(Topics().names()), RUN_SECONDS)
         said, _ = process.communicate(timeout=RUN_SECONDS)
     assert process.returncode == 0, said
     assert "400 published, 400 taken in = 400 learnt" in said
