@@ -1,6 +1,7 @@
 """The command line: fast help, clear errors, and options that reach the settings."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,8 @@ class Outcome:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs the command line in this process, without touching its logging."""
     monkeypatch.setattr("services.logs.configure_logging", lambda **_: None)
+    # What another test has set up writes to a stream that is closed by now, and would say so here.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["headwater", *arguments])
