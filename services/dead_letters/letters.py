@@ -3,8 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from contextlib import closing
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import structlog
@@ -12,12 +11,11 @@ from pydantic import ValidationError
 
 from services.dead_letters.errors import LetterError
 from services.settings import Settings
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
-from streams.errors import ConsumeError
 from streams.events import epoch_ms
+from streams.whole_topic import read_to_end
 
-SILENCE_SECONDS = 30.0  # of a broker that has records and does not give them
 _UNITS_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 log = structlog.get_logger(__name__)
@@ -160,7 +158,7 @@ def _newest(
 ) -> dict[bytes | None, DeadLetter | None]:
     """The newest letter of each key, None where it is not readable; a record without value deletes."""
     newest: dict[bytes | None, DeadLetter | None] = {}
-    for record in _records(settings):
+    for record in read_to_end(settings.kafka, settings.topics.dead_letters):
         newest.pop(record.key, None)
         if record.value is None:
             continue
@@ -170,19 +168,6 @@ def _newest(
         elif takes(letter):
             newest[record.key] = letter if payloads else letter.without_payload()
     return newest
-
-
-def _records(settings: Settings) -> Iterable[Record]:
-    """All there was on the topic when it was asked: what comes later is left to the next time."""
-    with closing(PartitionConsumer(settings.kafka, [settings.topics.dead_letters])) as consumer:
-        ends, heard = consumer.end_offsets(), time.monotonic()
-        while any(consumer.positions()[at] < end for at, end in ends.items()) and any(consumer.lag().values()):
-            records = consumer.poll(0.5)
-            if records:
-                heard = time.monotonic()
-            elif time.monotonic() > heard + SILENCE_SECONDS:
-                raise ConsumeError(f"{settings.topics.dead_letters!r} has records that no broker gives; try again")
-            yield from records
 
 
 def _parsed(record: Record) -> DeadLetter | None:

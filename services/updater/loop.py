@@ -74,7 +74,7 @@ class Updater:
         self._checkpointed: Offsets = {}
         self._untold: list[Quarantined] = []
         self._unpublished = True  # a version that has learnt nothing is worth publishing: scorers can begin
-        self._next_publication = self._next_lag = 0.0  # monotonic seconds
+        self._next_publication = self._next_lag = self._next_look = 0.0  # monotonic seconds
 
     # ---- the loop
 
@@ -116,9 +116,9 @@ class Updater:
 
     def _log_lacks(self, ends: Offsets) -> bool:
         """Whether the log ends before a recorded end, as after a broker that lost what it had confirmed."""
-        if time.monotonic() < self._next_lag:
+        if time.monotonic() < self._next_look:
             return False
-        self._next_lag = time.monotonic() + _LAG_SECONDS
+        self._next_look = time.monotonic() + _LAG_SECONDS
         with suppress(HeadwaterStreamError):  # the consumer says itself that the broker is away
             log_ends = self._consumer.end_offsets()
             short = {at: end for at, end in ends.items() if log_ends.get(at, end) < end}
@@ -135,7 +135,7 @@ class Updater:
         return piece
 
     def _learn(self, piece: Slice) -> None:
-        """Take a slice in, and learn what it gives, each batch judged before it is learnt."""
+        """Take a slice in, and learn what it gives: positives, each batch judged before it is learnt, then lists."""
         taken = self._intake.take(piece.records)
         for letter in taken.letters:
             self._letters.write(letter)
@@ -302,14 +302,17 @@ class Updater:
         )
 
     def _learn_catalogue(self) -> None:
-        """The first slice of all: the items that are there, up to the end of their topic."""
+        """The first slices of all: the items that are there, up to the end of their topic."""
         with closing(self._open([self._settings.topics.items])) as consumer:
             reader = self._slices_of(consumer)
             while not self._stop.is_set() and any(consumer.lag().values()):
                 reader.read(0.5)
-            piece = self._recorded(reader.rest())
-            if piece is not None:
-                self._learn(piece)
+            self._learn_rest(reader)
+
+    def _learn_rest(self, reader: SliceReader) -> None:
+        """Learn all that was read, in as many slices as it takes."""
+        while (piece := self._recorded(reader.rest())) is not None:
+            self._learn(piece)
 
     def _open(self, topics: list[str]) -> PartitionConsumer:
         group_id = f"headwater-updater-{self._settings.scenario}"
@@ -344,11 +347,8 @@ class Updater:
     def _finish(self) -> None:
         """Learn what waits, checkpoint and publish it, let go of the connections."""
         log.info("updater_stopping", waiting=sum(self._reader.waiting.values()))
-        while self._stop.is_set() and not self._home.journal.recorded:
-            piece = self._recorded(self._reader.rest())
-            if piece is None:
-                break
-            self._learn(piece)
+        if self._stop.is_set() and not self._home.journal.recorded:
+            self._learn_rest(self._reader)
         if self._is_behind():
             self._checkpoint_and_publish()
         self._export()

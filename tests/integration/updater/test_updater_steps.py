@@ -369,6 +369,7 @@ def test_a_catalogue_larger_than_is_held_at_once_is_read_to_its_end(
     connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
     shop = Shop(connection, make_topics(connection, partitions=1), tmp_path)
     shop.send(*items(1_700), *events(10))
-    with updater(shop, max_events=10) as made:
+    with capture_logs() as lines, updater(shop, max_events=10, batch_bytes=20_000) as made:
         made.run()
-    assert len(made.learner.catalogue) == 1_700
+    (started,) = [line for line in lines if line["event"] == "updater_started"]
+    assert started["items"] == len(made.learner.catalogue) == 1_700  # before any event, in many slices
