@@ -1,5 +1,7 @@
 """The command line. Commands import what they need when they run, so that `headwater --help` answers at once."""
 
+import faulthandler
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -551,6 +553,8 @@ def _settings(
         **sections,
     )
     configure_logging(level=settings.log_level)
+    if sys.__stderr__ is not None:
+        faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)  # tells where a process that hangs stands
     return settings
 
 

@@ -21,6 +21,7 @@ Offsets = dict[TopicPartition, int]  # the next offset to read
 
 CHECK_SECONDS = 1.0  # how often an idle consumer asks whether the broker is still there
 CHECK_TIMEOUT_MS = 1_000
+STALLED_CHECKS = 15  # so many in a row that find records which do not come: the client is stuck
 FETCH_WAIT_MS = 100  # a broker answers one request after the other: whoever asks for offsets waits behind an idle fetch
 LOOKUP_TIMEOUT_MS = 10_000
 CLOSE_TIMEOUT_MS = 2_000
@@ -97,18 +98,9 @@ class PartitionConsumer:
         self._idle_pause_seconds = idle_pause_seconds
         self._outage = _Outage(connection)
         self._next_check = 0.0  # monotonic seconds
+        self._unread_checks = 0
         self._committer = GroupCommitter(connection, group_id) if group_id else None
-        self._consumer = open_client(
-            KafkaConsumer,
-            connection,
-            auto_offset_reset="none",  # a jump in the log is ours to report, not the client's to make
-            enable_auto_commit=False,
-            isolation_level="read_committed",
-            allow_auto_create_topics=False,
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-            metadata_max_age_ms=60_000,
-            metrics_enabled=False,
-        )
+        self._consumer = self._open()
         try:
             self._assigned = self._assign(rank, world_size)
             self._positions = self._seek_all(start)
@@ -134,6 +126,7 @@ class PartitionConsumer:
             records = self._poll_once(max(0.0, deadline - time.monotonic()), max_records)
             if records:
                 self._outage.over()
+                self._unread_checks = 0
                 self._next_check = time.monotonic() + CHECK_SECONDS
                 return records
             self._check()
@@ -188,6 +181,19 @@ class PartitionConsumer:
         self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
         if self._committer is not None:
             self._committer.close()
+
+    def _open(self) -> KafkaConsumer:
+        return open_client(
+            KafkaConsumer,
+            self._connection,
+            auto_offset_reset="none",  # a jump in the log is ours to report, not the client's to make
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            allow_auto_create_topics=False,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            metadata_max_age_ms=60_000,
+            metrics_enabled=False,
+        )
 
     def _assign(self, rank: int, world_size: int) -> list[KafkaPartition]:
         existing = self._consumer.topics()  # asking for one topic by name would have some brokers create it
@@ -284,6 +290,28 @@ class PartitionConsumer:
         self._next_check = time.monotonic() + CHECK_SECONDS
         if any(position > ends[at] for at, position in self._positions.items()):
             self._realign(self._positions)
+        self._notice_stall(ends)
+
+    def _notice_stall(self, ends: Offsets) -> None:
+        """Goes on with a new client when the log holds records and this one, its broker there, brings none."""
+        unread = {
+            at for at, end in ends.items() if KafkaPartition(*at) not in self._held and self._read_up_to(at) < end
+        }
+        self._unread_checks = self._unread_checks + 1 if unread else 0
+        if self._unread_checks < STALLED_CHECKS:
+            return
+        log.warning("consumer_stalled", unread=sorted(unread), checks=STALLED_CHECKS, goes_on="with a new connection")
+        try:
+            stuck, self._consumer = self._consumer, self._open()
+        except BrokerUnreachableError as error:
+            self._noticed(error.reason)
+            return
+        stuck.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
+        self._unread_checks = 0
+        self._consumer.assign(self._assigned)
+        for at, position in self._positions.items():
+            self._consumer.seek(KafkaPartition(*at), position)
+        self._consumer.pause(*self._held)
 
     def _realign(self, wanted: Offsets) -> None:
         """Moves positions that the log does not have, or no longer, to the nearest that it has."""

@@ -30,6 +30,7 @@ from services.metrics import UpdaterMetrics
 from services.settings import Settings
 from services.updater.home import Home
 from services.updater.intake import Intake
+from streams.connection import backoff_seconds
 from streams.consumer import Offsets, PartitionConsumer
 from streams.control import Quarantined, quarantine_record
 from streams.dead_letters import DeadLetterWriter
@@ -73,6 +74,8 @@ class Updater:
         self._offsets: Offsets = {}
         self._checkpointed: Offsets = {}
         self._untold: list[Quarantined] = []
+        self._unannounced: Manifest | None = None
+        self._pauses = backoff_seconds()  # between publications that fail
         self._unpublished = True  # a version that has learnt nothing is worth publishing: scorers can begin
         self._next_publication = self._next_lag = self._next_look = 0.0  # monotonic seconds
 
@@ -155,14 +158,17 @@ class Updater:
     def _publish_when_due(self) -> None:
         if self._is_behind() and time.monotonic() >= self._next_publication:
             self._next_publication = time.monotonic() + self._own.publish_seconds
-            self._checkpoint_and_publish()
+            if self._checkpoint_and_publish():
+                self._pauses = backoff_seconds()
+            else:  # a try that fails may take its time: learning goes on between two
+                self._next_publication = time.monotonic() + max(self._own.publish_seconds, next(self._pauses))
 
     def _is_behind(self) -> bool:
         """Whether something was learnt and not published, or read (refused, a duplicate, an item) and not kept."""
-        return self._unpublished or self._offsets != self._checkpointed
+        return self._unpublished or self._unannounced is not None or self._offsets != self._checkpointed
 
-    def _checkpoint_and_publish(self) -> None:
-        """The order is the guarantee.
+    def _checkpoint_and_publish(self) -> bool:
+        """The order is the guarantee. False where a step failed that is to be tried again.
 
         1. The slice is learnt (done). 2. Checkpoint: model, counts, what waits, and the offsets they came from; what
         was refused is on its topic by then. 3. Gate. 4. Publish: registry, then announcement. 5. Commit the offsets,
@@ -171,21 +177,24 @@ class Updater:
         """
         with self._metrics.checkpoint_seconds.time():
             if not self._checkpoint():
-                return
-        if self._unpublished and not self._publish():
-            return
+                return False
+        if not self._publish():
+            return False
         self._consumer.commit(self._offsets)
+        return True
 
     def _publish(self) -> bool:
         """Publish what was learnt, unless the gate refuses it; False where registry or broker failed."""
         with self._metrics.publish_seconds.time():
             try:
-                self._gate_and_publish()
+                if self._unpublished:
+                    self._gate_and_publish()
+                if self._unannounced is not None:
+                    self._announce(self._unannounced)
             except _WORTH_ANOTHER_TRY as error:
                 # Learning goes on; what is unpublished goes with the next publication.
-                log.warning("publication_failed", problem=str(error), retry_seconds=self._own.publish_seconds)
+                log.warning("publication_failed", problem=str(error), retries="after a pause")
                 return False
-        self._unpublished = False
         return True
 
     # ---- its steps
@@ -196,7 +205,7 @@ class Updater:
             self._letters.flush(_CONFIRM_SECONDS)
             self._tell_quarantined()
         except (BrokerUnreachableError, DeliveryError) as error:
-            log.warning("checkpoint_put_off", problem=str(error), retry_seconds=self._own.publish_seconds)
+            log.warning("checkpoint_put_off", problem=str(error), retries="after a pause")
             return False
         extra = {
             "offsets": _by_name(self._offsets),
@@ -220,14 +229,10 @@ class Updater:
             self._publisher.keep_refused(directory, manifest)
             self._metrics.adapters.labels("refused").inc()
             log.error("adapter_refused", version=manifest.version, reasons=manifest.gate["reasons"])
+            self._unpublished = False
             return
         self._publisher.publish(directory, manifest)
-        self._home.verify()  # who hung meanwhile announces nothing older than its successor's
-        self._announce(manifest)
-        self._metrics.adapters.labels("published").inc()
-        self._metrics.adapter.stand_at(
-            manifest.version, published_at_ms=manifest.published_at_ms, watermark_ms=manifest.watermark_ms
-        )
+        self._unpublished, self._unannounced = False, manifest
 
     def _tell_quarantined(self) -> None:
         """Say on the control topic what went into quarantine since the checkpoint before."""
@@ -237,7 +242,13 @@ class Updater:
             self._untold.clear()
 
     def _announce(self, manifest: Manifest) -> None:
+        self._home.verify()  # who hung meanwhile announces nothing older than its successor's
         self._say(self._settings.topics.adapters, [(manifest.scenario.encode(), manifest_bytes(manifest))])
+        self._unannounced = None
+        self._metrics.adapters.labels("published").inc()
+        self._metrics.adapter.stand_at(
+            manifest.version, published_at_ms=manifest.published_at_ms, watermark_ms=manifest.watermark_ms
+        )
 
     def _say(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> None:
         self._announcer = self._announcer or EventProducer(self._settings.kafka)

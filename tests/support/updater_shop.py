@@ -182,9 +182,11 @@ class UpdaterProcess:
         self.url = f"http://{said[1]}:{said[2]}/metrics"
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            sys.stderr.write(self.log())
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        if error is not None:
+            self._process.send_signal(signal.SIGUSR1)  # where it stands
+            time.sleep(0.5)
+            error.add_note(f"the updater's last lines:\n{self.log()[-6000:]}")
         self._process.kill()
         self._process.wait()
         assert self._process.stdout is not None

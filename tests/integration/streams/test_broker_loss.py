@@ -139,6 +139,30 @@ def test_reader_follows_a_broker_that_lost_its_tail(tmp_path: Path) -> None:
     assert told == ["kafka_lost", "kafka_back", "log_gap"]
 
 
+def test_a_reader_whose_client_is_stuck_goes_on_with_a_new_one(
+    embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Injected: a client that asks the broker for nothing more."""
+    monkeypatch.setattr("streams.consumer.STALLED_CHECKS", 2)
+    connection = connection_to(embedded_broker)
+    topics = Topics.under("stuck")
+    ensure_topics(connection, topics, partitions=1, bounded=True)
+    with (
+        EventProducer(connection, topics) as producer,
+        closing(PartitionConsumer(connection, [topics.clicks])) as reader,
+    ):
+        producer.send(click(0))
+        read = reader.poll(10)
+        monkeypatch.setattr(reader._consumer._fetcher, "_create_fetch_requests", dict)
+        read += reader.poll(0.5)  # what was asked for before
+        producer.send(click(1))
+        producer.flush()
+        with capture_logs() as lines:
+            read += reader.poll(20)
+    assert [record.offset for record in read] == [0, 1]
+    assert [line["event"] for line in lines] == ["consumer_stalled"]
+
+
 def test_one_directory_is_for_one_broker(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path) as broker:
         with pytest.raises(EmbeddedBrokerError, match="in use by one broker only"):
