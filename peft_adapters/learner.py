@@ -165,11 +165,15 @@ class Learner:
         if self._due(self.settings.lora_refresh_batches) and self._lora_moved():
             self._serve_lora()
             self._refresh(range(len(self.catalogue)))
+        self.batches_learned += 1
+        self.count(batch)
+        return loss
+
+    def count(self, batch: Batch) -> None:
+        """Count a batch and learn nothing from it."""
         self.ranker.counters.update(batch.items, batch.before)
         self._blend()
-        self.batches_learned += 1
         self.events_learned += len(batch)
-        return loss
 
     def _blend(self) -> None:
         """Serve the heads of lists as far as lists account for what was clicked and bought."""
@@ -256,11 +260,15 @@ class Learner:
             return 0.0
         loss, touched = self.lists.step(batch)
         self.touched |= touched
+        self.count_lists(batch)
+        return loss
+
+    def count_lists(self, batch: ListBatch) -> None:
+        """Count lists and learn nothing from them; those of no weight are not counted."""
         counted = batch.weight.numpy()[batch.owner] > 0
         self.ranker.counters.update_shown(batch.items[counted], batch.clicked[counted], again=batch.late[counted])
         self._pass_over(batch)
         self._blend()
-        return loss
 
     def _pass_over(self, batch: ListBatch) -> None:
         """Keep what was passed over of lists that count; one of which nothing was clicked may not have been seen."""
