@@ -1,17 +1,17 @@
 """The command line. Commands import what they need when they run, so that `headwater --help` answers at once."""
 
-import faulthandler
-import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.options import Config, Host, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
+from services.options import settings_from as _settings
+
 if TYPE_CHECKING:
     from services.dead_letters.letters import Selection
-    from services.settings import Settings
 
 USAGE_ERROR = 2
 FAILURE = 1
@@ -47,31 +47,6 @@ class EventKind(StrEnum):
     click = "click"
     purchase = "purchase"
     item = "item"
-
-
-class Level(StrEnum):
-    """How severe a line must be to be logged."""
-
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
-
-
-Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings file (TOML).")]
-Servers = Annotated[str | None, typer.Option("--bootstrap-servers", metavar="HOST:PORT,...", help="Kafka brokers.")]
-LogLevel = Annotated[Level | None, typer.Option("--log-level", help="Least severe level that is logged.")]
-Scenario = Annotated[
-    str | None, typer.Option("--scenario", metavar="NAME", help="Which ranking: home, search, ads ...")
-]
-RegistryUrl = Annotated[
-    str | None, typer.Option("--registry-url", metavar="URL", help="Adapter registry: a directory, s3:// or http://.")
-]
-Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
-Port = Annotated[
-    int | None, typer.Option("--port", min=0, max=65535, metavar="PORT", help="Port to listen on; 0 takes a free one.")
-]
-MaxEvents = Annotated[int | None, typer.Option("--max-events", min=1, metavar="N", help="Stop after N events.")]
 
 
 @app.command()
@@ -532,30 +507,6 @@ def main() -> None:
             raise
         sys.stderr.write(f"headwater: {error}\n")
         sys.exit(status)
-
-
-def _settings(
-    config: Path | None,
-    bootstrap_servers: str | None,
-    log_level: Level | None,
-    scenario: str | None = None,
-    **sections: dict[str, Any],
-) -> "Settings":
-    """Reads the settings, flags first, and sets up logging as they say."""
-    from services.logs import configure_logging
-    from services.settings import load_settings
-
-    settings = load_settings(
-        config,
-        kafka={"bootstrap_servers": bootstrap_servers},
-        log_level=log_level.value if log_level else None,
-        scenario=scenario,
-        **sections,
-    )
-    configure_logging(level=settings.log_level)
-    if sys.__stderr__ is not None:
-        faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)  # tells where a process that hangs stands
-    return settings
 
 
 def _selection(
