@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,6 +36,11 @@ class EncoderSettings(BaseModel):
         default=DEFAULT_MODEL, description="Hugging Face id or path; 'default' is the packaged all-MiniLM-L6-v2"
     )
     max_tokens: int = Field(default=64, ge=4, le=512, description="texts are cut after this many tokens")
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        default="auto",
+        description="how tokens become one vector; auto: as the model's sentence-transformers files say, else last for "
+        "decoder-only models and mean for the others",
+    )
     lora_layers: int = Field(default=1, ge=1, description="how many of the last layers carry LoRA")
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: int = Field(default=16, ge=1)
@@ -43,6 +49,9 @@ class EncoderSettings(BaseModel):
         default=Path(".headwater/cache"), description="where frozen activations of texts are kept between runs"
     )
     cache_max_bytes: int = Field(default=4 * 2**30, ge=2**20)
+    activations: Literal["float16", "float32"] = Field(
+        default="float16", description="precision of the frozen activations that are kept; float32 takes twice the room"
+    )
 
 
 class LearnerSettings(BaseModel):
