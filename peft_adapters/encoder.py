@@ -1,16 +1,14 @@
 """The frozen text encoder with a LoRA adapter on its last layers, split into a frozen prefix and a trainable suffix.
 
 Below the lowest LoRA layer nothing ever changes, so a text's activations there are computed once (`prefix`) and kept;
-a training step or an item refresh runs the layers above alone (`suffix`), on texts bucketed by exact length, so that no
-padding and no attention mask is needed.
+a training step or an item refresh runs the layers above alone (`suffix`). Which models work: docs/encoders.md.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,13 +20,21 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from peft_adapters.errors import EncoderError
+from peft_adapters.pooling import chosen_pooling
 from peft_adapters.settings import DEFAULT_MODEL, EncoderSettings
+from peft_adapters.suffix import ATTENTION, Suffix
 
 # The frozen part always runs on so many texts, padded to the next power of two: matrices of one shape are multiplied in
 # one order, so that a text's activations are the same to the last bit whatever was encoded beside it.
 _PREFIX_BATCH = 8
 _SHORTEST_PREFIX = 8  # tokens
-_PROBE = "a text to try the split on"
+_FILLER = 0  # a token id; any would do after a text, where no token of it looks
+_PROBES = ("mug", "as long as a text may be, " * 128)
+_SPLIT_TOLERANCE = 1e-4  # of the largest value; all of it runs in fp32
+_SUPPORTED = (
+    "encoders like BERT, RoBERTa, DistilBERT, ELECTRA, MPNet and ModernBERT work, and decoder-only models like Llama, "
+    "Mistral, Qwen2, Qwen3 and Gemma 3"
+)
 
 
 class _PrefixDoneError(Exception):
@@ -44,7 +50,10 @@ class Encoder:
 
     Attributes:
         dim: width of a text vector.
-        base_digest: SHA-256 of the frozen weights, tokenizer and split; adapters belong to exactly one.
+        split: the lowest layer that carries LoRA.
+        pooling: how a text's tokens become its vector: "mean", "cls" or "last".
+        prefix_digest: SHA-256 of what activations below the split depend on.
+        base_digest: SHA-256 of what vectors under an adapter depend on beside it; adapters belong to exactly one.
         peft_model: the model as PEFT knows it; its LoRA weights are the only trainable ones.
     """
 
@@ -54,65 +63,102 @@ class Encoder:
         try:
             with _no_progress_bar():
                 self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")  # as `prefix` does
-                base = AutoModel.from_pretrained(path, attn_implementation="sdpa")
+                base = AutoModel.from_pretrained(path)
         except (OSError, ValueError) as error:
             raise EncoderError(
                 f"`encoder.model` must name a Hugging Face encoder that can be loaded, got {settings.model!r}: {error}"
                 "; give a local path, or an id whose files are in the local cache"
             ) from error
         base.float().eval()
-        self.dim = int(base.config.hidden_size)
+        if _tells_attention(base):
+            base.set_attn_implementation(ATTENTION)
         name, layers = _transformer_layers(base)
+        self.dim = int(base.config.hidden_size)
         if settings.lora_layers > len(layers):
             raise EncoderError(
                 f"`encoder.lora_layers` must be at most {len(layers)}, the layers of {settings.model!r}, "
                 f"got {settings.lora_layers}"
             )
-        self.split = len(layers) - settings.lora_layers
-        self.base_digest = _digest(base, self.tokenizer, self.split, settings.max_tokens)
-        self.peft_model = _with_lora(base, settings, _linear_names(name, layers, self.split))
+        self.pooling = chosen_pooling(settings.pooling, path, layers)
+        self.peft_model = _with_lora(base, settings, _linear_names(name, layers, len(layers) - settings.lora_layers))
+        self.split = _lowest_lora_layer(layers)
         self._layers = layers
+        self.prefix_digest = _digest(base, self.tokenizer, self.split, settings)
+        self.base_digest = hashlib.sha256(f"{self.prefix_digest}/{self.pooling}".encode()).hexdigest()
+        self._suffix = Suffix(base, name, self.split, pooling=self.pooling, packed=_tells_attention(base))
         self._check_split()
 
     def _check_split(self) -> None:
         """Compare prefix and suffix with the whole model; the new adapter changes nothing yet."""
-        with torch.inference_mode():
-            tokens = self.tokenizer(_PROBE, return_tensors="pt", **self._cut)
-            whole = self.peft_model(**tokens).last_hidden_state.mean(dim=1)
-            try:
-                split = self.suffix(self.prefix([_PROBE]))
-            except TypeError:  # a layer got too few arguments
-                split = torch.full_like(whole, torch.nan)
-        if not torch.allclose(split, whole, atol=0.02 * float(whole.abs().max())):  # fp16 in between
+        name = f"{self.settings.model!r} ({type(self.peft_model.get_base_model()).__name__})"
+        try:
+            split, whole = self._both_ways(_PROBES)
+        except (AttributeError, TypeError, ValueError) as error:  # a layer got what it does not know, or too little
+            raise EncoderError(f"{name} cannot be split: {error}; {_SUPPORTED}") from error
+        if not torch.allclose(split, whole, rtol=0, atol=_SPLIT_TOLERANCE * float(whole.abs().max())):
             raise EncoderError(
-                f"{self.settings.model!r} cannot be split: its layers need more than the hidden states of the layer "
-                "below, or something follows them; use a BERT-like encoder"
+                f"{name} cannot be split: its layers alone do not give what the whole model gives; {_SUPPORTED}"
             )
+
+    @torch.inference_mode()
+    def _both_ways(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Vectors [texts, dim] by prefix and suffix, and by the whole model, one text at a time; all of it in fp32."""
+        base, most = self.peft_model.get_base_model(), self.settings.max_tokens
+        tokens = self._token_ids(texts)
+        whole = [base(input_ids=torch.tensor([ids])).last_hidden_state for ids in tokens]
+        hidden = [self._prefix_batch([ids], _padded_length(len(ids), most))[0] for ids in tokens]
+        return self.suffix(hidden), torch.cat([self._suffix.pool(states) for states in whole])
 
     # ---- the frozen part
 
     @torch.inference_mode()
     def prefix(self, texts: Sequence[str]) -> list[Tensor]:
-        """Activations below the lowest LoRA layer, one fp16 tensor [tokens, dim] a text."""
+        """Activations below the lowest LoRA layer, one tensor [tokens, dim] a text, in `settings.activations`."""
         by_length: dict[int, list[int]] = {}
-        tokens = self.tokenizer(list(texts), **self._cut)["input_ids"] if texts else []
+        tokens = self._token_ids(texts)
         for index, ids in enumerate(tokens):
             by_length.setdefault(_padded_length(len(ids), self.settings.max_tokens), []).append(index)
         hidden = dict[int, Tensor]()
         for length, indices in by_length.items():
             for start in range(0, len(indices), _PREFIX_BATCH):
                 chunk = indices[start : start + _PREFIX_BATCH]
-                hidden |= zip(chunk, self._prefix_batch([tokens[index] for index in chunk], length), strict=True)
+                states = self._prefix_batch([tokens[index] for index in chunk], length)
+                hidden |= {index: self._kept(own) for index, own in zip(chunk, states, strict=True)}
         return [hidden[index] for index in range(len(texts))]
 
     @property
-    def _cut(self) -> dict[str, Any]:
-        return {"truncation": True, "max_length": self.settings.max_tokens}
+    def dtype(self) -> torch.dtype:
+        """Precision of activations that are kept."""
+        return torch.float16 if self.settings.activations == "float16" else torch.float32
+
+    def _kept(self, states: Tensor) -> Tensor:
+        kept = states.to(self.dtype, copy=True)
+        if not torch.isfinite(kept).all():
+            raise EncoderError(
+                f"`encoder.activations` must be float32 for {self.settings.model!r}, whose activations go up to "
+                f"{float(states.abs().max()):.3g}, got {self.settings.activations}"
+            )
+        return kept
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, cut; a tokenizer that puts nothing around a text has none for an empty one."""
+        if not texts:
+            return []
+        most = self.settings.max_tokens
+        tokens: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
+        return [ids or [self._blank] for ids in tokens]
+
+    @property
+    def _blank(self) -> int:
+        """The token that stands for an empty text: a mark that the model has an embedding of."""
+        marks = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        known = self.peft_model.get_base_model().get_input_embeddings().num_embeddings  # type: ignore[operator]
+        return next((mark for mark in marks if mark is not None and mark < known), _FILLER)
 
     def _prefix_batch(self, tokens: Sequence[list[int]], length: int) -> list[Tensor]:
-        """Activations of at most `_PREFIX_BATCH` texts; padded here, since a tokenizer that pads is not thread-safe."""
+        """fp32 activations of at most `_PREFIX_BATCH` texts; padded here: a tokenizer that pads is not thread-safe."""
         rows = [*tokens, *[tokens[0]] * (_PREFIX_BATCH - len(tokens))]
-        ids = torch.full((_PREFIX_BATCH, length), self.tokenizer.pad_token_id or 0)
+        ids = torch.full((_PREFIX_BATCH, length), _FILLER)
         for row, own in enumerate(rows):
             ids[row, : len(own)] = torch.tensor(own)
         mask = torch.arange(length) < torch.tensor([[len(own)] for own in rows])
@@ -120,7 +166,7 @@ class Encoder:
         try:
             self.peft_model.get_base_model()(input_ids=ids, attention_mask=mask.long())
         except _PrefixDoneError as done:
-            return [done.hidden[row, : len(own)].half().clone() for row, own in enumerate(tokens)]
+            return [done.hidden[row, : len(own)] for row, own in enumerate(tokens)]
         finally:
             handle.remove()
         raise EncoderError(f"layer {self.split} of {self.settings.model!r} was never run")
@@ -128,16 +174,13 @@ class Encoder:
     # ---- the adapted part
 
     def suffix(self, hidden: Sequence[Tensor]) -> Tensor:
-        """Mean-pooled text vectors [texts, dim] of cached activations, with gradients to LoRA where enabled."""
-        return _run_suffix(self._layers[self.split :], hidden, self.dim)
+        """Text vectors [texts, dim] of cached activations, with gradients to LoRA where enabled."""
+        vectors: Tensor = self._suffix(hidden)
+        return vectors
 
     def merged(self) -> MergedSuffix:
         """A copy of the suffix with LoRA folded into its weights: for inference, cheaper to run, never trained."""
-        layers = copy.deepcopy(self._layers[self.split :])
-        for module in layers.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.merge()
-        return MergedSuffix(layers.requires_grad_(False), self.dim)
+        return MergedSuffix(self._suffix.merged())
 
     def lora_parameters(self) -> list[nn.Parameter]:
         """The trainable LoRA weights, in a fixed order."""
@@ -169,39 +212,21 @@ class Encoder:
 
 
 class MergedSuffix:
-    """Suffix layers with LoRA merged into them, frozen: what a worker computes item vectors with."""
+    """The suffix with LoRA merged into it, frozen: what a worker computes item vectors with."""
 
-    def __init__(self, layers: nn.ModuleList, dim: int) -> None:
-        self._layers, self._dim = layers, dim
+    def __init__(self, suffix: Suffix) -> None:
+        self._suffix = suffix
 
     @torch.inference_mode()
     def __call__(self, hidden: Sequence[Tensor]) -> Tensor:
         """Text vectors [texts, dim] of cached activations."""
-        return _run_suffix(self._layers, hidden, self._dim)
+        vectors: Tensor = self._suffix(hidden)
+        return vectors
 
 
 def text_digest(text: str) -> str:
     """Key of a text in caches: 128 bits of BLAKE2b, in hex."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _run_suffix(layers: Iterable[nn.Module], hidden: Sequence[Tensor], dim: int) -> Tensor:
-    """Run layers on texts grouped by exact length; mean over tokens. [texts, dim]."""
-    if not hidden:
-        return torch.zeros(0, dim)
-    by_length: dict[int, list[int]] = {}
-    for index, states in enumerate(hidden):
-        by_length.setdefault(len(states), []).append(index)
-    order: list[int] = []
-    pooled: list[Tensor] = []
-    for indices in by_length.values():
-        states = torch.stack([hidden[i] for i in indices]).float()  # [same length, tokens, dim]
-        for layer in layers:
-            output = layer(states)
-            states = output[0] if isinstance(output, tuple) else output
-        pooled.append(states.mean(dim=1))
-        order += indices
-    return torch.cat(pooled)[torch.argsort(torch.tensor(order))]
 
 
 def _padded_length(tokens: int, most: int) -> int:
@@ -237,13 +262,18 @@ def _no_progress_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def _tells_attention(base: PreTrainedModel) -> bool:
+    """Whether a model's layers call the attention that was asked for, and pass on to it what they do not know."""
+    return bool(base._supports_attention_backend)
+
+
 def _transformer_layers(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The list of transformer blocks: the one module list with as many entries as the configuration has layers."""
-    count = base.config.num_hidden_layers
+    count = None if base.config.is_encoder_decoder else getattr(base.config, "num_hidden_layers", None)
     for name, module in base.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and len(module) == count and _linear_names(name, module, 0):
             return name, module
-    raise EncoderError(f"no list of {count} transformer layers in {type(base).__name__}; use a BERT-like encoder")
+    raise EncoderError(f"{type(base).__name__} is not one stack of layers with linear modules in them; {_SUPPORTED}")
 
 
 def _linear_names(name: str, layers: nn.ModuleList, split: int) -> list[str]:
@@ -253,6 +283,14 @@ def _linear_names(name: str, layers: nn.ModuleList, split: int) -> list[str]:
         for child, module in layers[index].named_modules()
         if isinstance(module, nn.Linear)
     ]
+
+
+def _lowest_lora_layer(layers: nn.ModuleList) -> int:
+    return next(
+        index
+        for index, layer in enumerate(layers)
+        if any(isinstance(module, BaseTunerLayer) for module in layer.modules())
+    )
 
 
 def _with_lora(base: PreTrainedModel, settings: EncoderSettings, targets: list[str]) -> PeftModel:
@@ -266,10 +304,12 @@ def _with_lora(base: PreTrainedModel, settings: EncoderSettings, targets: list[s
     return model
 
 
-def _digest(base: nn.Module, tokenizer: Any, split: int, max_tokens: int) -> str:
-    """SHA-256 over what a cached activation and an adapter depend on."""
-    digest = hashlib.sha256(f"{split}/{max_tokens}/{sorted(tokenizer.get_vocab().items())}".encode())
+def _digest(base: nn.Module, tokenizer: Any, split: int, settings: EncoderSettings) -> str:
+    """SHA-256 over what activations below the split depend on, and the frozen weights above it."""
+    full = "/float32" if settings.activations == "float32" else ""
+    digest = hashlib.sha256(f"{split}/{settings.max_tokens}{full}/{sorted(tokenizer.get_vocab().items())}".encode())
     for name, value in base.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().numpy().tobytes())
+        if ".lora_" not in name:
+            digest.update(name.replace(".base_layer.", ".").encode())
+            digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import structlog
 import torch
 from torch import Tensor
@@ -61,8 +60,8 @@ class PrefixCache:
         return cls(encoder, path, max_bytes=settings.cache_max_bytes)
 
     def get(self, texts: Sequence[str]) -> list[Tensor]:
-        """Activations of texts, fp16 [tokens, dim] each, in order."""
-        keys = [f"{self._encoder.base_digest[:32]}/{text_digest(text)}" for text in texts]
+        """Activations of texts, [tokens, dim] each, in order."""
+        keys = [f"{self._encoder.prefix_digest[:32]}/{text_digest(text)}" for text in texts]
         found = self._read(keys)
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
         self.hits += len(texts) - len(missing)
@@ -110,7 +109,7 @@ class PrefixCache:
             excess_bytes -= size
 
     def _tensor(self, blob: bytes) -> Tensor:
-        return torch.from_numpy(np.frombuffer(blob, dtype=np.float16).reshape(-1, self.dim).copy())
+        return torch.frombuffer(bytearray(blob), dtype=self._encoder.dtype).reshape(-1, self.dim)
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:
