@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.backtest.cli import backtest
 from services.options import Config, Host, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
 from services.options import settings_from as _settings
 
@@ -38,6 +39,8 @@ dead_letters = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(dead_letters)
+
+app.command()(backtest)
 
 
 class EventKind(StrEnum):
@@ -259,56 +262,6 @@ def demo(
 
     status = run(settings, rate=rate, max_events=max_events, keep=keep, summary_json=summary_json, work_dir=work_dir)
     raise typer.Exit(status)
-
-
-@app.command()
-def backtest(
-    items: Annotated[Path, typer.Option("--items", metavar="FILE", help="Catalogue, CSV or CSV.GZ.")],
-    events: Annotated[Path, typer.Option("--events", metavar="FILE", help="Events, CSV or CSV.GZ.")],
-    policies: Annotated[
-        str, typer.Option("--policies", metavar="A,B,...", help="What to compare.")
-    ] = "live,live-without-lora,frozen,popularity,cooccurrence",
-    max_events: MaxEvents = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Runs per policy.")] = 3,
-    json_: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the figures there.")] = None,
-    ranks: Annotated[
-        Path | None, typer.Option("--ranks", metavar="OUT.csv.gz", help="Write one row per judged event there.")
-    ] = None,
-    warm_up: Annotated[
-        Path | None, typer.Option("--warm-up", metavar="FILE", help="Earlier items of users, learnt and never judged.")
-    ] = None,
-    batch_events: Annotated[
-        int | None, typer.Option("--batch-events", min=1, metavar="N", help="Events per micro-batch.")
-    ] = None,
-    click_window_seconds: Annotated[
-        float, typer.Option("--click-window-seconds", min=0.001, metavar="S", help="When a shown list is learnt.")
-    ] = 600.0,
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="NAME|DIR", help="The frozen encoder, by name or directory.")
-    ] = None,
-    config: Config = None,
-    log_level: LogLevel = None,
-) -> None:
-    """Replay a data set through the learner and judge every event before it is learnt, without Kafka.
-
-    Example: headwater backtest --items items.csv.gz --events events.csv.gz --max-events 20000 --json figures.json
-    """
-    settings = _settings(config, None, log_level, encoder={"model": encoder})
-    from services.backtest.command import run
-
-    run(
-        settings,
-        items=items,
-        events=events,
-        policies=[policy.strip() for policy in policies.split(",")],
-        max_events=max_events,
-        seeds=seeds,
-        json_path=json_,
-        ranks_path=ranks,
-        warm_up=warm_up,
-        batch_events=batch_events,
-        click_window_seconds=click_window_seconds,
-    )
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,31 +15,48 @@ from torch import Tensor
 from peft_adapters.evaluation import list_ndcg
 
 CUTOFF = 20
+FIRST_EVENTS = 3  # of an item: where it is still new
+RANDOM_ITEMS = 100  # that an item in its first events is compared with
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+def _ints() -> array[int]:
+    return array("i")
+
+
+def _floats() -> array[float]:
+    return array("f")
 
 
 @dataclass(slots=True)
 class Ranks:
-    """What one run of one policy was judged by, one entry an event.
+    """What one run of one policy was judged by, a small entry an event.
 
     Attributes:
         rank: 1 is best; ties count against the item, and so does a score that is no number.
         auc: share of other items sold before that score below it, ties half; NaN when there was none.
+        auc_first3: of events that are among the first three of their item alone, the same share of random items of the
+            whole catalogue.
         first_of_item: no event of the item came before, in the data judged or learnt.
         new_user: no event of the user came before.
+        first_index: place of the first judged event in the stream, from 0.
         candidates: size of the catalogue that was ranked.
         list_ndcg: NDCG@10 of each list in which something was clicked and something was not.
     """
 
-    rank: list[int] = field(default_factory=list)
-    auc: list[float] = field(default_factory=list)
+    rank: array[int] = field(default_factory=_ints)
+    auc: array[float] = field(default_factory=_floats)
+    auc_first3: array[float] = field(default_factory=_floats)
     first_of_item: list[bool] = field(default_factory=list)
     new_user: list[bool] = field(default_factory=list)
+    first_index: int = 0
     candidates: int = 0
-    list_ndcg: list[float] = field(default_factory=list)
+    list_ndcg: array[float] = field(default_factory=_floats)
 
-    def add(self, scores: Tensor, items: npt.NDArray[np.int64], sold: npt.NDArray[np.bool_]) -> None:
+    def add(self, scores: Tensor, items: Ints, sold: Flags) -> None:
         """Judge events.
 
         Args:
@@ -47,13 +65,26 @@ class Ranks:
             sold: [catalogue] items that had an event before the batch.
         """
         own = scores.gather(1, torch.from_numpy(items)[:, None])
-        self.rank += (scores.shape[1] - (scores < own).sum(dim=1)).tolist()
+        self.rank.extend((scores.shape[1] - (scores < own).sum(dim=1)).tolist())
         self.candidates = scores.shape[1]
         others = torch.from_numpy(sold).float()
         own_sold = others[torch.from_numpy(items)]
         below = (scores < own).float() @ others
         tied = (scores == own).float() @ others - own_sold
-        self.auc += ((below + 0.5 * tied) / (others.sum() - own_sold)).tolist()
+        self.auc.extend(((below + 0.5 * tied) / (others.sum() - own_sold)).tolist())
+
+    def add_first(self, scores: Tensor, items: Ints, *, nth: Ints, index: Ints) -> None:
+        """Judge those of some events that are among the first of their item.
+
+        Args:
+            scores: [events, catalogue].
+            items: [events] rows of what was bought.
+            nth: [events] which event of its item each is, from 1.
+            index: [events] place of each in the stream.
+        """
+        if scores.shape[1] > 1:
+            for row in np.flatnonzero(nth <= FIRST_EVENTS).tolist():
+                self.auc_first3.append(auc_among_random(scores[row], int(items[row]), int(index[row])))
 
     def add_lists(self, scores: Sequence[Tensor], clicked: Sequence[Sequence[bool]]) -> None:
         """Judge lists by the scores of what was shown [items of the list] and what was clicked of it."""
@@ -62,32 +93,66 @@ class Ranks:
                 self.list_ndcg.append(list_ndcg(own_scores, own_clicked))
 
 
+def auc_among_random(scores: Tensor, item: int, index: int) -> float:
+    """Share of random other items that score below an item, ties half.
+
+    Which ones follows from the event alone, so that all policies are compared on the same.
+
+    Args:
+        scores: [catalogue] of one event.
+        item: row of what was bought.
+        index: place of the event in the stream.
+    """
+    others = len(scores) - 1
+    drawn = np.random.default_rng(index).choice(others, size=min(RANDOM_ITEMS, others), replace=False)
+    random = scores[torch.from_numpy(drawn + (drawn >= item))]
+    return float(((random < scores[item]).float() + 0.5 * (random == scores[item]).float()).mean())
+
+
+def ndcg(rank: npt.NDArray[np.int32]) -> Floats:
+    """NDCG@20 of events whose item came at a rank."""
+    return np.where(rank <= CUTOFF, 1 / np.log2(rank + 1.0), 0.0)
+
+
+def hits(rank: npt.NDArray[np.int32]) -> Floats:
+    """HR@20 of the same."""
+    return (rank <= CUTOFF).astype(np.float64)
+
+
+def ranks_of(ranks: Ranks) -> npt.NDArray[np.int32]:
+    """[events] ranks as an array."""
+    return np.array(ranks.rank, dtype=np.int32)
+
+
 def figures(ranks: Ranks) -> dict[str, float]:
     """HR@20, NDCG@20, MRR and AUC, over all events and over the slices; AUC only where another item was sold before.
 
-    Where lists were judged, NDCG@10 within lists too.
+    `auc_first3` is among random items of the whole catalogue, over the first three events of each item. Where lists
+    were judged, NDCG@10 within lists too.
     """
-    rank, first, new = np.array(ranks.rank), np.array(ranks.first_of_item), np.array(ranks.new_user)
-    auc = np.array(ranks.auc)
+    rank, auc = ranks_of(ranks), np.array(ranks.auc)
+    first, new = np.array(ranks.first_of_item), np.array(ranks.new_user)
     values = _of(rank, auc, "")
     for name, slice_ in (("first_of_item", first), ("new_user", new)):
         values[f"events_{name}"] = float(slice_.sum())
         if slice_.any():
             values |= _of(rank[slice_], auc[slice_], f"_{name}")
+    if ranks.auc_first3:
+        early = np.array(ranks.auc_first3)
+        values |= {"events_first3": float(len(early)), "auc_first3": float(early.mean(dtype=np.float64))}
     if ranks.list_ndcg:
-        values |= {"lists": float(len(ranks.list_ndcg)), "ndcg10_lists": float(np.mean(ranks.list_ndcg))}
+        values |= {"lists": float(len(ranks.list_ndcg)), "ndcg10_lists": float(np.mean(np.array(ranks.list_ndcg)))}
     return values
 
 
-def _of(rank: npt.NDArray[np.int64], auc: Floats, suffix: str) -> dict[str, float]:
-    hit = rank <= CUTOFF
+def _of(rank: npt.NDArray[np.int32], auc: npt.NDArray[np.float32], suffix: str) -> dict[str, float]:
     finite = auc[np.isfinite(auc)]
     values = {
-        f"hr20{suffix}": float(hit.mean()),
-        f"ndcg20{suffix}": float(np.where(hit, 1 / np.log2(rank + 1), 0.0).mean()),
+        f"hr20{suffix}": float(hits(rank).mean()),
+        f"ndcg20{suffix}": float(ndcg(rank).mean()),
         f"mrr{suffix}": float((1 / rank).mean()),
     }
-    return values | ({f"auc{suffix}": float(finite.mean())} if len(finite) else {})
+    return values | ({f"auc{suffix}": float(finite.mean(dtype=np.float64))} if len(finite) else {})
 
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:

@@ -1,13 +1,17 @@
-"""The rivals of a backtest, each the same learner with parts left out."""
+"""The rivals of a backtest: what each learns with, for how long, and when what it has learnt begins to rank."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from peft_adapters.settings import AFFINITY_FEATURES, COUNTER_FEATURES, LearnerSettings
+from services.settings import SettingsError
 
 _TEXT_ONLY: dict[str, Any] = {"residuals": False, "lora": False}
 
+# What the learner does without.
 POLICIES: dict[str, dict[str, Any]] = {
     # Everything learns.
     "live": {},
@@ -20,8 +24,85 @@ POLICIES: dict[str, dict[str, Any]] = {
     # All streaming counters under a head fitted as live's is.
     "cooccurrence": {"features": COUNTER_FEATURES} | _TEXT_ONLY,
 }
+RULES = (*POLICIES, "stale", "nightly", "river")
+_STALE_PERCENT = 50.0
 
 
-def policy_settings(base: LearnerSettings, policy: str, seed: int) -> LearnerSettings:
-    """The learner's settings under a policy; the whole catalogue is always judged."""
-    return base.model_copy(update={"seed": seed, "judged_items": 2**62} | POLICIES[policy])
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One rival.
+
+    Attributes:
+        name: what reports call it.
+        rule: what it is, one of `RULES`.
+        publish_every_batches: what ranks is the copy taken after every so many micro-batches.
+        learns_percent: it learns from so much of the stream's clicks and purchases, and then no more.
+        nightly: what ranks is the copy taken at the last midnight (UTC) of event time, instead.
+    """
+
+    name: str
+    rule: str
+    publish_every_batches: int = 1
+    learns_percent: float = 100.0
+    nightly: bool = False
+
+
+def parse_policies(texts: Sequence[str]) -> list[Policy]:
+    """Policies as a user names them: `live`, `live:50`, `stale:30`, `river` ...
+
+    Raises:
+        SettingsError: a policy is not known, its value is none, or it is named twice.
+    """
+    unknown = [text for text in texts if text.partition(":")[0] not in RULES]
+    if unknown:
+        raise SettingsError(f"`--policies` must be among {', '.join(RULES)}, got {', '.join(unknown)}")
+    policies = [_parsed(text) for text in texts]
+    names = [policy.name for policy in policies]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SettingsError(
+            f"`--policies` must name each policy once, got {', '.join(twice)} more than once in {','.join(texts)}; "
+            "leave one out (`live` is `live:1`, `stale` is `stale:50`)"
+        )
+    return policies
+
+
+def _parsed(text: str) -> Policy:
+    rule, colon, value = text.partition(":")
+    if rule == "live":
+        every = _interval(text, value) if colon else 1
+        return Policy("live" if every == 1 else f"live:{every}", rule, publish_every_batches=every)
+    if rule == "stale":
+        percent = _percent(text, value) if colon else _STALE_PERCENT
+        name = "stale" if percent == _STALE_PERCENT else f"stale:{percent:g}"
+        return Policy(name, rule, learns_percent=percent)
+    if colon:
+        raise SettingsError(f"`--policies`: {rule} takes no value, got `{text}`; write `{rule}`")
+    return Policy(rule, rule, nightly=rule == "nightly")
+
+
+def _interval(text: str, value: str) -> int:
+    if not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise SettingsError(
+            f"`--policies`: K of live:K must be a whole number of micro-batches, at least 1, got `{text}`; "
+            "write for example `live:10`"
+        )
+    return int(value)
+
+
+def _percent(text: str, value: str) -> float:
+    try:
+        percent = float(value)
+    except ValueError:
+        percent = -1.0
+    if not 0 < percent < 100:
+        raise SettingsError(
+            f"`--policies`: X of stale:X must be a percentage above 0 and below 100, got `{text}`; "
+            "write for example `stale:30`"
+        )
+    return percent
+
+
+def policy_settings(base: LearnerSettings, rule: str, seed: int) -> LearnerSettings:
+    """The learner's settings under a policy's rule; the whole catalogue is always judged."""
+    return base.model_copy(update={"seed": seed, "judged_items": 2**62} | POLICIES.get(rule, {}))

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import csv
 import gzip
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from peft_adapters.catalogue import Catalogue, item_text
 from peft_adapters.encoder import Encoder
 from peft_adapters.learner import Learner
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services.backtest.judging import Ranks
-from services.backtest.stream import Shown, Stream, chunks
+from services.backtest.policies import Policy, policy_settings
+from services.backtest.replay import Data, Outcome, Replay
+from services.backtest.rivals import LearnerRival
+from services.backtest.river_rival import RiverRival
+from services.backtest.stream import chunks
 from services.replay.dataset import DatasetError, read_items
-from streams.joiner import Example, ShownList
+from streams.joiner import Example
 
 _WARM_UP_GAP_MS = 24 * 3_600_000  # so that no session goes on from the warm-up into the data
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What learners start from, where it is not nothing.
+
+    Attributes:
+        begin: brings a fresh learner there, before it is given the catalogue; it is sent to other processes.
+        learnt: the share of the stream's events that is learnt there: they are replayed, and not learnt again.
+    """
+
+    begin: Callable[[Learner], None]
+    learnt: float = 0.0
 
 
 def read_catalogue(path: Path) -> list[tuple[str, str]]:
@@ -75,64 +88,53 @@ def _histories(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def run_policy(
+    policy: Policy,
+    data: Data,
     *,
     encoder: EncoderSettings,
     learner: LearnerSettings,
-    items: Sequence[tuple[str, str]],
-    warm_up: Sequence[Example],
-    stream: Stream,
-    batch_events: int,
     progress: Callable[[int], None],
-) -> Ranks:
-    """Replay the stream: every event and list is judged by what stood after the batch before, then learnt."""
-    model = new_learner(encoder.model_copy(update={"lora_seed": learner.seed}), learner)
-    model.add_items(items)
-    for earlier in _batches(warm_up, batch_events):
-        model.learn(model.observe(earlier))
-    ranks = Ranks()
-    sold_items = {example.item_id for example in warm_up}
-    users = {example.user_id for example in warm_up}
-    pending: list[tuple[int, ShownList]] = []  # lessons that are not due yet, in order of their time
-    for chunk in chunks(stream, batch_events):
-        ranks.add_lists(*_judged_lists(model, chunk.lists))
+    start: Start | None = None,
+) -> Outcome:
+    """Replay the stream: every event and list is judged by what was published before its micro-batch, then learnt.
+
+    Args:
+        policy: who ranks.
+        data: the stream.
+        encoder: of the learner.
+        learner: before the policy takes parts away; its seed is the run's.
+        progress: told of every micro-batch's events.
+        start: what learners start from.
+    """
+    if policy.rule == "river":
+        replay = Replay(policy, data, RiverRival(data.items, seed=learner.seed))
+    else:
+        rival = _learner_rival(policy, data, encoder, learner, start)
+        replay = Replay(policy, data, rival, learnt_before=start.learnt if start else 0.0)
+    replay.warm_up()
+    for chunk in chunks(data.stream, data.batch_events):
+        replay.judge(chunk)
+        replay.learn(chunk)
         if chunk.examples:
-            _judge_and_learn(model, chunk.examples, ranks, sold_items, users)
             progress(len(chunk.examples))
-        pending += [lesson for shown in chunk.lists for lesson in shown.lessons]
-        pending.sort(key=lambda lesson: lesson[0])
-        due = bisect_right(pending, chunk.end_ms, key=lambda lesson: lesson[0])
-        model.learn_lists(model.observe_lists([shown for _, shown in pending[:due]]))
-        del pending[:due]
-    return ranks
+    return replay.outcome()
 
 
-def _judged_lists(model: Learner, lists: Sequence[Shown]) -> tuple[list[Tensor], list[Sequence[bool]]]:
-    """Scores of what was shown, and what was clicked of it: before any of its clicks is learnt."""
-    # Nothing is known yet of what will be clicked, as it is where the list is ranked.
-    asked = [replace(shown.as_shown, clicked=(False,) * len(shown.as_shown.clicked)) for shown in lists]
-    return model.judge_lists(model.observe_lists(asked)), [shown.as_shown.clicked for shown in lists]
-
-
-def _judge_and_learn(
-    model: Learner, examples: Sequence[Example], ranks: Ranks, sold_items: set[str], users: set[str]
-) -> None:
-    sold = model.ranker.counters.events > 0
-    batch = model.observe(examples)
-    ranks.add(model.judge(batch), batch.items, sold)
-    model.learn(batch)
-    for example in examples:
-        ranks.first_of_item.append(example.item_id not in sold_items)
-        ranks.new_user.append(example.user_id not in users)
-        sold_items.add(example.item_id)
-        users.add(example.user_id)
+def _learner_rival(
+    policy: Policy, data: Data, encoder: EncoderSettings, learner: LearnerSettings, start: Start | None
+) -> LearnerRival:
+    settings = policy_settings(learner, policy.rule, learner.seed)
+    # The learner itself need not look at the whole catalogue: what ranks is a copy.
+    model = new_learner(
+        encoder.model_copy(update={"lora_seed": learner.seed}), settings.model_copy(update={"judged_items": 1})
+    )
+    if start is not None:
+        start.begin(model)
+    model.add_items(data.items)
+    return LearnerRival(model, with_lists=bool(data.stream.lists))
 
 
 def new_learner(encoder_settings: EncoderSettings, settings: LearnerSettings) -> Learner:
     """A learner of an empty catalogue, its frozen activations kept in the settings' cache."""
     encoder = Encoder(encoder_settings)
     return Learner(encoder, Catalogue(PrefixCache.of(encoder)), settings)
-
-
-def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]

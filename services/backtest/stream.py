@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from services.replay.dataset import DatasetError, read_events
 from streams.events import Click, Impression, Purchase
 from streams.joiner import Example, ShownList, example_of
+
+_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,21 @@ def chunks(stream: Stream, size: int) -> Iterator[Chunk]:
     records += [(example.ts, example) for example in stream.examples]
     in_order = iter(sorted(records, key=lambda record: record[0]))
     while part := list(islice(in_order, size)):
-        yield Chunk(
-            [record for _, record in part if isinstance(record, Shown)],
-            [record for _, record in part if isinstance(record, Example)],
-            part[-1][0],
-        )
+        yield _chunk(part)
+
+
+def days(chunk: Chunk) -> Iterator[tuple[int, Chunk]]:
+    """Cut a chunk at the midnights (UTC) in it: the days since 1970 and their parts, in order."""
+    records: list[tuple[int, Example | Shown]] = [(shown.as_shown.ts, shown) for shown in chunk.lists]
+    records += [(example.ts, example) for example in chunk.examples]
+    in_order = sorted(records, key=lambda record: record[0])
+    for day, of_day in groupby(in_order, key=lambda record: record[0] // _DAY_MS):
+        yield day, _chunk(list(of_day))
+
+
+def _chunk(records: Sequence[tuple[int, Example | Shown]]) -> Chunk:
+    return Chunk(
+        [record for _, record in records if isinstance(record, Shown)],
+        [record for _, record in records if isinstance(record, Example)],
+        records[-1][0],
+    )

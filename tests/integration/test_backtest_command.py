@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,7 +19,19 @@ from services.backtest.command import run
 from services.settings import Settings, SettingsError
 
 EVENTS, WARM_UP = 150, 2
-POLICIES = ("live", "popularity")
+POLICIES = ("live", "live:3", "popularity")
+
+NOWHERE: dict[str, Any] = {
+    "items": Path("nowhere.csv"),
+    "events": Path("nowhere.csv"),
+    "max_events": None,
+    "seeds": 1,
+    "json_path": None,
+    "ranks_path": None,
+    "warm_up": None,
+    "batch_events": None,
+    "click_window_seconds": 600.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +58,7 @@ def backtest(data: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module")
 def done(data: Path) -> "subprocess.CompletedProcess[str]":
-    outputs = ["--json", str(data / "out.json"), "--ranks", str(data / "ranks.csv.gz")]
+    outputs = ["--json", str(data / "out.json"), "--ranks", str(data / "ranks.csv.gz"), "--report", str(data / "study")]
     size = ["--max-events", str(EVENTS), "--seeds", "2", "--policies", ",".join(POLICIES), "--batch-events", "25"]
     return backtest(data, *size, *outputs, "--warm-up", str(data / "history.csv"))
 
@@ -108,18 +121,53 @@ def test_the_table_shows_every_policy(done: "subprocess.CompletedProcess[str]") 
     assert all(policy in done.stderr for policy in (*POLICIES, "ndcg20"))
 
 
-def test_an_unknown_policy_is_named_before_anything_is_read(data: Path) -> None:
+def test_gains_are_over_each_other_policy_and_follow_from_the_ranks(
+    report: dict[str, Any], ranks: dict[tuple[str, str], list[dict[str, str]]]
+) -> None:
+    def hits(policy: str) -> float:
+        return mean(int(row["rank"]) <= 20 for seed in ("0", "1") for row in ranks[policy, seed])
+
+    assert report["gains_of"] == "live"
+    assert list(report["gains"]) == ["live:3", "popularity"]
+    for policy, gain in report["gains"].items():
+        hr20 = gain["hr20"]
+        assert hr20["difference"] == pytest.approx(hits("live") - hits(policy))
+        assert hr20["low"] <= hr20["difference"] <= hr20["high"]
+
+
+def test_every_run_says_how_fast_it_learnt(report: dict[str, Any]) -> None:
+    assert [(run["policy"], run["seed"]) for run in report["runs"]] == [
+        (policy, seed) for policy in POLICIES for seed in (0, 1)
+    ]
+    for of_run in report["runs"]:
+        assert of_run["events_learnt"] == EVENTS + WARM_UP
+        assert of_run["learn_seconds"] > 0
+        assert of_run["events_learnt_per_second"] == pytest.approx(of_run["events_learnt"] / of_run["learn_seconds"])
+    publications = {of_run["policy"]: of_run["publications"] for of_run in report["runs"]}
+    assert publications == {"live": 6, "live:3": 2, "popularity": 6}
+
+
+def test_the_report_is_for_people_and_has_its_plots(report: dict[str, Any], data: Path) -> None:
+    text = (data / "study" / "report.md").read_text()
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+    assert set(POLICIES) < set(shown)
+    assert f"{report['policies']['live']['auc_first3']['mean']:.4f}" in text
+    plots = re.findall(r"!\[.+\]\((.+)\)", text)
+    assert plots == ["quality-over-time.png", "quality-by-interval.png"]
+    for plot in plots:
+        assert (data / "study" / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_without_matplotlib_is_refused_before_anything_is_read(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.backtest.report.find_spec", lambda name: None)
+    with pytest.raises(
+        SettingsError, match=r"`--report` draws plots with matplotlib.*pip install 'headwater\[report\]'"
+    ):
+        run(Settings(), **NOWHERE, policies=["live"], report_dir=data / "study")
+
+
+def test_an_unknown_policy_is_named_before_anything_is_read() -> None:
     with pytest.raises(SettingsError, match=r"`--policies` must be among live, .*, got best, worst"):
-        run(
-            Settings(),
-            items=data / "nowhere.csv",
-            events=data / "nowhere.csv",
-            policies=["live", "best", "worst"],
-            max_events=None,
-            seeds=1,
-            json_path=None,
-            ranks_path=None,
-            warm_up=None,
-            batch_events=None,
-            click_window_seconds=600.0,
-        )
+        run(Settings(), **NOWHERE, policies=["live", "best", "worst"])

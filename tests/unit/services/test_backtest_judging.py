@@ -1,12 +1,13 @@
 """Ranks and figures by hand."""
 
+from array import array
 from math import isnan, log2, sqrt
 
 import numpy as np
 import pytest
 import torch
 
-from services.backtest.judging import Ranks, figures, interval
+from services.backtest.judging import RANDOM_ITEMS, Ranks, auc_among_random, figures, interval
 
 ALL_SOLD = np.ones(4, dtype=bool)
 
@@ -20,19 +21,19 @@ def judged(scores: list[list[float]], items: list[int], sold: list[bool] | None 
 
 
 def test_rank_one_is_best() -> None:
-    assert judged([[0.4, 0.3, 0.2, 0.1]] * 4, [0, 1, 2, 3]).rank == [1, 2, 3, 4]
+    assert list(judged([[0.4, 0.3, 0.2, 0.1]] * 4, [0, 1, 2, 3]).rank) == [1, 2, 3, 4]
 
 
 def test_ties_count_against_the_item() -> None:
-    assert judged([[0.5, 0.5, 0.1, 0.5]] * 2, [0, 2]).rank == [3, 4]
-    assert judged([[0.0] * 4], [2]).rank == [4]
+    assert list(judged([[0.5, 0.5, 0.1, 0.5]] * 2, [0, 2]).rank) == [3, 4]
+    assert list(judged([[0.0] * 4], [2]).rank) == [4]
 
 
 def test_a_score_that_is_no_number_is_the_worst() -> None:
     nan = torch.nan
-    assert judged([[nan, nan, nan, nan]], [0]).rank == [4]
-    assert judged([[nan, 0.2, 0.3, 0.1]], [0]).rank == [4]
-    assert judged([[nan, 0.2, 0.1, 0.1]], [1]).rank == [2]  # what cannot be compared is taken to be above
+    assert list(judged([[nan, nan, nan, nan]], [0]).rank) == [4]
+    assert list(judged([[nan, 0.2, 0.3, 0.1]], [0]).rank) == [4]
+    assert list(judged([[nan, 0.2, 0.1, 0.1]], [1]).rank) == [2]  # what cannot be compared is taken to be above
 
 
 def test_candidates_are_the_whole_catalogue() -> None:
@@ -41,10 +42,10 @@ def test_candidates_are_the_whole_catalogue() -> None:
 
 def test_auc_is_the_share_of_items_sold_before_that_score_below() -> None:
     scores = [[0.4, 0.3, 0.3, 0.1]]
-    assert judged(scores, [1]).auc == pytest.approx([(1 + 0.5) / 3])
-    assert judged(scores, [1], [True, True, False, True]).auc == pytest.approx([1 / 2])
-    assert judged(scores, [1], [True, False, False, False]).auc == [0]
-    assert judged(scores, [0], [False, False, True, True]).auc == [1]
+    assert judged(scores, [1]).auc.tolist() == pytest.approx([(1 + 0.5) / 3])
+    assert judged(scores, [1], [True, True, False, True]).auc.tolist() == pytest.approx([1 / 2])
+    assert judged(scores, [1], [True, False, False, False]).auc.tolist() == [0]
+    assert judged(scores, [0], [False, False, True, True]).auc.tolist() == [1]
 
 
 def test_no_auc_where_no_other_item_was_sold() -> None:
@@ -55,8 +56,8 @@ def test_no_auc_where_no_other_item_was_sold() -> None:
 
 def test_figures_by_hand() -> None:
     ranks = Ranks(
-        rank=[1, 3, 20, 21],
-        auc=[1.0, 0.5, float("nan"), 0.0],
+        rank=array("i", [1, 3, 20, 21]),
+        auc=array("f", [1.0, 0.5, float("nan"), 0.0]),
         first_of_item=[False, True, False, True],
         new_user=[False] * 4,
         candidates=100,
@@ -70,6 +71,45 @@ def test_figures_by_hand() -> None:
     assert values["auc_first_of_item"] == pytest.approx(0.25)
     assert values["events_new_user"] == 0
     assert "hr20_new_user" not in values
+    assert "auc_first3" not in values
+
+
+# ---- an item's first events among random items
+
+
+def test_only_the_first_three_events_of_an_item_are_judged_among_random_items() -> None:
+    """In a catalogue of four, all three others are drawn."""
+    ranks = Ranks()
+    scores = torch.tensor([[0.4, 0.3, 0.3, 0.1], [0.4, 0.3, 0.3, 0.1], [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.0, 0.0]])
+    ranks.add_first(scores, np.array([1, 0, 0, 3]), nth=np.array([1, 3, 4, 2]), index=np.arange(4))
+    assert ranks.auc_first3.tolist() == pytest.approx([(1 + 0.5) / 3, 1.0, 0.5])
+    ranks.rank, ranks.auc = array("i", [2, 1, 4, 4]), array("f", [0.5] * 4)
+    ranks.first_of_item, ranks.new_user = [True, False, False, False], [False] * 4
+    values = figures(ranks)
+    assert values["events_first3"] == 3
+    assert values["auc_first3"] == pytest.approx((0.5 + 1 + 0.5) / 3)
+
+
+def test_random_items_are_others_all_different_and_follow_from_the_event_alone() -> None:
+    item = 70
+    below = np.arange(1_000) % 3 == 0  # of all others, a third scores below
+    scores = torch.from_numpy(np.where(below, 0.0, 2.0))
+    scores[item] = 1.0
+    shares = [auc_among_random(scores, item, index) for index in range(300)]
+    assert all(share * RANDOM_ITEMS == pytest.approx(round(share * RANDOM_ITEMS)) for share in shares)  # itself: no tie
+    assert len(set(shares)) > 10
+    assert np.mean(shares) == pytest.approx(1 / 3, abs=0.01)
+    assert [auc_among_random(scores, item, index) for index in range(300)] == shares
+
+
+def test_a_score_that_is_no_number_beats_no_random_item() -> None:
+    assert auc_among_random(torch.tensor([torch.nan, 0.1, 0.2]), 0, 0) == 0.0
+
+
+def test_a_catalogue_of_one_has_nothing_to_compare_with() -> None:
+    ranks = Ranks()
+    ranks.add_first(torch.tensor([[0.5]]), np.array([0]), nth=np.array([1]), index=np.array([0]))
+    assert not ranks.auc_first3
 
 
 def test_interval_is_students_t() -> None:

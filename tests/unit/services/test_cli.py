@@ -171,8 +171,11 @@ def test_backtest_passes_its_options_on(run: Any, called: dict[str, Any]) -> Non
         "seeds": 2,
         "batch_events": 64,
         "click_window_seconds": 600.0,
+        "label_delay_seconds": 0.0,
+        "judge_after": 0.0,
         "json_path": Path("o.json"),
         "ranks_path": Path("r.csv.gz"),
+        "report_dir": None,
     }
 
 

@@ -1,0 +1,76 @@
+"""A backtest's figures as tables: on a terminal, and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+_COLUMNS = ("hr20", "ndcg20", "mrr", "auc", "auc_first3", "hr20_first_of_item")
+
+
+def columns_of(report: dict[str, Any]) -> tuple[str, ...]:
+    """The figures that a table shows."""
+    return (*_COLUMNS, "ndcg10_lists") if report["shown_lists"] else (*_COLUMNS, "hr20_new_user")
+
+
+def figures_table(report: dict[str, Any]) -> Table:
+    """Policies and their figures: the mean over seeds, and half of its 95 % interval below."""
+    table = Table(title=f"{report['events']}: {report['judged_events']:,} events, {report['catalogue']:,} items")
+    table.add_column("policy", no_wrap=True)
+    columns = columns_of(report)
+    for column in columns:
+        table.add_column(column.replace("_", "\n", 1), justify="right")
+    for policy, values in report["policies"].items():
+        table.add_row(policy, *(figure_cell(values.get(column), "\n±") for column in columns))
+    return table
+
+
+def figure_cell(value: dict[str, Any] | None, joint: str) -> str:
+    """A mean, and half its interval where there is one."""
+    if value is None:
+        return "-"
+    return f"{value['mean']:.4f}" + ("" if value["ci95"] is None else f"{joint}{value['ci95']:.4f}")
+
+
+def gains_table(report: dict[str, Any]) -> Table:
+    """What the reference has over each other policy, with 95 % intervals of a paired bootstrap over events."""
+    table = Table(title=f"{report['gains_of']} over each other, 95 % interval of a paired bootstrap over events")
+    for column in GAIN_COLUMNS:
+        table.add_column(column, justify="left" if column == "over" else "right", no_wrap=True)
+    for row in gain_rows(report):
+        table.add_row(*row)
+    return table
+
+
+GAIN_COLUMNS = ("over", "NDCG@20", "interval", "relative", "HR@20", "interval")
+
+
+def gain_rows(report: dict[str, Any]) -> list[Sequence[str]]:
+    """Cells of `GAIN_COLUMNS`, a row a policy."""
+    return [
+        (policy, *_gain_cells(gain["ndcg20"], relative=True), *_gain_cells(gain["hr20"], relative=False))
+        for policy, gain in report["gains"].items()
+    ]
+
+
+def _gain_cells(gain: dict[str, Any], *, relative: bool) -> list[str]:
+    cells = [f"{gain['difference']:+.4f}", f"{gain['low']:+.4f} to {gain['high']:+.4f}"]
+    if relative:
+        cells.append("-" if gain["relative"] is None else f"{gain['relative']:+.1%}")
+    return cells
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and the others numbers.
+
+    >>> print(markdown_table(["policy", "hr20"], [["live", "0.5"]]))
+    | policy | hr20 |
+    |---|---:|
+    | live | 0.5 |
+    """
+    lines = [header, *rows]
+    body = ["| " + " | ".join(cells) + " |" for cells in lines]
+    body.insert(1, "|---|" + "---:|" * (len(header) - 1))
+    return "\n".join(body)
