@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peft_adapters.prefix_cache import PrefixCache
 
-_REFRESH_CHUNK = 1_024  # items; bounds the memory of one refresh
+_CHUNK = 1_024  # items encoded or refreshed at a time; bounds the memory that it takes
 
 
 class Catalogue:
@@ -24,7 +24,7 @@ class Catalogue:
         self.ids: list[str] = []
         self.texts: list[str] = []
         self.rows: dict[str, int] = {}
-        self.hidden: list[Tensor] = []  # fp16 [tokens, dim] a row
+        self.hidden: list[Tensor] = []  # [tokens, dim] a row
 
     def __len__(self) -> int:
         """Items."""
@@ -41,10 +41,18 @@ class Catalogue:
             row = self.rows.get(item_id)
             if row is None or self.texts[row] != text or item_id in changed:
                 changed[item_id] = text
-        encoded = self._cache.get(list(changed.values()))
+        encoded = self._encode(list(changed.values()))
         return sorted(
             self._put(item_id, text, hidden) for (item_id, text), hidden in zip(changed.items(), encoded, strict=True)
         )
+
+    def _encode(self, texts: Sequence[str]) -> list[Tensor]:
+        """Activations of texts, those of a chunk in one piece of memory: many small ones leave holes between them."""
+        encoded: list[Tensor] = []
+        for start in range(0, len(texts), _CHUNK):
+            hidden = self._cache.get(texts[start : start + _CHUNK])
+            encoded += torch.split(torch.cat(hidden), [len(states) for states in hidden])
+        return encoded
 
     def _put(self, item_id: str, text: str, hidden: Tensor) -> int:
         row = self.rows.setdefault(item_id, len(self.ids))
@@ -60,10 +68,10 @@ class Catalogue:
         if not rows:
             return torch.zeros(0, self._cache.dim)
         parts = [
-            suffix([self.hidden[row] for row in rows[start : start + _REFRESH_CHUNK]])
-            for start in range(0, len(rows), _REFRESH_CHUNK)
+            torch.nn.functional.normalize(suffix([self.hidden[row] for row in rows[start : start + _CHUNK]]), dim=1)
+            for start in range(0, len(rows), _CHUNK)
         ]
-        return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+        return torch.cat(parts)
 
 
 def item_text(*, title: str, brand: str = "", category: str = "", description: str = "") -> str:

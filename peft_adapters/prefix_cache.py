@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 _QUERY_CHUNK = 500  # keys; SQLite bounds the variables of one statement
 _COMPUTE_CHUNK = 512  # texts computed between two writes, so that an interruption loses little
+_LOG_SECONDS = 5.0  # between two lines on how far the encoding is
+_MEASURED_SHARE = 16  # the size of all entries is measured anew when this part of the bound was written
 _LOCK_SECONDS = 30.0  # how long one process waits for another's write
 _RETRY_SECONDS = 0.02
 
@@ -43,6 +45,8 @@ class PrefixCache:
         self._encoder, self._max_bytes = encoder, max_bytes
         self.dim = encoder.dim
         self.hits = self.misses = 0
+        self._written_bytes = max_bytes  # since all entries were measured, which has not been done yet
+        self._told = 0.0  # when the log was last told how far the encoding is
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(
@@ -89,16 +93,27 @@ class PrefixCache:
             hidden = self._encoder.prefix([missing[key] for key in chunk])
             found |= zip(chunk, hidden, strict=True)
             self._write([(key, states.numpy().tobytes()) for key, states in zip(chunk, hidden, strict=True)])
-            if len(keys) > _COMPUTE_CHUNK:
-                log.info("prefix_cache_filling", done=start + len(chunk), of=len(keys))
+            self._tell(start + len(chunk), len(keys))
+
+    def _tell(self, done: int, of: int) -> None:
+        if of > _COMPUTE_CHUNK and time.monotonic() > self._told + _LOG_SECONDS:
+            self._told = time.monotonic()
+            log.info("prefix_cache_filling", done=done, of=of)
 
     def _write(self, entries: list[tuple[str, bytes]]) -> None:
         with self._db:  # ends in a commit, or in a rollback when the disk is full
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT OR REPLACE INTO prefix VALUES (?, ?)", entries)
-            (used,) = self._db.execute("SELECT coalesce(sum(length(hidden)), 0) FROM prefix").fetchone()
-            if used > self._max_bytes:
-                self._evict(used - self._max_bytes)
+            self._written_bytes += sum(len(hidden) for _, hidden in entries)
+            if self._written_bytes > self._max_bytes // _MEASURED_SHARE:
+                self._bound()
+
+    def _bound(self) -> None:
+        """Delete what is too much. Reads every entry's size, so not after every write."""
+        (used,) = self._db.execute("SELECT coalesce(sum(length(hidden)), 0) FROM prefix").fetchone()
+        self._written_bytes = 0
+        if used > self._max_bytes - self._max_bytes // _MEASURED_SHARE:
+            self._evict(used - self._max_bytes + self._max_bytes // _MEASURED_SHARE)
 
     def _evict(self, excess_bytes: int) -> None:
         oldest = self._db.execute("SELECT rowid, length(hidden) FROM prefix ORDER BY rowid").fetchall()
