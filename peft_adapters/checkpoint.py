@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ from peft_adapters.errors import CheckpointError
 from peft_adapters.learner import Learner
 from peft_adapters.ranker import ROLES
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 MODEL_NAME, STATE_NAME, SUMS_NAME = "model.safetensors", "state.json", "SHA256SUMS"
 
+_BESIDE = "beside"
 _SAME_ADAPTER = ("r", "lora_alpha", "target_modules")  # with other ones the same tensors say other things
 
 
-def save_checkpoint(root: Path, number: int, learner: Learner, extra: dict[str, Any]) -> None:
+def save_checkpoint(
+    root: Path, number: int, learner: Learner, extra: dict[str, Any], beside: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a checkpoint.
 
     Args:
@@ -41,12 +45,13 @@ def save_checkpoint(root: Path, number: int, learner: Learner, extra: dict[str, 
         number: of this one; what a run that was cut short left under it is replaced.
         learner: what is saved.
         extra: what else to keep, as JSON can hold it; `load_checkpoint` gives it back.
+        beside: what else to keep, as tensors; `load_beside` gives it back.
 
     Raises:
         CheckpointError: the disk refused; older checkpoints still stand.
     """
     try:
-        _write(root, number, learner, extra)
+        _write(root, number, _files(learner, extra, beside or {}))
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {checkpoint_path(root, number)} cannot be written: {error}; the one before still stands, "
@@ -60,12 +65,12 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(root: Path, number: int, learner: Learner, extra: dict[str, Any]) -> None:
+def _write(root: Path, number: int, files: dict[str, bytes]) -> None:
     """1. Write the files aside. 2. Rename their directory into place."""
     aside = root / f".{number:010d}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    for name, data in _files(learner, extra).items():
+    for name, data in files.items():
         with durable_file(aside / name) as file:
             file.write(data)
     sync_directory(aside)
@@ -74,8 +79,9 @@ def _write(root: Path, number: int, learner: Learner, extra: dict[str, Any]) -> 
     sync_directory(root)
 
 
-def _files(learner: Learner, extra: dict[str, Any]) -> dict[str, bytes]:
+def _files(learner: Learner, extra: dict[str, Any], beside: Mapping[str, Tensor]) -> dict[str, bytes]:
     tensors, state = learner_state(learner)
+    tensors |= {f"{_BESIDE}/{name}": value for name, value in beside.items()}
     files = {
         MODEL_NAME: safetensors.torch.save({name: value.contiguous().clone() for name, value in tensors.items()}),
         STATE_NAME: json.dumps({"version": STATE_VERSION, "learner": state, "extra": extra}).encode(),
@@ -109,6 +115,13 @@ def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]
     return extra
 
 
+def load_beside(root: Path, number: int) -> dict[str, Tensor]:
+    """The tensors that were saved beside a learner, of a checkpoint that `load_checkpoint` has taken."""
+    with safetensors.safe_open(checkpoint_path(root, number) / MODEL_NAME, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(f"{_BESIDE}/")]  # noqa: SIM118 - no mapping
+        return {name.removeprefix(f"{_BESIDE}/"): file.get_tensor(name) for name in names}
+
+
 def _checked_state(path: Path, files: dict[str, bytes]) -> dict[str, Any]:
     """What `state.json` says, once both files are known to be those that were written."""
     if files.pop(SUMS_NAME) != _sums(files):
@@ -126,23 +139,45 @@ def _sums(files: dict[str, bytes]) -> bytes:
     return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
 
 
-def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything a learner is, as tensors and as JSON can hold it."""
+def learner_weights(learner: Learner) -> dict[str, Tensor]:
+    """Everything that learning moves, and the state of what moves it; counters are not learnt."""
     ranker = learner.ranker
-    list_tensors, list_state = learner.lists.state()
     tensors = {"heads": ranker.heads, "catalogue_heads": learner.catalogue_heads, "text": ranker.text}
     tensors |= {f"residuals.{role}": ranker.residuals[role] for role in ROLES}
-    parts = {"counters": ranker.counters.state(), "heads_optimiser": learner.heads_optimiser.state()}
+    parts = {"heads_optimiser": learner.heads_optimiser.state(), "lora_optimiser": learner.lora_optimiser.state()}
     parts |= {f"rows.{role}": optimiser.state() for role, optimiser in learner.row_optimisers.items()}
     parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.served_lora}
-    parts |= {"lists": list_tensors, "lora_optimiser": learner.lora_optimiser.state()}
-    tensors |= {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-    return tensors, {
+    parts |= {"lists": learner.lists.state()[0]}
+    return tensors | {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+def restore_weights(learner: Learner, tensors: dict[str, Tensor]) -> None:
+    """Put back what `learner_weights` gave; the learner takes text and residuals over as they are.
+
+    Raises:
+        KeyError: it lacks something that this learner has.
+    """
+    learner.ranker.heads = tensors["heads"].clone()
+    learner.catalogue_heads.copy_(tensors["catalogue_heads"])  # in place: the optimiser holds this tensor
+    learner.lists.restore(_part(tensors, "lists"), learner.lists.state()[1])
+    learner.ranker.text = tensors["text"]
+    learner.ranker.residuals = {role: tensors[f"residuals.{role}"] for role in ROLES}
+    learner.heads_optimiser.restore(_part(tensors, "heads_optimiser"))
+    for role, optimiser in learner.row_optimisers.items():
+        optimiser.restore(_part(tensors, f"rows.{role}"))
+    learner.restore_lora(_part(tensors, "lora"), _part(tensors, "served_lora"))
+    learner.lora_optimiser.restore(_part(tensors, "lora_optimiser"))
+
+
+def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything a learner is, as tensors and as JSON can hold it."""
+    counters = {f"counters/{name}": value for name, value in learner.ranker.counters.state().items()}
+    return learner_weights(learner) | counters, {
         "base_digest": learner.encoder.base_digest,
         "adapter": _adapter(learner),
         "items": list(zip(learner.catalogue.ids, learner.catalogue.texts, strict=True)),
         "shoppers": learner.shoppers.state(),
-        "lists": list_state,
+        "lists": learner.lists.state()[1],
         "batches_learned": learner.batches_learned,
         "events_learned": learner.events_learned,
     }
@@ -167,17 +202,9 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
         )
     learner.catalogue.upsert([(item_id, text) for item_id, text in state["items"]])
     learner.ranker.grow(len(learner.catalogue))
-    learner.ranker.heads = tensors["heads"].clone()
-    learner.catalogue_heads.copy_(tensors["catalogue_heads"])  # in place: the optimiser holds this tensor
+    restore_weights(learner, tensors)
     learner.lists.restore(_part(tensors, "lists"), state["lists"])
-    learner.ranker.text = tensors["text"]
-    learner.ranker.residuals = {role: tensors[f"residuals.{role}"] for role in ROLES}
     learner.ranker.counters.restore(_part(tensors, "counters"))
-    learner.heads_optimiser.restore(_part(tensors, "heads_optimiser"))
-    for role, optimiser in learner.row_optimisers.items():
-        optimiser.restore(_part(tensors, f"rows.{role}"))
-    learner.restore_lora(_part(tensors, "lora"), _part(tensors, "served_lora"))
-    learner.lora_optimiser.restore(_part(tensors, "lora_optimiser"))
     learner.shoppers.restore(state["shoppers"])
     learner.batches_learned, learner.events_learned = state["batches_learned"], state["events_learned"]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,8 +52,8 @@ class Prequential:
         self._judged: deque[Judged] = deque(maxlen=window_events)
         self._new_metrics()
 
-    def update(self, batch: Batch, scores: Tensor) -> None:
-        """Take in a judged batch; scores are `Learner.judge(batch)`, [events, columns]."""
+    def update(self, batch: Batch, scores: Tensor) -> list[float]:
+        """Take in a judged batch; scores are `Learner.judge(batch)`, [events, columns]. Losses over chance, nats."""
         own, other, ranks = self._lifts(batch, scores)
         flags = zip(batch.first_of_item.tolist(), batch.new_shopper.tolist(), strict=True)
         for lift, other_lift, rank, (cold, new) in zip(own, other, ranks, flags, strict=True):
@@ -61,6 +62,7 @@ class Prequential:
             self._judged.append(judged)
             self._count(judged)
         self._events += len(batch)
+        return [-lift for lift in own]
 
     def values(self) -> dict[str, float]:
         """The figures over the window; nothing before the first event."""
@@ -74,6 +76,15 @@ class Prequential:
             if ranks:
                 figures[f"hr20_{name}"] = sum(rank <= 20 for rank in ranks) / len(ranks)
         return figures
+
+    def calibration(self, events: int) -> float | None:
+        """Mean predicted over observed probability of the newest events' pairs (He et al. 2014); None before any.
+
+        Of each pair one is positive, so that a half is observed.
+        """
+        newest = list(islice(reversed(self._judged), events))
+        predicted = sum(judged.probability + judged.other_probability for judged in newest)
+        return predicted / len(newest) if newest else None
 
     def state(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
@@ -102,12 +113,12 @@ class Prequential:
         """Log lifts of the items and of one other candidate each, and the items' ranks (ties count against)."""
         columns = batch.items if batch.columns is None else np.searchsorted(batch.columns, batch.items)
         own_column = torch.from_numpy(columns)[:, None]
-        corrected = scores if batch.columns is None else scores - batch.log_expected
-        base = torch.logsumexp(corrected, dim=1, keepdim=True) - math.log(batch.item_count)
+        log_chance = -math.log(batch.item_count)
+        over_chance = log_probabilities(scores, 0.0 if batch.columns is None else batch.log_expected) - log_chance
         # Any other column: a step of 1 to columns - 1 further, around the end.
         generator = np.random.default_rng([self._seed, self._events])
         steps = torch.from_numpy(generator.integers(1, max(2, scores.shape[1]), size=(len(batch), 1)))
-        lifts = (scores - base).clamp(-_LIFT_LIMIT, _LIFT_LIMIT)
+        lifts = over_chance.nan_to_num(nan=0.0).clamp(-_LIFT_LIMIT, _LIFT_LIMIT)  # no number says nothing
         own, other = lifts.gather(1, own_column), lifts.gather(1, (own_column + steps) % scores.shape[1])
         ranks = scores.shape[1] - (scores < scores.gather(1, own_column)).sum(dim=1)  # no number is no hit
         return own[:, 0].tolist(), other[:, 0].tolist(), ranks.tolist()
@@ -127,6 +138,16 @@ class Prequential:
         self._log_loss.update(False, judged.other_probability)
         self._means["ndcg10"].update(1 / math.log2(judged.rank + 1) if judged.rank <= 10 else 0.0)
         self._means["hr20"].update(float(judged.rank <= 20))
+
+
+def log_probabilities(scores: Tensor, log_expected: Tensor | float) -> Tensor:
+    """Log of the softmax over the catalogue, [events, columns], nats.
+
+    Args:
+        scores: [events, columns].
+        log_expected: [columns] log of the probability that a column is in the sample; 0 for the whole catalogue.
+    """
+    return scores - torch.logsumexp(scores - log_expected, dim=1, keepdim=True)
 
 
 def list_ndcg(scores: Tensor, clicked: Sequence[bool], *, cutoff: int = 10) -> float:

@@ -1,49 +1,307 @@
-"""The gate a candidate adapter passes before anyone hears of it."""
+"""The gate a candidate adapter passes before anyone hears of it, and the way back for a learner that keeps failing.
+
+Every micro-batch is judged, before it is learnt, by the learner and by a copy of it as it was published: the live
+adapter. Neither has learnt those events. The rules, the maths and its sources: docs/gate-and-drift.md.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from peft_adapters.batches import Batch
+from peft_adapters.checkpoint import learner_weights, restore_weights
+from peft_adapters.counters import Counters, IntArray
+from peft_adapters.evaluation import Prequential, log_probabilities
+from peft_adapters.learner import Learner
+from peft_adapters.ranker import ROLES, Ranker
+from peft_adapters.settings import GateSettings as GateSettings
 
-class GateSettings(BaseModel):
-    """How far a candidate's weights may go."""
+Decision = Literal["published", "refused"]
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_head_weight: float = Field(default=100.0, gt=0, description="largest absolute weight of a head")
-    max_residual_norm: float = Field(default=20.0, gt=0, description="largest norm of an item's residual; texts have 1")
-    max_lora_norm: float = Field(default=100.0, gt=0, description="largest norm of one LoRA matrix")
+_WORST = 10.0  # nats: one event counts no more than this, and so much where a score is no number
+_NORM_FLOOR = 1.0  # a group smaller than this is free to grow; texts have norm 1
+_HALVED = ("text", *(f"residuals.{role}" for role in ROLES))  # kept as bundles have residuals
 
 
-def judge_candidate(groups: Mapping[str, Mapping[str, Tensor]], settings: GateSettings) -> dict[str, Any]:
-    """Decide on a candidate's tensors: `{"decision": "passed" | "refused", "reasons": [...]}`.
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of a candidate beside its tensors.
 
-    A candidate passes when all its numbers are finite and no norm is beyond its bound.
+    Attributes:
+        events: judged by candidate and live adapter alike.
+        loss_difference: mean over them of the candidate's loss less the live adapter's, nats.
+        standard_error: of that mean.
+        calibration: mean predicted over observed; None before anything was judged.
+        norms: of the candidate's groups, and of the live adapter's.
     """
-    reasons = [
+
+    events: int
+    loss_difference: float
+    standard_error: float
+    calibration: float | None
+    norms: Mapping[str, tuple[float, float]]
+
+
+def judge_candidate(
+    groups: Mapping[str, Mapping[str, Tensor]], settings: GateSettings, evidence: Evidence | None = None
+) -> dict[str, Any]:
+    """Decide on a candidate: `{"decision": "passed" | "refused", "reasons": [...], "rules": [...], ...}`.
+
+    A candidate passes when all its numbers are finite, no norm is beyond its bound, and the evidence, where there is
+    any, does not speak against it. `rules` are those that were broken, in a word each.
+    """
+    broken = [("not_finite", reason) for reason in _not_finite(groups)]
+    broken += [("bound", reason) for reason in _beyond_bounds(groups, settings)]
+    figures: dict[str, Any] = {}
+    if evidence is not None:
+        broken += _against(evidence, settings)
+        figures = _figures(evidence, settings)
+    return {
+        "decision": "refused" if broken else "passed",
+        "reasons": [reason for _, reason in broken],
+        "rules": sorted({rule for rule, _ in broken}),
+    } | figures
+
+
+def _not_finite(groups: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    return [
         f"{group}.{name} has {int((~torch.isfinite(value)).sum())} values that are not finite"
         for group, tensors in groups.items()
         for name, value in tensors.items()
         if value.is_floating_point() and not torch.isfinite(value).all()
     ]
+
+
+def _beyond_bounds(groups: Mapping[str, Mapping[str, Tensor]], settings: GateSettings) -> list[str]:
     bounds: tuple[tuple[str, float, Callable[[Tensor], Tensor]], ...] = (
         ("heads", settings.max_head_weight, torch.abs),
         ("residuals", settings.max_residual_norm, _row_norms),
         ("adapter_model", settings.max_lora_norm, torch.linalg.vector_norm),
     )
+    reasons = []
     for group, limit, measure in bounds:
         for name, value in groups[group].items():
             largest = float(measure(value.float()).max()) if value.is_floating_point() and value.numel() else 0.0
             if largest > limit:
                 reasons.append(f"{group}.{name} reaches {largest:.3g}, the bound is {limit:g}")
-    return {"decision": "refused" if reasons else "passed", "reasons": reasons}
+    return reasons
+
+
+def _against(evidence: Evidence, settings: GateSettings) -> list[tuple[str, str]]:
+    """Rules that the evidence breaks, each with its reason."""
+    broken = []
+    allowed = settings.loss_tolerance + settings.standard_errors * evidence.standard_error
+    if evidence.events >= settings.min_events and evidence.loss_difference > allowed:
+        broken.append(
+            (
+                "loss",
+                f"loss is {evidence.loss_difference:.3g} nats above the live adapter's over {evidence.events} events, "
+                f"{allowed:.3g} are allowed",
+            )
+        )
+    for group, (norm, live) in evidence.norms.items():
+        limit = settings.max_norm_ratio * max(live, _NORM_FLOOR)
+        if norm > limit:  # what is no number has its own rule
+            broken.append(("norm", f"norm of {group} is {norm:.3g}, {limit:.3g} is allowed from {live:.3g}"))
+    off = abs((evidence.calibration or 1.0) - 1)
+    if evidence.events >= settings.min_events and off > settings.max_calibration_error:
+        allowed_off = f"{settings.max_calibration_error:g} from 1 is allowed"
+        broken.append(("calibration", f"predicted over observed is {evidence.calibration:.3g}, {allowed_off}"))
+    return broken
+
+
+def _figures(evidence: Evidence, settings: GateSettings) -> dict[str, Any]:
+    """The figures behind a decision, for the manifest; those of losses only where they were compared."""
+    norms = {
+        group: {"candidate": _number(norm), "live": _number(live)} for group, (norm, live) in evidence.norms.items()
+    }
+    figures: dict[str, Any] = {"events": evidence.events, "norms": norms}
+    if evidence.events < settings.min_events:
+        return figures | {
+            "note": f"losses and calibration were not compared: {evidence.events} events, {settings.min_events} needed"
+        }
+    return figures | {
+        "loss_difference": evidence.loss_difference,
+        "standard_error": evidence.standard_error,
+        "calibration": evidence.calibration,
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _row_norms(value: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(value, dim=-1)
     return norms
+
+
+class Gate:
+    """Judges a learner's candidates by what it has watched, and takes the learner back where they keep failing.
+
+    The live adapter that losses are compared with, and that is gone back to, is the newest published one that has stood
+    the test: it is replaced by a newer one once `window_events` were judged beside it. One published a moment ago is
+    too near to the learner to tell anything.
+
+    Args:
+        learner: which one; as it stands, it is the first that can be gone back to.
+        prequential: whose calibration counts.
+        settings: the rules.
+
+    Attributes:
+        refusals: in a row so far.
+    """
+
+    def __init__(self, learner: Learner, prequential: Prequential, settings: GateSettings) -> None:
+        self._learner, self._prequential, self._settings = learner, prequential, settings
+        self._differences: deque[float] = deque(maxlen=settings.window_events)
+        self.refusals = 0
+        self._why: list[str] = []  # of the newest refusal
+        self._went_back: dict[str, Any] | None = None  # said in the manifests up to the next that is published
+        self.anchor()
+
+    def anchor(self) -> None:
+        """Take the learner as it stands for the live adapter."""
+        weights = learner_weights(self._learner)
+        self._live = {name: value.half() if name in _HALVED else value.clone() for name, value in weights.items()}
+        self._live_events = self._learner.events_learned  # it has learnt
+        self._beside_live = 0  # events judged beside it
+
+    # ---- what is watched
+
+    def update(self, batch: Batch, scores: Tensor) -> None:
+        """Take in a batch that is not yet learnt; scores are `Learner.judge(batch)`, [events, columns]."""
+        self._grow()
+        columns = batch.candidates
+        places = torch.from_numpy(columns if batch.columns is None else np.searchsorted(batch.columns, columns))
+        rows = np.union1d(batch.context_rows, columns)
+        narrowed = replace(
+            batch,
+            columns=np.searchsorted(rows, columns),
+            context_rows=np.searchsorted(rows, batch.context_rows),
+            counter_features=batch.counter_features[:, :, places],
+        )
+        own = torch.from_numpy(np.searchsorted(columns, batch.items))[:, None]
+        losses, live_losses = (
+            -log_probabilities(each, batch.log_expected).gather(1, own)[:, 0]
+            for each in (scores[:, places], self._learner.judge(narrowed, self._live_rows(rows)))
+        )
+        worse = (losses - live_losses).nan_to_num(nan=_WORST).clamp(-_WORST, _WORST)
+        self._differences.extend(worse.tolist())
+        self._beside_live += len(batch)
+
+    def _grow(self) -> None:
+        """Items that came since the live adapter have their text of today, and nothing learnt."""
+        text = self._learner.ranker.text
+        missing = len(text) - len(self._live["text"])
+        if missing > 0:
+            self._live["text"] = torch.cat([self._live["text"], text[-missing:].half()])
+            blank = torch.zeros(missing, text.shape[1], dtype=torch.half)
+            for name in _HALVED[1:]:
+                self._live[name] = torch.cat([self._live[name], blank])
+
+    def _live_rows(self, rows: IntArray) -> Ranker:
+        """The live adapter's weights on some items. Their counts are today's: what counts is not learnt."""
+        ranker = self._learner.ranker
+        counters = Counters()
+        counters.events = ranker.counters.events[rows]
+        index = torch.from_numpy(rows)
+        return replace(
+            ranker,
+            heads=self._live["heads"],
+            taste=self._live["lists/taste"],
+            text=self._live["text"][index].float(),
+            residuals={role: self._live[f"residuals.{role}"][index].float() for role in ROLES},
+            counters=counters,
+        )
+
+    def judge(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+        """Decide on the learner as it stands, whose tensors `groups` are; nothing follows until `settle`."""
+        verdict = judge_candidate(groups, self._settings, self.evidence())
+        self._why = verdict["reasons"] or self._why
+        verdict |= {"live_events_learned": self._live_events, "refusals_before": self.refusals}
+        return verdict | ({} if self._went_back is None else {"went_back": self._went_back})
+
+    def evidence(self) -> Evidence:
+        """What is known of the learner as it stands."""
+        differences = torch.tensor(list(self._differences), dtype=torch.float64)
+        count = len(differences)
+        live = _norms(self._live)
+        return Evidence(
+            events=count,
+            loss_difference=float(differences.mean()) if count else 0.0,
+            standard_error=float(differences.std()) / math.sqrt(count) if count > 1 else 0.0,
+            calibration=self._prequential.calibration(self._settings.window_events),
+            norms={group: (norm, live[group]) for group, norm in _norms(learner_weights(self._learner)).items()},
+        )
+
+    # ---- what follows
+
+    def settle(self, decision: Decision) -> dict[str, Any] | None:
+        """Draw the consequence of a decision on the learner as it stands; what to say where it went back.
+
+        Whoever wants to repeat a run calls this at the same places with the same decisions.
+        """
+        if decision == "published":
+            self.refusals, self._went_back = 0, None
+            if self._beside_live >= self._settings.window_events:
+                self.anchor()
+            return None
+        self.refusals += 1
+        if self.refusals < self._settings.refusals_before_rollback:
+            return None
+        return self._go_back()
+
+    def _go_back(self) -> dict[str, Any]:
+        """Put back weights and optimisers as they were; counters, shoppers and the count of events stay."""
+        weights = {name: value.float() if name in _HALVED else value for name, value in self._live.items()}
+        restore_weights(self._learner, weights)
+        self._learner.refit()
+        self._went_back = {
+            "after_refusals": self.refusals,
+            "from_events_learned": self._learner.events_learned,
+            "to_events_learned": self._live_events,
+        }
+        self.refusals = 0
+        self._differences.clear()  # of weights that are no more
+        return self._went_back | {"reasons": self._why}
+
+    # ---- what a checkpoint keeps
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All of it, as tensors and as JSON can hold it."""
+        return dict(self._live), {
+            "differences": list(self._differences),
+            "refusals": self.refusals,
+            "went_back": self._went_back,
+            "live_events": self._live_events,
+            "beside_live": self._beside_live,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self._live = dict(tensors)
+        self._differences.clear()
+        self._differences.extend(state["differences"])
+        self.refusals, self._went_back = state["refusals"], state["went_back"]
+        self._live_events, self._beside_live = state["live_events"], state["beside_live"]
+
+
+def _norms(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """Norm of each group: of the heads, of all LoRA matrices together, and the mean of the residuals that moved."""
+    rows = torch.cat([_row_norms(weights[f"residuals.{role}"].float()) for role in ROLES])
+    moved = rows[rows != 0]
+    lora = [value for name, value in weights.items() if name.startswith("served_lora/")]
+    return {
+        "heads": float(torch.linalg.vector_norm(weights["heads"])),
+        "residuals": float(moved.mean()) if len(moved) else 0.0,
+        "lora": math.sqrt(sum(float(value.float().square().sum()) for value in lora)),
+    }

@@ -51,6 +51,7 @@ class Learner:
         self.shoppers = Shoppers()
         self.batches_learned = 0
         self.events_learned = 0
+        self.rate_factor = 1.0  # of residuals and LoRA; whoever raises it lowers it again, and keeps it
         self._mask = torch.tensor([float(name in settings.features) for name in FEATURES])
         self.ranker.heads *= self._mask
         self.catalogue_heads = self.ranker.heads.clone()  # the head that finds the next item in the whole catalogue
@@ -72,11 +73,19 @@ class Learner:
     def add_items(self, items: Sequence[tuple[str, str]]) -> None:
         """Take in items (id, text), new or with a new text; they can be ranked from now on."""
         rows = self.catalogue.upsert(items)
+        self._grow()
+        self._refresh(rows)
+
+    def refit(self) -> None:
+        """Make what was put back fit the catalogue: room for items that came since, and all texts anew."""
+        self._grow()
+        self._refresh(range(len(self.catalogue)))
+
+    def _grow(self) -> None:
         self.ranker.grow(len(self.catalogue))
         for optimiser in self.row_optimisers.values():
             optimiser.grow(len(self.catalogue))
         self.lists.grow(len(self.catalogue))
-        self._refresh(rows)
 
     def _refresh(self, rows: Sequence[int]) -> None:
         self.ranker.text[list(rows)] = self.catalogue.vectors(self._served_suffix, rows).clone()
@@ -148,14 +157,15 @@ class Learner:
         return candidates, torch.from_numpy(np.log(expected)).float()
 
     @torch.inference_mode()
-    def judge(self, batch: Batch) -> Tensor:
-        """Scores [events, columns] by weights and counters that have not learnt the batch."""
-        query = self.ranker.vectors("query")[torch.from_numpy(batch.context_rows)]
-        candidate = self.ranker.vectors("candidate")
+    def judge(self, batch: Batch, ranker: Ranker | None = None) -> Tensor:
+        """Scores [events, columns] by weights and counters that have not learnt the batch; `ranker` brings others."""
+        ranker = self.ranker if ranker is None else ranker
+        query = ranker.vectors("query")[torch.from_numpy(batch.context_rows)]
+        candidate = ranker.vectors("candidate")
         if batch.columns is not None:
             candidate = candidate[torch.from_numpy(batch.columns)]
-        affinities = affinity_features(batch.affinity_weights @ query, candidate, self.ranker.taste)
-        return torch.einsum("fbn,f->bn", torch.cat([batch.counter_features, affinities]), self.ranker.heads)
+        affinities = affinity_features(batch.affinity_weights @ query, candidate, ranker.taste)
+        return torch.einsum("fbn,f->bn", torch.cat([batch.counter_features, affinities]), ranker.heads)
 
     def learn(self, batch: Batch) -> float:
         """One step on a batch, then count it; the loss (nats an event) before the step."""
@@ -188,6 +198,15 @@ class Learner:
         counters = self.ranker.counters
         return min(1.0, float(counters.clicked.sum()) / max(1.0, float(counters.events.sum())))
 
+    def _scale(self) -> float:
+        """Of the steps on residuals and LoRA: as far as lists account for the events, these are left to them."""
+        return self.rate_factor * (1 - self._listed_share())
+
+    def restart_heads(self) -> None:
+        """Let the heads' rates begin again at their high start, as after a drift."""
+        self.heads_optimiser.restart()
+        self.lists.restart_heads()
+
     def _due(self, every_batches: int) -> bool:
         return self.settings.lora and (self.batches_learned + 1) % every_batches == 0
 
@@ -208,7 +227,7 @@ class Learner:
         loss = positives_loss(batch, heads, self.ranker.taste, query, candidate, batch.log_expected)
         gradients = torch.autograd.grad(loss, [heads, query.residual, candidate.residual], allow_unused=True)
         self.heads_optimiser.step(gradients[0] * self._mask)
-        self._step_residuals((query, gradients[1]), (candidate, gradients[2]), scale=1 - self._listed_share())
+        self._step_residuals((query, gradients[1]), (candidate, gradients[2]), scale=self._scale())
         return float(loss.detach())
 
     def _step_residuals(self, *sides: tuple[Side, Tensor | None], scale: float) -> None:
@@ -231,7 +250,7 @@ class Learner:
         # Thinning negatives evenly scales each one's probability by the same factor, which a softmax does not feel.
         log_expected = batch.log_expected[torch.from_numpy(np.searchsorted(batch.candidates, candidates))]
         positives_loss(batch, self.catalogue_heads, self.ranker.taste, query, candidate, log_expected).backward()  # type: ignore[no-untyped-call]
-        self.lora_optimiser.step(scale=1 - self._listed_share())
+        self.lora_optimiser.step(scale=self._scale())
 
     # ---- lists
 

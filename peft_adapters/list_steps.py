@@ -105,6 +105,11 @@ class ListSteps:
         self._row_optimisers[side.role].step(table, torch.from_numpy(side.rows), gradient)
         return set(side.rows.tolist())
 
+    def restart_heads(self) -> None:
+        """Let the rates of both heads begin again at their high start."""
+        for name in ("heads", "served_heads"):
+            self._optimisers[name].restart()
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it, as tensors and as JSON can hold it."""
         parts = self._optimisers | {f"rows.{role}": optimiser for role, optimiser in self._row_optimisers.items()}

@@ -39,6 +39,10 @@ class HeadsOptimiser:
         self._optimiser.step()
         self._batches += 1
 
+    def restart(self) -> None:
+        """Begin the schedule again, at its high start."""
+        self._batches = 0
+
     def state(self) -> dict[str, Tensor]:
         """All of it as tensors."""
         return _adam_state(self._optimiser) | {"batches": torch.tensor(self._batches)}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from peft_adapters.bundle import Manifest, write_bundle
 from peft_adapters.errors import RegistryUnavailableError
-from peft_adapters.gate import GateSettings, judge_candidate
+from peft_adapters.gate import Gate
 from peft_adapters.learner import Learner
 from peft_adapters.ranker import ROLES
 from peft_adapters.registry import AdapterRegistry, Owner
@@ -36,7 +36,7 @@ class Publisher:
         scenario: under which name.
         owner: in whose name; it claims the scenario before its first version, and is fenced once another does.
         staging: a directory for the bundle before it is uploaded.
-        gate: what a candidate must keep to.
+        gate: which judges candidates.
         snapshot_every: versions from one full bundle to the next.
         keep_versions: older versions that no chain needs are deleted.
     """
@@ -49,7 +49,7 @@ class Publisher:
         scenario: str,
         owner: Owner,
         staging: Path,
-        gate: GateSettings,
+        gate: Gate,
         snapshot_every: int = DEFAULT_SNAPSHOT_EVERY,
         keep_versions: int = 3 * DEFAULT_SNAPSHOT_EVERY,
     ) -> None:
@@ -102,7 +102,7 @@ class Publisher:
             published_at_ms=time.time_ns() // 1_000_000,
             events_learned=self._learner.events_learned,
             metrics=dict(metrics),
-            gate=judge_candidate(groups, self._gate),
+            gate=self._gate.judge(groups),
         )
         return directory, manifest
 
@@ -119,6 +119,10 @@ class Publisher:
         shutil.rmtree(directory, ignore_errors=True)
         if manifest.kind == "full":
             self._prune()
+
+    def begin_anew(self) -> None:
+        """Make the next bundle a full one, as after the learner went back: a delta would not say so."""
+        self._parent = None
 
     def keep_refused(self, directory: Path, manifest: Manifest) -> None:
         """Put a refused candidate aside for inspection; its changes stay unpublished."""

@@ -78,3 +78,40 @@ class LearnerSettings(BaseModel):
     features: tuple[str, ...] = Field(default=FEATURES, description="features the head may use, for ablations")
     residuals: bool = Field(default=True, description="off: item vectors are text alone")
     lora: bool = Field(default=True, description="off: the adapter stays at its start")
+
+
+class GateSettings(BaseModel):
+    """What a candidate must keep to. The rules, and where the defaults come from: docs/gate-and-drift.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_head_weight: float = Field(default=100.0, gt=0, description="largest absolute weight of a head")
+    max_residual_norm: float = Field(default=20.0, gt=0, description="largest norm of an item's residual; texts have 1")
+    max_lora_norm: float = Field(default=100.0, gt=0, description="largest norm of one LoRA matrix")
+    max_norm_ratio: float = Field(
+        default=3.0, gt=1, description="largest norm of a group over that of the live adapter"
+    )
+    window_events: int = Field(default=512, ge=1, description="newest events over which losses are compared")
+    min_events: int = Field(default=128, ge=2, description="with fewer, losses are not compared")
+    loss_tolerance: float = Field(default=0.02, ge=0, description="nats an event a candidate may be worse than live")
+    standard_errors: float = Field(default=3.0, ge=0, description="and this many standard errors of the mean more")
+    max_calibration_error: float = Field(
+        default=0.2, gt=0, description="how far mean predicted over observed may be from 1"
+    )
+    refusals_before_rollback: int = Field(
+        default=3, ge=1, description="after so many refusals in a row the learner goes back"
+    )
+
+
+class DriftSettings(BaseModel):
+    """What counts as drift, and what follows. Where the defaults come from: docs/gate-and-drift.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(default=True, description="off: nothing is watched for and nothing follows")
+    adwin_delta: float = Field(default=0.002, gt=0, lt=1, description="chance of a false alarm that ADWIN allows")
+    page_hinkley_delta: float = Field(default=0.1, ge=0, description="rise of the mean loss (nats) not worth an alarm")
+    page_hinkley_threshold: float = Field(default=150.0, gt=0, description="nats over that, added up, make an alarm")
+    rate_factor: float = Field(default=3.0, ge=1, description="learning rates rise by this on an alarm")
+    raised_batches: int = Field(default=40, ge=1, description="micro-batches for which they stay there")
+    recovered_nats: float = Field(default=0.1, ge=0, description="mean loss this near to the one before is recovery")

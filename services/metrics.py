@@ -20,6 +20,8 @@ from streams.topics import Topics
 EVENT_OUTCOMES = ("in", "learnt", "dead_letter", "duplicate", "expired", "ignored", "forgotten", "quarantined")
 LATENESS_SECONDS = (10, 60, 600, 3_600, 86_400)
 QUALITY_METRICS = ("roc_auc", "log_loss", "ndcg10", "hr20", "normalised_entropy")
+GATE_RULES = ("not_finite", "bound", "loss", "norm", "calibration")
+DRIFT_DETECTORS = ("adwin", "page_hinkley")
 DEAD_LETTER_REASONS = (
     "malformed_json",
     "invalid_schema",
@@ -176,6 +178,8 @@ class UpdaterMetrics:
         )
         for outcome in ("published", "refused"):
             self.adapters.labels(outcome)
+        self._declare_gate(registry)
+        self._declare_drift(registry)
         self.prequential = Gauge(
             "headwater_prequential",
             "Quality of the model on events it had not yet learnt from.",
@@ -184,6 +188,54 @@ class UpdaterMetrics:
         )
         for metric in QUALITY_METRICS:
             self.prequential.labels(metric)
+
+    def _declare_gate(self, registry: CollectorRegistry) -> None:
+        """Declares what says why candidates were refused, and what followed."""
+        self.gate_refusals = Counter(
+            "headwater_gate_refusals_total", "Rules that refused candidates broke.", ["rule"], registry=registry
+        )
+        for rule in GATE_RULES:
+            self.gate_refusals.labels(rule)
+        self.gate_figures = Gauge(
+            "headwater_gate",
+            "Figures of the newest candidate: nats of loss above the live adapter's, predicted over observed.",
+            ["figure"],
+            registry=registry,
+        )
+        self.gate_refusals_in_a_row = Gauge(
+            "headwater_gate_refusals_in_a_row", "Candidates refused since one passed.", registry=registry
+        )
+        self.rollbacks = Counter(
+            "headwater_rollbacks_total", "Times that the learner went back to a published state.", registry=registry
+        )
+
+    def _declare_drift(self, registry: CollectorRegistry) -> None:
+        """Declares what counts drift, what was done about it, and how it ended."""
+        self.drift_alarms = Counter(
+            "headwater_drift_alarms_total", "Alarms that losses rose.", ["detector"], registry=registry
+        )
+        for detector in DRIFT_DETECTORS:
+            self.drift_alarms.labels(detector)
+        self.drift_rate_factor = Gauge(
+            "headwater_drift_rate_factor", "Learning rates over what they are without an alarm.", registry=registry
+        )
+        self.drift_rate_factor.set(1)
+        self.drift_recovering = Gauge(
+            "headwater_drift_recovering", "1 from an alarm until losses are back, else 0.", registry=registry
+        )
+        self.drift_recovery_events = Gauge(
+            "headwater_drift_recovery_events",
+            "Events from the newest alarm that is over to its end.",
+            registry=registry,
+        )
+        self.drift_ended = Counter(
+            "headwater_drift_ended_total",
+            "Alarms that are over: losses are back where they were, or have settled higher.",
+            ["how"],
+            registry=registry,
+        )
+        for how in ("recovered", "settled"):
+            self.drift_ended.labels(how)
 
 
 class RequestMetrics:

@@ -21,7 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from peft_adapters.settings import EncoderSettings, LearnerSettings
+from peft_adapters.settings import DriftSettings, EncoderSettings, GateSettings, LearnerSettings
 from services.collector.settings import CollectorSettings
 from services.registry.settings import RegistrySettings
 from services.scorer.settings import ScorerSettings
@@ -64,6 +64,8 @@ class Settings(BaseSettings):
         guard: What a user or an item may weigh.
         encoder: The frozen encoder and the shape of its adapter.
         learner: How the learner learns.
+        gate: What a candidate must keep to.
+        drift: What counts as drift, and what follows.
     """
 
     model_config = SettingsConfigDict(
@@ -82,6 +84,8 @@ class Settings(BaseSettings):
     guard: GuardSettings = GuardSettings()
     encoder: EncoderSettings = EncoderSettings()
     learner: LearnerSettings = LearnerSettings()
+    gate: GateSettings = GateSettings()
+    drift: DriftSettings = DriftSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -29,13 +29,20 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import structlog
+from torch import Tensor
 
-from peft_adapters.checkpoint import checkpoint_path, load_checkpoint, prune_checkpoints, save_checkpoint
+from peft_adapters.checkpoint import (
+    checkpoint_path,
+    load_beside,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from peft_adapters.durable import sync_directory
 from peft_adapters.errors import AlreadyRunningError, CheckpointError, FencedError
 from peft_adapters.learner import Learner
@@ -88,15 +95,17 @@ class Home:
 
     # ---- checkpoints
 
-    def load(self, learner: Learner) -> dict[str, Any] | None:
+    def load(self, learner: Learner) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Put the checkpoint that counts into a fresh learner; what was kept beside it, None before the first one.
 
         Raises:
             CheckpointError: it cannot be read, or belongs to another encoder or release.
         """
-        return load_checkpoint(self._path, self.checkpoint, learner) if self.checkpoint else None
+        if not self.checkpoint:
+            return None
+        return load_checkpoint(self._path, self.checkpoint, learner), load_beside(self._path, self.checkpoint)
 
-    def save(self, learner: Learner, extra: dict[str, Any]) -> None:
+    def save(self, learner: Learner, extra: dict[str, Any], beside: Mapping[str, Tensor] | None = None) -> None:
         """Make the state of things the one to go on from.
 
         1. Write the model's checkpoint. 2. See that nobody has taken over. 3. Commit its number together with the join
@@ -108,7 +117,7 @@ class Home:
         """
         number = self.checkpoint + 1
         try:
-            save_checkpoint(self._path, number, learner, extra)
+            save_checkpoint(self._path, number, learner, extra, beside)
         except CheckpointError:
             self.verify()  # a directory taken away is no fault of the disk
             raise

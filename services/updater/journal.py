@@ -1,7 +1,8 @@
 """The journal: where each slice of the log ended, written before the slice is learnt.
 
 Where a slice ends depends on what had arrived by then. A restart reads the ends that were recorded since its checkpoint
-and cuts the same slices again, and so learns the same batches.
+and cuts the same slices again, and so learns the same batches. What the gate decided between two slices changes what is
+learnt from then on, and when it was asked depends on the clock; so its decision stands beside the slice that followed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,19 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from peft_adapters.gate import Decision
 from streams.consumer import Offsets
+
+_GATE = "gate"  # no topic and partition: they have a slash between them
+
+
+class Recorded(NamedTuple):
+    """A slice: where it ended, and what the gate had decided since the slice before."""
+
+    ends: Offsets
+    decision: Decision | None = None
 
 
 class Journal:
@@ -23,7 +35,7 @@ class Journal:
         checkpoint: the checkpoint that counts.
 
     Attributes:
-        recorded: ends found at the start and still to be repeated, oldest first.
+        recorded: what was found at the start and is still to be repeated, oldest first.
     """
 
     def __init__(self, directory: Path, checkpoint: int) -> None:
@@ -31,13 +43,13 @@ class Journal:
         self.recorded = deque(_read(_path(directory, checkpoint)))
         self._file = _path(directory, checkpoint).open("a", encoding="utf-8")
 
-    def record(self, ends: Offsets) -> None:
-        """Write the ends of a slice; they are on the disk when this returns.
+    def record(self, ends: Offsets, decision: Decision | None = None) -> None:
+        """Write the ends of a slice, and the gate's decision before it; they are on the disk when this returns.
 
         Raises:
             OSError: the disk refused.
         """
-        self._write([ends])
+        self._write([Recorded(ends, decision)])
 
     def begin(self, checkpoint: int) -> None:
         """Begin anew after a checkpoint; what is still to be repeated comes along."""
@@ -45,8 +57,8 @@ class Journal:
         self._file = _path(self._directory, checkpoint).open("a", encoding="utf-8")
         self._write(self.recorded)
 
-    def _write(self, slices: Iterable[Offsets]) -> None:
-        self._file.writelines(json.dumps(_line(ends)) + "\n" for ends in slices)
+    def _write(self, slices: Iterable[Recorded]) -> None:
+        self._file.writelines(json.dumps(_line(each)) + "\n" for each in slices)
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -67,21 +79,23 @@ class Journal:
         copied.close()
 
 
-def _read(path: Path) -> list[Offsets]:
+def _read(path: Path) -> list[Recorded]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     whole = lines[:-1]  # a line without its end was cut short, and its slice never learnt
-    return [_ends(json.loads(line)) for line in whole]
+    return [_recorded(json.loads(line)) for line in whole]
 
 
-def _line(ends: Offsets) -> dict[str, int]:
-    return {f"{topic}/{partition}": offset for (topic, partition), offset in sorted(ends.items())}
+def _line(slice_: Recorded) -> dict[str, int | str]:
+    line: dict[str, int | str] = {f"{topic}/{part}": offset for (topic, part), offset in sorted(slice_.ends.items())}
+    return line if slice_.decision is None else line | {_GATE: slice_.decision}
 
 
-def _ends(line: dict[str, int]) -> Offsets:
+def _recorded(line: dict[str, Any]) -> Recorded:
+    decision = line.pop(_GATE, None)
     parted = ((name.rsplit("/", 1), offset) for name, offset in line.items())
-    return {(topic, int(partition)): offset for (topic, partition), offset in parted}
+    return Recorded({(topic, int(partition)): offset for (topic, partition), offset in parted}, decision)
 
 
 def _path(directory: Path, checkpoint: int) -> Path:

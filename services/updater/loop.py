@@ -19,8 +19,7 @@ from peft_adapters.errors import (
     VersionConflictError,
     VersionNotFoundError,
 )
-from peft_adapters.evaluation import Prequential
-from peft_adapters.gate import GateSettings
+from peft_adapters.gate import Decision
 from peft_adapters.learner import Learner
 from peft_adapters.manifest import Manifest, manifest_bytes
 from peft_adapters.prefix_cache import PrefixCache
@@ -30,6 +29,7 @@ from services.metrics import UpdaterMetrics
 from services.settings import Settings
 from services.updater.home import Home
 from services.updater.intake import Intake
+from services.updater.watch import Watch
 from streams.connection import backoff_seconds
 from streams.consumer import Offsets, PartitionConsumer
 from streams.control import Quarantined, quarantine_record
@@ -69,7 +69,8 @@ class Updater:
         self._settings, self._own, self._metrics, self._stop = settings, own, metrics, stop
         encoder = Encoder(settings.encoder)
         self.learner = Learner(encoder, Catalogue(PrefixCache.of(encoder)), settings.learner)
-        self._prequential = Prequential(seed=settings.learner.seed)
+        self._watch = Watch(self.learner, settings, metrics)
+        self._decided: Decision | None = None  # by the gate since the newest slice
         self._announcer: EventProducer | None = None  # made at its first word, and anew when it failed
         self._offsets: Offsets = {}
         self._checkpointed: Offsets = {}
@@ -109,10 +110,10 @@ class Updater:
         """The slice that a run before this one had recorded and not kept; without one, the next of the log."""
         recorded = self._home.journal.recorded
         if recorded:
-            piece = self._reader.repeat(recorded[0], _POLL_SECONDS)
+            piece = self._reader.repeat(recorded[0].ends, _POLL_SECONDS)
             if piece is not None:
-                recorded.popleft()
-            elif self._log_lacks(recorded[0]):
+                self._settle(recorded.popleft().decision)
+            elif self._log_lacks(recorded[0].ends):
                 recorded.clear()
             return piece
         return self._recorded(self._reader.poll(_POLL_SECONDS))
@@ -131,11 +132,21 @@ class Updater:
         return False
 
     def _recorded(self, piece: Slice | None) -> Slice | None:
-        """Where a slice ends is on the disk before it is learnt: a restart cuts it there again."""
+        """Where a slice ends is on the disk before it is learnt: a restart cuts it there again.
+
+        So is what the gate has decided since the slice before, and only then is the consequence drawn.
+        """
         if piece is not None:
             self._home.verify()
-            self._home.journal.record(piece.ends)
+            self._home.journal.record(piece.ends, self._decided)
+            self._settle(self._decided)
+            self._decided = None
         return piece
+
+    def _settle(self, decision: Decision | None) -> None:
+        if self._watch.settle(decision):
+            self._publisher.begin_anew()
+            self._unpublished = True
 
     def _learn(self, piece: Slice) -> None:
         """Take a slice in, and learn what it gives: positives, each batch judged before it is learnt, then lists."""
@@ -145,7 +156,7 @@ class Updater:
         for examples in _batches(taken.examples, self._own.batch_events):
             with self._metrics.learn_seconds.time():
                 batch = self.learner.observe(examples)
-                self._prequential.update(batch, self.learner.judge(batch))
+                self._watch.judge(batch)
                 self.learner.learn(batch)
             self._metrics.batches.inc()
         for lists in _batches(taken.lists, self._own.batch_events):
@@ -184,10 +195,13 @@ class Updater:
         return True
 
     def _publish(self) -> bool:
-        """Publish what was learnt, unless the gate refuses it; False where registry or broker failed."""
+        """Publish what was learnt, unless the gate refuses it; False where registry or broker failed.
+
+        While slices are repeated, nothing is: what the gate decided then is in the journal.
+        """
         with self._metrics.publish_seconds.time():
             try:
-                if self._unpublished:
+                if self._unpublished and not self._home.journal.recorded:
                     self._gate_and_publish()
                 if self._unannounced is not None:
                     self._announce(self._unannounced)
@@ -207,13 +221,13 @@ class Updater:
         except (BrokerUnreachableError, DeliveryError) as error:
             log.warning("checkpoint_put_off", problem=str(error), retries="after a pause")
             return False
-        extra = {
+        tensors, watch = self._watch.state()
+        extra = watch | {
             "offsets": _by_name(self._offsets),
             "intake": self._intake.state(),
-            "prequential": self._prequential.state(),
             "pseudonyms": self._pseudonymise.fingerprint(),
         }
-        self._home.save(self.learner, extra)
+        self._home.save(self.learner, extra, tensors)
         self._checkpointed = dict(self._offsets)
         log.debug("checkpoint_saved", number=self._home.checkpoint, events_learned=self.learner.events_learned)
         return True
@@ -223,16 +237,16 @@ class Updater:
         directory, manifest = self._publisher.candidate(
             offsets=_by_name(self._offsets),
             watermark_ms=self._intake.watermarks.latest_ms,
-            metrics=self._prequential.values(),
+            metrics=self._watch.prequential.values(),
         )
+        self._watch.tell(manifest)
         if manifest.gate["decision"] == "refused":
             self._publisher.keep_refused(directory, manifest)
             self._metrics.adapters.labels("refused").inc()
-            log.error("adapter_refused", version=manifest.version, reasons=manifest.gate["reasons"])
-            self._unpublished = False
+            self._unpublished, self._decided = False, "refused"
             return
         self._publisher.publish(directory, manifest)
-        self._unpublished, self._unannounced = False, manifest
+        self._unpublished, self._unannounced, self._decided = False, manifest, "published"
 
     def _tell_quarantined(self) -> None:
         """Say on the control topic what went into quarantine since the checkpoint before."""
@@ -281,7 +295,7 @@ class Updater:
             scenario=settings.scenario,
             owner=Owner(lineage=self._home.lineage, epoch=self._home.epoch),
             staging=own.checkpoint_dir / "staging",
-            gate=GateSettings(),
+            gate=self._watch.gate,
             snapshot_every=own.snapshot_every,
             keep_versions=own.keep_versions,
         )
@@ -293,9 +307,10 @@ class Updater:
         log.info("updater_started", items=len(self.learner.catalogue), events_learned=self.learner.events_learned)
 
     def _resume(self) -> None:
-        saved = self._home.load(self.learner)
-        if saved is None:
+        kept = self._home.load(self.learner)
+        if kept is None:
             return
+        saved, tensors = kept
         if saved["pseudonyms"] != self._pseudonymise.fingerprint():
             raise CheckpointError(
                 "`privacy.secret` must be the one that the checkpoint was made with, got another: its shoppers would "
@@ -304,7 +319,7 @@ class Updater:
         self._offsets = _by_partition(saved["offsets"])
         self._checkpointed = dict(self._offsets)
         self._intake.restore(saved["intake"])
-        self._prequential.restore(saved["prequential"])
+        self._watch.restore(tensors, saved)
         log.info(
             "resumed",
             events_learned=self.learner.events_learned,
@@ -341,8 +356,7 @@ class Updater:
 
     def _export(self) -> None:
         self._intake.export(self._metrics)
-        for name, value in self._prequential.values().items():
-            self._metrics.prequential.labels(name).set(value)
+        self._watch.export()
         waiting = self._reader.waiting
         self._metrics.records_waiting.set(sum(waiting.values()))
         if time.monotonic() >= self._next_lag:

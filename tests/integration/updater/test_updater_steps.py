@@ -86,11 +86,11 @@ def shop(embedded_broker: EmbeddedBroker, make_topics: Callable[..., Topics], tm
 
 
 @contextmanager
-def updater(shop: Shop, **settings: Any) -> Iterator[Updater]:
+def updater(shop: Shop, *, gate: GateSettings | None = None, **settings: Any) -> Iterator[Updater]:
     """One in this process, that stops once it has learnt everything."""
     registry = new_registry()
     made = Updater(
-        shop.settings(**{"max_events": EVENTS} | settings),
+        shop.settings(**{"max_events": EVENTS} | settings).model_copy(update={"gate": gate or GateSettings()}),
         UpdaterMetrics(registry, topics=shop.topics),
         threading.Event(),
     )
@@ -142,13 +142,13 @@ def test_what_is_judged_has_not_been_learnt(shop: Shop, monkeypatch: pytest.Monk
         learner, judged = made.learner, []
         judge = learner.judge
 
-        def noting(batch: Any) -> Any:
+        def noting(*batch_and_live: Any) -> Any:
             judged.append((learner.batches_learned, int(learner.ranker.counters.events.sum())))
-            return judge(batch)
+            return judge(*batch_and_live)
 
         monkeypatch.setattr(learner, "judge", noting)
         made.run()
-    assert judged == [(0, 0), (1, 10), (2, 20), (3, 30)]
+    assert judged[::2] == judged[1::2] == [(0, 0), (1, 10), (2, 20), (3, 30)]  # by the learner, and by the live adapter
 
 
 def test_stopped_before_it_read_anything_it_publishes_a_version_that_has_learnt_nothing(shop: Shop) -> None:
@@ -186,8 +186,7 @@ class TestStep3Gate:
     def test_a_refused_candidate_is_never_announced_and_learning_goes_on(
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(f"{LOOP}.GateSettings", lambda: GateSettings(max_head_weight=1e-6))
-        with capture_logs() as lines, updater(shop) as made:
+        with capture_logs() as lines, updater(shop, gate=GateSettings(max_head_weight=1e-6)) as made:
             made.run()
         assert shop.registry.versions("home") == []
         assert shop.announced() == []
@@ -200,13 +199,13 @@ class TestStep3Gate:
     def test_its_changes_go_with_the_next_that_passes(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         judged: list[int] = []
 
-        def strict_for_a_while(groups: Any, settings: GateSettings) -> dict[str, Any]:
+        def strict_for_a_while(*arguments: Any) -> dict[str, Any]:
             judged.append(1)
             if 2 <= len(judged) <= 3:
-                return {"decision": "refused", "reasons": ["of the test"]}
-            return judge_candidate(groups, settings)
+                return {"decision": "refused", "reasons": ["of the test"], "rules": ["loss"]}
+            return judge_candidate(*arguments)
 
-        monkeypatch.setattr("peft_adapters.publishing.judge_candidate", strict_for_a_while)
+        monkeypatch.setattr("peft_adapters.gate.judge_candidate", strict_for_a_while)
         with updater(shop) as made:
             made.run()
         versions = [manifest.version for manifest in shop.announced()]
@@ -326,7 +325,8 @@ def test_stopped_and_started_twice_it_ends_bit_for_bit_as_one_that_was_not(shop:
     expected_tensors, expected_state = learner_state(unkilled.learner)
     assert state == expected_state
     assert [name for name, value in expected_tensors.items() if not torch.equal(value, tensors[name])] == []
-    assert made._prequential.state() == unkilled._prequential.state()
+    assert made._watch.prequential.state() == unkilled._watch.prequential.state()
+    assert made._watch.drift.state() == unkilled._watch.drift.state()
 
 
 def test_what_is_read_and_not_learnt_is_kept_too_and_makes_no_version(

@@ -33,7 +33,7 @@ def judged(settings: GateSettings | None = None, **groups: dict[str, Tensor]) ->
     return judge_candidate(candidate(**groups), settings or GateSettings())
 
 
-PASSED = {"decision": "passed", "reasons": []}
+PASSED = {"decision": "passed", "reasons": [], "rules": []}
 
 
 @pytest.mark.parametrize("full", [True, False])

@@ -13,7 +13,8 @@ from peft_adapters.bundle import Bundle, Manifest, read_bundle
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.checkpoint import load_checkpoint, save_checkpoint
 from peft_adapters.errors import BundleDigestError, FencedError, RegistryUnavailableError, VersionNotFoundError
-from peft_adapters.gate import GateSettings
+from peft_adapters.evaluation import Prequential
+from peft_adapters.gate import Gate, GateSettings
 from peft_adapters.learner import Learner
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.publishing import Publisher
@@ -82,7 +83,8 @@ class Press:
             scenario="home",
             owner=Owner(lineage="of the test", epoch=1),
             staging=self.directory / "staging",
-            **({"gate": GateSettings()} | settings),
+            gate=Gate(learner, Prequential(), GateSettings()),
+            **settings,
         )
 
     def learn(self, batches: int = 1) -> None:
@@ -138,7 +140,7 @@ def press(tmp_path: Path) -> Press:
 def test_the_first_version_is_full_be_there_nothing_learnt(press: Press) -> None:
     manifest = press.publish()
     assert (manifest.version, manifest.kind, manifest.parent, manifest.snapshot) == (1, "full", None, 1)
-    assert manifest.gate == {"decision": "passed", "reasons": []}
+    assert (manifest.gate["decision"], manifest.gate["reasons"]) == ("passed", [])
     assert press.latest() == manifest
     press.assert_served_is_the_learner(1)
 

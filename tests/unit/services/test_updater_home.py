@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_model import tiny_learner
 
 from peft_adapters.errors import AlreadyRunningError, CheckpointError, FencedError
@@ -38,11 +39,15 @@ def test_a_checkpoint_counts_together_with_what_waits(tmp_path: Path, learner: L
     with closing(home(tmp_path)) as first:
         assert first.load(learner) is None
         first.store.add(shown(1))
-        first.save(learner, {"number": 1})
+        first.save(learner, {"number": 1}, {"live": torch.ones(2)})
         first.store.add(shown(2))  # in no checkpoint
     with closing(home(tmp_path)) as second:
         assert (second.epoch, second.checkpoint, second.lineage) == (first.epoch + 1, 1, first.lineage)
-        assert second.load(tiny_learner(LearnerSettings())) == {"number": 1}
+        extra, beside = second.load(tiny_learner(LearnerSettings())) or ({}, {})
+        assert (extra, {name: value.tolist() for name, value in beside.items()}) == (
+            {"number": 1},
+            {"live": [1.0, 1.0]},
+        )
         assert [second.store.by_request(request) is not None for request in (1, 2)] == [True, False]
 
 
@@ -58,11 +63,11 @@ def test_one_that_was_written_and_did_not_come_to_count_is_as_if_it_had_never_be
             with pytest.raises(KeyboardInterrupt):
                 first.save(learner, {"number": 2})
     with closing(home(tmp_path)) as second:
-        assert second.load(tiny_learner(LearnerSettings())) == {"number": 1}
-        assert list(second.journal.recorded) == [{AT: 7}]
+        assert second.load(tiny_learner(LearnerSettings())) == ({"number": 1}, {})
+        assert _ends(second) == [{AT: 7}]
         assert second.store.by_request(1) is None
         second.save(learner, {"number": 3})
-        assert second.load(tiny_learner(LearnerSettings())) == {"number": 3}
+        assert second.load(tiny_learner(LearnerSettings())) == ({"number": 3}, {})
 
 
 class TestJournal:
@@ -74,11 +79,23 @@ class TestJournal:
             first.journal.record({AT: 3, ("other/topic", 3): 5})
         with closing(home(tmp_path)) as second:
             ends = [{AT: 2, ("other/topic", 3): 5}, {AT: 3, ("other/topic", 3): 5}]
-            assert list(second.journal.recorded) == ends
+            assert _ends(second) == ends
             second.journal.recorded.popleft()  # repeated
             second.save(learner, {})
         with closing(home(tmp_path)) as third:
-            assert list(third.journal.recorded) == ends[1:]
+            assert _ends(third) == ends[1:]
+
+    def test_what_the_gate_decided_stands_beside_the_slice_that_followed(self, tmp_path: Path) -> None:
+        with closing(home(tmp_path)) as first:
+            first.journal.record({AT: 1})
+            first.journal.record({AT: 2}, "published")
+            first.journal.record({AT: 3}, "refused")
+        with closing(home(tmp_path)) as second:
+            assert [tuple(recorded) for recorded in second.journal.recorded] == [
+                ({AT: 1}, None),
+                ({AT: 2}, "published"),
+                ({AT: 3}, "refused"),
+            ]
 
     def test_a_line_cut_short_was_never_learnt(self, tmp_path: Path) -> None:
         with closing(home(tmp_path)) as first:
@@ -87,10 +104,10 @@ class TestJournal:
         with path.open("a") as file:
             file.write('{"clicks/0": ')
         with closing(home(tmp_path)) as again:
-            assert list(again.journal.recorded) == [{AT: 1}]
+            assert _ends(again) == [{AT: 1}]
             again.journal.record({AT: 2})
         with closing(home(tmp_path)) as last:
-            assert list(last.journal.recorded) == [{AT: 1}, {AT: 2}]
+            assert _ends(last) == [{AT: 1}, {AT: 2}]
 
 
 class TestOwner:
@@ -128,7 +145,7 @@ class TestOwner:
         hanging.save(learner, {"number": 1})
         hanging._ended.set()  # its heart stops, it holds the lock
         with closing(home(tmp_path)) as successor:
-            assert successor.load(tiny_learner(LearnerSettings())) == {"number": 1}
+            assert successor.load(tiny_learner(LearnerSettings())) == ({"number": 1}, {})
             with pytest.raises(FencedError, match="expected epoch 1, found 2; another updater has taken over"):
                 hanging.verify()
             hanging.store.add(shown(9))
@@ -138,7 +155,7 @@ class TestOwner:
             successor.verify()
             successor.save(learner, {"number": 3})
         with closing(home(tmp_path)) as third:
-            assert third.load(tiny_learner(LearnerSettings())) == {"number": 3}
+            assert third.load(tiny_learner(LearnerSettings())) == ({"number": 3}, {})
             assert third.store.by_request(9) is None
 
 
@@ -152,3 +169,8 @@ def test_old_epochs_checkpoints_and_journals_are_pruned(tmp_path: Path, learner:
     assert sorted(path.name for path in epoch.iterdir()) == [
         "0000000007", "0000000008", "join.sqlite", "journal-0000000007.jsonl", "journal-0000000008.jsonl",
     ]  # fmt: skip
+
+
+def _ends(home: Home) -> list[dict[tuple[str, int], int]]:
+    """Of the slices that are to be repeated."""
+    return [recorded.ends for recorded in home.journal.recorded]
