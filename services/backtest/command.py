@@ -15,7 +15,7 @@ from services.backtest.report import require_plots, write_report
 from services.backtest.run import Start, new_learner, read_catalogue, read_warm_up
 from services.backtest.stream import read_stream
 from services.backtest.summary import summary
-from services.backtest.tables import figures_table, gains_table
+from services.backtest.tables import figures_table, gains_table, notes
 from services.backtest.workers import Job, Run, console, run_all
 from services.settings import Settings
 
@@ -80,7 +80,7 @@ def run(
     )
     events_read = f"{len(stream.examples):,} events and {len(stream.lists):,} lists of {len(catalogue):,} items"
     console.print(f"{events_read}; encoding what is new to the cache")
-    new_learner(settings.encoder, settings.learner).add_items(data.items)  # fills the cache once, for all runs
+    new_learner(settings.encoder, settings.learner).catalogue.upsert(data.items)  # fills the cache, for all runs
     runs = [Run(policy, seed) for seed in range(seeds) for policy in rivals]
     outcomes = run_all(Job(data, settings.encoder, settings.learner, start), runs)
     by_policy = {policy.name: [outcomes[Run(policy, seed)] for seed in range(seeds)] for policy in rivals}
@@ -101,6 +101,8 @@ def _write(
     console.print(figures_table(report))
     if report["gains"]:
         console.print(gains_table(report))
+    for note in notes(report):
+        console.print(note)
     if json_path:
         json_path.write_text(json.dumps(report, indent=2) + "\n")
     if ranks_path:

@@ -12,7 +12,7 @@ import numpy as np
 from services.backtest.judging import Floats, ndcg, ranks_of
 from services.backtest.policies import Policy
 from services.backtest.replay import Outcome
-from services.backtest.tables import GAIN_COLUMNS, columns_of, figure_cell, gain_rows, markdown_table
+from services.backtest.tables import GAIN_COLUMNS, columns_of, figure_cell, gain_rows, markdown_table, notes
 from services.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def write_report(directory: Path, report: dict[str, Any], policies: Sequence[Pol
         "## Figures",
         _figures(report),
         "Means over seeds; ± is half of the 95 % interval over seeds (Student's t), with more than one.",
+        *notes(report),
         *_gains(report),
         "## Quality over time",
         f"NDCG@20 over the last {window:,} events, mean over seeds.",

@@ -62,6 +62,17 @@ def _gain_cells(gain: dict[str, Any], *, relative: bool) -> list[str]:
     return cells
 
 
+def notes(report: dict[str, Any]) -> list[str]:
+    """What a reader must know to read the figures right."""
+    never = {run["policy"] for run in report["runs"] if run["publications"] == 0}
+    return [
+        f"{policy} published nothing that it learnt: it ranked all the time by what it started with"
+        + (", because all events are of one day of event time." if policy == "nightly" else ".")
+        for policy in report["policies"]
+        if policy in never
+    ]
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first column is text and the others numbers.
 

@@ -100,7 +100,8 @@ def _follow(futures: dict[Run, Future[Outcome]], queue: Any, events: int) -> Non
                 progress.update(tasks[run], advance=done)
             if not console.is_terminal and time.monotonic() >= next_line:
                 next_line = time.monotonic() + _LINE_SECONDS
-                console.print(", ".join(_so_far(task) for task in progress.tasks if 0 < task.completed < events))
+                if lines := [_so_far(task) for task in progress.tasks if 0 < task.completed < events]:
+                    console.print(", ".join(lines))
 
 
 def _so_far(task: Task) -> str:

@@ -19,7 +19,7 @@ from streams.joiner import Example
 EVENTS = 60
 
 
-def outcome(rank: int) -> Outcome:
+def outcome(rank: int, *, publications: int = 3) -> Outcome:
     ranks = Ranks(
         rank=array("i", [rank] * EVENTS),
         auc=array("f", [0.5] * EVENTS),
@@ -28,13 +28,13 @@ def outcome(rank: int) -> Outcome:
         first_index=20,
         candidates=100,
     )
-    return Outcome(ranks, events_learnt=80, learn_seconds=0.5, seconds=4.0, publications=3)
+    return Outcome(ranks, events_learnt=80, learn_seconds=0.5, seconds=4.0, publications=publications)
 
 
 def written(directory: Path, ranks: dict[str, int], *, delay: float = 0.0) -> str:
     examples = [Example(f"e-{i}", "ann", None, "item-1", i, "click", "home", None, 0) for i in range(80)]
     data = Data(titled(100), [], Stream(examples, []), 10, label_delay_seconds=delay, judge_after=0.25)
-    outcomes = {policy: [outcome(rank)] for policy, rank in ranks.items()}
+    outcomes = {policy: [outcome(rank, publications=0 if policy == "nightly" else 3)] for policy, rank in ranks.items()}
     report = {"items": "items.csv", "events": "events.csv"} | summary(Settings(), data, outcomes)
     write_report(directory / "new" / "study", report, parse_policies(list(ranks)), outcomes)
     return (directory / "new" / "study" / "report.md").read_text()
@@ -63,6 +63,11 @@ def test_it_says_how_it_was_measured(tmp_path: Path) -> None:
     assert "80 events of 100 items in micro-batches of 10, 1 seed." in text
     assert "All are replayed, the last 60 are judged." in text
     assert "An event is learnt 90 s of event time after it happened." in text
+
+
+def test_it_says_who_never_published(tmp_path: Path) -> None:
+    assert "nightly published nothing that it learnt" in written(tmp_path, {"live": 1, "nightly": 2})
+    assert "published nothing" not in written(tmp_path, {"live": 1})
 
 
 def test_a_rolling_mean_begins_when_its_window_is_full() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.backtest.stream import Stream, chunks, read_stream
+from services.backtest.stream import Stream, chunks, days, read_stream
 from services.replay.dataset import DatasetError
 
 HEADER = "timestamp_ms,user_id,session_id,event_type,request_id,item_id,position,shown_items\n"
@@ -81,3 +81,21 @@ def test_events_of_unknown_items_are_refused(tmp_path: Path) -> None:
 def test_no_signal_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="expected clicks or purchases, found none"):
         read(tmp_path, "1,ann,,impression,r,,,a b\n")
+
+
+def test_a_chunk_is_cut_at_midnights_of_utc(tmp_path: Path) -> None:
+    day_ms = 86_400_000
+    rows = (
+        f"{2 * day_ms - 1},ann,s,click,,a,,\n"
+        f"{2 * day_ms},bob,,impression,r2,,,b a\n"
+        f"{2 * day_ms},ann,s,click,,b,,\n"
+        f"{5 * day_ms + 7},bob,,click,r2,c,,\n"
+    )
+    (chunk,) = chunks(read(tmp_path, rows), 10)
+    parts = list(days(chunk))
+    assert [(day, len(part.lists), [example.item_id for example in part.examples]) for day, part in parts] == [
+        (1, 0, ["a"]),
+        (2, 1, ["b"]),
+        (5, 0, ["c"]),
+    ]
+    assert [part.end_ms for _, part in parts] == [2 * day_ms - 1, 2 * day_ms, 5 * day_ms + 7]
