@@ -71,6 +71,8 @@ class RiverRival:
 
     def publish(self) -> None:
         """Bring the candidates that it met into its tables; one it has never met stays at zero."""
+        if not self._met:
+            return
         rows = sorted(self._met)
         self._weights[rows] = [self._model.weights[f"candidate {row}"] for row in rows]
         self._latents[rows] = [self._model.latents[f"candidate {row}"] for row in rows]

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,27 @@ def test_a_list_is_learnt_when_it_is_due_and_not_before() -> None:
     late = [listed(f"u{index}", index, due=10**9) for index in range(30)]
     never_learnt = run("live-without-lora", STREAM[:1], lists=late, batch_events=1)
     assert len(set(never_learnt.list_ndcg)) == 1
+
+
+def test_lists_are_judged_by_what_is_published_too() -> None:
+    """Each list is learnt in the next micro-batch at the latest; until a copy is published all are judged alike."""
+    shown = [listed(f"u{index}", index, due=index) for index in range(30)]
+    last = [replace(STREAM[0], ts=30)]
+    live, seldom = (run(policy, last, lists=shown, batch_events=1).list_ndcg for policy in ("live", "live:10"))
+    assert len(set(live[:5])) > 1
+    for published in (0, 10, 20):
+        assert set(seldom[published : published + 10]) == {live[published]}
+
+
+def test_a_shopper_passed_over_what_was_shown_and_not_clicked(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[tuple[str, int, list[int]]] = []
+    monkeypatch.setattr(
+        "services.backtest.replay.Shoppers.pass_over", lambda self, user, ts, items: passed.append((user, ts, items))
+    )
+    unclicked = Shown(replace(listed("bob", 5, due=50).as_shown, clicked=(False,) * 10), ())
+    lists = [listed("ann", 3, due=7), replace(unclicked, lessons=((8, unclicked.as_shown),)), listed("cat", 9, due=99)]
+    run("river", [replace(STREAM[0], ts=2), replace(STREAM[1], ts=20)], lists=lists, batch_events=1)
+    assert passed == [("ann", 3, [0, 1, 2, 3, 4, 5, 6, 8, 9])]
 
 
 def listed(user: str, ts: int, *, due: int, clicked: tuple[int, ...] = (7,)) -> Shown:
