@@ -160,10 +160,8 @@ class Learner:
     def judge(self, batch: Batch, ranker: Ranker | None = None) -> Tensor:
         """Scores [events, columns] by weights and counters that have not learnt the batch; `ranker` brings others."""
         ranker = self.ranker if ranker is None else ranker
-        query = ranker.vectors("query")[torch.from_numpy(batch.context_rows)]
-        candidate = ranker.vectors("candidate")
-        if batch.columns is not None:
-            candidate = candidate[torch.from_numpy(batch.columns)]
+        query = ranker.vectors("query", batch.context_rows)
+        candidate = ranker.vectors("candidate", batch.columns)
         affinities = affinity_features(batch.affinity_weights @ query, candidate, ranker.taste)
         return torch.einsum("fbn,f->bn", torch.cat([batch.counter_features, affinities]), ranker.heads)
 
@@ -265,8 +263,8 @@ class Learner:
     @torch.inference_mode()
     def judge_lists(self, batch: ListBatch) -> list[Tensor]:
         """Scores [items of the list] of each list, by all that is known of it: what was passed over before included."""
-        query = self.ranker.vectors("query")[torch.from_numpy(batch.context_rows)]
-        candidate = self.ranker.vectors("candidate")[torch.from_numpy(batch.items)]
+        query = self.ranker.vectors("query", batch.context_rows)
+        candidate = self.ranker.vectors("candidate", batch.items)
         scores = self._blended(self.lists.heads) @ list_features(batch, self.ranker.taste, query, candidate)
         return list(torch.split(scores, np.bincount(batch.owner, minlength=len(batch)).tolist()))
 

@@ -71,9 +71,11 @@ class Ranker:
         events = torch.from_numpy(self.counters.events)
         return (events / (events + GATE_EVENTS))[:, None]
 
-    def vectors(self, role: str) -> Tensor:
-        """Item vectors of a role, unit length [items, dim]."""
-        return torch.nn.functional.normalize(self.text + self.gate() * self.residuals[role], dim=1)
+    def vectors(self, role: str, rows: IntArray | None = None) -> Tensor:
+        """Item vectors of a role, unit length [items, dim]; of some rows alone where only those are asked for."""
+        which = slice(None) if rows is None else torch.from_numpy(rows)
+        vectors = self.text[which] + self.gate()[which] * self.residuals[role][which]
+        return torch.nn.functional.normalize(vectors, dim=1)
 
 
 class FrozenRanker:
