@@ -8,7 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import click_spam, consume_decode, ingest, pending_impressions, prefix_cache_training
+from benchmarks import (
+    click_spam,
+    consume_decode,
+    ingest,
+    learner_memory,
+    pending_impressions,
+    prefix_cache_training,
+    step_arithmetic,
+    textbook_loop,
+)
 from benchmarks.measure import Measured
 from benchmarks.provenance import code, machine
 
@@ -21,6 +30,9 @@ SCENARIOS: dict[str, Scenario] = {
     "ingest": ingest.run,
     "pending-impressions": pending_impressions.run,
     "click-spam": click_spam.run,
+    "textbook-loop": textbook_loop.run,
+    "step-arithmetic": step_arithmetic.run,
+    "learner-memory": learner_memory.run,
 }
 DEMO_DATA = Path(__file__).parents[1] / "services" / "demo" / "data"
 

@@ -55,13 +55,15 @@ def in_turn(
     measured = []
     for number in range(rounds):
         order = [(names[0], first), (names[1], second)]
-        rates = {name: _rate(function) for name, function in (order if number % 2 == 0 else reversed(order))}
+        rates = {
+            name: events_per_second(function) for name, function in (order if number % 2 == 0 else reversed(order))
+        }
         measured.append({name: rates[name] for name in names} | {"ratio": rates[names[0]] / rates[names[1]]})
     return measured
 
 
-def _rate(function: Callable[[], int]) -> float:
-    """Things a second."""
+def events_per_second(function: Callable[[], int]) -> float:
+    """Rate of a function that gives how many things it did."""
     began = time.perf_counter()
     done = function()
     return done / (time.perf_counter() - began)

