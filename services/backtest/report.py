@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Outcomes = Mapping[str, Sequence[Outcome]]
 
 _OVER_TIME, _BY_INTERVAL = "quality-over-time.png", "quality-by-interval.png"
-_WINDOWS = 20  # a rolling mean is over one in so many of the judged events
+_WINDOWS = 10  # a rolling mean is over one in so many of the judged events
 _POINTS = 400  # of a line
 
 
@@ -149,12 +149,12 @@ def rolling_mean(values: Floats, window: int) -> Floats:
 
 def _plot_over_time(path: Path, first_index: int, outcomes: Outcomes, window: int) -> None:
     def draw(axes: Axes) -> None:
-        for policy, own in outcomes.items():
+        for order, (policy, own) in enumerate(outcomes.items()):
             line = rolling_mean(np.mean([ndcg(ranks_of(outcome.ranks)) for outcome in own], axis=0), window)
             places = np.unique(np.linspace(0, len(line) - 1, min(_POINTS, len(line))).astype(int))
-            axes.plot(first_index + window + places, line[places], label=policy, linewidth=1.2)
+            axes.plot(first_index + window + places, line[places], label=policy, linewidth=1.2, zorder=3 - order / 100)
         axes.set(xlabel="events", ylabel=f"NDCG@20 over the last {window:,} events", ylim=(0, None))
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
 
     _plot(path, draw)
 

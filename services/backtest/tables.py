@@ -21,7 +21,7 @@ def figures_table(report: dict[str, Any]) -> Table:
     table.add_column("policy", no_wrap=True)
     columns = columns_of(report)
     for column in columns:
-        table.add_column(column.replace("_", "\n", 1), justify="right")
+        table.add_column(column.replace("_", "\n"), justify="right")
     for policy, values in report["policies"].items():
         table.add_row(policy, *(figure_cell(values.get(column), "\n±") for column in columns))
     return table
@@ -37,10 +37,10 @@ def figure_cell(value: dict[str, Any] | None, joint: str) -> str:
 def gains_table(report: dict[str, Any]) -> Table:
     """What the reference has over each other policy, with 95 % intervals of a paired bootstrap over events."""
     table = Table(title=f"{report['gains_of']} over each other, 95 % interval of a paired bootstrap over events")
-    for column in GAIN_COLUMNS:
+    for column in ("over", "NDCG@20", "HR@20"):
         table.add_column(column, justify="left" if column == "over" else "right", no_wrap=True)
-    for row in gain_rows(report):
-        table.add_row(*row)
+    for policy, ndcg, of_ndcg, relative, hits, of_hits in gain_rows(report):
+        table.add_row(policy, f"{ndcg} ({relative})\n{of_ndcg}", f"{hits}\n{of_hits}")
     return table
 
 
