@@ -40,7 +40,9 @@ def backtest(
     ] = 600.0,
     label_delay_seconds: Annotated[
         float,
-        typer.Option("--label-delay-seconds", min=0.0, metavar="S", help="Learn an event S s of event time later."),
+        typer.Option(
+            "--label-delay-seconds", min=0.0, max=1e9, metavar="S", help="Learn an event S s of event time later."
+        ),
     ] = 0.0,
     judge_after: Annotated[
         float,
