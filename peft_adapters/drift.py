@@ -1,8 +1,8 @@
 """Drift: when the losses of events that were not yet learnt rise for good, learning hurries for a while.
 
-Two detectors watch every event's loss: ADWIN (Bifet & Gavaldà 2007), which compares the parts of a window of its own
-choosing, and Page-Hinkley (Page 1954), which adds up what goes beyond the mean. Either raises an alarm, and only where
-losses rise: a model that gets better drifts too. The maths: docs/gate-and-drift.md.
+Two detectors watch the losses, block by block: ADWIN (Bifet & Gavaldà 2007), which compares the parts of a window of
+its own choosing, and Page-Hinkley (Page 1954), which adds up what goes beyond the mean. Either raises an alarm, and
+only where losses rise: a model that gets better drifts too. The maths: docs/gate-and-drift.md.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from river import drift
 from peft_adapters.settings import DriftSettings
 
 DETECTORS = ("adwin", "page_hinkley")
-_FAST, _SLOW = 1 / 256, 1 / 4_096  # weight of the newest event in the two running means
-_SETTLED_EVENTS = 20_000
+BLOCK_EVENTS = 64  # a shopper's events are alike: what is watched is the mean loss of so many
+_FAST, _SLOW = 1 / 4, 1 / 64  # weight of the newest block in the two running means
+_SETTLED_BLOCKS = 300
+_GRACE_BLOCKS = 10
 _PAGE_HINKLEY_SUMS = ("_sum_increase", "_sum_decrease", "_min_increase", "_max_decrease")
 
 log = structlog.get_logger(__name__)
@@ -52,16 +54,20 @@ class DriftWatch:
     def __init__(self, settings: DriftSettings) -> None:
         self._settings = settings
         # river's detectors have no annotations.
-        self._adwin: Any = drift.ADWIN(delta=settings.adwin_delta)  # type: ignore[no-untyped-call]
+        self._adwin: Any = drift.ADWIN(delta=settings.adwin_delta, clock=1, grace_period=_GRACE_BLOCKS)  # type: ignore[no-untyped-call]
         self._page_hinkley: Any = drift.PageHinkley(
-            delta=settings.page_hinkley_delta, threshold=settings.page_hinkley_threshold, mode="up"
+            min_instances=_GRACE_BLOCKS,
+            delta=settings.page_hinkley_delta,
+            threshold=settings.page_hinkley_threshold,
+            mode="up",
         )
         self._fast = self._slow = 0.0  # running means of the loss, nats
-        self._events = 0
+        self._open = (0.0, 0)  # sum and number of the losses of the block that is not full
+        self._blocks = 0
         self._raised = 0  # batches that still hurry
         self.recovering = False
         self._level = 0.0  # mean loss before the alarm
-        self._since_alarm = 0  # events
+        self._since_alarm = 0  # blocks
 
     @property
     def rate_factor(self) -> float:
@@ -79,8 +85,14 @@ class DriftWatch:
             return Seen(alarms=tuple(sorted(alarms)))
         return self._look_for_recovery()
 
-    def _take(self, loss: float) -> list[str]:
-        """Detectors that a loss makes raise an alarm."""
+    def _take(self, event_loss: float) -> list[str]:
+        """Detectors that an event's loss makes raise an alarm."""
+        total, count = self._open[0] + event_loss, self._open[1] + 1
+        if count < BLOCK_EVENTS:
+            self._open = (total, count)
+            return []
+        self._open = (0.0, 0)
+        loss = total / count
         before = self._adwin.estimation
         self._adwin.update(loss)
         self._page_hinkley.update(loss)
@@ -91,22 +103,22 @@ class DriftWatch:
         alarms = [name for name in DETECTORS if found[name]]
         if alarms and not self.recovering:
             self.recovering, self._level, self._since_alarm = True, self._slow, 0
-        self._events += 1
+        self._blocks += 1
         self._since_alarm += 1
-        self._fast += max(_FAST, 1 / self._events) * (loss - self._fast)
-        self._slow += max(_SLOW, 1 / self._events) * (loss - self._slow)
+        self._fast += max(_FAST, 1 / self._blocks) * (loss - self._fast)
+        self._slow += max(_SLOW, 1 / self._blocks) * (loss - self._slow)
         return alarms
 
     def _look_for_recovery(self) -> Seen:
         """Recovered: near the mean before the alarm. Settled: not within so many events, and taken as it is."""
-        # The fast mean follows what came since the alarm only once as many events have come as it looks back on.
+        # The fast mean is of what came since the alarm only once as many blocks have come as it looks back on.
         if not self.recovering or self._since_alarm < 1 / _FAST:
             return Seen()
         recovered = self._fast <= self._level + self._settings.recovered_nats
-        if not recovered and self._since_alarm < _SETTLED_EVENTS:
+        if not recovered and self._since_alarm < _SETTLED_BLOCKS:
             return Seen()
         self.recovering = False
-        return Seen(ended="recovered" if recovered else "settled", events=self._since_alarm)
+        return Seen(ended="recovered" if recovered else "settled", events=BLOCK_EVENTS * self._since_alarm)
 
     # ---- what a checkpoint keeps
 
@@ -122,7 +134,8 @@ class DriftWatch:
             | {"n": page_hinkley._x_mean.n, "mean": page_hinkley._x_mean._mean},
             "page_hinkley_detected": page_hinkley.drift_detected,
             "means": [self._fast, self._slow],
-            "counts": [self._events, self._raised, self._since_alarm],
+            "counts": [self._blocks, self._raised, self._since_alarm],
+            "open": list(self._open),
             "recovering": self.recovering,
             "level": self._level,
         }
@@ -130,7 +143,8 @@ class DriftWatch:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave; of another release of river, whose fields are not known here, no detector."""
         self._fast, self._slow = state["means"]
-        self._events, self._raised, self._since_alarm = state["counts"]
+        self._blocks, self._raised, self._since_alarm = state["counts"]
+        self._open = (state["open"][0], state["open"][1])
         self.recovering, self._level = state["recovering"], state["level"]
         if state["river"] != version("river"):
             log.warning("drift_detectors_begin_anew", made_with=state["river"], here=version("river"))

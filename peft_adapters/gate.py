@@ -40,6 +40,7 @@ class Evidence:
         loss_difference: mean over them of the candidate's loss less the live adapter's, nats.
         standard_error: of that mean.
         calibration: mean predicted over observed; None before anything was judged.
+        live_calibration: what it was when the live adapter was published.
         norms: of the candidate's groups, and of the live adapter's.
     """
 
@@ -47,6 +48,7 @@ class Evidence:
     loss_difference: float
     standard_error: float
     calibration: float | None
+    live_calibration: float | None
     norms: Mapping[str, tuple[float, float]]
 
 
@@ -111,10 +113,11 @@ def _against(evidence: Evidence, settings: GateSettings) -> list[tuple[str, str]
         limit = settings.max_norm_ratio * max(live, _NORM_FLOOR)
         if norm > limit:  # what is no number has its own rule
             broken.append(("norm", f"norm of {group} is {norm:.3g}, {limit:.3g} is allowed from {live:.3g}"))
-    off = abs((evidence.calibration or 1.0) - 1)
-    if evidence.events >= settings.min_events and off > settings.max_calibration_error:
-        allowed_off = f"{settings.max_calibration_error:g} from 1 is allowed"
-        broken.append(("calibration", f"predicted over observed is {evidence.calibration:.3g}, {allowed_off}"))
+    if evidence.calibration is not None and evidence.live_calibration is not None:
+        allowed = abs(evidence.live_calibration - 1) + settings.max_calibration_error
+        if evidence.events >= settings.min_events and abs(evidence.calibration - 1) > allowed:
+            figures = f"{evidence.calibration:.3g}, {allowed:.3g} from 1 is allowed"
+            broken.append(("calibration", f"predicted over observed is {figures}"))
     return broken
 
 
@@ -132,6 +135,7 @@ def _figures(evidence: Evidence, settings: GateSettings) -> dict[str, Any]:
         "loss_difference": evidence.loss_difference,
         "standard_error": evidence.standard_error,
         "calibration": evidence.calibration,
+        "live_calibration": evidence.live_calibration,
     }
 
 
@@ -148,8 +152,8 @@ class Gate:
     """Judges a learner's candidates by what it has watched, and takes the learner back where they keep failing.
 
     The live adapter that losses are compared with, and that is gone back to, is the newest published one that has stood
-    the test: it is replaced by a newer one once `window_events` were judged beside it. One published a moment ago is
-    too near to the learner to tell anything.
+    the test: one published a moment ago is too near to the learner to tell anything, and may be what spoilt it. So the
+    one published next is put by, and takes its place once `window_events` were judged since and it still passes.
 
     Args:
         learner: which one; as it stands, it is the first that can be gone back to.
@@ -169,17 +173,22 @@ class Gate:
         self.anchor()
 
     def anchor(self) -> None:
-        """Take the learner as it stands for the live adapter."""
-        weights = learner_weights(self._learner)
-        self._live = {name: value.half() if name in _HALVED else value.clone() for name, value in weights.items()}
-        self._live_events = self._learner.events_learned  # it has learnt
-        self._beside_live = 0  # events judged beside it
+        """Take the learner as it stands for the live adapter, whatever came before."""
+        self._live = self._put_by = _Published.of(self._learner, self._calibration())
+        self._since_put_by = 0  # events judged
+
+    def _move_on(self) -> None:
+        """Let what was put by become the live adapter once it has stood the test, and put the next by."""
+        if self._since_put_by >= self._settings.window_events:
+            self._live = self._put_by
+            self._put_by = _Published.of(self._learner, self._calibration())
+            self._since_put_by = 0
 
     # ---- what is watched
 
     def update(self, batch: Batch, scores: Tensor) -> None:
         """Take in a batch that is not yet learnt; scores are `Learner.judge(batch)`, [events, columns]."""
-        self._grow()
+        self._live.grow(self._learner.ranker.text)
         columns = batch.candidates
         places = torch.from_numpy(columns if batch.columns is None else np.searchsorted(batch.columns, columns))
         rows = np.union1d(batch.context_rows, columns)
@@ -192,56 +201,35 @@ class Gate:
         own = torch.from_numpy(np.searchsorted(columns, batch.items))[:, None]
         losses, live_losses = (
             -log_probabilities(each, batch.log_expected).gather(1, own)[:, 0]
-            for each in (scores[:, places], self._learner.judge(narrowed, self._live_rows(rows)))
+            for each in (scores[:, places], self._learner.judge(narrowed, self._live.rows(rows, self._learner.ranker)))
         )
         worse = (losses - live_losses).nan_to_num(nan=_WORST).clamp(-_WORST, _WORST)
         self._differences.extend(worse.tolist())
-        self._beside_live += len(batch)
-
-    def _grow(self) -> None:
-        """Items that came since the live adapter have their text of today, and nothing learnt."""
-        text = self._learner.ranker.text
-        missing = len(text) - len(self._live["text"])
-        if missing > 0:
-            self._live["text"] = torch.cat([self._live["text"], text[-missing:].half()])
-            blank = torch.zeros(missing, text.shape[1], dtype=torch.half)
-            for name in _HALVED[1:]:
-                self._live[name] = torch.cat([self._live[name], blank])
-
-    def _live_rows(self, rows: IntArray) -> Ranker:
-        """The live adapter's weights on some items. Their counts are today's: what counts is not learnt."""
-        ranker = self._learner.ranker
-        counters = Counters()
-        counters.events = ranker.counters.events[rows]
-        index = torch.from_numpy(rows)
-        return replace(
-            ranker,
-            heads=self._live["heads"],
-            taste=self._live["lists/taste"],
-            text=self._live["text"][index].float(),
-            residuals={role: self._live[f"residuals.{role}"][index].float() for role in ROLES},
-            counters=counters,
-        )
+        self._since_put_by += len(batch)
 
     def judge(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
         """Decide on the learner as it stands, whose tensors `groups` are; nothing follows until `settle`."""
         verdict = judge_candidate(groups, self._settings, self.evidence())
         self._why = verdict["reasons"] or self._why
-        verdict |= {"live_events_learned": self._live_events, "refusals_before": self.refusals}
+        verdict |= {"live_events_learned": self._live.events_learned, "refusals_before": self.refusals}
         return verdict | ({} if self._went_back is None else {"went_back": self._went_back})
 
     def evidence(self) -> Evidence:
         """What is known of the learner as it stands."""
         differences = torch.tensor(list(self._differences), dtype=torch.float64)
         count = len(differences)
-        live = _norms(self._live)
+        live = _norms(self._live.weights)
         return Evidence(
             events=count,
             loss_difference=float(differences.mean()) if count else 0.0,
             standard_error=float(differences.std()) / math.sqrt(count) if count > 1 else 0.0,
-            calibration=self._prequential.calibration(self._settings.window_events),
+            calibration=self._calibration(),
+            live_calibration=self._live.calibration,
             norms={group: (norm, live[group]) for group, norm in _norms(learner_weights(self._learner)).items()},
         )
+
+    def _calibration(self) -> float | None:
+        return self._prequential.calibration(self._settings.window_events)
 
     # ---- what follows
 
@@ -252,8 +240,7 @@ class Gate:
         """
         if decision == "published":
             self.refusals, self._went_back = 0, None
-            if self._beside_live >= self._settings.window_events:
-                self.anchor()
+            self._move_on()
             return None
         self.refusals += 1
         if self.refusals < self._settings.refusals_before_rollback:
@@ -262,15 +249,14 @@ class Gate:
 
     def _go_back(self) -> dict[str, Any]:
         """Put back weights and optimisers as they were; counters, shoppers and the count of events stay."""
-        weights = {name: value.float() if name in _HALVED else value for name, value in self._live.items()}
-        restore_weights(self._learner, weights)
-        self._learner.refit()
+        self._live.put_back(self._learner)
         self._went_back = {
             "after_refusals": self.refusals,
             "from_events_learned": self._learner.events_learned,
-            "to_events_learned": self._live_events,
+            "to_events_learned": self._live.events_learned,
         }
         self.refusals = 0
+        self._put_by, self._since_put_by = self._live, 0
         self._differences.clear()  # of weights that are no more
         return self._went_back | {"reasons": self._why}
 
@@ -278,21 +264,75 @@ class Gate:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it, as tensors and as JSON can hold it."""
-        return dict(self._live), {
+        kept = {"live": self._live} | ({} if self._put_by is self._live else {"put_by": self._put_by})
+        return {f"{which}/{name}": value for which, one in kept.items() for name, value in one.weights.items()}, {
             "differences": list(self._differences),
             "refusals": self.refusals,
             "went_back": self._went_back,
-            "live_events": self._live_events,
-            "beside_live": self._beside_live,
+            "since_put_by": self._since_put_by,
+            "published": {which: [one.events_learned, one.calibration] for which, one in kept.items()},
         }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
-        self._live = dict(tensors)
+        kept = {}
+        for which, (events_learned, calibration) in state["published"].items():
+            own = {name.removeprefix(f"{which}/"): t for name, t in tensors.items() if name.startswith(f"{which}/")}
+            kept[which] = _Published(own, events_learned, calibration)
+        self._live = kept["live"]
+        self._put_by = kept.get("put_by", self._live)
         self._differences.clear()
         self._differences.extend(state["differences"])
         self.refusals, self._went_back = state["refusals"], state["went_back"]
-        self._live_events, self._beside_live = state["live_events"], state["beside_live"]
+        self._since_put_by = state["since_put_by"]
+
+
+@dataclass(slots=True)
+class _Published:
+    """A learner's weights and optimisers as they were when it was published.
+
+    Attributes:
+        weights: `learner_weights`, what is large in half precision.
+        events_learned: by then.
+        calibration: then.
+    """
+
+    weights: dict[str, Tensor]
+    events_learned: int
+    calibration: float | None
+
+    @classmethod
+    def of(cls, learner: Learner, calibration: float | None) -> _Published:
+        weights = learner_weights(learner)
+        kept = {name: value.half() if name in _HALVED else value.clone() for name, value in weights.items()}
+        return cls(kept, learner.events_learned, calibration)
+
+    def grow(self, text: Tensor) -> None:
+        """Give items that came since their text of today, [items, dim], and nothing learnt."""
+        missing = len(text) - len(self.weights["text"])
+        if missing > 0:
+            blank = torch.zeros(missing, text.shape[1], dtype=torch.half)
+            self.weights["text"] = torch.cat([self.weights["text"], text[-missing:].half()])
+            for name in _HALVED[1:]:
+                self.weights[name] = torch.cat([self.weights[name], blank])
+
+    def rows(self, rows: IntArray, ranker: Ranker) -> Ranker:
+        """The weights on some items of a ranker. Their counts are today's: what counts is not learnt."""
+        counters = Counters()
+        counters.events = ranker.counters.events[rows]
+        index = torch.from_numpy(rows)
+        return replace(
+            ranker,
+            heads=self.weights["heads"],
+            taste=self.weights["lists/taste"],
+            text=self.weights["text"][index].float(),
+            residuals={role: self.weights[f"residuals.{role}"][index].float() for role in ROLES},
+            counters=counters,
+        )
+
+    def put_back(self, learner: Learner) -> None:
+        restore_weights(learner, {name: t.float() if name in _HALVED else t for name, t in self.weights.items()})
+        learner.refit()
 
 
 def _norms(weights: Mapping[str, Tensor]) -> dict[str, float]:

@@ -16,10 +16,12 @@ COUNTER_FEATURES = (
     "skip_transition",
     "session_cooccurrence",
     "history_cooccurrence",
+    "neighbour_cooccurrence",
     "repeat",
     "last_basket",
     "in_session",
     "click_through",
+    "never_sold",
 )
 AFFINITIES = ("session_affinity", "history_affinity", "last_item_affinity", "passed_over_affinity")
 PASSED_OVER = ("passed_over_affinity", "passed_over_affinity_squared")
@@ -70,10 +72,12 @@ class LearnerSettings(BaseModel):
     list_residual_learning_rate: float = Field(default=3e-4, ge=0, description="of residuals where lists are learnt")
     lora_learning_rate: float = Field(default=1e-3, ge=0)
     lora_weight_decay: float = Field(default=0.01, ge=0)
-    lora_every_batches: int = Field(default=1, ge=1, description="LoRA takes a step on one batch in so many")
+    lora_every_events: int = Field(
+        default=128, ge=1, description="LoRA takes a step once so much text counted, each event by its item's text share"
+    )
     lora_items: int = Field(default=512, ge=1, description="distinct texts that a step of LoRA gets gradients from")
-    lora_refresh_batches: int = Field(
-        default=4, ge=1, description="item vectors, and what is published, follow LoRA once in so many batches"
+    lora_refresh_steps: int = Field(
+        default=4, ge=1, description="item vectors, and what is published, follow LoRA once in so many of its steps"
     )
     features: tuple[str, ...] = Field(default=FEATURES, description="features the head may use, for ablations")
     residuals: bool = Field(default=True, description="off: item vectors are text alone")
@@ -93,10 +97,10 @@ class GateSettings(BaseModel):
     )
     window_events: int = Field(default=512, ge=1, description="newest events over which losses are compared")
     min_events: int = Field(default=128, ge=2, description="with fewer, losses are not compared")
-    loss_tolerance: float = Field(default=0.02, ge=0, description="nats an event a candidate may be worse than live")
+    loss_tolerance: float = Field(default=0.05, ge=0, description="nats an event a candidate may be worse than live")
     standard_errors: float = Field(default=3.0, ge=0, description="and this many standard errors of the mean more")
     max_calibration_error: float = Field(
-        default=0.2, gt=0, description="how far mean predicted over observed may be from 1"
+        default=0.2, gt=0, description="how much further than live's mean predicted over observed may be from 1"
     )
     refusals_before_rollback: int = Field(
         default=3, ge=1, description="after so many refusals in a row the learner goes back"
@@ -110,8 +114,10 @@ class DriftSettings(BaseModel):
 
     enabled: bool = Field(default=True, description="off: nothing is watched for and nothing follows")
     adwin_delta: float = Field(default=0.002, gt=0, lt=1, description="chance of a false alarm that ADWIN allows")
-    page_hinkley_delta: float = Field(default=0.1, ge=0, description="rise of the mean loss (nats) not worth an alarm")
-    page_hinkley_threshold: float = Field(default=150.0, gt=0, description="nats over that, added up, make an alarm")
+    page_hinkley_delta: float = Field(default=0.3, ge=0, description="rise of the mean loss (nats) not worth an alarm")
+    page_hinkley_threshold: float = Field(
+        default=6.0, gt=0, description="nats over that, added up over blocks of 64 events, make an alarm"
+    )
     rate_factor: float = Field(default=3.0, ge=1, description="learning rates rise by this on an alarm")
     raised_batches: int = Field(default=40, ge=1, description="micro-batches for which they stay there")
     recovered_nats: float = Field(default=0.1, ge=0, description="mean loss this near to the one before is recovery")
