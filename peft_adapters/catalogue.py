@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 
+import structlog
 import torch
 from torch import Tensor
 
 from peft_adapters.prefix_cache import PrefixCache
 
+log = structlog.get_logger(__name__)
+
+_LOG_SECONDS = 5.0  # between two lines on how far the encoding is
 _CHUNK = 1_024  # items encoded or refreshed at a time; bounds the memory that it takes
 
 
@@ -49,9 +54,13 @@ class Catalogue:
     def _encode(self, texts: Sequence[str]) -> list[Tensor]:
         """Activations of texts, those of a chunk in one piece of memory: many small ones leave holes between them."""
         encoded: list[Tensor] = []
+        told = time.monotonic()
         for start in range(0, len(texts), _CHUNK):
             hidden = self._cache.get(texts[start : start + _CHUNK])
             encoded += torch.split(torch.cat(hidden), [len(states) for states in hidden])
+            if time.monotonic() > told + _LOG_SECONDS:
+                told = time.monotonic()
+                log.info("catalogue_encoding", done=len(encoded), of=len(texts))
         return encoded
 
     def _put(self, item_id: str, text: str, hidden: Tensor) -> int:

@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 _QUERY_CHUNK = 500  # keys; SQLite bounds the variables of one statement
 _COMPUTE_CHUNK = 512  # texts computed between two writes, so that an interruption loses little
+_UNTOLD = 1_024  # texts; fewer are encoded without a word
 _LOG_SECONDS = 5.0  # between two lines on how far the encoding is
 _MEASURED_SHARE = 16  # the size of all entries is measured anew when this part of the bound was written
 _LOCK_SECONDS = 30.0  # how long one process waits for another's write
@@ -96,7 +97,7 @@ class PrefixCache:
             self._tell(start + len(chunk), len(keys))
 
     def _tell(self, done: int, of: int) -> None:
-        if of > _COMPUTE_CHUNK and time.monotonic() > self._told + _LOG_SECONDS:
+        if of > _UNTOLD and time.monotonic() > self._told + _LOG_SECONDS:
             self._told = time.monotonic()
             log.info("prefix_cache_filling", done=done, of=of)
 
