@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.backtest.cli import backtest
+from services.fit.cli import fit
 from services.options import Config, Host, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
 from services.options import settings_from as _settings
 
@@ -41,6 +42,8 @@ dead_letters = typer.Typer(
 app.add_typer(dead_letters)
 
 app.command()(backtest)
+
+app.command()(fit)
 
 
 class EventKind(StrEnum):

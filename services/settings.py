@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from peft_adapters.settings import DriftSettings, EncoderSettings, GateSettings, LearnerSettings
 from services.collector.settings import CollectorSettings
+from services.fit.settings import FitSettings
 from services.registry.settings import RegistrySettings
 from services.scorer.settings import ScorerSettings
 from services.updater.settings import UpdaterSettings
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
         scorer: Where a scorer answers, and what from.
         privacy: How user ids are hidden.
         guard: What a user or an item may weigh.
+        fit: How an offline fit splits its data, and how long it learns.
         encoder: The frozen encoder and the shape of its adapter.
         learner: How the learner learns.
         gate: What a candidate must keep to.
@@ -82,6 +84,7 @@ class Settings(BaseSettings):
     updater: UpdaterSettings = UpdaterSettings()
     privacy: PrivacySettings = PrivacySettings()
     guard: GuardSettings = GuardSettings()
+    fit: FitSettings = FitSettings()
     encoder: EncoderSettings = EncoderSettings()
     learner: LearnerSettings = LearnerSettings()
     gate: GateSettings = GateSettings()

@@ -1,0 +1,191 @@
+"""A warm start: what an offline fit leaves, and a learner that begins from it.
+
+```
+<directory>/                        a full bundle, as published ones are: scorers can serve it
+<directory>/learner/0000000001/     the learner behind it as a checkpoint: optimisers and shoppers too
+```
+
+Histories of shoppers never go into a bundle, which travels; they lie in the checkpoint beside it. A full bundle without
+one, such as a published version, can be started from as well: optimisers and shoppers then begin anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peft_adapters.bundle import Bundle, read_bundle, write_bundle
+from peft_adapters.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from peft_adapters.counters import Counters
+from peft_adapters.errors import BundleBaseMismatchError, BundleDigestError, BundleFormatError
+from peft_adapters.gate import GateSettings, judge_candidate
+from peft_adapters.learner import Learner
+from peft_adapters.manifest import Manifest
+from peft_adapters.publishing import bundle_groups
+from peft_adapters.ranker import ROLES
+from peft_adapters.shoppers import Shoppers
+
+LEARNER_NAME = "learner"
+
+_NUMBER = 1  # of the only checkpoint there
+_SAME_ADAPTER = ("r", "lora_alpha", "target_modules")  # with other ones the same tensors say other things
+_SETTLED_BATCHES = 10_000  # heads that are fitted go on at the rate that a long-running learner has
+
+
+def write_warm_start(
+    directory: Path,
+    learner: Learner,
+    *,
+    scenario: str,
+    watermark_ms: int,
+    metrics: Mapping[str, float],
+    extra: Mapping[str, Any],
+) -> Manifest:
+    """Write what a learner is, so that another can begin from it.
+
+    Args:
+        directory: where; an earlier one there is replaced.
+        learner: what is written.
+        scenario: for which ranking it was fitted.
+        watermark_ms: event time of the newest event that it has learnt.
+        metrics: figures for the manifest.
+        extra: what else to keep beside the learner, as JSON can hold it; `start_from` gives it back.
+
+    Raises:
+        CheckpointError: the disk refused.
+        OSError: the disk refused.
+    """
+    groups = bundle_groups(learner, full=True)
+    manifest = write_bundle(
+        directory,
+        groups=groups,
+        adapter_config=learner.encoder.adapter_config(),
+        item_ids=learner.catalogue.ids,
+        scenario=scenario,
+        version=1,
+        kind="full",
+        snapshot=1,
+        base_digest=learner.encoder.base_digest,
+        offsets={},
+        watermark_ms=watermark_ms,
+        published_at_ms=time.time_ns() // 1_000_000,
+        events_learned=learner.events_learned,
+        metrics=dict(metrics),
+        gate=judge_candidate(groups, GateSettings()),
+    )
+    kept = {"bundle": manifest.digest, "extra": dict(extra)}
+    save_checkpoint(directory / LEARNER_NAME, _NUMBER, learner, kept)
+    return manifest
+
+
+def start_from(learner: Learner, directory: Path) -> dict[str, Any] | None:
+    """Begin from a directory of `write_warm_start`, or from any full bundle.
+
+    Args:
+        learner: a fresh one, without items; it gets those of the bundle.
+        directory: of the bundle.
+
+    Returns:
+        What was kept beside the learner; None where the directory is a bundle alone.
+
+    Raises:
+        BundleError: it is no full bundle, is damaged, or was made for another encoder or adapter.
+        CheckpointError: the learner beside it is damaged, or was made by another release.
+        ValueError: the learner is not a fresh one.
+    """
+    _require_fresh(learner)
+    bundle = read_bundle(directory, base_digest=learner.encoder.base_digest)
+    _require_fit(bundle, learner, str(directory))
+    if not checkpoint_path(directory / LEARNER_NAME, _NUMBER).exists():
+        load_bundle_into(learner, bundle)
+        return None
+    kept = load_checkpoint(directory / LEARNER_NAME, _NUMBER, learner)
+    if kept["bundle"] != bundle.manifest.digest:
+        raise BundleDigestError(
+            f"{directory / LEARNER_NAME}: expected the learner of bundle {bundle.manifest.digest[:12]}, found that of "
+            f"{kept['bundle'][:12]}; copy both from the same fit"
+        )
+    extra: dict[str, Any] = kept["extra"]
+    return extra
+
+
+def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
+    """Put all that a full bundle holds into a fresh learner: LoRA, heads, residuals, counters.
+
+    Its items take the bundle's rows, and are without a text until `add_items` brings one. Optimisers begin anew, the
+    heads' at the rate it settles at; shoppers are not in a bundle.
+
+    Raises:
+        BundleError: it is no full bundle, or was made for another encoder or adapter.
+        ValueError: the learner is not a fresh one.
+    """
+    _require_fresh(learner)
+    _require_fit(bundle, learner, f"version {bundle.manifest.version} of {bundle.manifest.scenario!r}")
+    groups, ranker = bundle.groups, learner.ranker
+    learner.restore_lora(groups["adapter_model"], groups["adapter_model"])
+    learner.add_items([(item_id, "") for item_id in bundle.item_ids])
+    heads = groups["heads"]["weights"].float()
+    for own in (ranker.heads, learner.catalogue_heads, learner.lists.heads, learner.lists.served_heads):
+        own.copy_(heads)  # in place: the optimisers hold these tensors
+    ranker.taste.copy_(groups["heads"]["taste"].float())
+    rows = groups["residuals"]["rows"].long()
+    for role in ROLES:
+        ranker.residuals[role][rows] = groups["residuals"][role].float()
+    ranker.counters.apply(groups["counters"])
+    learner.heads_optimiser.restore({"batches": torch.tensor(_SETTLED_BATCHES)})
+    learner.events_learned = bundle.manifest.events_learned
+
+
+def begin_again(learner: Learner) -> None:
+    """Forget all events, keep all weights: counters and shoppers are empty, as before the first event."""
+    learner.ranker.counters = Counters()
+    learner.ranker.counters.grow(len(learner.catalogue))
+    learner.shoppers = Shoppers()
+    learner.events_learned = 0
+
+
+@contextmanager
+def put_back(learner: Learner) -> Iterator[None]:
+    """Let events be counted, and take the counts back at the end."""
+    counters, shoppers = learner.ranker.counters.copy(), learner.shoppers.state()
+    events, heads = learner.events_learned, learner.ranker.heads.clone()
+    try:
+        yield
+    finally:
+        learner.ranker.counters, learner.ranker.heads, learner.events_learned = counters, heads, events
+        learner.shoppers.restore(shoppers)
+
+
+def _require_fresh(learner: Learner) -> None:
+    if len(learner.catalogue) or learner.batches_learned or learner.events_learned:
+        raise ValueError(
+            f"`learner` must be a fresh one, got one of {len(learner.catalogue)} items and {learner.events_learned} "
+            "events; load before items are added"
+        )
+
+
+def _require_fit(bundle: Bundle, learner: Learner, name: str) -> None:
+    """Whether a bundle stands alone and was made for this encoder and adapter."""
+    manifest, encoder = bundle.manifest, learner.encoder
+    if manifest.kind != "full":
+        raise BundleFormatError(
+            f"{name}: expected a full bundle, found a delta on version {manifest.parent}; start from version "
+            f"{manifest.snapshot}, the full one it builds on"
+        )
+    if manifest.base_digest != encoder.base_digest:
+        raise BundleBaseMismatchError(
+            f"{name}: expected base_digest {encoder.base_digest}, found {manifest.base_digest}; "
+            "use the `encoder` settings it was made with"
+        )
+    own = encoder.adapter_config()
+    for key in _SAME_ADAPTER:
+        if bundle.adapter_config.get(key) != own.get(key):
+            raise BundleBaseMismatchError(
+                f"{name}: expected `{key}` {own.get(key)!r} in its adapter_config, found "
+                f"{bundle.adapter_config.get(key)!r}; use the `encoder.lora_*` settings it was made with"
+            )
