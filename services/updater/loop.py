@@ -25,6 +25,7 @@ from peft_adapters.manifest import Manifest, manifest_bytes
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.publishing import Publisher
 from peft_adapters.registry import AdapterRegistry, Owner
+from peft_adapters.warm_start import start_from
 from services.metrics import UpdaterMetrics
 from services.settings import Settings
 from services.updater.home import Home
@@ -309,6 +310,7 @@ class Updater:
     def _resume(self) -> None:
         kept = self._home.load(self.learner)
         if kept is None:
+            self._start_warm()
             return
         saved, tensors = kept
         if saved["pseudonyms"] != self._pseudonymise.fingerprint():
@@ -326,6 +328,20 @@ class Updater:
             offsets=saved["offsets"],
             slices_to_repeat=len(self._home.journal.recorded),
         )
+
+    def _start_warm(self) -> None:
+        """Without a checkpoint: begin from what was fitted offline, where there is such a thing."""
+        directory = self._own.start_from
+        if directory is None:
+            return
+        kept = start_from(self.learner, directory)
+        if kept is not None and kept["pseudonyms"] != self._pseudonymise.fingerprint():
+            raise CheckpointError(
+                "`privacy.secret` must be the one that the fit was made with, got another: its shoppers would not be "
+                "known again; put the secret back, or fit again with this one"
+            )
+        self._watch.gate.anchor()
+        log.info("started_warm", directory=str(directory), events_learned=self.learner.events_learned)
 
     def _learn_catalogue(self) -> None:
         """The first slices of all: the items that are there, up to the end of their topic."""

@@ -13,6 +13,9 @@ class UpdaterSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint_dir: Path = Path(".headwater/checkpoints")
+    start_from: Path | None = Field(
+        default=None, description="a directory of `headwater fit`, or a full bundle; used while there is no checkpoint"
+    )
     registry_url: str = Field(default=".headwater/registry", description="a directory or any fsspec address")
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=9108, ge=0, le=65_535, description="0 takes a free one")
