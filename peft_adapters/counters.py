@@ -21,8 +21,9 @@ FloatArray = npt.NDArray[np.float32]
 HALF_LIVES_EVENTS = (1_000.0, 20_000.0)
 PAIR_WINDOW_ITEMS = 20  # a new event is paired with this many before it in its session
 SKIP_WINDOW_ITEMS = 5  # the newest of them also count as directed skip transitions
+NEIGHBOUR_WINDOW_ITEMS = 3  # and these as neighbours, whichever came first
 PER_ITEM = ("events", "shown", "clicked")
-MATRICES = ("transition", "skip_transition", "cooccurrence")
+MATRICES = ("transition", "skip_transition", "cooccurrence", "neighbour")
 
 _MERGE_RATIO = 0.1  # the recent part is folded into the main one at this share of it: amortised constant cost an entry
 _MERGE_ENTRIES = 1_000
@@ -136,7 +137,9 @@ class Counters:
         self._add("transition", earlier[lags == 0], later[lags == 0])
         near = lags < SKIP_WINDOW_ITEMS
         self._add("skip_transition", earlier[near], later[near])
-        self._add("cooccurrence", np.concatenate([earlier, later]), np.concatenate([later, earlier]))
+        close = lags < NEIGHBOUR_WINDOW_ITEMS
+        self._add_both_ways("neighbour", earlier[close], later[close])
+        self._add_both_ways("cooccurrence", earlier, later)
 
     def update_shown(self, items: IntArray, clicked: npt.NDArray[np.bool_], *, again: npt.NDArray[np.bool_]) -> None:
         """Count what was shown.
@@ -149,6 +152,9 @@ class Counters:
         size = len(self.events)
         self.shown = self.shown + np.bincount(items[~again], minlength=size).astype(np.float32)
         self.clicked = self.clicked + np.bincount(items[clicked], minlength=size).astype(np.float32)
+
+    def _add_both_ways(self, name: str, rows: IntArray, columns: IntArray) -> None:
+        self._add(name, np.concatenate([rows, columns]), np.concatenate([columns, rows]))
 
     def _add(self, name: str, rows: IntArray, columns: IntArray) -> None:
         counts = np.ones(len(rows), dtype=np.float32)

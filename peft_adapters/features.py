@@ -27,10 +27,13 @@ INITIAL_WEIGHTS = {
     "skip_transition": 0.2,
     "session_cooccurrence": 0.5,
     "history_cooccurrence": 0.2,
+    "neighbour_cooccurrence": 0.2,
     "repeat": 0.5,
+    "session_lift": 0.0,
     "last_basket": 0.0,
     "in_session": -1.0,
     "click_through": 1.0,
+    "never_sold": 0.0,
     "session_affinity": 6.0,
     "history_affinity": 3.0,
     "last_item_affinity": 3.0,
@@ -47,6 +50,10 @@ LIST_INITIAL_WEIGHTS = {"click_through": 1.0, "session_affinity": 1.0, "history_
 SMOOTHING_EVENTS = 5.0
 _SMOOTHING_SHOWN = 10.0
 PROBABILITY_SCALE = 100.0  # below 1 %, where a single count lies, the logarithm is nearly linear
+_LIFT_SCALE = 10.0
+_POPULARITY_SLOW, _SESSION_COOCCURRENCE = (
+    COUNTER_FEATURES.index(name) for name in ("popularity_slow", "session_cooccurrence")
+)
 _SQUARE_SCALE = 3.0  # a head's steps are of one size for all features, and squares of cosines are small
 _SESSION_ITEMS, _SESSION_DECAY = 30, 0.9
 _NEAR_ITEMS, _NEAR_DECAY = 6, 0.6
@@ -99,16 +106,36 @@ def counter_features(
         ("skip_transition", weights.near),
         ("cooccurrence", weights.session),
         ("cooccurrence", weights.history),
+        ("neighbour", weights.near),
     )
     for row, (name, context) in enumerate(followed, start=2):
         probability = matrices[name].probability(context, smoothing=SMOOTHING_EVENTS)
         features[row] = PROBABILITY_SCALE * place.scatter(probability)
-    features[6] = place.scatter(_counts(contexts, contexts.ages > 0, place.items))
-    np.log1p(features[:7], out=features[:7])
-    features[7] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 1, place.items)), 1.0)
-    features[8] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 0, place.items)), 1.0)
-    features[9] = place.select(click_through(counters)[None, :])
+    features[7] = place.scatter(_counts(contexts, contexts.ages > 0, place.items))
+    features[8] = session_lift(features, len(counters.events), total[1, 0])
+    np.log1p(features[:9], out=features[:9])
+    features[9] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 1, place.items)), 1.0)
+    features[10] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 0, place.items)), 1.0)
+    features[11] = place.select(click_through(counters)[None, :])
+    features[12] = place.select((counters.events == 0).astype(np.float32)[None, :])
     return torch.from_numpy(features)
+
+
+def session_lift(features: FloatArray, items: int, total: float) -> FloatArray:
+    """Co-occurrence with the session over the root of popularity, [...]: what belongs together without being popular.
+
+    Counted pairs over the root of both items' counts is the cosine of item-based collaborative filtering (Sarwar et al.
+    2001); an item of the session has its count under its conditional probability already.
+
+    Args:
+        features: [COUNTER_FEATURES, ...] before the logarithm.
+        items: size of the catalogue.
+        total: slow popularity of all items.
+    """
+    probability = features[_SESSION_COOCCURRENCE] / PROBABILITY_SCALE
+    share = features[_POPULARITY_SLOW] / items + SMOOTHING_EVENTS / total
+    lift: FloatArray = _LIFT_SCALE * probability / np.sqrt(share)
+    return lift
 
 
 def click_through(counters: Counters) -> FloatArray:

@@ -24,7 +24,7 @@ from peft_adapters.list_steps import ListSteps
 from peft_adapters.lists import observe_lists
 from peft_adapters.losses import Side, list_features, positives_loss
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser
-from peft_adapters.ranker import ROLES, Ranker, context_rows
+from peft_adapters.ranker import ROLES, Ranker, context_rows, text_evidence
 from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
 from peft_adapters.shoppers import Contexts, Shoppers, pad
 
@@ -168,11 +168,7 @@ class Learner:
     def learn(self, batch: Batch) -> float:
         """One step on a batch, then count it; the loss (nats an event) before the step."""
         loss = self._step(batch)
-        if self._due(self.settings.lora_every_batches) and self._listed_share() < _LISTED_ENOUGH:
-            self._step_lora(batch)
-        if self._due(self.settings.lora_refresh_batches) and self._lora_moved():
-            self._serve_lora()
-            self._refresh(range(len(self.catalogue)))
+        self._learn_texts(batch)
         self.batches_learned += 1
         self.count(batch)
         return loss
@@ -205,8 +201,22 @@ class Learner:
         self.heads_optimiser.restart()
         self.lists.restart_heads()
 
-    def _due(self, every_batches: int) -> bool:
-        return self.settings.lora and (self.batches_learned + 1) % every_batches == 0
+    def _learn_texts(self, batch: Batch) -> None:
+        """A step of LoRA where one is due, and now and then item vectors that follow it.
+
+        LoRA takes its steps as texts count: often while items are new, seldom once residuals speak for most of what is
+        bought. How many are due follows from the counters, so that nothing more is to be kept.
+        """
+        if not self.settings.lora or self._listed_share() >= _LISTED_ENOUGH:
+            return
+        events = self.ranker.counters.events
+        counted = events + np.bincount(batch.items, minlength=len(events)).astype(np.float32)
+        before, due = (int(text_evidence(n) / self.settings.lora_every_events) for n in (events, counted))
+        if due > before:
+            self._step_lora(batch)
+        if due // self.settings.lora_refresh_steps > before // self.settings.lora_refresh_steps and self._lora_moved():
+            self._serve_lora()
+            self._refresh(range(len(self.catalogue)))
 
     def _lora_moved(self) -> bool:
         trained = self.encoder.lora_state()

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from peft_adapters.batches import ListBatch, ShownList
-from peft_adapters.counters import PAIR_WINDOW_ITEMS, SKIP_WINDOW_ITEMS, Counters, IntArray
+from peft_adapters.counters import (
+    NEIGHBOUR_WINDOW_ITEMS,
+    PAIR_WINDOW_ITEMS,
+    SKIP_WINDOW_ITEMS,
+    Counters,
+    IntArray,
+)
 from peft_adapters.features import (
     PROBABILITY_SCALE,
     SMOOTHING_EVENTS,
@@ -18,6 +24,7 @@ from peft_adapters.features import (
     affinity_weights,
     context_weights,
     counter_features,
+    session_lift,
 )
 from peft_adapters.ranker import context_rows
 from peft_adapters.settings import COUNTER_FEATURES
@@ -81,6 +88,7 @@ class _OwnClick(NamedTuple):
 
     owner: int
     place: int  # among what was shown
+    item: int
     before: list[int]  # rows before it in its session, newest first
 
 
@@ -95,7 +103,7 @@ def _own_clicks(lists: Sequence[ShownList], rows: Mapping[str, int], shoppers: S
         start += len(shown.item_ids)
         for item, before in shoppers.since(shown.user_id, shown.ts, limit=PAIR_WINDOW_ITEMS) if places else ():
             if item in places:
-                yield _OwnClick(owner, places.pop(item), before)
+                yield _OwnClick(owner, places.pop(item), item, before)
 
 
 def _take_off(features: Tensor, clicks: Iterator[_OwnClick], weights: ContextWeights, counters: Counters) -> None:
@@ -109,14 +117,21 @@ def _take_off(features: Tensor, clicks: Iterator[_OwnClick], weights: ContextWei
             ("skip_transition", "skip_transition", weights.near, SKIP_WINDOW_ITEMS),
             ("session_cooccurrence", "cooccurrence", weights.session, PAIR_WINDOW_ITEMS),
             ("history_cooccurrence", "cooccurrence", weights.history, PAIR_WINDOW_ITEMS),
+            ("neighbour_cooccurrence", "neighbour", weights.near, NEIGHBOUR_WINDOW_ITEMS),
         )
     ]
     for click in clicks:
+        if counters.events[click.item] == 1:
+            features[COUNTER_FEATURES.index("never_sold"), click.place] = 1.0
         added[0:2, click.place] += popularity
         for feature, counts, context, window in pairs:
             before = np.array(click.before[:window], dtype=np.int64)
             share = context[[click.owner]].toarray()[0, before] / (counts.row_sums(before) + SMOOTHING_EVENTS)
             added[feature, click.place] += PROBABILITY_SCALE * share.sum()
     touched = torch.from_numpy(added > 0)
-    lower = (features.expm1() - torch.from_numpy(added)).clamp(min=0).log1p()
-    features[touched] = lower[touched]
+    lower = (features.expm1() - torch.from_numpy(added)).clamp(min=0)
+    total = max(float(counters.popularity[1].sum()), 1.0)
+    lift = COUNTER_FEATURES.index("session_lift")
+    lower[lift] = torch.from_numpy(session_lift(lower.numpy(), len(counters.events), total))
+    touched[lift] = touched.any(dim=0)
+    features[touched] = lower.log1p()[touched]

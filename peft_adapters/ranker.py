@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.counters import Counters, IntArray
+from peft_adapters.counters import Counters, FloatArray, IntArray
 from peft_adapters.features import (
     INITIAL_WEIGHTS,
     affinity_features,
@@ -108,6 +108,17 @@ class FrozenRanker:
                 affinity_features(context_vectors, candidates, self._taste),
             ]
         )
+
+
+def text_evidence(events: FloatArray) -> float:
+    """How many events the texts of items spoke for: the sum over items of the text's share at each of their events.
+
+    The share at an item's event `n` is `1 - gate = 5 / (n + 5)`, and `5 * log(1 + n / 5)` what it sums to.
+
+    >>> text_evidence(np.array([0.0, 1.0, 1_000.0], dtype=np.float32))
+    27.428132324265153
+    """
+    return float(GATE_EVENTS * np.log1p(events.astype(np.float64) / GATE_EVENTS).sum())
 
 
 def context_rows(contexts: Contexts) -> IntArray:

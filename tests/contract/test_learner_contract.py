@@ -33,7 +33,7 @@ def make(policy: str) -> MakeLearner:
     """Learners of the policy: a LoRA step every other batch, at a rate that shows within a few."""
 
     def make_learner(*, items: int = ITEMS, seed: int = 0, **settings: int | float) -> Learner:
-        quick = {"lora_every_batches": 1, "lora_refresh_batches": 2, "lora_learning_rate": 0.01, **settings}
+        quick = {"lora_every_events": 1, "lora_refresh_steps": 2, "lora_learning_rate": 0.01, **settings}
         return tiny_learner(policy_settings(LearnerSettings(**quick), policy, seed), items=items)
 
     return make_learner
@@ -84,11 +84,11 @@ def check_the_same_stream_gives_the_same_learner(make: MakeLearner) -> None:
 def check_resumed_equals_uninterrupted(make: MakeLearner) -> None:
     """Stopped between batches, amid LoRA's accumulation, state sent through bytes: not one bit differs at the end."""
     events = paired_stream(400, items=ITEMS, seed=1)
-    unkilled = make(negatives=20, lora_every_batches=1, lora_refresh_batches=4)
+    unkilled = make(negatives=20, lora_every_events=1, lora_refresh_steps=4)
     learn(unkilled, events[:175])  # 7 batches
     tensors, state = learner_state(unkilled)
     saved = safetensors.torch.save({name: value.contiguous().clone() for name, value in tensors.items()})
-    resumed = make(items=0, negatives=20, lora_every_batches=1, lora_refresh_batches=4)
+    resumed = make(items=0, negatives=20, lora_every_events=1, lora_refresh_steps=4)
     restore_learner(resumed, safetensors.torch.load(saved), json.loads(json.dumps(state)))
     for learner in (unkilled, resumed):
         learner.add_items([("item-60", "a bird of glass"), ("item-3", "another title")])

@@ -16,8 +16,8 @@ from peft_adapters.publishing import bundle_groups
 from peft_adapters.settings import LearnerSettings
 
 LEARNING = {
-    "lora_every_batches": 1,
-    "lora_refresh_batches": 1,
+    "lora_every_events": 1,
+    "lora_refresh_steps": 1,
     "lora_learning_rate": 0.02,
     "residual_learning_rate": 0.1,
 }

@@ -70,6 +70,25 @@ def test_cooccurrence_with_session_and_history(counters: Counters) -> None:
     assert_close(features["history_cooccurrence"], [[0, lift, lift, 0], [0] * 4])
 
 
+def test_neighbours_count_whichever_came_first(counters: Counters) -> None:
+    # 2 and 1 stood beside 3 twice each, and nobody else; 3 beside them four times in all.
+    beside = log1p(100 * 2 / (2 + SMOOTHING))
+    assert_close(by_name(counters)["neighbour_cooccurrence"], [[0, 0, 0, beside], [0] * 4])
+    after_3 = by_name(counters, pad([([3], [0])]))
+    assert_close(after_3["neighbour_cooccurrence"], [[0, *[log1p(100 * 2 / (4 + SMOOTHING))] * 2, 0]])
+    assert_close(after_3["transition"], [[0] * 4])
+
+
+def test_the_sessions_lift_is_over_the_root_of_popularity(counters: Counters) -> None:
+    probability, share = 2 / (2 + SMOOTHING), 2 / 3 + SMOOTHING / 3  # of 3 beside 1 or 2; two of three events
+    expected = log1p(10 * probability / share**0.5)
+    assert_close(by_name(counters)["session_lift"], [[0, 0, 0, expected], [0] * 4])
+
+
+def test_what_was_never_sold_is_marked(counters: Counters) -> None:
+    assert by_name(counters)["never_sold"].tolist() == [[0, 1, 1, 0]] * 2
+
+
 def test_repeats_last_basket_and_session(counters: Counters) -> None:
     features = by_name(counters)
     assert_close(features["repeat"], [[log1p(2), 0, 0, log1p(1)], [0] * 4])
@@ -95,7 +114,7 @@ def test_between_sessions_the_last_item_still_counts() -> None:
 def test_no_context_at_all_is_no_error(counters: Counters) -> None:
     nobody = pad([([], [])])
     assert by_name(counters, nobody)["in_session"].tolist() == [[0] * 4]
-    assert counter_features(counters, pad([]), context_weights(pad([]), 4), None).shape == (10, 0, 4)
+    assert counter_features(counters, pad([]), context_weights(pad([]), 4), None).shape == (13, 0, 4)
 
 
 def random_state(seed: int) -> tuple[Counters, Contexts]:
@@ -114,7 +133,7 @@ def test_some_columns_equal_the_whole_catalogues_columns(seed: int) -> None:
     whole = counter_features(counters, contexts, weights, None)
     columns = np.array([0, 3, 4, 11, 26, 39])
     assert torch.equal(counter_features(counters, contexts, weights, columns), whole[:, :, columns])
-    assert counter_features(counters, contexts, weights, np.array([], dtype=np.int64)).shape == (10, 9, 0)
+    assert counter_features(counters, contexts, weights, np.array([], dtype=np.int64)).shape == (13, 9, 0)
 
 
 def test_features_are_finite_before_anything_was_counted() -> None:

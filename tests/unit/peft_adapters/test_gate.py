@@ -38,7 +38,7 @@ PASSED = {"decision": "passed", "reasons": [], "rules": []}
 
 @pytest.mark.parametrize("full", [True, False])
 def test_a_learner_that_learns_passes(full: bool) -> None:
-    learner = tiny_learner(LearnerSettings(lora_every_batches=1, lora_refresh_batches=1), items=20)
+    learner = tiny_learner(LearnerSettings(lora_every_events=1, lora_refresh_steps=1), items=20)
     assert judge_candidate(bundle_groups(learner, full=full), GateSettings()) == PASSED
     for batch in range(4):
         learner.learn(learner.observe(random_stream(30, items=20, seed=batch)))

@@ -41,11 +41,21 @@ def test_a_list_is_seen_as_it_was_when_shown(learner: Learner) -> None:
     later = learner.observe_lists([shown])
     assert later.context_rows.tolist() == then.context_rows.tolist() == [1]
     torch.testing.assert_close(later.affinity_weights, then.affinity_weights)
-    for name in ("transition", "skip_transition", "session_cooccurrence", "history_cooccurrence", "in_session"):
+    for name in (
+        "transition",
+        "skip_transition",
+        "session_cooccurrence",
+        "history_cooccurrence",
+        "neighbour_cooccurrence",
+        "session_lift",
+        "in_session",
+    ):
         row = COUNTER_FEATURES.index(name)
         torch.testing.assert_close(
             later.counter_features[row], then.counter_features[row], rtol=0, atol=0.3
         )  # rows have more counts by now
+    row = COUNTER_FEATURES.index("never_sold")
+    assert later.counter_features[row].tolist() == then.counter_features[row].tolist() == [0, 1, 1]
     row = COUNTER_FEATURES.index("transition")
     assert then.counter_features[row, 0] > 0  # 1 was followed by 2, of bob; of ann that is the list's own click
     unaware = learner.observe_lists([listed("ann", 3, [2, 3, 4], [])])
@@ -137,7 +147,7 @@ def passed_over_weights(batch: ListBatch) -> torch.Tensor:
 def test_who_passes_over_what_is_like_it_is_not_offered_it(learner: Learner) -> None:
     """Two kinds of shoppers: each clicks on one half of the items in every list and passes over the other half."""
     rng = np.random.default_rng(3)
-    for minute in range(300):
+    for minute in range(500):
         user, items = f"u{minute % 20}", rng.permutation(12)[:6].tolist()
         clicked = [item for item in items if item < 6] if minute % 2 else [item for item in items if item >= 6]
         bought(learner, *((user, item, minute) for item in clicked[:1]))

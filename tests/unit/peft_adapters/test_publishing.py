@@ -25,7 +25,7 @@ from peft_adapters.settings import LearnerSettings
 from peft_adapters.stores import FsspecStore
 
 ITEMS = 20
-SETTINGS = LearnerSettings(lora_every_batches=1, lora_refresh_batches=2, lora_items=16, lora_learning_rate=0.01)
+SETTINGS = LearnerSettings(lora_every_events=1, lora_refresh_steps=2, lora_items=16, lora_learning_rate=0.01)
 WRITES_OF_A_PUBLICATION = 8  # six files, the manifest, LATEST
 
 

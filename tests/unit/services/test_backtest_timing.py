@@ -186,7 +186,7 @@ def ranks_of(policy: str, *, start: Start | None = None) -> list[int]:
     return list(outcome.ranks.rank)
 
 
-QUICK = LearnerSettings(negatives=30, lora_refresh_batches=2, lora_learning_rate=0.01)
+QUICK = LearnerSettings(negatives=30, lora_refresh_steps=2, lora_learning_rate=0.01)
 
 
 def test_a_copy_published_after_every_micro_batch_ranks_as_the_learner_itself() -> None:
