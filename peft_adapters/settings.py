@@ -74,9 +74,7 @@ class LearnerSettings(BaseModel):
     lora_learning_rate: float = Field(default=1e-3, ge=0)
     lora_weight_decay: float = Field(default=0.01, ge=0)
     lora_every_events: int = Field(
-        default=128,
-        ge=1,
-        description="LoRA takes a step once so much text counted, each event by its item's text share",
+        default=96, ge=1, description="LoRA takes a step once so much text counted, each event by its item's text share"
     )
     lora_items: int = Field(default=512, ge=1, description="distinct texts that a step of LoRA gets gradients from")
     lora_refresh_steps: int = Field(
