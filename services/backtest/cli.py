@@ -50,6 +50,10 @@ def backtest(
             "--judge-after", min=0.0, max=0.999, metavar="FRACTION", help="Replay all, judge what comes after that."
         ),
     ] = 0.0,
+    start_from: Annotated[
+        Path | None,
+        typer.Option("--start-from", metavar="DIR", help="Begin from a fit; what it has learnt is not judged."),
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", metavar="NAME|DIR", help="The frozen encoder, by name or directory.")
     ] = None,
@@ -65,7 +69,11 @@ def backtest(
     """
     settings = settings_from(config, None, log_level, encoder={"model": encoder})
     from services.backtest.command import run
+    from services.fit.start import backtest_start
 
+    if start_from is not None and max_events is not None:
+        raise typer.BadParameter("--start-from and --max-events exclude each other; give one")
+    start = backtest_start(settings, start_from, events) if start_from is not None else None
     run(
         settings,
         items=items,
@@ -80,5 +88,6 @@ def backtest(
         batch_events=batch_events,
         click_window_seconds=click_window_seconds,
         label_delay_seconds=label_delay_seconds,
-        judge_after=judge_after,
+        judge_after=max(judge_after, start.learnt if start else 0.0),
+        start=start,
     )
