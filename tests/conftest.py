@@ -25,7 +25,7 @@ PASSWORD = "only-for-tests"  # noqa: S105 - guards a broker that lives as long a
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=6, help="how often the crash tests kill (`make crash`: 100)")
+    parser.addoption("--kills", type=int, default=4, help="how often the crash tests kill (`make crash`: 100)")
     parser.addoption("--fuzzed", type=int, default=4_000, help="how many payloads are fuzzed (`make crash`: 200,000)")
 
 

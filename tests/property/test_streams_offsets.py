@@ -26,7 +26,7 @@ def log(embedded_broker: EmbeddedBroker, make_topics: Callable[..., Topics]) -> 
     return connection, topics
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(RUNS, st.integers(1, 3))
 def test_each_record_once_over_any_restarts(
     log: tuple[KafkaConnection, Topics], runs: list[tuple[int, int]], world_size: int
