@@ -11,6 +11,7 @@ from services.backtest.cli import backtest
 from services.fit.cli import fit
 from services.options import Config, Host, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
 from services.options import settings_from as _settings
+from services.tune.cli import tune
 
 if TYPE_CHECKING:
     from services.dead_letters.letters import Selection
@@ -44,6 +45,7 @@ app.add_typer(dead_letters)
 app.command()(backtest)
 
 app.command()(fit)
+app.command()(tune)
 
 
 class EventKind(StrEnum):

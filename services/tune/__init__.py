@@ -1,0 +1,1 @@
+"""Searches hyper-parameters over the split of an offline fit."""

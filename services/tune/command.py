@@ -1,0 +1,123 @@
+"""`headwater tune`: a seeded search (TPE, Bergstra et al. 2011) over the split of an offline fit."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from peft_adapters.durable import durable_file
+from services.backtest.judging import Ranks, figures
+from services.backtest.run import new_learner, read_catalogue
+from services.fit.data import Split, read_split, waiting_after
+from services.fit.passes import count, learn
+from services.settings import Settings, SettingsError
+from streams.privacy import pseudonymiser
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+STUDY_NAME, WINNER_NAME = "study.journal", "tuned.toml"
+
+console = Console(stderr=True)
+
+
+def run(settings: Settings, *, items: Path, events: Path, out: Path, trials: int, first_percent: float) -> float:
+    """Go on with the study in `out` until it has so many trials, and write the winner; its validation NDCG@20.
+
+    Raises:
+        SettingsError: Optuna is not installed.
+        DatasetError: the data cannot be read, or is too little.
+    """
+    if find_spec("optuna") is None:
+        raise SettingsError("`tune` searches with Optuna, which is not installed; pip install 'headwater[tune]'")
+    torch.set_num_threads(settings.updater.torch_threads)
+    catalogue = read_catalogue(items)
+    known = {item_id for item_id, _ in catalogue}
+    pseudonymise = pseudonymiser(settings.privacy)
+    split = read_split(events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise)
+    out.mkdir(parents=True, exist_ok=True)
+    study = _study(out)
+    while (done := _done(study)) < trials:
+        _seed(study, settings.learner.seed + done)
+        study.optimize(lambda trial: _value(settings, trial, catalogue, split), n_trials=1)
+        console.print(f"trial {done + 1} of {trials}: {study.trials[-1].value:.4f}, best {study.best_value:.4f}")
+        with durable_file(out / WINNER_NAME) as file:
+            file.write(_toml(study.best_params).encode())
+    console.print(f"best NDCG@20 on validation {study.best_value:.4f}: {out / WINNER_NAME}")
+    return study.best_value
+
+
+def _study(out: Path) -> Study:
+    from optuna import create_study, logging
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    logging.set_verbosity(logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(out / STUDY_NAME)))
+    return create_study(storage=storage, study_name="headwater", direction="maximize", load_if_exists=True)
+
+
+def _done(study: Study) -> int:
+    return sum(trial.value is not None for trial in study.trials)
+
+
+def _seed(study: Study, seed: int) -> None:
+    """Seeded by the trial, not by a running state: a search gone on with draws what one that was not cut short drew."""
+    from optuna.samplers import TPESampler
+
+    study.sampler = TPESampler(seed=seed)
+
+
+def _value(settings: Settings, trial: Trial, catalogue: list[tuple[str, str]], split: Split) -> float:
+    """Validation NDCG@20 after the training events were learnt once, in order."""
+    chosen = _sections({name: _suggested(trial, name) for name in _SPACE})
+    learner = type(settings.learner).model_validate(settings.learner.model_dump() | chosen["learner"])
+    size = int(chosen["fit"]["batch_events"])
+    model = new_learner(settings.encoder, learner)
+    model.add_items(catalogue)
+    learn(model, split.train, batch_events=size, step=lambda _: None)
+    ranks = Ranks()
+    waiting = waiting_after(split.train)
+    count(model, split.validation, batch_events=size, waiting=waiting, step=lambda _: None, ranks=ranks)
+    return figures(ranks)["ndcg20"]
+
+
+# Setting: lowest, highest. All on a logarithmic scale; whole numbers stay whole.
+_SPACE: dict[str, tuple[float, float] | tuple[int, int]] = {
+    "learner.heads_learning_rate": (0.01, 0.3),
+    "learner.residual_learning_rate": (3e-4, 0.03),
+    "learner.lora_learning_rate": (1e-4, 1e-2),
+    "learner.lora_every_events": (32, 1_024),
+    "learner.negatives": (256, 4_096),
+    "fit.batch_events": (32, 512),
+}
+
+
+def _suggested(trial: Trial, name: str) -> float | int:
+    low, high = _SPACE[name]
+    if isinstance(low, int) and isinstance(high, int):
+        return trial.suggest_int(name, low, high, log=True)
+    return trial.suggest_float(name, low, high, log=True)
+
+
+def _sections(chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in chosen.items():
+        section, key = name.split(".")
+        sections.setdefault(section, {})[key] = value
+    return sections
+
+
+def _toml(chosen: dict[str, Any]) -> str:
+    """A settings file; what a micro-batch of the fit holds, one of the updater holds too."""
+    sections = _sections(chosen)
+    sections["updater"] = dict(sections["fit"])
+    tables = (
+        f"[{section}]\n" + "".join(f"{key} = {value!r}\n" for key, value in values.items())
+        for section, values in sections.items()
+    )
+    return "\n".join(tables)
