@@ -24,6 +24,8 @@ COMMANDS = [
     "scorer",
     "demo",
     "backtest",
+    "fit",
+    "tune",
     "dead-letters",
 ]
 PARTS = [f"dead-letters {part}" for part in ("list", "show", "replay", "purge")]
@@ -173,6 +175,7 @@ def test_backtest_passes_its_options_on(run: Any, called: dict[str, Any]) -> Non
         "click_window_seconds": 600.0,
         "label_delay_seconds": 0.0,
         "judge_after": 0.0,
+        "start": None,
         "json_path": Path("o.json"),
         "ranks_path": Path("r.csv.gz"),
         "report_dir": None,
