@@ -88,7 +88,7 @@ class Learner:
         self.lists.grow(len(self.catalogue))
 
     def _refresh(self, rows: Sequence[int]) -> None:
-        self.ranker.text[list(rows)] = self.catalogue.vectors(self._served_suffix, rows).clone()
+        self.ranker.text[list(rows)] = self.catalogue.vectors(self._served_suffix, rows)
 
     def _serve_lora(self) -> None:
         """Make LoRA as it stands the one that scores follow from, until the next time."""
