@@ -45,7 +45,7 @@ def run(
         parsed,
         Data(ITEMS, warm_up, Stream(list(judged), list(lists)), batch_events),
         encoder=ENCODER,
-        learner=LearnerSettings(seed=seed),
+        learner=LearnerSettings(seed=seed, negatives=20),  # fewer than there are items: a seed draws them
         progress=(progress if progress is not None else []).append,
     )
     return outcome.ranks
