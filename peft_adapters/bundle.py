@@ -29,10 +29,20 @@ from peft_adapters.manifest import (
     verified_bytes,
 )
 
-__all__ = ["Bundle", "FileEntry", "Groups", "Manifest", "read_bundle", "read_manifest", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "FileEntry",
+    "Groups",
+    "Manifest",
+    "read_bundle",
+    "read_manifest",
+    "require_encoder",
+    "write_bundle",
+]
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ITEMS_NAME = "items.json"
+SAME_ADAPTER = ("r", "lora_alpha", "target_modules", "use_rslora")  # with other ones the same tensors say other things
 
 _T = TypeVar("_T")
 _ITEM_IDS = TypeAdapter(list[str])
@@ -119,6 +129,32 @@ def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
     item_ids = _json(directory / ITEMS_NAME, contents.get(ITEMS_NAME), _ITEM_IDS)
     adapter_config = _json(directory / ADAPTER_CONFIG_NAME, contents.get(ADAPTER_CONFIG_NAME), _ADAPTER_CONFIG)
     return Bundle(manifest, groups, item_ids, adapter_config)
+
+
+def require_encoder(bundle: Bundle, *, base_digest: str, adapter_config: Mapping[str, Any]) -> None:
+    """Check that a bundle was made for an encoder, and for an adapter of the same shape.
+
+    Args:
+        bundle: which.
+        base_digest: of the encoder.
+        adapter_config: of its adapter.
+
+    Raises:
+        BundleBaseMismatchError: it was not.
+    """
+    manifest = bundle.manifest
+    name = f"version {manifest.version} of {manifest.scenario!r}"
+    if manifest.base_digest != base_digest:
+        raise BundleBaseMismatchError(
+            f"{name}: expected base_digest {base_digest}, found {manifest.base_digest}; "
+            "use it with the encoder it was trained on"
+        )
+    for key in SAME_ADAPTER:
+        if bundle.adapter_config.get(key) != adapter_config.get(key):
+            raise BundleBaseMismatchError(
+                f"{name}: expected `{key}` {adapter_config.get(key)!r} in its adapter_config, found "
+                f"{bundle.adapter_config.get(key)!r}; use the `encoder.lora_*` settings it was trained with"
+            )
 
 
 def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from peft_adapters.bundle import SAME_ADAPTER
 from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learner import Learner
@@ -32,7 +33,6 @@ STATE_VERSION = 4
 MODEL_NAME, STATE_NAME, SUMS_NAME = "model.safetensors", "state.json", "SHA256SUMS"
 
 _BESIDE = "beside"
-_SAME_ADAPTER = ("r", "lora_alpha", "target_modules")  # with other ones the same tensors say other things
 
 
 def save_checkpoint(
@@ -211,7 +211,7 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
 
 def _adapter(learner: Learner) -> dict[str, Any]:
     config = learner.encoder.adapter_config()
-    return {key: config[key] for key in _SAME_ADAPTER}
+    return {key: config[key] for key in SAME_ADAPTER}
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, torch.Tensor]:

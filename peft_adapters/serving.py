@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from peft_adapters.bundle import Bundle, Manifest
+from peft_adapters.bundle import Bundle, Manifest, require_encoder
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.counters import Counters, IntArray
 from peft_adapters.encoder import Encoder
@@ -25,7 +25,6 @@ from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts, pad
 
-_SAME_ADAPTER = ("r", "lora_alpha", "target_modules", "use_rslora")  # with other ones the same tensors say other things
 _NO_ROW = -1
 _STOP_CHUNK = 512  # text vectors between two looks at `stop`
 
@@ -151,22 +150,13 @@ def refreshed(
 def _check_link(bundle: Bundle, before: Manifest | None, encoder: Encoder) -> None:
     """Whether a bundle is made for this encoder, and builds on the version before it."""
     manifest = bundle.manifest
-    name = f"version {manifest.version} of {manifest.scenario!r}"
-    if manifest.base_digest != encoder.base_digest:
-        raise BundleBaseMismatchError(
-            f"{name}: expected base_digest {encoder.base_digest}, found {manifest.base_digest}; "
-            "serve it with the encoder it was trained on"
-        )
-    own = encoder.adapter_config()
-    for key in _SAME_ADAPTER:
-        if bundle.adapter_config.get(key) != own.get(key):
-            raise BundleBaseMismatchError(
-                f"{name}: expected `{key}` {own.get(key)!r} in its adapter_config, found "
-                f"{bundle.adapter_config.get(key)!r}; use the same `encoder.lora_*` settings as the updater"
-            )
+    require_encoder(bundle, base_digest=encoder.base_digest, adapter_config=encoder.adapter_config())
     if manifest.builds_on is not None and (before is None or before.version != manifest.builds_on):
         found = "nothing" if before is None else f"version {before.version}"
-        raise BundleFormatError(f"{name}: expected to build on version {manifest.builds_on}, found {found} before it")
+        raise BundleFormatError(
+            f"version {manifest.version} of {manifest.scenario!r}: expected to build on version {manifest.builds_on}, "
+            f"found {found} before it"
+        )
 
 
 def _applied(bundle: Bundle, before: Learnt | None, dim: int) -> Learnt:

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from peft_adapters.bundle import Bundle, read_bundle, write_bundle
+from peft_adapters.bundle import Bundle, read_bundle, require_encoder, write_bundle
 from peft_adapters.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from peft_adapters.counters import Counters
-from peft_adapters.errors import BundleBaseMismatchError, BundleDigestError, BundleFormatError
+from peft_adapters.errors import BundleDigestError, BundleFormatError
 from peft_adapters.gate import GateSettings, judge_candidate
 from peft_adapters.learner import Learner
 from peft_adapters.manifest import Manifest
@@ -33,7 +33,6 @@ from peft_adapters.shoppers import Shoppers
 LEARNER_NAME = "learner"
 
 _NUMBER = 1  # of the only checkpoint there
-_SAME_ADAPTER = ("r", "lora_alpha", "target_modules")  # with other ones the same tensors say other things
 _SETTLED_BATCHES = 10_000  # heads that are fitted go on at the rate that a long-running learner has
 
 
@@ -100,7 +99,7 @@ def start_from(learner: Learner, directory: Path) -> dict[str, Any] | None:
     """
     _require_fresh(learner)
     bundle = read_bundle(directory, base_digest=learner.encoder.base_digest)
-    _require_fit(bundle, learner, str(directory))
+    _require_fit(bundle, learner)
     if not checkpoint_path(directory / LEARNER_NAME, _NUMBER).exists():
         load_bundle_into(learner, bundle)
         return None
@@ -125,7 +124,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
         ValueError: the learner is not a fresh one.
     """
     _require_fresh(learner)
-    _require_fit(bundle, learner, f"version {bundle.manifest.version} of {bundle.manifest.scenario!r}")
+    _require_fit(bundle, learner)
     groups, ranker = bundle.groups, learner.ranker
     learner.restore_lora(groups["adapter_model"], groups["adapter_model"])
     learner.add_items([(item_id, "") for item_id in bundle.item_ids])
@@ -169,23 +168,19 @@ def _require_fresh(learner: Learner) -> None:
         )
 
 
-def _require_fit(bundle: Bundle, learner: Learner, name: str) -> None:
-    """Whether a bundle stands alone and was made for this encoder and adapter."""
-    manifest, encoder = bundle.manifest, learner.encoder
+def _require_fit(bundle: Bundle, learner: Learner) -> None:
+    """Whether a bundle stands alone, passed the gate, and was made for this encoder and adapter."""
+    manifest = bundle.manifest
+    name = f"version {manifest.version} of {manifest.scenario!r}"
     if manifest.kind != "full":
         raise BundleFormatError(
             f"{name}: expected a full bundle, found a delta on version {manifest.parent}; start from version "
             f"{manifest.snapshot}, the full one it builds on"
         )
-    if manifest.base_digest != encoder.base_digest:
-        raise BundleBaseMismatchError(
-            f"{name}: expected base_digest {encoder.base_digest}, found {manifest.base_digest}; "
-            "use the `encoder` settings it was made with"
+    if manifest.gate.get("decision") == "refused":
+        raise BundleFormatError(
+            f"{name}: expected a bundle that passed its gate, found one that did not: "
+            f"{'; '.join(manifest.gate['reasons'])}; fit again with lower learning rates"
         )
-    own = encoder.adapter_config()
-    for key in _SAME_ADAPTER:
-        if bundle.adapter_config.get(key) != own.get(key):
-            raise BundleBaseMismatchError(
-                f"{name}: expected `{key}` {own.get(key)!r} in its adapter_config, found "
-                f"{bundle.adapter_config.get(key)!r}; use the `encoder.lora_*` settings it was made with"
-            )
+    encoder = learner.encoder
+    require_encoder(bundle, base_digest=encoder.base_digest, adapter_config=encoder.adapter_config())

@@ -67,6 +67,16 @@ def test_another_encoder_is_refused(tmp_path: Path) -> None:
         start_from(other, tmp_path)
 
 
+def test_what_is_no_number_is_refused(tmp_path: Path) -> None:
+    learner = taught()
+    learner.ranker.heads[0] = torch.nan
+    write(tmp_path, learner)
+    with pytest.raises(
+        BundleFormatError, match=r"found one that did not: heads\.weights has 1 values that are not finite"
+    ):
+        start_from(tiny_learner(LearnerSettings()), tmp_path)
+
+
 def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleFormatError, match="expected a manifest, found none"):
         start_from(tiny_learner(LearnerSettings()), tmp_path)

@@ -104,7 +104,7 @@ def test_parts_that_do_not_fit_are_refused_and_nothing_served_changes(
 
 def test_another_base_is_refused(served: Served) -> None:
     other = served.full._replace(manifest=served.full.manifest.model_copy(update={"base_digest": "f" * 64}))
-    with pytest.raises(BundleBaseMismatchError, match="serve it with the encoder it was trained on"):
+    with pytest.raises(BundleBaseMismatchError, match="use it with the encoder it was trained on"):
         served.build(other, served.model)
 
 
