@@ -9,7 +9,7 @@ import typer
 
 from services.backtest.cli import backtest
 from services.fit.cli import fit
-from services.options import Config, Host, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
+from services.options import Config, Events, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
 from services.options import settings_from as _settings
 from services.tune.cli import tune
 
@@ -105,8 +105,8 @@ def publish(
 
 @app.command()
 def replay(
-    items: Annotated[Path, typer.Option("--items", metavar="FILE", help="Catalogue, CSV or CSV.GZ.")],
-    events: Annotated[Path, typer.Option("--events", metavar="FILE", help="Events, CSV or CSV.GZ.")],
+    items: Items,
+    events: Events,
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.01, metavar="EVENTS_PER_S", help="So many events a second.")
     ] = None,

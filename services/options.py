@@ -36,6 +36,14 @@ Port = Annotated[
     int | None, typer.Option("--port", min=0, max=65535, metavar="PORT", help="Port to listen on; 0 takes a free one.")
 ]
 MaxEvents = Annotated[int | None, typer.Option("--max-events", min=1, metavar="N", help="Stop after N events.")]
+Items = Annotated[Path, typer.Option("--items", metavar="FILE", help="Catalogue, CSV or CSV.GZ.")]
+Events = Annotated[Path, typer.Option("--events", metavar="FILE", help="Events, CSV or CSV.GZ.")]
+FirstPercent = Annotated[
+    float, typer.Option("--first-percent", min=0.001, max=100.0, metavar="P", help="Use the oldest P % of events.")
+]
+EncoderName = Annotated[
+    str | None, typer.Option("--encoder", metavar="NAME|DIR", help="The frozen encoder, by name or directory.")
+]
 
 
 def settings_from(

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from services.options import Config, LogLevel, MaxEvents, settings_from
+from services.options import Config, EncoderName, Events, Items, LogLevel, MaxEvents, settings_from
 
 
 def backtest(
-    items: Annotated[Path, typer.Option("--items", metavar="FILE", help="Catalogue, CSV or CSV.GZ.")],
-    events: Annotated[Path, typer.Option("--events", metavar="FILE", help="Events, CSV or CSV.GZ.")],
+    items: Items,
+    events: Events,
     policies: Annotated[
         str,
         typer.Option(
@@ -54,9 +54,7 @@ def backtest(
         Path | None,
         typer.Option("--start-from", metavar="DIR", help="Begin from a fit; what it has learnt is not judged."),
     ] = None,
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="NAME|DIR", help="The frozen encoder, by name or directory.")
-    ] = None,
+    encoder: EncoderName = None,
     config: Config = None,
     log_level: LogLevel = None,
 ) -> None:

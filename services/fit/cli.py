@@ -5,16 +5,14 @@ from typing import Annotated
 
 import typer
 
-from services.options import Config, LogLevel, Scenario, settings_from
+from services.options import Config, EncoderName, Events, FirstPercent, Items, LogLevel, Scenario, settings_from
 
 
 def fit(
-    items: Annotated[Path, typer.Option("--items", metavar="FILE", help="Catalogue, CSV or CSV.GZ.")],
-    events: Annotated[Path, typer.Option("--events", metavar="FILE", help="Events, CSV or CSV.GZ.")],
+    items: Items,
+    events: Events,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the warm start goes.")],
-    first_percent: Annotated[
-        float, typer.Option("--first-percent", min=0.001, max=100.0, metavar="P", help="Use the oldest P % of events.")
-    ] = 100.0,
+    first_percent: FirstPercent = 100.0,
     train_percent: Annotated[
         float | None, typer.Option("--train-percent", metavar="P", help="Of these, the oldest P % to learn from.")
     ] = None,
@@ -25,9 +23,7 @@ def fit(
     patience: Annotated[
         int | None, typer.Option("--patience", min=1, metavar="N", help="Stop after N epochs that are no better.")
     ] = None,
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="NAME|DIR", help="The frozen encoder, by name or directory.")
-    ] = None,
+    encoder: EncoderName = None,
     config: Config = None,
     log_level: LogLevel = None,
     scenario: Scenario = None,

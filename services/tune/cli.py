@@ -5,20 +5,16 @@ from typing import Annotated
 
 import typer
 
-from services.options import Config, LogLevel, settings_from
+from services.options import Config, EncoderName, Events, FirstPercent, Items, LogLevel, settings_from
 
 
 def tune(
-    items: Annotated[Path, typer.Option("--items", metavar="FILE", help="Catalogue, CSV or CSV.GZ.")],
-    events: Annotated[Path, typer.Option("--events", metavar="FILE", help="Events, CSV or CSV.GZ.")],
+    items: Items,
+    events: Events,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the study and the winner go.")],
     trials: Annotated[int, typer.Option("--trials", min=1, metavar="N", help="Trials in all, earlier ones too.")] = 20,
-    first_percent: Annotated[
-        float, typer.Option("--first-percent", min=0.001, max=100.0, metavar="P", help="Use the oldest P % of events.")
-    ] = 100.0,
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="NAME|DIR", help="The frozen encoder, by name or directory.")
-    ] = None,
+    first_percent: FirstPercent = 100.0,
+    encoder: EncoderName = None,
     config: Config = None,
     log_level: LogLevel = None,
 ) -> None:
