@@ -29,7 +29,7 @@ from peft_adapters.errors import CheckpointError
 from peft_adapters.learner import Learner
 from peft_adapters.ranker import ROLES
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 MODEL_NAME, STATE_NAME, SUMS_NAME = "model.safetensors", "state.json", "SHA256SUMS"
 
 _BESIDE = "beside"
@@ -145,6 +145,7 @@ def learner_weights(learner: Learner) -> dict[str, Tensor]:
     tensors = {"heads": ranker.heads, "catalogue_heads": learner.catalogue_heads, "text": ranker.text}
     tensors |= {f"residuals.{role}": ranker.residuals[role] for role in ROLES}
     parts = {"heads_optimiser": learner.heads_optimiser.state(), "lora_optimiser": learner.lora_optimiser.state()}
+    parts |= {"taste_optimiser": learner.taste_optimiser.state()}
     parts |= {f"rows.{role}": optimiser.state() for role, optimiser in learner.row_optimisers.items()}
     parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.served_lora}
     parts |= {"lists": learner.lists.state()[0]}
@@ -163,6 +164,7 @@ def restore_weights(learner: Learner, tensors: dict[str, Tensor]) -> None:
     learner.ranker.text = tensors["text"]
     learner.ranker.residuals = {role: tensors[f"residuals.{role}"] for role in ROLES}
     learner.heads_optimiser.restore(_part(tensors, "heads_optimiser"))
+    learner.taste_optimiser.restore(_part(tensors, "taste_optimiser"))
     for role, optimiser in learner.row_optimisers.items():
         optimiser.restore(_part(tensors, f"rows.{role}"))
     learner.restore_lora(_part(tensors, "lora"), _part(tensors, "served_lora"))

@@ -6,6 +6,7 @@ probabilities, `log(1 + 100 * probability)`, so that their scale does not depend
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from peft_adapters.counters import Counters, FloatArray, IntArray
-from peft_adapters.settings import COUNTER_FEATURES
+from peft_adapters.settings import COUNTER_FEATURES, NEW_AFFINITIES
 from peft_adapters.shoppers import PASSED_ITEMS, Contexts
 
 # Where a head starts before it has seen an event: with what texts say, since nothing is counted yet; signs of interest
@@ -42,6 +43,10 @@ INITIAL_WEIGHTS = {
     "history_affinity_squared": 0.0,
     "last_item_affinity_squared": 0.0,
     "passed_over_affinity_squared": 0.0,
+    "session_affinity_new": 0.0,
+    "history_affinity_new": 0.0,
+    "last_item_affinity_new": 0.0,
+    "session_attention_new": 0.0,
     "taste": 1.0,
 }
 # The same for the head of lists: what is clicked among what is shown.
@@ -54,7 +59,9 @@ _LIFT_SCALE = 10.0
 _POPULARITY_SLOW, _SESSION_COOCCURRENCE = (
     COUNTER_FEATURES.index(name) for name in ("popularity_slow", "session_cooccurrence")
 )
-_SQUARE_SCALE = 3.0  # a head's steps are of one size for all features, and squares of cosines are small
+_AFFINITY_SCALE = 3.0  # a head's steps are of one size for all features, and these are small
+_ATTENTION_SHARPNESS = 12.0  # a similarity lower by 1 / 12 counts 1 / e
+_NO_ATTENTION = 1e-12  # below what the least similar item gets; of an empty session the sum is 0
 _SESSION_ITEMS, _SESSION_DECAY = 30, 0.9
 _NEAR_ITEMS, _NEAR_DECAY = 6, 0.6
 _HISTORY_ITEMS, _HISTORY_DECAY = 64, 0.98
@@ -145,31 +152,77 @@ def click_through(counters: Counters) -> FloatArray:
     return np.log(lift).astype(np.float32)
 
 
-def affinity_features(context_vectors: Tensor, candidate_vectors: Tensor, taste: Tensor) -> Tensor:
-    """Dot products, scaled squares of them, and taste, [AFFINITY_FEATURES, contexts, candidates].
-
-    Close texts say more than a straight line through all pairs would have it: the square lets a head bend it.
+def affinity_features(
+    weights: Tensor, query: Tensor, candidates: Tensor, taste: Tensor, text_share: Tensor
+) -> tuple[Tensor, ...]:
+    """Affinity features in their order, each [contexts, candidates] or one for all contexts, [candidates].
 
     Args:
-        context_vectors: [AFFINITIES, contexts, dim] weighted means of query-side item vectors.
-        candidate_vectors: [candidates, dim].
+        weights: [AFFINITIES, contexts, context rows] of the contexts' items.
+        query: [context rows, dim] their vectors when they were looked at.
+        candidates: [candidates, dim].
         taste: [dim] what all shoppers like.
+        text_share: [candidates] how far text speaks for each.
     """
-    products = context_vectors @ candidate_vectors.T
-    liked = (candidate_vectors @ taste).expand(1, *products.shape[1:])
-    return torch.cat([products, _SQUARE_SCALE * products.square(), liked])
+    products = (weights @ query) @ candidates.T
+    used = weights[0].any(dim=0)
+    session = weights[0][:, used]
+    strength, similarity = _attention(query[used] @ candidates.T)  # [session rows, candidates]
+    attention = (session @ (strength * similarity)) / (session @ strength).clamp(min=_NO_ATTENTION)
+    return _affinities(products, attention, candidates @ taste, text_share)
 
 
-def affinities_of_pairs(context_vectors: Tensor, candidate_vectors: Tensor, taste: Tensor) -> Tensor:
+def affinities_of_pairs(
+    weights: Tensor, owner: Tensor, query: Tensor, candidates: Tensor, taste: Tensor, text_share: Tensor
+) -> Tensor:
     """The same for pairs of one context and one candidate each, [AFFINITY_FEATURES, pairs].
 
     Args:
-        context_vectors: [AFFINITIES, pairs, dim].
-        candidate_vectors: [pairs, dim].
+        weights: as above.
+        owner: [pairs] the context of each.
+        query: as above.
+        candidates: [pairs, dim].
         taste: [dim].
+        text_share: [pairs].
     """
-    products = (context_vectors * candidate_vectors).sum(dim=-1)
-    return torch.cat([products, _SQUARE_SCALE * products.square(), (candidate_vectors @ taste)[None]])
+    products = ((weights @ query)[:, owner] * candidates).sum(dim=-1)
+    session = weights[0][owner]  # [pairs, context rows]
+    strength, similarity = _attention(candidates @ query.T)
+    attention = (session * strength * similarity).sum(dim=1) / (session * strength).sum(dim=1).clamp(min=_NO_ATTENTION)
+    return torch.stack(_affinities(products, attention, candidates @ taste, text_share))
+
+
+def _attention(similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """How strongly an item is looked at for a candidate (target attention; Zhou et al. 2018), and what it then says."""
+    return torch.exp(_ATTENTION_SHARPNESS * (similarity - 1)), similarity  # cosines: never above 1
+
+
+def _affinities(products: Tensor, attention: Tensor, liked: Tensor, text_share: Tensor) -> tuple[Tensor, ...]:
+    """Dot products, scaled squares of them, the same and attention as far as text speaks for an item, and taste.
+
+    Close texts say more than a straight line through all pairs would have it: the square lets a head bend it. And they
+    say more of what is new than of what has been learnt: the share of text lets a head tell the two apart.
+    """
+    new = _AFFINITY_SCALE * text_share
+    return (
+        *products,
+        *(_AFFINITY_SCALE * products.square()),
+        *(new * products[: len(NEW_AFFINITIES)]),
+        new * attention,
+        liked,
+    )
+
+
+def weighted_sum(heads: Tensor, counter_features: Tensor, affinities: Sequence[Tensor]) -> Tensor:
+    """Scores [...] of counter features [COUNTER_FEATURES, ...] and affinities; they are never put side by side.
+
+    A copy of all features in one piece would cost more than everything else that a score takes.
+    """
+    own = len(COUNTER_FEATURES)
+    scores = torch.einsum("f...,f->...", counter_features, heads[:own])
+    for weight, affinity in zip(heads[own:], affinities, strict=True):
+        scores = scores + weight * affinity
+    return scores
 
 
 def affinity_weights(weights: ContextWeights, rows: IntArray) -> Tensor:

@@ -19,7 +19,13 @@ from peft_adapters.batches import Batch, ListBatch, Positive, ShownList
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.counters import PAIR_WINDOW_ITEMS, IntArray
 from peft_adapters.encoder import Encoder
-from peft_adapters.features import affinity_features, affinity_weights, context_weights, counter_features
+from peft_adapters.features import (
+    affinity_features,
+    affinity_weights,
+    context_weights,
+    counter_features,
+    weighted_sum,
+)
 from peft_adapters.list_steps import ListSteps
 from peft_adapters.lists import observe_lists
 from peft_adapters.losses import Side, list_features, positives_loss
@@ -56,6 +62,7 @@ class Learner:
         self.ranker.heads *= self._mask
         self.catalogue_heads = self.ranker.heads.clone()  # the head that finds the next item in the whole catalogue
         self.heads_optimiser = HeadsOptimiser(self.catalogue_heads, learning_rate=settings.heads_learning_rate)
+        self.taste_optimiser = HeadsOptimiser(self.ranker.taste, learning_rate=settings.taste_learning_rate)
         self.lists = ListSteps(self.ranker, settings)
         self.row_optimisers = {
             role: RowOptimiser(learning_rate=settings.residual_learning_rate) for role in ROLES if settings.residuals
@@ -162,8 +169,10 @@ class Learner:
         ranker = self.ranker if ranker is None else ranker
         query = ranker.vectors("query", batch.context_rows)
         candidate = ranker.vectors("candidate", batch.columns)
-        affinities = affinity_features(batch.affinity_weights @ query, candidate, ranker.taste)
-        return torch.einsum("fbn,f->bn", torch.cat([batch.counter_features, affinities]), ranker.heads)
+        affinities = affinity_features(
+            batch.affinity_weights, query, candidate, ranker.taste, ranker.text_share(batch.columns)
+        )
+        return weighted_sum(ranker.heads, batch.counter_features, affinities)
 
     def learn(self, batch: Batch) -> float:
         """One step on a batch, then count it; the loss (nats an event) before the step."""
@@ -199,6 +208,7 @@ class Learner:
     def restart_heads(self) -> None:
         """Let the heads' rates begin again at their high start, as after a drift."""
         self.heads_optimiser.restart()
+        self.taste_optimiser.restart()
         self.lists.restart_heads()
 
     def _learn_texts(self, batch: Batch) -> None:
@@ -223,19 +233,21 @@ class Learner:
         return not all(torch.equal(value, trained[name]) for name, value in self.served_lora.items())
 
     def _step(self, batch: Batch) -> float:
-        """Move heads and residuals, texts standing still.
+        """Move heads, taste and residuals, texts standing still.
 
-        As far as lists account for the events, residuals and LoRA are left to them: a list says what was chosen over
+        As far as lists account for the events, all but the heads is left to them: a list says what was chosen over
         what, the catalogue at large says mostly what was shown. (Adaptive steps do not feel a loss made smaller, so the
         step itself is.)
         """
-        heads = self.catalogue_heads.clone().requires_grad_()
+        heads, taste = (own.clone().requires_grad_() for own in (self.catalogue_heads, self.ranker.taste))
         query = Side(self.ranker, "query", batch.context_rows)
         candidate = Side(self.ranker, "candidate", batch.candidates)
-        loss = positives_loss(batch, heads, self.ranker.taste, query, candidate, batch.log_expected)
-        gradients = torch.autograd.grad(loss, [heads, query.residual, candidate.residual], allow_unused=True)
+        loss = positives_loss(batch, heads, taste, query, candidate, batch.log_expected, focus=self.settings.loss_focus)
+        moved = [heads, taste, query.residual, candidate.residual]
+        gradients = torch.autograd.grad(loss, moved, allow_unused=True)
         self.heads_optimiser.step(gradients[0] * self._mask)
-        self._step_residuals((query, gradients[1]), (candidate, gradients[2]), scale=self._scale())
+        self.taste_optimiser.step(gradients[1], scale=self._scale())
+        self._step_residuals((query, gradients[2]), (candidate, gradients[3]), scale=self._scale())
         return float(loss.detach())
 
     def _step_residuals(self, *sides: tuple[Side, Tensor | None], scale: float) -> None:
@@ -257,7 +269,9 @@ class Learner:
         candidate = Side(self.ranker, "candidate", candidates, live_rows=live_rows, live=live)
         # Thinning negatives evenly scales each one's probability by the same factor, which a softmax does not feel.
         log_expected = batch.log_expected[torch.from_numpy(np.searchsorted(batch.candidates, candidates))]
-        positives_loss(batch, self.catalogue_heads, self.ranker.taste, query, candidate, log_expected).backward()  # type: ignore[no-untyped-call]
+        standing = (self.catalogue_heads, self.ranker.taste)
+        loss = positives_loss(batch, *standing, query, candidate, log_expected, focus=self.settings.loss_focus)
+        loss.backward()  # type: ignore[no-untyped-call]
         self.lora_optimiser.step(scale=self._scale())
 
     # ---- lists
@@ -275,7 +289,8 @@ class Learner:
         """Scores [items of the list] of each list, by all that is known of it: what was passed over before included."""
         query = self.ranker.vectors("query", batch.context_rows)
         candidate = self.ranker.vectors("candidate", batch.items)
-        scores = self._blended(self.lists.heads) @ list_features(batch, self.ranker.taste, query, candidate)
+        share = self.ranker.text_share(batch.items)
+        scores = self._blended(self.lists.heads) @ list_features(batch, self.ranker.taste, query, candidate, share)
         return list(torch.split(scores, np.bincount(batch.owner, minlength=len(batch)).tolist()))
 
     def learn_lists(self, batch: ListBatch) -> float:

@@ -57,7 +57,7 @@ class ListSteps:
             "heads": HeadsOptimiser(self.heads, learning_rate=rate),
             "served_heads": HeadsOptimiser(self.served_heads, learning_rate=rate),
             "examination": HeadsOptimiser(self.examination, learning_rate=rate),
-            "taste": HeadsOptimiser(ranker.taste, learning_rate=settings.taste_learning_rate),
+            "taste": HeadsOptimiser(ranker.taste, learning_rate=settings.list_taste_learning_rate),
         }
         self._row_optimisers = {
             role: RowOptimiser(learning_rate=settings.list_residual_learning_rate)
@@ -77,7 +77,8 @@ class ListSteps:
         )
         rows, place = np.unique(batch.items, return_inverse=True)
         query, candidate = Side(self._ranker, "query", batch.context_rows), Side(self._ranker, "candidate", rows)
-        features = list_features(batch, taste, query.vectors, candidate.vectors[torch.from_numpy(place)])
+        shown = torch.from_numpy(place)
+        features = list_features(batch, taste, query.vectors, candidate.vectors[shown], candidate.text_share[shown])
         scores = heads @ features
         loss = lists_loss(batch, scores, examination, self.feedback)
         moved = [heads, taste, examination, query.residual, candidate.residual]

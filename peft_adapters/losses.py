@@ -11,7 +11,7 @@ from torch import Tensor
 
 from peft_adapters.batches import Batch, ListBatch
 from peft_adapters.counters import IntArray
-from peft_adapters.features import affinities_of_pairs, affinity_features
+from peft_adapters.features import affinities_of_pairs, affinity_features, weighted_sum
 from peft_adapters.ranker import Ranker
 
 _LATE_SMOOTHING = 10.0  # clicks: while few are known, late ones are taken for rarer than counted
@@ -40,6 +40,7 @@ class Side:
         self.role, self.rows = role, rows
         index = torch.from_numpy(rows)
         self.residual = ranker.residuals[role][index].requires_grad_()
+        self.text_share = ranker.text_share(rows)
         text = ranker.text[index]
         if live_rows is not None and live is not None:
             _, here, there = np.intersect1d(rows, live_rows, assume_unique=True, return_indices=True)
@@ -48,18 +49,27 @@ class Side:
 
 
 def positives_loss(
-    batch: Batch, heads: Tensor, taste: Tensor, query: Side, candidate: Side, log_expected: Tensor
+    batch: Batch, heads: Tensor, taste: Tensor, query: Side, candidate: Side, log_expected: Tensor, *, focus: float
 ) -> Tensor:
-    """Sampled softmax over the candidates, log-Q corrected; the mean over events, in nats."""
+    """Sampled softmax over the candidates, log-Q corrected; the weighted mean over events, in nats.
+
+    Of the generalised cross-entropy `(1 - p ** focus) / focus` (Zhang & Sabuncu 2018) the gradient is that of the
+    cross-entropy times `p ** focus`, and that is the weight of an event here, scaled to a mean of 1. Cross-entropy
+    cares most for what no ranking will ever find, and pays for it at the head of the list.
+    """
     places = candidate.rows if batch.columns is None else np.searchsorted(batch.columns, candidate.rows)
-    affinities = affinity_features(batch.affinity_weights @ query.vectors, candidate.vectors, taste)
-    features = torch.cat([batch.counter_features[:, :, torch.from_numpy(places)], affinities])
-    logits = torch.einsum("fbn,f->bn", features, heads) - log_expected  # [events, candidates]
+    affinities = affinity_features(
+        batch.affinity_weights, query.vectors, candidate.vectors, taste, candidate.text_share
+    )
+    counted = batch.counter_features[:, :, torch.from_numpy(places)]
+    logits = weighted_sum(heads, counted, affinities) - log_expected  # [events, candidates]
     targets = torch.from_numpy(np.searchsorted(candidate.rows, batch.items))
-    return (batch.weight * torch.nn.functional.cross_entropy(logits, targets, reduction="none")).mean()
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    likely = torch.exp(-focus * losses.detach())
+    return (batch.weight * likely / likely.mean() * losses).mean()
 
 
-def list_features(batch: ListBatch, taste: Tensor, query: Tensor, candidate: Tensor) -> Tensor:
+def list_features(batch: ListBatch, taste: Tensor, query: Tensor, candidate: Tensor, text_share: Tensor) -> Tensor:
     """Features [features, shown] of what was shown.
 
     Args:
@@ -67,9 +77,11 @@ def list_features(batch: ListBatch, taste: Tensor, query: Tensor, candidate: Ten
         taste: [dim].
         query: [context rows, dim] vectors of the contexts' items.
         candidate: [shown, dim] vectors of what was shown.
+        text_share: [shown] how far text speaks for each.
     """
-    contexts = (batch.affinity_weights @ query)[:, torch.from_numpy(batch.owner)]  # [AFFINITIES, shown, dim]
-    return torch.cat([batch.counter_features, affinities_of_pairs(contexts, candidate, taste)])
+    owner = torch.from_numpy(batch.owner)
+    affinities = affinities_of_pairs(batch.affinity_weights, owner, query, candidate, taste, text_share)
+    return torch.cat([batch.counter_features, affinities])
 
 
 class DelayedFeedback:

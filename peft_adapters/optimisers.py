@@ -30,12 +30,11 @@ class HeadsOptimiser:
         self._optimiser = torch.optim.Adam([heads], lr=learning_rate)
         self._batches = 0
 
-    def step(self, gradient: Tensor) -> None:
-        """One clipped step."""
-        scale = min(1.0, _CLIP_NORM / (float(gradient.norm()) + _EPSILON))
-        self._heads.grad = gradient * scale
+    def step(self, gradient: Tensor, *, scale: float = 1.0) -> None:
+        """One clipped step; `scale` is of its length."""
+        self._heads.grad = gradient * min(1.0, _CLIP_NORM / (float(gradient.norm()) + _EPSILON))
         decay = max(_HEADS_FLOOR, (1 + self._batches / _HEADS_DECAY_BATCHES) ** -0.5)
-        self._optimiser.param_groups[0]["lr"] = self._learning_rate * decay
+        self._optimiser.param_groups[0]["lr"] = self._learning_rate * decay * scale
         self._optimiser.step()
         self._batches += 1
 

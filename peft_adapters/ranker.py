@@ -21,6 +21,7 @@ from peft_adapters.features import (
     affinity_weights,
     context_weights,
     counter_features,
+    weighted_sum,
 )
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
@@ -71,6 +72,11 @@ class Ranker:
         events = torch.from_numpy(self.counters.events)
         return (events / (events + GATE_EVENTS))[:, None]
 
+    def text_share(self, rows: IntArray | None = None) -> Tensor:
+        """How far text speaks for each item, [items]; of some rows alone where only those are asked for."""
+        share = 1 - self.gate()[:, 0]
+        return share if rows is None else share[torch.from_numpy(rows)]
+
     def vectors(self, role: str, rows: IntArray | None = None) -> Tensor:
         """Item vectors of a role, unit length [items, dim]; of some rows alone where only those are asked for."""
         which = slice(None) if rows is None else torch.from_numpy(rows)
@@ -84,6 +90,7 @@ class FrozenRanker:
     def __init__(self, ranker: Ranker) -> None:
         self._counters = ranker.counters.copy()
         self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
+        self._text_share = ranker.text_share()
         self._query, self._candidate = (ranker.vectors(role) for role in ROLES)
 
     def __len__(self) -> int:
@@ -93,20 +100,25 @@ class FrozenRanker:
     @torch.inference_mode()
     def score(self, contexts: Contexts, columns: IntArray | None = None) -> Tensor:
         """Scores [contexts, candidates]; `columns` are sorted candidate rows, None is the whole catalogue."""
-        return torch.einsum("fbn,f->bn", self.features(contexts, columns), self._heads)
+        return weighted_sum(self._heads, *self._features(contexts, columns))
 
     @torch.inference_mode()
     def features(self, contexts: Contexts, columns: IntArray | None = None) -> Tensor:
         """Features [FEATURES, contexts, candidates]."""
+        counted, affinities = self._features(contexts, columns)
+        return torch.cat([counted, torch.stack([own.expand(counted.shape[1:]) for own in affinities])])
+
+    def _features(self, contexts: Contexts, columns: IntArray | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Counter features [COUNTER_FEATURES, contexts, candidates], and affinities."""
         weights = context_weights(contexts, len(self))
         rows = context_rows(contexts)
-        context_vectors = affinity_weights(weights, rows) @ self._query[torch.from_numpy(rows)]
-        candidates = self._candidate if columns is None else self._candidate[torch.from_numpy(columns)]
-        return torch.cat(
-            [
-                counter_features(self._counters, contexts, weights, columns),
-                affinity_features(context_vectors, candidates, self._taste),
-            ]
+        chosen = slice(None) if columns is None else torch.from_numpy(columns)
+        return counter_features(self._counters, contexts, weights, columns), affinity_features(
+            affinity_weights(weights, rows),
+            self._query[torch.from_numpy(rows)],
+            self._candidate[chosen],
+            self._taste,
+            self._text_share[chosen],
         )
 
 

@@ -26,7 +26,14 @@ COUNTER_FEATURES = (
 )
 AFFINITIES = ("session_affinity", "history_affinity", "last_item_affinity", "passed_over_affinity")
 PASSED_OVER = ("passed_over_affinity", "passed_over_affinity_squared")
-AFFINITY_FEATURES = (*AFFINITIES, *(f"{name}_squared" for name in AFFINITIES), "taste")
+NEW_AFFINITIES = AFFINITIES[:3]
+AFFINITY_FEATURES = (
+    *AFFINITIES,
+    *(f"{name}_squared" for name in AFFINITIES),
+    *(f"{name}_new" for name in NEW_AFFINITIES),
+    "session_attention_new",
+    "taste",
+)
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
 
 
@@ -68,9 +75,17 @@ class LearnerSettings(BaseModel):
         default=5_000, ge=1, description="a larger catalogue is judged on the batch's sampled candidates only"
     )
     heads_learning_rate: float = Field(default=0.1, ge=0)
-    taste_learning_rate: float = Field(default=0.003, ge=0, description="of what all shoppers like, learnt from lists")
+    taste_learning_rate: float = Field(default=0.03, ge=0, description="of what all shoppers like")
+    list_taste_learning_rate: float = Field(default=0.003, ge=0, description="of the same where lists are learnt")
     residual_learning_rate: float = Field(default=0.003, ge=0)
     list_residual_learning_rate: float = Field(default=3e-4, ge=0, description="of residuals where lists are learnt")
+    loss_focus: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="q of the generalised cross-entropy: 0 is cross-entropy, more lets what is ranked hopelessly low "
+        "weigh less",
+    )
     lora_learning_rate: float = Field(default=1e-3, ge=0)
     lora_weight_decay: float = Field(default=0.01, ge=0)
     lora_every_events: int = Field(

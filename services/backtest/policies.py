@@ -18,7 +18,13 @@ POLICIES: dict[str, dict[str, Any]] = {
     # The live ranker with the adapter off: what LoRA is worth.
     "live-without-lora": {"lora": False},
     # The base model's text alone, nothing learnt.
-    "frozen": {"features": AFFINITY_FEATURES, "heads_learning_rate": 0.0, "taste_learning_rate": 0.0} | _TEXT_ONLY,
+    "frozen": {
+        "features": AFFINITY_FEATURES,
+        "heads_learning_rate": 0.0,
+        "taste_learning_rate": 0.0,
+        "list_taste_learning_rate": 0.0,
+    }
+    | _TEXT_ONLY,
     # Popularity at both half-lives under a head fitted as live's is; where lists are shown, click-through so far.
     "popularity": {"features": ("popularity_fast", "popularity_slow", "click_through")} | _TEXT_ONLY,
     # All streaming counters under a head fitted as live's is.

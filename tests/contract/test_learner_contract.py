@@ -197,8 +197,8 @@ def test_learner(check: Callable[[MakeLearner], None], make: MakeLearner) -> Non
 # ---- what a policy learns, and what it leaves alone
 
 LEARNT = {
-    "live": {"heads", "residuals.query", "residuals.candidate", "lora", "served_lora", "text"},
-    "live-without-lora": {"heads", "residuals.query", "residuals.candidate"},
+    "live": {"heads", "taste", "residuals.query", "residuals.candidate", "lora", "served_lora", "text"},
+    "live-without-lora": {"heads", "taste", "residuals.query", "residuals.candidate"},
     "frozen": set(),
     "popularity": {"heads"},
     "cooccurrence": {"heads"},
@@ -228,7 +228,7 @@ def test_a_head_weighs_only_the_features_of_its_policy(policy: str, make: MakeLe
     moved = {name for name, old, new in zip(FEATURES, start, learner.ranker.heads, strict=True) if old != new}
     assert moved <= set(FITTED[policy])
     # Without lists; and one more may have nothing to say in this stream.
-    silent = {"click_through", "taste", "passed_over_affinity", "passed_over_affinity_squared"}
+    silent = {"click_through", "passed_over_affinity", "passed_over_affinity_squared"}
     assert not moved & silent
     assert len(moved) >= len(set(FITTED[policy]) - silent) - 1
     used = set(AFFINITY_FEATURES) if policy == "frozen" else set(FITTED[policy])

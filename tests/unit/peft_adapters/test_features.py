@@ -11,12 +11,14 @@ from torch import Tensor
 from peft_adapters.counters import Counters
 from peft_adapters.features import (
     INITIAL_WEIGHTS,
+    affinities_of_pairs,
     affinity_features,
     affinity_weights,
     context_weights,
     counter_features,
+    weighted_sum,
 )
-from peft_adapters.settings import AFFINITIES, AFFINITY_FEATURES, COUNTER_FEATURES, FEATURES
+from peft_adapters.settings import AFFINITIES, AFFINITY_FEATURES, COUNTER_FEATURES, FEATURES, NEW_AFFINITIES
 from peft_adapters.shoppers import Contexts, pad
 
 SMOOTHING = 5.0
@@ -152,13 +154,55 @@ def test_the_newest_of_what_was_passed_over_weighs_most() -> None:
 def test_affinities_are_dot_products_with_the_weighted_mean_and_their_squares() -> None:
     weights = context_weights(CONTEXTS, 4)
     rows = np.array([0, 1, 2, 3])
-    query = torch.eye(4)
-    means: Tensor = affinity_weights(weights, rows) @ query
     taste = torch.tensor([0.5, 0.0, -1.0, 2.0])
-    features = affinity_features(means, torch.eye(4), taste)
-    assert features.shape == (len(AFFINITY_FEATURES), 2, 4)
+    text_share = torch.tensor([1.0, 0.5, 0.25, 0.0])
+    features = affinity_features(affinity_weights(weights, rows), torch.eye(4), torch.eye(4), taste, text_share)
+    assert len(features) == len(AFFINITY_FEATURES)
+    named = dict(zip(AFFINITY_FEATURES, features, strict=True))
+    for index, name in enumerate(NEW_AFFINITIES):
+        torch.testing.assert_close(named[f"{name}_new"], 3 * text_share * features[index])
     for index, part in enumerate((weights.session, weights.history, weights.last, weights.passed)):
         product = torch.from_numpy(part.toarray())
         torch.testing.assert_close(features[index], product)
         torch.testing.assert_close(features[index + len(AFFINITIES)], 3 * product**2)
-    assert_close(features[-1], [taste.tolist()] * 2)
+    assert_close(features[-1], taste.tolist())
+
+
+def _random_affinities() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(len(AFFINITIES), 3, 5, generator=generator)
+    weights[0, 1] = 0  # an empty session
+    query, candidates = (
+        torch.nn.functional.normalize(torch.randn(count, 8, generator=generator), dim=1) for count in (5, 7)
+    )
+    return weights, query, candidates, torch.randn(8, generator=generator), torch.rand(7, generator=generator)
+
+
+def test_attention_listens_to_what_of_the_session_is_closest_to_the_candidate() -> None:
+    weights, query, candidates, taste, text_share = _random_affinities()
+    features = affinity_features(weights, query, candidates, taste, text_share)
+    attention = dict(zip(AFFINITY_FEATURES, features, strict=True))["session_attention_new"]
+    for context, candidate in ((0, 2), (2, 6)):
+        similar = query @ candidates[candidate]
+        strength = weights[0, context] * torch.exp(12 * similar)
+        expected = 3 * text_share[candidate] * (strength * similar).sum() / strength.sum()
+        torch.testing.assert_close(attention[context, candidate], expected)
+    assert attention[1].abs().sum() == 0
+
+
+def test_pairs_have_the_affinities_of_their_context_and_candidate() -> None:
+    weights, query, candidates, taste, text_share = _random_affinities()
+    whole = torch.stack([own.expand(3, 7) for own in affinity_features(weights, query, candidates, taste, text_share)])
+    owner, which = torch.tensor([0, 0, 2, 1]), torch.tensor([4, 1, 0, 6])
+    pairs = affinities_of_pairs(weights, owner, query, candidates[which], taste, text_share[which])
+    torch.testing.assert_close(pairs, whole[:, owner, which])
+
+
+def test_a_weighted_sum_is_that_of_all_features_side_by_side() -> None:
+    generator = torch.Generator().manual_seed(1)
+    counted = torch.rand(len(COUNTER_FEATURES), 2, 3, generator=generator)
+    affinities = [torch.rand(2, 3, generator=generator) for _ in AFFINITY_FEATURES[:-1]]
+    affinities.append(torch.rand(3, generator=generator))
+    heads = torch.rand(len(FEATURES), generator=generator)
+    side_by_side = torch.cat([counted, torch.stack([own.expand(2, 3) for own in affinities])])
+    torch.testing.assert_close(weighted_sum(heads, counted, affinities), torch.einsum("fbn,f->bn", side_by_side, heads))
