@@ -143,9 +143,11 @@ def learner_weights(learner: Learner) -> dict[str, Tensor]:
     """Everything that learning moves, and the state of what moves it; counters are not learnt."""
     ranker = learner.ranker
     tensors = {"heads": ranker.heads, "catalogue_heads": learner.catalogue_heads, "text": ranker.text}
+    tensors |= {"likelihood_heads": learner.likelihood_heads}
     tensors |= {f"residuals.{role}": ranker.residuals[role] for role in ROLES}
     parts = {"heads_optimiser": learner.heads_optimiser.state(), "lora_optimiser": learner.lora_optimiser.state()}
     parts |= {"taste_optimiser": learner.taste_optimiser.state()}
+    parts |= {"likelihood_optimiser": learner.likelihood_optimiser.state()}
     parts |= {f"rows.{role}": optimiser.state() for role, optimiser in learner.row_optimisers.items()}
     parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.served_lora}
     parts |= {"lists": learner.lists.state()[0]}
@@ -164,6 +166,8 @@ def restore_weights(learner: Learner, tensors: dict[str, Tensor]) -> None:
     learner.ranker.text = tensors["text"]
     learner.ranker.residuals = {role: tensors[f"residuals.{role}"] for role in ROLES}
     learner.heads_optimiser.restore(_part(tensors, "heads_optimiser"))
+    learner.likelihood_heads.copy_(tensors["likelihood_heads"])
+    learner.likelihood_optimiser.restore(_part(tensors, "likelihood_optimiser"))
     learner.taste_optimiser.restore(_part(tensors, "taste_optimiser"))
     for role, optimiser in learner.row_optimisers.items():
         optimiser.restore(_part(tensors, f"rows.{role}"))

@@ -28,7 +28,7 @@ from peft_adapters.features import (
 )
 from peft_adapters.list_steps import ListSteps
 from peft_adapters.lists import observe_lists
-from peft_adapters.losses import Side, list_features, positives_loss
+from peft_adapters.losses import Features, Side, focused, list_features, positives_features, positives_losses
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser
 from peft_adapters.ranker import ROLES, Ranker, context_rows, text_evidence
 from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
@@ -62,6 +62,9 @@ class Learner:
         self.ranker.heads *= self._mask
         self.catalogue_heads = self.ranker.heads.clone()  # the head that finds the next item in the whole catalogue
         self.heads_optimiser = HeadsOptimiser(self.catalogue_heads, learning_rate=settings.heads_learning_rate)
+        # The same by plain likelihood: what LoRA learns under. Focus leaves what only texts can say out of sight.
+        self.likelihood_heads = self.ranker.heads.clone()
+        self.likelihood_optimiser = HeadsOptimiser(self.likelihood_heads, learning_rate=settings.heads_learning_rate)
         self.taste_optimiser = HeadsOptimiser(self.ranker.taste, learning_rate=settings.taste_learning_rate)
         self.lists = ListSteps(self.ranker, settings)
         self.row_optimisers = {
@@ -208,6 +211,7 @@ class Learner:
     def restart_heads(self) -> None:
         """Let the heads' rates begin again at their high start, as after a drift."""
         self.heads_optimiser.restart()
+        self.likelihood_optimiser.restart()
         self.taste_optimiser.restart()
         self.lists.restart_heads()
 
@@ -242,13 +246,24 @@ class Learner:
         heads, taste = (own.clone().requires_grad_() for own in (self.catalogue_heads, self.ranker.taste))
         query = Side(self.ranker, "query", batch.context_rows)
         candidate = Side(self.ranker, "candidate", batch.candidates)
-        loss = positives_loss(batch, heads, taste, query, candidate, batch.log_expected, focus=self.settings.loss_focus)
+        features = positives_features(batch, taste, query, candidate)
+        losses = positives_losses(batch, heads, features, batch.candidates, batch.log_expected)
+        loss = (batch.weight * focused(losses, self.settings.loss_focus)).mean()
         moved = [heads, taste, query.residual, candidate.residual]
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
         self.heads_optimiser.step(gradients[0] * self._mask)
         self.taste_optimiser.step(gradients[1], scale=self._scale())
         self._step_residuals((query, gradients[2]), (candidate, gradients[3]), scale=self._scale())
+        if self.settings.lora:
+            self._step_likelihood(batch, features.detach())
         return float(loss.detach())
+
+    def _step_likelihood(self, batch: Batch, features: Features) -> None:
+        """Move the heads that LoRA learns under; `features` stand still."""
+        heads = self.likelihood_heads.clone().requires_grad_()
+        losses = positives_losses(batch, heads, features, batch.candidates, batch.log_expected)
+        (gradient,) = torch.autograd.grad((batch.weight * losses).mean(), [heads])
+        self.likelihood_optimiser.step(gradient * self._mask)
 
     def _step_residuals(self, *sides: tuple[Side, Tensor | None], scale: float) -> None:
         for side, gradient in sides:
@@ -260,8 +275,8 @@ class Learner:
     def _step_lora(self, batch: Batch) -> None:
         """Move LoRA, heads and residuals standing still.
 
-        The loss is the same on fewer candidates. All of them carry gradients: if only some did, LoRA would lower it by
-        pulling those towards every shopper.
+        The loss is cross-entropy on fewer candidates, each event weighed by the share that text has in its item. All
+        candidates carry gradients: if only some did, LoRA would lower it by pulling those towards every shopper.
         """
         candidates, live_rows = self._lora_rows(batch)
         live = self.catalogue.vectors(self.encoder.suffix, live_rows.tolist())
@@ -269,9 +284,10 @@ class Learner:
         candidate = Side(self.ranker, "candidate", candidates, live_rows=live_rows, live=live)
         # Thinning negatives evenly scales each one's probability by the same factor, which a softmax does not feel.
         log_expected = batch.log_expected[torch.from_numpy(np.searchsorted(batch.candidates, candidates))]
-        standing = (self.catalogue_heads, self.ranker.taste)
-        loss = positives_loss(batch, *standing, query, candidate, log_expected, focus=self.settings.loss_focus)
-        loss.backward()  # type: ignore[no-untyped-call]
+        features = positives_features(batch, self.ranker.taste, query, candidate)
+        losses = positives_losses(batch, self.likelihood_heads, features, candidates, log_expected)
+        speaks = self.ranker.text_share(batch.items)
+        (batch.weight * speaks / speaks.mean() * losses).mean().backward()  # type: ignore[no-untyped-call]
         self.lora_optimiser.step(scale=self._scale())
 
     # ---- lists

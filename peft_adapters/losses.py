@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,25 +48,41 @@ class Side:
         self.vectors = torch.nn.functional.normalize(text + ranker.gate()[index] * self.residual, dim=1)
 
 
-def positives_loss(
-    batch: Batch, heads: Tensor, taste: Tensor, query: Side, candidate: Side, log_expected: Tensor, *, focus: float
-) -> Tensor:
-    """Sampled softmax over the candidates, log-Q corrected; the weighted mean over events, in nats.
+class Features(NamedTuple):
+    """What the candidates of a step are scored by."""
 
-    Of the generalised cross-entropy `(1 - p ** focus) / focus` (Zhang & Sabuncu 2018) the gradient is that of the
-    cross-entropy times `p ** focus`, and that is the weight of an event here, scaled to a mean of 1. Cross-entropy
-    cares most for what no ranking will ever find, and pays for it at the head of the list.
-    """
+    counted: Tensor  # [COUNTER_FEATURES, events, candidates]
+    affinities: tuple[Tensor, ...]
+
+    def detach(self) -> Features:
+        """The same, standing still."""
+        return Features(self.counted, tuple(own.detach() for own in self.affinities))
+
+
+def positives_features(batch: Batch, taste: Tensor, query: Side, candidate: Side) -> Features:
+    """Features of the candidates, differentiable in what the sides are and in taste [dim]."""
     places = candidate.rows if batch.columns is None else np.searchsorted(batch.columns, candidate.rows)
-    affinities = affinity_features(
-        batch.affinity_weights, query.vectors, candidate.vectors, taste, candidate.text_share
+    return Features(
+        batch.counter_features[:, :, torch.from_numpy(places)],
+        affinity_features(batch.affinity_weights, query.vectors, candidate.vectors, taste, candidate.text_share),
     )
-    counted = batch.counter_features[:, :, torch.from_numpy(places)]
-    logits = weighted_sum(heads, counted, affinities) - log_expected  # [events, candidates]
-    targets = torch.from_numpy(np.searchsorted(candidate.rows, batch.items))
-    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def positives_losses(batch: Batch, heads: Tensor, features: Features, rows: IntArray, log_expected: Tensor) -> Tensor:
+    """Sampled softmax over the candidates `rows`, log-Q corrected; cross-entropy of each event, [events] nats."""
+    logits = weighted_sum(heads, *features) - log_expected  # [events, candidates]
+    targets = torch.from_numpy(np.searchsorted(rows, batch.items))
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def focused(losses: Tensor, focus: float) -> Tensor:
+    """Cross-entropies [events] weighed as the generalised cross-entropy weighs them, mean weight 1.
+
+    Of `(1 - p ** focus) / focus` (Zhang & Sabuncu 2018) the gradient is that of the cross-entropy times `p ** focus`.
+    Cross-entropy cares most for what no ranking will ever find, and pays for it at the head of the list.
+    """
     likely = torch.exp(-focus * losses.detach())
-    return (batch.weight * likely / likely.mean() * losses).mean()
+    return likely / likely.mean() * losses
 
 
 def list_features(batch: ListBatch, taste: Tensor, query: Tensor, candidate: Tensor, text_share: Tensor) -> Tensor:

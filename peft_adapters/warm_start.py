@@ -129,14 +129,22 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     learner.restore_lora(groups["adapter_model"], groups["adapter_model"])
     learner.add_items([(item_id, "") for item_id in bundle.item_ids])
     heads = groups["heads"]["weights"].float()
-    for own in (ranker.heads, learner.catalogue_heads, learner.lists.heads, learner.lists.served_heads):
+    lists = learner.lists
+    for own in (
+        ranker.heads,
+        learner.catalogue_heads,
+        learner.likelihood_heads,
+        lists.heads,
+        lists.served_heads,
+    ):
         own.copy_(heads)  # in place: the optimisers hold these tensors
     ranker.taste.copy_(groups["heads"]["taste"].float())
     rows = groups["residuals"]["rows"].long()
     for role in ROLES:
         ranker.residuals[role][rows] = groups["residuals"][role].float()
     ranker.counters.apply(groups["counters"])
-    learner.heads_optimiser.restore({"batches": torch.tensor(_SETTLED_BATCHES)})
+    for optimiser in (learner.heads_optimiser, learner.likelihood_optimiser, learner.taste_optimiser):
+        optimiser.restore({"batches": torch.tensor(_SETTLED_BATCHES)})
     learner.events_learned = bundle.manifest.events_learned
 
 

@@ -1,4 +1,4 @@
-"""Runs of a backtest side by side, one a core, and how far each of them is."""
+"""Runs of a backtest side by side, the cores shared out among them, and how far each of them is."""
 
 from __future__ import annotations
 
@@ -54,17 +54,19 @@ def run_all(job: Job, runs: Sequence[Run]) -> dict[Run, Outcome]:
     """Every run's outcome, in the order of `runs`; progress is shown meanwhile."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    workers = min(len(runs), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(queue, job)) as pool:
+    cores = os.cpu_count() or 1
+    workers = min(len(runs), cores)
+    own = (queue, job, cores // workers)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=own) as pool:
         futures = {run: pool.submit(_one, run) for run in runs}
         _follow(futures, queue, len(job.data.stream.examples))
         return {run: future.result() for run, future in futures.items()}
 
 
-def _start_worker(queue: Any, job: Job) -> None:
+def _start_worker(queue: Any, job: Job, threads: int) -> None:
     global _queue, _job
     _queue, _job = queue, job
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

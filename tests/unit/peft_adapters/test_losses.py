@@ -8,7 +8,7 @@ from torch import Tensor
 from peft_adapters.batches import Batch
 from peft_adapters.features import affinity_features, weighted_sum
 from peft_adapters.learner import Learner
-from peft_adapters.losses import Side, positives_loss
+from peft_adapters.losses import Side, focused, positives_features, positives_losses
 from peft_adapters.settings import LearnerSettings
 
 
@@ -22,7 +22,8 @@ def learner() -> Learner:
 def _loss(learner: Learner, batch: Batch, heads: Tensor, focus: float) -> Tensor:
     query = Side(learner.ranker, "query", batch.context_rows)
     candidate = Side(learner.ranker, "candidate", batch.candidates)
-    return positives_loss(batch, heads, learner.ranker.taste, query, candidate, batch.log_expected, focus=focus)
+    features = positives_features(batch, learner.ranker.taste, query, candidate)
+    return focused(positives_losses(batch, heads, features, batch.candidates, batch.log_expected), focus).mean()
 
 
 def _log_probabilities(learner: Learner, batch: Batch, heads: Tensor) -> Tensor:
