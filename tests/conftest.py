@@ -45,11 +45,14 @@ _given_ports: set[int] = set()  # what is free stays free until its server begin
 
 
 def _free_port() -> int:
+    """Nobody else's: of workers that run tests side by side, each has its own share of all ports."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        if port not in _given_ports:
+        if port not in _given_ports and port // 2 % workers == worker:
             _given_ports.add(port)
             return port
 
