@@ -219,8 +219,9 @@ class Guard:
         if f"user/{shown.user_id}" in self.quarantined:
             return "quarantine"
         user = self._users.get(shown.user_id)
-        clicked = [item_id for item_id, was in zip(shown.item_ids, shown.clicked, strict=True) if was]
-        return "item_burst" if any(self._is_spam(item_id, user) for item_id in clicked) else None
+        answered = zip(shown.item_ids, shown.clicked, shown.bought, strict=True)
+        chosen = [item_id for item_id, clicked, bought in answered if clicked or bought]
+        return "item_burst" if any(self._is_spam(item_id, user) for item_id in chosen) else None
 
     def _is_spam(self, item_id: str, user: UserAccount) -> bool:
         if user.vouches_for(item_id, self._settings.vouch_events) or self._is_trusted(f"item/{item_id}"):

@@ -44,7 +44,7 @@ class Shown:
 
     Attributes:
         ts: event time, epoch milliseconds, never later than its record's.
-        marks: bit `n` is set once the item at index `n` was clicked or bought.
+        marks: bit `n` is set once the item at index `n` was clicked or bought, bit `items + n` once it was bought.
         seq: place in the order of arrival; the store gives it.
     """
 
@@ -65,9 +65,11 @@ class Shown:
 
     def clicked(self) -> tuple[bool, ...]:
         """Of each item, whether it was clicked or bought."""
-        if not self.marks:
-            return (False,) * len(self.item_ids)
-        return tuple([bool(self.marks >> index & 1) for index in range(len(self.item_ids))])
+        return _bits(self.marks, len(self.item_ids))
+
+    def bought(self) -> tuple[bool, ...]:
+        """Of each item, whether it was bought."""
+        return _bits(self.marks >> len(self.item_ids), len(self.item_ids))
 
 
 class JoinStore:
@@ -169,9 +171,9 @@ class JoinStore:
         yield from (self._cache[seq] for seq in reversed(cached[-limit:]))
         yield from self._older("user = ? ORDER BY seq DESC LIMIT ?", user, limit)
 
-    def mark(self, shown: Shown, index: int) -> None:
-        """Note that the item at `index` was clicked or bought."""
-        shown.marks |= 1 << index
+    def mark(self, shown: Shown, index: int, *, bought: bool = False) -> None:
+        """Note that the item at `index` was clicked or `bought`."""
+        shown.marks |= 1 << index | bought << (len(shown.item_ids) + index)
         if shown.seq not in self._cache:
             self._db.execute("UPDATE shown SET marks = ? WHERE seq = ?", (_marks(shown), shown.seq))
         elif not self._unsaved or shown.seq < self._unsaved[0].seq:
@@ -319,6 +321,10 @@ request_digest = lru_cache(maxsize=65_536)(_digest)
 
 
 _COLUMNS = "seq, ts, request, marks, body"
+
+
+def _bits(marks: int, count: int) -> tuple[bool, ...]:
+    return tuple([bool(marks >> index & 1) for index in range(count)]) if marks else (False,) * count
 
 
 def _marks(shown: Shown) -> str | None:

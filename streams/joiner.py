@@ -3,8 +3,8 @@
 - A click or purchase is a positive at once (`Example`), unless its item has not come yet: then it waits for it.
 - An impression waits until the watermark has passed its click window; what was clicked or bought by then is a positive
   of its list, the rest are negatives (`ShownList`).
-- Until its purchase window has passed, a click or purchase of what was learnt as a negative corrects it: a list of one,
-  `late`. How that is weighed is the learner's matter.
+- Until its purchase window has passed, a click or purchase of what was learnt as a negative corrects it, and so does a
+  purchase of what was learnt as clicked: a list of one, `late`. How that is weighed is the learner's matter.
 
 A click finds its impression by request; without one, by user, item and time: the newest impression of the item to the
 user before it. Whatever comes in is accounted for, by topic: in = learnt + duplicate + expired + forgotten + pending.
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from streams.events import Click, Impression, Purchase, UserEvent
 from streams.join_store import DIGEST_BYTES, JoinStore, Shown, request_digest
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 MAX_EARLY = 10_000  # clicks remembered that came before their impression
 SKEW_MS = 5_000  # clocks of a storefront differ by that much: a click may seem to come before what it answers
 _EXPIRE_CHUNK = 1_024
@@ -53,7 +53,9 @@ class ShownList:
         item_ids: what was shown and is in the catalogue.
         positions: where, 0 is the first.
         clicked: whether each was clicked or bought before its negatives were due.
-        late: one item alone, clicked or bought after it was learnt as a negative.
+        late: one item alone, clicked or bought after it was learnt as a negative, or bought after it was learnt as
+            clicked; `clicked` and `bought` say which of it is new.
+        bought: whether each was bought before its negatives were due; left out, nothing was.
     """
 
     user_id: str
@@ -65,6 +67,11 @@ class ShownList:
     late: bool = False
     topic: str = ""
     weight: float = 1.0
+    bought: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        """One flag an item."""
+        self.bought = self.bought or (False,) * len(self.item_ids)
 
 
 class Joiner:
@@ -122,7 +129,8 @@ class Joiner:
         self._max_held, self._max_impressions, self._horizon = max_held, max_impressions, dedupe_horizon
         self._order = deque(self.store.digests(dedupe_horizon))  # of event ids, oldest first
         self._digests = set(self._order)
-        self._early: OrderedDict[tuple[int, str], int] = OrderedDict()  # (request, item) -> ms, before their impression
+        # (request, item) -> ms and whether bought, of what came before its impression
+        self._early: OrderedDict[tuple[int, str], tuple[int, bool]] = OrderedDict()
         self._late: list[ShownList] = []  # corrections, to go with the next lists
         self._due_seq = self.store.next_numbers[0]  # the first impression whose negatives are not learnt yet
         self._counts: Counter[tuple[str, str]] = Counter()  # (topic, outcome)
@@ -198,8 +206,9 @@ class Joiner:
         self._waiting_lists[topic] += 1
         if self._early:
             for index, item_id in enumerate(shown.item_ids):
-                if self._early.pop((shown.request, item_id), None) is not None:
-                    self.store.mark(shown, index)
+                early = self._early.pop((shown.request, item_id), None)
+                if early is not None:
+                    self.store.mark(shown, index, bought=early[1])
 
     def _join(self, event: Click | Purchase, user_id: str) -> int | None:
         """Mark what was shown as clicked or bought; its position, where it is known."""
@@ -208,17 +217,25 @@ class Joiner:
             return own_position
         shown = self._shown(event, user_id)
         if shown is None:
-            if event.request_id is not None:
-                self._early[request_digest(event.request_id), event.item_id] = event.ts
-                if len(self._early) > MAX_EARLY:
-                    self._early.popitem(last=False)
+            self._keep_early(event)
             return own_position
         index = shown.item_ids.index(event.item_id)
-        if not shown.marks >> index & 1:
-            self.store.mark(shown, index)
+        bought = isinstance(event, Purchase) and not shown.bought()[index]
+        clicked = not shown.marks >> index & 1
+        if clicked or bought:
+            self.store.mark(shown, index, bought=bought)
             if shown.seq < self._due_seq and self._is_known(event.item_id):
-                self._late.append(_correction(shown, index))
+                self._late.append(_correction(shown, index, clicked=clicked, bought=bought))
         return shown.positions[index] if own_position is None else own_position
+
+    def _keep_early(self, event: Click | Purchase) -> None:
+        """Remember what may have come before its impression."""
+        if event.request_id is not None:
+            key = request_digest(event.request_id), event.item_id
+            _, bought = self._early.get(key, (0, False))
+            self._early[key] = event.ts, bought or isinstance(event, Purchase)
+            if len(self._early) > MAX_EARLY:
+                self._early.popitem(last=False)
 
     def _shown(self, event: Click | Purchase, user_id: str) -> Shown | None:
         """The impression that an event answers, by request, or else by user, item and time."""
@@ -248,7 +265,7 @@ class Joiner:
             Corrections of negatives learnt before, then lists whose click window has passed, in order of arrival.
         """
         self._settle(self.store.give_up_before(watermark_ms - self._hold_ms), "expired")
-        while self._early and next(iter(self._early.values())) + self._click_window_ms < watermark_ms:
+        while self._early and next(iter(self._early.values()))[0] + self._click_window_ms < watermark_ms:
             self._early.popitem(last=False)
         lists, self._late = self._late, []
         for shown in self.store.from_seq(self._due_seq, limit=max_lists) if self._waiting_lists.total() else ():
@@ -261,13 +278,14 @@ class Joiner:
 
     def _due(self, shown: Shown) -> list[ShownList]:
         self._waiting_lists[shown.topic] -= 1
-        item_ids, positions, clicked = shown.item_ids, shown.positions, shown.clicked()
+        item_ids, positions, clicked, bought = shown.item_ids, shown.positions, shown.clicked(), shown.bought()
         if not all(map(self._is_known, item_ids)):
             known = [index for index, item_id in enumerate(item_ids) if self._is_known(item_id)]
             if not known:
                 self._counts[shown.topic, "expired"] += 1
                 return []
-            item_ids, positions, clicked = _at(item_ids, known), _at(positions, known), _at(clicked, known)
+            item_ids, positions = _at(item_ids, known), _at(positions, known)
+            clicked, bought = _at(clicked, known), _at(bought, known)
         self._counts[shown.topic, "learnt"] += 1
         return [
             ShownList(
@@ -277,6 +295,7 @@ class Joiner:
                 item_ids=item_ids,
                 positions=positions,
                 clicked=clicked,
+                bought=bought,
                 topic=shown.topic,
             )
         ]
@@ -346,7 +365,7 @@ class Joiner:
             "waiting_lists": dict(self._waiting_lists),
             "due_seq": self._due_seq,
             "next_numbers": self.store.next_numbers,
-            "early": [[request, item_id, ts] for (request, item_id), ts in self._early.items()],
+            "early": [[*key, *early] for key, early in self._early.items()],
             "late": [asdict(correction) for correction in self._late],
         }
 
@@ -365,7 +384,7 @@ class Joiner:
         self._waiting_lists = Counter(state["waiting_lists"])
         self._due_seq = state["due_seq"]
         self.store.number_from(*state["next_numbers"])
-        self._early = OrderedDict(((request, item_id), ts) for request, item_id, ts in state["early"])
+        self._early = OrderedDict(((request, item), (ts, bought)) for request, item, ts, bought in state["early"])
         self._late = [_list_of(**correction) for correction in state["late"]]
 
 
@@ -388,18 +407,20 @@ def _at(whole: tuple[Any, ...], indices: list[int]) -> tuple[Any, ...]:
     return tuple([whole[index] for index in indices])
 
 
-def _correction(shown: Shown, index: int) -> ShownList:
+def _correction(shown: Shown, index: int, *, clicked: bool, bought: bool) -> ShownList:
     return ShownList(
         user_id=shown.user_id,
         session_id=shown.session_id,
         ts=shown.ts,
         item_ids=(shown.item_ids[index],),
         positions=(shown.positions[index],),
-        clicked=(True,),
+        clicked=(clicked,),
+        bought=(bought,),
         late=True,
         topic=shown.topic,
     )
 
 
-def _list_of(*, item_ids: list[str], positions: list[int], clicked: list[bool], **fields: Any) -> ShownList:
-    return ShownList(item_ids=tuple(item_ids), positions=tuple(positions), clicked=tuple(clicked), **fields)
+def _list_of(**fields: Any) -> ShownList:
+    """A list as JSON gives it back: with lists for tuples."""
+    return ShownList(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})

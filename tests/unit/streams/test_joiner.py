@@ -144,6 +144,16 @@ class TestLists:
         offered(join, shown(0, "known-c"), click(2, "known-b", request_id="r-2"), shown(2, "known-a", "known-b"))
         assert marks(join.advance(10**6))[1] == {"known-a": False, "known-b": True}
 
+    def test_what_was_bought_by_then_is_told_from_what_was_clicked(self) -> None:
+        join = joiner()
+        early = Purchase(event_id="p-0", ts=900, user_id="u", item_id="known-c", request_id="r-1")
+        offered(join, shown(0, "known"), early, shown(1, "unknown", "known-a", "known-b", "known-c"))
+        offered(join, click(1, "known-a", ts=2_000, request_id="r-1"))
+        offered(join, *(click(n, "known-b", ts=2_000, request_id="r-1") for n in (2, 3)))
+        offered(join, Purchase(event_id="p-1", ts=3_000, user_id="u", item_id="known-b"))
+        due = join.advance(10**6)[1]
+        assert (due.clicked, due.bought) == ((True, True, True), (False, True, True))
+
     def test_a_list_of_nothing_known_expires(self) -> None:
         join = joiner()
         offered(join, shown(1, "a", "b"))
@@ -167,20 +177,21 @@ class TestCorrections:
     def test_a_purchase_after_the_negative_was_learnt_corrects_it(self) -> None:
         purchase = Purchase(event_id="p", ts=50_000, user_id="u", item_id="known-b")
         (correction,) = self.late(purchase)
-        assert correction == ShownList("u", None, 1_000, ("known-b",), (1,), (True,), late=True)
+        assert correction == ShownList("u", None, 1_000, ("known-b",), (1,), (True,), late=True, bought=(True,))
 
     def test_a_click_of_the_same_request_does_so_too(self) -> None:
         (correction,) = self.late(click(1, "known-a", ts=50_000, request_id="r-1"))
-        assert correction.late
-        assert correction.item_ids == ("known-a",)
+        assert correction == ShownList("u", None, 1_000, ("known-a",), (0,), (True,), late=True, bought=(False,))
 
-    def test_each_only_once_and_none_for_what_was_a_positive(self) -> None:
+    def test_each_only_once_and_of_what_was_clicked_the_purchase_alone(self) -> None:
         join = joiner()
         offered(join, shown(1, "known-a", "known-b"), click(1, "known-a", ts=2_000, request_id="r-1"))
         join.advance(1_001 + CLICK_WINDOW)
-        for number, item_id in enumerate(("known-a", "known-b", "known-b")):
+        offered(join, click(2, "known-a", ts=30_000, request_id="r-1"))
+        for number, item_id in enumerate(("known-a", "known-b", "known-b", "known-a")):
             offered(join, Purchase(event_id=f"p-{number}", ts=40_000, user_id="u", item_id=item_id, request_id="r-1"))
-        assert [late.item_ids for late in join.advance(1_002 + CLICK_WINDOW)] == [("known-b",)]
+        corrections = [(late.item_ids, late.clicked, late.bought) for late in join.advance(1_002 + CLICK_WINDOW)]
+        assert corrections == [(("known-a",), (False,), (True,)), (("known-b",), (True,), (True,))]
 
     def test_nothing_once_the_purchase_window_has_passed(self) -> None:
         join = joiner()
@@ -210,11 +221,12 @@ class TestBounds:
             examples = offered(
                 join,
                 click(1, "known-b", request_id="r-2", user_id="u-2", ts=3_000, position=None),
-                click(2, "known-a", user_id="u-1", ts=3_000),
+                Purchase(event_id="p", user_id="u-1", item_id="known-a", ts=3_000),
             )
             lists = join.advance(10**6, max_lists=7) + join.advance(10**6)
             got.append((examples, lists, join.counts()))
         assert got[0] == got[1]
+        assert got[0][1][19].bought == (True, False)
         assert [n for n, due in enumerate(got[0][1]) if any(due.clicked)] == [2, 19]
 
     def test_ids_with_any_characters_survive(self, tmp_path: Path) -> None:
@@ -255,7 +267,7 @@ def test_restored_joiner_goes_on_exactly(tmp_path: Path) -> None:
 
 
 def test_state_of_another_version_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be of version 2, got 1"):
+    with pytest.raises(ValueError, match="must be of version 3, got 1"):
         joiner().restore({"version": 1})
 
 
