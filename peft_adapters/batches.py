@@ -66,8 +66,12 @@ class ShownList(Protocol):
         """Whether each item was clicked or bought before its negative was due."""
 
     @property
+    def bought(self) -> Sequence[bool]:
+        """Whether each item was bought before its negative was due."""
+
+    @property
     def late(self) -> bool:
-        """One item alone, clicked or bought after it was learnt as a negative."""
+        """One item alone, clicked or bought after it was learnt as not; `clicked` and `bought` say what is new."""
 
     @property
     def weight(self) -> float:
@@ -124,7 +128,8 @@ class ListBatch:
         owner: [shown] index of the list each belongs to.
         position: [shown] place in its list, from 0.
         clicked: [shown] whether it was clicked.
-        late: [shown] whether it was learnt as a negative before.
+        bought: [shown] whether it was bought.
+        late: [shown] whether it corrects what was learnt before.
         weight: [lists] in the loss.
         counter_features: [COUNTER_FEATURES, shown] without what the list's own clicks have added.
         affinity_weights: [AFFINITIES, lists, context rows].
@@ -137,6 +142,7 @@ class ListBatch:
     owner: IntArray
     position: IntArray
     clicked: npt.NDArray[np.bool_]
+    bought: npt.NDArray[np.bool_]
     late: npt.NDArray[np.bool_]
     weight: Tensor
     counter_features: Tensor

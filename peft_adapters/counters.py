@@ -22,7 +22,7 @@ HALF_LIVES_EVENTS = (1_000.0, 20_000.0)
 PAIR_WINDOW_ITEMS = 20  # a new event is paired with this many before it in its session
 SKIP_WINDOW_ITEMS = 5  # the newest of them also count as directed skip transitions
 NEIGHBOUR_WINDOW_ITEMS = 3  # and these as neighbours, whichever came first
-PER_ITEM = ("events", "shown", "clicked")
+PER_ITEM = ("events", "shown", "clicked", "bought")
 MATRICES = ("transition", "skip_transition", "cooccurrence", "neighbour")
 
 _MERGE_RATIO = 0.1  # the recent part is folded into the main one at this share of it: amortised constant cost an entry
@@ -101,12 +101,13 @@ class Counters:
         events: [items] events of each item since the beginning.
         shown: [items] how often each item was in a list whose clicks are known.
         clicked: [items] how often it was clicked there.
+        bought: [items] how often it was bought there.
         matrices: the sparse counts by name.
     """
 
     def __init__(self) -> None:
         self.popularity = np.zeros((len(HALF_LIVES_EVENTS), 0), dtype=np.float32)
-        self.events, self.shown, self.clicked = (np.zeros(0, dtype=np.float32) for _ in range(3))
+        self.events, self.shown, self.clicked, self.bought = (np.zeros(0, dtype=np.float32) for _ in PER_ITEM)
         self.matrices = {name: SparseCounts() for name in MATRICES}
         self._unpublished: dict[str, list[sparse.csr_array]] = {name: [] for name in MATRICES}
 
@@ -141,17 +142,26 @@ class Counters:
         self._add_both_ways("neighbour", earlier[close], later[close])
         self._add_both_ways("cooccurrence", earlier, later)
 
-    def update_shown(self, items: IntArray, clicked: npt.NDArray[np.bool_], *, again: npt.NDArray[np.bool_]) -> None:
+    def update_shown(
+        self,
+        items: IntArray,
+        clicked: npt.NDArray[np.bool_],
+        bought: npt.NDArray[np.bool_],
+        *,
+        again: npt.NDArray[np.bool_],
+    ) -> None:
         """Count what was shown.
 
         Args:
             items: [shown] rows of the items.
             clicked: [shown] whether each was clicked.
-            again: [shown] its showing was counted before, and only its click is new.
+            bought: [shown] whether each was bought.
+            again: [shown] its showing was counted before, and only its click or purchase is new.
         """
         size = len(self.events)
         self.shown = self.shown + np.bincount(items[~again], minlength=size).astype(np.float32)
         self.clicked = self.clicked + np.bincount(items[clicked], minlength=size).astype(np.float32)
+        self.bought = self.bought + np.bincount(items[bought], minlength=size).astype(np.float32)
 
     def _add_both_ways(self, name: str, rows: IntArray, columns: IntArray) -> None:
         self._add(name, np.concatenate([rows, columns]), np.concatenate([columns, rows]))
@@ -167,7 +177,8 @@ class Counters:
         """A copy to apply a delta to, beside the one that is being served."""
         other = Counters()
         other.popularity = self.popularity
-        other.events, other.shown, other.clicked = self.events, self.shown, self.clicked
+        for name in PER_ITEM:
+            setattr(other, name, getattr(self, name))
         other.matrices = {name: matrix.copy() for name, matrix in self.matrices.items()}
         return other
 
@@ -210,7 +221,8 @@ class Counters:
 
     def _take_dense(self, tensors: Mapping[str, Tensor]) -> None:
         self.popularity = tensors["popularity"].numpy().copy()
-        self.events, self.shown, self.clicked = (tensors[name].numpy().copy() for name in PER_ITEM)
+        for name in PER_ITEM:
+            setattr(self, name, tensors[name].numpy().copy())
 
     # ---- what a checkpoint keeps
 

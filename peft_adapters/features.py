@@ -54,6 +54,7 @@ LIST_INITIAL_WEIGHTS = {"click_through": 1.0, "session_affinity": 1.0, "history_
 
 SMOOTHING_EVENTS = 5.0
 _SMOOTHING_SHOWN = 10.0
+_SMOOTHING_CLICKED = 10.0
 PROBABILITY_SCALE = 100.0  # below 1 %, where a single count lies, the logarithm is nearly linear
 _LIFT_SCALE = 10.0
 _POPULARITY_SLOW, _SESSION_COOCCURRENCE = (
@@ -149,6 +150,15 @@ def click_through(counters: Counters) -> FloatArray:
     """Log ratio of each item's click-through to the mean, [items], smoothed; 0 where nothing was shown."""
     mean = max(float(counters.clicked.sum()), 1.0) / max(float(counters.shown.sum()), 1.0)
     lift = (counters.clicked / mean + _SMOOTHING_SHOWN) / (counters.shown + _SMOOTHING_SHOWN)
+    return np.log(lift).astype(np.float32)
+
+
+def conversion(counters: Counters) -> FloatArray:
+    """Log ratio of each item's purchases over clicks in lists to the mean, [items], smoothed; 0 without purchases."""
+    if not counters.bought.any():
+        return np.zeros_like(counters.bought)
+    mean = float(counters.bought.sum()) / max(float(counters.clicked.sum()), 1.0)
+    lift = (counters.bought / mean + _SMOOTHING_CLICKED) / (counters.clicked + _SMOOTHING_CLICKED)
     return np.log(lift).astype(np.float32)
 
 

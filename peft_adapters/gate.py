@@ -28,6 +28,7 @@ Decision = Literal["published", "refused"]
 
 _WORST = 10.0  # nats: one event counts no more than this, and so much where a score is no number
 _NORM_FLOOR = 1.0  # a group smaller than this is free to grow; texts have norm 1
+_HEADS = ("heads", "lists/outcomes.click.slow.weights", "lists/outcomes.purchase.slow.weights")
 _HALVED = ("text", *(f"residuals.{role}" for role in ROLES))  # kept as bundles have residuals
 
 
@@ -336,12 +337,12 @@ class _Published:
 
 
 def _norms(weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """Norm of each group: of the heads, of all LoRA matrices together, and the mean of the residuals that moved."""
+    """Norm of each group: of all heads together, of all LoRA matrices, and the mean of the residuals that moved."""
     rows = torch.cat([_row_norms(weights[f"residuals.{role}"].float()) for role in ROLES])
     moved = rows[rows != 0]
     lora = [value for name, value in weights.items() if name.startswith("served_lora/")]
     return {
-        "heads": float(torch.linalg.vector_norm(weights["heads"])),
+        "heads": float(torch.linalg.vector_norm(torch.cat([weights[name].float() for name in _HEADS]))),
         "residuals": float(moved.mean()) if len(moved) else 0.0,
         "lora": math.sqrt(sum(float(value.float().square().sum()) for value in lora)),
     }

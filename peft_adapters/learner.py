@@ -27,7 +27,7 @@ from peft_adapters.features import (
     weighted_sum,
 )
 from peft_adapters.list_steps import ListSteps
-from peft_adapters.lists import observe_lists
+from peft_adapters.lists import JudgedLists, observe_lists
 from peft_adapters.losses import Features, Side, focused, list_features, positives_features, positives_losses
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser
 from peft_adapters.ranker import ROLES, Ranker, context_rows, text_evidence
@@ -301,13 +301,19 @@ class Learner:
         return observe_lists(lists, rows=self.catalogue.rows, counters=self.ranker.counters, shoppers=self.shoppers)
 
     @torch.inference_mode()
-    def judge_lists(self, batch: ListBatch) -> list[Tensor]:
-        """Scores [items of the list] of each list, by all that is known of it: what was passed over before included."""
+    def judge_lists(self, batch: ListBatch) -> JudgedLists:
+        """Scores by all that is known of each list, what was passed over before included; probabilities as served."""
         query = self.ranker.vectors("query", batch.context_rows)
         candidate = self.ranker.vectors("candidate", batch.items)
         share = self.ranker.text_share(batch.items)
-        scores = self._blended(self.lists.heads) @ list_features(batch, self.ranker.taste, query, candidate, share)
-        return list(torch.split(scores, np.bincount(batch.owner, minlength=len(batch)).tolist()))
+        features = list_features(batch, self.ranker.taste, query, candidate, share)
+        scores = self._blended(self.lists.heads) @ features
+        lengths = np.bincount(batch.owner, minlength=len(batch)).tolist()
+        known, inputs = (
+            self.lists.outcomes.probabilities(),
+            self.lists.outcomes.inputs(batch, features, self.ranker.counters),
+        )
+        return JudgedLists(list(torch.split(scores, lengths)), known(inputs) if known else {})
 
     def learn_lists(self, batch: ListBatch) -> float:
         """One step on lists, then count them; the loss (nats a list) before the step. Their clicks are learnt before.
@@ -324,7 +330,9 @@ class Learner:
     def count_lists(self, batch: ListBatch) -> None:
         """Count lists and learn nothing from them; those of no weight are not counted."""
         counted = batch.weight.numpy()[batch.owner] > 0
-        self.ranker.counters.update_shown(batch.items[counted], batch.clicked[counted], again=batch.late[counted])
+        self.ranker.counters.update_shown(
+            batch.items[counted], batch.clicked[counted], batch.bought[counted], again=batch.late[counted]
+        )
         self._pass_over(batch)
         self._blend()
 

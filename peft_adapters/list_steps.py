@@ -19,9 +19,11 @@ from peft_adapters.batches import ListBatch
 from peft_adapters.features import LIST_INITIAL_WEIGHTS
 from peft_adapters.losses import DelayedFeedback, Side, list_features, lists_loss
 from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser
+from peft_adapters.outcome_steps import OutcomeSteps
 from peft_adapters.ranker import ROLES, Ranker
 from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
 
+_OUTCOMES = "outcomes."
 _START_LOG_ODDS = -2.0  # of a click on what is shown, before any list is learnt
 # They fall with every event, so that nobody knows what they were when a list was shown; click-through says it better.
 _NOT_OF_LISTS = ("popularity_fast", "popularity_slow")
@@ -39,6 +41,7 @@ class ListSteps:
         served_heads: [features] the same where it is not known what was passed over.
         examination: [2] see `lists_loss`.
         feedback: how many clicks come late.
+        outcomes: how likely what is shown is clicked and bought.
         lists_learned: lists so far.
     """
 
@@ -50,6 +53,7 @@ class ListSteps:
         self.served_heads = self.heads * self._served_mask
         self.examination = torch.tensor([_START_LOG_ODDS, 0.0])
         self.feedback = DelayedFeedback()
+        self.outcomes = OutcomeSteps(self._served_mask)
         self.lists_learned = 0
         self._ranker = ranker
         rate = settings.heads_learning_rate
@@ -83,12 +87,15 @@ class ListSteps:
         loss = lists_loss(batch, scores, examination, self.feedback)
         moved = [heads, taste, examination, query.residual, candidate.residual]
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
-        self._step_served(batch, features.detach())
+        features = features.detach()
+        self.outcomes.learn(batch, self.outcomes.inputs(batch, features, self._ranker.counters), self.feedback)
+        self._step_served(batch, features)
         self._optimisers["heads"].step(gradients[0] * self._mask)
         self._optimisers["taste"].step(gradients[1])
         self._optimisers["examination"].step(gradients[2])
         touched = self._step_rows(query, gradients[3]) | self._step_rows(candidate, gradients[4])
-        self.feedback.count(batch, scores.detach())
+        self.feedback.count(batch.clicked, batch.late)
+        self.feedback.follow(scores.detach()[torch.from_numpy(~batch.late)])
         self.lists_learned += len(batch)
         return float(loss.detach()), touched
 
@@ -116,7 +123,13 @@ class ListSteps:
         parts = self._optimisers | {f"rows.{role}": optimiser for role, optimiser in self._row_optimisers.items()}
         tensors = self._learnt()
         tensors |= {f"{part}.{key}": value for part, own in parts.items() for key, value in own.state().items()}
-        return tensors, {"feedback": self.feedback.state(), "lists_learned": self.lists_learned}
+        outcome_tensors, outcomes = self.outcomes.state()
+        tensors |= {f"{_OUTCOMES}{name}": value for name, value in outcome_tensors.items()}
+        return tensors, {
+            "feedback": self.feedback.state(),
+            "lists_learned": self.lists_learned,
+            "outcomes": outcomes,
+        }
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Put back what `state` gave."""
@@ -126,6 +139,8 @@ class ListSteps:
         for part, optimiser in parts.items():
             prefix = f"{part}."
             optimiser.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        of_outcomes = {k.removeprefix(_OUTCOMES): v for k, v in tensors.items() if k.startswith(_OUTCOMES)}
+        self.outcomes.restore(of_outcomes, state["outcomes"])
         self.feedback.restore(state["feedback"])
         self.lists_learned = state["lists_learned"]
 

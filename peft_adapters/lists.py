@@ -33,6 +33,18 @@ from peft_adapters.shoppers import Contexts, Shoppers, pad
 _CHUNK_LISTS = 64  # bounds memory: features are computed for every list of a chunk and every item in it
 
 
+class JudgedLists(NamedTuple):
+    """What lists are judged by.
+
+    Attributes:
+        scores: [items of the list] of each list.
+        probabilities: by outcome, [shown]; empty before any is known.
+    """
+
+    scores: list[Tensor]
+    probabilities: dict[str, Tensor]
+
+
 def observe_lists(
     lists: Sequence[ShownList], *, rows: Mapping[str, int], counters: Counters, shoppers: Shoppers
 ) -> ListBatch:
@@ -62,6 +74,7 @@ def observe_lists(
         owner=owner,
         position=np.array([place for shown in lists for place in shown.positions], dtype=np.int64),
         clicked=np.array([was for shown in lists for was in shown.clicked], dtype=np.bool_),
+        bought=np.array([was for shown in lists for was in shown.bought], dtype=np.bool_),
         late=np.array([shown.late for shown in lists], dtype=np.bool_)[owner],
         weight=torch.tensor([shown.weight for shown in lists], dtype=torch.float32),
         counter_features=features,
@@ -97,8 +110,8 @@ def _own_clicks(lists: Sequence[ShownList], rows: Mapping[str, int], shoppers: S
     for owner, shown in enumerate(lists):
         places = {
             rows[item_id]: start + place
-            for place, (item_id, clicked) in enumerate(zip(shown.item_ids, shown.clicked, strict=True))
-            if clicked
+            for place, (item_id, *was) in enumerate(zip(shown.item_ids, shown.clicked, shown.bought, strict=True))
+            if any(was)
         }
         start += len(shown.item_ids)
         for item, before in shoppers.since(shown.user_id, shown.ts, limit=PAIR_WINDOW_ITEMS) if places else ():

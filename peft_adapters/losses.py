@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -129,14 +130,16 @@ class DelayedFeedback:
         """`d`; rarer than counted while few clicks are known."""
         return self.late / (self.in_time + self.late + _LATE_SMOOTHING)
 
-    def count(self, batch: ListBatch, scores: Tensor) -> None:
-        """Take in when clicks came, and how high what is shown scores."""
-        if not batch.late.all():
-            level = float(scores[torch.from_numpy(~batch.late)].mean())
-            self.level += _LEVEL_RATE * (level - self.level)
-        late = int((batch.clicked & batch.late).sum())
+    def count(self, happened: npt.NDArray[np.bool_], came_late: npt.NDArray[np.bool_]) -> None:
+        """Take in which of what was shown [shown] was clicked, and when."""
+        late = int((happened & came_late).sum())
         self.late += late
-        self.in_time += int(batch.clicked.sum()) - late
+        self.in_time += int(happened.sum()) - late
+
+    def follow(self, scores: Tensor) -> None:
+        """Take in how high what is shown scores, [shown]."""
+        if len(scores):
+            self.level += _LEVEL_RATE * (float(scores.mean()) - self.level)
 
     def weights(self, probability: Tensor, clicked: Tensor) -> Tensor:
         """Weight of each that was shown.
@@ -183,6 +186,7 @@ def lists_loss(batch: ListBatch, scores: Tensor, examination: Tensor, feedback: 
     clicked = torch.from_numpy(batch.clicked)
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, clicked.float(), reduction="none")
     weights = feedback.weights(torch.sigmoid(logits), clicked) * batch.weight[torch.from_numpy(batch.owner)]
+    weights = weights * torch.from_numpy(batch.clicked | ~batch.late)  # a late purchase is no click anew
     return (weights * losses).sum() / len(batch)
 
 

@@ -144,7 +144,13 @@ def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor
     residuals: dict[str, Any] = {role: ranker.residuals[role][rows].half() for role in ROLES}
     return {
         "adapter_model": learner.served_lora,
-        "heads": {"weights": ranker.heads.clone(), "taste": ranker.taste.clone()},
+        "heads": {"weights": ranker.heads.clone(), "taste": ranker.taste.clone()} | _probabilities(learner),
         "residuals": {"rows": rows.to(torch.int32)} | residuals,
         "counters": ranker.counters.full() if full else ranker.counters.delta(),
     }
+
+
+def _probabilities(learner: Learner) -> dict[str, Tensor]:
+    """What says how likely outcomes are, where any is learnt."""
+    known = learner.lists.outcomes.probabilities()
+    return {} if known is None else {name: value for name, value in known._asdict().items() if value is not None}

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peft_adapters.calibration import Probabilities, inputs_of
 from peft_adapters.counters import Counters, FloatArray, IntArray
 from peft_adapters.features import (
     INITIAL_WEIGHTS,
     affinity_features,
     affinity_weights,
     context_weights,
+    conversion,
     counter_features,
     weighted_sum,
 )
@@ -85,12 +87,19 @@ class Ranker:
 
 
 class FrozenRanker:
-    """A ranker made ready to answer: item vectors computed, nothing in it changes any more."""
+    """A ranker made ready to answer: item vectors computed, nothing in it changes any more.
 
-    def __init__(self, ranker: Ranker) -> None:
+    Args:
+        ranker: which.
+        probabilities: what says how likely outcomes are, where that is known.
+    """
+
+    def __init__(self, ranker: Ranker, probabilities: Probabilities | None = None) -> None:
+        self._probabilities = probabilities
         self._counters = ranker.counters.copy()
         self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
         self._text_share = ranker.text_share()
+        self._conversion = torch.from_numpy(conversion(self._counters))
         self._query, self._candidate = (ranker.vectors(role) for role in ROLES)
 
     def __len__(self) -> int:
@@ -101,6 +110,16 @@ class FrozenRanker:
     def score(self, contexts: Contexts, columns: IntArray | None = None) -> Tensor:
         """Scores [contexts, candidates]; `columns` are sorted candidate rows, None is the whole catalogue."""
         return weighted_sum(self._heads, *self._features(contexts, columns))
+
+    @torch.inference_mode()
+    def judge(self, contexts: Contexts, columns: IntArray | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same scores, and by outcome the probability of each that is shown in the first place."""
+        features = self.features(contexts, columns)
+        scores = torch.einsum("fbn,f->bn", features, self._heads)
+        if self._probabilities is None:
+            return scores, {}
+        converted = self._conversion if columns is None else self._conversion[torch.from_numpy(columns)]
+        return scores, self._probabilities(inputs_of(features, converted))
 
     @torch.inference_mode()
     def features(self, contexts: Contexts, columns: IntArray | None = None) -> Tensor:

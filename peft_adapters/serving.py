@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.bundle import Bundle, Manifest, require_encoder
+from peft_adapters.calibration import INPUTS, Probabilities
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.counters import Counters, IntArray
 from peft_adapters.encoder import Encoder
@@ -44,6 +45,7 @@ class Learnt:
         residuals: by role fp16 [items, dim].
         counters: the streaming counters.
         lora: the adapter under PEFT's names.
+        probabilities: what says how likely outcomes are; None before a list was learnt.
     """
 
     item_ids: list[str]
@@ -52,6 +54,7 @@ class Learnt:
     residuals: dict[str, Tensor]
     counters: Counters
     lora: dict[str, Tensor]
+    probabilities: Probabilities | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,24 @@ def _merged(bundle: Bundle, before: Learnt | None, dim: int) -> Learnt:
     counters.apply(bundle.groups["counters"])
     _require(counters.popularity.shape[1] == len(counters.events) == len(item_ids), "counters are not one an item")
     residuals = _merged_residuals(bundle.groups["residuals"], before, len(item_ids), dim)
-    return Learnt(item_ids, heads, taste, residuals, counters, lora)
+    return Learnt(item_ids, heads, taste, residuals, counters, lora, probabilities_in(bundle))
+
+
+def probabilities_in(bundle: Bundle) -> Probabilities | None:
+    """What says how likely outcomes are; None where the bundle's learner had learnt no list.
+
+    Raises:
+        ValueError: there is something else under its name.
+    """
+    heads = bundle.groups["heads"]
+    if "click" not in heads:
+        return None
+    known = Probabilities(heads["click"].float(), heads["purchase"].float() if "purchase" in heads else None)
+    for weights in known:
+        if weights is not None:
+            _require(weights.shape == (INPUTS,), f"weights of a probability have shape {tuple(weights.shape)}")
+            _require(_finite(weights), "a weight of a probability is not finite")
+    return known
 
 
 def _merged_residuals(
@@ -279,7 +299,7 @@ def _ranker(learnt: Learnt, text: Tensor) -> FrozenRanker:
         role: torch.nn.functional.pad(rows.float(), (0, 0, 0, len(text) - len(rows)))
         for role, rows in learnt.residuals.items()
     }
-    return FrozenRanker(Ranker(learnt.heads, learnt.taste, text, residuals, counters))
+    return FrozenRanker(Ranker(learnt.heads, learnt.taste, text, residuals, counters), learnt.probabilities)
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

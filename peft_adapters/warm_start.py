@@ -28,6 +28,7 @@ from peft_adapters.learner import Learner
 from peft_adapters.manifest import Manifest
 from peft_adapters.publishing import bundle_groups
 from peft_adapters.ranker import ROLES
+from peft_adapters.serving import probabilities_in
 from peft_adapters.shoppers import Shoppers
 
 LEARNER_NAME = "learner"
@@ -139,6 +140,9 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     ):
         own.copy_(heads)  # in place: the optimisers hold these tensors
     ranker.taste.copy_(groups["heads"]["taste"].float())
+    probabilities = probabilities_in(bundle)
+    if probabilities is not None:
+        learner.lists.outcomes.begin_with(probabilities)
     rows = groups["residuals"]["rows"].long()
     for role in ROLES:
         ranker.residuals[role][rows] = groups["residuals"][role].float()

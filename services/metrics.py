@@ -188,6 +188,13 @@ class UpdaterMetrics:
         )
         for metric in QUALITY_METRICS:
             self.prequential.labels(metric)
+        self.calibration_error = Gauge(
+            "headwater_calibration_error",
+            "Mean distance of predicted from observed probability in lists not yet learnt from, 15 bins; a head that "
+            "has learnt nothing has none.",
+            ["scenario", "head"],
+            registry=registry,
+        )
 
     def _declare_gate(self, registry: CollectorRegistry) -> None:
         """Declares what says why candidates were refused, and what followed."""

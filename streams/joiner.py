@@ -385,7 +385,7 @@ class Joiner:
         self._due_seq = state["due_seq"]
         self.store.number_from(*state["next_numbers"])
         self._early = OrderedDict(((request, item), (ts, bought)) for request, item, ts, bought in state["early"])
-        self._late = [_list_of(**correction) for correction in state["late"]]
+        self._late = [_list_of(correction) for correction in state["late"]]
 
 
 def example_of(event: Click | Purchase, *, publish_ts_ms: int) -> Example:
@@ -421,6 +421,7 @@ def _correction(shown: Shown, index: int, *, clicked: bool, bought: bool) -> Sho
     )
 
 
-def _list_of(**fields: Any) -> ShownList:
-    """A list as JSON gives it back: with lists for tuples."""
-    return ShownList(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+def _list_of(fields: dict[str, Any]) -> ShownList:
+    """A list as JSON gives it back, with lists for tuples."""
+    tuples: dict[str, Any] = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return ShownList(**(fields | tuples))

@@ -12,7 +12,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from peft_adapters.batches import ShownList
+from peft_adapters.calibration import CalibrationBins
 from peft_adapters.evaluation import list_ndcg
+from peft_adapters.lists import JudgedLists
 
 CUTOFF = 20
 FIRST_EVENTS = 3  # of an item: where it is still new
@@ -45,6 +48,7 @@ class Ranks:
         first_index: place of the first judged event in the stream, from 0.
         candidates: size of the catalogue that was ranked.
         list_ndcg: NDCG@10 of each list in which something was clicked and something was not.
+        calibration: by outcome, predictions against what came of them, over all that was shown.
     """
 
     rank: array[int] = field(default_factory=_ints)
@@ -55,6 +59,7 @@ class Ranks:
     first_index: int = 0
     candidates: int = 0
     list_ndcg: array[float] = field(default_factory=_floats)
+    calibration: dict[str, CalibrationBins] = field(default_factory=dict)
 
     def add(self, scores: Tensor, items: Ints, sold: Flags) -> None:
         """Judge events.
@@ -86,11 +91,14 @@ class Ranks:
             for row in np.flatnonzero(nth <= FIRST_EVENTS).tolist():
                 self.auc_first3.append(auc_among_random(scores[row], int(items[row]), int(index[row])))
 
-    def add_lists(self, scores: Sequence[Tensor], clicked: Sequence[Sequence[bool]]) -> None:
-        """Judge lists by the scores of what was shown [items of the list] and what was clicked of it."""
-        for own_scores, own_clicked in zip(scores, clicked, strict=True):
-            if 0 < sum(own_clicked) < len(own_clicked):
-                self.list_ndcg.append(list_ndcg(own_scores, own_clicked))
+    def add_lists(self, judged: JudgedLists, lists: Sequence[ShownList]) -> None:
+        """Judge lists by what was clicked and bought of them."""
+        for scores, shown in zip(judged.scores, lists, strict=True):
+            if 0 < sum(shown.clicked) < len(shown.clicked):
+                self.list_ndcg.append(list_ndcg(scores, shown.clicked))
+        for outcome, probability in judged.probabilities.items():
+            happened = [was for shown in lists for was in (shown.clicked if outcome == "click" else shown.bought)]
+            self.calibration.setdefault(outcome, CalibrationBins()).add(probability, torch.tensor(happened))
 
 
 def auc_among_random(scores: Tensor, item: int, index: int) -> float:
@@ -128,7 +136,7 @@ def figures(ranks: Ranks) -> dict[str, float]:
     """HR@20, NDCG@20, MRR and AUC, over all events and over the slices; AUC only where another item was sold before.
 
     `auc_first3` is among random items of the whole catalogue, over the first three events of each item. Where lists
-    were judged, NDCG@10 within lists too.
+    were judged, NDCG@10 within lists too, and the expected calibration error of each outcome.
     """
     rank, auc = ranks_of(ranks), np.array(ranks.auc)
     first, new = np.array(ranks.first_of_item), np.array(ranks.new_user)
@@ -142,7 +150,8 @@ def figures(ranks: Ranks) -> dict[str, float]:
         values |= {"events_first3": float(len(early)), "auc_first3": float(early.mean(dtype=np.float64))}
     if ranks.list_ndcg:
         values |= {"lists": float(len(ranks.list_ndcg)), "ndcg10_lists": float(np.mean(np.array(ranks.list_ndcg)))}
-    return values
+    errors = {f"ece_{outcome}": bins.error() for outcome, bins in ranks.calibration.items()}
+    return values | {name: error for name, error in errors.items() if error is not None}
 
 
 def _of(rank: npt.NDArray[np.int32], auc: npt.NDArray[np.float32], suffix: str) -> dict[str, float]:

@@ -166,9 +166,10 @@ class Replay:
     def _judge_lists(self, lists: Sequence[Shown]) -> None:
         """Judge what was shown by what was clicked of it, before any of its clicks is known."""
         judged = [shown.as_shown for shown in lists if shown.as_shown.ts >= self._lists_from_ms]
-        asked = [replace(shown, clicked=(False,) * len(shown.clicked)) for shown in judged]
-        scores = self._rival.list_scores(asked, self._shoppers) if asked else []
-        self._ranks.add_lists(scores, [shown.clicked for shown in judged])
+        nothing = [(False,) * len(shown.clicked) for shown in judged]
+        asked = [replace(shown, clicked=none, bought=none) for shown, none in zip(judged, nothing, strict=True)]
+        if asked:
+            self._ranks.add_lists(self._rival.judge_lists(asked, self._shoppers), judged)
 
     def _walk(self, examples: Sequence[Example]) -> Contexts:
         """Contexts of events, each as of just before it."""

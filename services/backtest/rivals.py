@@ -12,6 +12,7 @@ from torch import Tensor
 
 from peft_adapters.batches import Positive, ShownList
 from peft_adapters.learner import Learner
+from peft_adapters.lists import JudgedLists
 from peft_adapters.ranker import FrozenRanker
 from peft_adapters.shoppers import Contexts, Shoppers
 
@@ -31,8 +32,8 @@ class Rival(Protocol):
     def scores(self, examples: Sequence[Positive], contexts: Contexts) -> Tensor:
         """Scores [events, catalogue] as published, for shoppers who are where the contexts say."""
 
-    def list_scores(self, lists: Sequence[ShownList], shoppers: Shoppers) -> list[Tensor]:
-        """Scores [items of the list] of each list as published."""
+    def judge_lists(self, lists: Sequence[ShownList], shoppers: Shoppers) -> JudgedLists:
+        """Scores and probabilities of what is in lists as published."""
 
     def learn(self, examples: Sequence[Positive]) -> None:
         """One micro-batch, in event order."""
@@ -71,10 +72,10 @@ class LearnerRival:
         parts = [_part(contexts, start, start + step) for start in range(0, len(examples), step)]
         return torch.cat([self._served.score(part) for part in parts])
 
-    def list_scores(self, lists: Sequence[ShownList], shoppers: Shoppers) -> list[Tensor]:
-        """Scores [items of the list] of each list as published, before any of its clicks is known."""
-        if self._lists_served is None or not lists:
-            return []
+    def judge_lists(self, lists: Sequence[ShownList], shoppers: Shoppers) -> JudgedLists:
+        """Scores and probabilities of what is in lists as published, before any of its clicks is known."""
+        if self._lists_served is None:
+            return JudgedLists([], {})
         self._lists_served.shoppers = shoppers
         return self._lists_served.judge_lists(self._lists_served.observe_lists(lists))
 

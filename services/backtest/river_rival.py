@@ -18,6 +18,7 @@ from torch import Tensor
 
 from peft_adapters.batches import Positive, ShownList
 from peft_adapters.counters import FloatArray
+from peft_adapters.lists import JudgedLists
 from peft_adapters.shoppers import Contexts, Shoppers
 
 # The best of a search on the first 10,000 events of two data sets; docs/backtest.md says which.
@@ -84,17 +85,18 @@ class RiverRival:
         asked = [(example.user_id, items) for example, items in zip(examples, newest, strict=True)]
         return torch.from_numpy(self._queries(asked) @ self._latents.T + self._weights)
 
-    def list_scores(self, lists: Sequence[ShownList], shoppers: Shoppers) -> list[Tensor]:
-        """Scores [items of the list] of each list."""
+    def judge_lists(self, lists: Sequence[ShownList], shoppers: Shoppers) -> JudgedLists:
+        """Scores of what is in lists; it has no probabilities."""
         asked = []
         for shown in lists:
             items, _ = shoppers.context(shown.user_id, shown.session_id, shown.ts, only_before=True)
             asked.append((shown.user_id, items))
         scores = self._queries(asked) @ self._latents.T + self._weights
-        return [
+        judged = [
             torch.from_numpy(own[[self._rows[item_id] for item_id in shown.item_ids]])
             for own, shown in zip(scores, lists, strict=True)
         ]
+        return JudgedLists(judged, {})
 
     def _queries(self, asked: Sequence[tuple[str, list[int]]]) -> FloatArray:
         """[asked, factors] what a candidate's latents are multiplied with."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -22,7 +23,7 @@ class Shown:
     Attributes:
         as_shown: the list with every click and purchase that it led to; what it is judged by.
         lessons: when each part is learnt, epoch ms, and the part: the list when its click window has passed, and what
-            was clicked later when that came.
+            was clicked or bought later when that came.
     """
 
     as_shown: ShownList
@@ -77,35 +78,51 @@ def read_stream(path: Path, known: set[str], *, max_events: int | None, click_wi
             "add them to --items"
         )
     examples = [example_of(event, publish_ts_ms=event.ts) for event in positives]
-    came: dict[str, dict[str, int]] = defaultdict(dict)  # by request, when each item was first clicked or bought
-    for event in positives:
-        if event.request_id is not None:
-            came[event.request_id][event.item_id] = min(event.ts, came[event.request_id].get(event.item_id, event.ts))
-    lists = [_shown(shown, known, came[shown.request_id], int(1000 * click_window_seconds)) for shown in impressions]
+    clicked, bought = _first_times(positives), _first_times([one for one in positives if isinstance(one, Purchase)])
+    window_ms = int(1000 * click_window_seconds)
+    lists = [_shown(one, known, clicked[one.request_id], bought[one.request_id], window_ms) for one in impressions]
     return Stream(sorted(examples, key=lambda example: example.ts), sorted(lists, key=lambda shown: shown.as_shown.ts))
 
 
-def _shown(event: Impression, known: set[str], came: dict[str, int], window_ms: int) -> Shown:
+def _first_times(events: Sequence[Click | Purchase]) -> dict[str, dict[str, int]]:
+    """By request, when the first event of each item was."""
+    times: dict[str, dict[str, int]] = defaultdict(dict)
+    for event in events:
+        if event.request_id is not None:
+            own = times[event.request_id]
+            own[event.item_id] = min(event.ts, own.get(event.item_id, event.ts))
+    return times
+
+
+def _shown(
+    event: Impression, known: set[str], clicked: dict[str, int], bought: dict[str, int], window_ms: int
+) -> Shown:
+    """A list, and when what of it is learnt, from the times of its first clicks (or purchases) and purchases."""
     due_ms = event.ts + window_ms
     items = [item for item in event.items if item["item_id"] in known]
+    ids = [item["item_id"] for item in items]
 
-    def part(which: Sequence[int], clicked: Sequence[bool], *, late: bool = False) -> ShownList:
+    def part(which: Sequence[int], *, from_ms: float = 0, to_ms: float = math.inf, late: bool = False) -> ShownList:
+        def came(times: Mapping[str, int]) -> tuple[bool, ...]:
+            return tuple(from_ms <= times.get(ids[index], math.inf) < to_ms for index in which)
+
         return ShownList(
             user_id=event.user_id,
             session_id=event.session_id,
             ts=event.ts,
-            item_ids=tuple(items[index]["item_id"] for index in which),
+            item_ids=tuple(ids[index] for index in which),
             positions=tuple(items[index]["position"] for index in which),
-            clicked=tuple(clicked),
+            clicked=came(clicked),
+            bought=came(bought),
             late=late,
         )
 
     everything = range(len(items))
-    lessons = [(due_ms, part(everything, [came.get(item["item_id"], due_ms) < due_ms for item in items]))]
-    for index in everything:
-        if (ts := came.get(items[index]["item_id"], 0)) >= due_ms:
-            lessons.append((ts, part([index], [True], late=True)))
-    return Shown(part(everything, [item["item_id"] in came for item in items]), tuple(lessons))
+    lessons = [(due_ms, part(everything, to_ms=due_ms))]
+    for index, item_id in enumerate(ids):
+        for came_ms in sorted({times[item_id] for times in (clicked, bought) if times.get(item_id, 0) >= due_ms}):
+            lessons.append((came_ms, part([index], from_ms=came_ms, to_ms=came_ms + 1, late=True)))
+    return Shown(part(everything), tuple(lessons))
 
 
 def chunks(stream: Stream, size: int) -> Iterator[Chunk]:

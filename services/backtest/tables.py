@@ -7,12 +7,16 @@ from typing import Any
 
 from rich.table import Table
 
-_COLUMNS = ("hr20", "ndcg20", "mrr", "auc", "auc_first3", "hr20_first_of_item")
+_COLUMNS = ("hr20", "ndcg20", "mrr", "auc", "auc_first3")
+_OF_LISTS = ("ndcg10_lists", "ece_click", "ece_purchase")
 
 
 def columns_of(report: dict[str, Any]) -> tuple[str, ...]:
     """The figures that a table shows."""
-    return (*_COLUMNS, "ndcg10_lists") if report["shown_lists"] else (*_COLUMNS, "hr20_new_user")
+    if not report["shown_lists"]:
+        return (*_COLUMNS, "hr20_first_of_item", "hr20_new_user")
+    reported = {name for values in report["policies"].values() for name in values}
+    return (*_COLUMNS, *(name for name in _OF_LISTS if name in reported))
 
 
 def figures_table(report: dict[str, Any]) -> Table:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,17 @@ RECENT_REQUESTS = 16  # a new model is warmed with these
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Items in order, best first, and the version that put them so."""
+    """Items in order, best first, and the version that put them so.
+
+    Attributes:
+        probabilities: by outcome, of each item were it shown in the first place; empty where no list was learnt.
+    """
 
     adapter_version: int
     item_ids: list[str]
     scores: list[float]
     unknown: list[str]
+    probabilities: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Answers:
@@ -48,18 +53,19 @@ class Answers:
         found = [row for item in dict.fromkeys(request.candidates) if (row := model.rows.get(item)) is not None]
         rows = np.array(found, dtype=np.int64)
         columns = np.sort(rows[self._rankable(model, rows)])
-        scores = self._scores(request, model, columns)
+        scores, probabilities = self._judged(request, model, columns)
         order = np.argsort(-scores, kind="stable")
         item_ids = [model.item_ids[row] for row in columns[order].tolist()]
         ranked = set(item_ids)
         unknown = [item for item in dict.fromkeys(request.candidates) if item not in ranked]
-        return Answer(model.version, item_ids, scores[order].tolist(), unknown)
+        ordered = {outcome: values[order].tolist() for outcome, values in probabilities.items()}
+        return Answer(model.version, item_ids, scores[order].tolist(), unknown, ordered)
 
     def recommend(self, request: RecommendRequest, model: ServedModel) -> Answer:
         """The best `k` of the catalogue."""
         allowed = self._rankable(model, np.arange(len(model)))
         allowed[[row for item in request.exclude if (row := model.rows.get(item)) is not None]] = False
-        scores = np.where(allowed, self._scores(request, model, None), -np.inf)
+        scores = np.where(allowed, self._scores(request, model), -np.inf)
         k = min(request.k, int(allowed.sum()))
         best = np.sort(np.argpartition(-scores, k)[:k]) if k < len(scores) else np.arange(k)
         order = best[np.argsort(-scores[best], kind="stable")]
@@ -83,14 +89,21 @@ class Answers:
         has_text[has_text] = self._items.may_be_offered(model.catalogue_rows[rows[has_text]])
         return has_text
 
-    def _scores(
-        self, request: RankRequest | RecommendRequest, model: ServedModel, columns: IntArray | None
-    ) -> FloatArray:
-        """Scores [candidates] of sorted rows; None is every row."""
-        if not len(model) or (columns is not None and not len(columns)):
+    def _scores(self, request: RecommendRequest, model: ServedModel) -> FloatArray:
+        """Scores [items] of every row."""
+        if not len(model):
             return np.zeros(0, dtype=np.float32)
-        scores: FloatArray = model.ranker.score(self._context(request, model), columns)[0].numpy()
+        scores: FloatArray = model.ranker.score(self._context(request, model))[0].numpy()
         return scores
+
+    def _judged(
+        self, request: RankRequest, model: ServedModel, columns: IntArray
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Scores and probabilities [candidates] of sorted rows."""
+        if not len(columns):
+            return np.zeros(0, dtype=np.float32), {}
+        scores, probabilities = model.ranker.judge(self._context(request, model), columns)
+        return scores[0].numpy(), {outcome: values[0].numpy() for outcome, values in probabilities.items()}
 
     def _context(self, request: RankRequest | RecommendRequest, model: ServedModel) -> Contexts:
         ts_ms = time.time_ns() // 1_000_000 if request.ts is None else request.ts

@@ -49,7 +49,11 @@ def _add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings, pseudo
 
     @app.post("/v1/rank")
     def rank(request: RankRequest) -> Response:
-        """Order given candidates for a shopper and a session."""
+        """Order given candidates for a shopper and a session.
+
+        Once lists were learnt, each item comes with its `click_probability`, and once purchases in lists were, with its
+        `purchase_probability`: that it is clicked or bought if it is shown in the first place.
+        """
         _require_at_most("candidates", len(request.candidates), settings.max_candidates)
         request = request.under_pseudonym(pseudonymise)
         answer = answers.rank(request, _served(worker))
@@ -111,5 +115,7 @@ def _require_at_most(name: str, asked: int, allowed: int) -> None:
 
 
 def _body(answer: Answer, scenario: str) -> dict[str, Any]:
-    items = [{"item_id": item, "score": score} for item, score in zip(answer.item_ids, answer.scores, strict=True)]
+    columns = {"item_id": answer.item_ids, "score": answer.scores}
+    columns |= {f"{outcome}_probability": values for outcome, values in answer.probabilities.items()}
+    items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return {"adapter_version": answer.adapter_version, "scenario": scenario, "items": items}

@@ -35,7 +35,7 @@ class Watch:
     """
 
     def __init__(self, learner: Learner, settings: Settings, metrics: UpdaterMetrics) -> None:
-        self._learner, self._metrics = learner, metrics
+        self._learner, self._metrics, self._scenario = learner, metrics, settings.scenario
         self.prequential = Prequential(seed=settings.learner.seed)
         self.gate = Gate(learner, self.prequential, settings.gate)
         self.drift = DriftWatch(settings.drift)
@@ -88,6 +88,10 @@ class Watch:
         """Bring the gauges up to date."""
         for name, value in self.prequential.values().items():
             self._metrics.prequential.labels(name).set(value)
+        for head, judged in self._learner.lists.outcomes.judged.items():
+            error = judged.error()
+            if error is not None:
+                self._metrics.calibration_error.labels(self._scenario, head).set(error)
         self._metrics.gate_refusals_in_a_row.set(self.gate.refusals)
         self._metrics.drift_rate_factor.set(self._learner.rate_factor)
         self._metrics.drift_recovering.set(self.drift.recovering)

@@ -113,11 +113,23 @@ def late_click(shown: Listed) -> Listed:
     return shown._replace(item_ids=shown.item_ids[:1], clicked=(True,), late=True)
 
 
+def and_bought(shown: Listed) -> Listed:
+    """The same, the first that was clicked bought."""
+    clicked = [item_id for item_id, was in zip(shown.item_ids, shown.clicked, strict=True) if was]
+    return shown._replace(purchases=tuple(clicked[:1]))
+
+
+def late_purchase(shown: Listed) -> Listed:
+    """Of what was learnt as clicked."""
+    return shown._replace(item_ids=shown.item_ids[:1], clicked=(False,), late=True, purchases=shown.item_ids[:1])
+
+
 def check_lists_resumed_equal_uninterrupted(make: MakeLearner) -> None:
-    stream = shown_stream(160, items=ITEMS, seed=1, liked=20)
+    stream = [(and_bought(shown), clicks) for shown, clicks in shown_stream(160, items=ITEMS, seed=1, liked=20)]
     unkilled = make(negatives=20)
     learn_shown(unkilled, stream[:70])
-    unkilled.learn_lists(unkilled.observe_lists([late_click(stream[60][0])]))
+    late = [late_click(stream[60][0]), late_purchase(stream[61][0])]
+    unkilled.learn_lists(unkilled.observe_lists(late))
     tensors, state = learner_state(unkilled)
     saved = safetensors.torch.save({name: value.contiguous().clone() for name, value in tensors.items()})
     resumed = make(items=0, negatives=20)
@@ -128,7 +140,8 @@ def check_lists_resumed_equal_uninterrupted(make: MakeLearner) -> None:
         name: value.tolist() for name, value in learner_state(unkilled)[0].items()
     }
     assert learner_state(resumed)[1] == learner_state(unkilled)[1]
-    assert resumed.lists.lists_learned == 161
+    assert resumed.lists.lists_learned == 162
+    assert resumed.lists.outcomes.learnt == {"click": True, "purchase": True}
 
 
 def check_judging_lists_changes_nothing(make: MakeLearner) -> None:
@@ -137,9 +150,10 @@ def check_judging_lists_changes_nothing(make: MakeLearner) -> None:
     learn_shown(learner, stream[:40])
     before, shoppers = state_bytes(learner), learner.shoppers.state()
     batch = learner.observe_lists([shown for shown, _ in stream[40:]])
-    scores = learner.judge_lists(batch)
+    scores, probabilities = learner.judge_lists(batch)
+    assert probabilities["click"].shape == batch.items.shape
     assert [len(own) for own in scores] == [8] * 20
-    assert all(torch.equal(*pair) for pair in zip(scores, learner.judge_lists(batch), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(scores, learner.judge_lists(batch).scores, strict=True))
     assert state_bytes(learner) == before
     assert learner.shoppers.state() == shoppers
 
@@ -149,7 +163,7 @@ def check_no_lists_are_no_step(make: MakeLearner) -> None:
     learn_shown(learner, shown_stream(20, items=ITEMS, seed=1))
     before = state_bytes(learner)
     assert learner.learn_lists(learner.observe_lists([])) == 0.0
-    assert learner.judge_lists(learner.observe_lists([])) == []
+    assert learner.judge_lists(learner.observe_lists([])).scores == []
     assert state_bytes(learner) == before
 
 
@@ -284,7 +298,7 @@ def test_lists_teach_what_is_clicked(policy: str, make: MakeLearner) -> None:
     learn_shown(learner, stream[:400])
     above = []
     for shown, _ in stream[400:]:
-        scores = learner.judge_lists(learner.observe_lists([shown]))[0]
+        scores = learner.judge_lists(learner.observe_lists([shown])).scores[0]
         liked = torch.tensor([int(item_id.removeprefix("item-")) < 20 for item_id in shown.item_ids])
         if liked.any() and not liked.all():
             above.append(float((scores[liked][:, None] > scores[~liked]).float().mean()))

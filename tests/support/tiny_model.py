@@ -55,11 +55,18 @@ class Listed(NamedTuple):
     session_id: str | None = None
     late: bool = False
     weight: float = 1.0
+    purchases: tuple[str, ...] = ()
+    places: tuple[int, ...] = ()
+
+    @property
+    def bought(self) -> tuple[bool, ...]:
+        """Which of its items were bought."""
+        return tuple(item_id in self.purchases for item_id in self.item_ids)
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """From the first on."""
-        return tuple(range(len(self.item_ids)))
+        """From the first on, unless said otherwise."""
+        return self.places or tuple(range(len(self.item_ids)))
 
 
 @cache

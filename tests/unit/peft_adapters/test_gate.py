@@ -51,6 +51,7 @@ def test_a_learner_that_learns_passes(full: bool) -> None:
     [
         ("adapter_model", "layer.lora_A.weight", (4, 3)),
         ("heads", "weights", (12,)),
+        ("heads", "purchase", (14,)),
         ("residuals", "query", (2, 3)),
         ("residuals", "candidate", (2, 3)),
         ("counters", "popularity", (2, 2)),

@@ -70,9 +70,9 @@ def test_many_lists_are_what_each_is_alone(learner: Learner) -> None:
     lists = [shown for shown, _ in stream]
     together, alone = learner.observe_lists(lists), [learner.observe_lists([shown]) for shown in lists]
     torch.testing.assert_close(together.counter_features, torch.cat([one.counter_features for one in alone], dim=1))
-    scores = learner.judge_lists(together)
+    scores = learner.judge_lists(together).scores
     for own, one in zip(scores, alone, strict=True):
-        torch.testing.assert_close(own, learner.judge_lists(one)[0])
+        torch.testing.assert_close(own, learner.judge_lists(one).scores[0])
 
 
 def test_an_unknown_item_is_refused(learner: Learner) -> None:
@@ -84,9 +84,12 @@ def test_shown_and_clicked_are_counted_and_a_late_click_is_not_shown_again(learn
     learner.learn_lists(learner.observe_lists([listed("ann", 0, [1, 2, 3], [2]), listed("bob", 0, [2, 3], [])]))
     learner.learn_lists(learner.observe_lists([listed("bob", 0, [3], [3], late=True)]))
     learner.learn_lists(learner.observe_lists([listed("eve", 0, [1, 2], [1], weight=0.0)]))
+    late_purchase = listed("bob", 0, [3], [], late=True)._replace(purchases=("item-3",))
+    learner.learn_lists(learner.observe_lists([late_purchase]))
     counters = learner.ranker.counters
     assert counters.shown[:5].tolist() == [0, 1, 2, 2, 0]
     assert counters.clicked[:5].tolist() == [0, 0, 1, 1, 0]
+    assert counters.bought[:5].tolist() == [0, 0, 0, 1, 0]
     assert (learner.lists.feedback.in_time, learner.lists.feedback.late) == (2, 1)
 
 
@@ -120,7 +123,7 @@ def test_position_is_learnt_and_is_no_part_of_the_score() -> None:
     assert learner.lists.examination[1] > 0.5
     batch = learner.observe_lists([listed("new", 999, [0, 1, 2, 3, 4, 5], [])])
     turned = learner.observe_lists([listed("new", 999, [5, 4, 3, 2, 1, 0], [])])
-    torch.testing.assert_close(learner.judge_lists(batch)[0], learner.judge_lists(turned)[0].flip(0))
+    torch.testing.assert_close(learner.judge_lists(batch).scores[0], learner.judge_lists(turned).scores[0].flip(0))
 
 
 def test_what_was_passed_over_is_known_of_the_next_list_and_not_of_its_own(learner: Learner) -> None:
@@ -166,7 +169,7 @@ def test_a_list_that_nothing_was_passed_over_before_is_scored_without_it(learner
     other.lists.heads[FEATURES.index("passed_over_affinity")] = -9.0
     for user, same in (("ann", True), ("bob", False)):
         batch = learner.observe_lists([listed(user, 1, [2, 3, 4], [])])
-        assert torch.allclose(learner.judge_lists(batch)[0], other.judge_lists(batch)[0]) == same
+        assert torch.allclose(learner.judge_lists(batch).scores[0], other.judge_lists(batch).scores[0]) == same
 
 
 def test_forget_drops_a_shopper(learner: Learner) -> None:

@@ -4,16 +4,20 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from learnt_chain import Publications, catalogue_of
-from tiny_model import random_stream, tiny_encoder, titled
+from tiny_model import Listed, random_stream, tiny_encoder, tiny_learner, titled
 
 from peft_adapters import serving
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
+from peft_adapters.learner import Learner
 from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed
+from peft_adapters.settings import LearnerSettings
 from peft_adapters.shoppers import pad
+from peft_adapters.warm_start import load_bundle_into
 
 ITEMS = titled(30)
 CONTEXT: tuple[list[str], list[int]] = (["item-3", "item-7", "item-1"], [0, 0, 2])
@@ -200,3 +204,59 @@ def test_a_build_told_to_stop_ends_between_two_chunks(
     with pytest.raises(BuildStoppedError):
         build([bundle], previous=None, catalogue=catalogue, encoder=encoder, stop=stop)
     assert catalogue.computed == 10
+
+
+def learn_lists(learner: Learner, lists: int, *, from_minute: int) -> None:
+    """Lists with a click on the second and a purchase of the third, every other one."""
+    for minute in range(from_minute, from_minute + lists):
+        ids = tuple(f"item-{(7 * minute + step) % 30}" for step in range(4))
+        clicked = (False, True, minute % 2 == 0, False)
+        shown = Listed(f"user-{minute % 8}", 60_000 * minute, ids, clicked, purchases=ids[2:3] if minute % 2 else ())
+        learner.learn_lists(learner.observe_lists([shown]))
+
+
+def test_a_worker_gives_the_learners_probabilities_of_what_is_shown_first(
+    publications: Publications, encoder: Encoder
+) -> None:
+    learner = publications.learner
+    learner.add_items(ITEMS)
+    publications.learn(64)
+    catalogue = catalogue_of(encoder, ITEMS)
+    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    assert model.ranker.judge(model.context([1], [0]))[1] == {}
+    learn_lists(learner, 40, from_minute=0)
+    model = build([publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder)
+    before = model.ranker.judge(model.context([], []))[1]["click"]
+    learn_lists(learner, 40, from_minute=40)
+    model = build([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
+    for user in ("user-3", "nobody"):
+        alone = [Listed(user, 10**8, (item_id,), (False,)) for item_id in learner.catalogue.ids]
+        expected = learner.judge_lists(learner.observe_lists(alone)).probabilities
+        items, ages = learner.shoppers.context(user, None, 10**8)
+        scores, found = model.ranker.judge(model.context(items, ages))
+        torch.testing.assert_close(scores, model.ranker.score(model.context(items, ages)))
+        for outcome in ("click", "purchase"):
+            torch.testing.assert_close(found[outcome][0], expected[outcome], atol=1e-3, rtol=1e-3)
+        few = model.ranker.judge(model.context(items, ages), np.array([2, 9]))[1]
+        torch.testing.assert_close(few["purchase"][0], found["purchase"][0, [2, 9]])
+    assert bool(items) == (user != "nobody")
+    assert not torch.equal(model.ranker.judge(model.context([], []))[1]["click"], before)
+
+
+def test_who_begins_from_a_bundle_begins_with_its_probabilities(publications: Publications) -> None:
+    publications.learner.add_items(ITEMS)
+    learn_lists(publications.learner, 20, from_minute=0)
+    bundle = publications.read(publications.full(1))
+    other = tiny_learner(LearnerSettings(), encoder=tiny_encoder())
+    load_bundle_into(other, bundle)
+    ours, theirs = (one.lists.outcomes.probabilities() for one in (publications.learner, other))
+    assert ours is not None
+    assert theirs is not None
+    assert torch.equal(ours.click, theirs.click)
+    assert ours.purchase is not None
+    assert theirs.purchase is not None
+    assert torch.equal(ours.purchase, theirs.purchase)
+    learn_lists(other, 1, from_minute=20)
+    after = other.lists.outcomes.probabilities()
+    assert after is not None
+    assert 0 < (after.click - ours.click).abs().max() < 0.1

@@ -9,6 +9,7 @@ from learnt_chain import Publications, catalogue_of
 from tiny_model import tiny_encoder, titled
 
 from peft_adapters.bundle import Bundle
+from peft_adapters.calibration import INPUTS
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError
@@ -48,6 +49,14 @@ def infinite_adapter(bundle: Bundle) -> None:
     next(iter(bundle.groups["adapter_model"].values()))[0, 0] = torch.inf
 
 
+def a_probability_of_other_inputs(bundle: Bundle) -> None:
+    bundle.groups["heads"]["click"] = torch.zeros(3)
+
+
+def a_probability_that_is_none(bundle: Bundle) -> None:
+    bundle.groups["heads"] |= {"click": torch.zeros(INPUTS), "purchase": torch.full((INPUTS,), torch.nan)}
+
+
 def residual_of_no_item(bundle: Bundle) -> None:
     bundle.groups["residuals"]["rows"][0] = 12
 
@@ -83,6 +92,8 @@ def too_few_heads(bundle: Bundle) -> None:
         not_a_number,
         infinite_adapter,
         residual_of_no_item,
+        a_probability_of_other_inputs,
+        a_probability_that_is_none,
         residuals_of_another_width,
         no_counters,
         counters_of_another_catalogue,

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from peft_adapters.lists import JudgedLists
 from services.backtest.judging import RANDOM_ITEMS, Ranks, auc_among_random, figures, interval
+from streams.joiner import ShownList
 
 ALL_SOLD = np.ones(4, dtype=bool)
 
@@ -118,3 +120,16 @@ def test_interval_is_students_t() -> None:
     assert values["ci95"] == pytest.approx(4.3027 * 0.1 / sqrt(3), rel=1e-4)
     assert interval([0.1]) == {"mean": 0.1, "ci95": None}
     assert interval([0.2, 0.2])["ci95"] == 0
+
+
+def test_probabilities_of_lists_are_judged_by_what_came_of_them() -> None:
+    ranks = judged([[0.4, 0.3, 0.2, 0.1]], [0])
+    lists = [ShownList("ann", None, 0, ("a", "b"), (0, 1), (True, False), bought=was) for was in ((True, False), ())]
+    scores = [torch.tensor([2.0, 1.0])] * 2
+    ranks.add_lists(JudgedLists(scores, {}), lists)
+    assert not {"ece_click", "ece_purchase"} & set(figures(ranks))
+    click, purchase = torch.tensor([0.9, 0.1, 0.9, 0.1]), torch.tensor([0.5, 0.1, 0.5, 0.1])
+    ranks.add_lists(JudgedLists(scores, {"click": click, "purchase": purchase}), lists)
+    values = figures(ranks)
+    assert values["ece_click"] == pytest.approx(0.1)
+    assert values["ece_purchase"] == pytest.approx(0.05)

@@ -77,7 +77,7 @@ def test_a_list_is_scored_by_what_was_before_it(rival: RiverRival) -> None:
     shoppers = Shoppers()
     shoppers.update("ann", None, 1_000, 4)
     shoppers.update("ann", None, 3_000, 8)
-    (scores,) = rival.list_scores([Listed("ann", 2_000, ("item-9", "item-5"), (False, False))], shoppers)
+    (scores,) = rival.judge_lists([Listed("ann", 2_000, ("item-9", "item-5"), (False, False))], shoppers).scores
     event = Example("e", "ann", None, "item-1", 2_000, "click", "home", None, 0)
     expected = rival.scores([event], pad([([4], [0])]))[0][[9, 5]]
     torch.testing.assert_close(scores, expected)

@@ -40,8 +40,10 @@ def test_a_list_is_learnt_when_its_window_has_passed_and_late_clicks_when_they_c
     assert first.as_shown.item_ids == ("a", "b", "c")  # the catalogue does not have the other
     assert first.as_shown.positions == (0, 1, 3)
     assert first.as_shown.clicked == (True, False, True)
+    assert first.as_shown.bought == (False, False, True)
     (due, lesson), (late_ts, late) = first.lessons
     assert (due, lesson.clicked, lesson.late) == (11_000, (True, False, False), False)
+    assert (lesson.bought, late.bought) == ((False, False, False), (True,))
     assert (late_ts, late.item_ids, late.positions, late.clicked, late.late) == (12_000, ("c",), (3,), (True,), True)
     assert late.ts == lesson.ts == 1_000
     assert [due for due, _ in second.lessons] == [19_000]
@@ -99,3 +101,10 @@ def test_a_chunk_is_cut_at_midnights_of_utc(tmp_path: Path) -> None:
         (5, 0, ["c"]),
     ]
     assert [part.end_ms for _, part in parts] == [2 * day_ms - 1, 2 * day_ms, 5 * day_ms + 7]
+
+
+def test_a_purchase_that_comes_after_its_click_was_learnt_is_learnt_alone(tmp_path: Path) -> None:
+    first, _ = read(tmp_path, ROWS + "14000,ann,s,purchase,r1,a,,\n15000,ann,s,purchase,r1,a,,\n").lists
+    assert first.as_shown.bought == (True, False, True)
+    corrections = [(ts, one.item_ids, one.clicked, one.bought) for ts, one in first.lessons[1:]]
+    assert corrections == [(14_000, ("a",), (False,), (True,)), (12_000, ("c",), (True,), (True,))]

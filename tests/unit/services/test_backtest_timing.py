@@ -10,6 +10,7 @@ from torch import Tensor
 
 from peft_adapters.batches import Positive, ShownList
 from peft_adapters.learner import Learner
+from peft_adapters.lists import JudgedLists
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from peft_adapters.shoppers import Contexts, Shoppers, pad
 from services.backtest.policies import parse_policies, policy_settings
@@ -44,8 +45,8 @@ class Diary:
             self.history_when_judged[row] = [item for item in items if item >= 0]
         return torch.zeros(len(examples), ITEMS)
 
-    def list_scores(self, lists: Sequence[ShownList], shoppers: Shoppers) -> list[Tensor]:
-        return [torch.zeros(len(shown.item_ids)) for shown in lists]
+    def judge_lists(self, lists: Sequence[ShownList], shoppers: Shoppers) -> JudgedLists:
+        return JudgedLists([torch.zeros(len(shown.item_ids)) for shown in lists], {})
 
     def learn(self, examples: Sequence[Positive]) -> None:
         self.learnt += [self.rows[example.item_id] for example in examples]

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 from learnt_chain import Publications
-from tiny_model import tiny_encoder, titled
+from tiny_model import shown_stream, tiny_encoder, titled
 
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.serving import ServedModel, build
 from services.scorer.answers import Answers
+from services.scorer.app import _body
 from services.scorer.live_items import LiveItems
 from services.scorer.requests import RankRequest, RecommendRequest
 from services.scorer.shopper_state import ShopperState
@@ -161,3 +162,22 @@ def test_a_model_is_warmed_with_the_latest_requests(shop: Shop) -> None:
     warmed = WarmedModel(shop.model)
     shop.answers.warm(warmed)  # type: ignore[arg-type]
     assert warmed.asked == 16
+
+
+def test_what_is_ranked_comes_with_its_probabilities_where_lists_were_learnt(tmp_path: Path, encoder: Encoder) -> None:
+    publications = Publications(tmp_path)
+    publications.learner.add_items(ITEMS)
+    for shown, _ in shown_stream(20, items=30, seed=1):
+        publications.learner.learn_lists(publications.learner.observe_lists([shown]))
+    shop = Shop(tmp_path / "without", encoder)
+    bundle = publications.read(publications.full(1))
+    model = build([bundle], previous=None, catalogue=shop.catalogue, encoder=encoder)
+    request = RankRequest(candidates=("item-3", "item-1", "no-such", "item-9"))
+    assert shop.answers.rank(request, shop.model).probabilities == {}
+    answer = shop.answers.rank(request, model)
+    (click,) = model.ranker.judge(model.context([], []))[1]["click"].tolist()
+    assert set(answer.probabilities) == {"click"}
+    assert answer.probabilities["click"] == pytest.approx([click[model.rows[item]] for item in answer.item_ids])
+    body = _body(answer, "home")["items"]
+    assert [entry["click_probability"] for entry in body] == answer.probabilities["click"]
+    assert set(_body(shop.answers.rank(request, shop.model), "home")["items"][0]) == {"item_id", "score"}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
-from tiny_model import paired_stream, tiny_learner
+from tiny_model import paired_stream, shown_stream, tiny_learner
 
 from peft_adapters.drift import DriftWatch, Seen
 from peft_adapters.learner import Learner
@@ -86,3 +86,16 @@ def test_what_it_keeps_brings_the_raised_rate_back() -> None:
     resumed.watch.restore(tensors, state)
     assert resumed.learner.rate_factor == 3
     assert resumed.watch.state()[1] == state
+
+
+def test_the_calibration_of_lists_is_exported_once_there_is_any() -> None:
+    watched = Watched()
+    labels = {"scenario": SETTINGS.scenario}
+    for shown, _ in shown_stream(20, items=20, seed=1):
+        watched.watch.export()
+        assert watched.value("headwater_calibration_error", head="purchase", **labels) is None
+        watched.learner.learn_lists(watched.learner.observe_lists([shown]))
+    watched.watch.export()
+    error = watched.value("headwater_calibration_error", head="click", **labels)
+    assert error == watched.learner.lists.outcomes.judged["click"].error()
+    assert error is not None
