@@ -128,8 +128,8 @@ class CalibratedHead:
 
     def begin_with(self, weights: Tensor) -> None:
         """Go on from what `weights` gave; a first batch is not to throw it over."""
-        believed = _BELIEVED * torch.eye(len(weights), dtype=torch.float64)
-        self.slow.restore({"weights": weights.double(), "curvature": believed})
+        for own, known in ((self.slow, weights.double()), (self.fast, torch.tensor([1.0, 0.0], dtype=torch.float64))):
+            own.restore({"weights": known, "curvature": _BELIEVED * torch.eye(len(known), dtype=torch.float64)})
 
     def probability(self, inputs: Tensor) -> Tensor:
         """Of each row of inputs, [rows] double precision."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from peft_adapters.calibration import (
     BINS,
     INPUTS,
+    CalibratedHead,
     CalibrationBins,
     OnlineLogistic,
     Probabilities,
@@ -99,6 +100,25 @@ def test_a_truth_that_moves_is_followed() -> None:
     learnt(model, *drawn(40_000, (1.0, -2.0, 0.3), seed=2))
     learnt(model, *drawn(40_000, (0.5, 0.5, 0.3), seed=3))
     assert model.weights.tolist() == pytest.approx([0.5, 0.5, 0.3], abs=0.2)
+
+
+def test_the_fast_half_of_a_head_follows_a_level_and_its_weights_say_what_it_says() -> None:
+    head, slow = CalibratedHead((1.0, -2.0, 0.0)), OnlineLogistic((1.0, -2.0, 0.0), half_life=50_000)
+    parts = [drawn(60_000, (1.0, -1.0, 0.3), seed=9), drawn(20_000, (1.0, 0.5, 0.3), seed=10)]
+    inputs, outcome = (torch.cat(both) for both in zip(*parts, strict=True))
+    for start in range(0, len(inputs), 200):
+        part = slice(start, start + 200)
+        for each in (head, slow):
+            each.update(inputs[part], outcome[part], torch.ones(200))
+    fresh, happened = drawn(20_000, (1.0, 0.5, 0.3), seed=11)
+    errors = [abs(float(each.probability(fresh).mean() - happened.double().mean())) for each in (head, slow)]
+    assert errors[0] < 0.03 < 0.06 < errors[1]
+    torch.testing.assert_close(torch.sigmoid(fresh.float() @ head.weights(1)).double(), head.probability(fresh))
+    other = CalibratedHead((0.0, 0.0, 0.0))
+    other.begin_with(head.weights(1))
+    torch.testing.assert_close(other.probability(fresh), head.probability(fresh))
+    other.update(inputs[:200], outcome[:200], torch.ones(200))
+    assert (other.weights(1) - head.weights(1)).abs().max() < 0.2  # of the level before, which was 1.5 lower
 
 
 def test_of_which_nothing_is_seen_stands_still() -> None:
