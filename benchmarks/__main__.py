@@ -14,6 +14,7 @@ from benchmarks import (
     ingest,
     learner_memory,
     pending_impressions,
+    pictures,
     prefix_cache_training,
     step_arithmetic,
     textbook_loop,
@@ -33,6 +34,7 @@ SCENARIOS: dict[str, Scenario] = {
     "textbook-loop": textbook_loop.run,
     "step-arithmetic": step_arithmetic.run,
     "learner-memory": learner_memory.run,
+    "pictures": pictures.run,
 }
 DEMO_DATA = Path(__file__).parents[1] / "services" / "demo" / "data"
 

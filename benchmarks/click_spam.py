@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Measured
+from peft_adapters.modalities import CatalogueItem
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.backtest.judging import CUTOFF
 from services.backtest.run import new_learner, read_catalogue
@@ -43,7 +44,7 @@ POPULARITY = (0.1, 0.5, 0.9)  # places of the spammed items, among those sold so
 _USERS = {"few": 3, "spread": 50}
 _SPAM = "spam-"
 
-Catalogue = Sequence[tuple[str, str]]
+Catalogue = Sequence[CatalogueItem]
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ def run(data: Path) -> Measured:
     """Replay `data`'s events with and without spam, guard and both, once a seed and kind of spam."""
     torch.set_num_threads(1)
     items = read_catalogue(data / "items.csv.gz")
-    known = {item_id for item_id, _ in items}
+    known = {item[0] for item in items}
     stream = read_stream(data / "events.csv.gz", known, max_events=EVENTS, click_window_seconds=600.0)
     rounds = [_round(items, stream.examples, seed) for seed in range(SEEDS)]
     return Measured(

@@ -28,6 +28,7 @@ import torch
 from benchmarks.provenance import code, machine
 from peft_adapters.drift import DriftWatch
 from peft_adapters.evaluation import Prequential
+from peft_adapters.modalities import CatalogueItem
 from peft_adapters.settings import DriftSettings, EncoderSettings, LearnerSettings
 from services.backtest.judging import CUTOFF, Ranks
 from services.backtest.run import new_learner, read_catalogue
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
     items = read_catalogue(options.data / "items.csv.gz")
     stream = read_stream(
         options.data / "events.csv.gz",
-        {item_id for item_id, _ in items},
+        {item[0] for item in items},
         max_events=options.events,
         click_window_seconds=600.0,
     ).examples
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _of_seed(
-    items: Sequence[tuple[str, str]], stream: Sequence[Example], seed: int, handled: DriftSettings, options: Any
+    items: Sequence[CatalogueItem], stream: Sequence[Example], seed: int, handled: DriftSettings, options: Any
 ) -> dict[str, Any]:
     middle = len(stream) // 2
     swapped = swap_buyers(stream, middle, seed)
@@ -117,7 +118,7 @@ def swap_buyers(stream: Sequence[Example], middle: int, seed: int) -> list[Examp
 
 
 def _replayed(
-    items: Sequence[tuple[str, str]],
+    items: Sequence[CatalogueItem],
     stream: Sequence[Example],
     settings: LearnerSettings,
     drift: DriftSettings,

@@ -84,8 +84,8 @@ def _in_a_process(encoder: EncoderSettings, data: Path | None) -> dict[str, floa
 
 
 def _learn(sender: Connection, encoder: EncoderSettings, data: Path | None) -> None:
-    items = read_catalogue(data / "items.csv.gz") if data else list(_synthetic_items())
-    events = _events_of(data, [item for item, _ in items])
+    items = read_catalogue(data / "items.csv.gz") if data else [*_synthetic_items()]
+    events = _events_of(data, [item[0] for item in items])
     learner = new_learner(encoder, LearnerSettings())
     empty_gib = _peak_gib()
     began = time.perf_counter()

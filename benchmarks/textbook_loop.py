@@ -26,6 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import Measured, events_per_second
+from peft_adapters.modalities import CatalogueItem
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.backtest.run import new_learner, read_catalogue
 from services.backtest.stream import read_stream
@@ -49,7 +50,7 @@ def run(data: Path) -> Measured:
     """Measure on the first events of `data`, each round on the next."""
     items = read_catalogue(data / "items.csv.gz")
     batches = WARM_BATCHES + ROUNDS * ROUND_BATCHES
-    events = _events(data, {item for item, _ in items}, batches * BATCH_EVENTS)
+    events = _events(data, {item[0] for item in items}, batches * BATCH_EVENTS)
     began = time.perf_counter()
     ours = _learner(items, events)
     catalogue_seconds = time.perf_counter() - began
@@ -58,7 +59,7 @@ def run(data: Path) -> Measured:
         "encoder": _classifier(AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=1)),
         "bert_base": _classifier(BertForSequenceClassification(_base_size())),
     }
-    rows = list(_rows(events, dict(items)))
+    rows = list(_rows(events, {item[0]: item[1] for item in items}))
     for _ in range(WARM_BATCHES):
         ours()
     for train in textbook.values():
@@ -113,7 +114,7 @@ def _events(data: Path, known: set[str], count: int) -> list[Example]:
     return stream.examples
 
 
-def _learner(items: Sequence[tuple[str, str]], events: Sequence[Example]) -> Callable[[], int]:
+def _learner(items: Sequence[CatalogueItem], events: Sequence[Example]) -> Callable[[], int]:
     """A function that judges and learns the next batch and gives how many events that were."""
     learner = new_learner(EncoderSettings(cache_dir=None), LearnerSettings())
     learner.add_items(items)

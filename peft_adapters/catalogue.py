@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import structlog
 import torch
 from torch import Tensor
 
+from peft_adapters.modalities import CatalogueItem, ItemVectors
 from peft_adapters.prefix_cache import PrefixCache
 
 log = structlog.get_logger(__name__)
@@ -30,6 +32,7 @@ class Catalogue:
         self.texts: list[str] = []
         self.rows: dict[str, int] = {}
         self.hidden: list[Tensor] = []  # [tokens, dim] a row
+        self.other_vectors: dict[int, ItemVectors] = {}  # by row, of items that have vectors of other modalities
 
     def __len__(self) -> int:
         """Items."""
@@ -39,16 +42,22 @@ class Catalogue:
         """Whether an item has a row."""
         return item_id in self.rows
 
-    def upsert(self, items: Iterable[tuple[str, str]]) -> list[int]:
-        """Add items (id, text) or change their texts; rows whose text is new, in order. All of it or, failing, none."""
+    def upsert(self, items: Iterable[CatalogueItem]) -> list[int]:
+        """Add items or change them; rows whose text or vectors are new, in order. All of it or, failing, none."""
         changed: dict[str, str] = {}
-        for item_id, text in items:
+        vectors: dict[str, ItemVectors] = {}
+        for item in items:
+            item_id, text = item[:2]
             row = self.rows.get(item_id)
             if row is None or self.texts[row] != text or item_id in changed:
                 changed[item_id] = text
+            vectors[item_id] = item[2] if len(item) == 3 else {}
         encoded = self._encode(list(changed.values()))
-        return sorted(
+        rows = {
             self._put(item_id, text, hidden) for (item_id, text), hidden in zip(changed.items(), encoded, strict=True)
+        }
+        return sorted(
+            rows | {self.rows[item_id] for item_id, own in vectors.items() if self._put_vectors(item_id, own)}
         )
 
     def _encode(self, texts: Sequence[str]) -> list[Tensor]:
@@ -71,6 +80,16 @@ class Catalogue:
             self.hidden.append(hidden)
         self.texts[row], self.hidden[row] = text, hidden
         return row
+
+    def _put_vectors(self, item_id: str, vectors: ItemVectors) -> bool:
+        """Whether they are others than before."""
+        row = self.rows[item_id]
+        before = self.other_vectors.pop(row, {})
+        if vectors:
+            self.other_vectors[row] = vectors
+        return before.keys() != vectors.keys() or not all(
+            np.array_equal(before[name], vectors[name]) for name in before
+        )
 
     def vectors(self, suffix: Callable[[Sequence[Tensor]], Tensor], rows: Sequence[int]) -> Tensor:
         """Unit text vectors [rows, dim] under an adapter."""

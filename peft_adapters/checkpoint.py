@@ -27,6 +27,7 @@ from peft_adapters.bundle import SAME_ADAPTER
 from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learner import Learner
+from peft_adapters.modalities import pack, unpack
 from peft_adapters.ranker import ROLES
 
 STATE_VERSION = 5
@@ -150,7 +151,7 @@ def learner_weights(learner: Learner) -> dict[str, Tensor]:
     parts |= {"likelihood_optimiser": learner.likelihood_optimiser.state()}
     parts |= {f"rows.{role}": optimiser.state() for role, optimiser in learner.row_optimisers.items()}
     parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.served_lora}
-    parts |= {"lists": learner.lists.state()[0]}
+    parts |= {"lists": learner.lists.state()[0], "projections": learner.projections.state()}
     return tensors | {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
@@ -163,6 +164,7 @@ def restore_weights(learner: Learner, tensors: dict[str, Tensor]) -> None:
     learner.ranker.heads = tensors["heads"].clone()
     learner.catalogue_heads.copy_(tensors["catalogue_heads"])  # in place: the optimiser holds this tensor
     learner.lists.restore(_part(tensors, "lists"), learner.lists.state()[1])
+    learner.projections.restore(_part(tensors, "projections"))
     learner.ranker.text = tensors["text"]
     learner.ranker.residuals = {role: tensors[f"residuals.{role}"] for role in ROLES}
     learner.heads_optimiser.restore(_part(tensors, "heads_optimiser"))
@@ -177,8 +179,13 @@ def restore_weights(learner: Learner, tensors: dict[str, Tensor]) -> None:
 
 def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Everything a learner is, as tensors and as JSON can hold it."""
-    counters = {f"counters/{name}": value for name, value in learner.ranker.counters.state().items()}
-    return learner_weights(learner) | counters, {
+    parts = {
+        "counters": learner.ranker.counters.state(),
+        "other_vectors": pack(learner.catalogue.other_vectors),
+        "plain": learner.projections.plain(),
+    }
+    others = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+    return learner_weights(learner) | others, {
         "base_digest": learner.encoder.base_digest,
         "adapter": _adapter(learner),
         "items": list(zip(learner.catalogue.ids, learner.catalogue.texts, strict=True)),
@@ -206,9 +213,13 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
             f"the checkpoint was made with the adapter {state['adapter']}, this one is {_adapter(learner)}; "
             "use the `encoder.lora_*` settings it was made with, or an empty directory"
         )
-    learner.catalogue.upsert([(item_id, text) for item_id, text in state["items"]])
+    vectors = unpack(_part(tensors, "other_vectors"))
+    learner.catalogue.upsert(
+        (item_id, text, vectors.get(row, {})) for row, (item_id, text) in enumerate(state["items"])
+    )
     learner.ranker.grow(len(learner.catalogue))
     restore_weights(learner, tensors)
+    learner.projections.restore_plain(_part(tensors, "plain"))
     learner.lists.restore(_part(tensors, "lists"), state["lists"])
     learner.ranker.counters.restore(_part(tensors, "counters"))
     learner.shoppers.restore(state["shoppers"])

@@ -21,6 +21,7 @@ from peft_adapters.checkpoint import learner_weights, restore_weights
 from peft_adapters.counters import Counters, IntArray
 from peft_adapters.evaluation import Prequential, log_probabilities
 from peft_adapters.learner import Learner
+from peft_adapters.modalities import added_norm
 from peft_adapters.ranker import ROLES, Ranker
 from peft_adapters.settings import GateSettings as GateSettings
 
@@ -88,10 +89,11 @@ def _beyond_bounds(groups: Mapping[str, Mapping[str, Tensor]], settings: GateSet
         ("heads", settings.max_head_weight, torch.abs),
         ("residuals", settings.max_residual_norm, _row_norms),
         ("adapter_model", settings.max_lora_norm, torch.linalg.vector_norm),
+        ("projections", settings.max_projection_norm, added_norm),
     )
     reasons = []
     for group, limit, measure in bounds:
-        for name, value in groups[group].items():
+        for name, value in groups.get(group, {}).items():
             largest = float(measure(value.float()).max()) if value.is_floating_point() and value.numel() else 0.0
             if largest > limit:
                 reasons.append(f"{group}.{name} reaches {largest:.3g}, the bound is {limit:g}")
@@ -337,12 +339,14 @@ class _Published:
 
 
 def _norms(weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """Norm of each group: of all heads together, of all LoRA matrices, and the mean of the residuals that moved."""
+    """Norm of each group: all heads, all LoRA matrices together, the mean of moved residuals, what projections add."""
     rows = torch.cat([_row_norms(weights[f"residuals.{role}"].float()) for role in ROLES])
     moved = rows[rows != 0]
     lora = [value for name, value in weights.items() if name.startswith("served_lora/")]
+    added = [float(added_norm(value)) for name, value in weights.items() if name.startswith("projections/served/")]
     return {
         "heads": float(torch.linalg.vector_norm(torch.cat([weights[name].float() for name in _HEADS]))),
         "residuals": float(moved.mean()) if len(moved) else 0.0,
+        "projections": math.hypot(*added),
         "lora": math.sqrt(sum(float(value.float().square().sum()) for value in lora)),
     }

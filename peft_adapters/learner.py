@@ -29,6 +29,7 @@ from peft_adapters.features import (
 from peft_adapters.list_steps import ListSteps
 from peft_adapters.lists import JudgedLists, observe_lists
 from peft_adapters.losses import Features, Side, focused, list_features, positives_features, positives_losses
+from peft_adapters.modalities import CatalogueItem, Projections
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser
 from peft_adapters.ranker import ROLES, Ranker, context_rows, text_evidence
 from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
@@ -66,7 +67,12 @@ class Learner:
         self.likelihood_heads = self.ranker.heads.clone()
         self.likelihood_optimiser = HeadsOptimiser(self.likelihood_heads, learning_rate=settings.heads_learning_rate)
         self.taste_optimiser = HeadsOptimiser(self.ranker.taste, learning_rate=settings.taste_learning_rate)
-        self.lists = ListSteps(self.ranker, settings)
+        self.projections = Projections(
+            encoder.dim,
+            learning_rate=settings.projection_learning_rate,
+            weight_decay=settings.projection_weight_decay,
+        )
+        self.lists = ListSteps(self.ranker, self.projections, catalogue, settings)
         self.row_optimisers = {
             role: RowOptimiser(learning_rate=settings.residual_learning_rate) for role in ROLES if settings.residuals
         }
@@ -80,9 +86,9 @@ class Learner:
 
     # ---- the catalogue
 
-    def add_items(self, items: Sequence[tuple[str, str]]) -> None:
-        """Take in items (id, text), new or with a new text; they can be ranked from now on."""
-        rows = self.catalogue.upsert(items)
+    def add_items(self, items: Sequence[CatalogueItem]) -> None:
+        """Take in items, new ones or what has become of old ones; they can be ranked from now on."""
+        rows = self.catalogue.upsert([self.projections.accepted(item) for item in items])
         self._grow()
         self._refresh(rows)
 
@@ -98,7 +104,8 @@ class Learner:
         self.lists.grow(len(self.catalogue))
 
     def _refresh(self, rows: Sequence[int]) -> None:
-        self.ranker.text[list(rows)] = self.catalogue.vectors(self._served_suffix, rows)
+        text = self.catalogue.vectors(self._served_suffix, rows)
+        self.ranker.text[list(rows)] = self.projections.over(rows, text, self.catalogue.other_vectors)
 
     def _serve_lora(self) -> None:
         """Make LoRA as it stands the one that scores follow from, until the next time."""
@@ -182,6 +189,7 @@ class Learner:
         loss = self._step(batch)
         self._learn_texts(batch)
         self.batches_learned += 1
+        self._serve_projections()
         self.count(batch)
         return loss
 
@@ -232,28 +240,37 @@ class Learner:
             self._serve_lora()
             self._refresh(range(len(self.catalogue)))
 
+    def _serve_projections(self) -> None:
+        """Now and then let item vectors follow the projections; those of items without other vectors stay."""
+        if self.projections.served and self.batches_learned % self.settings.projection_refresh_batches == 0:
+            rows, vectors = self.projections.serve(self.catalogue.other_vectors)
+            self.ranker.text[rows] = vectors
+
     def _lora_moved(self) -> bool:
         trained = self.encoder.lora_state()
         return not all(torch.equal(value, trained[name]) for name, value in self.served_lora.items())
 
     def _step(self, batch: Batch) -> float:
-        """Move heads, taste and residuals, texts standing still.
+        """Move heads, taste, residuals and projections, texts standing still.
 
         As far as lists account for the events, all but the heads is left to them: a list says what was chosen over
         what, the catalogue at large says mostly what was shown. (Adaptive steps do not feel a loss made smaller, so the
         step itself is.)
         """
         heads, taste = (own.clone().requires_grad_() for own in (self.catalogue_heads, self.ranker.taste))
-        query = Side(self.ranker, "query", batch.context_rows)
-        candidate = Side(self.ranker, "candidate", batch.candidates)
+        rows = np.union1d(batch.context_rows, batch.candidates)
+        live_rows, live = self.projections.live(rows, self.catalogue.other_vectors)
+        query = Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
+        candidate = Side(self.ranker, "candidate", batch.candidates, live_rows=live_rows, live=live)
         features = positives_features(batch, taste, query, candidate)
         losses = positives_losses(batch, heads, features, batch.candidates, batch.log_expected)
         loss = (batch.weight * focused(losses, self.settings.loss_focus)).mean()
-        moved = [heads, taste, query.residual, candidate.residual]
+        moved = [heads, taste, query.residual, candidate.residual, *self.projections.parameters()]
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
         self.heads_optimiser.step(gradients[0] * self._mask)
         self.taste_optimiser.step(gradients[1], scale=self._scale())
         self._step_residuals((query, gradients[2]), (candidate, gradients[3]), scale=self._scale())
+        self.projections.step(gradients[4:], scale=self._scale())
         if self.settings.lora:
             self._step_likelihood(batch, features.detach())
         return float(loss.detach())
@@ -280,6 +297,7 @@ class Learner:
         """
         candidates, live_rows = self._lora_rows(batch)
         live = self.catalogue.vectors(self.encoder.suffix, live_rows.tolist())
+        live = self.projections.added(live, live_rows.tolist(), self.catalogue.other_vectors)
         query = Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
         candidate = Side(self.ranker, "candidate", candidates, live_rows=live_rows, live=live)
         # Thinning negatives evenly scales each one's probability by the same factor, which a softmax does not feel.

@@ -16,24 +16,29 @@ import torch
 from torch import Tensor
 
 from peft_adapters.batches import ListBatch
+from peft_adapters.catalogue import Catalogue
 from peft_adapters.features import LIST_INITIAL_WEIGHTS
 from peft_adapters.losses import DelayedFeedback, Side, list_features, lists_loss
+from peft_adapters.modalities import Projections
 from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser
 from peft_adapters.outcome_steps import OutcomeSteps
 from peft_adapters.ranker import ROLES, Ranker
 from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
 
 _OUTCOMES = "outcomes."
+_PROJECTION_SCALE = 0.1  # of steps on projections: as the rate of residuals is to that of positives
 _START_LOG_ODDS = -2.0  # of a click on what is shown, before any list is learnt
 # They fall with every event, so that nobody knows what they were when a list was shown; click-through says it better.
 _NOT_OF_LISTS = ("popularity_fast", "popularity_slow")
 
 
 class ListSteps:
-    """Steps on lists; moves the ranker's taste and residuals, and the head for lists.
+    """Steps on lists; moves the ranker's taste and residuals, projections, and the head for lists.
 
     Args:
         ranker: whose taste and residuals are moved.
+        projections: are moved too.
+        catalogue: whose vectors of other modalities they project.
         settings: how to learn.
 
     Attributes:
@@ -45,7 +50,9 @@ class ListSteps:
         lists_learned: lists so far.
     """
 
-    def __init__(self, ranker: Ranker, settings: LearnerSettings) -> None:
+    def __init__(
+        self, ranker: Ranker, projections: Projections, catalogue: Catalogue, settings: LearnerSettings
+    ) -> None:
         used = set(settings.features) - set(_NOT_OF_LISTS)
         self._mask = torch.tensor([float(name in used) for name in FEATURES])
         self.heads = torch.tensor([LIST_INITIAL_WEIGHTS.get(name, 0.0) for name in FEATURES]) * self._mask
@@ -55,7 +62,7 @@ class ListSteps:
         self.feedback = DelayedFeedback()
         self.outcomes = OutcomeSteps(self._served_mask)
         self.lists_learned = 0
-        self._ranker = ranker
+        self._ranker, self._projections, self._catalogue = ranker, projections, catalogue
         rate = settings.heads_learning_rate
         self._optimisers = {
             "heads": HeadsOptimiser(self.heads, learning_rate=rate),
@@ -80,12 +87,14 @@ class ListSteps:
             tensor.clone().requires_grad_() for tensor in (self.heads, self._ranker.taste, self.examination)
         )
         rows, place = np.unique(batch.items, return_inverse=True)
-        query, candidate = Side(self._ranker, "query", batch.context_rows), Side(self._ranker, "candidate", rows)
+        live = self._projections.live(np.union1d(batch.context_rows, rows), self._catalogue.other_vectors)
+        query = Side(self._ranker, "query", batch.context_rows, live_rows=live[0], live=live[1])
+        candidate = Side(self._ranker, "candidate", rows, live_rows=live[0], live=live[1])
         shown = torch.from_numpy(place)
         features = list_features(batch, taste, query.vectors, candidate.vectors[shown], candidate.text_share[shown])
         scores = heads @ features
         loss = lists_loss(batch, scores, examination, self.feedback)
-        moved = [heads, taste, examination, query.residual, candidate.residual]
+        moved = [heads, taste, examination, query.residual, candidate.residual, *self._projections.parameters()]
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
         features = features.detach()
         self.outcomes.learn(batch, self.outcomes.inputs(batch, features, self._ranker.counters), self.feedback)
@@ -93,6 +102,7 @@ class ListSteps:
         self._optimisers["heads"].step(gradients[0] * self._mask)
         self._optimisers["taste"].step(gradients[1])
         self._optimisers["examination"].step(gradients[2])
+        self._projections.step(gradients[5:], scale=_PROJECTION_SCALE)
         touched = self._step_rows(query, gradients[3]) | self._step_rows(candidate, gradients[4])
         self.feedback.count(batch.clicked, batch.late)
         self.feedback.follow(scores.detach()[torch.from_numpy(~batch.late)])

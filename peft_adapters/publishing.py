@@ -142,7 +142,9 @@ def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor
     changed = np.array(sorted(learner.touched), dtype=np.int64)
     rows = torch.arange(len(ranker)) if full else torch.from_numpy(changed)
     residuals: dict[str, Any] = {role: ranker.residuals[role][rows].half() for role in ROLES}
-    return {
+    projections = {name: weights.half() for name, weights in learner.projections.served.items()}
+    groups: dict[str, dict[str, Tensor]] = {"projections": projections} if projections else {}
+    return groups | {
         "adapter_model": learner.served_lora,
         "heads": {"weights": ranker.heads.clone(), "taste": ranker.taste.clone()} | _probabilities(learner),
         "residuals": {"rows": rows.to(torch.int32)} | residuals,

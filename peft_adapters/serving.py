@@ -22,6 +22,7 @@ from peft_adapters.catalogue import Catalogue
 from peft_adapters.counters import Counters, IntArray
 from peft_adapters.encoder import Encoder
 from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError, EncoderError, HeadwaterModelError
+from peft_adapters.modalities import count_unfit, with_vectors
 from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts, pad
@@ -45,6 +46,7 @@ class Learnt:
         residuals: by role fp16 [items, dim].
         counters: the streaming counters.
         lora: the adapter under PEFT's names.
+        projections: [dim, length] by modality.
         probabilities: what says how likely outcomes are; None before a list was learnt.
     """
 
@@ -54,6 +56,7 @@ class Learnt:
     residuals: dict[str, Tensor]
     counters: Counters
     lora: dict[str, Tensor]
+    projections: dict[str, Tensor]
     probabilities: Probabilities | None = None
 
 
@@ -67,10 +70,11 @@ class ServedModel:
         item_ids: [items] the updater's items in its order, then the worker's others.
         rows: row of each item.
         texts: [items] None where the worker has no text.
-        text: [items, dim] unit text vectors, zero where there is no text.
+        text: [items, dim] unit vectors of texts alone, zero where there is no text.
         has_text: [items] whether an item may be a candidate at all.
         catalogue_rows: [items] row in the worker's catalogue, -1 where it is not.
         row_of: [catalogue rows] the inverse.
+        unused_vectors: of other modalities, of another length than the version takes: left out.
         ranker: scores.
     """
 
@@ -83,6 +87,7 @@ class ServedModel:
     has_text: npt.NDArray[np.bool_]
     catalogue_rows: IntArray
     row_of: IntArray
+    unused_vectors: int
     ranker: FrozenRanker
 
     @property
@@ -186,7 +191,9 @@ def _merged(bundle: Bundle, before: Learnt | None, dim: int) -> Learnt:
     counters.apply(bundle.groups["counters"])
     _require(counters.popularity.shape[1] == len(counters.events) == len(item_ids), "counters are not one an item")
     residuals = _merged_residuals(bundle.groups["residuals"], before, len(item_ids), dim)
-    return Learnt(item_ids, heads, taste, residuals, counters, lora, probabilities_in(bundle))
+    return Learnt(
+        item_ids, heads, taste, residuals, counters, lora, _projections(bundle, dim), probabilities_in(bundle)
+    )
 
 
 def probabilities_in(bundle: Bundle) -> Probabilities | None:
@@ -204,6 +211,13 @@ def probabilities_in(bundle: Bundle) -> Probabilities | None:
             _require(weights.shape == (INPUTS,), f"weights of a probability have shape {tuple(weights.shape)}")
             _require(_finite(weights), "a weight of a probability is not finite")
     return known
+
+
+def _projections(bundle: Bundle, dim: int) -> dict[str, Tensor]:
+    projections = {name: weights.float() for name, weights in bundle.groups.get("projections", {}).items()}
+    for name, weights in projections.items():
+        _require(weights.ndim == 2 and len(weights) == dim and _finite(weights), f"bad projection of {name}")
+    return projections
 
 
 def _merged_residuals(
@@ -247,7 +261,10 @@ def _assembled(
         has_text=has_text,
         catalogue_rows=catalogue_rows,
         row_of=row_of,
-        ranker=_ranker(learnt, text),
+        unused_vectors=count_unfit(catalogue.other_vectors.values(), learnt.projections),
+        ranker=_ranker(
+            learnt, with_vectors(text, catalogue_rows.tolist(), catalogue.other_vectors, learnt.projections)
+        ),
     )
 
 

@@ -95,6 +95,17 @@ class LearnerSettings(BaseModel):
     lora_refresh_steps: int = Field(
         default=4, ge=1, description="item vectors, and what is published, follow LoRA once in so many of its steps"
     )
+    projection_learning_rate: float = Field(
+        default=0.1,
+        ge=0,
+        description="of the projections that add vectors of other modalities to texts, over the root of their length",
+    )
+    projection_weight_decay: float = Field(
+        default=0.5, ge=0, description="a step takes this times the rate off; what is not learnt again fades"
+    )
+    projection_refresh_batches: int = Field(
+        default=4, ge=1, description="item vectors, and what is published, follow projections once in so many batches"
+    )
     features: tuple[str, ...] = Field(default=FEATURES, description="features the head may use, for ablations")
     residuals: bool = Field(default=True, description="off: item vectors are text alone")
     lora: bool = Field(default=True, description="off: the adapter stays at its start")
@@ -108,6 +119,9 @@ class GateSettings(BaseModel):
     max_head_weight: float = Field(default=100.0, gt=0, description="largest absolute weight of a head")
     max_residual_norm: float = Field(default=20.0, gt=0, description="largest norm of an item's residual; texts have 1")
     max_lora_norm: float = Field(default=100.0, gt=0, description="largest norm of one LoRA matrix")
+    max_projection_norm: float = Field(
+        default=20.0, gt=0, description="largest norm of what a projection adds to a text, on average over all vectors"
+    )
     max_norm_ratio: float = Field(
         default=3.0, gt=1, description="largest norm of a group over that of the live adapter"
     )

@@ -115,7 +115,7 @@ def start_from(learner: Learner, directory: Path) -> dict[str, Any] | None:
 
 
 def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
-    """Put all that a full bundle holds into a fresh learner: LoRA, heads, residuals, counters.
+    """Put all that a full bundle holds into a fresh learner: LoRA, projections, heads, residuals, counters.
 
     Its items take the bundle's rows, and are without a text until `add_items` brings one. Optimisers begin anew, the
     heads' at the rate it settles at; shoppers are not in a bundle.
@@ -128,6 +128,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     _require_fit(bundle, learner)
     groups, ranker = bundle.groups, learner.ranker
     learner.restore_lora(groups["adapter_model"], groups["adapter_model"])
+    learner.projections.load(groups.get("projections", {}))
     learner.add_items([(item_id, "") for item_id in bundle.item_ids])
     heads = groups["heads"]["weights"].float()
     lists = learner.lists

@@ -29,6 +29,7 @@ DEAD_LETTER_REASONS = (
     "oversized",
     "wrong_key",
     "unknown_topic",
+    "wrong_vector",
 )
 SCORER_ROUTES = ("/v1/rank", "/v1/recommend")
 REGISTRY_ROUTES = (
@@ -306,6 +307,11 @@ class ScorerMetrics:
             self.swaps.labels(outcome)
         self.swap_seconds = _timed("headwater_swap_seconds", "Time from an announcement to the flip.", registry)
         self.items = Gauge("headwater_items", "Items that can be ranked.", registry=registry)
+        self.unused_vectors = Gauge(
+            "headwater_unused_vectors",
+            "Vectors of items that have another length than the adapter takes; the items are served by their texts.",
+            registry=registry,
+        )
         self.state_users = Gauge("headwater_state_users", "Users whose state is held.", registry=registry)
 
 

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     OVERSIZED = "oversized"
     WRONG_KEY = "wrong_key"
     UNKNOWN_TOPIC = "unknown_topic"
+    WRONG_VECTOR = "wrong_vector"
 
 
 class DeadLetter(BaseModel):

@@ -12,7 +12,7 @@ from streams.dialects import DECODERS
 from streams.events import MODELS, Event, Item
 from streams.topics import Topics
 
-__all__ = ["MAX_EVENT_BYTES", "ItemRemoved", "Reason", "decode"]
+__all__ = ["MAX_EVENT_BYTES", "ItemRemoved", "Reason", "decode", "refused"]
 
 MAX_EVENT_BYTES = 1024 * 1024
 MAX_ERROR_CHARS = 500
@@ -41,36 +41,34 @@ def decode(
     """
     kind, value = topics.kind_of(record.topic), record.value
     if kind is None and record.topic not in topics.dialects:
-        return _refused(record, Reason.UNKNOWN_TOPIC, f"topic {record.topic!r} carries no events")
+        return refused(record, Reason.UNKNOWN_TOPIC, f"topic {record.topic!r} carries no events")
     if value is None:
         return _removed(record, kind)
     if len(value) > max_event_bytes:
         problem = f"an event must have at most {max_event_bytes} bytes, got {len(value)}"
-        return _refused(record, Reason.OVERSIZED, problem)
+        return refused(record, Reason.OVERSIZED, problem)
     try:
         if kind is None:
             return [*DECODERS[topics.dialects[record.topic]](value, record.timestamp_ms)]
         event: Event = _READERS[kind](value)
     except ValidationError as error:
-        return _refused(record, _reason(error), _problem(error))
+        return refused(record, _reason(error), _problem(error))
     if record.key != event.key().encode():
         field = "item_id" if kind == Item.KIND else "user_id"
         problem = f"the key of the record must be its {field}, got {'none' if record.key is None else 'another'}"
-        return _refused(record, Reason.WRONG_KEY, problem)
+        return refused(record, Reason.WRONG_KEY, problem)
     return [event]
 
 
 def _removed(record: Record, kind: str | None) -> list[Event | ItemRemoved] | DeadLetter:
     if kind != Item.KIND:
-        return _refused(
-            record, Reason.MALFORMED_JSON, "a record without a value is no event; only items can be removed"
-        )
+        return refused(record, Reason.MALFORMED_JSON, "a record without a value is no event; only items can be removed")
     try:
         item_id = (record.key or b"").decode()
     except UnicodeDecodeError as error:
-        return _refused(record, Reason.WRONG_KEY, f"the key of a removal must be an item_id: {error}")
+        return refused(record, Reason.WRONG_KEY, f"the key of a removal must be an item_id: {error}")
     if not item_id:
-        return _refused(record, Reason.WRONG_KEY, "the key of a removal must be an item_id, got none")
+        return refused(record, Reason.WRONG_KEY, "the key of a removal must be an item_id, got none")
     return [ItemRemoved(item_id)]
 
 
@@ -88,7 +86,14 @@ def _problem(error: ValidationError) -> str:
     return "; ".join(": ".join(filter(None, (".".join(map(str, d["loc"])), d["msg"]))) for d in details[:5])
 
 
-def _refused(record: Record, reason: Reason, problem: str) -> DeadLetter:
+def refused(record: Record, reason: Reason, problem: str) -> DeadLetter:
+    """The dead letter of a record.
+
+    Args:
+        record: what is refused.
+        reason: the rule it breaks.
+        problem: that rule, the value and the remedy; cut short where it is long.
+    """
     return DeadLetter(
         reason=reason,
         error=problem[:MAX_ERROR_CHARS],

@@ -13,11 +13,17 @@ from typing_extensions import TypedDict
 MAX_ID_CHARS = 256
 MAX_TS_MS = 253_402_300_799_999  # the last millisecond of the year 9999
 MAX_COUNT = 2**31 - 1  # of places and quantities: what stores and tensors hold
+MAX_VECTOR_LENGTH = 2_048
+MAX_VECTORS = 8  # of an item; as many names as a catalogue may have
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 Scenario = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Position = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Modality = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Vector = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_VECTOR_LENGTH)
+]
 
 
 def epoch_ms(value: object) -> object:
@@ -150,6 +156,7 @@ class Item(_Event):
     brand: str = ""
     price: Price | None = None
     status: Literal["active", "blocked"] = "active"
+    vectors: Annotated[dict[Modality, Vector], Field(max_length=MAX_VECTORS)] = {}  # made elsewhere, by modality
 
     def key(self) -> str:
         """The key on Kafka: compaction keeps the newest entry of an item."""

@@ -67,7 +67,7 @@ def run(
     if report_dir:
         require_plots()
     catalogue = read_catalogue(items)
-    known = {item_id for item_id, _ in catalogue}
+    known = {item[0] for item in catalogue}
     stream = read_stream(events, known, max_events=max_events, click_window_seconds=click_window_seconds)
     earlier = read_warm_up(warm_up, known, stream.examples[0].ts) if warm_up else []
     data = Data(

@@ -9,7 +9,7 @@ from typing import Any
 from peft_adapters.settings import AFFINITY_FEATURES, COUNTER_FEATURES, LearnerSettings
 from services.settings import SettingsError
 
-_TEXT_ONLY: dict[str, Any] = {"residuals": False, "lora": False}
+_TEXT_ONLY: dict[str, Any] = {"residuals": False, "lora": False, "projection_learning_rate": 0.0}
 
 # What the learner does without.
 POLICIES: dict[str, dict[str, Any]] = {

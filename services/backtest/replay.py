@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from peft_adapters.modalities import CatalogueItem
 from peft_adapters.shoppers import Contexts, Shoppers, pad
 from services.backtest.judging import Flags, Ints, Ranks
 from services.backtest.policies import Policy
@@ -24,7 +25,7 @@ class Data:
     """What every run of a backtest replays, and how.
 
     Attributes:
-        items: ids and texts.
+        items: the catalogue.
         warm_up: learnt first and never judged.
         stream: replayed.
         batch_events: records a micro-batch.
@@ -32,7 +33,7 @@ class Data:
         judge_after: events after this share of the stream are judged; all are learnt.
     """
 
-    items: Sequence[tuple[str, str]]
+    items: Sequence[CatalogueItem]
     warm_up: Sequence[Example]
     stream: Stream
     batch_events: int

@@ -19,6 +19,7 @@ from torch import Tensor
 from peft_adapters.batches import Positive, ShownList
 from peft_adapters.counters import FloatArray
 from peft_adapters.lists import JudgedLists
+from peft_adapters.modalities import CatalogueItem
 from peft_adapters.shoppers import Contexts, Shoppers
 
 # The best of a search on the first 10,000 events of two data sets; docs/backtest.md says which.
@@ -33,12 +34,12 @@ class RiverRival:
     """River's `facto.FMClassifier` on the stream's events.
 
     Args:
-        items: the catalogue, ids and texts; it looks at ids alone.
+        items: the catalogue; it looks at ids alone.
         seed: of its random start and its negatives.
     """
 
-    def __init__(self, items: Sequence[tuple[str, str]], *, seed: int) -> None:
-        self._rows = {item_id: row for row, item_id in enumerate(dict.fromkeys(item_id for item_id, _ in items))}
+    def __init__(self, items: Sequence[CatalogueItem], *, seed: int) -> None:
+        self._rows = {item_id: row for row, item_id in enumerate(dict.fromkeys(item[0] for item in items))}
         self._model: Any = facto.FMClassifier(
             n_factors=_FACTORS,
             weight_optimizer=optim.SGD(_WEIGHT_RATE),

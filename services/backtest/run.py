@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft_adapters.catalogue import Catalogue, item_text
+from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.learner import Learner
+from peft_adapters.modalities import CatalogueItem
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.backtest.policies import Policy, policy_settings
@@ -18,6 +19,7 @@ from services.backtest.replay import Data, Outcome, Replay
 from services.backtest.rivals import LearnerRival
 from services.backtest.river_rival import RiverRival
 from services.backtest.stream import chunks
+from services.items import catalogue_item
 from services.replay.dataset import DatasetError, read_items
 from streams.joiner import Example
 
@@ -37,15 +39,9 @@ class Start:
     learnt: float = 0.0
 
 
-def read_catalogue(path: Path) -> list[tuple[str, str]]:
-    """Item ids and texts, in file order."""
-    return [
-        (
-            item.item_id,
-            item_text(title=item.title, brand=item.brand, category=item.category, description=item.description),
-        )
-        for item in read_items(path)
-    ]
+def read_catalogue(path: Path) -> list[CatalogueItem]:
+    """Items in file order: ids, texts and, where they have any, vectors."""
+    return [catalogue_item(item) for item in read_items(path)]
 
 
 def read_warm_up(path: Path, known: set[str], before_ms: int) -> list[Example]:

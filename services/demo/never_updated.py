@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from peft_adapters.bundle import read_bundle
-from peft_adapters.catalogue import Catalogue, item_text
+from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.errors import RegistryError
 from peft_adapters.prefix_cache import PrefixCache
@@ -17,6 +17,7 @@ from peft_adapters.settings import EncoderSettings
 from peft_adapters.shoppers import pad
 from services.demo.errors import DemoError
 from services.demo.quality import Context
+from services.items import catalogue_item
 from streams.events import Item
 
 
@@ -77,11 +78,7 @@ def load_never_updated(
     cache = PrefixCache.of(encoder)
     try:
         catalogue = Catalogue(cache)
-        catalogue.upsert((item.item_id, _text(item)) for item in items)
+        catalogue.upsert(catalogue_item(item) for item in items)
         return NeverUpdated(build([bundle], previous=None, catalogue=catalogue, encoder=encoder), catalogue.rows)
     finally:
         cache.close()
-
-
-def _text(item: Item) -> str:
-    return item_text(title=item.title, brand=item.brand, category=item.category, description=item.description)

@@ -32,7 +32,7 @@ def run(settings: Settings, *, items: Path, events: Path, out: Path, first_perce
     torch.set_num_threads(settings.updater.torch_threads)  # sums do not depend on how many cores there are
     pseudonymise = pseudonymiser(settings.privacy)
     catalogue = read_catalogue(items)
-    known = {item_id for item_id, _ in catalogue}
+    known = {item[0] for item in catalogue}
     split = read_split(events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise)
     console.print(f"{split.events:,} events of {len(catalogue):,} items; encoding what is new to the cache")
 

@@ -1,7 +1,8 @@
 """Reads a data set's CSV files, plain or gzipped, as the events that a shop would have published.
 
 Columns of items: ``item_id, title`` and, where there, ``kind, description, tags, category, brand, price, first_seen``;
-tags, split by ``|``, are put before the description.
+tags, split by ``|``, are put before the description. A column ``vectors.<name>`` holds vectors of that modality, each a
+JSON list of numbers; all of a column have one length.
 Columns of events: ``timestamp`` (ISO 8601), ``timestamp_ms`` or ``seq``; ``user_id, event_type, item_id`` and, where
 there, ``session_id, request_id, position, quantity, price, shown_items``. Other columns are not looked at.
 
@@ -17,6 +18,7 @@ What the files leave open is settled the same way every time, so that two readin
 
 import csv
 import gzip
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -29,6 +31,7 @@ from streams.events import Click, Event, Impression, Item, Purchase
 
 INVENTED_EPOCH_MS = 1_577_836_800_000  # 2020-01-01T00:00:00Z
 DEFAULT_SCENARIO = "home"
+_VECTORS = "vectors."  # before a modality in the name of a column
 
 Row = dict[str, str]
 
@@ -49,10 +52,11 @@ def read_items(path: Path) -> Iterator[Item]:
     Raises:
         DatasetError: The file cannot be read, lacks a column, or a row is not a valid item.
     """
-    stem = _stem(path)
+    stem, lengths = _stem(path), dict[str, int]()
     for number, row in _rows(path, required=("item_id", "title")):
         try:
             item = _item(row, f"{stem}-{number}")
+            _require_lengths(item, lengths)
         except ValueError as error:
             raise _bad_row(path, number, error) from error
         yield item
@@ -108,8 +112,20 @@ def _item(row: Row, event_id: str) -> Item:
             "category": row.get("category", ""),
             "brand": row.get("brand", ""),
             "price": row.get("price") or None,
+            "vectors": {
+                name.removeprefix(_VECTORS): json.loads(cell)
+                for name, cell in row.items()
+                if name and name.startswith(_VECTORS) and cell
+            },
         }
     )
+
+
+def _require_lengths(item: Item, lengths: dict[str, int]) -> None:
+    """See that each vector has the length of the first of its name, and remember the lengths of new names."""
+    for name, vector in item.vectors.items():
+        if len(vector) != lengths.setdefault(name, len(vector)):
+            raise ValueError(f"`vectors.{name}` must have {lengths[name]} numbers, as the first has, got {len(vector)}")
 
 
 def _tags(row: Row) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from peft_adapters.catalogue import item_text
 from peft_adapters.counters import IntArray
+from peft_adapters.modalities import CatalogueItem
+from services.items import catalogue_item
 from streams.decode import ItemRemoved
 from streams.events import Item
 
@@ -24,7 +25,7 @@ class LiveItems:
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
         self._blocked = np.zeros(FIRST_CAPACITY, dtype=np.bool_)
-        self._changed: dict[str, str] = {}  # item -> its text, in order of arrival
+        self._changed: dict[str, CatalogueItem] = {}  # by id, in order of arrival
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -41,28 +42,25 @@ class LiveItems:
             if event.item_id in self.rows:
                 self._blocked[self.rows[event.item_id]] = True
             return
-        text = item_text(title=event.title, brand=event.brand, category=event.category, description=event.description)
+        item = catalogue_item(event)
         row = self.rows.get(event.item_id, len(self.rows))
         if row == len(self._blocked):
             self._blocked = np.pad(self._blocked, (0, len(self._blocked)))
         self._blocked[row] = event.status == "blocked"
         with self._lock:
-            self._changed[event.item_id] = text
+            self._changed[event.item_id] = item
             self.rows[event.item_id] = row
 
     def may_be_offered(self, rows: IntArray) -> npt.NDArray[np.bool_]:
         """Which of some rows are neither blocked nor removed."""
         return ~self._blocked[rows]
 
-    def take_changes(self, limit: int) -> list[tuple[str, str]]:
-        """Ids and texts of up to `limit` items that came or changed since, in order of arrival."""
+    def take_changes(self, limit: int) -> list[CatalogueItem]:
+        """Up to `limit` items that came or changed since, in order of arrival."""
         with self._lock:
-            taken = [(item_id, self._changed[item_id]) for item_id in list(self._changed)[:limit]]
-            for item_id, _ in taken:
-                del self._changed[item_id]
-        return taken
+            return [self._changed.pop(item_id) for item_id in list(self._changed)[:limit]]
 
-    def give_back(self, taken: Sequence[tuple[str, str]]) -> None:
-        """Have changes that were taken given again, before what has changed since; a newer text stays the newer one."""
+    def give_back(self, taken: Sequence[CatalogueItem]) -> None:
+        """Have changes that were taken given again, before what has changed since; a newer one stays the newer one."""
         with self._lock:
-            self._changed = dict(taken) | self._changed
+            self._changed = {item[0]: item for item in taken} | self._changed

@@ -172,6 +172,12 @@ class Worker:
         self.answers.model = model
         self._items_taken = 0
         self._metrics.items.set(int(model.has_text.sum()))
+        self._tell_unused(model.unused_vectors)
+
+    def _tell_unused(self, vectors: int) -> None:
+        if vectors:
+            log.warning("vectors_not_used", vectors=vectors, why="another length than the adapter takes")
+        self._metrics.unused_vectors.set(vectors)
 
     def _refuse(self, announced: Manifest | None, error: Exception) -> None:
         """Go on with what is served; a fault that is not the bundle's own is told with its traceback."""

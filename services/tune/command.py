@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from peft_adapters.durable import durable_file
+from peft_adapters.modalities import CatalogueItem
 from services.backtest.judging import Ranks, figures
 from services.backtest.run import new_learner, read_catalogue
 from services.fit.data import Split, read_split, waiting_after
@@ -36,7 +37,7 @@ def run(settings: Settings, *, items: Path, events: Path, out: Path, trials: int
         raise SettingsError("`tune` searches with Optuna, which is not installed; pip install 'headwater[tune]'")
     torch.set_num_threads(settings.updater.torch_threads)
     catalogue = read_catalogue(items)
-    known = {item_id for item_id, _ in catalogue}
+    known = {item[0] for item in catalogue}
     pseudonymise = pseudonymiser(settings.privacy)
     split = read_split(events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise)
     out.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ def _seed(study: Study, seed: int) -> None:
     study.sampler = TPESampler(seed=seed)
 
 
-def _value(settings: Settings, trial: Trial, catalogue: list[tuple[str, str]], split: Split) -> float:
+def _value(settings: Settings, trial: Trial, catalogue: list[CatalogueItem], split: Split) -> float:
     """Validation NDCG@20 after the training events were learnt once, in order."""
     chosen = _sections({name: _suggested(trial, name) for name in _SPACE})
     learner = type(settings.learner).model_validate(settings.learner.model_dump() | chosen["learner"])

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from peft_adapters.catalogue import item_text
 from peft_adapters.learner import Learner
+from services.items import catalogue_item
 from services.metrics import EVENT_OUTCOMES, LATENESS_SECONDS, UpdaterMetrics
 from services.settings import Settings
 from streams.consumer import Record
 from streams.control import Forget, Released, parse_control
-from streams.dead_letters import DeadLetter
-from streams.decode import decode
-from streams.events import SHOPPER_EVENTS, Click, Impression, Item, Purchase
+from streams.dead_letters import DeadLetter, Reason
+from streams.decode import ItemRemoved, decode, refused
+from streams.events import SHOPPER_EVENTS, Click, Event, Impression, Item, Purchase
 from streams.guard import Guard
 from streams.join_store import JoinStore
 from streams.joiner import Example, Joiner, ShownList
@@ -96,7 +96,7 @@ class Intake:
             if record.topic == self._topics.control:
                 events += [(record, command) for command in self._command(record)]
                 continue
-            decoded = decode(record, self._topics)
+            decoded = self._decoded(record)
             if not isinstance(decoded, list):
                 self._refuse(decoded)
                 taken.letters.append(decoded)
@@ -122,13 +122,18 @@ class Intake:
         taken.lists = self._not_quarantined(self.guard.weigh_lists(lists))
         return taken
 
+    def _decoded(self, record: Record) -> list[Event | ItemRemoved] | DeadLetter:
+        """What a record gives; an item whose vectors do not fit those before it is refused, and stays what it was."""
+        decoded = decode(record, self._topics)
+        for event in decoded if isinstance(decoded, list) else ():
+            if isinstance(event, Item) and event.vectors:
+                problem = self._learner.projections.claim({name: len(one) for name, one in event.vectors.items()})
+                if problem is not None:
+                    return refused(record, Reason.WRONG_VECTOR, problem)
+        return decoded
+
     def _take_items(self, items: Sequence[Item]) -> list[Example]:
-        self._learner.add_items(
-            [
-                (i.item_id, item_text(title=i.title, brand=i.brand, category=i.category, description=i.description))
-                for i in items
-            ]
-        )
+        self._learner.add_items([catalogue_item(item) for item in items])
         return [example for item in items for example in self._joiner.item_arrived(item.item_id)]
 
     def _take_event(self, record: Record, event: Impression | Click | Purchase | Released) -> list[Example]:

@@ -11,6 +11,7 @@ from peft_adapters.bundle import Bundle, Manifest, read_bundle, write_bundle
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.learner import Learner
+from peft_adapters.modalities import CatalogueItem
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.publishing import bundle_groups
 from peft_adapters.settings import LearnerSettings
@@ -23,8 +24,8 @@ LEARNING = {
 }
 
 
-def catalogue_of(encoder: Encoder, items: Sequence[tuple[str, str]]) -> Catalogue:
-    """A catalogue with items (id, text) in this order."""
+def catalogue_of(encoder: Encoder, items: Sequence[CatalogueItem]) -> Catalogue:
+    """A catalogue with items in this order."""
     catalogue = Catalogue(PrefixCache(encoder, None))
     catalogue.upsert(items)
     return catalogue

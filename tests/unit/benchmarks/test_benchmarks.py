@@ -12,7 +12,7 @@ from benchmarks.provenance import code, machine
 
 def test_names_are_permanent() -> None:
     assert {"prefix-cache-training", "consume-decode"} <= set(SCENARIOS)
-    assert {"textbook-loop", "step-arithmetic", "learner-memory"} <= set(SCENARIOS)
+    assert {"textbook-loop", "step-arithmetic", "learner-memory", "pictures"} <= set(SCENARIOS)
 
 
 def test_the_two_take_turns_at_going_first() -> None:

@@ -99,6 +99,27 @@ def test_items_take_what_columns_there_are(tmp_path: Path) -> None:
     assert (plate.category, plate.price, plate.ts, plate.event_id) == ("china", None, INVENTED_EPOCH_MS, "items-2")
 
 
+def test_items_take_vectors_from_columns_of_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text('item_id,title,vectors.image,vectors.sound\n7,MUG,"[0.5, 1]",[3]\n8,PLATE,,\n9,CUP,"[1, 2]",\n')
+    assert [item.vectors for item in read_items(path)] == [{"image": [0.5, 1.0], "sound": [3.0]}, {}, {"image": [1, 2]}]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("[1]", r"row 2: `vectors\.image` must have 2 numbers, as the first has, got 1"),
+        ("1;2", r"row 2: .*JSON|row 2: Extra data"),
+        ('"[1, NaN]"', r"row 2: `vectors\.image\.1`: Input should be a finite number"),
+    ],
+)
+def test_a_vector_that_cannot_be_used_names_its_row(tmp_path: Path, cell: str, message: str) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(f'item_id,title,vectors.image\n7,MUG,"[0.5, 1]"\n8,PLATE,{cell}\n')
+    with pytest.raises(DatasetError, match=message):
+        list(read_items(path))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -29,6 +29,17 @@ def test_changes_are_given_once_in_order_of_arrival_with_the_newest_text() -> No
     assert items.rows == {"a": 0, "b": 1, "c": 2}
 
 
+def test_an_item_is_given_with_its_vectors_until_it_comes_without() -> None:
+    items = LiveItems()
+    items.take_in(item("a", vectors={"image": [3.0, 4.0]}))
+    (taken,) = items.take_changes(10)
+    assert len(taken) == 3
+    assert taken[2]["image"].tolist() == np.array([0.6, 0.8], dtype=np.float16).tolist()
+    items.take_in(item("a"))
+    items.give_back([taken])
+    assert items.take_changes(10) == [("a", "Mug")]
+
+
 def test_blocked_and_removed_items_are_not_offered_until_they_come_back() -> None:
     items = LiveItems()
     for event in (item("a"), item("b"), item("c", status="blocked")):

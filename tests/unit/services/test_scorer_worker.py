@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from learnt_chain import Publications
@@ -19,6 +20,7 @@ from peft_adapters.bundle import Manifest, read_manifest
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.errors import RegistryUnavailableError
+from peft_adapters.modalities import item_vectors
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.serving import BuildStoppedError
@@ -110,8 +112,8 @@ class Stage:
         publications.learner.add_items(ITEMS)
         return publications
 
-    def item(self, item_id: str, text: str) -> None:
-        self.items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text))
+    def item(self, item_id: str, text: str, **fields: Any) -> None:
+        self.items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text, **fields))
 
     def publish(self, version: int, *, full: bool = False, announce: bool = True) -> Manifest:
         self.publications.learn(16)
@@ -344,6 +346,19 @@ def test_items_that_come_between_two_adapters_can_be_ranked(stage: Stage) -> Non
         assert "item-late" in stage.worker.answers.model.rows  # type: ignore[union-attr]
     assert stage.series.get_sample_value("headwater_items") == 13
     assert stage.count("swapped") == 2
+
+
+def test_a_vector_of_another_length_than_the_adapter_takes_is_counted_and_said(stage: Stage) -> None:
+    item_id, text = ITEMS[0]
+    stage.publications.learner.add_items([(item_id, text, item_vectors({"image": [1.0, 2.0]}))])
+    stage.publish(1, full=True)
+    with stage.running(), capture_logs() as logs:
+        stage.item(item_id, text, vectors={"image": [1.0, 2.0, 3.0]})
+        until(lambda: stage.series.get_sample_value("headwater_unused_vectors") == 1)
+        stage.item(item_id, text, vectors={"image": [1.0, 2.0]})
+        until(lambda: stage.series.get_sample_value("headwater_unused_vectors") == 0)
+    (line,) = (line for line in logs if line["event"] == "vectors_not_used")
+    assert (line["vectors"], line["why"]) == (1, "another length than the adapter takes")
 
 
 def test_it_says_what_it_still_waits_for(stage: Stage) -> None:

@@ -117,8 +117,8 @@ def impression(number: int = 0, *names: str, ts: int = NOW_MS, user: str = "u") 
     return Impression(event_id=f"e{number}", ts=ts, user_id=user, request_id=f"r{number}", scenario="home", items=shown)
 
 
-def item(name: str = "i0", title: str = "red mug") -> Item:
-    return Item(event_id=f"item-{name}", ts=NOW_MS, item_id=name, kind="product", title=title)
+def item(name: str = "i0", title: str = "red mug", **fields: Any) -> Item:
+    return Item(event_id=f"item-{name}", ts=NOW_MS, item_id=name, kind="product", title=title, **fields)
 
 
 GOOD = st.tuples(
@@ -204,6 +204,34 @@ def test_a_removed_item_keeps_its_row_and_events_of_it_are_learnt() -> None:
     box.send(click())
     assert box.learner.catalogue.rows == {"i0": 0}
     assert [example.item_id for example in box.learnt] == ["i0"]
+
+
+def test_vectors_of_another_length_are_a_dead_letter_and_the_item_stays_what_it_was() -> None:
+    box = Box()
+    for vectors in ({"image": [3.0, 4.0]}, {"image": [1.0], "sound": [1.0]}, {"sound": [1.0, 2.0]}):
+        box.send(item(title=f"mug {len(box.letters)}", vectors=vectors))
+        box.restart()
+    (letter,) = box.letters
+    assert (letter.reason, letter.topic, letter.offset) == ("wrong_vector", TOPICS.items, 1)
+    assert letter.error == "`vectors.image` must have 2 numbers, as the first one had, got 1; keep to one length"
+    assert json.loads(letter.original() or b"")["vectors"] == {"image": [1.0], "sound": [1.0]}
+    assert box.learner.catalogue.texts == ["mug 1"]
+    assert list(box.learner.catalogue.other_vectors[0]) == ["sound"]  # the second one fixed no length of its own
+    assert box.exported(TOPICS.items) == NOTHING | {"in": 3, "learnt": 2, "dead_letter": 1}
+    box.check_identity()
+
+
+def test_the_first_length_holds_within_a_slice_and_what_does_not_decode_fixes_none() -> None:
+    box = Box()
+    events = [
+        item(name, vectors={"image": [1.0] * length}).model_dump_json().encode()
+        for name, length in (("i0", 3), ("i1", 2), ("i2", 2), ("i3", 3))
+    ]
+    events[0] = events[0].replace(b"1.0", b"null", 1)
+    box.take_slice(*(Record(TOPICS.items, 0, at, f"i{at}".encode(), value, NOW_MS) for at, value in enumerate(events)))
+    assert [letter.reason for letter in box.letters] == ["invalid_schema", "wrong_vector"]
+    assert "vectors.image.0" in box.letters[0].error
+    assert box.learner.catalogue.ids == ["i1", "i2"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from streams.events import MAX_TS_MS, MODELS, Click, Impression, Item, Purchase, json_schemas
+from streams.events import (
+    MAX_TS_MS,
+    MAX_VECTOR_LENGTH,
+    MAX_VECTORS,
+    MODELS,
+    Click,
+    Impression,
+    Item,
+    Purchase,
+    json_schemas,
+)
 
 CLICK = {"event_id": "e-1", "ts": 1_700_000_000_000, "user_id": "u-1", "item_id": "i-1"}
 ITEM = {"event_id": "e-1", "ts": 1, "item_id": "i-1", "kind": "product", "title": "Teapot"}
@@ -58,6 +68,13 @@ def test_ids_are_texts_of_1_to_256_characters(field: str, bad: Any) -> None:
         (Purchase, CLICK | {"price": float("nan")}),
         (Item, ITEM | {"kind": "banner"}),
         (Item, ITEM | {"status": "gone"}),
+        (Item, ITEM | {"vectors": {"image": []}}),
+        (Item, ITEM | {"vectors": {"image": [0.0] * (MAX_VECTOR_LENGTH + 1)}}),
+        (Item, ITEM | {"vectors": {"image": [1.0, float("nan")]}}),
+        (Item, ITEM | {"vectors": {"image": [float("inf")]}}),
+        (Item, ITEM | {"vectors": {"image": "1, 2"}}),
+        (Item, ITEM | {"vectors": {"An Image": [1.0]}}),
+        (Item, ITEM | {"vectors": {f"m{number}": [1.0] for number in range(MAX_VECTORS + 1)}}),
         (Impression, SHOWN | {"items": []}),
         (Impression, SHOWN | {"items": [{"item_id": "i"}]}),
     ],
@@ -73,6 +90,12 @@ def test_unknown_fields_are_ignored_and_defaults_filled_in() -> None:
     assert not hasattr(click, "colour")
     assert Purchase.model_validate(CLICK).quantity == 1
     assert Item.model_validate(ITEM).status == "active"
+    assert Item.model_validate(ITEM).vectors == {}
+
+
+def test_an_item_brings_vectors_of_any_length_up_to_the_largest() -> None:
+    vectors = {"image": [0.5] * MAX_VECTOR_LENGTH, "sound": [1]}
+    assert Item.model_validate_json(json.dumps(ITEM | {"vectors": vectors})).vectors == vectors
 
 
 def test_events_cannot_be_changed() -> None:

@@ -1,0 +1,11 @@
+"""Items of the catalogue, from events to what the model sees."""
+
+from peft_adapters.catalogue import item_text
+from peft_adapters.modalities import CatalogueItem, item_vectors
+from streams.events import Item
+
+
+def catalogue_item(item: Item) -> CatalogueItem:
+    """An item's id, text and, where it has any, vectors."""
+    text = item_text(title=item.title, brand=item.brand, category=item.category, description=item.description)
+    return (item.item_id, text, item_vectors(item.vectors)) if item.vectors else (item.item_id, text)
