@@ -183,6 +183,7 @@ def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "counters": learner.ranker.counters.state(),
         "other_vectors": pack(learner.catalogue.other_vectors),
         "plain": learner.projections.plain(),
+        "lora_replay": learner.lora_replay.state(),
     }
     others = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
     return learner_weights(learner) | others, {
@@ -222,6 +223,7 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
     learner.projections.restore_plain(_part(tensors, "plain"))
     learner.lists.restore(_part(tensors, "lists"), state["lists"])
     learner.ranker.counters.restore(_part(tensors, "counters"))
+    learner.lora_replay.restore(_part(tensors, "lora_replay"))
     learner.shoppers.restore(state["shoppers"])
     learner.batches_learned, learner.events_learned = state["batches_learned"], state["events_learned"]
 

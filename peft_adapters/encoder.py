@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from peft_adapters.errors import EncoderError
+from peft_adapters.lora_linear import Dropout
 from peft_adapters.pooling import chosen_pooling
 from peft_adapters.settings import DEFAULT_MODEL, EncoderSettings
 from peft_adapters.suffix import ATTENTION, Suffix
@@ -177,6 +178,10 @@ class Encoder:
         """Text vectors [texts, dim] of cached activations, with gradients to LoRA where enabled."""
         vectors: Tensor = self._suffix(hidden)
         return vectors
+
+    def dropping(self, share: float, *, seed: int) -> AbstractContextManager[None]:
+        """Meanwhile `suffix` leaves out a share of what LoRA sees, drawn by the seed alone."""
+        return self._suffix.dropping(Dropout(share, seed)) if share else nullcontext()
 
     def merged(self) -> MergedSuffix:
         """A copy of the suffix with LoRA folded into its weights: for inference, cheaper to run, never trained."""

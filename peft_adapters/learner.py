@@ -28,6 +28,7 @@ from peft_adapters.features import (
 )
 from peft_adapters.list_steps import ListSteps
 from peft_adapters.lists import JudgedLists, observe_lists
+from peft_adapters.lora_replay import LoraBatch, LoraReplay, lora_batch
 from peft_adapters.losses import Features, Side, focused, list_features, positives_features, positives_losses
 from peft_adapters.modalities import CatalogueItem, Projections
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser
@@ -80,7 +81,11 @@ class Learner:
             encoder.lora_parameters(),
             learning_rate=settings.lora_learning_rate,
             weight_decay=settings.lora_weight_decay,
+            kind=settings.lora_optimiser,
+            warmup_steps=settings.lora_warmup_steps,
+            accumulate=settings.lora_accumulate,
         )
+        self.lora_replay = LoraReplay(settings.lora_replay_batches)
         self._serve_lora()
         self.touched: set[int] = set()  # rows whose residual changed since `mark_published`
 
@@ -217,11 +222,12 @@ class Learner:
         return self.rate_factor * (1 - self._listed_share())
 
     def restart_heads(self) -> None:
-        """Let the heads' rates begin again at their high start, as after a drift."""
+        """Let the heads' rates begin again at their high start, as after a drift, and replay nothing from before."""
         self.heads_optimiser.restart()
         self.likelihood_optimiser.restart()
         self.taste_optimiser.restart()
         self.lists.restart_heads()
+        self.lora_replay.clear()
 
     def _learn_texts(self, batch: Batch) -> None:
         """A step of LoRA where one is due, and now and then item vectors that follow it.
@@ -236,7 +242,8 @@ class Learner:
         before, due = (int(text_evidence(n) / self.settings.lora_every_events) for n in (events, counted))
         if due > before:
             self._step_lora(batch)
-        if due // self.settings.lora_refresh_steps > before // self.settings.lora_refresh_steps and self._lora_moved():
+        refresh = self.settings.lora_refresh_steps * self.settings.lora_accumulate
+        if due // refresh > before // refresh and self._lora_moved():
             self._serve_lora()
             self._refresh(range(len(self.catalogue)))
 
@@ -293,20 +300,27 @@ class Learner:
         """Move LoRA, heads and residuals standing still.
 
         The loss is cross-entropy on fewer candidates, each event weighed by the share that text has in its item. All
-        candidates carry gradients: if only some did, LoRA would lower it by pulling those towards every shopper.
+        candidates carry gradients: if only some did, LoRA would lower it by pulling those towards every shopper. Where
+        batches are kept, the gradient of one of them is added.
         """
-        candidates, live_rows = self._lora_rows(batch)
+        new = lora_batch(batch, *self._lora_rows(batch))
+        generator = np.random.default_rng([self.settings.seed, self.batches_learned, 2])  # as draws of negatives are
+        with self.encoder.dropping(self.settings.lora_dropout, seed=int(generator.integers(2**63))):
+            for part in (new, *self.lora_replay.draw(generator)):
+                self._lora_loss(part).backward()  # type: ignore[no-untyped-call]
+        self.lora_replay.take_in(new, generator)
+        self.lora_optimiser.step(scale=self._scale())
+
+    def _lora_loss(self, batch: LoraBatch) -> Tensor:
+        live_rows = batch.live_rows
         live = self.catalogue.vectors(self.encoder.suffix, live_rows.tolist())
         live = self.projections.added(live, live_rows.tolist(), self.catalogue.other_vectors)
         query = Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
-        candidate = Side(self.ranker, "candidate", candidates, live_rows=live_rows, live=live)
-        # Thinning negatives evenly scales each one's probability by the same factor, which a softmax does not feel.
-        log_expected = batch.log_expected[torch.from_numpy(np.searchsorted(batch.candidates, candidates))]
+        candidate = Side(self.ranker, "candidate", batch.columns, live_rows=live_rows, live=live)
         features = positives_features(batch, self.ranker.taste, query, candidate)
-        losses = positives_losses(batch, self.likelihood_heads, features, candidates, log_expected)
+        losses = positives_losses(batch, self.likelihood_heads, features, batch.columns, batch.log_expected)
         speaks = self.ranker.text_share(batch.items)
-        (batch.weight * speaks / speaks.mean() * losses).mean().backward()  # type: ignore[no-untyped-call]
-        self.lora_optimiser.step(scale=self._scale())
+        return (batch.weight * speaks / speaks.mean() * losses).mean()
 
     # ---- lists
 
@@ -380,7 +394,11 @@ class Learner:
         return candidates, np.union1d(candidates, looked_at[~np.isin(looked_at, candidates)][:room])
 
     def forget(self, user_id: str) -> bool:
-        """Drop what is kept of a shopper; whether there was anything."""
+        """Drop what is kept of a shopper; whether there was anything.
+
+        Batches that are kept do not say whose they are, so none of them is kept.
+        """
+        self.lora_replay.clear()
         return self.shoppers.forget(user_id)
 
     def restore_lora(self, lora: dict[str, Tensor], served: dict[str, Tensor]) -> None:

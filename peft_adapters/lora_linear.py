@@ -11,6 +11,24 @@ from typing import Any, cast
 import torch
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class Dropout:
+    """Leaves out a share of the numbers it is given, and scales the others up; drawn by its seed alone.
+
+    Args:
+        share: left out.
+        seed: of all that is drawn, in the order of the calls.
+    """
+
+    def __init__(self, share: float, seed: int) -> None:
+        self._kept, self._generator = 1 - share, torch.Generator().manual_seed(seed)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Of any shape."""
+        kept = torch.empty_like(states).bernoulli_(self._kept, generator=self._generator)
+        return states * kept / self._kept
 
 
 class LoraLinear(nn.Module):
@@ -18,6 +36,9 @@ class LoraLinear(nn.Module):
 
     Args:
         layer: PEFT's; one plain adapter without dropout, as `Encoder` sets it up.
+
+    Attributes:
+        dropout: what LoRA's input goes through, in a training step; None outside.
     """
 
     def __init__(self, layer: PeftLinear) -> None:
@@ -29,12 +50,21 @@ class LoraLinear(nn.Module):
         self.weight, self.bias = base.weight, base.bias  # [out, in], [out]
         self.down, self.up = down.weight, up.weight  # [rank, in], [out, rank]
         self.scaling = float(layer.scaling[adapter])
+        self.dropout: Dropout | None = None  # of what LoRA sees, in a training step
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         flat = states.flatten(0, -2)
-        out: Tensor = _Lora.apply(flat, self.weight, self.bias, self.down, self.up, self.scaling)  # type: ignore[no-untyped-call]
+        out = self._plain(flat) if self.dropout is None else self._dropped(flat, self.dropout)
         return out.view(*states.shape[:-1], -1)
+
+    def _plain(self, flat: Tensor) -> Tensor:
+        out: Tensor = _Lora.apply(flat, self.weight, self.bias, self.down, self.up, self.scaling)  # type: ignore[no-untyped-call]
+        return out
+
+    def _dropped(self, flat: Tensor, dropout: Dropout) -> Tensor:
+        thin = linear(dropout(flat), self.down)  # [tokens, rank]
+        return torch.add(linear(flat, self.weight, self.bias), linear(thin, self.up), alpha=self.scaling)
 
     def merged(self) -> nn.Linear:
         """An ordinary layer that does the same, on weights of its own."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from peft_adapters.batches import Batch, ListBatch
 from peft_adapters.counters import IntArray
 from peft_adapters.features import affinities_of_pairs, affinity_features, weighted_sum
+from peft_adapters.lora_replay import LoraBatch
 from peft_adapters.ranker import Ranker
 
 _LATE_SMOOTHING = 10.0  # clicks: while few are known, late ones are taken for rarer than counted
@@ -60,7 +61,7 @@ class Features(NamedTuple):
         return Features(self.counted, tuple(own.detach() for own in self.affinities))
 
 
-def positives_features(batch: Batch, taste: Tensor, query: Side, candidate: Side) -> Features:
+def positives_features(batch: Batch | LoraBatch, taste: Tensor, query: Side, candidate: Side) -> Features:
     """Features of the candidates, differentiable in what the sides are and in taste [dim]."""
     places = candidate.rows if batch.columns is None else np.searchsorted(batch.columns, candidate.rows)
     return Features(
@@ -69,7 +70,9 @@ def positives_features(batch: Batch, taste: Tensor, query: Side, candidate: Side
     )
 
 
-def positives_losses(batch: Batch, heads: Tensor, features: Features, rows: IntArray, log_expected: Tensor) -> Tensor:
+def positives_losses(
+    batch: Batch | LoraBatch, heads: Tensor, features: Features, rows: IntArray, log_expected: Tensor
+) -> Tensor:
     """Sampled softmax over the candidates `rows`, log-Q corrected; cross-entropy of each event, [events] nats."""
     logits = weighted_sum(heads, *features) - log_expected  # [events, candidates]
     targets = torch.from_numpy(np.searchsorted(rows, batch.items))

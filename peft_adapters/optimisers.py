@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from peft_adapters.settings import LoraOptimiserKind
+
 _CLIP_NORM = 5.0  # of the heads' gradient
 _LORA_CLIP_NORM = 1.0
 _HEADS_DECAY_BATCHES = 20  # the heads' rate falls with the root of time beyond this
@@ -86,27 +88,76 @@ class RowOptimiser:
 
 
 class LoraOptimiser:
-    """AdamW (Loshchilov & Hutter 2019) on the LoRA weights."""
+    """AdamW (Loshchilov & Hutter 2019) or plain SGD on the LoRA weights.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], *, learning_rate: float, weight_decay: float) -> None:
+    Args:
+        parameters: the weights; gradients wait on them, between steps too.
+        kind: which of the two.
+        learning_rate: of a full step.
+        weight_decay: decoupled from the gradient: a step takes off `learning_rate * weight_decay` of each weight.
+        warmup_steps: over so many steps the rate rises to the full one, in equal parts.
+        accumulate: gradients that a step is the mean of.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        kind: LoraOptimiserKind = "adamw",
+        warmup_steps: int = 0,
+        accumulate: int = 1,
+    ) -> None:
         self._parameters, self._learning_rate = list(parameters), learning_rate
-        self._optimiser = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay)
+        self._optimiser = _LORA_KINDS[kind](self._parameters, lr=learning_rate, weight_decay=weight_decay)
+        self._warmup_steps, self._accumulate = warmup_steps, accumulate
+        self._steps = 0
+        self._waiting = 0  # gradients that add up on the parameters
 
     def step(self, *, scale: float = 1.0) -> None:
-        """One clipped step along the parameters' gradients, which begin anew; `scale` is of its length."""
-        self._optimiser.param_groups[0]["lr"] = self._learning_rate * scale
+        """Take in a gradient, and step once there are enough; `scale` is of the step's length.
+
+        A step goes along the clipped mean of the gradients since the last; they begin anew after it.
+        """
+        self._waiting += 1
+        if self._waiting < self._accumulate:
+            return
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad /= self._waiting
+        self._steps += 1
+        warm = min(1.0, self._steps / max(1, self._warmup_steps))
+        self._optimiser.param_groups[0]["lr"] = self._learning_rate * scale * warm
         nn.utils.clip_grad_norm_(self._parameters, _LORA_CLIP_NORM)
         self._optimiser.step()
         self._optimiser.zero_grad()
+        self._waiting = 0
 
     def state(self) -> dict[str, Tensor]:
-        """All of it as tensors."""
-        return _adam_state(self._optimiser)
+        """All of it as tensors, gradients that wait included."""
+        waiting = {
+            f"gradient.{index}": parameter.grad.clone()
+            for index, parameter in enumerate(self._parameters)
+            if parameter.grad is not None
+        }
+        counts = {"steps": torch.tensor(self._steps), "waiting": torch.tensor(self._waiting)}
+        return _adam_state(self._optimiser) | counts | waiting
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave."""
         _restore_adam(self._optimiser, state)
+        self._steps, self._waiting = int(state["steps"]), int(state["waiting"])
+        for index, parameter in enumerate(self._parameters):
+            gradient = state.get(f"gradient.{index}")
+            parameter.grad = None if gradient is None else gradient.clone()
 
+
+# SGD has no momentum and keeps nothing; its weight decay, a part of the gradient, is then the same as AdamW's.
+_LORA_KINDS: dict[LoraOptimiserKind, type[torch.optim.AdamW] | type[torch.optim.SGD]] = {
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
 
 _ADAM_KEYS = ("step", "exp_avg", "exp_avg_sq")
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_MODEL = "default"
+LoraOptimiserKind = Literal["adamw", "sgd"]
 
 COUNTER_FEATURES = (
     "popularity_fast",
@@ -86,12 +87,28 @@ class LearnerSettings(BaseModel):
         description="q of the generalised cross-entropy: 0 is cross-entropy, more lets what is ranked hopelessly low "
         "weigh less",
     )
+    lora_optimiser: LoraOptimiserKind = Field(
+        default="adamw", description="sgd is plain, without momentum, and needs a rate some 300 to 1,000 times as high"
+    )
     lora_learning_rate: float = Field(default=1e-3, ge=0)
+    lora_warmup_steps: int = Field(default=0, ge=0, description="steps over which LoRA's rate rises to the full one")
     lora_weight_decay: float = Field(default=0.01, ge=0)
+    lora_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of what LoRA's matrices see that a training step leaves out"
+    )
+    lora_accumulate: int = Field(
+        default=1, ge=1, description="a step of LoRA goes along the mean gradient of so many batches"
+    )
     lora_every_events: int = Field(
         default=96, ge=1, description="LoRA takes a step once so much text counted, each event by its item's text share"
     )
     lora_items: int = Field(default=512, ge=1, description="distinct texts that a step of LoRA gets gradients from")
+    lora_replay_batches: int = Field(
+        default=0,
+        ge=0,
+        description="earlier batches kept, a uniform sample; a step of LoRA adds the gradient of one, and takes twice "
+        "as long. 0 keeps none",
+    )
     lora_refresh_steps: int = Field(
         default=4, ge=1, description="item vectors, and what is published, follow LoRA once in so many of its steps"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from peft_adapters.lora_linear import LoraLinear
+from peft_adapters.lora_linear import Dropout, LoraLinear
 
 ATTENTION = "headwater_packed"  # as sdpa, unless texts lie end to end
 Pooling = Literal["mean", "cls", "last"]
@@ -52,6 +53,18 @@ class Suffix(nn.Module):
         order = sorted(range(len(hidden)), key=lambda index: len(hidden[index]))
         vectors = torch.cat([self._run([hidden[index] for index in chunk]) for chunk in _chunks(order, hidden)])
         return vectors.index_select(0, torch.argsort(torch.tensor(order)))
+
+    @contextmanager
+    def dropping(self, dropout: Dropout) -> Iterator[None]:
+        """Meanwhile what LoRA sees goes through dropout."""
+        layers = [module for module in self.modules() if isinstance(module, LoraLinear)]
+        try:
+            for layer in layers:
+                layer.dropout = dropout
+            yield
+        finally:
+            for layer in layers:
+                layer.dropout = None
 
     def merged(self) -> Suffix:
         """A frozen copy with LoRA folded into its weights: for inference, cheaper to run, never trained."""

@@ -18,7 +18,7 @@ def tune(
     config: Config = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Search learning rates, negatives and batch size; needs the extra `tune`.
+    """Search learning rates, LoRA's optimiser, negatives and batch size; needs the extra `tune`.
 
     A trial learns the training events once and is judged by NDCG@20 on the validation events; the test events are not
     looked at. Started again, it goes on with the study. DIR/tuned.toml holds the winner, for --config.

@@ -87,19 +87,28 @@ def _value(settings: Settings, trial: Trial, catalogue: list[CatalogueItem], spl
     return figures(ranks)["ndcg20"]
 
 
-# Setting: lowest, highest. All on a logarithmic scale; whole numbers stay whole.
-_SPACE: dict[str, tuple[float, float] | tuple[int, int]] = {
+# Setting: lowest, highest, on a logarithmic scale; whole numbers stay whole. Or a list of all there is to choose from.
+_SPACE: dict[str, tuple[float, float] | tuple[int, int] | list[Any]] = {
     "learner.heads_learning_rate": (0.01, 0.3),
     "learner.residual_learning_rate": (3e-4, 0.03),
-    "learner.lora_learning_rate": (1e-4, 1e-2),
+    "learner.lora_optimiser": ["adamw", "sgd"],
+    "learner.lora_learning_rate": (1e-4, 1e-2),  # of AdamW
+    "learner.lora_warmup_steps": [0, 10, 50],
+    "learner.lora_dropout": [0.0, 0.05, 0.1, 0.2],
+    "learner.lora_accumulate": [1, 2, 4],
     "learner.lora_every_events": (32, 1_024),
     "learner.negatives": (256, 4_096),
     "fit.batch_events": (32, 512),
 }
+# SGD's rates over AdamW's: a clipped gradient has norm 1 as a whole, a step of AdamW about 1 in each weight.
+_SGD_RATE = 300.0
 
 
-def _suggested(trial: Trial, name: str) -> float | int:
-    low, high = _SPACE[name]
+def _suggested(trial: Trial, name: str) -> Any:
+    space = _SPACE[name]
+    if isinstance(space, list):
+        return trial.suggest_categorical(name, space)
+    low, high = space
     if isinstance(low, int) and isinstance(high, int):
         return trial.suggest_int(name, low, high, log=True)
     return trial.suggest_float(name, low, high, log=True)
@@ -110,6 +119,8 @@ def _sections(chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name, value in chosen.items():
         section, key = name.split(".")
         sections.setdefault(section, {})[key] = value
+    if sections["learner"]["lora_optimiser"] == "sgd":
+        sections["learner"]["lora_learning_rate"] *= _SGD_RATE
     return sections
 
 

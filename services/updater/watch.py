@@ -52,7 +52,7 @@ class Watch:
             log.warning("drift_alarm", detector=detector, events_learned=self._learner.events_learned)
         if factor > self._learner.rate_factor:
             self._learner.restart_heads()
-            log.warning("learning_rate_raised", factor=factor, left_out="replay, which there is none of")
+            log.warning("learning_rate_raised", factor=factor)
         self._learner.rate_factor = factor
         if seen.ended is not None:
             self._metrics.drift_ended.labels(seen.ended).inc()

@@ -84,6 +84,22 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, batches: int, 
     assert unkilled.events_learned == len(STREAM)
 
 
+@pytest.mark.parametrize("batches", [1, 3, 5])
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_resumed_equals_uninterrupted_with_all_that_lora_may_keep(tmp_path: Path, batches: int, kind: str) -> None:
+    changes = {"lora_optimiser": kind, "lora_dropout": 0.2, "lora_warmup_steps": 4, "lora_accumulate": 2}
+    changes |= {"lora_replay_batches": 2}
+    settings = SETTINGS.model_copy(update=changes)
+    unkilled = tiny_learner(settings, items=ITEMS)
+    learn(unkilled, STREAM[: 24 * batches])
+    assert any(name.startswith("lora_optimiser/gradient.") for name in learner_state(unkilled)[0])
+    save_checkpoint(tmp_path, 1, unkilled, {})
+    other = resumed(tmp_path, settings)
+    for part in (unkilled, other):
+        learn(part, STREAM[24 * batches :])
+    assert_same(unkilled, other)
+
+
 def test_resumed_equals_uninterrupted_when_items_come_and_texts_change(tmp_path: Path) -> None:
     learner = tiny_learner(SETTINGS, items=ITEMS)
     for new in ([("new-0", "oak bird")], [("item-3", "another lamp"), ("new-1", "")]):

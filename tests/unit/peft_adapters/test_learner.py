@@ -1,5 +1,7 @@
 """How the learner samples, corrects, counts and refreshes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -123,6 +125,33 @@ def test_lora_moves_as_long_as_texts_count_and_item_vectors_follow_every_few_ste
     assert 4 <= sum(stepped[-20:]) <= 9  # by the formula 52 of 400 events, which is 6.6 steps
     assert sum(stepped) // 5 <= sum(followed) <= sum(stepped) // 3 + 1
     assert all(step for step, follows in zip(stepped, followed, strict=True) if follows)
+
+
+def lora_after(batches: int, **settings: Any) -> dict[str, torch.Tensor]:
+    learner = tiny_learner(LearnerSettings(lora_every_events=1, lora_refresh_steps=1, **settings), items=30)
+    for number in range(batches):
+        learner.learn(learner.observe(paired_stream(20, items=30, seed=number)))
+    assert all(torch.equal(value, learner.served_lora[name]) for name, value in learner.encoder.lora_state().items())
+    with torch.inference_mode():  # outside of steps nothing is dropped
+        torch.testing.assert_close(learner.ranker.text, learner.catalogue.vectors(learner.encoder.suffix, range(30)))
+    return learner.encoder.lora_state()
+
+
+def test_dropout_is_drawn_by_the_seed_and_the_step_alone() -> None:
+    first = lora_after(2, lora_dropout=0.3)
+    torch.rand(100)
+    same, without = lora_after(2, lora_dropout=0.3), lora_after(2)
+    assert all(torch.equal(value, same[name]) for name, value in first.items())
+    assert not any(torch.equal(value, without[name]) for name, value in first.items() if "lora_B" in name)
+
+
+def test_a_step_waits_for_as_many_batches_as_it_accumulates() -> None:
+    start = tiny_learner(LearnerSettings()).encoder.lora_state()
+    moved = [
+        any(not torch.equal(value, start[name]) for name, value in lora_after(batches, lora_accumulate=3).items())
+        for batches in (1, 2, 3)
+    ]
+    assert moved == [False, False, True]
 
 
 def test_item_vectors_are_those_of_the_lora_that_is_served() -> None:

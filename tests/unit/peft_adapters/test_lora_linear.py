@@ -6,7 +6,7 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 
-from peft_adapters.lora_linear import LoraLinear
+from peft_adapters.lora_linear import Dropout, LoraLinear
 
 
 def peft_linear(*, bias: bool) -> PeftLinear:
@@ -49,3 +49,27 @@ def test_states_that_nothing_below_learns_from_get_no_gradient() -> None:
     assert layer.weight.grad is None
     assert layer.down.grad is not None
     assert layer.up.grad is not None
+
+
+def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
+    dropped = Dropout(0.3, seed=0)(torch.ones(100, 100))
+    assert sorted(set(dropped.flatten().tolist())) == pytest.approx([0, 1 / 0.7])
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_dropout_is_of_what_lora_sees_alone(bias: bool) -> None:
+    layer = LoraLinear(peft_linear(bias=bias))
+    states = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    layer.dropout = Dropout(0.5, seed=1)
+    out = layer(states)
+    dropped = Dropout(0.5, seed=1)(states)
+    expected = nn.functional.linear(states, layer.weight, layer.bias) + dropped @ layer.down.t() @ layer.up.t() * 4
+    torch.testing.assert_close(out, expected)
+    weights = [states, layer.down, layer.up]
+    for own, reference in zip(
+        torch.autograd.grad(out.square().sum(), weights),
+        torch.autograd.grad(expected.square().sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, reference)

@@ -1,6 +1,8 @@
 """Each optimiser against its definition, and against itself interrupted and restored."""
 
 from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +96,41 @@ def test_lora_step_is_clipped_adamw_over_summed_gradients() -> None:
     torch.testing.assert_close(parameter, reference)
 
 
+def lora_steps(given: list[Tensor], **options: Any) -> list[list[float]]:
+    """Where a weight that begins at (1, -1) stands after each gradient."""
+    parameter = nn.Parameter(torch.tensor([1.0, -1.0]))
+    optimiser = LoraOptimiser([parameter], **{"learning_rate": 0.1, "weight_decay": 0.0} | options)
+    stood = []
+    for gradient in given:
+        (parameter * gradient).sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        stood.append(parameter.tolist())
+    return stood
+
+
+def test_sgd_steps_by_hand() -> None:
+    """Clipped at norm 1; of each weight a tenth of the rate decays."""
+    first, second = lora_steps([torch.tensor([0.5, 0.0]), torch.tensor([3.0, -4.0])], kind="sgd", weight_decay=0.1)
+    assert first == pytest.approx([1 - 0.05 - 0.01, -1 + 0.01])
+    assert second == pytest.approx([0.94 - 0.06 - 0.0094, -0.99 + 0.08 + 0.0099])
+
+
+def test_the_rate_warms_up_in_equal_parts_and_stays() -> None:
+    stood = lora_steps([torch.tensor([0.5, 0.0])] * 6, kind="sgd", warmup_steps=4)
+    lengths = [before[0] - after[0] for before, after in pairwise([[1.0, -1.0], *stood])]
+    assert lengths == pytest.approx([0.0125, 0.025, 0.0375, 0.05, 0.05, 0.05], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_two_gradients_accumulated_make_the_step_of_their_mean(kind: str) -> None:
+    halves = gradients(6, 2)
+    means = [(one + other) / 2 for one, other in zip(halves[::2], halves[1::2], strict=True)]
+    stood = lora_steps(halves, kind=kind, accumulate=2, warmup_steps=2)
+    assert stood[::2] == [[1.0, -1.0], *stood[1:-1:2]]  # nothing moves at the first of two
+    for accumulated, expected in zip(stood[1::2], lora_steps(means, kind=kind, warmup_steps=2), strict=True):
+        assert accumulated == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("stop", [0, 1, 7])
 def test_heads_resume_exactly(stop: int) -> None:
     heads = torch.zeros(3)
@@ -127,9 +164,11 @@ def test_rows_resume_exactly(stop: int) -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 6])
-def test_lora_resumes_exactly(stop: int) -> None:
+@pytest.mark.parametrize("options", [{}, {"kind": "sgd"}, {"accumulate": 4, "warmup_steps": 3}])
+def test_lora_resumes_exactly(stop: int, options: dict[str, Any]) -> None:
+    options |= {"learning_rate": 0.01, "weight_decay": 0.1}
     unkilled_weights = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3))]
-    unkilled = LoraOptimiser(unkilled_weights, learning_rate=0.01, weight_decay=0.1)
+    unkilled = LoraOptimiser(unkilled_weights, **options)
 
     def batch(weights: list[nn.Parameter], optimiser: LoraOptimiser, number: int) -> None:
         parts = [(weight * (number + 1) * gradients(1, *weight.shape)[0]).sum() for weight in weights]
@@ -139,7 +178,7 @@ def test_lora_resumes_exactly(stop: int) -> None:
     for number in range(stop):
         batch(unkilled_weights, unkilled, number)
     resumed_weights = [nn.Parameter(weight.detach().clone()) for weight in unkilled_weights]
-    resumed = LoraOptimiser(resumed_weights, learning_rate=0.01, weight_decay=0.1)
+    resumed = LoraOptimiser(resumed_weights, **options)
     resumed.restore(copied(unkilled.state()))
     for number in range(stop, 16):
         batch(unkilled_weights, unkilled, number)

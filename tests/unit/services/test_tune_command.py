@@ -47,6 +47,18 @@ def test_a_search_gone_on_with_ends_as_one_that_was_not_cut_short(tmp_path: Path
     assert found.updater.batch_events == found.fit.batch_events
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("adamw", 0.002), ("sgd", 0.6)])
+def test_the_winner_names_the_optimiser_and_a_rate_of_its_size(tmp_path: Path, kind: str, rate: float) -> None:
+    winner = tmp_path / "tuned.toml"
+    chosen = {"learner.lora_optimiser": kind, "learner.lora_learning_rate": 0.002, "fit.batch_events": 64}
+    winner.write_text(command._toml(chosen | {"learner.lora_dropout": 0.1, "learner.lora_accumulate": 2}))
+    found = load_settings(winner)
+    assert found.learner.lora_optimiser == kind
+    assert found.learner.lora_learning_rate == pytest.approx(rate)
+    assert (found.learner.lora_dropout, found.learner.lora_accumulate) == (0.1, 2)
+    assert found.updater.batch_events == 64
+
+
 def test_without_optuna_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda _: None)
     with pytest.raises(SettingsError, match=r"pip install 'headwater\[tune\]'"):
