@@ -145,6 +145,7 @@ def learner_weights(learner: Learner) -> dict[str, Tensor]:
     ranker = learner.ranker
     tensors = {"heads": ranker.heads, "catalogue_heads": learner.catalogue_heads, "text": ranker.text}
     tensors |= {"likelihood_heads": learner.likelihood_heads}
+    tensors |= {"taste": ranker.taste, "catalogue_taste": learner.catalogue_taste}
     tensors |= {f"residuals.{role}": ranker.residuals[role] for role in ROLES}
     parts = {"heads_optimiser": learner.heads_optimiser.state(), "lora_optimiser": learner.lora_optimiser.state()}
     parts |= {"taste_optimiser": learner.taste_optimiser.state()}
@@ -168,6 +169,8 @@ def restore_weights(learner: Learner, tensors: dict[str, Tensor]) -> None:
     learner.ranker.text = tensors["text"]
     learner.ranker.residuals = {role: tensors[f"residuals.{role}"] for role in ROLES}
     learner.heads_optimiser.restore(_part(tensors, "heads_optimiser"))
+    learner.ranker.taste = tensors["taste"].clone()
+    learner.catalogue_taste.copy_(tensors["catalogue_taste"])
     learner.likelihood_heads.copy_(tensors["likelihood_heads"])
     learner.likelihood_optimiser.restore(_part(tensors, "likelihood_optimiser"))
     learner.taste_optimiser.restore(_part(tensors, "taste_optimiser"))

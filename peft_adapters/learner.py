@@ -67,7 +67,8 @@ class Learner:
         # The same by plain likelihood: what LoRA learns under. Focus leaves what only texts can say out of sight.
         self.likelihood_heads = self.ranker.heads.clone()
         self.likelihood_optimiser = HeadsOptimiser(self.likelihood_heads, learning_rate=settings.heads_learning_rate)
-        self.taste_optimiser = HeadsOptimiser(self.ranker.taste, learning_rate=settings.taste_learning_rate)
+        self.catalogue_taste = self.ranker.taste.clone()  # the same for taste: what is shown is chosen already
+        self.taste_optimiser = HeadsOptimiser(self.catalogue_taste, learning_rate=settings.taste_learning_rate)
         self.projections = Projections(
             encoder.dim,
             learning_rate=settings.projection_learning_rate,
@@ -205,12 +206,13 @@ class Learner:
         self.events_learned += len(batch)
 
     def _blend(self) -> None:
-        """Serve the heads of lists as far as lists account for what was clicked and bought."""
-        self.ranker.heads = self._blended(self.lists.served_heads) * _SERVED
+        """Serve heads and taste of lists as far as lists account for what was clicked and bought."""
+        self.ranker.heads = self._blended(self.catalogue_heads, self.lists.served_heads) * _SERVED
+        self.ranker.taste = self._blended(self.catalogue_taste, self.lists.taste)
 
-    def _blended(self, heads_of_lists: Tensor) -> Tensor:
+    def _blended(self, of_catalogue: Tensor, of_lists: Tensor) -> Tensor:
         share = self._listed_share()
-        return self.catalogue_heads.lerp(heads_of_lists, share) if share > 0 else self.catalogue_heads.clone()
+        return of_catalogue.lerp(of_lists, share) if share > 0 else of_catalogue.clone()
 
     def _listed_share(self) -> float:
         """Share of clicks and purchases that came in lists, where what each was chosen over is known."""
@@ -264,7 +266,7 @@ class Learner:
         what, the catalogue at large says mostly what was shown. (Adaptive steps do not feel a loss made smaller, so the
         step itself is.)
         """
-        heads, taste = (own.clone().requires_grad_() for own in (self.catalogue_heads, self.ranker.taste))
+        heads, taste = (own.clone().requires_grad_() for own in (self.catalogue_heads, self.catalogue_taste))
         rows = np.union1d(batch.context_rows, batch.candidates)
         live_rows, live = self.projections.live(rows, self.catalogue.other_vectors)
         query = Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
@@ -317,7 +319,7 @@ class Learner:
         live = self.projections.added(live, live_rows.tolist(), self.catalogue.other_vectors)
         query = Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
         candidate = Side(self.ranker, "candidate", batch.columns, live_rows=live_rows, live=live)
-        features = positives_features(batch, self.ranker.taste, query, candidate)
+        features = positives_features(batch, self.catalogue_taste, query, candidate)
         losses = positives_losses(batch, self.likelihood_heads, features, batch.columns, batch.log_expected)
         speaks = self.ranker.text_share(batch.items)
         return (batch.weight * speaks / speaks.mean() * losses).mean()
@@ -339,7 +341,7 @@ class Learner:
         candidate = self.ranker.vectors("candidate", batch.items)
         share = self.ranker.text_share(batch.items)
         features = list_features(batch, self.ranker.taste, query, candidate, share)
-        scores = self._blended(self.lists.heads) @ features
+        scores = self._blended(self.catalogue_heads, self.lists.heads) @ features
         lengths = np.bincount(batch.owner, minlength=len(batch)).tolist()
         known, inputs = (
             self.lists.outcomes.probabilities(),

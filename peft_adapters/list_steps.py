@@ -33,10 +33,10 @@ _NOT_OF_LISTS = ("popularity_fast", "popularity_slow")
 
 
 class ListSteps:
-    """Steps on lists; moves the ranker's taste and residuals, projections, and the head for lists.
+    """Steps on lists; moves the ranker's residuals, projections, and the heads and taste of lists.
 
     Args:
-        ranker: whose taste and residuals are moved.
+        ranker: whose residuals are moved.
         projections: are moved too.
         catalogue: whose vectors of other modalities they project.
         settings: how to learn.
@@ -44,6 +44,7 @@ class ListSteps:
     Attributes:
         heads: [features] weights of the score for what is shown in lists.
         served_heads: [features] the same where it is not known what was passed over.
+        taste: [dim] what all shoppers like of what they are shown.
         examination: [2] see `lists_loss`.
         feedback: how many clicks come late.
         outcomes: how likely what is shown is clicked and bought.
@@ -58,6 +59,7 @@ class ListSteps:
         self.heads = torch.tensor([LIST_INITIAL_WEIGHTS.get(name, 0.0) for name in FEATURES]) * self._mask
         self._served_mask = self._mask * torch.tensor([float(name not in PASSED_OVER) for name in FEATURES])
         self.served_heads = self.heads * self._served_mask
+        self.taste = torch.zeros_like(ranker.taste)
         self.examination = torch.tensor([_START_LOG_ODDS, 0.0])
         self.feedback = DelayedFeedback()
         self.outcomes = OutcomeSteps(self._served_mask)
@@ -68,7 +70,7 @@ class ListSteps:
             "heads": HeadsOptimiser(self.heads, learning_rate=rate),
             "served_heads": HeadsOptimiser(self.served_heads, learning_rate=rate),
             "examination": HeadsOptimiser(self.examination, learning_rate=rate),
-            "taste": HeadsOptimiser(ranker.taste, learning_rate=settings.list_taste_learning_rate),
+            "taste": HeadsOptimiser(self.taste, learning_rate=settings.list_taste_learning_rate),
         }
         self._row_optimisers = {
             role: RowOptimiser(learning_rate=settings.list_residual_learning_rate)
@@ -84,7 +86,7 @@ class ListSteps:
     def step(self, batch: ListBatch) -> tuple[float, set[int]]:
         """One step; the loss (nats a list) before it, and the rows whose residuals it moved."""
         heads, taste, examination = (
-            tensor.clone().requires_grad_() for tensor in (self.heads, self._ranker.taste, self.examination)
+            tensor.clone().requires_grad_() for tensor in (self.heads, self.taste, self.examination)
         )
         rows, place = np.unique(batch.items, return_inverse=True)
         live = self._projections.live(np.union1d(batch.context_rows, rows), self._catalogue.other_vectors)
@@ -159,5 +161,5 @@ class ListSteps:
             "heads": self.heads,
             "served_heads": self.served_heads,
             "examination": self.examination,
-            "taste": self._ranker.taste,
+            "taste": self.taste,
         }

@@ -140,7 +140,8 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
         lists.served_heads,
     ):
         own.copy_(heads)  # in place: the optimisers hold these tensors
-    ranker.taste.copy_(groups["heads"]["taste"].float())
+    for taste in (ranker.taste, learner.catalogue_taste, lists.taste):
+        taste.copy_(groups["heads"]["taste"].float())
     probabilities = probabilities_in(bundle)
     if probabilities is not None:
         learner.lists.outcomes.begin_with(probabilities)
