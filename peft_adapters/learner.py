@@ -9,6 +9,7 @@ A batch goes through three calls, in this order, so that it is always judged bef
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,7 +32,7 @@ from peft_adapters.lists import JudgedLists, observe_lists
 from peft_adapters.lora_replay import LoraBatch, LoraReplay, lora_batch
 from peft_adapters.losses import Features, Side, focused, list_features, positives_features, positives_losses
 from peft_adapters.modalities import CatalogueItem, Projections
-from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser
+from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser, all_finite
 from peft_adapters.ranker import ROLES, Ranker, context_rows, text_evidence
 from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
 from peft_adapters.shoppers import Contexts, Shoppers, pad
@@ -191,9 +192,13 @@ class Learner:
         return weighted_sum(ranker.heads, batch.counter_features, affinities)
 
     def learn(self, batch: Batch) -> float:
-        """One step on a batch, then count it; the loss (nats an event) before the step."""
+        """One step on a batch, then count it; the loss (nats an event) before the step.
+
+        A batch whose loss or gradients are not finite moves nothing, its loss is no number, and it is counted.
+        """
         loss = self._step(batch)
-        self._learn_texts(batch)
+        if math.isfinite(loss):
+            self._learn_texts(batch)
         self.batches_learned += 1
         self._serve_projections()
         self.count(batch)
@@ -276,6 +281,8 @@ class Learner:
         loss = (batch.weight * focused(losses, self.settings.loss_focus)).mean()
         moved = [heads, taste, query.residual, candidate.residual, *self.projections.parameters()]
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+        if not all_finite(loss, gradients):
+            return math.nan
         self.heads_optimiser.step(gradients[0] * self._mask)
         self.taste_optimiser.step(gradients[1], scale=self._scale())
         self._step_residuals((query, gradients[2]), (candidate, gradients[3]), scale=self._scale())
@@ -352,7 +359,8 @@ class Learner:
     def learn_lists(self, batch: ListBatch) -> float:
         """One step on lists, then count them; the loss (nats a list) before the step. Their clicks are learnt before.
 
-        Lists of no weight are neither learnt nor counted.
+        Where the loss or gradients are not finite nothing is moved and the loss is no number. Lists of no weight are
+        neither learnt nor counted.
         """
         if not len(batch):
             return 0.0

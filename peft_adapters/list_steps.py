@@ -9,6 +9,7 @@ not best without. So there is a second head for lists, fitted on the same steps 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from peft_adapters.catalogue import Catalogue
 from peft_adapters.features import LIST_INITIAL_WEIGHTS
 from peft_adapters.losses import DelayedFeedback, Side, list_features, lists_loss
 from peft_adapters.modalities import Projections
-from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser
+from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser, all_finite
 from peft_adapters.outcome_steps import OutcomeSteps
 from peft_adapters.ranker import ROLES, Ranker
 from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
@@ -84,7 +85,7 @@ class ListSteps:
             optimiser.grow(size)
 
     def step(self, batch: ListBatch) -> tuple[float, set[int]]:
-        """One step; the loss (nats a list) before it, and the rows whose residuals it moved."""
+        """One step; the loss (nats a list) before it, no number if none was taken, and the rows that it moved."""
         heads, taste, examination = (
             tensor.clone().requires_grad_() for tensor in (self.heads, self.taste, self.examination)
         )
@@ -98,6 +99,8 @@ class ListSteps:
         loss = lists_loss(batch, scores, examination, self.feedback)
         moved = [heads, taste, examination, query.residual, candidate.residual, *self._projections.parameters()]
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+        if not all_finite(loss, gradients):
+            return math.nan, set()
         features = features.detach()
         self.outcomes.learn(batch, self.outcomes.inputs(batch, features, self._ranker.counters), self.feedback)
         self._step_served(batch, features)

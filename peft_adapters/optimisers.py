@@ -5,7 +5,7 @@ Each keeps its state in plain tensors, so that a checkpoint holds it bit for bit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,11 @@ _HEADS_DECAY_BATCHES = 20  # the heads' rate falls with the root of time beyond 
 _HEADS_FLOOR = 0.1  # share of the starting rate it never falls below, so that drift is followed
 _ROW_BETA = 0.999
 _EPSILON = 1e-8
+
+
+def all_finite(loss: Tensor, gradients: Iterable[Tensor | None]) -> bool:
+    """Whether a step along gradients can be taken; of those that are None nothing moves."""
+    return all(bool(torch.isfinite(value).all()) for value in (loss, *gradients) if value is not None)
 
 
 class HeadsOptimiser:
@@ -118,7 +123,8 @@ class LoraOptimiser:
     def step(self, *, scale: float = 1.0) -> None:
         """Take in a gradient, and step once there are enough; `scale` is of the step's length.
 
-        A step goes along the clipped mean of the gradients since the last; they begin anew after it.
+        A step goes along the clipped mean of the gradients since the last; they begin anew after it. One that is not
+        finite is left out.
         """
         self._waiting += 1
         if self._waiting < self._accumulate:
@@ -129,8 +135,8 @@ class LoraOptimiser:
         self._steps += 1
         warm = min(1.0, self._steps / max(1, self._warmup_steps))
         self._optimiser.param_groups[0]["lr"] = self._learning_rate * scale * warm
-        nn.utils.clip_grad_norm_(self._parameters, _LORA_CLIP_NORM)
-        self._optimiser.step()
+        if torch.isfinite(nn.utils.clip_grad_norm_(self._parameters, _LORA_CLIP_NORM)):
+            self._optimiser.step()
         self._optimiser.zero_grad()
         self._waiting = 0
 

@@ -171,6 +171,11 @@ class UpdaterMetrics:
     def _declare_learning(self, registry: CollectorRegistry) -> None:
         """Declares what counts and times the steps after the intake."""
         self.batches = Counter("headwater_batches_total", "Micro-batches learnt.", registry=registry)
+        self.batches_set_aside = Counter(
+            "headwater_batches_set_aside_total",
+            "Micro-batches whose loss was not finite: counted, not learnt.",
+            registry=registry,
+        )
         self.learn_seconds = _timed("headwater_learn_seconds", "Time to learn from one micro-batch.", registry)
         self.checkpoint_seconds = _timed("headwater_checkpoint_seconds", "Time to write one checkpoint.", registry)
         self.publish_seconds = _timed("headwater_publish_seconds", "Time to publish one adapter.", registry)

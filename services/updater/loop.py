@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -158,14 +159,21 @@ class Updater:
             with self._metrics.learn_seconds.time():
                 batch = self.learner.observe(examples)
                 self._watch.judge(batch)
-                self.learner.learn(batch)
-            self._metrics.batches.inc()
+                loss = self.learner.learn(batch)
+            self._count(loss)
         for lists in _batches(taken.lists, self._own.batch_events):
             with self._metrics.learn_seconds.time():
-                self.learner.learn_lists(self.learner.observe_lists(lists))
-            self._metrics.batches.inc()
+                loss = self.learner.learn_lists(self.learner.observe_lists(lists))
+            self._count(loss)
         self._offsets |= piece.ends
         self._unpublished |= bool(taken.examples or taken.lists)
+
+    def _count(self, loss: float) -> None:
+        if math.isfinite(loss):
+            self._metrics.batches.inc()
+        else:
+            self._metrics.batches_set_aside.inc()
+            log.warning("batch_set_aside", problem="its loss or gradients are not finite; it is counted, not learnt")
 
     def _publish_when_due(self) -> None:
         if self._is_behind() and time.monotonic() >= self._next_publication:
