@@ -24,13 +24,14 @@ from peft_adapters.modalities import Projections
 from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser, all_finite
 from peft_adapters.outcome_steps import OutcomeSteps
 from peft_adapters.ranker import ROLES, Ranker
-from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
+from peft_adapters.settings import FEATURES, NEW_FEATURES, PASSED_OVER, LearnerSettings
 
 _OUTCOMES = "outcomes."
 _PROJECTION_SCALE = 0.1  # of steps on projections: as the rate of residuals is to that of positives
 _START_LOG_ODDS = -2.0  # of a click on what is shown, before any list is learnt
-# They fall with every event, so that nobody knows what they were when a list was shown; click-through says it better.
-_NOT_OF_LISTS = ("popularity_fast", "popularity_slow")
+# Popularity falls with every event: nobody knows what it was when a list was shown. Click-through says it better.
+# What is new in the catalogue is not what is new in lists, where every item has been shown often before long.
+_NOT_OF_LISTS = ("popularity_fast", "popularity_slow", *NEW_FEATURES)
 
 
 class ListSteps:

@@ -28,11 +28,11 @@ COUNTER_FEATURES = (
 AFFINITIES = ("session_affinity", "history_affinity", "last_item_affinity", "passed_over_affinity")
 PASSED_OVER = ("passed_over_affinity", "passed_over_affinity_squared")
 NEW_AFFINITIES = AFFINITIES[:3]
+NEW_FEATURES = (*(f"{name}_new" for name in NEW_AFFINITIES), "session_attention_new")
 AFFINITY_FEATURES = (
     *AFFINITIES,
     *(f"{name}_squared" for name in AFFINITIES),
-    *(f"{name}_new" for name in NEW_AFFINITIES),
-    "session_attention_new",
+    *NEW_FEATURES,
     "taste",
 )
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
