@@ -21,6 +21,7 @@ from peft_adapters.checkpoint import learner_weights, restore_weights
 from peft_adapters.counters import Counters, IntArray
 from peft_adapters.evaluation import Prequential, log_probabilities
 from peft_adapters.learner import Learner
+from peft_adapters.losses import generalised_cross_entropy
 from peft_adapters.modalities import added_norm
 from peft_adapters.ranker import ROLES, Ranker
 from peft_adapters.settings import GateSettings as GateSettings
@@ -108,7 +109,7 @@ def _against(evidence: Evidence, settings: GateSettings) -> list[tuple[str, str]
         broken.append(
             (
                 "loss",
-                f"loss is {evidence.loss_difference:.3g} nats above the live adapter's over {evidence.events} events, "
+                f"loss is {evidence.loss_difference:.3g} above the live adapter's over {evidence.events} events, "
                 f"{allowed:.3g} are allowed",
             )
         )
@@ -170,6 +171,7 @@ class Gate:
     def __init__(self, learner: Learner, prequential: Prequential, settings: GateSettings) -> None:
         self._learner, self._prequential, self._settings = learner, prequential, settings
         self._differences: deque[float] = deque(maxlen=settings.window_events)
+        self._focus = learner.settings.loss_focus  # compared by what is learnt: plain likelihood may fall meanwhile
         self.refusals = 0
         self._why: list[str] = []  # of the newest refusal
         self._went_back: dict[str, Any] | None = None  # said in the manifests up to the next that is published
@@ -203,7 +205,7 @@ class Gate:
         )
         own = torch.from_numpy(np.searchsorted(columns, batch.items))[:, None]
         losses, live_losses = (
-            -log_probabilities(each, batch.log_expected).gather(1, own)[:, 0]
+            generalised_cross_entropy(log_probabilities(each, batch.log_expected).gather(1, own)[:, 0], self._focus)
             for each in (scores[:, places], self._learner.judge(narrowed, self._live.rows(rows, self._learner.ranker)))
         )
         worse = (losses - live_losses).nan_to_num(nan=_WORST).clamp(-_WORST, _WORST)

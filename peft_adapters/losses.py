@@ -89,6 +89,15 @@ def focused(losses: Tensor, focus: float) -> Tensor:
     return likely / likely.mean() * losses
 
 
+def generalised_cross_entropy(log_probability: Tensor, focus: float) -> Tensor:
+    """`(1 - p ** focus) / focus`, what `focused` descends; cross-entropy where focus is 0.
+
+    >>> generalised_cross_entropy(torch.tensor([-1000.0]), 0.25).tolist()
+    [4.0]
+    """
+    return -torch.expm1(focus * log_probability) / focus if focus else -log_probability
+
+
 def list_features(batch: ListBatch, taste: Tensor, query: Tensor, candidate: Tensor, text_share: Tensor) -> Tensor:
     """Features [features, shown] of what was shown.
 

@@ -144,7 +144,11 @@ class GateSettings(BaseModel):
     )
     window_events: int = Field(default=512, ge=1, description="newest events over which losses are compared")
     min_events: int = Field(default=128, ge=2, description="with fewer, losses are not compared")
-    loss_tolerance: float = Field(default=0.05, ge=0, description="nats an event a candidate may be worse than live")
+    loss_tolerance: float = Field(
+        default=0.05,
+        ge=0,
+        description="what a candidate's loss an event may be above live's (nats, where `loss_focus` is 0)",
+    )
     standard_errors: float = Field(default=3.0, ge=0, description="and this many standard errors of the mean more")
     max_calibration_error: float = Field(
         default=0.2, gt=0, description="how much further than live's mean predicted over observed may be from 1"

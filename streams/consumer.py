@@ -248,11 +248,17 @@ class PartitionConsumer:
             self._realign(self._positions | _divergence(error))
             return []
         except RetriableError as error:
+            self._go_back()
             self._noticed(str(error))
             return []
         except KafkaError as error:
             raise ConsumeError(f"{self._topics} cannot be read: {error}; check the rights and the disks") from error
         return self._in_order(fetched)
+
+    def _go_back(self) -> None:
+        """Has the client read again what it took out of its buffers before it failed: it will not hand that out."""
+        for at, position in self._positions.items():
+            self._consumer.seek(KafkaPartition(*at), position)
 
     def _unpark(self) -> None:
         """Have the client go on with what it had fetched of a partition when that was held.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka.errors import KafkaTimeoutError
 from structlog.testing import capture_logs
 
 from streams import Click, EventProducer, KafkaConnection, Topics
@@ -137,6 +138,40 @@ def test_reader_follows_a_broker_that_lost_its_tail(tmp_path: Path) -> None:
     assert (gap.wanted, gap.resumed, gap.log_end) == (15, 10, 10)
     told = [line["event"] for line in lines if line["event"] != "embedded_broker_started"]
     assert told == ["kafka_lost", "kafka_back", "log_gap"]
+
+
+def test_what_the_client_had_in_hand_when_it_failed_is_read_again(
+    embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Injected: a client that takes records out of its buffers, moves its position on, and then times out."""
+    connection = connection_to(embedded_broker)
+    topics = Topics.under("in-hand")
+    ensure_topics(connection, topics, partitions=1, bounded=True)
+    with (
+        EventProducer(connection, topics) as producer,
+        closing(PartitionConsumer(connection, [topics.clicks])) as reader,
+    ):
+        fetcher = reader._consumer._fetcher
+        fetched = fetcher.fetched_records
+        lost: list[Any] = []
+
+        def fails_once(*arguments: Any, **named: Any) -> Any:
+            records, partial = fetched(*arguments, **named)
+            if records and not lost:
+                lost.append(records)
+                raise KafkaTimeoutError("injected")
+            return records, partial
+
+        monkeypatch.setattr(fetcher, "fetched_records", fails_once)
+        for number in range(3):
+            producer.send(click(number))
+        producer.flush()
+        read: list[int] = []
+        deadline = time.monotonic() + 20
+        while len(read) < 3 and time.monotonic() < deadline:
+            read += [record.offset for record in reader.poll(0.5)]
+    assert lost
+    assert read == [0, 1, 2]
 
 
 def test_a_reader_whose_client_is_stuck_goes_on_with_a_new_one(

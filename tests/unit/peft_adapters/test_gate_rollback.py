@@ -104,7 +104,7 @@ def test_one_that_got_worse_is_refused_and_after_n_goes_back() -> None:
     judged.learn(poison=turned_round)
     first = judged.learn()
     assert (first["decision"], first["rules"][-1]) == ("refused", "loss")
-    assert "nats above the live adapter's" in " ".join(first["reasons"])
+    assert "above the live adapter's" in " ".join(first["reasons"])
     assert judged.gate.settle("refused") is None
     assert judged.learn()["decision"] == "refused"
     said = judged.gate.settle("refused")
