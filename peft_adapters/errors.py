@@ -19,6 +19,8 @@ HeadwaterModelError
     ├── VersionConflictError       the version number is taken by other content
     ├── VersionNotFoundError       no such version here, or a link of its chain is missing
     ├── RegistryReadOnlyError      publishing to a registry opened over HTTP
+    ├── RolloutError               a rollout that cannot be read, or would break its own rules
+    │   └── RolloutConflictError   it was changed by another meanwhile
     └── RegistryUnavailableError   the store failed; worth another try
 ```
 """
@@ -94,6 +96,14 @@ class VersionNotFoundError(RegistryError):
 
 class RegistryReadOnlyError(RegistryError):
     """Publishing was tried on a registry that can only be read."""
+
+
+class RolloutError(RegistryError):
+    """A rollout document cannot be read, or a change would break its rules."""
+
+
+class RolloutConflictError(RolloutError):
+    """The rollout was changed by another since it was read."""
 
 
 class RegistryUnavailableError(RegistryError):

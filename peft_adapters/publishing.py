@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.bundle import Manifest, write_bundle
-from peft_adapters.errors import RegistryUnavailableError
+from peft_adapters.errors import RegistryError, RegistryUnavailableError
 from peft_adapters.gate import Gate
 from peft_adapters.learner import Learner
 from peft_adapters.ranker import ROLES
@@ -132,7 +132,7 @@ class Publisher:
     def _prune(self) -> None:
         try:
             self._registry.prune(self._scenario, keep=self._keep_versions)
-        except RegistryUnavailableError as error:  # what is published is published; the next full one prunes again
+        except RegistryError as error:  # what is published is published; the next full one prunes again
             log.warning("registry_not_pruned", problem=str(error))
 
 

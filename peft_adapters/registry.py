@@ -5,6 +5,7 @@
 <root>/<scenario>/refused/<version:08d>/<files of the bundle>     candidates the gate refused
 <root>/<scenario>/LATEST                                          one version number
 <root>/<scenario>/OWNER                                           who may publish
+<root>/<scenario>/ROLLOUT.json                                    which version is served
 ```
 
 A version exists once its manifest does, and the manifest is written last. One updater publishes to a scenario, the one
@@ -32,6 +33,7 @@ from peft_adapters.errors import (
     BundleSizeError,
     FencedError,
     RegistryUnavailableError,
+    RolloutConflictError,
     VersionConflictError,
     VersionNotFoundError,
 )
@@ -45,6 +47,7 @@ from peft_adapters.manifest import (
     parse_manifest,
     verify_copy,
 )
+from peft_adapters.rollout import ROLLOUT_LIMIT_BYTES, ROLLOUT_NAME, Rollout, parse_rollout, rollout_bytes
 from peft_adapters.stores import Store, open_store
 
 LATEST_NAME = "LATEST"
@@ -235,6 +238,50 @@ class AdapterRegistry:
             links.append(self.manifest(scenario, parent))
         return [link.version for link in reversed(links)]
 
+    def rollout(self, scenario: str) -> Rollout:
+        """Which version is served; where nothing was said, the one that follows the latest, of revision 0.
+
+        Raises:
+            ScenarioNameError: The scenario's name is out of the question.
+            RolloutError: What lies there is no rollout.
+            RegistryUnavailableError: The store failed.
+        """
+        path = f"{check_scenario(scenario)}/{ROLLOUT_NAME}"
+        with self._store_errors(f"read {path}"):
+            try:
+                data = self._store.read(path, limit_bytes=ROLLOUT_LIMIT_BYTES)
+            except FileNotFoundError:
+                return Rollout(scenario=scenario)
+        return parse_rollout(data, scenario=scenario, source=f"{self.url}/{path}")
+
+    def set_rollout(self, rollout: Rollout) -> None:
+        """Say which version is served.
+
+        The revision is looked up just before and what was written is read back just after: of two that write in the
+        same instant one is told, on stores that know no better.
+
+        Args:
+            rollout: One revision after what is there now.
+
+        Raises:
+            RolloutConflictError: Another has changed it meanwhile.
+            VersionNotFoundError: A version it names, or a link of its chain, is not here.
+            RegistryReadOnlyError: The registry is open over HTTP.
+            RegistryUnavailableError: The store failed.
+        """
+        path, data = f"{rollout.scenario}/{ROLLOUT_NAME}", rollout_bytes(rollout)
+        for version in rollout.versions:
+            self.chain(rollout.scenario, version)
+        there = self.rollout(rollout.scenario)
+        if there.revision != rollout.revision - 1:
+            raise _changed_meanwhile(rollout, there)
+        with self._store_errors(f"write {path}"):
+            self._store.write(path, data)
+        there = self.rollout(rollout.scenario)
+        if there != rollout:
+            raise _changed_meanwhile(rollout, there)
+        log.info("rollout_changed", **rollout.model_dump())
+
     def fetch(self, scenario: str, version: int, destination: Path) -> Path:
         """Bring a version to `<destination>/<scenario>/<version:08d>` and return that directory.
 
@@ -280,20 +327,24 @@ class AdapterRegistry:
         yield from self._chunks(path, limit_bytes=entry.bytes)
 
     def prune(self, scenario: str, *, keep: int) -> list[int]:
-        """Remove all but the newest `keep` versions and what their chains need; return the versions removed.
+        """Remove all but the newest `keep` versions, those the rollout names and what their chains need.
+
+        Returns the versions removed.
 
         Of refused candidates, too, the newest `keep` stay. Deltas go before what they build on, so that every version
         left can be built whenever this is interrupted.
 
         Raises:
             ValueError: `keep` is below 1.
+            RolloutError: What the rollout names cannot be read; nothing is removed.
             RegistryReadOnlyError: The registry is open over HTTP.
             RegistryUnavailableError: The store failed.
         """
         if keep < 1:
             raise ValueError(f"`keep` must be at least 1, got {keep}; the latest version is what scorers start from")
         versions = self.versions(scenario)
-        needed = {link for version in versions[-keep:] for link in self.chain(scenario, version)}
+        served = self.rollout(scenario).versions & set(versions)
+        needed = {link for version in {*versions[-keep:], *served} for link in self.chain(scenario, version)}
         for version in sorted(self._files_by_version(scenario), reverse=True):
             # What lies beyond the newest version is a publication under way or cut short, which will be made again.
             if version not in needed and version < versions[-1]:
@@ -425,6 +476,13 @@ class AdapterRegistry:
             raise RegistryUnavailableError(
                 f"registry {self.url} cannot {doing}: {error}; check the store, then try again"
             ) from error
+
+
+def _changed_meanwhile(rollout: Rollout, there: Rollout) -> RolloutConflictError:
+    return RolloutConflictError(
+        f"the rollout of {rollout.scenario!r}: expected revision {rollout.revision - 1} before the change, found "
+        f"{there.revision} by {there.changed_by or 'nobody'}; look at it, then make the change again"
+    )
 
 
 def _is_copy(directory: Path, manifest: Manifest) -> bool:
