@@ -21,6 +21,7 @@ Scenario = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9]
 Position = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Modality = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+ItemKind = Literal["product", "article", "ad", "answer"]
 Vector = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_VECTOR_LENGTH)
 ]
@@ -149,13 +150,14 @@ class Item(_Event):
     KIND: ClassVar[str] = "item"
 
     item_id: Id
-    kind: Literal["product", "article", "ad", "answer"]
+    kind: ItemKind
     title: str
     description: str = ""
     category: str = ""
     brand: str = ""
     price: Price | None = None
     status: Literal["active", "blocked"] = "active"
+    in_stock: bool = True
     vectors: Annotated[dict[Modality, Vector], Field(max_length=MAX_VECTORS)] = {}  # made elsewhere, by modality
 
     def key(self) -> str:

@@ -63,7 +63,7 @@ def _wired(
 ) -> tuple[Worker, LogReader]:
     encoder = Encoder(settings.encoder)
     cache = PrefixCache.of(encoder)
-    items = LiveItems()
+    items = LiveItems(settings.scorer.blocklist)
     shoppers = ShopperState(items.rows, max_shoppers=settings.scorer.max_shoppers, pseudonymise=pseudonymise)
     announcements = Announcements(settings.scenario, metrics)
     reader = LogReader(

@@ -9,10 +9,12 @@ import numpy.typing as npt
 from peft_adapters.counters import IntArray
 from peft_adapters.modalities import CatalogueItem
 from services.items import catalogue_item
+from services.scorer.blocklist import Blocklist
+from services.scorer.filters import FIRST_CAPACITY, Filters, ItemFacts
 from streams.decode import ItemRemoved
 from streams.events import Item
 
-FIRST_CAPACITY = 1_024
+NOTHING_LISTED = Blocklist()
 
 
 class LiveItems:
@@ -20,10 +22,14 @@ class LiveItems:
 
     An item has its row here, which it keeps, before it has its text vectors in a model. Whether it is blocked counts at
     once, whatever model answers.
+
+    Args:
+        blocklist: What is blocked beside what the catalogue itself blocks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, blocklist: Blocklist = NOTHING_LISTED) -> None:
         self.rows: dict[str, int] = {}
+        self._blocklist, self._facts = blocklist, ItemFacts()
         self._blocked = np.zeros(FIRST_CAPACITY, dtype=np.bool_)
         self._changed: dict[str, CatalogueItem] = {}  # by id, in order of arrival
         self._lock = threading.Lock()
@@ -46,14 +52,19 @@ class LiveItems:
         row = self.rows.get(event.item_id, len(self.rows))
         if row == len(self._blocked):
             self._blocked = np.pad(self._blocked, (0, len(self._blocked)))
-        self._blocked[row] = event.status == "blocked"
+        self._blocked[row] = event.status == "blocked" or self._blocklist.blocks(event)
+        self._facts.put(row, event)
         with self._lock:
             self._changed[event.item_id] = item
             self.rows[event.item_id] = row
 
     def may_be_offered(self, rows: IntArray) -> npt.NDArray[np.bool_]:
-        """Which of some rows are neither blocked nor removed."""
+        """Which of some rows are neither blocked, nor on the blocklist, nor removed."""
         return ~self._blocked[rows]
+
+    def fitting(self, rows: IntArray, filters: Filters) -> npt.NDArray[np.bool_]:
+        """Which of some rows are what filters ask for."""
+        return self._facts.fitting(rows, filters)
 
     def take_changes(self, limit: int) -> list[CatalogueItem]:
         """Up to `limit` items that came or changed since, in order of arrival."""

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.scorer.blocklist import Blocklist
+
 
 class ScorerSettings(BaseModel):
     """Where a scorer answers, what from, and how much one request may ask for."""
@@ -22,5 +24,6 @@ class ScorerSettings(BaseModel):
     )
     max_candidates: int = Field(default=1_000, ge=1, description="candidates of one /v1/rank")
     max_k: int = Field(default=200, ge=20, description="items of one /v1/recommend; 20 are given when no `k` is")
+    blocklist: Blocklist = Blocklist()
     max_body_bytes: int = Field(default=1_048_576, ge=1_024, description="larger requests are answered 413")
     torch_threads: int = Field(default=1, ge=1, description="of one torch operation; scale by more workers instead")

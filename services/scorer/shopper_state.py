@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from peft_adapters.shoppers import HISTORY_ITEMS, Shoppers
+from services.scorer.bought import Bought
 from streams.events import Click, Purchase, UserEvent
 from streams.joiner import Example, Joiner
 
@@ -25,6 +26,7 @@ class ShopperState:
     def __init__(self, rows: Mapping[str, int], *, max_shoppers: int, pseudonymise: Callable[[str], str]) -> None:
         self._rows, self._pseudonymise = rows, pseudonymise
         self._shoppers = Shoppers(max_shoppers=max_shoppers)
+        self._bought = Bought(max_shoppers=max_shoppers)
         self._joiners = {
             kind: Joiner(is_known=rows.__contains__, pseudonymise=pseudonymise) for kind in (Click, Purchase)
         }
@@ -42,6 +44,8 @@ class ShopperState:
         with self._lock:
             if self._forgotten and publish_ts_ms <= self._forgotten.get(self._pseudonymise(event.user_id), -1):
                 return
+            if isinstance(event, Purchase):
+                self._bought.add(self._pseudonymise(event.user_id), event.item_id)
             self._update(joiner.offer(event, publish_ts_ms=publish_ts_ms))
             self._watermark_ms = max(self._watermark_ms, event.ts)
             joiner.advance(self._watermark_ms)
@@ -56,6 +60,7 @@ class ShopperState:
         with self._lock:
             self._forgotten[user_id] = until_ms
             self._shoppers.forget(user_id)
+            self._bought.forget(user_id)
             for joiner in self._joiners.values():
                 joiner.forget(user_id)
 
@@ -64,6 +69,11 @@ class ShopperState:
         with self._lock:
             for joiner in self._joiners.values():
                 self._update(joiner.item_arrived(item_id))
+
+    def bought(self, user_id: str) -> tuple[str, ...]:
+        """Ids of what a shopper, by pseudonym, is known to have bought."""
+        with self._lock:
+            return self._bought.of(user_id)
 
     def context(
         self, user_id: str | None, session_id: str | None, ts_ms: int, *, session: Sequence[int] | None

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from services.scorer.live_items import FIRST_CAPACITY, LiveItems
+from services.scorer.filters import FIRST_CAPACITY
+from services.scorer.live_items import LiveItems
 from streams.decode import ItemRemoved
 from streams.events import Item
 
