@@ -60,7 +60,7 @@ _LIFT_SCALE = 10.0
 _POPULARITY_SLOW, _SESSION_COOCCURRENCE = (
     COUNTER_FEATURES.index(name) for name in ("popularity_slow", "session_cooccurrence")
 )
-_AFFINITY_SCALE = 3.0  # a head's steps are of one size for all features, and these are small
+AFFINITY_SCALE = 3.0  # a head's steps are of one size for all features, and these are small
 _ATTENTION_SHARPNESS = 12.0  # a similarity lower by 1 / 12 counts 1 / e
 _NO_ATTENTION = 1e-12  # below what the least similar item gets; of an empty session the sum is 0
 _SESSION_ITEMS, _SESSION_DECAY = 30, 0.9
@@ -203,8 +203,13 @@ def affinities_of_pairs(
 
 
 def _attention(similarity: Tensor) -> tuple[Tensor, Tensor]:
-    """How strongly an item is looked at for a candidate (target attention; Zhou et al. 2018), and what it then says."""
-    return torch.exp(_ATTENTION_SHARPNESS * (similarity - 1)), similarity  # cosines: never above 1
+    """How strongly an item is looked at for a candidate, and what it then says."""
+    return attention_strength(similarity), similarity
+
+
+def attention_strength(similarity: Tensor) -> Tensor:
+    """How strongly an item is looked at for a candidate (target attention; Zhou et al. 2018), of their cosine."""
+    return torch.exp(_ATTENTION_SHARPNESS * (similarity - 1))  # cosines: never above 1
 
 
 def _affinities(products: Tensor, attention: Tensor, liked: Tensor, text_share: Tensor) -> tuple[Tensor, ...]:
@@ -213,10 +218,10 @@ def _affinities(products: Tensor, attention: Tensor, liked: Tensor, text_share: 
     Close texts say more than a straight line through all pairs would have it: the square lets a head bend it. And they
     say more of what is new than of what has been learnt: the share of text lets a head tell the two apart.
     """
-    new = _AFFINITY_SCALE * text_share
+    new = AFFINITY_SCALE * text_share
     return (
         *products,
-        *(_AFFINITY_SCALE * products.square()),
+        *(AFFINITY_SCALE * products.square()),
         *(new * products[: len(NEW_AFFINITIES)]),
         new * attention,
         liked,

@@ -92,14 +92,18 @@ class FrozenRanker:
     Args:
         ranker: which.
         probabilities: what says how likely outcomes are, where that is known.
+
+    Attributes:
+        counters: as they stood.
+        text_share: [items] how far text speaks for each.
     """
 
     def __init__(self, ranker: Ranker, probabilities: Probabilities | None = None) -> None:
         self._probabilities = probabilities
-        self._counters = ranker.counters.copy()
+        self.counters = ranker.counters.copy()
         self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
-        self._text_share = ranker.text_share()
-        self._conversion = torch.from_numpy(conversion(self._counters))
+        self.text_share = ranker.text_share()
+        self._conversion = torch.from_numpy(conversion(self.counters))
         self._query, self._candidate = (ranker.vectors(role) for role in ROLES)
 
     def __len__(self) -> int:
@@ -132,12 +136,12 @@ class FrozenRanker:
         weights = context_weights(contexts, len(self))
         rows = context_rows(contexts)
         chosen = slice(None) if columns is None else torch.from_numpy(columns)
-        return counter_features(self._counters, contexts, weights, columns), affinity_features(
+        return counter_features(self.counters, contexts, weights, columns), affinity_features(
             affinity_weights(weights, rows),
             self._query[torch.from_numpy(rows)],
             self._candidate[chosen],
             self._taste,
-            self._text_share[chosen],
+            self.text_share[chosen],
         )
 
 

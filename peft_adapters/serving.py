@@ -71,6 +71,7 @@ class ServedModel:
         rows: row of each item.
         texts: [items] None where the worker has no text.
         text: [items, dim] unit vectors of texts alone, zero where there is no text.
+        content: [items, dim] the same with what other modalities add.
         has_text: [items] whether an item may be a candidate at all.
         catalogue_rows: [items] row in the worker's catalogue, -1 where it is not.
         row_of: [catalogue rows] the inverse.
@@ -84,6 +85,7 @@ class ServedModel:
     rows: Mapping[str, int]
     texts: list[str | None]
     text: Tensor
+    content: Tensor
     has_text: npt.NDArray[np.bool_]
     catalogue_rows: IntArray
     row_of: IntArray
@@ -251,6 +253,7 @@ def _assembled(
     kept = _keep_text(text, item_ids, texts, learnt, previous)
     rows = [row for row in np.flatnonzero(has_text).tolist() if row not in kept]
     encode(text, rows, catalogue, catalogue_rows, learnt.lora)
+    content = with_vectors(text, catalogue_rows.tolist(), catalogue.other_vectors, learnt.projections)
     return ServedModel(
         manifest=manifest,
         learnt=learnt,
@@ -258,13 +261,12 @@ def _assembled(
         rows={item_id: row for row, item_id in enumerate(item_ids)},
         texts=texts,
         text=text,
+        content=content,
         has_text=has_text,
         catalogue_rows=catalogue_rows,
         row_of=row_of,
         unused_vectors=count_unfit(catalogue.other_vectors.values(), learnt.projections),
-        ranker=_ranker(
-            learnt, with_vectors(text, catalogue_rows.tolist(), catalogue.other_vectors, learnt.projections)
-        ),
+        ranker=_ranker(learnt, content),
     )
 
 
