@@ -19,7 +19,8 @@ HeadwaterModelError
     ├── VersionConflictError       the version number is taken by other content
     ├── VersionNotFoundError       no such version here, or a link of its chain is missing
     ├── RegistryReadOnlyError      publishing to a registry opened over HTTP
-    ├── RolloutError               a rollout that cannot be read, or would break its own rules
+    ├── RolloutError               a change that would break the rules of a rollout
+    │   ├── RolloutFormatError     what lies in its place is no rollout
     │   └── RolloutConflictError   it was changed by another meanwhile
     └── RegistryUnavailableError   the store failed; worth another try
 ```
@@ -99,7 +100,11 @@ class RegistryReadOnlyError(RegistryError):
 
 
 class RolloutError(RegistryError):
-    """A rollout document cannot be read, or a change would break its rules."""
+    """A change would break the rules of a rollout."""
+
+
+class RolloutFormatError(RolloutError):
+    """What lies in the place of a rollout is none."""
 
 
 class RolloutConflictError(RolloutError):

@@ -243,7 +243,7 @@ class AdapterRegistry:
 
         Raises:
             ScenarioNameError: The scenario's name is out of the question.
-            RolloutError: What lies there is no rollout.
+            RolloutFormatError: What lies there is no rollout.
             RegistryUnavailableError: The store failed.
         """
         path = f"{check_scenario(scenario)}/{ROLLOUT_NAME}"
@@ -336,7 +336,7 @@ class AdapterRegistry:
 
         Raises:
             ValueError: `keep` is below 1.
-            RolloutError: What the rollout names cannot be read; nothing is removed.
+            RolloutFormatError: What the rollout names cannot be read; nothing is removed.
             RegistryReadOnlyError: The registry is open over HTTP.
             RegistryUnavailableError: The store failed.
         """

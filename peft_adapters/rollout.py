@@ -5,12 +5,13 @@ without one follows the latest version. Each change here gives a new document, o
 Free of torch.
 """
 
+import hashlib
 import time
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from peft_adapters.errors import RolloutError
+from peft_adapters.errors import RolloutError, RolloutFormatError
 from peft_adapters.manifest import SCENARIO_PATTERN, check_scenario
 
 ROLLOUT_NAME = "ROLLOUT.json"
@@ -167,20 +168,25 @@ def rollout_bytes(rollout: Rollout) -> bytes:
     return rollout.model_dump_json(indent=1).encode()
 
 
+def rollout_tag(rollout: Rollout) -> str:
+    """Tells one document from another, for entity tags: SHA-256 of its bytes."""
+    return hashlib.sha256(rollout_bytes(rollout)).hexdigest()
+
+
 def parse_rollout(data: bytes, *, scenario: str, source: str) -> Rollout:
     """Read a document; `source` names it in errors.
 
     Raises:
-        RolloutError: it is none, or another scenario's.
+        RolloutFormatError: it is none, or another scenario's.
     """
     try:
         rollout = Rollout.model_validate_json(data)
     except ValidationError as error:
-        raise RolloutError(
+        raise RolloutFormatError(
             f"{source}: expected a rollout, found one that breaks its rules: {_texts(error)}; delete the file"
         ) from error
     if rollout.scenario != scenario:
-        raise RolloutError(
+        raise RolloutFormatError(
             f"{source}: expected the rollout of {scenario!r}, found that of {rollout.scenario!r}; delete the file"
         )
     return rollout

@@ -35,7 +35,9 @@ SCORER_ROUTES = ("/v1/rank", "/v1/recommend")
 REGISTRY_ROUTES = (
     "/v1/adapters/{scenario}",
     "/v1/adapters/{scenario}/latest",
+    "/v1/adapters/{scenario}/rollout",
     "/v1/files/{scenario}/LATEST",
+    "/v1/files/{scenario}/ROLLOUT.json",
     "/v1/files/{scenario}/manifests.json",
     "/v1/files/{scenario}/{version}/{file}",
 )

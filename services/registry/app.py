@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from itertools import chain
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import structlog
 from fastapi import FastAPI, Header, Query, Request, Response
@@ -17,15 +17,17 @@ from prometheus_client import CollectorRegistry
 from peft_adapters.errors import (
     HeadwaterModelError,
     RegistryUnavailableError,
+    RolloutFormatError,
     ScenarioNameError,
     VersionNotFoundError,
 )
 from peft_adapters.manifest import MANIFEST_NAME, Manifest, manifest_bytes
 from peft_adapters.registry import LATEST_NAME, AdapterRegistry
+from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
 from peft_adapters.stores import LISTING_NAME
 from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response, problem_response
 from services.metrics import RegistryMetrics, new_registry
-from services.registry.watch import LatestWatcher
+from services.registry.watch import Watcher
 
 LONGEST_WAIT_SECONDS = 30.0
 # What may change under its name must be asked for again; a version's files never change.
@@ -42,19 +44,22 @@ def create_app(registry: AdapterRegistry) -> FastAPI:
     Args:
         registry: Where the adapters are kept.
     """
-    watcher = LatestWatcher(registry)
+    watchers = Watchers(
+        Watcher(registry.latest, lambda manifest: manifest.digest), Watcher(registry.rollout, rollout_tag)
+    )
     series = new_registry()
-    app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watcher))
+    app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers))
     app.add_middleware(RequestMeter, metrics=RegistryMetrics(series).http)
     add_problem_handlers(app)
     _add_registry_errors(app)
-    _add_adapters(app, registry, watcher)
+    _add_adapters(app, registry, watchers.latest)
+    _add_rollout(app, registry, watchers.rollout)
     _add_files(app, registry)
     _add_health(app, registry, series)
     return app
 
 
-def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: LatestWatcher) -> None:
+def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Manifest]) -> None:
     @app.get("/v1/adapters/{scenario}")
     def adapters(scenario: str) -> list[Manifest]:
         """Manifests of all versions, oldest first."""
@@ -72,13 +77,36 @@ def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: LatestWatche
     ) -> Response:
         """The latest manifest; with `If-None-Match` and `wait_seconds`, as soon as there is another."""
         known = _digests(if_none_match)
-        manifest = await watcher.latest(scenario, other_than=known, wait_seconds=wait_seconds)
+        manifest = await watcher.newest(scenario, other_than=known, wait_seconds=wait_seconds)
         if manifest is None:
             raise _nothing_published(scenario)
         headers = {"ETag": f'"{manifest.digest}"', **REVALIDATE}
         if manifest.digest in known or "*" in known:
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         return _manifest_response(manifest, headers)
+
+
+def _add_rollout(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Rollout]) -> None:
+    @app.get("/v1/adapters/{scenario}/rollout", response_model=Rollout)
+    async def rollout(
+        scenario: str,
+        if_none_match: Etags = None,
+        wait_seconds: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
+    ) -> Response:
+        """Which version is served; with `If-None-Match` and `wait_seconds`, as soon as that is another."""
+        known = _digests(if_none_match)
+        found = await watcher.newest(scenario, other_than=known, wait_seconds=wait_seconds) or Rollout(
+            scenario=scenario
+        )
+        headers = {"ETag": f'"{rollout_tag(found)}"', **REVALIDATE}
+        if rollout_tag(found) in known or "*" in known:
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        return Response(rollout_bytes(found), media_type="application/json", headers=headers)
+
+    @app.get("/v1/files/{scenario}/" + ROLLOUT_NAME, response_model=Rollout)
+    def rollout_file(scenario: str) -> Response:
+        """The same, where a reader of the registry's files looks for it."""
+        return Response(rollout_bytes(registry.rollout(scenario)), media_type="application/json", headers=REVALIDATE)
 
 
 def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
@@ -139,6 +167,9 @@ def _add_registry_errors(app: FastAPI) -> None:
                 return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
             case VersionNotFoundError():
                 return problem_response(request, HTTPStatus.NOT_FOUND, "no such version, or no such file in it")
+            case RolloutFormatError():
+                detail = "the rollout is damaged in the registry; workers stay with the one they know"
+                return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
             case RegistryUnavailableError():
                 detail = "the registry's store does not answer; try again"
                 return problem_response(request, HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
@@ -147,16 +178,28 @@ def _add_registry_errors(app: FastAPI) -> None:
                 return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
 
 
-def _ends_waits_on_signals(watcher: LatestWatcher) -> Callable[[FastAPI], Any]:
+class Watchers(NamedTuple):
+    """The long polls of the process."""
+
+    latest: Watcher[Manifest]
+    rollout: Watcher[Rollout]
+
+    def stop(self) -> None:
+        """End all waits, now and from now on."""
+        for watcher in self:
+            watcher.stop()
+
+
+def _ends_waits_on_signals(watchers: Watchers) -> Callable[[FastAPI], Any]:
     """A lifespan that answers long polls as soon as the process is told to end, instead of when they run out."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         in_main_thread = threading.current_thread() is threading.main_thread()
         for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread else ():
-            _call_first(number, watcher.stop)
+            _call_first(number, watchers.stop)
         yield
-        watcher.stop()
+        watchers.stop()
 
     return lifespan
 
