@@ -93,7 +93,7 @@ class Answers:
         """Scores [items] of every row."""
         if not len(model):
             return np.zeros(0, dtype=np.float32)
-        scores: FloatArray = model.ranker.score(self._context(request, model))[0].numpy()
+        scores: FloatArray = model.ranker.score(self.context(request, model))[0].numpy()
         return scores
 
     def _judged(
@@ -102,10 +102,11 @@ class Answers:
         """Scores and probabilities [candidates] of sorted rows."""
         if not len(columns):
             return np.zeros(0, dtype=np.float32), {}
-        scores, probabilities = model.ranker.judge(self._context(request, model), columns)
+        scores, probabilities = model.ranker.judge(self.context(request, model), columns)
         return scores[0].numpy(), {outcome: values[0].numpy() for outcome, values in probabilities.items()}
 
-    def _context(self, request: RankRequest | RecommendRequest, model: ServedModel) -> Contexts:
+    def context(self, request: RankRequest | RecommendRequest, model: ServedModel) -> Contexts:
+        """Who asks, as a model sees them."""
         ts_ms = time.time_ns() // 1_000_000 if request.ts is None else request.ts
         known = self._items.rows
         session = request.session_items

@@ -13,6 +13,7 @@ from peft_adapters.serving import ServedModel
 from services.http import BodyLimit, ProblemError, RequestMeter, add_problem_handlers, metrics_response
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answer
+from services.scorer.explain import add_explain
 from services.scorer.requests import RankRequest, RecommendRequest
 from services.scorer.settings import ScorerSettings
 from services.scorer.worker import Worker
@@ -40,6 +41,9 @@ def create_app(
     app.add_middleware(RequestMeter, metrics=metrics.http)
     add_problem_handlers(app)
     _add_rankings(app, worker, settings, pseudonymise)
+    add_explain(
+        app, worker.answers, scenario=worker.scenario, served=lambda: _served(worker), pseudonymise=pseudonymise
+    )
     _add_health(app, worker, metrics, series)
     return app
 

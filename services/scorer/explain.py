@@ -1,0 +1,166 @@
+"""`/v1/explain`: what the scores of given candidates are made of."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+
+from peft_adapters.explaining import Explanation, explain
+from peft_adapters.serving import ServedModel
+from services.scorer.answers import Answers
+from services.scorer.requests import RankRequest
+from services.scorer.sentences import because
+from streams.events import Id
+
+MAX_EXPLAINED = 50
+
+_Share = Annotated[float, Field(description="what it adds to the score; below 0 it takes away")]
+
+
+class ExplainRequest(RankRequest):
+    """Say what the scores of candidates are made of.
+
+    Attributes:
+        history: How many items of the shopper's past are told one by one, those of the largest share first.
+    """
+
+    candidates: tuple[Id, ...] = Field(min_length=1, max_length=MAX_EXPLAINED)
+    history: int = Field(default=20, ge=0, le=128)
+
+
+class Kinds(BaseModel):
+    """A score, or a part of one, by kind of evidence; together they are the whole.
+
+    Attributes:
+        popularity: How often the item is bought, clicked and shown.
+        cooccurrence: How often it goes with what the shopper looked at.
+        repeats: That the shopper looked at the item itself.
+        text: What its text says, beside the texts of what the shopper looked at.
+        residual: What was learnt of the items beyond their texts.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    popularity: _Share
+    cooccurrence: _Share
+    repeats: _Share
+    text: _Share
+    residual: _Share
+
+
+class HistoryShare(BaseModel):
+    """What one item of the shopper's past adds to a score."""
+
+    model_config = ConfigDict(frozen=True)
+
+    item_id: str
+    sessions_ago: int = Field(ge=0, description="0 is the session at hand")
+    contribution: _Share
+    kinds: Kinds
+
+
+class Sources(BaseModel):
+    """A score by where it comes from; together they are the whole.
+
+    Attributes:
+        popularity: The item's own counts.
+        taste: What all shoppers like.
+        history: Items of the shopper's past, the largest share first.
+        more_history: Those that are not told one by one, together.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    popularity: _Share
+    taste: _Share
+    history: list[HistoryShare]
+    more_history: _Share
+
+
+class Explained(BaseModel):
+    """What one score is made of: by source, by kind and by feature, each of which adds up to the score."""
+
+    model_config = ConfigDict(frozen=True)
+
+    item_id: str
+    score: float
+    sentence: str = Field(description="for the shopper to read: what speaks most for the item")
+    sources: Sources
+    kinds: Kinds
+    features: dict[str, float]
+
+
+class ExplainAnswer(BaseModel):
+    """Explanations, the highest score first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    adapter_version: int
+    scenario: str
+    items: list[Explained]
+    unknown_candidates: list[str] = Field(description="not in the catalogue, or not to be offered")
+
+
+def add_explain(
+    app: FastAPI,
+    answers: Answers,
+    *,
+    scenario: str,
+    served: Callable[[], ServedModel],
+    pseudonymise: Callable[[str], str],
+) -> None:
+    """Add the route.
+
+    Args:
+        app: To which.
+        answers: Ranks, and knows who asks.
+        scenario: Which ranking.
+        served: The model that answers; raises a problem where there is none.
+        pseudonymise: What becomes of ids of users and sessions in requests.
+    """
+
+    @app.post("/v1/explain")
+    def explain_scores(request: ExplainRequest) -> ExplainAnswer:
+        """What the scores of candidates are made of, and a sentence for the shopper.
+
+        The contributions are exact: by source, by kind and by feature they add up to the score that `/v1/rank` gives.
+        """
+        model = served()
+        request = request.under_pseudonym(pseudonymise)
+        ranked = answers.rank(request, model)
+        columns = np.array(sorted(model.rows[item_id] for item_id in ranked.item_ids), dtype=np.int64)
+        explained = explain(model, answers.context(request, model), columns) if len(columns) else []
+        explained.sort(key=lambda own: -own.score)  # as of now: the shopper may have gone on since the ranking
+        return ExplainAnswer(
+            adapter_version=model.version,
+            scenario=scenario,
+            items=[_explained(own, model, request.history) for own in explained],
+            unknown_candidates=ranked.unknown,
+        )
+
+
+def _explained(own: Explanation, model: ServedModel, told: int) -> Explained:
+    history = [
+        HistoryShare(
+            item_id=model.item_ids[looked_at.row],
+            sessions_ago=looked_at.sessions_ago,
+            contribution=looked_at.share,
+            kinds=Kinds(**looked_at.shares),
+        )
+        for looked_at in own.history[:told]
+    ]
+    return Explained(
+        item_id=model.item_ids[own.row],
+        score=own.score,
+        sentence=because(own, model),
+        sources=Sources(
+            popularity=own.popularity,
+            taste=own.taste,
+            history=history,
+            more_history=sum(looked_at.share for looked_at in own.history[told:]),
+        ),
+        kinds=Kinds(**own.kinds),
+        features=dict(own.features),
+    )
