@@ -11,6 +11,7 @@ from services.backtest.cli import backtest
 from services.fit.cli import fit
 from services.options import Config, Events, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
 from services.options import settings_from as _settings
+from services.state.cli import state_writer
 from services.tune.cli import tune
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ app.command()(backtest)
 
 app.command()(fit)
 app.command()(tune)
+app.command()(state_writer)
 
 
 class EventKind(StrEnum):
@@ -495,11 +497,13 @@ def _exit_status(error: Exception) -> int | None:
     from services.publish.command import InputError
     from services.replay.dataset import DatasetError
     from services.settings import SettingsError
+    from services.state.errors import StateError
     from streams.errors import HeadwaterStreamError
 
     if isinstance(error, SettingsError | DatasetError | InputError | LetterError):
         return USAGE_ERROR
-    return FAILURE if isinstance(error, HeadwaterStreamError | HeadwaterModelError | ServeError | SpoolError) else None
+    failures = HeadwaterStreamError | HeadwaterModelError | ServeError | SpoolError | StateError
+    return FAILURE if isinstance(error, failures) else None
 
 
 if __name__ == "__main__":

@@ -320,6 +320,69 @@ class ScorerMetrics:
             registry=registry,
         )
         self.state_users = Gauge("headwater_state_users", "Users whose state is held.", registry=registry)
+        self.state = StateMetrics(registry)
+
+
+class StateMetrics:
+    """How a scorer fares with shoppers' states that are kept elsewhere.
+
+    Args:
+        registry: Where the series are declared.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.reads = Counter(
+            "headwater_state_reads_total",
+            "Shoppers' states asked for, by where they came from: the store, what is held of it, or nowhere.",
+            ["source"],
+            registry=registry,
+        )
+        for source in ("store", "held", "none"):
+            self.reads.labels(source)
+        self.read_seconds = Histogram(
+            "headwater_state_read_seconds",
+            "Time that the store took for one state.",
+            buckets=REQUEST_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.available = Gauge(
+            "headwater_state_available",
+            "1 while the store of shoppers' states answers and is kept up to date, else 0.",
+            registry=registry,
+        )
+        self.refused = Counter(
+            "headwater_state_refused_total", "Entries of the store that are none, and were left out.", registry=registry
+        )
+
+
+class StateWriterMetrics:
+    """What the writer of shoppers' states wrote.
+
+    Args:
+        registry: Where the series are declared.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.events = Counter(
+            "headwater_state_events_total",
+            "Events by what became of them: written by kind, or left out because their shopper is to be forgotten.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("click", "purchase", "forgotten"):
+            self.events.labels(outcome)
+        self.failures = Counter(
+            "headwater_state_write_failures_total",
+            "Times that writing ended because something failed.",
+            registry=registry,
+        )
+        self.writing = Gauge(
+            "headwater_state_writing", "1 while this writer writes, 0 while it stands by.", registry=registry
+        )
+        self.write_seconds = _timed("headwater_state_write_seconds", "Time of one transaction.", registry)
+        self.watermark_timestamp_seconds = Gauge(
+            "headwater_state_watermark_timestamp_seconds", "Event time of the newest event written.", registry=registry
+        )
 
 
 class RegistryMetrics:

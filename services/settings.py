@@ -26,6 +26,7 @@ from services.collector.settings import CollectorSettings
 from services.fit.settings import FitSettings
 from services.registry.settings import RegistrySettings
 from services.scorer.settings import ScorerSettings
+from services.state.settings import StateSettings
 from services.updater.settings import UpdaterSettings
 from streams.connection import KafkaConnection
 from streams.events import Scenario
@@ -61,6 +62,7 @@ class Settings(BaseSettings):
         collector: Where events are collected over HTTP, and how many may wait for Kafka.
         updater: When batches close and adapters are published.
         scorer: Where a scorer answers, and what from.
+        state: Where scorers have shoppers' states from.
         privacy: How user ids are hidden.
         guard: What a user or an item may weigh.
         fit: How an offline fit splits its data, and how long it learns.
@@ -82,6 +84,7 @@ class Settings(BaseSettings):
     collector: CollectorSettings = CollectorSettings()
     scorer: ScorerSettings = ScorerSettings()
     updater: UpdaterSettings = UpdaterSettings()
+    state: StateSettings = StateSettings()
     privacy: PrivacySettings = PrivacySettings()
     guard: GuardSettings = GuardSettings()
     fit: FitSettings = FitSettings()

@@ -1,7 +1,8 @@
-"""What shoppers have done lately, from the worker's own reading of clicks and purchases."""
+"""What shoppers have done lately: what any source of it does, and the worker's own reading of clicks and purchases."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from peft_adapters.shoppers import HISTORY_ITEMS, Shoppers
 from services.scorer.bought import Bought
@@ -9,6 +10,66 @@ from streams.events import Click, Purchase, UserEvent
 from streams.joiner import Example, Joiner
 
 Context = tuple[list[int], list[int]]  # catalogue rows, newest first, and how many sessions ago each was
+Baskets = Sequence[Sequence[int]]  # catalogue rows of sessions, oldest session first, oldest item first
+
+
+class StateSource(Protocol):
+    """Where shoppers' states come from. One thread takes in what the log has, any number ask.
+
+    Attributes:
+        reads_events: Whether clicks and purchases of the log are to be taken in here.
+    """
+
+    reads_events: bool
+
+    def __len__(self) -> int:
+        """How many shoppers' states are held in this process."""
+
+    def take_in(self, event: UserEvent, *, publish_ts_ms: int) -> None:
+        """Take in a click or a purchase."""
+
+    def item_arrived(self, item_id: str) -> None:
+        """Take in what waited for an item."""
+
+    def forget(self, user_id: str, *, until_ms: int) -> None:
+        """Drop what is known of a shopper, by pseudonym, and what may still be read of the time before."""
+
+    def context(
+        self,
+        user_id: str | None,
+        session_id: str | None,
+        ts_ms: int,
+        *,
+        session: Sequence[int] | None = None,
+        earlier: Baskets | None = None,
+    ) -> Context:
+        """What a ranking is made from.
+
+        Args:
+            user_id: Who asks, by pseudonym; None is a guest.
+            session_id: The session at hand, likewise.
+            ts_ms: When, epoch milliseconds.
+            session: The session at hand, oldest first, in place of what is known of it.
+            earlier: The sessions before it, in place of what is known of them.
+        """
+
+    def problem(self) -> str | None:
+        """What is wrong with the source at this moment, for whoever operates it; None where nothing is."""
+
+
+def as_told(known: Context, *, session: Sequence[int] | None, earlier: Baskets | None) -> Context:
+    """What is known of a shopper, with what a request says in its place."""
+    if session is None and earlier is None:
+        return known
+    pairs = list(zip(*known, strict=True))
+    at_hand = [pair for pair in pairs if pair[1] == 0] if session is None else [(row, 0) for row in reversed(session)]
+    if earlier is None:
+        before = [pair for pair in pairs if pair[1] > 0]
+    else:
+        baskets = enumerate(reversed(earlier), start=1)
+        before = [(row, age) for age, basket in baskets for row in reversed(basket)]
+    newest = (at_hand + before)[:HISTORY_ITEMS]
+    return [row for row, _ in newest], [age for _, age in newest]
 
 
 class ShopperState:
@@ -22,6 +83,8 @@ class ShopperState:
         max_shoppers: States held.
         pseudonymise: What becomes of ids of users and sessions in events.
     """
+
+    reads_events = True
 
     def __init__(self, rows: Mapping[str, int], *, max_shoppers: int, pseudonymise: Callable[[str], str]) -> None:
         self._rows, self._pseudonymise = rows, pseudonymise
@@ -76,27 +139,24 @@ class ShopperState:
             return self._bought.of(user_id)
 
     def context(
-        self, user_id: str | None, session_id: str | None, ts_ms: int, *, session: Sequence[int] | None
+        self,
+        user_id: str | None,
+        session_id: str | None,
+        ts_ms: int,
+        *,
+        session: Sequence[int] | None = None,
+        earlier: Baskets | None = None,
     ) -> Context:
-        """What a ranking is made from.
-
-        Args:
-            user_id: Who asks, by pseudonym; None is a guest.
-            session_id: The session at hand, likewise.
-            ts_ms: When, epoch milliseconds.
-            session: Rows of the session at hand, oldest first, in place of what the worker knows of it.
-        """
-        items: list[int] = []
-        ages: list[int] = []
-        if user_id is not None:
+        """What a ranking is made from; see `StateSource`."""
+        known: Context = ([], [])
+        if user_id is not None and (session is None or earlier is None):
             with self._lock:
-                items, ages = self._shoppers.context(user_id, session_id, ts_ms)
-        if session is None:
-            return items, ages
-        earlier = [(item, age) for item, age in zip(items, ages, strict=True) if age > 0]
-        items = [*reversed(session), *(item for item, _ in earlier)]
-        ages = [0] * len(session) + [age for _, age in earlier]
-        return items[:HISTORY_ITEMS], ages[:HISTORY_ITEMS]
+                known = self._shoppers.context(user_id, session_id, ts_ms)
+        return as_told(known, session=session, earlier=earlier)
+
+    def problem(self) -> str | None:
+        """None: what a worker holds itself is always there."""
+        return None
 
     def _update(self, examples: Sequence[Example]) -> None:
         for example in examples:

@@ -1,0 +1,1 @@
+"""Shoppers' states outside the workers: one process writes them to Redis or Valkey, every scorer reads them."""

@@ -1,0 +1,53 @@
+"""`headwater state-writer`."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import closing
+from types import FrameType
+
+import structlog
+
+from services.http import start_metrics_server
+from services.metrics import StateWriterMetrics, new_registry
+from services.settings import Settings
+from services.state.client import shown
+from services.state.store import StateStore
+from services.state.writer import StateWriter
+from streams.privacy import pseudonymiser
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Write shoppers' states until SIGTERM or SIGINT.
+
+    Raises:
+        SecretError: The secret that user ids are hidden with cannot be had.
+        ServeError: The metrics page's address cannot be listened on.
+        StateError: The client library is not installed, or the address of Redis is none.
+    """
+    registry = new_registry()
+    pseudonymise = pseudonymiser(settings.privacy)
+    state = settings.state
+    with closing(
+        StateStore(state, secret=pseudonymise.fingerprint(), timeout_seconds=state.write_timeout_seconds)
+    ) as store:
+        writer = StateWriter(
+            settings.kafka,
+            settings.topics,
+            store,
+            look_back_events=state.look_back_events,
+            pseudonymise=pseudonymise,
+            metrics=StateWriterMetrics(registry),
+        )
+
+        def ask_to_stop(number: int, _frame: FrameType | None) -> None:
+            log.info("signal_received", signal=signal.Signals(number).name)
+            writer.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, ask_to_stop)
+        log.info("state_writer_starting", redis=shown(state))
+        with closing(start_metrics_server(registry, state.metrics_host, state.metrics_port)):
+            writer.run()

@@ -1,0 +1,195 @@
+"""Shoppers' states in Redis or Valkey, and the offsets that they were written from.
+
+| key | value |
+|---|---|
+| `<prefix>:shopper:<pseudonym>` | list of entries, newest first |
+| `<prefix>:written` | hash: `format`, `secret`, `beat`, and `<topic>/<partition>`, the next offset of each |
+| `<prefix>:writer` | who writes, until when |
+
+States and offsets change in one transaction, and only from the offsets that the writer had before. So each record of
+the log counts once, whoever is killed when, and a Redis put back to an older state goes on from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from services.state.client import connect, redis_errors, shown
+from services.state.entries import FORMAT, KEPT_EVENTS
+from services.state.errors import StateForeignError, StateTakenError
+from services.state.settings import StateSettings
+from streams.consumer import Offsets
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+LEASE_SECONDS = 5.0
+DAY_SECONDS = 86_400
+
+_Encodable = bytes | bytearray | memoryview | str | int | float  # as the client's types have it
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a part of the log changes.
+
+    Attributes:
+        forgotten: Pseudonyms whose lists go before anything is added.
+        added: New entries by pseudonym, oldest first.
+    """
+
+    forgotten: set[str] = field(default_factory=set)
+    added: dict[str, list[str]] = field(default_factory=dict)
+
+    def forget(self, user_id: str) -> None:
+        """Have a shopper's list go, with what was to be added."""
+        self.forgotten.add(user_id)
+        self.added.pop(user_id, None)
+
+    def add(self, user_id: str, entry: str) -> None:
+        """Have an entry added."""
+        self.added.setdefault(user_id, []).append(entry)
+
+
+class StateStore:
+    """What a writer writes to, and what scorers look at. Safe to be used from several threads.
+
+    Args:
+        settings: Which Redis, and under which prefix.
+        secret: Fingerprint of the secret that pseudonyms are made with.
+        timeout_seconds: For each answer.
+
+    Raises:
+        StateError: The client library is not installed, or the address is none.
+    """
+
+    def __init__(self, settings: StateSettings, *, secret: str, timeout_seconds: float) -> None:
+        self._settings, self._secret = settings, secret
+        self._client: Redis = connect(settings, timeout_seconds=timeout_seconds)
+        self._written, self._lease = f"{settings.prefix}:written", f"{settings.prefix}:writer"
+        self._keep_seconds = max(1, int(settings.keep_days * DAY_SECONDS))
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+    # ---- reading
+
+    def entries(self, user_id: str) -> list[str]:
+        """What is kept of a shopper, newest first.
+
+        Raises:
+            StateAwayError: Redis does not answer.
+            StateRefusedError: It does not give this shopper's list.
+        """
+        with redis_errors(self._settings):
+            return cast(list[str], self._client.lrange(self._shopper(user_id), 0, KEPT_EVENTS - 1))
+
+    def beat(self) -> str | None:
+        """What changes for as long as a writer writes; None where nothing was written yet.
+
+        Raises:
+            StateAwayError: Redis does not answer.
+            StateForeignError: What is there was written in another format, or under another secret.
+        """
+        return self._checked().get("beat")
+
+    def offsets(self) -> Offsets:
+        """The next offset of each partition; empty where nothing was written yet.
+
+        Raises:
+            StateAwayError: Redis does not answer.
+            StateForeignError: What is there was written in another format, or under another secret.
+        """
+        return _offsets(self._checked())
+
+    def _checked(self) -> dict[str, str]:
+        with redis_errors(self._settings):
+            written = cast(dict[str, str], self._client.hgetall(self._written))
+        for name, expected in (("format", FORMAT), ("secret", self._secret)):
+            if written and written.get(name) != expected:
+                raise StateForeignError(
+                    f"`{self._written}` at {shown(self._settings)} must have {name} {expected!r}, got "
+                    f"{written.get(name)!r}; give all processes one `privacy.secret`, or take another `state.prefix`"
+                )
+        return written
+
+    # ---- writing
+
+    def claim(self, writer: str) -> bool:
+        """Whether a writer may write for the next few seconds: one at a time, the others stand by.
+
+        Raises:
+            StateAwayError: Redis does not answer.
+            StateRefusedError: It does not do as it is told.
+        """
+        lease_ms = int(LEASE_SECONDS * 1000)
+        with redis_errors(self._settings):
+            if self._client.set(self._lease, writer, nx=True, px=lease_ms):
+                return True
+            if self._client.get(self._lease) != writer:
+                return False
+            return bool(self._client.pexpire(self._lease, lease_ms))
+
+    def release(self, writer: str) -> None:
+        """Let another writer write at once.
+
+        Raises:
+            StateAwayError: Redis does not answer.
+            StateRefusedError: It does not do as it is told.
+        """
+        with redis_errors(self._settings):
+            if self._client.get(self._lease) == writer:
+                self._client.delete(self._lease)
+
+    def write(self, changes: Changes, *, before: Offsets, after: Offsets, beat: str) -> None:
+        """Write what a part of the log changes, and where it ended: all of it or nothing.
+
+        Args:
+            changes: Of all records from `before` to `after`.
+            before: The offsets that Redis is to have now.
+            after: Those that it has then.
+            beat: Something else each time.
+
+        Raises:
+            StateAwayError: Redis does not answer.
+            StateRefusedError: It does not do as it is told.
+            StateTakenError: Redis has other offsets: another writer has written, or the server came back without.
+        """
+        from redis.exceptions import WatchError
+
+        with redis_errors(self._settings), self._client.pipeline() as pipe:
+            pipe.watch(self._written)  # type: ignore[no-untyped-call]  # 1. from here on nobody else may change the offsets
+            if _offsets(cast(dict[str, str], pipe.hgetall(self._written))) != before:
+                raise StateTakenError(f"`{self._written}` has other offsets than this writer left; reading them again")
+            pipe.multi()
+            for user_id in changes.forgotten:  # 2. states
+                pipe.delete(self._shopper(user_id))
+            for user_id, entries in changes.added.items():
+                key = self._shopper(user_id)
+                pipe.lpush(key, *entries)
+                pipe.ltrim(key, 0, KEPT_EVENTS - 1)
+                pipe.expire(key, self._keep_seconds)
+            pipe.hset(self._written, mapping=self._mark(after, beat))  # 3. and the offsets they came from
+            try:
+                pipe.execute()  # 4. at once
+            except WatchError:
+                raise StateTakenError(f"`{self._written}` was changed by another writer; reading it again") from None
+
+    def _mark(self, offsets: Offsets, beat: str) -> dict[_Encodable, _Encodable]:
+        own: dict[_Encodable, _Encodable] = {"format": FORMAT, "secret": self._secret, "beat": beat}
+        return own | {f"{topic}/{partition}": str(offset) for (topic, partition), offset in offsets.items()}
+
+    def _shopper(self, user_id: str) -> str:
+        return f"{self._settings.prefix}:shopper:{user_id}"
+
+
+def _offsets(written: Mapping[str, str]) -> Offsets:
+    offsets: Offsets = {}
+    for name, value in written.items():
+        topic, slash, partition = name.rpartition("/")
+        if slash and partition.isdigit() and value.isdigit():
+            offsets[topic, int(partition)] = int(value)
+    return offsets

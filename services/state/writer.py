@@ -1,0 +1,162 @@
+"""Writes shoppers' states to Redis as the log goes on, for all scorers. One writes, others stand by."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+
+import structlog
+
+from services.metrics import StateWriterMetrics
+from services.state.entries import packed
+from services.state.errors import StateError, StateTakenError
+from services.state.store import LEASE_SECONDS, Changes, StateStore
+from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
+from streams.consumer import Offsets, PartitionConsumer, Record
+from streams.control import Forget, parse_control
+from streams.dead_letters import DeadLetter
+from streams.decode import decode
+from streams.errors import HeadwaterStreamError
+from streams.events import Click, Purchase
+from streams.look_back import look_back
+from streams.topics import Topics
+from streams.whole_topic import read_to_end
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.5
+MAX_RECORDS = 1_000  # in one transaction
+BEAT_SECONDS = 1.0
+
+
+class StateWriter:
+    """Reads clicks, purchases and what is to be forgotten; what they change goes to Redis with their offsets.
+
+    Args:
+        connection: Which Kafka.
+        topics: The names of the topics.
+        store: Where to write.
+        look_back_events: Newest clicks and purchases to begin with where the store is empty.
+        pseudonymise: What becomes of ids of users and sessions.
+        metrics: Where to count.
+    """
+
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        topics: Topics,
+        store: StateStore,
+        *,
+        look_back_events: int,
+        pseudonymise: Callable[[str], str],
+        metrics: StateWriterMetrics,
+    ) -> None:
+        self._connection, self._topics, self._store = connection, topics, store
+        self._look_back_events, self._pseudonymise, self._metrics = look_back_events, pseudonymise, metrics
+        self._forgotten: dict[str, int] = {}  # who, and up to when in the log's time, epoch ms
+        self._name = secrets.token_hex(8)
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Have `run` return soon."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Write until stopped; what fails is tried again from what the store has."""
+        pauses, told = backoff_seconds(), None
+        while not self._stop.is_set():
+            try:
+                if self._claimed() and wait_for_broker(self._connection, stop=self._stop):
+                    self._follow()
+            except StateTakenError as error:
+                log.info("state_taken", reason=str(error))
+            except (StateError, HeadwaterStreamError) as error:
+                self._metrics.failures.inc()
+                if str(error) != told:
+                    log.warning("state_not_written", problem=str(error), retry="until it can be")
+                told = str(error)
+                self._stop.wait(next(pauses))
+            else:
+                pauses, told = backoff_seconds(), None
+        with suppress(StateError):
+            self._store.release(self._name)
+
+    def _claimed(self) -> bool:
+        """Wait for the turn to write; False when stopped."""
+        while not self._store.claim(self._name):
+            self._metrics.writing.set(0)
+            if self._stop.wait(LEASE_SECONDS / 5):
+                return False
+        return not self._stop.is_set()
+
+    def _follow(self) -> None:
+        """Read and write for as long as the turn lasts."""
+        held = self._store.offsets()
+        behaviour = self._behaviour()
+        start = held or look_back(self._connection, behaviour, self._look_back_events)
+        log.info("state_writing", first_time=not held, partitions=len(start))
+        self._learn_forgotten()
+        beat_at = 0.0
+        with closing(PartitionConsumer(self._connection, [self._topics.control, *behaviour], start=start)) as consumer:
+            while not self._stop.is_set() and self._store.claim(self._name):
+                self._metrics.writing.set(1)
+                records = consumer.poll(POLL_SECONDS, MAX_RECORDS)
+                if records or time.monotonic() >= beat_at:
+                    held = self._write(records, held, consumer.positions())
+                    beat_at = time.monotonic() + BEAT_SECONDS
+        self._metrics.writing.set(0)
+
+    def _behaviour(self) -> list[str]:
+        """The topics that tell what shoppers do."""
+        return list(dict.fromkeys([self._topics.clicks, self._topics.purchases, *self._topics.dialects]))
+
+    def _learn_forgotten(self) -> None:
+        """Know of all who were to be forgotten so far, whatever is read first."""
+        for record in read_to_end(self._connection, self._topics.control):
+            command = parse_control(record)
+            if isinstance(command, Forget):
+                self._forgotten[command.user] = command.ts_ms
+
+    def _write(self, records: Sequence[Record], held: Offsets, positions: Offsets) -> Offsets:
+        """Write what records change; the offsets that the store has then."""
+        changes, taken, newest_ms = Changes(), Counter[str](), 0
+        for record in records:
+            newest_ms = max(newest_ms, self._take_in(record, changes, taken))
+        after = held | positions
+        began = time.perf_counter()
+        self._store.write(changes, before=held, after=after, beat=secrets.token_hex(8))
+        if records:
+            self._metrics.write_seconds.observe(time.perf_counter() - began)
+        for outcome, count in taken.items():
+            self._metrics.events.labels(outcome).inc(count)
+        if newest_ms:
+            self._metrics.watermark_timestamp_seconds.set(newest_ms / 1000)
+        return after
+
+    def _take_in(self, record: Record, changes: Changes, taken: Counter[str]) -> int:
+        """Add what a record changes; the event time of what it holds, 0 where that is nothing of a shopper's."""
+        if record.topic == self._topics.control:
+            command = parse_control(record)
+            if isinstance(command, Forget):
+                self._forgotten[command.user] = command.ts_ms
+                changes.forget(command.user)
+            return 0
+        decoded = decode(record, self._topics)
+        newest_ms = 0
+        for event in () if isinstance(decoded, DeadLetter) else decoded:  # dead letters are the updater's to report
+            if isinstance(event, Click | Purchase):
+                newest_ms = max(newest_ms, event.ts)
+                taken[self._add(event, record.timestamp_ms, changes)] += 1
+        return newest_ms
+
+    def _add(self, event: Click | Purchase, publish_ts_ms: int, changes: Changes) -> str:
+        """Add an event to its shopper's list; what became of it."""
+        user_id = self._pseudonymise(event.user_id)
+        if publish_ts_ms <= self._forgotten.get(user_id, -1):
+            return "forgotten"
+        changes.add(user_id, packed(event, publish_ts_ms=publish_ts_ms, pseudonymise=self._pseudonymise))
+        return event.KIND
