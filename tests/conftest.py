@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from redis_server import RedisServer, redis_program, valkey_program
 
 from streams.connection import KafkaConnection, unreachable_reason
 from streams.embedded_broker import EmbeddedBroker
@@ -292,3 +293,25 @@ def make_topics() -> Callable[..., Topics]:
 def topics(kafka_connection: KafkaConnection, make_topics: Callable[..., Topics]) -> Topics:
     """Fresh topics on the broker of `kafka_connection`."""
     return make_topics(kafka_connection)
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(valkey_program(), tmp_path_factory.mktemp("valkey"), port=_free_port())
+    with server.running():
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(redis_program(), tmp_path_factory.mktemp("redis"), port=_free_port())
+    with server.running():
+        yield server
+
+
+@pytest.fixture
+def mortal_valkey(tmp_path: Path, free_port: int) -> Iterator[RedisServer]:
+    """A server of the test's own, to be stopped, killed or emptied; it keeps nothing on disk."""
+    server = RedisServer(valkey_program(), tmp_path / "valkey", port=free_port)
+    with server.running():
+        yield server

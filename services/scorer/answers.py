@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +13,7 @@ from peft_adapters.serving import ServedModel
 from peft_adapters.shoppers import Contexts
 from services.scorer.live_items import LiveItems
 from services.scorer.requests import RankRequest, RecommendRequest
-from services.scorer.shopper_state import ShopperState
+from services.scorer.shopper_state import StateSource
 
 RECENT_REQUESTS = 16  # a new model is warmed with these
 
@@ -43,7 +44,7 @@ class Answers:
         model: What is served; None until there is any.
     """
 
-    def __init__(self, items: LiveItems, shoppers: ShopperState) -> None:
+    def __init__(self, items: LiveItems, shoppers: StateSource) -> None:
         self.model: ServedModel | None = None
         self._items, self._shoppers = items, shoppers
         self._recent: deque[RankRequest | RecommendRequest] = deque(maxlen=RECENT_REQUESTS)
@@ -108,7 +109,17 @@ class Answers:
     def context(self, request: RankRequest | RecommendRequest, model: ServedModel) -> Contexts:
         """Who asks, as a model sees them."""
         ts_ms = time.time_ns() // 1_000_000 if request.ts is None else request.ts
+        session, earlier = request.session_items, request.earlier_sessions
+        known = self._shoppers.context(
+            request.user_id,
+            request.session_id,
+            ts_ms,
+            session=None if session is None else self._rows(session),
+            earlier=None if earlier is None else [self._rows(basket) for basket in earlier],
+        )
+        return model.context(*known)
+
+    def _rows(self, item_ids: Sequence[str]) -> list[int]:
+        """Rows of the items that are known."""
         known = self._items.rows
-        session = request.session_items
-        rows = None if session is None else [known[item] for item in session if item in known]
-        return model.context(*self._shoppers.context(request.user_id, request.session_id, ts_ms, session=rows))
+        return [known[item_id] for item_id in item_ids if item_id in known]

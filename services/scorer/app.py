@@ -93,6 +93,7 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
             "adapter_version": manifest.version,
             "published_at_ms": manifest.published_at_ms,
             "watermark_ms": manifest.watermark_ms,
+            "problems": [problem for problem in (worker.shoppers.problem(),) if problem is not None],
             "staleness_seconds": max(0.0, time.time() - manifest.published_at_ms / 1000),
         }
 

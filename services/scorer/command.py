@@ -21,9 +21,12 @@ from services.scorer.app import create_app
 from services.scorer.bundles import BundleSource
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
-from services.scorer.shopper_state import ShopperState
+from services.scorer.shopper_state import ShopperState, StateSource
+from services.scorer.shopper_state_redis import RedisState
+from services.scorer.shopper_state_request import RequestState
 from services.scorer.worker import Worker
 from services.settings import Settings
+from services.state.store import StateStore
 from streams.privacy import Pseudonymiser, pseudonymiser
 
 log = structlog.get_logger(__name__)
@@ -44,6 +47,7 @@ def run(settings: Settings) -> None:
         RegistryAddressError: No kind of store is known for the registry's address.
         ServeError: The address cannot be listened on.
         SecretError: The secret that user ids are hidden with cannot be had.
+        StateError: Shoppers' states are to come from Redis, and its client is not installed or its address is none.
     """
     torch.set_num_threads(settings.scorer.torch_threads)
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -53,8 +57,9 @@ def run(settings: Settings) -> None:
     pseudonymise = pseudonymiser(settings.privacy)
     with TemporaryDirectory(prefix="headwater-scorer-") as directory:
         worker, reader = _wired(settings, metrics, Path(directory), pseudonymise)
+        followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
         app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise)
-        with _in_threads(reader, worker):
+        with _in_threads(reader, worker, *followers):
             serve(app, settings.scorer.host, settings.scorer.port)
 
 
@@ -64,7 +69,7 @@ def _wired(
     encoder = Encoder(settings.encoder)
     cache = PrefixCache.of(encoder)
     items = LiveItems(settings.scorer.blocklist)
-    shoppers = ShopperState(items.rows, max_shoppers=settings.scorer.max_shoppers, pseudonymise=pseudonymise)
+    shoppers = _shoppers(settings, items, metrics, pseudonymise)
     announcements = Announcements(settings.scenario, metrics)
     reader = LogReader(
         settings.kafka,
@@ -89,8 +94,19 @@ def _wired(
     return worker, reader
 
 
+def _shoppers(settings: Settings, items: LiveItems, metrics: ScorerMetrics, pseudonymise: Pseudonymiser) -> StateSource:
+    """Where shoppers' states come from."""
+    state = settings.state
+    if state.source == "request":
+        return RequestState()
+    if state.source == "worker":
+        return ShopperState(items.rows, max_shoppers=settings.scorer.max_shoppers, pseudonymise=pseudonymise)
+    store = StateStore(state, fingerprint=pseudonymise.fingerprint(), timeout_seconds=state.timeout_seconds)
+    return RedisState(store, items.rows, fallback_shoppers=state.fallback_shoppers, metrics=metrics.state)
+
+
 @contextmanager
-def _in_threads(*parts: LogReader | Worker) -> Iterator[None]:
+def _in_threads(*parts: LogReader | Worker | RedisState) -> Iterator[None]:
     """Run parts beside the serving, and end them after it."""
     threads = [threading.Thread(target=part.run, name=type(part).__name__, daemon=True) for part in parts]
     for thread in threads:

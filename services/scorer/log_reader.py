@@ -12,7 +12,7 @@ import structlog
 
 from services.scorer.announcements import Announcements
 from services.scorer.live_items import LiveItems
-from services.scorer.shopper_state import ShopperState
+from services.scorer.shopper_state import StateSource
 from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
 from streams.consumer import Offsets, PartitionConsumer, Record
 from streams.control import Forget, parse_control
@@ -20,6 +20,7 @@ from streams.dead_letters import DeadLetter
 from streams.decode import ItemRemoved, decode
 from streams.errors import HeadwaterStreamError
 from streams.events import Click, Item, Purchase
+from streams.look_back import look_back
 from streams.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -52,7 +53,7 @@ class LogReader:
         *,
         look_back_events: int,
         items: LiveItems,
-        shoppers: ShopperState,
+        shoppers: StateSource,
         announcements: Announcements,
     ) -> None:
         self.catalogue_read = threading.Event()
@@ -83,14 +84,13 @@ class LogReader:
 
     def _read(self) -> None:
         catalogue = [*self._topics.catalogues(), self._topics.control, self._topics.adapters]
-        behaviour = [self._topics.clicks, self._topics.purchases]
-        behaviour += [topic for topic in self._topics.dialects if topic not in catalogue]
+        behaviour = self._behaviour(catalogue)
         if not self.catalogue_read.is_set():
             with closing(self._open(catalogue)) as consumer:
                 self._read_to_end(consumer)
             self.catalogue_read.set()
         if not any(topic in behaviour for topic, _ in self._positions):
-            self._positions |= self._look_back(behaviour)
+            self._positions |= look_back(self._connection, behaviour, self._look_back_events)
         with closing(self._open([*catalogue, *behaviour])) as consumer:
             self._read_to_end(consumer)
             if not self._stop.is_set():
@@ -101,12 +101,12 @@ class LogReader:
     def _open(self, topics: Sequence[str]) -> PartitionConsumer:
         return PartitionConsumer(self._connection, topics, start=self._positions, idle_pause_seconds=IDLE_PAUSE_SECONDS)
 
-    def _look_back(self, topics: Sequence[str]) -> Offsets:
-        """Where to begin, so that about the newest events wanted are read, evenly from all partitions."""
-        with closing(PartitionConsumer(self._connection, topics)) as probe:
-            starts, ends = probe.positions(), probe.end_offsets()
-        each = -(-self._look_back_events // max(1, len(starts)))
-        return {at: max(start, ends[at] - each) for at, start in starts.items()}
+    def _behaviour(self, catalogue: Sequence[str]) -> list[str]:
+        """The topics that tell what shoppers do; none where their states come from elsewhere."""
+        if not self._shoppers.reads_events:
+            return []
+        others = [topic for topic in self._topics.dialects if topic not in catalogue]
+        return [self._topics.clicks, self._topics.purchases, *others]
 
     def _read_to_end(self, consumer: PartitionConsumer) -> None:
         """Read up to where the log ends now."""

@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from streams.events import EpochMs, Id
 
 MAX_SESSION_ITEMS = 5_000  # the newest count, as many as the learner looks at
+MAX_EARLIER_SESSIONS = 128
 MAX_EXCLUDED_ITEMS = 1_000
 
 SessionItems = Annotated[tuple[Id, ...], Field(max_length=MAX_SESSION_ITEMS)]
+EarlierSessions = Annotated[tuple[SessionItems, ...], Field(max_length=MAX_EARLIER_SESSIONS)]
 
 
 class _Request(BaseModel):
@@ -20,6 +22,7 @@ class _Request(BaseModel):
         user_id: The shopper; without it the session alone speaks.
         session_id: The session at hand; without it, a pause of 30 minutes begins a new one.
         session_items: Items of the session at hand, oldest first, in place of what the worker knows of it.
+        earlier_sessions: Items of the sessions before it, the oldest session first, in place of what the worker knows.
         ts: When, epoch milliseconds or RFC 3339; now, if it is not given.
     """
 
@@ -28,6 +31,7 @@ class _Request(BaseModel):
     user_id: Id | None = None
     session_id: Id | None = None
     session_items: SessionItems | None = None
+    earlier_sessions: EarlierSessions | None = None
     ts: EpochMs | None = None
 
     def under_pseudonym(self, pseudonymise: Callable[[str], str]) -> Self:

@@ -53,6 +53,9 @@ class StateSource(Protocol):
             earlier: The sessions before it, in place of what is known of them.
         """
 
+    def bought(self, user_id: str) -> tuple[str, ...]:
+        """Ids of what a shopper, by pseudonym, is known to have bought."""
+
     def problem(self) -> str | None:
         """What is wrong with the source at this moment, for whoever operates it; None where nothing is."""
 

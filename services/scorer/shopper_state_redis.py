@@ -10,17 +10,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
 from peft_adapters.shoppers import Shoppers
 from services.metrics import StateMetrics
 from services.scorer.shopper_state import Baskets, Context, as_told
-from services.state.entries import unpacked
+from services.state.entries import Entry, unpacked
 from services.state.errors import StateAwayError, StateError
 from services.state.store import StateStore
-from streams.events import UserEvent
+from streams.events import Purchase, UserEvent
 
 log = structlog.get_logger(__name__)
 
@@ -127,43 +127,64 @@ class RedisState:
 
     # ---- what is known
 
+    def bought(self, user_id: str) -> tuple[str, ...]:
+        """Ids of what a shopper, by pseudonym, is known to have bought, the newest last."""
+        entries = self._asked(self._store.bought, user_id)
+        if entries is None:
+            entries = self._held_of(user_id)
+        ids = [entry.item_id for entry in self._entries(user_id, entries) if entry.kind == Purchase.KIND]
+        return tuple(dict.fromkeys(ids))
+
     def _known(self, user_id: str, session_id: str | None, ts_ms: int) -> Context:
-        entries = self._read(user_id)
-        found, refused = unpacked(entries)
-        self._metrics.refused.inc(refused)
-        forgotten_ms = self._forgotten.get(user_id, -1)
-        one, seen = Shoppers(max_shoppers=1), set[str]()
-        for entry in reversed(found):  # the oldest first, as they came
+        entries = self._asked(self._store.entries, user_id)
+        if entries is None:
+            entries = self._held_of(user_id)
+        else:
+            self._hold(user_id, entries)
+        one = Shoppers(max_shoppers=1)
+        for entry in self._entries(user_id, entries):
             row = self._rows.get(entry.item_id)
-            if row is None or entry.event in seen or entry.publish_ts_ms <= forgotten_ms:
-                continue
-            seen.add(entry.event)
-            one.update(user_id, entry.session_id, entry.ts_ms, row)
+            if row is not None:
+                one.update(user_id, entry.session_id, entry.ts_ms, row)
         return one.context(user_id, session_id, ts_ms)
 
-    def _read(self, user_id: str) -> list[str]:
-        """A shopper's entries from the store, or as they were when it last gave them."""
-        if not self._is_away:
-            began = time.perf_counter()
-            try:
-                entries = self._store.entries(user_id)
-            except StateAwayError as error:
-                self._found(str(error), away=True)
-            except StateError as error:  # of this shopper alone
-                log.warning("state_refused", problem=str(error))
-            else:
-                self._metrics.read_seconds.observe(time.perf_counter() - began)
-                self._metrics.reads.labels("store").inc()
-                self._hold(user_id, entries)
-                return entries
+    def _entries(self, user_id: str, packed: Sequence[str]) -> list[Entry]:
+        """Entries once each, oldest first, without what is to be forgotten."""
+        found, refused = unpacked(packed)
+        self._metrics.refused.inc(refused)
+        after_ms = self._forgotten.get(user_id, -1)
+        oldest_first = reversed([entry for entry in found if entry.publish_ts_ms > after_ms])
+        return list({entry.event: entry for entry in oldest_first}.values())
+
+    def _asked(self, ask: Callable[[str], list[str]], user_id: str) -> list[str] | None:
+        """What the store has of a shopper; None where it does not say."""
+        if self._is_away:
+            return None
+        began = time.perf_counter()
+        try:
+            entries = ask(user_id)
+        except StateAwayError as error:
+            self._found(str(error), away=True)
+            return None
+        except StateError as error:  # of this shopper alone
+            log.warning("state_refused", problem=str(error))
+            return None
+        self._metrics.read_seconds.observe(time.perf_counter() - began)
+        self._metrics.reads.labels("store").inc()
+        return entries
+
+    def _hold(self, user_id: str, entries: list[str]) -> None:
+        """Keep a shopper's entries for when the store is away."""
+        with self._lock:
+            self._held.pop(user_id, None)
+            if entries:
+                self._held[user_id] = entries
+            if len(self._held) > self._fallback_shoppers:
+                self._held.popitem(last=False)
+
+    def _held_of(self, user_id: str) -> list[str]:
+        """A shopper's entries as they were when the store last gave them."""
         with self._lock:
             held = self._held.get(user_id)
         self._metrics.reads.labels("none" if held is None else "held").inc()
         return held or []
-
-    def _hold(self, user_id: str, entries: list[str]) -> None:
-        with self._lock:
-            self._held[user_id] = entries
-            self._held.move_to_end(user_id)
-            if len(self._held) > self._fallback_shoppers:
-                self._held.popitem(last=False)

@@ -36,6 +36,10 @@ class RequestState:
         """What a ranking is made from: what the request says."""
         return as_told(([], []), session=session, earlier=earlier)
 
+    def bought(self, user_id: str) -> tuple[str, ...]:
+        """Nothing is known; a request names what it wants excluded."""
+        return ()
+
     def problem(self) -> str | None:
         """None: there is nothing that could be away."""
         return None

@@ -17,7 +17,7 @@ from services.scorer.answers import Answers
 from services.scorer.bundles import BundleSource
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
-from services.scorer.shopper_state import ShopperState
+from services.scorer.shopper_state import StateSource
 from streams.connection import backoff_seconds
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,7 @@ class Worker:
         catalogue: Catalogue,
         bundles: BundleSource,
         items: LiveItems,
-        shoppers: ShopperState,
+        shoppers: StateSource,
         reader: LogReader,
         announcements: Announcements,
         metrics: ScorerMetrics,

@@ -31,7 +31,7 @@ def run(settings: Settings) -> None:
     pseudonymise = pseudonymiser(settings.privacy)
     state = settings.state
     with closing(
-        StateStore(state, secret=pseudonymise.fingerprint(), timeout_seconds=state.write_timeout_seconds)
+        StateStore(state, fingerprint=pseudonymise.fingerprint(), timeout_seconds=state.write_timeout_seconds)
     ) as store:
         writer = StateWriter(
             settings.kafka,

@@ -14,6 +14,7 @@ from streams.events import Click, Purchase
 
 FORMAT = "1"
 KEPT_EVENTS = 160  # more than a ranking looks at: some are of items that are not known yet, or came twice
+KEPT_PURCHASES = 500
 DIGEST_BYTES = 8
 
 
@@ -22,6 +23,7 @@ class Entry:
     """A click or a purchase.
 
     Attributes:
+        kind: click or purchase.
         event: Digest of kind and event id.
         ts_ms: Event time, epoch milliseconds.
         publish_ts_ms: When it was published, epoch milliseconds.
@@ -29,6 +31,7 @@ class Entry:
         item_id: Which item.
     """
 
+    kind: str
     event: str
     ts_ms: int
     publish_ts_ms: int
@@ -40,7 +43,7 @@ def packed(event: Click | Purchase, *, publish_ts_ms: int, pseudonymise: Callabl
     """An event as an entry of its shopper's list."""
     digest = blake2b(f"{event.KIND}/{event.event_id}".encode(), digest_size=DIGEST_BYTES).hexdigest()
     session_id = None if event.session_id is None else pseudonymise(event.session_id)
-    entry = [digest, event.ts, publish_ts_ms, session_id, event.item_id]
+    entry = [event.KIND, digest, event.ts, publish_ts_ms, session_id, event.item_id]
     return json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -57,6 +60,6 @@ def unpacked(entries: Sequence[str]) -> tuple[list[Entry], int]:
 
 def _entry(parsed: object) -> Entry:
     match parsed:
-        case [str(event), int(ts_ms), int(publish_ts_ms), str() | None as session_id, str(item_id)]:
-            return Entry(event, ts_ms, publish_ts_ms, session_id, item_id)
+        case [str(kind), str(event), int(ts_ms), int(publish_ts_ms), str() | None as session_id, str(item_id)]:
+            return Entry(kind, event, ts_ms, publish_ts_ms, session_id, item_id)
     raise ValueError("not an entry")

@@ -3,6 +3,7 @@
 | key | value |
 |---|---|
 | `<prefix>:shopper:<pseudonym>` | list of entries, newest first |
+| `<prefix>:bought:<pseudonym>` | the same of purchases alone |
 | `<prefix>:written` | hash: `format`, `secret`, `beat`, and `<topic>/<partition>`, the next offset of each |
 | `<prefix>:writer` | who writes, until when |
 
@@ -17,13 +18,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from services.state.client import connect, redis_errors, shown
-from services.state.entries import FORMAT, KEPT_EVENTS
+from services.state.entries import FORMAT, KEPT_EVENTS, KEPT_PURCHASES
 from services.state.errors import StateForeignError, StateTakenError
 from services.state.settings import StateSettings
 from streams.consumer import Offsets
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.client import Pipeline
 
 LEASE_SECONDS = 5.0
 DAY_SECONDS = 86_400
@@ -38,19 +40,24 @@ class Changes:
     Attributes:
         forgotten: Pseudonyms whose lists go before anything is added.
         added: New entries by pseudonym, oldest first.
+        bought: The purchases among them.
     """
 
     forgotten: set[str] = field(default_factory=set)
     added: dict[str, list[str]] = field(default_factory=dict)
+    bought: dict[str, list[str]] = field(default_factory=dict)
 
     def forget(self, user_id: str) -> None:
-        """Have a shopper's list go, with what was to be added."""
+        """Have a shopper's lists go, with what was to be added."""
         self.forgotten.add(user_id)
         self.added.pop(user_id, None)
+        self.bought.pop(user_id, None)
 
-    def add(self, user_id: str, entry: str) -> None:
+    def add(self, user_id: str, entry: str, *, is_purchase: bool) -> None:
         """Have an entry added."""
         self.added.setdefault(user_id, []).append(entry)
+        if is_purchase:
+            self.bought.setdefault(user_id, []).append(entry)
 
 
 class StateStore:
@@ -58,15 +65,15 @@ class StateStore:
 
     Args:
         settings: Which Redis, and under which prefix.
-        secret: Fingerprint of the secret that pseudonyms are made with.
+        fingerprint: Of the secret that pseudonyms are made with.
         timeout_seconds: For each answer.
 
     Raises:
         StateError: The client library is not installed, or the address is none.
     """
 
-    def __init__(self, settings: StateSettings, *, secret: str, timeout_seconds: float) -> None:
-        self._settings, self._secret = settings, secret
+    def __init__(self, settings: StateSettings, *, fingerprint: str, timeout_seconds: float) -> None:
+        self._settings, self._fingerprint = settings, fingerprint
         self._client: Redis = connect(settings, timeout_seconds=timeout_seconds)
         self._written, self._lease = f"{settings.prefix}:written", f"{settings.prefix}:writer"
         self._keep_seconds = max(1, int(settings.keep_days * DAY_SECONDS))
@@ -86,6 +93,16 @@ class StateStore:
         """
         with redis_errors(self._settings):
             return cast(list[str], self._client.lrange(self._shopper(user_id), 0, KEPT_EVENTS - 1))
+
+    def bought(self, user_id: str) -> list[str]:
+        """The purchases that are kept of a shopper, newest first.
+
+        Raises:
+            StateAwayError: Redis does not answer.
+            StateRefusedError: It does not give this shopper's list.
+        """
+        with redis_errors(self._settings):
+            return cast(list[str], self._client.lrange(self._bought(user_id), 0, KEPT_PURCHASES - 1))
 
     def beat(self) -> str | None:
         """What changes for as long as a writer writes; None where nothing was written yet.
@@ -108,7 +125,7 @@ class StateStore:
     def _checked(self) -> dict[str, str]:
         with redis_errors(self._settings):
             written = cast(dict[str, str], self._client.hgetall(self._written))
-        for name, expected in (("format", FORMAT), ("secret", self._secret)):
+        for name, expected in (("format", FORMAT), ("secret", self._fingerprint)):
             if written and written.get(name) != expected:
                 raise StateForeignError(
                     f"`{self._written}` at {shown(self._settings)} must have {name} {expected!r}, got "
@@ -166,24 +183,32 @@ class StateStore:
                 raise StateTakenError(f"`{self._written}` has other offsets than this writer left; reading them again")
             pipe.multi()
             for user_id in changes.forgotten:  # 2. states
-                pipe.delete(self._shopper(user_id))
+                pipe.delete(self._shopper(user_id), self._bought(user_id))
             for user_id, entries in changes.added.items():
-                key = self._shopper(user_id)
-                pipe.lpush(key, *entries)
-                pipe.ltrim(key, 0, KEPT_EVENTS - 1)
-                pipe.expire(key, self._keep_seconds)
+                self._push(pipe, self._shopper(user_id), entries, KEPT_EVENTS)
+            for user_id, entries in changes.bought.items():
+                self._push(pipe, self._bought(user_id), entries, KEPT_PURCHASES)
             pipe.hset(self._written, mapping=self._mark(after, beat))  # 3. and the offsets they came from
             try:
                 pipe.execute()  # 4. at once
             except WatchError:
                 raise StateTakenError(f"`{self._written}` was changed by another writer; reading it again") from None
 
+    def _push(self, pipe: Pipeline, key: str, entries: list[str], kept: int) -> None:
+        """Add entries to a list that is kept so long, and so many of."""
+        pipe.lpush(key, *entries)
+        pipe.ltrim(key, 0, kept - 1)
+        pipe.expire(key, self._keep_seconds)
+
     def _mark(self, offsets: Offsets, beat: str) -> dict[_Encodable, _Encodable]:
-        own: dict[_Encodable, _Encodable] = {"format": FORMAT, "secret": self._secret, "beat": beat}
+        own: dict[_Encodable, _Encodable] = {"format": FORMAT, "secret": self._fingerprint, "beat": beat}
         return own | {f"{topic}/{partition}": str(offset) for (topic, partition), offset in offsets.items()}
 
     def _shopper(self, user_id: str) -> str:
         return f"{self._settings.prefix}:shopper:{user_id}"
+
+    def _bought(self, user_id: str) -> str:
+        return f"{self._settings.prefix}:bought:{user_id}"
 
 
 def _offsets(written: Mapping[str, str]) -> Offsets:

@@ -158,5 +158,6 @@ class StateWriter:
         user_id = self._pseudonymise(event.user_id)
         if publish_ts_ms <= self._forgotten.get(user_id, -1):
             return "forgotten"
-        changes.add(user_id, packed(event, publish_ts_ms=publish_ts_ms, pseudonymise=self._pseudonymise))
+        entry = packed(event, publish_ts_ms=publish_ts_ms, pseudonymise=self._pseudonymise)
+        changes.add(user_id, entry, is_purchase=isinstance(event, Purchase))
         return event.KIND
