@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -20,6 +20,14 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from peft_adapters.errors import EncoderError
+from peft_adapters.frozen_prefix import (
+    SUPPORTED,
+    FrozenPrefix,
+    PrefixDoneError,
+    leave_with_hidden,
+    linear_names,
+    transformer_layers,
+)
 from peft_adapters.lora_linear import Dropout
 from peft_adapters.pooling import chosen_pooling
 from peft_adapters.settings import DEFAULT_MODEL, EncoderSettings
@@ -32,18 +40,6 @@ _SHORTEST_PREFIX = 8  # tokens
 _FILLER = 0  # a token id; any would do after a text, where no token of it looks
 _PROBES = ("mug", "as long as a text may be, " * 128)
 _SPLIT_TOLERANCE = 1e-4  # of the largest value; all of it runs in fp32
-_SUPPORTED = (
-    "encoders like BERT, RoBERTa, DistilBERT, ELECTRA, MPNet and ModernBERT work, and decoder-only models like Llama, "
-    "Mistral, Qwen2, Qwen3 and Gemma 3"
-)
-
-
-class _PrefixDoneError(Exception):
-    """Carries the hidden states out of the model at the split; the layers above it need not run."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
 
 
 class Encoder:
@@ -73,7 +69,7 @@ class Encoder:
         base.float().eval()
         if _tells_attention(base):
             base.set_attn_implementation(ATTENTION)
-        name, layers = _transformer_layers(base)
+        name, layers = transformer_layers(base)
         self.dim = int(base.config.hidden_size)
         if settings.lora_layers > len(layers):
             raise EncoderError(
@@ -81,7 +77,7 @@ class Encoder:
                 f"got {settings.lora_layers}"
             )
         self.pooling = chosen_pooling(settings.pooling, path, layers)
-        self.peft_model = _with_lora(base, settings, _linear_names(name, layers, len(layers) - settings.lora_layers))
+        self.peft_model = _with_lora(base, settings, linear_names(name, layers, len(layers) - settings.lora_layers))
         self.split = _lowest_lora_layer(layers)
         self._layers = layers
         self.prefix_digest = _digest(base, self.tokenizer, self.split, settings)
@@ -95,10 +91,10 @@ class Encoder:
         try:
             split, whole = self._both_ways(_PROBES)
         except (AttributeError, TypeError, ValueError) as error:  # a layer got what it does not know, or too little
-            raise EncoderError(f"{name} cannot be split: {error}; {_SUPPORTED}") from error
+            raise EncoderError(f"{name} cannot be split: {error}; {SUPPORTED}") from error
         if not torch.allclose(split, whole, rtol=0, atol=_SPLIT_TOLERANCE * float(whole.abs().max())):
             raise EncoderError(
-                f"{name} cannot be split: its layers alone do not give what the whole model gives; {_SUPPORTED}"
+                f"{name} cannot be split: its layers alone do not give what the whole model gives; {SUPPORTED}"
             )
 
     @torch.inference_mode()
@@ -163,14 +159,19 @@ class Encoder:
         for row, own in enumerate(rows):
             ids[row, : len(own)] = torch.tensor(own)
         mask = torch.arange(length) < torch.tensor([[len(own)] for own in rows])
-        handle = self._layers[self.split].register_forward_pre_hook(_leave_with_hidden, with_kwargs=True)
+        handle = self._layers[self.split].register_forward_pre_hook(leave_with_hidden, with_kwargs=True)
         try:
             self.peft_model.get_base_model()(input_ids=ids, attention_mask=mask.long())
-        except _PrefixDoneError as done:
+        except PrefixDoneError as done:
             return [done.hidden[row, : len(own)] for row, own in enumerate(tokens)]
         finally:
             handle.remove()
         raise EncoderError(f"layer {self.split} of {self.settings.model!r} was never run")
+
+    def frozen_prefix(self) -> FrozenPrefix:
+        """A copy of what runs below the lowest LoRA layer, on the same weights, for one text at a time."""
+        base = cast(PreTrainedModel, self.peft_model.get_base_model())
+        return FrozenPrefix(base, self.split, lambda text: self._token_ids([text])[0])
 
     # ---- the adapted part
 
@@ -243,10 +244,6 @@ def _padded_length(tokens: int, most: int) -> int:
     return min(most, max(_SHORTEST_PREFIX, 1 << (tokens - 1).bit_length()))
 
 
-def _leave_with_hidden(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    raise _PrefixDoneError(args[0] if args else kwargs["hidden_states"])
-
-
 def _model_path(model: str) -> str:
     if model != DEFAULT_MODEL:
         return model
@@ -270,24 +267,6 @@ def _no_progress_bar() -> Iterator[None]:
 def _tells_attention(base: PreTrainedModel) -> bool:
     """Whether a model's layers call the attention that was asked for, and pass on to it what they do not know."""
     return bool(base._supports_attention_backend)
-
-
-def _transformer_layers(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of transformer blocks: the one module list with as many entries as the configuration has layers."""
-    count = None if base.config.is_encoder_decoder else getattr(base.config, "num_hidden_layers", None)
-    for name, module in base.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and _linear_names(name, module, 0):
-            return name, module
-    raise EncoderError(f"{type(base).__name__} is not one stack of layers with linear modules in them; {_SUPPORTED}")
-
-
-def _linear_names(name: str, layers: nn.ModuleList, split: int) -> list[str]:
-    return [
-        f"{name}.{index}.{child}"
-        for index in range(split, len(layers))
-        for child, module in layers[index].named_modules()
-        if isinstance(module, nn.Linear)
-    ]
 
 
 def _lowest_lora_layer(layers: nn.ModuleList) -> int:

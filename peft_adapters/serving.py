@@ -20,7 +20,7 @@ from peft_adapters.bundle import Bundle, Manifest, require_encoder
 from peft_adapters.calibration import INPUTS, Probabilities
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.counters import Counters, IntArray
-from peft_adapters.encoder import Encoder
+from peft_adapters.encoder import Encoder, MergedSuffix
 from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError, EncoderError, HeadwaterModelError
 from peft_adapters.modalities import count_unfit, with_vectors
 from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
@@ -76,6 +76,7 @@ class ServedModel:
         catalogue_rows: [items] row in the worker's catalogue, -1 where it is not.
         row_of: [catalogue rows] the inverse.
         unused_vectors: of other modalities, of another length than the version takes: left out.
+        suffix: the version's adapter over the encoder's last layers: what a query in words goes through.
         ranker: scores.
     """
 
@@ -90,6 +91,7 @@ class ServedModel:
     catalogue_rows: IntArray
     row_of: IntArray
     unused_vectors: int
+    suffix: MergedSuffix
     ranker: FrozenRanker
 
     @property
@@ -126,7 +128,7 @@ def build(
         bundles: a full bundle and the deltas on it, or deltas on `previous`, oldest first; at least one.
         previous: what is served now; its text vectors are used again where neither text nor adapter changed.
         catalogue: the items that this worker knows.
-        encoder: its adapter is set to that of the version.
+        encoder: its adapter is set to that of the version, unless `previous` has the same.
         stop: ends the build when set.
 
     Raises:
@@ -250,9 +252,11 @@ def _assembled(
     row_of = np.empty(len(catalogue), dtype=np.int64)
     row_of[catalogue_rows[has_text]] = np.flatnonzero(has_text)
     text = torch.zeros(len(item_ids), encode.dim)
-    kept = _keep_text(text, item_ids, texts, learnt, previous)
+    adapted = previous.suffix if previous is not None and _same(learnt.lora, previous.learnt.lora) else None
+    kept = _keep_text(text, item_ids, texts, previous) if previous is not None and adapted is not None else set()
+    suffix = adapted or encode.suffix(learnt.lora)
     rows = [row for row in np.flatnonzero(has_text).tolist() if row not in kept]
-    encode(text, rows, catalogue, catalogue_rows, learnt.lora)
+    encode(text, rows, catalogue, catalogue_rows, suffix)
     content = with_vectors(text, catalogue_rows.tolist(), catalogue.other_vectors, learnt.projections)
     return ServedModel(
         manifest=manifest,
@@ -266,16 +270,13 @@ def _assembled(
         catalogue_rows=catalogue_rows,
         row_of=row_of,
         unused_vectors=count_unfit(catalogue.other_vectors.values(), learnt.projections),
+        suffix=suffix,
         ranker=_ranker(learnt, content),
     )
 
 
-def _keep_text(
-    text: Tensor, item_ids: Sequence[str], texts: Sequence[str | None], learnt: Learnt, previous: ServedModel | None
-) -> set[int]:
-    """Copy the text vectors of which neither text nor adapter changed; their rows."""
-    if previous is None or not _same(learnt.lora, previous.learnt.lora):
-        return set()
+def _keep_text(text: Tensor, item_ids: Sequence[str], texts: Sequence[str | None], previous: ServedModel) -> set[int]:
+    """Copy the text vectors of a model with the same adapter where the text did not change; their rows."""
     before = [previous.rows.get(item_id, _NO_ROW) for item_id in item_ids]
     kept = [
         row
@@ -293,17 +294,18 @@ class _Texts:
         self.dim = encoder.dim
         self._encoder, self._stop = encoder, stop
 
-    def __call__(
-        self, text: Tensor, rows: Sequence[int], catalogue: Catalogue, catalogue_rows: IntArray, lora: dict[str, Tensor]
-    ) -> None:
-        """Fill rows of `text` [items, dim]."""
-        if not rows:
-            return
+    def suffix(self, lora: dict[str, Tensor]) -> MergedSuffix:
+        """The layers above the split under an adapter."""
         try:
             self._encoder.load_lora(lora)
         except EncoderError as error:
             raise BundleBaseMismatchError(str(error)) from error
-        suffix = self._encoder.merged()
+        return self._encoder.merged()
+
+    def __call__(
+        self, text: Tensor, rows: Sequence[int], catalogue: Catalogue, catalogue_rows: IntArray, suffix: MergedSuffix
+    ) -> None:
+        """Fill rows of `text` [items, dim]."""
         for start in range(0, len(rows), _STOP_CHUNK):
             if self._stop is not None and self._stop.is_set():
                 raise BuildStoppedError("the build was told to stop")
