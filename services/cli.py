@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.adapters.cli import adapters
 from services.backtest.cli import backtest
 from services.fit.cli import fit
 from services.options import Config, Events, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
@@ -42,6 +43,8 @@ dead_letters = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(dead_letters)
+
+app.add_typer(adapters)
 
 app.command()(backtest)
 
@@ -143,16 +146,18 @@ def registry(
     host: Host = None,
     port: Port = None,
     config: Config = None,
+    bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Serve published adapters over HTTP, read-only.
+    """Serve published adapters over HTTP, and change which of them is served.
 
     Example: headwater registry --registry-url ./registry --port 8084
     """
-    settings = _settings(config, None, log_level, registry={"url": registry_url, "host": host, "port": port})
+    section = {"url": registry_url, "host": host, "port": port}
+    settings = _settings(config, bootstrap_servers, log_level, registry=section)
     from services.registry.command import run
 
-    run(registry_url=settings.registry.url, host=settings.registry.host, port=settings.registry.port)
+    run(settings)
 
 
 @app.command()

@@ -32,10 +32,12 @@ DEAD_LETTER_REASONS = (
     "wrong_vector",
 )
 SCORER_ROUTES = ("/v1/rank", "/v1/recommend")
+ROLLOUT_CHANGES = ("pin", "unpin", "rollback", "canary", "canary/end", "shadow", "shadow/end", "promote")
 REGISTRY_ROUTES = (
     "/v1/adapters/{scenario}",
     "/v1/adapters/{scenario}/latest",
     "/v1/adapters/{scenario}/rollout",
+    *(f"/v1/adapters/{{scenario}}/{change}" for change in ROLLOUT_CHANGES),
     "/v1/files/{scenario}/LATEST",
     "/v1/files/{scenario}/ROLLOUT.json",
     "/v1/files/{scenario}/manifests.json",

@@ -1,1 +1,1 @@
-"""The registry process: published adapters over HTTP, read-only."""
+"""The registry process: published adapters over HTTP, and which of them is served."""

@@ -1,4 +1,4 @@
-"""The HTTP side of the registry: manifests for people and workers, files laid out as the registry itself is."""
+"""The HTTP side of the registry: manifests and rollouts for people and workers, files laid out as the registry is."""
 
 import signal
 import threading
@@ -16,7 +16,10 @@ from prometheus_client import CollectorRegistry
 
 from peft_adapters.errors import (
     HeadwaterModelError,
+    RegistryReadOnlyError,
     RegistryUnavailableError,
+    RolloutConflictError,
+    RolloutError,
     RolloutFormatError,
     ScenarioNameError,
     VersionNotFoundError,
@@ -25,8 +28,10 @@ from peft_adapters.manifest import MANIFEST_NAME, Manifest, manifest_bytes
 from peft_adapters.registry import LATEST_NAME, AdapterRegistry
 from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
 from peft_adapters.stores import LISTING_NAME
+from services.audit import AuditLog
 from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response, problem_response
 from services.metrics import RegistryMetrics, new_registry
+from services.registry.admin import add_admin
 from services.registry.watch import Watcher
 
 LONGEST_WAIT_SECONDS = 30.0
@@ -38,11 +43,18 @@ log = structlog.get_logger(__name__)
 Etags = Annotated[str | None, Header(alias="If-None-Match")]
 
 
-def create_app(registry: AdapterRegistry) -> FastAPI:
-    """Build the application over a registry; it only ever reads.
+def create_app(
+    registry: AdapterRegistry,
+    *,
+    audit: AuditLog | None = None,
+    announce: Callable[[Rollout], object] | None = None,
+) -> FastAPI:
+    """Build the application over a registry; all that it ever writes are rollouts.
 
     Args:
         registry: Where the adapters are kept.
+        audit: Is told of each call that changes something; None has the process's log tell.
+        announce: Is given each new rollout; None tells nobody.
     """
     watchers = Watchers(
         Watcher(registry.latest, lambda manifest: manifest.digest), Watcher(registry.rollout, rollout_tag)
@@ -54,6 +66,7 @@ def create_app(registry: AdapterRegistry) -> FastAPI:
     _add_registry_errors(app)
     _add_adapters(app, registry, watchers.latest)
     _add_rollout(app, registry, watchers.rollout)
+    add_admin(app, registry, audit=audit or AuditLog(), announce=announce)
     _add_files(app, registry)
     _add_health(app, registry, series)
     return app
@@ -167,9 +180,16 @@ def _add_registry_errors(app: FastAPI) -> None:
                 return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
             case VersionNotFoundError():
                 return problem_response(request, HTTPStatus.NOT_FOUND, "no such version, or no such file in it")
+            case RolloutConflictError():
+                return problem_response(request, HTTPStatus.CONFLICT, str(error))
+            case RegistryReadOnlyError():
+                detail = "this registry process reads from another one; ask that one"
+                return problem_response(request, HTTPStatus.FORBIDDEN, detail)
             case RolloutFormatError():
                 detail = "the rollout is damaged in the registry; workers stay with the one they know"
                 return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
+            case RolloutError():
+                return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
             case RegistryUnavailableError():
                 detail = "the registry's store does not answer; try again"
                 return problem_response(request, HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})

@@ -1,25 +1,28 @@
 """The command `headwater registry`."""
 
+from functools import partial
+
 import structlog
 
 from peft_adapters.registry import AdapterRegistry
 from services.http import serve
+from services.registry.announcing import announce
 from services.registry.app import create_app
+from services.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 
-def run(*, registry_url: str, host: str, port: int) -> None:
-    """Serve the adapters under `registry_url` until SIGTERM or SIGINT.
+def run(settings: Settings) -> None:
+    """Serve the adapters under `registry.url` until SIGTERM or SIGINT.
 
     Args:
-        registry_url: Root of the registry: a path or any fsspec address.
-        host: Address to listen on.
-        port: Port to listen on; 0 takes a free one, named by the line `listening HOST PORT`.
+        settings: All of them.
 
     Raises:
         RegistryAddressError: No kind of store is known for the address.
         ServeError: The address cannot be listened on.
     """
-    log.info("registry_starting", registry_url=registry_url)
-    serve(create_app(AdapterRegistry(registry_url)), host, port)
+    own = settings.registry
+    log.info("registry_starting", registry_url=own.url)
+    serve(create_app(AdapterRegistry(own.url), announce=partial(announce, settings)), own.host, own.port)

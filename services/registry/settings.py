@@ -10,6 +10,8 @@ class RegistrySettings(BaseModel):
         url: Root of the registry: a path or any fsspec address, such as `s3://bucket/adapters`.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
+        announce_rollouts: Whether a change of what is served is told on the adapters topic, too; off where there is no
+            Kafka.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -17,3 +19,4 @@ class RegistrySettings(BaseModel):
     url: str = Field(default="registry", min_length=1)
     host: str = "127.0.0.1"
     port: int = Field(default=8084, ge=0, le=65535)
+    announce_rollouts: bool = True

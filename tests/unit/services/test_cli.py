@@ -27,8 +27,11 @@ COMMANDS = [
     "fit",
     "tune",
     "dead-letters",
+    "adapters",
 ]
 PARTS = [f"dead-letters {part}" for part in ("list", "show", "replay", "purge")]
+PARTS += [f"adapters {part}" for part in ("list", "show", "diff", "pin", "unpin", "rollback", "canary", "shadow")]
+PARTS += ["adapters promote"]
 
 
 class Outcome:
@@ -100,6 +103,11 @@ def test_schema_prints_one_kind_or_all(run: Any) -> None:
         (["dead-letters", "purge", "--reason", "bad"], "a reason must be one of malformed_json, invalid_schema"),
         (["dead-letters", "replay", "--mended", "a.jsonl", "--limit", "1"], "leave the filters out"),
         (["dead-letters", "replay", "--mended", "none.jsonl"], "none.jsonl cannot be read"),
+        (["adapters", "canary"], "give --percent above 0, or --end"),
+        (["adapters", "canary", "--percent", "0"], "give --percent above 0, or --end"),
+        (["adapters", "canary", "--percent", "5", "--end"], "give --percent above 0, or --end"),
+        (["adapters", "shadow", "--version", "5", "--end"], "give --version, or --end"),
+        (["adapters", "pin", "0"], "greater than or equal to 1"),
     ],
 )
 def test_wrong_usage_is_status_2_and_says_why(run: Any, arguments: list[str], message: str) -> None:
@@ -141,7 +149,8 @@ def test_registry_options_outrank_its_settings(run: Any, called: dict[str, Any],
     config = tmp_path / "headwater.toml"
     config.write_text('[registry]\nurl = "s3://adapters"\nport = 9000\n')
     assert run("registry", "--config", str(config), "--port", "0").status == 0
-    assert called == {"registry_url": "s3://adapters", "host": "127.0.0.1", "port": 0, "settings": None}
+    registry = called["settings"].registry
+    assert (registry.url, registry.host, registry.port) == ("s3://adapters", "127.0.0.1", 0)
 
 
 def test_demo_passes_its_options_on_and_ends_with_its_status(run: Any, called: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""`headwater adapters`: what is published, what is served, and changing that."""

@@ -1,0 +1,114 @@
+"""A registry as a person reaches it: by its own address, or through the registry process."""
+
+import getpass
+import os
+from typing import Protocol
+
+import httpx
+from pydantic import ValidationError
+
+from peft_adapters.errors import RegistryError, RegistryUnavailableError
+from peft_adapters.registry import AdapterRegistry
+from peft_adapters.rollout import Rollout
+from services.audit import AuditLog
+from services.registry.announcing import announce
+from services.registry.changes import PATHS, Change, make
+from services.settings import API_KEY_VARIABLE, Settings
+
+FILES_PATH = "/v1/files"
+TIMEOUT_SECONDS = 30.0
+
+
+class Access(Protocol):
+    """Reads a registry, and changes which version is served."""
+
+    registry: AdapterRegistry
+
+    def change(self, scenario: str, change: Change) -> Rollout:
+        """Make a change and return the rollout that holds now."""
+
+
+class Direct:
+    """Writes to the store itself, and tells Kafka where there is one.
+
+    Args:
+        settings: which registry, which Kafka.
+        url: of the store.
+    """
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        self.registry, self._settings = AdapterRegistry(url), settings
+        self._audit = AuditLog()
+
+    def change(self, scenario: str, change: Change) -> Rollout:
+        """Make a change and return the rollout that holds now.
+
+        Raises:
+            RegistryError: it is against the rules, names what is not there, or the store failed.
+        """
+        by = _user()
+        with self._audit.call(
+            f"adapters.{PATHS[type(change)]}", by=by, scenario=scenario, asked=change.model_dump(exclude_none=True)
+        ):
+            rollout = make(self.registry, scenario, change, by=by)
+        announce(self._settings, rollout)
+        return rollout
+
+
+class OverHttp:
+    """Asks a registry process, with the API key that `HEADWATER_API_KEY` holds, if any.
+
+    Args:
+        url: of the process.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/").removesuffix(FILES_PATH)
+        self.registry = AdapterRegistry(self._url + FILES_PATH)
+        key = os.environ.get(API_KEY_VARIABLE)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def change(self, scenario: str, change: Change) -> Rollout:
+        """Make a change and return the rollout that holds now.
+
+        Raises:
+            RegistryError: the process refused, and says why.
+            RegistryUnavailableError: it does not answer.
+        """
+        url = f"{self._url}/v1/adapters/{scenario}/{PATHS[type(change)]}"
+        try:
+            answer = httpx.post(
+                url, json=change.model_dump(exclude_none=True), headers=self._headers, timeout=TIMEOUT_SECONDS
+            )
+            if answer.status_code == httpx.codes.OK:
+                return Rollout.model_validate_json(answer.content)
+        except (httpx.HTTPError, ValidationError) as error:
+            raise RegistryUnavailableError(f"POST {url}: {error or type(error).__name__}; is it a registry?") from error
+        raise RegistryError(f"POST {url}: status {answer.status_code}: {_detail(answer)}")
+
+
+def access(settings: Settings) -> Access:
+    """The registry that `registry.url` names.
+
+    Args:
+        settings: all of them.
+
+    Raises:
+        RegistryAddressError: no kind of store is known for the address.
+    """
+    url = settings.registry.url
+    return OverHttp(url) if url.startswith(("http://", "https://")) else Direct(settings, url)
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:200] or "no more is said"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # no such user on this system, as in a container with a bare uid
+        return f"uid {os.getuid()}"

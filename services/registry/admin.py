@@ -1,0 +1,103 @@
+"""The calls that change what is served. Each is told to the audit log before it is made."""
+
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+
+from fastapi import BackgroundTasks, FastAPI, Request, Response
+
+from peft_adapters.manifest import check_scenario
+from peft_adapters.registry import AdapterRegistry
+from peft_adapters.rollout import Rollout
+from services.audit import AuditError, AuditLog
+from services.http import problem_response
+from services.registry.changes import (
+    PATHS,
+    Change,
+    EndCanary,
+    EndShadow,
+    Pin,
+    Promote,
+    Rollback,
+    StartCanary,
+    StartShadow,
+    Unpin,
+    make,
+)
+
+ROOT = "/v1/adapters/{scenario}/"
+
+
+def add_admin(
+    app: FastAPI, registry: AdapterRegistry, *, audit: AuditLog, announce: Callable[[Rollout], object] | None
+) -> None:
+    """Add the calls that change rollouts.
+
+    Args:
+        app: the registry's application.
+        registry: open for writing.
+        audit: is told of each call.
+        announce: is given each new rollout once it is answered; None tells nobody.
+    """
+    one_at_a_time = threading.Lock()  # a store that takes whatever is written knows of no conflict
+
+    def made(request: Request, after: BackgroundTasks, scenario: str, change: Change) -> Rollout:
+        by, address = getattr(request.state, "caller", "nobody"), request.client.host if request.client else ""
+        action, asked = f"adapters.{PATHS[type(change)]}", change.model_dump(exclude_none=True)
+        with audit.call(action, by=by, address=address, scenario=check_scenario(scenario), asked=asked), one_at_a_time:
+            rollout = make(registry, scenario, change, by=by)
+        if announce is not None:
+            after.add_task(announce, rollout)
+        return rollout
+
+    _add_calls(app, made)
+    _add_errors(app)
+
+
+def _add_calls(app: FastAPI, made: Callable[[Request, BackgroundTasks, str, Change], Rollout]) -> None:
+    @app.post(ROOT + PATHS[Pin])
+    def pin(request: Request, after: BackgroundTasks, scenario: str, change: Pin) -> Rollout:
+        """Answer all from one version. A canary ends."""
+        return made(request, after, scenario, change)
+
+    @app.post(ROOT + PATHS[Unpin])
+    def unpin(request: Request, after: BackgroundTasks, scenario: str, change: Unpin) -> Rollout:
+        """Follow the latest version again. A canary ends."""
+        return made(request, after, scenario, change)
+
+    @app.post(ROOT + PATHS[Rollback])
+    def rollback(request: Request, after: BackgroundTasks, scenario: str, change: Rollback) -> Rollout:
+        """Answer all from an earlier version: from the stable one if a canary runs, else from the one before."""
+        return made(request, after, scenario, change)
+
+    @app.post(ROOT + PATHS[StartCanary])
+    def canary(request: Request, after: BackgroundTasks, scenario: str, change: StartCanary) -> Rollout:
+        """Answer some shoppers from another version, and hold the stable one."""
+        return made(request, after, scenario, change)
+
+    @app.post(ROOT + PATHS[EndCanary])
+    def end_canary(request: Request, after: BackgroundTasks, scenario: str, change: EndCanary) -> Rollout:
+        """Answer all from the stable version."""
+        return made(request, after, scenario, change)
+
+    @app.post(ROOT + PATHS[StartShadow])
+    def shadow(request: Request, after: BackgroundTasks, scenario: str, change: StartShadow) -> Rollout:
+        """Have another version score too, without ever answering."""
+        return made(request, after, scenario, change)
+
+    @app.post(ROOT + PATHS[EndShadow])
+    def end_shadow(request: Request, after: BackgroundTasks, scenario: str, change: EndShadow) -> Rollout:
+        """Have no other version score."""
+        return made(request, after, scenario, change)
+
+    @app.post(ROOT + PATHS[Promote])
+    def promote(request: Request, after: BackgroundTasks, scenario: str, change: Promote) -> Rollout:
+        """Answer all from the canary's version, pinned."""
+        return made(request, after, scenario, change)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(AuditError)
+    async def not_told(request: Request, error: AuditError) -> Response:
+        detail = "the audit log cannot be written, so nothing was changed; see the server's log"
+        return problem_response(request, HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "10"})

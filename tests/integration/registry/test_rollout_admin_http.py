@@ -1,0 +1,116 @@
+"""The calls that change what is served: over real HTTP, told to the audit log, one at a time."""
+
+import json
+import queue
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from small_bundle import write_small_bundle
+
+from peft_adapters.registry import AdapterRegistry
+from peft_adapters.rollout import Rollout
+from services.audit import AuditLog
+from services.http import running
+from services.registry.app import create_app
+
+
+class Desk:
+    """Where an SRE sits: a registry process of three versions and what it tells others."""
+
+    def __init__(self, client: httpx.Client, directory: Path, told: "queue.Queue[Rollout]") -> None:
+        self.client, self.directory, self.told = client, directory, told
+
+    def ask(self, change: str, scenario: str = "home", **body: Any) -> httpx.Response:
+        return self.client.post(f"/v1/adapters/{scenario}/{change}", json=body)
+
+    def audited(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.directory / "audit.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    registry, told = AdapterRegistry(str(tmp_path / "registry")), queue.Queue[Rollout]()
+    for version in (1, 2, 3):
+        registry.publish(tmp_path / str(version), write_small_bundle(tmp_path / str(version), version))
+    app = create_app(registry, audit=AuditLog(tmp_path / "audit.jsonl"), announce=told.put)
+    with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield Desk(client, tmp_path, told)
+
+
+def test_each_change_answers_with_the_rollout_that_holds_now(desk: Desk) -> None:
+    assert desk.ask("rollback", reason="worse").json()["stable_version"] == 2
+    assert desk.ask("canary", percent=5, version=3).json()["canary"]["percent"] == 5
+    assert desk.ask("canary/end").json()["canary"] is None
+    assert desk.ask("shadow", version=1).json()["shadow"] == {"version": 1}
+    assert desk.ask("shadow/end").json()["shadow"] is None
+    desk.ask("canary", percent=100)
+    assert desk.ask("promote").json()["stable_version"] == 3
+    assert desk.ask("pin", version=1).json()["stable_version"] == 1
+    last = desk.ask("unpin").json()
+    assert (last["stable_version"], last["revision"]) == (None, 9)
+    assert desk.client.get("/v1/adapters/home/rollout").json() == last
+
+
+def test_it_is_told_to_workers_and_to_the_audit_log(desk: Desk) -> None:
+    desk.ask("pin", version=2, reason="calm")
+    assert desk.told.get(timeout=10).stable_version == 2
+    began, done = desk.audited()
+    assert (began["outcome"], done["outcome"]) == ("began", "done")
+    assert (began["action"], began["scenario"], began["by"]) == ("adapters.pin", "home", "nobody")
+    assert began["asked"] == {"version": 2, "reason": "calm"}
+    assert began["address"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("change", "body", "status", "detail"),
+    [
+        ("pin", {"version": 9}, 404, "no such version"),
+        ("pin", {}, 422, "version"),
+        ("pin", {"version": 1, "until": "friday"}, 422, "until"),
+        ("rollback", {"version": 3}, 422, "must be below 3"),
+        ("canary", {"percent": 0}, 422, "percent"),
+        ("promote", {}, 422, "no canary to promote"),
+        ("unpin", {"if_revision": 4}, 409, "`if_revision`"),
+    ],
+)
+def test_what_cannot_be_is_a_problem_that_says_why(
+    desk: Desk, change: str, body: dict[str, Any], status: int, detail: str
+) -> None:
+    answer = desk.ask(change, **body)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert detail in answer.json()["detail"]
+    assert str(desk.directory) not in answer.text
+    assert desk.client.get("/v1/adapters/home/rollout").json()["revision"] == 0
+    assert desk.told.empty()
+
+
+def test_a_scenario_that_is_no_name_is_refused(desk: Desk) -> None:
+    assert desk.ask("unpin", scenario="HOME").status_code == 422
+    assert desk.ask("unpin", scenario="..%2Fhome").status_code == 404
+    assert not (desk.directory / "audit.jsonl").exists()
+
+
+def test_what_cannot_be_audited_is_not_done(desk: Desk) -> None:
+    (desk.directory / "audit.jsonl").mkdir()
+    answer = desk.ask("pin", version=1)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+    assert "nothing was changed" in answer.json()["detail"]
+    assert desk.client.get("/v1/adapters/home/rollout").json()["revision"] == 0
+
+
+def test_of_many_who_saw_the_same_one_is_heard(desk: Desk) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: desk.ask("pin", version=1, if_revision=0), range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200, *[409] * 7]
+
+
+def test_a_process_over_another_registry_changes_nothing(desk: Desk) -> None:
+    over = AdapterRegistry(f"{desk.client.base_url}/v1/files")
+    with running(create_app(over)) as url:
+        answer = httpx.post(f"{url}/v1/adapters/home/pin", json={"version": 1})
+    assert answer.status_code == 403
+    assert "ask that one" in answer.json()["detail"]

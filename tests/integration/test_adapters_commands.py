@@ -1,0 +1,182 @@
+"""`headwater adapters` by its own address and through a registry process: look, change, and tell Kafka."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from small_bundle import write_small_bundle
+from typer.testing import CliRunner
+
+from peft_adapters.errors import RegistryError, RegistryUnavailableError, VersionNotFoundError
+from peft_adapters.registry import AdapterRegistry
+from peft_adapters.rollout import Rollout, parse_rollout
+from services.cli import app
+from services.http import running
+from services.registry.app import create_app
+from streams.connection import KafkaConnection
+from streams.consumer import PartitionConsumer
+from streams.embedded_broker import EmbeddedBroker
+from streams.topics import Topics
+
+BASE = {name: None for name in os.environ if name.startswith("HEADWATER_")}
+
+
+class Desk:
+    """Where an SRE sits: a registry of three versions, as a directory or behind a process."""
+
+    def __init__(self, registry: AdapterRegistry, url: str) -> None:
+        self.registry = registry
+        self.env: dict[str, str | None] = BASE | {
+            "HEADWATER_REGISTRY__URL": url,
+            "HEADWATER_REGISTRY__ANNOUNCE_ROLLOUTS": "false",
+        }
+
+    def run(self, *arguments: str) -> str:
+        result = CliRunner().invoke(app, ["adapters", *arguments], env=self.env)
+        if result.exception is not None:
+            raise result.exception
+        return result.stdout
+
+    def rollout(self) -> Rollout:
+        return self.registry.rollout("home")
+
+
+def three_versions(directory: Path) -> AdapterRegistry:
+    registry = AdapterRegistry(str(directory / "registry"))
+    for version in (1, 2, 3):
+        chain = {"delta": True} if version == 2 else {}
+        manifest = write_small_bundle(
+            directory / str(version), version, metrics={"ndcg10": 0.1 * version, "roc_auc": float("nan")}, **chain
+        )
+        registry.publish(directory / str(version), manifest)
+    return registry
+
+
+@pytest.fixture(params=["directory", "process"])
+def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
+    registry = three_versions(tmp_path)
+    if request.param == "directory":
+        yield Desk(registry, registry.url)
+        return
+    with running(create_app(registry)) as url:
+        yield Desk(registry, url)
+
+
+def test_the_list_says_what_each_version_is(desk: Desk) -> None:
+    desk.run("canary", "--percent", "5", "--version", "2")
+    lines = desk.run("list").splitlines()
+    assert lines[0] == "home: answers come from version 3, pinned"
+    assert lines[1] == "  canary: version 2 answers 5 % of shoppers"
+    assert lines[-3].split()[:2] == ["1", "full"]
+    assert lines[-2].endswith("canary 5%")
+    assert lines[-1].endswith("latest, stable")
+    found = json.loads(desk.run("list", "--json"))
+    assert [row["is"] for row in found["versions"]] == ["", "canary 5%", "latest, stable"]
+    assert found["versions"][0]["ndcg10"] == 0.1
+
+
+def test_an_empty_registry_has_nothing_to_list(desk: Desk) -> None:
+    assert desk.run("list", "--scenario", "ads").splitlines()[-1] == "nothing has been published yet"
+    with pytest.raises(VersionNotFoundError, match="nothing has been published"):
+        desk.run("show", "--scenario", "ads")
+
+
+def test_a_version_is_shown_whole(desk: Desk) -> None:
+    shown = json.loads(desk.run("show", "2"))
+    assert (shown["chain"], shown["is"], shown["manifest"]["parent"]) == ([1, 2], [], 1)
+    assert json.loads(desk.run("show"))["is"] == ["latest", "stable"]
+    with pytest.raises(VersionNotFoundError):
+        desk.run("show", "9")
+
+
+def test_two_versions_are_compared_down_to_their_tensors(desk: Desk) -> None:
+    found = json.loads(desk.run("diff", "1", "3", "--tensors", "--json"))
+    assert found["metrics"] == {"ndcg10": [0.1, pytest.approx(0.3)]}
+    assert found["tensors"]["adapter_model/lora_A.weight"]["relative"] > 0.1
+    assert found["events_learned"] == 10
+    same = json.loads(desk.run("diff", "2", "2", "--tensors", "--json"))
+    assert set(same["tensors"]["adapter_model/lora_A.weight"].values()) == {0.0}
+    text = desk.run("diff", "1", "3", "--tensors")
+    assert "+10 events learnt" in text
+    assert "0.1000 ->     0.3000" in text
+    assert "adapter_model/lora_A.weight" in text
+
+
+def test_changes_are_made_and_said(desk: Desk) -> None:
+    said = desk.run("rollback", "--reason", "click-through fell")
+    assert said.splitlines()[0] == "home: answers come from version 2, pinned"
+    assert said.rstrip().endswith("click-through fell")
+    assert desk.rollout().stable_version == 2
+    desk.run("canary", "--percent", "2.5", "--auto-rollback")
+    assert desk.rollout().canary is not None
+    desk.run("promote")
+    assert desk.rollout().stable_version == 3
+    desk.run("canary", "--percent", "5", "--version", "1")
+    desk.run("canary", "--end")
+    desk.run("shadow", "--version", "1")
+    assert desk.rollout().shadow is not None
+    desk.run("shadow", "--end")
+    desk.run("pin", "1")
+    assert (desk.rollout().stable_version, desk.rollout().shadow) == (1, None)
+    desk.run("unpin", "--if-revision", "8")
+    assert desk.rollout().stable_version is None
+
+
+def test_what_cannot_be_is_said(desk: Desk) -> None:
+    with pytest.raises(RegistryError, match=r"no such version|no version 9"):
+        desk.run("pin", "9")
+    with pytest.raises(RegistryError, match="no canary to promote"):
+        desk.run("promote")
+    with pytest.raises(RegistryError, match="if_revision"):
+        desk.run("unpin", "--if-revision", "3")
+    assert desk.rollout().revision == 0
+
+
+def test_a_process_that_is_away_is_said() -> None:
+    desk = Desk(AdapterRegistry("memory://none"), "http://127.0.0.1:1")
+    with pytest.raises(RegistryUnavailableError, match=r"POST http://127.0.0.1:1/v1/adapters/home/unpin"):
+        desk.run("unpin")
+
+
+def test_the_api_key_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    application = create_app(three_versions(tmp_path))
+
+    @application.middleware("http")
+    async def note(request, call_next):  # type: ignore[no-untyped-def]
+        seen.append(request.headers.get("authorization", ""))
+        return await call_next(request)
+
+    with running(application) as url:
+        desk = Desk(AdapterRegistry("memory://none"), f"{url}/v1/files")
+        desk.env["HEADWATER_API_KEY"] = "hw_key"
+        desk.run("pin", "1")
+    assert seen == ["Bearer hw_key"]
+
+
+def test_a_change_is_told_on_the_topic(
+    embedded_broker: EmbeddedBroker, make_topics: Callable[..., Topics], tmp_path: Path
+) -> None:
+    connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
+    topics = make_topics(connection)
+    desk = Desk(registry := three_versions(tmp_path), registry.url)
+    desk.env |= {
+        "HEADWATER_BOOTSTRAP_SERVERS": connection.bootstrap_servers,
+        "HEADWATER_REGISTRY__ANNOUNCE_ROLLOUTS": "true",
+    } | {f"HEADWATER_TOPICS__{name.upper()}": topic for name, topic in topics.model_dump(exclude={"dialects"}).items()}
+    desk.run("pin", "2")
+    with closing(PartitionConsumer(connection, [topics.adapters])) as consumer:
+        records = consumer.poll(10)
+    assert [record.key for record in records] == [b"home/rollout"]
+    assert parse_rollout(records[0].value or b"", scenario="home", source="topic") == desk.rollout()
+
+
+def test_without_kafka_the_change_is_made_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.registry.announcing.TIMEOUT_SECONDS", 0.2)
+    desk = Desk(registry := three_versions(tmp_path), registry.url)
+    desk.env |= {"HEADWATER_BOOTSTRAP_SERVERS": "127.0.0.1:1", "HEADWATER_REGISTRY__ANNOUNCE_ROLLOUTS": "true"}
+    desk.run("pin", "2")
+    assert desk.rollout().stable_version == 2
