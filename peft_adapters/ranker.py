@@ -110,6 +110,10 @@ class FrozenRanker:
         """Items."""
         return len(self._candidate)
 
+    def candidate_vectors(self, rows: IntArray) -> Tensor:
+        """Unit vectors [rows, dim] of items as candidates."""
+        return self._candidate[torch.from_numpy(rows)]
+
     @torch.inference_mode()
     def score(self, contexts: Contexts, columns: IntArray | None = None) -> Tensor:
         """Scores [contexts, candidates]; `columns` are sorted candidate rows, None is the whole catalogue."""

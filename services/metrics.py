@@ -31,7 +31,7 @@ DEAD_LETTER_REASONS = (
     "unknown_topic",
     "wrong_vector",
 )
-SCORER_ROUTES = ("/v1/rank", "/v1/recommend")
+SCORER_ROUTES = ("/v1/rank", "/v1/recommend", "/v1/batch", "/v1/items/{item_id:path}/similar")
 ROLLOUT_CHANGES = ("pin", "unpin", "rollback", "canary", "canary/end", "shadow", "shadow/end", "promote")
 REGISTRY_ROUTES = (
     "/v1/adapters/{scenario}",

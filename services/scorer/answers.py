@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,11 +12,21 @@ import numpy.typing as npt
 from peft_adapters.counters import FloatArray, IntArray
 from peft_adapters.serving import ServedModel
 from peft_adapters.shoppers import Contexts
+from services.scorer.diversity import diversified, pool_size
 from services.scorer.live_items import LiveItems
-from services.scorer.requests import RankRequest, RecommendRequest
+from services.scorer.requests import ListRequest, RankRequest, RecommendRequest, ShopperRequest, SimilarQuery
 from services.scorer.shopper_state import StateSource
 
 RECENT_REQUESTS = 16  # a new model is warmed with these
+DIVERSE_PLACES = 100  # of candidates; those behind follow by score
+
+
+class ProbabilityUnknownError(ValueError):
+    """Expected values are asked for, and the model has not learnt how likely the outcome is that is paid for."""
+
+
+class ItemUnknownError(LookupError):
+    """An item is not in the catalogue, or has no text yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,7 @@ class Answer:
 
     Attributes:
         probabilities: by outcome, of each item were it shown in the first place; empty where no list was learnt.
+        expected_values: of each item, where bids were given.
     """
 
     adapter_version: int
@@ -31,10 +43,14 @@ class Answer:
     scores: list[float]
     unknown: list[str]
     probabilities: dict[str, list[float]] = field(default_factory=dict)
+    expected_values: list[float] | None = None
 
 
 class Answers:
     """Ranks for whoever asks. Every request is answered by the one model that was served when it began.
+
+    What is blocked or removed is left out when an answer is complete, not when it is begun: an event that is read
+    meanwhile counts.
 
     Args:
         items: The live catalogue.
@@ -50,27 +66,58 @@ class Answers:
         self._recent: deque[RankRequest | RecommendRequest] = deque(maxlen=RECENT_REQUESTS)
 
     def rank(self, request: RankRequest, model: ServedModel) -> Answer:
-        """Order candidates; those that are not in the catalogue, or blocked, are told apart."""
-        found = [row for item in dict.fromkeys(request.candidates) if (row := model.rows.get(item)) is not None]
-        rows = np.array(found, dtype=np.int64)
-        columns = np.sort(rows[self._rankable(model, rows)])
+        """Order candidates; those that are not in the catalogue, or blocked, are told apart.
+
+        Raises:
+            ProbabilityUnknownError: Bids were given, and how likely it is that they are paid was not learnt.
+        """
+        rows = np.sort(np.array(rows_of(request.candidates, model), dtype=np.int64))
+        offered = rows[self._rankable(model, rows)]
+        columns = self._wanted(request, model, offered)
         scores, probabilities = self._judged(request, model, columns)
-        order = np.argsort(-scores, kind="stable")
-        item_ids = [model.item_ids[row] for row in columns[order].tolist()]
-        ranked = set(item_ids)
-        unknown = [item for item in dict.fromkeys(request.candidates) if item not in ranked]
-        ordered = {outcome: values[order].tolist() for outcome, values in probabilities.items()}
-        return Answer(model.version, item_ids, scores[order].tolist(), unknown, ordered)
+        values = _expected_values(request, model, columns, probabilities)
+        worth = scores if values is None else values
+        order = np.argsort(-scores, kind="stable") if values is None else np.lexsort((-scores, -values))
+        if request.diversity and len(order):
+            order = _spread(model, order, columns, worth, request.diversity, DIVERSE_PLACES)
+        order = order[self._may_be_offered(model, columns[order])]
+        known = {model.item_ids[row] for row in offered[self._may_be_offered(model, offered)].tolist()}
+        return Answer(
+            model.version,
+            [model.item_ids[row] for row in columns[order].tolist()],
+            scores[order].tolist(),
+            [item for item in dict.fromkeys(request.candidates) if item not in known],
+            {outcome: own[order].tolist() for outcome, own in probabilities.items()},
+            None if values is None else values[order].tolist(),
+        )
 
     def recommend(self, request: RecommendRequest, model: ServedModel) -> Answer:
         """The best `k` of the catalogue."""
-        allowed = self._rankable(model, np.arange(len(model)))
-        allowed[[row for item in request.exclude if (row := model.rows.get(item)) is not None]] = False
-        scores = np.where(allowed, self._scores(request, model), -np.inf)
-        k = min(request.k, int(allowed.sum()))
-        best = np.sort(np.argpartition(-scores, k)[:k]) if k < len(scores) else np.arange(k)
-        order = best[np.argsort(-scores[best], kind="stable")]
-        return Answer(model.version, [model.item_ids[row] for row in order.tolist()], scores[order].tolist(), [])
+        scores = self._scores(request, model)
+        allowed = np.zeros(len(model), dtype=np.bool_)
+        allowed[self._wanted(request, model, np.flatnonzero(model.has_text))] = True
+        allowed[rows_of(request.exclude, model)] = False
+        return self._best(model, scores, allowed, request.k, request.diversity)
+
+    def similar(self, item_id: str, query: SimilarQuery, model: ServedModel) -> Answer:
+        """The `k` items most related to one; it may itself be blocked, as that of a page that is still open.
+
+        Raises:
+            ItemUnknownError: It is not in the catalogue, or has no text yet.
+        """
+        row = model.rows.get(item_id)
+        if row is None or not model.has_text[row]:
+            raise ItemUnknownError(f"no item {item_id!r} is in the catalogue that adapter {model.version} is over")
+        request = RecommendRequest(session_items=(item_id,), filters=query.filters())
+        if query.by == "behaviour":
+            scores = self._scores(request, model)
+        else:
+            vectors = model.ranker.candidate_vectors(np.arange(len(model)))
+            scores = (vectors @ vectors[row]).numpy()
+        allowed = np.zeros(len(model), dtype=np.bool_)
+        allowed[self._wanted(request, model, np.flatnonzero(model.has_text))] = True
+        allowed[row] = False
+        return self._best(model, scores, allowed, query.k, query.diversity)
 
     def remember(self, request: RankRequest | RecommendRequest) -> None:
         """Keep a request among the latest, to warm the next model with."""
@@ -80,15 +127,42 @@ class Answers:
         """Have a model answer the latest requests, so that nothing is done for the first time once it is served."""
         for request in list(self._recent) or [RecommendRequest(), RankRequest(candidates=("none",))]:
             if isinstance(request, RankRequest):
-                self.rank(request, model)
+                with suppress(ProbabilityUnknownError):  # the asker's to mend, not a fault of the model
+                    self.rank(request, model)
             else:
                 self.recommend(request, model)
+
+    def _best(
+        self, model: ServedModel, scores: FloatArray, allowed: npt.NDArray[np.bool_], k: int, diversity: float
+    ) -> Answer:
+        """The `k` best of what is allowed and, at this moment, may be offered."""
+        allowed[allowed] = self._may_be_offered(model, np.flatnonzero(allowed))
+        scores = np.where(allowed, scores, -np.inf)
+        count = min(pool_size(k) if diversity else k, int(allowed.sum()))
+        best = np.sort(np.argpartition(-scores, count)[:count]) if count < len(scores) else np.arange(count)
+        order = np.argsort(-scores[best], kind="stable")
+        if diversity and len(order):
+            order = _spread(model, order, best, scores[best], diversity, k)
+        chosen = best[order[:k]]
+        return Answer(model.version, [model.item_ids[row] for row in chosen.tolist()], scores[chosen].tolist(), [])
+
+    def _wanted(self, request: ListRequest, model: ServedModel, rows: IntArray) -> IntArray:
+        """Which of some rows with text fit the filters and, where that is asked for, were not bought."""
+        if request.filters is not None:
+            rows = rows[self._items.fitting(model.catalogue_rows[rows], request.filters)]
+        if request.exclude_bought and request.user_id is not None:
+            rows = rows[~np.isin(rows, rows_of(self._shoppers.bought(request.user_id), model))]
+        return rows
 
     def _rankable(self, model: ServedModel, rows: IntArray) -> npt.NDArray[np.bool_]:
         """Which rows have a text, and are neither blocked nor removed at this moment."""
         has_text = model.has_text[rows]
-        has_text[has_text] = self._items.may_be_offered(model.catalogue_rows[rows[has_text]])
+        has_text[has_text] = self._may_be_offered(model, rows[has_text])
         return has_text
+
+    def _may_be_offered(self, model: ServedModel, rows: IntArray) -> npt.NDArray[np.bool_]:
+        """Which rows, all of them with text, are neither blocked nor removed at this moment."""
+        return self._items.may_be_offered(model.catalogue_rows[rows])
 
     def _scores(self, request: RecommendRequest, model: ServedModel) -> FloatArray:
         """Scores [items] of every row."""
@@ -106,7 +180,7 @@ class Answers:
         scores, probabilities = model.ranker.judge(self.context(request, model), columns)
         return scores[0].numpy(), {outcome: values[0].numpy() for outcome, values in probabilities.items()}
 
-    def context(self, request: RankRequest | RecommendRequest, model: ServedModel) -> Contexts:
+    def context(self, request: ShopperRequest, model: ServedModel) -> Contexts:
         """Who asks, as a model sees them."""
         ts_ms = time.time_ns() // 1_000_000 if request.ts is None else request.ts
         session, earlier = request.session_items, request.earlier_sessions
@@ -123,3 +197,34 @@ class Answers:
         """Rows of the items that are known."""
         known = self._items.rows
         return [known[item_id] for item_id in item_ids if item_id in known]
+
+
+def rows_of(item_ids: Iterable[str], model: ServedModel) -> list[int]:
+    """Rows of the distinct items that a model knows."""
+    return [row for item_id in dict.fromkeys(item_ids) if (row := model.rows.get(item_id)) is not None]
+
+
+def _expected_values(
+    request: RankRequest, model: ServedModel, columns: IntArray, probabilities: dict[str, FloatArray]
+) -> FloatArray | None:
+    """What each candidate brings in if it is shown first, [candidates]; None where nothing was bid."""
+    if request.bids is None:
+        return None
+    if not len(columns):
+        return np.zeros(0, dtype=np.float32)
+    if request.pay_per not in probabilities:
+        raise ProbabilityUnknownError(
+            f"adapter {model.version} has not learnt how likely a {request.pay_per} is, so that no bid has an expected "
+            "value; leave `bids` out, or publish impressions with what came of them"
+        )
+    bids = [request.bids.get(model.item_ids[row], 0.0) for row in columns.tolist()]
+    values: FloatArray = np.array(bids) * probabilities[request.pay_per]
+    return values
+
+
+def _spread(
+    model: ServedModel, order: IntArray, columns: IntArray, worth: FloatArray, diversity: float, places: int
+) -> IntArray:
+    """An order of columns by worth, made diverse."""
+    vectors = model.ranker.candidate_vectors(columns[order]).numpy()
+    return order[diversified(worth[order], vectors, diversity=diversity, places=places)]

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from peft_adapters.explaining import Explanation, explain
 from peft_adapters.serving import ServedModel
+from services.problems import problems
 from services.scorer.answers import Answers
+from services.scorer.rankings import NO_PROBABILITY, REFUSALS
 from services.scorer.requests import RankRequest
 from services.scorer.sentences import because
 from streams.events import Id
@@ -27,7 +29,7 @@ class ExplainRequest(RankRequest):
     """
 
     candidates: tuple[Id, ...] = Field(min_length=1, max_length=MAX_EXPLAINED)
-    history: int = Field(default=20, ge=0, le=128)
+    history: Annotated[int, Strict()] = Field(default=20, ge=0, le=128)
 
 
 class Kinds(BaseModel):
@@ -121,7 +123,7 @@ def add_explain(
         pseudonymise: What becomes of ids of users and sessions in requests.
     """
 
-    @app.post("/v1/explain")
+    @app.post("/v1/explain", responses=problems(REFUSALS | NO_PROBABILITY))
     def explain_scores(request: ExplainRequest) -> ExplainAnswer:
         """What the scores of candidates are made of, and a sentence for the shopper.
 

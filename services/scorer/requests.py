@@ -1,38 +1,68 @@
 """What a storefront may ask."""
 
+import re
 from collections.abc import Callable
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 
-from streams.events import EpochMs, Id
+from services.scorer.filters import Amount, Category, Filters
+from streams.events import MAX_TS_MS, EpochMs, Id, ItemKind
 
 MAX_SESSION_ITEMS = 5_000  # the newest count, as many as the learner looks at
 MAX_EARLIER_SESSIONS = 128
 MAX_EXCLUDED_ITEMS = 1_000
+DEFAULT_K = 20
 
+# RFC 3339 from 1971 to 9998: at either end an offset would lead out of what an event's time may be.
+_MOMENT = (
+    r"^(197[1-9]|19[89]\d|[2-8]\d{3}|9[0-8]\d{2}|99[0-8]\d|999[0-8])-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
+    r"(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$"
+)
+_MOMENT_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": MAX_TS_MS, "description": "epoch milliseconds, UTC"},
+        {"type": "string", "format": "date-time", "pattern": _MOMENT, "description": "RFC 3339"},
+    ]
+}
+
+
+def _rfc_3339_only(value: object) -> object:
+    """Refuses texts that Python would take for a time and the standard does not.
+
+    Raises:
+        ValueError: It is such a text.
+    """
+    if isinstance(value, str) and re.fullmatch(_MOMENT, value) is None:
+        raise ValueError(
+            f"`ts` must be epoch milliseconds or an RFC 3339 time with `T` and offset, got {value[:40]!r}; "
+            "write 2026-01-31T09:00:00Z"
+        )
+    return value
+
+
+Moment = Annotated[EpochMs, BeforeValidator(_rfc_3339_only), WithJsonSchema(_MOMENT_SCHEMA)]
 SessionItems = Annotated[tuple[Id, ...], Field(max_length=MAX_SESSION_ITEMS)]
 EarlierSessions = Annotated[tuple[SessionItems, ...], Field(max_length=MAX_EARLIER_SESSIONS)]
+Count = Annotated[int, Strict(), Field(ge=1)]
+Flag = Annotated[bool, Strict()]
+Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 
 
-class _Request(BaseModel):
-    """Who asks.
-
-    Attributes:
-        user_id: The shopper; without it the session alone speaks.
-        session_id: The session at hand; without it, a pause of 30 minutes begins a new one.
-        session_items: Items of the session at hand, oldest first, in place of what the worker knows of it.
-        earlier_sessions: Items of the sessions before it, the oldest session first, in place of what the worker knows.
-        ts: When, epoch milliseconds or RFC 3339; now, if it is not given.
-    """
+class ShopperRequest(BaseModel):
+    """Who asks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    user_id: Id | None = None
-    session_id: Id | None = None
-    session_items: SessionItems | None = None
-    earlier_sessions: EarlierSessions | None = None
-    ts: EpochMs | None = None
+    user_id: Id | None = Field(default=None, description="the shopper; without it the session alone speaks")
+    session_id: Id | None = Field(default=None, description="without it, a pause of 30 minutes begins a new session")
+    session_items: SessionItems | None = Field(
+        default=None, description="items of the session, oldest first, in place of what the worker knows of it"
+    )
+    earlier_sessions: EarlierSessions | None = Field(
+        default=None, description="items of the sessions before it, oldest first, in place of what the worker knows"
+    )
+    ts: Moment | None = Field(default=None, description="when; now, if it is not given")
 
     def under_pseudonym(self, pseudonymise: Callable[[str], str]) -> Self:
         """The same request without the ids that came with it: the rest of the scorer knows shoppers by pseudonym."""
@@ -40,14 +70,93 @@ class _Request(BaseModel):
         return self.model_copy(update={name: pseudonymise(value) for name, value in ids.items() if value is not None})
 
 
-class RankRequest(_Request):
+class ListRequest(ShopperRequest):
+    """A list is wanted, and not any."""
+
+    filters: Filters | None = Field(default=None, description="what an item must be to be in the answer")
+    exclude_bought: Flag = Field(
+        default=False, description="true: without what the worker knows that the shopper bought"
+    )
+    diversity: Share = Field(
+        default=0.0, description="0 orders by score alone, 1 after the first by how little each is like those before"
+    )
+
+
+class RankRequest(ListRequest):
     """Order given candidates."""
 
-    candidates: tuple[Id, ...] = Field(min_length=1)
+    candidates: tuple[Id, ...] = Field(min_length=1, description="item ids, in any order")
+    bids: dict[Id, Amount] | None = Field(
+        default=None, description="by item id, what is paid; the order is then by expected value, without a bid 0"
+    )
+    pay_per: Literal["click", "purchase"] = Field(default="click", description="what a bid is paid for")
 
 
-class RecommendRequest(_Request):
+class RecommendRequest(ListRequest):
     """The best of the catalogue, without the items excluded."""
 
-    k: int = Field(default=20, ge=1)
-    exclude: Annotated[tuple[Id, ...], Field(max_length=MAX_EXCLUDED_ITEMS)] = ()
+    k: Count = Field(default=DEFAULT_K, description="how many")
+    exclude: Annotated[tuple[Id, ...], Field(max_length=MAX_EXCLUDED_ITEMS)] = Field(
+        default=(), description="items that are not wanted"
+    )
+
+
+class RankCall(RankRequest):
+    """`/v1/rank` as one of a batch."""
+
+    call: Literal["rank"]
+
+
+class RecommendCall(RecommendRequest):
+    """`/v1/recommend` as one of a batch."""
+
+    call: Literal["recommend"]
+
+
+class BatchRequest(BaseModel):
+    """Several calls at once, such as the shelves of a page."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests: tuple[Annotated[RankCall | RecommendCall, Field(discriminator="call")], ...] = Field(min_length=1)
+
+
+def _true_or_false(value: object) -> object:
+    """Takes the two words alone, where pydantic would take `yes`, `on` and others for a truth.
+
+    Raises:
+        ValueError: It is another word.
+    """
+    if value not in (True, False, "true", "false"):
+        raise ValueError(f"must be `true` or `false`, got {str(value)[:40]!r}")
+    return value in (True, "true")
+
+
+class SimilarQuery(BaseModel):
+    """What of an item's related ones is wanted; the parameters of a GET."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    k: int = Field(default=DEFAULT_K, ge=1, description="how many")
+    by: Literal["behaviour", "likeness"] = Field(
+        default="behaviour",
+        description="`behaviour`: what shoppers who look at it go on to; `likeness`: what takes the same place",
+    )
+    kind: list[ItemKind] = Field(default=[], description="of one of these kinds")
+    category: list[Category] = Field(default=[], max_length=100, description="of one of these categories")
+    min_price: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="at least so dear")
+    max_price: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="at most so dear")
+    in_stock: Annotated[bool, BeforeValidator(_true_or_false)] = Field(
+        default=False, description="true: only what is in stock"
+    )
+    diversity: float = Field(default=0.0, ge=0, le=1, description="as in /v1/recommend")
+
+    def filters(self) -> Filters:
+        """The same filters as the other calls have."""
+        return Filters(
+            kinds=tuple(self.kind) or None,
+            categories=tuple(self.category) or None,
+            min_price=self.min_price,
+            max_price=self.max_price,
+            in_stock=self.in_stock,
+        )

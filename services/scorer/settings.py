@@ -23,7 +23,8 @@ class ScorerSettings(BaseModel):
         default=2.0, gt=0, description="new and changed items become rankable at most so often between adapters"
     )
     max_candidates: int = Field(default=1_000, ge=1, description="candidates of one /v1/rank")
-    max_k: int = Field(default=200, ge=20, description="items of one /v1/recommend; 20 are given when no `k` is")
+    max_k: int = Field(default=200, ge=20, description="items of one list; 20 are given when no `k` is")
+    max_batch_requests: int = Field(default=16, ge=1, description="requests of one /v1/batch")
     blocklist: Blocklist = Blocklist()
     max_body_bytes: int = Field(default=1_048_576, ge=1_024, description="larger requests are answered 413")
     torch_threads: int = Field(default=1, ge=1, description="of one torch operation; scale by more workers instead")

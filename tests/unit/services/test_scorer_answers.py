@@ -13,9 +13,9 @@ from peft_adapters.encoder import Encoder
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.serving import ServedModel, build
 from services.scorer.answers import Answers
-from services.scorer.app import _body
 from services.scorer.live_items import LiveItems
 from services.scorer.requests import RankRequest, RecommendRequest
+from services.scorer.responses import ranking
 from services.scorer.shopper_state import ShopperState
 from streams.decode import ItemRemoved
 from streams.events import Click, Item
@@ -178,6 +178,6 @@ def test_what_is_ranked_comes_with_its_probabilities_where_lists_were_learnt(tmp
     (click,) = model.ranker.judge(model.context([], []))[1]["click"].tolist()
     assert set(answer.probabilities) == {"click"}
     assert answer.probabilities["click"] == pytest.approx([click[model.rows[item]] for item in answer.item_ids])
-    body = _body(answer, "home")["items"]
+    body = ranking(answer, "home")["items"]
     assert [entry["click_probability"] for entry in body] == answer.probabilities["click"]
-    assert set(_body(shop.answers.rank(request, shop.model), "home")["items"][0]) == {"item_id", "score"}
+    assert set(ranking(shop.answers.rank(request, shop.model), "home")["items"][0]) == {"item_id", "score"}

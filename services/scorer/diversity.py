@@ -1,0 +1,44 @@
+"""Lists that are not all alike, by maximal marginal relevance (Carbonell and Goldstein 1998)."""
+
+import numpy as np
+
+from peft_adapters.counters import FloatArray, IntArray
+
+POOL_PER_PLACE = 5  # so many of the best are looked at for each place of a list
+SMALLEST_POOL = 100
+
+
+def pool_size(places: int) -> int:
+    """How many of the best are to be had a look at for a list of so many places."""
+    return max(SMALLEST_POOL, POOL_PER_PLACE * places)
+
+
+def diversified(relevance: FloatArray, vectors: FloatArray, *, diversity: float, places: int) -> IntArray:
+    """Order in which each next item is both good and unlike those before it.
+
+    An item's worth is `(1 - diversity) * relevance - diversity * likeness`: relevance from 0 for the worst here to 1
+    for the best, likeness the cosine to the nearest item before it.
+
+    Args:
+        relevance: [items] the best first.
+        vectors: [items, dim] unit vectors.
+        diversity: Between 0 and 1.
+        places: How many to put so; the rest follow by relevance.
+
+    >>> twins = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+    >>> diversified(np.array([3.0, 2.9, 2.0], dtype=np.float32), twins, diversity=0.6, places=3).tolist()
+    [0, 2, 1]
+    """
+    if not len(relevance):
+        return np.zeros(0, dtype=np.int64)
+    span = float(relevance[0] - relevance[-1]) or 1.0
+    worth = (1 - diversity) * (relevance - relevance[-1]) / span
+    likeness = np.full(len(relevance), -1.0)
+    chosen = [0]
+    worth[0] = -np.inf
+    while len(chosen) < min(places, len(relevance)):
+        np.maximum(likeness, vectors @ vectors[chosen[-1]], out=likeness)
+        chosen.append(int(np.argmax(worth - diversity * likeness)))
+        worth[chosen[-1]] = -np.inf
+    rest = np.setdiff1d(np.arange(len(relevance)), chosen)
+    return np.concatenate([np.array(chosen, dtype=np.int64), rest])

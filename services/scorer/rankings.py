@@ -1,0 +1,157 @@
+"""The calls that give lists of items: rank, recommend, several of both at once, and what is related to an item."""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from peft_adapters.serving import ServedModel
+from services.api_limits import Limits, state_limits
+from services.http import ProblemError, problem_response
+from services.problems import problems
+from services.scorer.answers import ItemUnknownError, ProbabilityUnknownError
+from services.scorer.requests import BatchRequest, RankRequest, RecommendRequest, SimilarQuery
+from services.scorer.responses import BatchAnswer, CandidateRanking, Ranking, candidate_ranking, ranking
+from services.scorer.settings import ScorerSettings
+from services.scorer.worker import Worker
+from streams.events import MAX_ID_CHARS
+
+REFUSALS = {
+    400: "not JSON, or not text",
+    413: "the body is larger than `max_body_bytes`",
+    422: "a field breaks its rule; `errors` says which, and the rule",
+    503: "no adapter is held yet, or too much is asked at once; try again after `Retry-After` seconds",
+}
+NO_PROBABILITY = {409: "`bids` were given, and how likely it is that they are paid was not learnt yet"}
+
+ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS, description="an item of the catalogue")]
+
+
+def add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str]) -> None:
+    """Adds the calls that give lists.
+
+    Args:
+        app: The application.
+        worker: Holds the model that is served.
+        settings: How much one request may ask for.
+        pseudonymise: What becomes of ids of users and sessions in requests.
+    """
+    calls = _Calls(worker, settings, pseudonymise)
+    state_limits(app, _limits(settings))
+
+    @app.post("/v1/rank", response_model=CandidateRanking, responses=problems(REFUSALS | NO_PROBABILITY))
+    def rank(request: RankRequest) -> Response:
+        """Order given candidates for a shopper and a session.
+
+        Once lists were learnt, each item comes with its `click_probability`, and once purchases in lists were, with its
+        `purchase_probability`: that it is clicked or bought if it is shown in the first place. With `bids` the order is
+        by expected value: bid times the probability of what it is paid for.
+        """
+        return JSONResponse(calls.rank(request, served(worker)))
+
+    @app.post("/v1/recommend", response_model=Ranking, responses=problems(REFUSALS))
+    def recommend(request: RecommendRequest) -> Response:
+        """The best of the catalogue for a shopper and a session."""
+        return JSONResponse(calls.recommend(request, served(worker)))
+
+    @app.post("/v1/batch", response_model=BatchAnswer, responses=problems(REFUSALS | NO_PROBABILITY))
+    def batch(request: BatchRequest) -> Response:
+        """Several calls at once, such as the shelves of a page, all answered by one adapter.
+
+        Each request says its `call`, `rank` or `recommend`, beside the fields of that call. One that is wrong has all
+        of them refused.
+        """
+        require_at_most("requests", len(request.requests), settings.max_batch_requests)
+        model = served(worker)
+        return JSONResponse({"answers": [calls.one(request, model) for request in request.requests]})
+
+    @app.get(
+        "/v1/items/{item_id:path}/similar",
+        response_model=Ranking,
+        responses=problems({**REFUSALS, 404: "the catalogue has no such item"}),
+    )
+    def similar(item_id: ItemId, query: Annotated[SimilarQuery, Query()]) -> Response:
+        """What is related to an item.
+
+        Items come by `behaviour`, as what shoppers go on to who look at it, or by `likeness`, as what takes its place.
+        The item may be blocked itself, as that of a page that is still open; what is related to it is not.
+        """
+        require_at_most("k", query.k, settings.max_k)
+        return JSONResponse(ranking(worker.answers.similar(item_id, query, served(worker)), worker.scenario))
+
+    @app.exception_handler(ProbabilityUnknownError)
+    async def no_probability(request: Request, error: ProbabilityUnknownError) -> Response:
+        return problem_response(request, HTTPStatus.CONFLICT, str(error))
+
+    @app.exception_handler(ItemUnknownError)
+    async def no_item(request: Request, error: ItemUnknownError) -> Response:
+        return problem_response(request, HTTPStatus.NOT_FOUND, str(error))
+
+
+class _Calls:
+    """One request to its answer, alone or among others."""
+
+    def __init__(self, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str]) -> None:
+        self._worker, self._settings, self._pseudonymise = worker, settings, pseudonymise
+
+    def one(self, request: RankRequest | RecommendRequest, model: ServedModel) -> dict[str, Any]:
+        """Whichever of the two it is."""
+        return self.rank(request, model) if isinstance(request, RankRequest) else self.recommend(request, model)
+
+    def rank(self, request: RankRequest, model: ServedModel) -> dict[str, Any]:
+        require_at_most("candidates", len(request.candidates), self._settings.max_candidates)
+        require_at_most("bids", len(request.bids or ()), self._settings.max_candidates)
+        request = request.under_pseudonym(self._pseudonymise)
+        answer = self._worker.answers.rank(request, model)
+        self._worker.answers.remember(request)
+        return candidate_ranking(answer, self._worker.scenario)
+
+    def recommend(self, request: RecommendRequest, model: ServedModel) -> dict[str, Any]:
+        require_at_most("k", request.k, self._settings.max_k)
+        request = request.under_pseudonym(self._pseudonymise)
+        answer = self._worker.answers.recommend(request, model)
+        self._worker.answers.remember(request)
+        return ranking(answer, self._worker.scenario)
+
+
+def _limits(settings: ScorerSettings) -> Limits:
+    candidates = {
+        "candidates": {"maxItems": settings.max_candidates},
+        "bids": {"maxProperties": settings.max_candidates},
+    }
+    k = {"k": {"maximum": settings.max_k}}
+    return {
+        "RankRequest": candidates,
+        "RankCall": candidates,
+        "RecommendRequest": k,
+        "RecommendCall": k,
+        "BatchRequest": {"requests": {"maxItems": settings.max_batch_requests}},
+        "/v1/items/{item_id}/similar": k,
+    }
+
+
+def served(worker: Worker) -> ServedModel:
+    """The model that is served now.
+
+    Raises:
+        ProblemError: There is none yet.
+    """
+    model = worker.answers.model
+    if model is None:
+        detail = worker.missing() or "no adapter is held yet"
+        raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
+    return model
+
+
+def require_at_most(name: str, asked: int, allowed: int) -> None:
+    """Refuses a request that asks for too much.
+
+    Raises:
+        ProblemError: It does.
+    """
+    if asked > allowed:
+        raise ProblemError(
+            HTTPStatus.UNPROCESSABLE_ENTITY, f"`{name}` must be at most {allowed}, got {asked}; ask in several requests"
+        )
