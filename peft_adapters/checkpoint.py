@@ -144,14 +144,14 @@ def learner_weights(learner: Learner) -> dict[str, Tensor]:
     """Everything that learning moves, and the state of what moves it; counters are not learnt."""
     ranker = learner.ranker
     tensors = {"heads": ranker.heads, "catalogue_heads": learner.catalogue_heads, "text": ranker.text}
-    tensors |= {"likelihood_heads": learner.likelihood_heads}
+    tensors |= {"likelihood_heads": learner.lora_steps.heads}
     tensors |= {"taste": ranker.taste, "catalogue_taste": learner.catalogue_taste}
     tensors |= {f"residuals.{role}": ranker.residuals[role] for role in ROLES}
-    parts = {"heads_optimiser": learner.heads_optimiser.state(), "lora_optimiser": learner.lora_optimiser.state()}
+    parts = {"heads_optimiser": learner.heads_optimiser.state(), "lora_optimiser": learner.lora_steps.optimiser.state()}
     parts |= {"taste_optimiser": learner.taste_optimiser.state()}
-    parts |= {"likelihood_optimiser": learner.likelihood_optimiser.state()}
+    parts |= {"likelihood_optimiser": learner.lora_steps.heads_optimiser.state()}
     parts |= {f"rows.{role}": optimiser.state() for role, optimiser in learner.row_optimisers.items()}
-    parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.served_lora}
+    parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.lora_steps.served}
     parts |= {"lists": learner.lists.state()[0], "projections": learner.projections.state()}
     return tensors | {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
@@ -171,13 +171,13 @@ def restore_weights(learner: Learner, tensors: dict[str, Tensor]) -> None:
     learner.heads_optimiser.restore(_part(tensors, "heads_optimiser"))
     learner.ranker.taste = tensors["taste"].clone()
     learner.catalogue_taste.copy_(tensors["catalogue_taste"])
-    learner.likelihood_heads.copy_(tensors["likelihood_heads"])
-    learner.likelihood_optimiser.restore(_part(tensors, "likelihood_optimiser"))
+    learner.lora_steps.heads.copy_(tensors["likelihood_heads"])
+    learner.lora_steps.heads_optimiser.restore(_part(tensors, "likelihood_optimiser"))
     learner.taste_optimiser.restore(_part(tensors, "taste_optimiser"))
     for role, optimiser in learner.row_optimisers.items():
         optimiser.restore(_part(tensors, f"rows.{role}"))
-    learner.restore_lora(_part(tensors, "lora"), _part(tensors, "served_lora"))
-    learner.lora_optimiser.restore(_part(tensors, "lora_optimiser"))
+    learner.lora_steps.restore(_part(tensors, "lora"), _part(tensors, "served_lora"))
+    learner.lora_steps.optimiser.restore(_part(tensors, "lora_optimiser"))
 
 
 def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -186,7 +186,7 @@ def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "counters": learner.ranker.counters.state(),
         "other_vectors": pack(learner.catalogue.other_vectors),
         "plain": learner.projections.plain(),
-        "lora_replay": learner.lora_replay.state(),
+        "lora_replay": learner.lora_steps.replay.state(),
     }
     others = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
     return learner_weights(learner) | others, {
@@ -226,7 +226,7 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
     learner.projections.restore_plain(_part(tensors, "plain"))
     learner.lists.restore(_part(tensors, "lists"), state["lists"])
     learner.ranker.counters.restore(_part(tensors, "counters"))
-    learner.lora_replay.restore(_part(tensors, "lora_replay"))
+    learner.lora_steps.replay.restore(_part(tensors, "lora_replay"))
     learner.shoppers.restore(state["shoppers"])
     learner.batches_learned, learner.events_learned = state["batches_learned"], state["events_learned"]
 

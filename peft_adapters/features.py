@@ -174,10 +174,15 @@ def affinity_features(
         taste: [dim] what all shoppers like.
         text_share: [candidates] how far text speaks for each.
     """
-    products = (weights @ query) @ candidates.T
     used = weights[0].any(dim=0)
     session = weights[0][:, used]
-    strength, similarity = _attention(query[used] @ candidates.T)  # [session rows, candidates]
+    if _by_similarities(weights.shape, session_rows=session.shape[1], dim=query.shape[1]):
+        similarities = query @ candidates.T  # [context rows, candidates]
+        products = [_product(own, similarities) for own in weights]
+        strength, similarity = _attention(similarities[used])
+    else:
+        products = [_product(own @ query, candidates.T) for own in weights]
+        strength, similarity = _attention(query[used] @ candidates.T)  # [session rows, candidates]
     attention = (session @ (strength * similarity)) / (session @ strength).clamp(min=_NO_ATTENTION)
     return _affinities(products, attention, candidates @ taste, text_share)
 
@@ -195,11 +200,25 @@ def affinities_of_pairs(
         taste: [dim].
         text_share: [pairs].
     """
-    products = ((weights @ query)[:, owner] * candidates).sum(dim=-1)
+    products = list(((weights @ query)[:, owner] * candidates).sum(dim=-1))
     session = weights[0][owner]  # [pairs, context rows]
     strength, similarity = _attention(candidates @ query.T)
     attention = (session * strength * similarity).sum(dim=1) / (session * strength).sum(dim=1).clamp(min=_NO_ATTENTION)
     return torch.stack(_affinities(products, attention, candidates @ taste, text_share))
+
+
+def _by_similarities(shape: Sequence[int], *, session_rows: int, dim: int) -> bool:
+    """Whether affinities cost less by way of all similarities than by way of contexts' mean vectors.
+
+    Events of one batch share most of their items; one shopper with a long history has more items than mean vectors.
+    """
+    affinities, contexts, rows = shape
+    return (rows - session_rows) * dim + affinities * contexts * rows < affinities * contexts * dim
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Their product, for nothing where the left side is zero: few streams know what was passed over."""
+    return left @ right if left.any() else left.new_zeros(left.shape[0], right.shape[1])
 
 
 def _attention(similarity: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +231,7 @@ def attention_strength(similarity: Tensor) -> Tensor:
     return torch.exp(_ATTENTION_SHARPNESS * (similarity - 1))  # cosines: never above 1
 
 
-def _affinities(products: Tensor, attention: Tensor, liked: Tensor, text_share: Tensor) -> tuple[Tensor, ...]:
+def _affinities(products: Sequence[Tensor], attention: Tensor, liked: Tensor, text_share: Tensor) -> tuple[Tensor, ...]:
     """Dot products, scaled squares of them, the same and attention as far as text speaks for an item, and taste.
 
     Close texts say more than a straight line through all pairs would have it: the square lets a head bend it. And they
@@ -221,8 +240,8 @@ def _affinities(products: Tensor, attention: Tensor, liked: Tensor, text_share: 
     new = AFFINITY_SCALE * text_share
     return (
         *products,
-        *(AFFINITY_SCALE * products.square()),
-        *(new * products[: len(NEW_AFFINITIES)]),
+        *(AFFINITY_SCALE * own.square() for own in products),
+        *(new * own for own in products[: len(NEW_AFFINITIES)]),
         new * attention,
         liked,
     )
@@ -236,7 +255,7 @@ def weighted_sum(heads: Tensor, counter_features: Tensor, affinities: Sequence[T
     own = len(COUNTER_FEATURES)
     scores = torch.einsum("f...,f->...", counter_features, heads[:own])
     for weight, affinity in zip(heads[own:], affinities, strict=True):
-        scores = scores + weight * affinity
+        scores = torch.addcmul(scores, affinity, weight)
     return scores
 
 

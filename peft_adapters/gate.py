@@ -337,7 +337,7 @@ class _Published:
 
     def put_back(self, learner: Learner) -> None:
         restore_weights(learner, {name: t.float() if name in _HALVED else t for name, t in self.weights.items()})
-        learner.lora_replay.clear()  # what spoilt the weights may be among it
+        learner.lora_steps.replay.clear()  # what spoilt the weights may be among it
         learner.refit()
 
 

@@ -29,11 +29,11 @@ from peft_adapters.features import (
 )
 from peft_adapters.list_steps import ListSteps
 from peft_adapters.lists import JudgedLists, observe_lists
-from peft_adapters.lora_replay import LoraBatch, LoraReplay, lora_batch
-from peft_adapters.losses import Features, Side, focused, list_features, positives_features, positives_losses
+from peft_adapters.lora_steps import LoraSteps
+from peft_adapters.losses import Side, focused, list_features, positives_features, positives_losses
 from peft_adapters.modalities import CatalogueItem, Projections
-from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser, RowOptimiser, all_finite
-from peft_adapters.ranker import ROLES, Ranker, context_rows, text_evidence
+from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser, all_finite
+from peft_adapters.ranker import ROLES, Ranker, context_rows
 from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
 from peft_adapters.shoppers import Contexts, Shoppers, pad
 
@@ -65,9 +65,6 @@ class Learner:
         self.ranker.heads *= self._mask
         self.catalogue_heads = self.ranker.heads.clone()  # the head that finds the next item in the whole catalogue
         self.heads_optimiser = HeadsOptimiser(self.catalogue_heads, learning_rate=settings.heads_learning_rate)
-        # The same by plain likelihood: what LoRA learns under. Focus leaves what only texts can say out of sight.
-        self.likelihood_heads = self.ranker.heads.clone()
-        self.likelihood_optimiser = HeadsOptimiser(self.likelihood_heads, learning_rate=settings.heads_learning_rate)
         self.catalogue_taste = self.ranker.taste.clone()  # the same for taste: what is shown is chosen already
         self.taste_optimiser = HeadsOptimiser(self.catalogue_taste, learning_rate=settings.taste_learning_rate)
         self.projections = Projections(
@@ -79,16 +76,7 @@ class Learner:
         self.row_optimisers = {
             role: RowOptimiser(learning_rate=settings.residual_learning_rate) for role in ROLES if settings.residuals
         }
-        self.lora_optimiser = LoraOptimiser(
-            encoder.lora_parameters(),
-            learning_rate=settings.lora_learning_rate,
-            weight_decay=settings.lora_weight_decay,
-            kind=settings.lora_optimiser,
-            warmup_steps=settings.lora_warmup_steps,
-            accumulate=settings.lora_accumulate,
-        )
-        self.lora_replay = LoraReplay(settings.lora_replay_batches)
-        self._serve_lora()
+        self.lora_steps = LoraSteps(self.ranker, self.projections, catalogue, encoder, settings)
         self.touched: set[int] = set()  # rows whose residual changed since `mark_published`
 
     # ---- the catalogue
@@ -111,13 +99,8 @@ class Learner:
         self.lists.grow(len(self.catalogue))
 
     def _refresh(self, rows: Sequence[int]) -> None:
-        text = self.catalogue.vectors(self._served_suffix, rows)
+        text = self.catalogue.vectors(self.lora_steps.served_suffix, rows)
         self.ranker.text[list(rows)] = self.projections.over(rows, text, self.catalogue.other_vectors)
-
-    def _serve_lora(self) -> None:
-        """Make LoRA as it stands the one that scores follow from, until the next time."""
-        self.served_lora = self.encoder.lora_state()
-        self._served_suffix = self.encoder.merged()
 
     # ---- a batch
 
@@ -231,27 +214,17 @@ class Learner:
     def restart_heads(self) -> None:
         """Let the heads' rates begin again at their high start, as after a drift, and replay nothing from before."""
         self.heads_optimiser.restart()
-        self.likelihood_optimiser.restart()
         self.taste_optimiser.restart()
         self.lists.restart_heads()
-        self.lora_replay.clear()
+        self.lora_steps.restart()
 
     def _learn_texts(self, batch: Batch) -> None:
-        """A step of LoRA where one is due, and now and then item vectors that follow it.
-
-        LoRA takes its steps as texts count: often while items are new, seldom once residuals speak for most of what is
-        bought. How many are due follows from the counters, so that nothing more is to be kept.
-        """
+        """A step of LoRA where one is due, and now and then item vectors that follow it."""
         if not self.settings.lora or self._listed_share() >= _LISTED_ENOUGH:
             return
-        events = self.ranker.counters.events
-        counted = events + np.bincount(batch.items, minlength=len(events)).astype(np.float32)
-        before, due = (int(text_evidence(n) / self.settings.lora_every_events) for n in (events, counted))
-        if due > before:
-            self._step_lora(batch)
-        refresh = self.settings.lora_refresh_steps * self.settings.lora_accumulate
-        if due // refresh > before // refresh and self._lora_moved():
-            self._serve_lora()
+        if self.lora_steps.step_where_due(
+            batch, self.catalogue_taste, batches_learned=self.batches_learned, scale=self._scale()
+        ):
             self._refresh(range(len(self.catalogue)))
 
     def _serve_projections(self) -> None:
@@ -259,10 +232,6 @@ class Learner:
         if self.projections.served and self.batches_learned % self.settings.projection_refresh_batches == 0:
             rows, vectors = self.projections.serve(self.catalogue.other_vectors)
             self.ranker.text[rows] = vectors
-
-    def _lora_moved(self) -> bool:
-        trained = self.encoder.lora_state()
-        return not all(torch.equal(value, trained[name]) for name, value in self.served_lora.items())
 
     def _step(self, batch: Batch) -> float:
         """Move heads, taste, residuals and projections, texts standing still.
@@ -288,15 +257,8 @@ class Learner:
         self._step_residuals((query, gradients[2]), (candidate, gradients[3]), scale=self._scale())
         self.projections.step(gradients[4:], scale=self._scale())
         if self.settings.lora:
-            self._step_likelihood(batch, features.detach())
+            self.lora_steps.step_heads(batch, features.detach())
         return float(loss.detach())
-
-    def _step_likelihood(self, batch: Batch, features: Features) -> None:
-        """Move the heads that LoRA learns under; `features` stand still."""
-        heads = self.likelihood_heads.clone().requires_grad_()
-        losses = positives_losses(batch, heads, features, batch.candidates, batch.log_expected)
-        (gradient,) = torch.autograd.grad((batch.weight * losses).mean(), [heads])
-        self.likelihood_optimiser.step(gradient * self._mask)
 
     def _step_residuals(self, *sides: tuple[Side, Tensor | None], scale: float) -> None:
         for side, gradient in sides:
@@ -304,32 +266,6 @@ class Learner:
                 rows = torch.from_numpy(side.rows)
                 self.row_optimisers[side.role].step(self.ranker.residuals[side.role], rows, gradient, scale=scale)
                 self.touched.update(side.rows.tolist())
-
-    def _step_lora(self, batch: Batch) -> None:
-        """Move LoRA, heads and residuals standing still.
-
-        The loss is cross-entropy on fewer candidates, each event weighed by the share that text has in its item. All
-        candidates carry gradients: if only some did, LoRA would lower it by pulling those towards every shopper. Where
-        batches are kept, the gradient of one of them is added.
-        """
-        new = lora_batch(batch, *self._lora_rows(batch))
-        generator = np.random.default_rng([self.settings.seed, self.batches_learned, 2])  # as draws of negatives are
-        with self.encoder.dropping(self.settings.lora_dropout, seed=int(generator.integers(2**63))):
-            for part in (new, *self.lora_replay.draw(generator)):
-                self._lora_loss(part).backward()  # type: ignore[no-untyped-call]
-        self.lora_replay.take_in(new, generator)
-        self.lora_optimiser.step(scale=self._scale())
-
-    def _lora_loss(self, batch: LoraBatch) -> Tensor:
-        live_rows = batch.live_rows
-        live = self.catalogue.vectors(self.encoder.suffix, live_rows.tolist())
-        live = self.projections.added(live, live_rows.tolist(), self.catalogue.other_vectors)
-        query = Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
-        candidate = Side(self.ranker, "candidate", batch.columns, live_rows=live_rows, live=live)
-        features = positives_features(batch, self.catalogue_taste, query, candidate)
-        losses = positives_losses(batch, self.likelihood_heads, features, batch.columns, batch.log_expected)
-        speaks = self.ranker.text_share(batch.items)
-        return (batch.weight * speaks / speaks.mean() * losses).mean()
 
     # ---- lists
 
@@ -388,34 +324,13 @@ class Learner:
             if weight > 0 and clicked.any():
                 self.shoppers.pass_over(user_id, ts_ms, items[~clicked].tolist())
 
-    def _lora_rows(self, batch: Batch) -> tuple[IntArray, IntArray]:
-        """Candidates of LoRA's loss (positives and some negatives), and all rows whose text it is trained on.
-
-        Up to `lora_items` rows: half of them for negatives, the rest for what was bought and what was looked at before.
-        """
-        positives = np.unique(batch.items)
-        others = np.setdiff1d(batch.candidates, positives, assume_unique=True)
-        generator = np.random.default_rng([self.settings.seed, self.batches_learned, 1])
-        negatives = generator.permutation(others)[: self.settings.lora_items // 2]
-        candidates = np.union1d(positives, negatives)
-        weight = batch.affinity_weights.sum(dim=(0, 1)).numpy()
-        looked_at = batch.context_rows[np.argsort(-weight, kind="stable")]
-        room = max(0, self.settings.lora_items - len(candidates))
-        return candidates, np.union1d(candidates, looked_at[~np.isin(looked_at, candidates)][:room])
-
     def forget(self, user_id: str) -> bool:
         """Drop what is kept of a shopper; whether there was anything.
 
         Batches that are kept do not say whose they are, so none of them is kept.
         """
-        self.lora_replay.clear()
+        self.lora_steps.replay.clear()
         return self.shoppers.forget(user_id)
-
-    def restore_lora(self, lora: dict[str, Tensor], served: dict[str, Tensor]) -> None:
-        """Put LoRA back: the one that is trained, and the one that scores follow from."""
-        self.encoder.load_lora(served)
-        self._serve_lora()
-        self.encoder.load_lora(lora)
 
     def mark_published(self) -> None:
         """Begin a new delta: what changes from here on goes into the next bundle."""

@@ -145,7 +145,7 @@ def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor
     projections = {name: weights.half() for name, weights in learner.projections.served.items()}
     groups: dict[str, dict[str, Tensor]] = {"projections": projections} if projections else {}
     return groups | {
-        "adapter_model": learner.served_lora,
+        "adapter_model": learner.lora_steps.served,
         "heads": {"weights": ranker.heads.clone(), "taste": ranker.taste.clone()} | _probabilities(learner),
         "residuals": {"rows": rows.to(torch.int32)} | residuals,
         "counters": ranker.counters.full() if full else ranker.counters.delta(),

@@ -90,7 +90,7 @@ class LearnerSettings(BaseModel):
     lora_optimiser: LoraOptimiserKind = Field(
         default="adamw", description="sgd is plain, without momentum, and needs a rate some 300 to 1,000 times as high"
     )
-    lora_learning_rate: float = Field(default=1e-3, ge=0)
+    lora_learning_rate: float = Field(default=2e-3, ge=0)
     lora_warmup_steps: int = Field(default=0, ge=0, description="steps over which LoRA's rate rises to the full one")
     lora_weight_decay: float = Field(default=0.01, ge=0)
     lora_dropout: float = Field(
@@ -101,6 +101,11 @@ class LearnerSettings(BaseModel):
     )
     lora_every_events: int = Field(
         default=96, ge=1, description="LoRA takes a step once so much text counted, each event by its item's text share"
+    )
+    lora_slows_steps: float = Field(
+        default=100.0,
+        gt=0,
+        description="after so many steps of LoRA twice as much text must count for the next, and so on",
     )
     lora_items: int = Field(default=512, ge=1, description="distinct texts that a step of LoRA gets gradients from")
     lora_replay_batches: int = Field(

@@ -127,7 +127,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     _require_fresh(learner)
     _require_fit(bundle, learner)
     groups, ranker = bundle.groups, learner.ranker
-    learner.restore_lora(groups["adapter_model"], groups["adapter_model"])
+    learner.lora_steps.restore(groups["adapter_model"], groups["adapter_model"])
     learner.projections.load(groups.get("projections", {}))
     learner.add_items([(item_id, "") for item_id in bundle.item_ids])
     heads = groups["heads"]["weights"].float()
@@ -135,7 +135,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     for own in (
         ranker.heads,
         learner.catalogue_heads,
-        learner.likelihood_heads,
+        learner.lora_steps.heads,
         lists.heads,
         lists.served_heads,
     ):
@@ -149,7 +149,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     for role in ROLES:
         ranker.residuals[role][rows] = groups["residuals"][role].float()
     ranker.counters.apply(groups["counters"])
-    for optimiser in (learner.heads_optimiser, learner.likelihood_optimiser, learner.taste_optimiser):
+    for optimiser in (learner.heads_optimiser, learner.lora_steps.heads_optimiser, learner.taste_optimiser):
         optimiser.restore({"batches": torch.tensor(_SETTLED_BATCHES)})
     learner.events_learned = bundle.manifest.events_learned
 

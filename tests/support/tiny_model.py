@@ -164,6 +164,6 @@ def state_bytes(learner: Learner) -> dict[str, bytes]:
     tensors = {"heads": ranker.heads, "taste": ranker.taste, "text": ranker.text}
     tensors |= {f"residuals.{role}": rows for role, rows in ranker.residuals.items()}
     tensors |= {f"lora.{name}": value for name, value in learner.encoder.lora_state().items()}
-    tensors |= {f"served_lora.{name}": value for name, value in learner.served_lora.items()}
+    tensors |= {f"served_lora.{name}": value for name, value in learner.lora_steps.served.items()}
     tensors |= {f"counters.{name}": value for name, value in ranker.counters.state().items()}
     return {name: tensor.detach().contiguous().numpy().tobytes() for name, tensor in tensors.items()}

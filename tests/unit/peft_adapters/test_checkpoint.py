@@ -72,7 +72,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, batches: int, 
     learn(unkilled, STREAM[: 24 * batches])
     tensors, _ = learner_state(unkilled)
     ahead = [
-        name for name in unkilled.served_lora if not torch.equal(tensors[f"lora/{name}"], unkilled.served_lora[name])
+        name
+        for name in unkilled.lora_steps.served
+        if not torch.equal(tensors[f"lora/{name}"], unkilled.lora_steps.served[name])
     ]
     assert bool(ahead) == is_ahead
     save_checkpoint(tmp_path, 1, unkilled, {})

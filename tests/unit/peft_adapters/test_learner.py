@@ -131,7 +131,9 @@ def lora_after(batches: int, **settings: Any) -> dict[str, torch.Tensor]:
     learner = tiny_learner(LearnerSettings(lora_every_events=1, lora_refresh_steps=1, **settings), items=30)
     for number in range(batches):
         learner.learn(learner.observe(paired_stream(20, items=30, seed=number)))
-    assert all(torch.equal(value, learner.served_lora[name]) for name, value in learner.encoder.lora_state().items())
+    assert all(
+        torch.equal(value, learner.lora_steps.served[name]) for name, value in learner.encoder.lora_state().items()
+    )
     with torch.inference_mode():  # outside of steps nothing is dropped
         torch.testing.assert_close(learner.ranker.text, learner.catalogue.vectors(learner.encoder.suffix, range(30)))
     return learner.encoder.lora_state()
@@ -158,7 +160,7 @@ def test_item_vectors_are_those_of_the_lora_that_is_served() -> None:
     learner = tiny_learner(LearnerSettings(lora_every_events=1, lora_refresh_steps=1), items=30)
     learner.learn(learner.observe(paired_stream(20, items=30, seed=0)))
     now = learner.encoder.lora_state()
-    assert all(torch.equal(now[name], learner.served_lora[name]) for name in now)
+    assert all(torch.equal(now[name], learner.lora_steps.served[name]) for name in now)
     with torch.inference_mode():
         expected = learner.catalogue.vectors(learner.encoder.suffix, range(30))
     torch.testing.assert_close(learner.ranker.text, expected)

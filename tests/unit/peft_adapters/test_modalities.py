@@ -192,7 +192,7 @@ def test_a_vector_that_changes_goes_or_comes_changes_its_item_alone(encoder: Enc
         assert set(moved(learner, before)) <= set(rows)
     assert moved(learner, before) == [4, 5]
     assert 4 not in learner.catalogue.other_vectors
-    plain = learner.catalogue.vectors(learner._served_suffix, [4])
+    plain = learner.catalogue.vectors(learner.lora_steps.served_suffix, [4])
     torch.testing.assert_close(learner.ranker.text[[4]], plain)
     learn(learner, 0, 96)
 

@@ -126,7 +126,7 @@ class Press:
             assert torch.equal(served.learnt.residuals[role], ranker.residuals[role].half())
         for mine, theirs in (
             (served.learnt.counters.full(), ranker.counters.full()),
-            (served.learnt.lora, self.learner.served_lora),
+            (served.learnt.lora, self.learner.lora_steps.served),
         ):
             assert mine.keys() == theirs.keys()
             assert [name for name, value in mine.items() if not torch.equal(value, theirs[name])] == []

@@ -161,8 +161,8 @@ def test_text_vectors_are_computed_again_only_where_text_or_adapter_changed(tmp_
     catalogue.upsert([("item-4", "a new text"), ("new", "one more")])
     model = refreshed(model, catalogue=catalogue, encoder=encoder)
     assert catalogue.computed == 32
-    lora = {name: value + 0.01 for name, value in publications.learner.served_lora.items()}
-    publications.learner.restore_lora(lora, lora)
+    lora = {name: value + 0.01 for name, value in publications.learner.lora_steps.served.items()}
+    publications.learner.lora_steps.restore(lora, lora)
     build([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
     assert catalogue.computed == 32 + 31
 

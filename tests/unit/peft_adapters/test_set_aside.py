@@ -53,7 +53,7 @@ def test_a_gradient_of_lora_that_is_not_finite_is_left_out(learner: Learner) -> 
     before = learner.encoder.lora_state()
     for parameter in learner.encoder.lora_parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
-    learner.lora_optimiser.step()
+    learner.lora_steps.optimiser.step()
     assert all(torch.equal(value, before[name]) for name, value in learner.encoder.lora_state().items())
     learner.learn(learner.observe(paired_stream(60, items=24, seed=2)))
     assert all(bool(value.isfinite().all()) for value in learner.encoder.lora_state().values())
