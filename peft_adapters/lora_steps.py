@@ -107,7 +107,7 @@ class LoraSteps:
 
     def _steps_due(self, evidence: float) -> int:
         """How many steps texts were worth so far: often while items are new, ever more seldom after."""
-        slows = self._settings.lora_slows_steps
+        slows = self._settings.lora_slowdown_steps
         return int(slows * math.log1p(evidence / (slows * self._settings.lora_every_events)))
 
     def _serve(self) -> None:

@@ -102,7 +102,7 @@ class LearnerSettings(BaseModel):
     lora_every_events: int = Field(
         default=96, ge=1, description="LoRA takes a step once so much text counted, each event by its item's text share"
     )
-    lora_slows_steps: float = Field(
+    lora_slowdown_steps: float = Field(
         default=100.0,
         gt=0,
         description="after so many steps of LoRA twice as much text must count for the next, and so on",

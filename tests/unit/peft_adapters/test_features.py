@@ -11,6 +11,7 @@ from torch import Tensor
 from peft_adapters.counters import Counters
 from peft_adapters.features import (
     INITIAL_WEIGHTS,
+    _by_similarities,
     affinities_of_pairs,
     affinity_features,
     affinity_weights,
@@ -176,6 +177,21 @@ def _random_affinities() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         torch.nn.functional.normalize(torch.randn(count, 8, generator=generator), dim=1) for count in (5, 7)
     )
     return weights, query, candidates, torch.randn(8, generator=generator), torch.rand(7, generator=generator)
+
+
+@pytest.mark.parametrize("which", [True, False])
+def test_both_ways_to_affinities_come_to_the_same(which: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    affinities = _random_affinities()
+    expected = affinity_features(*affinities)
+    monkeypatch.setattr("peft_adapters.features._by_similarities", lambda *_, **__: which)
+    for one, other in zip(affinity_features(*affinities), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_affinities_go_by_way_of_what_is_fewer() -> None:
+    assert _by_similarities((4, 128, 144), session_rows=138, dim=384)  # a batch, whose events share items
+    assert not _by_similarities((4, 1, 80), session_rows=20, dim=384)  # one shopper with a long history
+    assert _by_similarities((4, 1, 20), session_rows=20, dim=384)  # one with none
 
 
 def test_attention_listens_to_what_of_the_session_is_closest_to_the_candidate() -> None:

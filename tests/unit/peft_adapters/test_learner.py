@@ -1,5 +1,6 @@
 """How the learner samples, corrects, counts and refreshes."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from tiny_model import Bought, paired_stream, random_stream, tiny_learner, title
 from peft_adapters.batches import Batch
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.learner import Learner
+from peft_adapters.ranker import text_evidence
 from peft_adapters.settings import LearnerSettings
 
 SKEW = [1 / (rank + 1) for rank in range(200)]  # of a Zipf-like shop
@@ -125,6 +127,24 @@ def test_lora_moves_as_long_as_texts_count_and_item_vectors_follow_every_few_ste
     assert 4 <= sum(stepped[-20:]) <= 9  # by the formula 52 of 400 events, which is 6.6 steps
     assert sum(stepped) // 5 <= sum(followed) <= sum(stepped) // 3 + 1
     assert all(step for step, follows in zip(stepped, followed, strict=True) if follows)
+
+
+def test_steps_of_lora_come_ever_more_seldom_as_they_add_up() -> None:
+    taken = {}
+    for slowdown in (4.0, 1e9):
+        settings = LearnerSettings(lora_every_events=2, lora_refresh_steps=100, lora_slowdown_steps=slowdown)
+        learner, steps = tiny_learner(settings, items=60), []
+        for number in range(24):
+            before = learner.encoder.lora_state()
+            learner.learn(learner.observe(random_stream(4, items=60, seed=number)))
+            now = learner.encoder.lora_state()
+            steps.append(any(not torch.equal(now[name], before[name]) for name in now))
+        taken[slowdown] = steps
+        evidence = text_evidence(learner.ranker.counters.events)
+    assert all(taken[1e9])  # two events a step, four a batch
+    assert all(taken[4.0][:2])
+    assert sum(taken[4.0]) == int(4 * math.log1p(evidence / 8))
+    assert sum(taken[4.0][12:]) < sum(taken[4.0][:12])
 
 
 def lora_after(batches: int, **settings: Any) -> dict[str, torch.Tensor]:
