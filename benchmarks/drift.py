@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--without-lora", action="store_true", help="leave the adapter off, which is faster")
     parser.add_argument("--rate-factor", type=float, default=DriftSettings().rate_factor)
     parser.add_argument("--raised-batches", type=int, default=DriftSettings().raised_batches)
+    parser.add_argument("--forget-halvings", type=int, default=DriftSettings().forget_halvings)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write figures there too")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -61,7 +62,11 @@ def main(arguments: list[str]) -> int:
         max_events=options.events,
         click_window_seconds=600.0,
     ).examples
-    handled = DriftSettings(rate_factor=options.rate_factor, raised_batches=options.raised_batches)
+    handled = DriftSettings(
+        rate_factor=options.rate_factor,
+        raised_batches=options.raised_batches,
+        forget_halvings=options.forget_halvings,
+    )
     result: dict[str, Any] = {
         "data": options.data.name,
         "events": len(stream),
@@ -135,9 +140,7 @@ def _replayed(
         seen = watch.update(prequential.update(batch, scores))
         if seen.alarms:
             alarms.append(start + len(batch))
-        if watch.rate_factor > learner.rate_factor:
-            learner.restart_heads()
-        learner.rate_factor = watch.rate_factor
+        learner.hurry(watch.rate_factor, halvings=seen.halvings)
         learner.learn(batch)
     rank = np.array(ranks.rank)
     return np.where(rank <= CUTOFF, 1 / np.log2(rank + 1), 0.0), alarms

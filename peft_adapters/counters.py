@@ -1,7 +1,8 @@
 """Streaming counters: popularity at two half-lives, directed transitions, windowed co-occurrence, click-through.
 
-They are what collaborative filtering needs from a stream. Counts are whole numbers, so adding a published delta to a
-parent's counts gives exactly the counts of the learner that published it. Everything is vectorised over a batch.
+They are what collaborative filtering needs from a stream. Counts are whole numbers, or those halved a few times, so
+adding a published delta to a parent's counts gives exactly the counts of the learner that published it. Everything is
+vectorised over a batch.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class SparseCounts:
         if self._recent.nnz > _MERGE_ENTRIES + _MERGE_RATIO * self._main.nnz:
             self._main, self._recent = self._main + self._recent, _empty(size)
 
+    def scale(self, factor: float) -> None:
+        """Multiply all counts. Earlier copies of this object keep theirs."""
+        self._main, self._recent = self._main * np.float32(factor), self._recent * np.float32(factor)
+        self._row_sums = self._row_sums * np.float32(factor)
+
     def row_sums(self, rows: IntArray) -> FloatArray:
         """Counts of whole rows."""
         return self._row_sums[rows]
@@ -103,9 +109,11 @@ class Counters:
         clicked: [items] how often it was clicked there.
         bought: [items] how often it was bought there.
         matrices: the sparse counts by name.
+        rewritten: something happened since `mark_published` that no delta can say.
     """
 
     def __init__(self) -> None:
+        self.rewritten = False
         self.popularity = np.zeros((len(HALF_LIVES_EVENTS), 0), dtype=np.float32)
         self.events, self.shown, self.clicked, self.bought = (np.zeros(0, dtype=np.float32) for _ in PER_ITEM)
         self.matrices = {name: SparseCounts() for name in MATRICES}
@@ -163,6 +171,19 @@ class Counters:
         self.clicked = self.clicked + np.bincount(items[clicked], minlength=size).astype(np.float32)
         self.bought = self.bought + np.bincount(items[bought], minlength=size).astype(np.float32)
 
+    def forget(self, halvings: int) -> None:
+        """Make all that was counted weigh less beside what comes: shares stay, and yield sooner.
+
+        By powers of 2, which leave sums of counts exact.
+        """
+        factor = np.float32(0.5**halvings)
+        self.popularity = self.popularity * factor
+        for name in PER_ITEM:
+            setattr(self, name, getattr(self, name) * factor)
+        for matrix in self.matrices.values():
+            matrix.scale(float(factor))
+        self.rewritten = True
+
     def _add_both_ways(self, name: str, rows: IntArray, columns: IntArray) -> None:
         self._add(name, np.concatenate([rows, columns]), np.concatenate([columns, rows]))
 
@@ -203,6 +224,7 @@ class Counters:
 
     def mark_published(self) -> None:
         """Begin a new delta."""
+        self.rewritten = False
         self._unpublished = {name: [] for name in MATRICES}
 
     def apply(self, published: Mapping[str, Tensor]) -> None:

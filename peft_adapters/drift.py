@@ -34,11 +34,13 @@ class Seen(NamedTuple):
         alarms: detectors that raised one.
         ended: how the search for the level before an earlier alarm ended; None where it goes on, or there is none.
         events: that it took.
+        halvings: how often counts are to be halved now.
     """
 
     alarms: tuple[str, ...] = ()
     ended: Literal["recovered", "settled"] | None = None
     events: int = 0
+    halvings: int = 0
 
 
 class DriftWatch:
@@ -68,6 +70,7 @@ class DriftWatch:
         self.recovering = False
         self._level = 0.0  # mean loss before the alarm
         self._since_alarm = 0  # blocks
+        self._forgot = False  # counts were halved since the alarm
 
     @property
     def rate_factor(self) -> float:
@@ -82,7 +85,7 @@ class DriftWatch:
         alarms = {name for loss in losses for name in self._take(loss)}
         if alarms:
             self._raised = self._settings.raised_batches
-            return Seen(alarms=tuple(sorted(alarms)))
+            return Seen(alarms=tuple(sorted(alarms)), halvings=self._halvings())
         return self._look_for_recovery()
 
     def _take(self, event_loss: float) -> list[str]:
@@ -102,12 +105,19 @@ class DriftWatch:
         }
         alarms = [name for name in DETECTORS if found[name]]
         if alarms and not self.recovering:
-            self.recovering, self._level, self._since_alarm = True, self._slow, 0
+            self.recovering, self._forgot, self._level, self._since_alarm = True, False, self._slow, 0
         self._blocks += 1
         self._since_alarm += 1
         self._fast += max(_FAST, 1 / self._blocks) * (loss - self._fast)
         self._slow += max(_SLOW, 1 / self._blocks) * (loss - self._slow)
         return alarms
+
+    def _halvings(self) -> int:
+        """Once from an alarm to its end, where so much is lost that what was counted before misleads."""
+        if self._forgot or self._fast < self._level + self._settings.forget_nats:
+            return 0
+        self._forgot = True
+        return self._settings.forget_halvings
 
     def _look_for_recovery(self) -> Seen:
         """Recovered: near the mean before the alarm. Settled: not within so many events, and taken as it is."""
@@ -137,6 +147,7 @@ class DriftWatch:
             "counts": [self._blocks, self._raised, self._since_alarm],
             "open": list(self._open),
             "recovering": self.recovering,
+            "forgot": self._forgot,
             "level": self._level,
         }
 
@@ -145,7 +156,7 @@ class DriftWatch:
         self._fast, self._slow = state["means"]
         self._blocks, self._raised, self._since_alarm = state["counts"]
         self._open = (state["open"][0], state["open"][1])
-        self.recovering, self._level = state["recovering"], state["level"]
+        self.recovering, self._forgot, self._level = state["recovering"], state["forgot"], state["level"]
         if state["river"] != version("river"):
             log.warning("drift_detectors_begin_anew", made_with=state["river"], here=version("river"))
             return

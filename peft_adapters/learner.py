@@ -211,6 +211,19 @@ class Learner:
         """Of the steps on residuals and LoRA: as far as lists account for the events, these are left to them."""
         return self.rate_factor * (1 - self._listed_share())
 
+    def hurry(self, rate_factor: float, *, halvings: int) -> None:
+        """Learn the next batch faster, or no longer, and let what was counted weigh less, as drift asks for.
+
+        Args:
+            rate_factor: of residuals and LoRA; where it rises the heads' rates begin again at their high start.
+            halvings: of all counts.
+        """
+        if rate_factor > self.rate_factor:
+            self.restart_heads()
+        self.rate_factor = rate_factor
+        if halvings:
+            self.ranker.counters.forget(halvings)
+
     def restart_heads(self) -> None:
         """Let the heads' rates begin again at their high start, as after a drift, and replay nothing from before."""
         self.heads_optimiser.restart()

@@ -83,6 +83,7 @@ class Publisher:
             )
         full = parent is None or newest is None or newest.version != parent.version
         full = full or version - newest.snapshot >= self._snapshot_every  # type: ignore[union-attr]
+        full = full or self._learner.ranker.counters.rewritten
         groups = bundle_groups(self._learner, full=full)
         directory = self._staging / f"{version:08d}"
         shutil.rmtree(directory, ignore_errors=True)

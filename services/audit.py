@@ -25,8 +25,8 @@ class AuditError(OSError):
 class AuditLog:
     """Tells admin calls to a file that only grows, and to the process's log.
 
-    A call that succeeds leaves two lines, `began` and `done`. A `began` without an end is a process that died, or a disk
-    that filled up, within the call. A call that was turned away leaves one, `refused`.
+    A call that succeeds leaves two lines, `began` and `done`. A `began` without an end is a process that died, or a
+    disk that filled up, within the call. A call that was turned away leaves one, `refused`.
 
     Args:
         path: The file; None leaves the process's log alone to tell.

@@ -51,9 +51,10 @@ class Watch:
             self._metrics.drift_alarms.labels(detector).inc()
             log.warning("drift_alarm", detector=detector, events_learned=self._learner.events_learned)
         if factor > self._learner.rate_factor:
-            self._learner.restart_heads()
             log.warning("learning_rate_raised", factor=factor)
-        self._learner.rate_factor = factor
+        if seen.halvings:
+            log.warning("counts_halved", times=seen.halvings)
+        self._learner.hurry(factor, halvings=seen.halvings)
         if seen.ended is not None:
             self._metrics.drift_ended.labels(seen.ended).inc()
             self._metrics.drift_recovery_events.set(seen.events)

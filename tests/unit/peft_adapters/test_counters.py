@@ -127,3 +127,24 @@ def test_an_empty_batch_changes_nothing(counters: Counters) -> None:
     before = counters.full()
     counters.update(array(), [])
     assert all(torch.equal(before[name], value) for name, value in counters.full().items())
+
+
+def test_what_is_forgotten_weighs_less_beside_what_comes(counters: Counters) -> None:
+    before = counters.copy()
+    counters.forget(2)
+    assert counters.events.tolist() == [0, 0, 0.5, 0.25]
+    assert counters.popularity.tolist() == [[0, 0, 0.5, 0.25]] * 2
+    for name in MATRICES:
+        np.testing.assert_array_equal(dense(counters, name), dense(before, name) / 4)
+    counters.update(array(0), [[1]])
+    context = sparse.csr_array(([1.0], ([0], [1])), shape=(1, 4))
+    shares = counters.matrices["transition"].probability(context, smoothing=0.0).toarray()
+    np.testing.assert_allclose(shares, [[0.8, 0, 0.2, 0]], rtol=1e-6)  # one event now, and one that is a quarter
+
+
+def test_a_delta_cannot_say_what_was_forgotten(counters: Counters) -> None:
+    assert not counters.rewritten
+    counters.forget(1)
+    assert counters.rewritten
+    counters.mark_published()
+    assert not counters.rewritten

@@ -63,6 +63,16 @@ def test_learning_hurries_for_so_many_batches_and_recovery_is_seen() -> None:
     assert not watch.recovering
 
 
+@pytest.mark.parametrize(("risen", "halvings"), [(-1.0, 3), (-3.4, 0)])
+def test_counts_are_halved_once_an_alarm_where_much_is_lost(risen: float, halvings: int) -> None:
+    watch = DriftWatch(DriftSettings(page_hinkley_threshold=2.0))
+    watched(watch, STEADY)
+    seen = watched(watch, [risen] * 200, seed=1_000)
+    assert sum(len(each.alarms) for each in seen) > 0
+    assert sum(each.halvings for each in seen) == halvings
+    assert all(each.alarms for each in seen if each.halvings)
+
+
 def test_what_stays_worse_is_taken_as_it_is_in_the_end() -> None:
     watch = DriftWatch(DriftSettings(recovered_nats=0.0))
     watched(watch, STEADY)

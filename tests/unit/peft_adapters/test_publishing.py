@@ -184,6 +184,16 @@ def test_a_delta_holds_only_what_changed(press: Press) -> None:
     press.assert_served_is_the_learner(3)
 
 
+def test_a_full_one_comes_once_counts_were_forgotten(press: Press) -> None:
+    kinds = []
+    for halvings in (0, 0, 3, 0):
+        press.learn()
+        press.learner.hurry(1.0, halvings=halvings)
+        kinds.append(press.publish().kind)
+        press.assert_served_is_the_learner(press.latest().version)
+    assert kinds == ["full", "delta", "full", "delta"]
+
+
 def test_a_full_one_comes_again_every_so_many_versions(tmp_path: Path) -> None:
     press = Press(tmp_path, snapshot_every=3)
     kinds = []

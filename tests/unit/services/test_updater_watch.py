@@ -20,23 +20,24 @@ SETTINGS = Settings(drift=DriftSettings(rate_factor=3.0, raised_batches=2))
 class Drifting(DriftWatch):
     """Raises an alarm at the third batch, and finds it over at the sixth."""
 
-    batches = 0
+    batches, halvings = 0, 0
 
     def update(self, losses: Any) -> Seen:
         self.batches += 1
         self._raised = max(0, self._raised - 1)
         if self.batches == 3:
             self._raised = 2
-            return Seen(alarms=("adwin",))
+            return Seen(alarms=("adwin",), halvings=self.halvings)
         return Seen(ended="recovered", events=192) if self.batches == 6 else Seen()
 
 
 class Watched:
-    def __init__(self) -> None:
+    def __init__(self, *, halvings: int = 0) -> None:
         self.registry = CollectorRegistry()
         self.learner = tiny_learner(LearnerSettings(), items=20)
         self.watch = Watch(self.learner, SETTINGS, UpdaterMetrics(self.registry))
         self.watch.drift = Drifting(SETTINGS.drift)
+        self.watch.drift.halvings = halvings
 
     def learn(self, batches: int) -> list[float]:
         """Rate factors of so many batches."""
@@ -66,6 +67,16 @@ def test_an_alarm_raises_the_rates_for_a_while_and_is_counted_and_said() -> None
     assert watched.value("headwater_drift_ended_total", how="recovered") == 1
     assert watched.value("headwater_drift_recovery_events") == 192
     assert [line["event"] for line in lines] == ["drift_alarm", "learning_rate_raised", "drift_over"]
+
+
+def test_counts_are_halved_where_the_alarm_asks_for_it_and_it_is_said() -> None:
+    watched = Watched(halvings=2)
+    watched.learn(2)
+    before = watched.learner.ranker.counters.events.sum()
+    with capture_logs() as lines:
+        watched.learn(1)
+    assert watched.learner.ranker.counters.events.sum() == before / 4 + 20  # and the batch
+    assert ("counts_halved", 2) in [(line["event"], line.get("times")) for line in lines]
 
 
 def test_a_raised_rate_moves_more() -> None:
