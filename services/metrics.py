@@ -8,7 +8,7 @@ A process that resumes from a checkpoint raises its counters to what the checkpo
 ``in = the sum of all other outcomes + pending`` holds on each scrape, not only on a first run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
@@ -31,6 +31,7 @@ DEAD_LETTER_REASONS = (
     "unknown_topic",
     "wrong_vector",
 )
+ROLLOUT_ARMS = ("stable", "canary", "shadow")
 SCORER_ROUTES = ("/v1/rank", "/v1/recommend", "/v1/batch", "/v1/items/{item_id:path}/similar")
 ROLLOUT_CHANGES = ("pin", "unpin", "rollback", "canary", "canary/end", "shadow", "shadow/end", "promote")
 REGISTRY_ROUTES = (
@@ -323,6 +324,7 @@ class ScorerMetrics:
         )
         self.state_users = Gauge("headwater_state_users", "Users whose state is held.", registry=registry)
         self.state = StateMetrics(registry)
+        self.rollouts = RolloutMetrics(registry)
 
 
 class StateMetrics:
@@ -385,6 +387,56 @@ class StateWriterMetrics:
         self.watermark_timestamp_seconds = Gauge(
             "headwater_state_watermark_timestamp_seconds", "Event time of the newest event written.", registry=registry
         )
+
+
+class RolloutMetrics:
+    """What each arm of a scenario serves: the stable version, a canary, a shadow.
+
+    Args:
+        registry: Where the series are declared.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.arm_version = Gauge(
+            "headwater_arm_version", "Version that an arm holds.", ["scenario", "arm"], registry=registry
+        )
+        self.canary_share = Gauge(
+            "headwater_canary_share_ratio",
+            "Share of shoppers that the canary answers.",
+            ["scenario"],
+            registry=registry,
+        )
+        self.revision = Gauge(
+            "headwater_rollout_revision", "Revision of the rollout that is obeyed.", ["scenario"], registry=registry
+        )
+
+    def show(self, scenario: str, revision: int, share: float, versions: Mapping[str, int]) -> None:
+        """Says what a scenario serves now.
+
+        Args:
+            scenario: Which ranking.
+            revision: Of the rollout that is obeyed.
+            share: Of shoppers whom the canary answers, 0 to 1.
+            versions: The version of each arm that has one.
+        """
+        self.revision.labels(scenario).set(revision)
+        self.canary_share.labels(scenario).set(share if "canary" in versions else 0.0)
+        for arm in ROLLOUT_ARMS:
+            if arm in versions:
+                self.arm_version.labels(scenario, arm).set(versions[arm])
+            else:
+                self.arm_version.remove(scenario, arm)
+
+    def let_go(self, scenario: str) -> None:
+        """Shows a scenario no more.
+
+        Args:
+            scenario: One that is not held any longer.
+        """
+        for gauge in (self.revision, self.canary_share):
+            gauge.remove(scenario)
+        for arm in ROLLOUT_ARMS:
+            self.arm_version.remove(scenario, arm)
 
 
 class RegistryMetrics:

@@ -1,55 +1,125 @@
-"""Announced adapters: only the newest one counts."""
+"""What was announced of the scenarios that are followed: the newest version, and the newest rollout."""
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import structlog
 
-from peft_adapters.errors import BundleError
+from peft_adapters.errors import BundleError, RolloutError
 from peft_adapters.manifest import Manifest, parse_manifest
+from peft_adapters.rollout import KEY_SUFFIX, Rollout, parse_rollout
 from services.metrics import ScorerMetrics
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """The newest that was heard of a scenario; None where nothing was."""
+
+    latest: Manifest | None = None
+    rollout: Rollout | None = None
+
+
 class Announcements:
-    """Holds the newest manifest announced for a scenario until the worker takes it.
+    """Holds what is newest until the worker looks; rollouts are told on at once.
 
     Args:
-        scenario: Others are passed over.
+        scenario: The first that is followed; of others nothing is kept.
         metrics: Where an unreadable announcement is counted.
+
+    Attributes:
+        on_rollout: Called with every rollout that is newer than the one before, by whoever brings it.
     """
 
     def __init__(self, scenario: str, metrics: ScorerMetrics) -> None:
-        self._scenario, self._metrics = scenario, metrics
-        self._newest: Manifest | None = None
+        self.on_rollout: Callable[[Rollout], None] = lambda _: None
+        self._metrics = metrics
+        self._news: dict[str, News] = {scenario: News()}
+        self._changed: dict[str, None] = {}  # scenarios, in the order in which they changed
         self._there = threading.Condition()
+
+    def follow(self, scenario: str) -> None:
+        """Keep what is heard of a scenario from now on, and have the worker look at it."""
+        with self._there:
+            self._news.setdefault(scenario, News())
+            self._mark(scenario)
+
+    def drop(self, scenario: str) -> None:
+        """Keep no more of a scenario."""
+        with self._there:
+            self._news.pop(scenario, None)
+            self._changed.pop(scenario, None)
 
     def hear(self, key: bytes | None, value: bytes | None) -> None:
         """Take in a record of the topic."""
-        if key != self._scenario.encode() or value is None:
+        name = (key or b"").decode(errors="replace")
+        scenario = name.removesuffix(KEY_SUFFIX)
+        if scenario not in self._news or value is None:
             return
         try:
-            manifest = parse_manifest(value, source="announcement")
-        except BundleError as error:
+            if name.endswith(KEY_SUFFIX):
+                self.offer_rollout(parse_rollout(value, scenario=scenario, source="announcement"))
+            else:
+                self.offer(parse_manifest(value, source="announcement"))
+        except (BundleError, RolloutError) as error:
             self._metrics.swaps.labels("refused").inc()
             log.warning("announcement_refused", problem=str(error))
-            return
-        self.offer(manifest)
 
-    def offer(self, manifest: Manifest) -> None:
-        """Make a manifest the newest."""
-        with self._there:
-            self._newest = manifest
-            self._there.notify_all()
+    def offer(self, manifest: Manifest, *, only_newer: bool = False) -> None:
+        """Make a manifest the newest.
 
-    def wait(self, timeout_seconds: float) -> Manifest | None:
-        """Take the newest manifest, once there is one that was not taken; None when none comes in time."""
+        Args:
+            manifest: Of the version.
+            only_newer: Whether a version below the newest is passed over: what a look at the registry finds may have
+                been overtaken by the topic.
+        """
         with self._there:
-            self._there.wait_for(lambda: self._newest is not None, timeout_seconds)
-            manifest, self._newest = self._newest, None
-            return manifest
+            news = self._news.get(manifest.scenario)
+            if news is None or (only_newer and news.latest is not None and news.latest.version >= manifest.version):
+                return
+            self._news[manifest.scenario] = replace(news, latest=manifest)
+            self._mark(manifest.scenario)
 
-    def put_back(self, manifest: Manifest) -> None:
-        """Have another try at a manifest later, unless a newer one has come meanwhile."""
+    def offer_rollout(self, rollout: Rollout) -> None:
+        """Make a rollout the newest, if it is, and tell it on."""
         with self._there:
-            self._newest = self._newest or manifest
+            news = self._news.get(rollout.scenario)
+            if news is None or (news.rollout is not None and standing(news.rollout) >= standing(rollout)):
+                return
+            self._news[rollout.scenario] = replace(news, rollout=rollout)
+            self._mark(rollout.scenario)
+        self.on_rollout(rollout)
+
+    def wait(self, timeout_seconds: float) -> str | None:
+        """A scenario of which something new was heard; None when nothing is in time."""
+        with self._there:
+            self._there.wait_for(lambda: self._changed, timeout_seconds)
+            scenario = next(iter(self._changed), None)
+            if scenario is not None:
+                del self._changed[scenario]
+            return scenario
+
+    def news(self, scenario: str) -> News:
+        """The newest of a scenario."""
+        with self._there:
+            return self._news.get(scenario, News())
+
+    def put_back(self, scenario: str) -> None:
+        """Have the worker look at a scenario again."""
+        with self._there:
+            if scenario in self._news:
+                self._mark(scenario)
+
+    def _mark(self, scenario: str) -> None:
+        self._changed.setdefault(scenario)
+        self._there.notify_all()
+
+
+def standing(rollout: Rollout) -> tuple[int, int]:
+    """What grows with every change of a rollout.
+
+    Where a worker that cannot write has changed it for itself, the registry's next one has the same revision.
+    """
+    return rollout.revision, rollout.changed_at_ms

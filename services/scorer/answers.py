@@ -4,15 +4,17 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from peft_adapters.counters import FloatArray, IntArray
+from peft_adapters.rollout import Rollout
 from peft_adapters.serving import ServedModel
 from peft_adapters.shoppers import Contexts
 from services.scorer.diversity import diversified, pool_size
+from services.scorer.lineup import Lineup
 from services.scorer.live_items import LiveItems
 from services.scorer.requests import ListRequest, RankRequest, RecommendRequest, ShopperRequest, SimilarQuery
 from services.scorer.shopper_state import StateSource
@@ -55,15 +57,28 @@ class Answers:
     Args:
         items: The live catalogue.
         shoppers: The live states.
+        scenario: Of requests that name none.
 
     Attributes:
-        model: What is served; None until there is any.
+        lineups: What is served, by scenario.
     """
 
-    def __init__(self, items: LiveItems, shoppers: StateSource) -> None:
-        self.model: ServedModel | None = None
+    def __init__(self, items: LiveItems, shoppers: StateSource, *, scenario: str = "home") -> None:
+        self.lineups: dict[str, Lineup] = {}
+        self._scenario = scenario
         self._items, self._shoppers = items, shoppers
         self._recent: deque[RankRequest | RecommendRequest] = deque(maxlen=RECENT_REQUESTS)
+
+    @property
+    def model(self) -> ServedModel | None:
+        """The stable model of requests that name no scenario; None until there is any."""
+        lineup = self.lineups.get(self._scenario)
+        return None if lineup is None else lineup.stable
+
+    @model.setter
+    def model(self, model: ServedModel | None) -> None:
+        lineup = self.lineups.get(self._scenario) or Lineup(Rollout(scenario=self._scenario))
+        self.lineups[self._scenario] = replace(lineup, stable=model)
 
     def rank(self, request: RankRequest, model: ServedModel) -> Answer:
         """Order candidates; those that are not in the catalogue, or blocked, are told apart.

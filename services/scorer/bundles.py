@@ -1,10 +1,12 @@
 """Brings the bundles that a version needs, and only those that the served one does not hold already."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from peft_adapters.bundle import Bundle, Manifest, read_bundle
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.rollout import Rollout
 from peft_adapters.serving import ServedModel
 
 
@@ -29,22 +31,38 @@ class BundleSource:
         """
         return self._registry.latest(scenario)
 
-    def fetch(self, wanted: Manifest, served: ServedModel | None) -> list[Bundle]:
-        """The bundles that lead to a version: deltas on the one that is served, or from a full bundle on.
+    def rollout(self, scenario: str) -> Rollout:
+        """Which versions are to be served, for when nothing was announced.
+
+        Raises:
+            RegistryError: The registry does not say, or what lies there is no rollout.
+        """
+        return self._registry.rollout(scenario)
+
+    def fetch(
+        self, scenario: str, version: int, held: Sequence[ServedModel]
+    ) -> tuple[list[Bundle], ServedModel | None]:
+        """The bundles that lead to a version, and what they build on: a model that is held, or nothing.
+
+        Args:
+            scenario: Which ranking.
+            version: Of the adapter.
+            held: Models to build on; the one that is nearest is taken.
 
         Raises:
             RegistryError: A link of the chain is not there, or the registry does not answer.
             BundleError: A bundle is not what its manifest says, or does not fit the encoder.
             OSError: The local disk failed.
         """
-        links = [self._registry.manifest(wanted.scenario, wanted.version)]
+        links, base = [self._registry.manifest(scenario, version)], None
         while (parent := links[-1].builds_on) is not None:
-            manifest = self._registry.manifest(wanted.scenario, parent)
-            # The digest, too: a registry begun anew gives the same numbers to other bundles.
-            if served is not None and manifest.digest == served.manifest.digest:
+            manifest = self._registry.manifest(scenario, parent)
+            # By digest: a registry begun anew gives the same numbers to other bundles.
+            base = next((model for model in held if model.manifest.digest == manifest.digest), None)
+            if base is not None:
                 break
             links.append(manifest)
-        return [self._read(link) for link in reversed(links)]
+        return [self._read(link) for link in reversed(links)], base
 
     def _read(self, link: Manifest) -> Bundle:
         directory = self._registry.fetch(link.scenario, link.version, self._directory)

@@ -3,34 +3,43 @@
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 
 import structlog
 
-from peft_adapters.bundle import Bundle, Manifest
+from peft_adapters.bundle import Bundle
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.errors import BundleError, BundleFormatError, HeadwaterModelError, RegistryError
+from peft_adapters.rollout import Rollout
 from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed
 from services.metrics import ScorerMetrics
 from services.scorer.announcements import Announcements
 from services.scorer.answers import Answers
 from services.scorer.bundles import BundleSource
+from services.scorer.lineup import STABLE, Lineup
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
+from services.scorer.scenarios import Scenarios
+from services.scorer.seat import Seat, Target, same_version
 from services.scorer.shopper_state import StateSource
 from streams.connection import backoff_seconds
 
 log = structlog.get_logger(__name__)
 
-ITEMS_CHUNK = 256  # texts encoded at a time: another process of this host may have done the next ones meanwhile
+ITEMS_CHUNK = 128  # texts encoded at a time: another process of this host may have done the next ones meanwhile
 ITEMS_A_ROUND = 1_024  # so that an adapter never waits long behind a catalogue that changes as a whole
+REFUSED_REMEMBERED = 64
 
 
 class Worker:
-    """Follows the published adapters in one thread; what is served is replaced whole, by one reference.
+    """Follows published adapters and rollouts in one thread; what is served is replaced whole, by one reference.
+
+    A rollout that asks for models that are held is obeyed at once, by the thread that hears of it, whatever this one is
+    at; what it is building meanwhile it leaves.
 
     Args:
-        scenario: Which ranking.
+        scenario: Which ranking, where a request names none.
         encoder: Of this thread alone.
         catalogue: The items as the model sees them, of this thread alone; same order as `items`.
         bundles: Where bundles come from.
@@ -40,6 +49,9 @@ class Worker:
         announcements: What was announced.
         metrics: Where swaps are counted.
         items_refresh_seconds: New items become rankable at most so often between adapters.
+        kept_rows: Rows of models kept beside those that are served, by scenario.
+        pinned_scenarios: Loaded at the start and never let go, beside `scenario`.
+        max_scenarios: Held at a time; those that are not pinned go, the longest unasked first.
 
     Attributes:
         answers: Answers from what is served.
@@ -58,16 +70,29 @@ class Worker:
         announcements: Announcements,
         metrics: ScorerMetrics,
         items_refresh_seconds: float,
+        kept_rows: int = 20_000,
+        pinned_scenarios: Sequence[str] = (),
+        max_scenarios: int = 4,
     ) -> None:
         self.scenario, self.shoppers = scenario, shoppers
-        self.answers = Answers(items, shoppers)
+        self.answers = Answers(items, shoppers, scenario=scenario)
+        self.scenarios = Scenarios(
+            announcements,
+            pinned=(scenario, *pinned_scenarios),
+            most=max_scenarios,
+            seat=lambda name: Seat(name, kept_rows=kept_rows, show=self._show),
+        )
         self._encoder, self._catalogue, self._bundles, self._items = encoder, catalogue, bundles, items
         self._reader, self._announcements, self._metrics = reader, announcements, metrics
         self._items_refresh_seconds = items_refresh_seconds
         self._stop = threading.Event()
+        self._interrupt = threading.Event()  # of a build, or of a pause: there is something more urgent
         self._pauses = backoff_seconds()
-        self._items_taken = 0  # and not yet in what is served
+        self._changes = 0  # of items, since the start
+        self._changes_in: dict[int, int] = {}  # how many of them a model has, by its identity
+        self._refused: dict[tuple[str, int, str], None] = {}  # scenario, version, digest
         self._away: str | None = None  # what was last said of a registry that does not answer
+        announcements.on_rollout = self._obey
 
     def missing(self) -> str | None:
         """What is not there yet for an answer that uses all there is; None when the worker is ready."""
@@ -80,47 +105,44 @@ class Worker:
     def stop(self) -> None:
         """Have `run` return soon."""
         self._stop.set()
+        self._interrupt.set()
 
     def run(self) -> None:
         """Follow what is announced until stopped."""
         self._begin()
         while not self._stop.is_set():
-            announced = self._announcements.wait(self._items_refresh_seconds)  # 1. announced
+            scenario = self._announcements.wait(self._items_refresh_seconds)  # 1. announced
             heard = time.perf_counter()
-            self._take_items()
-            try:
-                if announced is None or self._is_served(announced):
-                    self._refresh()
-                    continue
-                model = self._built(announced)  # 2. verified, 3. built
-                self.answers.warm(model)  # 4. warmed
-            except BuildStoppedError:
+            self._interrupt.clear()
+            if self._stop.is_set():
                 return
-            except (RegistryError, OSError) as error:
-                self._try_again(announced, error)
-            except Exception as error:
-                self._refuse(announced, error)
-            else:
-                self._flip(model)  # 5. flipped
-                self._metrics.swap_seconds.observe(time.perf_counter() - heard)
+            self._take_items()
+            if scenario is not None:
+                self._follow(scenario, heard)
+            self._refresh()
 
     def _begin(self) -> None:
         """Wait for the catalogue; with nothing announced, ask the registry for its latest."""
         while not self._reader.catalogue_read.wait(0.1) and not self._stop.is_set():
             self._take_items(ITEMS_CHUNK)  # encode while the rest is being read
         self._take_items(len(self._items))
-        try:
-            latest = self._bundles.latest(self.scenario)
-        except (RegistryError, BundleError) as error:
-            log.warning("registry_not_asked", problem=str(error))
-            return
+        for scenario in self.scenarios.pinned:
+            try:
+                self._ask(scenario)
+            except (RegistryError, BundleError) as error:
+                log.warning("registry_not_asked", scenario=scenario, problem=str(error))
+
+    def _ask(self, scenario: str) -> None:
+        """Ask the registry for what nobody has announced."""
+        self._announcements.offer_rollout(self._bundles.rollout(scenario))
+        latest = self._bundles.latest(scenario)
         if latest is not None:
-            self._announcements.put_back(latest)
+            self._announcements.offer(latest, only_newer=True)
 
     def _take_items(self, limit: int = ITEMS_A_ROUND) -> None:
         """Encode items that came or changed, in order of arrival."""
-        limit += self._items_taken
-        while self._items_taken < limit and not self._stop.is_set():
+        end = self._changes + limit
+        while self._changes < end and not self._interrupt.is_set():
             items = self._items.take_changes(ITEMS_CHUNK)
             if not items:
                 return
@@ -130,74 +152,135 @@ class Worker:
                 self._items.give_back(items)
                 log.warning("items_not_encoded", problem=str(error), items=len(items))
                 return
-            self._items_taken += len(items)
+            self._changes += len(items)
 
-    def _is_served(self, announced: Manifest) -> bool:
-        model = self.answers.model
-        return model is not None and model.manifest.digest == announced.digest and model.version == announced.version
+    def _obey(self, rollout: Rollout) -> None:
+        """Flip what a rollout asks for and is held; called by whoever heard of it."""
+        self._refused.clear()
+        seat = self.scenarios.get(rollout.scenario)
+        if seat is not None and seat.obey(rollout, None):
+            self._interrupt.set()
 
-    def _built(self, announced: Manifest) -> ServedModel:
-        """The announced version: by deltas on what is served where they fit, else from its last full bundle."""
-        served = self.answers.model
-        bundles = self._bundles.fetch(announced, served)
+    def _follow(self, scenario: str, heard: float) -> None:
+        """Bring the arms of a scenario to what was announced."""
+        target: Target | None = None
         try:
-            return self._build(bundles, served)
+            for target in self._missing(scenario):
+                if self._name(scenario, target) not in self._refused:
+                    self._bring(self.scenarios.seat(scenario), target, heard)
+        except BuildStoppedError:
+            self._announcements.put_back(scenario)
+        except (RegistryError, OSError) as error:
+            self._try_again(scenario, error)
+        except Exception as error:
+            self._refuse(scenario, target, error)
+
+    def _missing(self, scenario: str) -> list[Target]:
+        """What is to be built for a scenario; what is held is flipped at once."""
+        news = self._announcements.news(scenario)
+        if news.rollout is None or (news.latest is None and scenario not in self.scenarios.pinned):
+            self._ask(scenario)
+            news = self._announcements.news(scenario)
+        if news.latest is None and scenario not in self.scenarios.pinned:
+            self.scenarios.nothing(scenario)
+            return []
+        for let_go in self.scenarios.open(scenario):
+            self.answers.lineups.pop(let_go, None)
+            self._metrics.rollouts.let_go(let_go)
+            log.info("scenario_let_go", scenario=let_go)
+        return self.scenarios.seat(scenario).obey(news.rollout, news.latest)
+
+    def _bring(self, seat: Seat, target: Target, heard: float) -> None:
+        model = self._built(seat, target)  # 2. verified, 3. built
+        self.answers.warm(model)  # 4. warmed
+        if seat.place(target, model):  # 5. flipped
+            self._pauses, self._away = backoff_seconds(), None
+            self._metrics.swap_seconds.observe(time.perf_counter() - heard)
+
+    def _built(self, seat: Seat, target: Target) -> ServedModel:
+        """A version: by deltas on a model that is held where they fit, else from its last full bundle."""
+        bundles, base = self._bundles.fetch(seat.scenario, target.version, seat.models())
+        try:
+            return self._build(bundles, base or seat.lineup.stable)
         except BundleFormatError as error:
             if bundles[0].manifest.kind == "full":
                 raise
             log.warning("delta_does_not_fit", problem=str(error), remedy="building from the last full bundle")
-        return self._build(self._bundles.fetch(announced, None), served)
+        bundles, _ = self._bundles.fetch(seat.scenario, target.version, ())
+        return self._build(bundles, seat.lineup.stable)
 
-    def _build(self, bundles: list[Bundle], served: ServedModel | None) -> ServedModel:
-        return build(bundles, previous=served, catalogue=self._catalogue, encoder=self._encoder, stop=self._stop)
+    def _build(self, bundles: Sequence[Bundle], previous: ServedModel | None) -> ServedModel:
+        model = build(
+            bundles, previous=previous, catalogue=self._catalogue, encoder=self._encoder, stop=self._interrupt
+        )
+        self._changes_in[id(model)] = self._changes
+        return model
 
     def _refresh(self) -> None:
-        """Serve the same version over the items as they are now."""
-        model = self.answers.model
-        if model is not None and self._items_taken:
-            self._serve(refreshed(model, catalogue=self._catalogue, encoder=self._encoder, stop=self._stop))
+        """Serve the same versions over the items as they are now."""
+        for seat in self.scenarios.seats():
+            for model in {id(model): model for model in seat.lineup.models.values()}.values():
+                if self._changes_in.get(id(model)) == self._changes or self._interrupt.is_set():
+                    continue
+                try:
+                    new = refreshed(model, catalogue=self._catalogue, encoder=self._encoder, stop=self._interrupt)
+                except BuildStoppedError:
+                    return
+                except Exception as error:
+                    log.error("items_not_refreshed", problem=str(error), exc_info=error)
+                    return
+                self._changes_in[id(new)] = self._changes
+                seat.renew(model, new)
+        held = {id(model) for seat in self.scenarios.seats() for model in seat.models()}
+        self._changes_in = {key: changes for key, changes in self._changes_in.items() if key in held}
 
-    def _flip(self, model: ServedModel) -> None:
-        self._serve(model)
-        self._pauses, self._away = backoff_seconds(), None
+    def _show(self, before: Lineup, lineup: Lineup) -> None:
+        """Answer from another lineup: requests under way end on the models that they began with."""
+        self.answers.lineups[lineup.scenario] = lineup
+        for arm, model in lineup.models.items():
+            old = before.model_of(arm)
+            if old is None or not same_version(old, model):
+                self._metrics.swaps.labels("swapped").inc()
+                log.info("adapter_served", scenario=lineup.scenario, arm=arm, version=model.version, items=len(model))
+        rollout, versions = lineup.rollout, {arm: model.version for arm, model in lineup.models.items()}
+        share = rollout.canary.percent / 100 if rollout.canary is not None else 0.0
+        self._metrics.rollouts.show(lineup.scenario, rollout.revision, share, versions)
+        if lineup.scenario == self.scenario and lineup.stable is not None and lineup.stable is not before.stable:
+            self._show_stable(lineup.stable)
+
+    def _show_stable(self, model: ServedModel) -> None:
         manifest = model.manifest
-        self._metrics.swaps.labels("swapped").inc()
         self._metrics.adapter.stand_at(
             manifest.version, published_at_ms=manifest.published_at_ms, watermark_ms=manifest.watermark_ms
         )
-        log.info("adapter_served", scenario=self.scenario, version=manifest.version, items=len(model))
-
-    def _serve(self, model: ServedModel) -> None:
-        """Replace the one reference: requests under way end on the model that they began with."""
-        self.answers.model = model
-        self._items_taken = 0
         self._metrics.items.set(int(model.has_text.sum()))
-        self._tell_unused(model.unused_vectors)
+        if model.unused_vectors:
+            log.warning("vectors_not_used", vectors=model.unused_vectors, why="another length than the adapter takes")
+        self._metrics.unused_vectors.set(model.unused_vectors)
 
-    def _tell_unused(self, vectors: int) -> None:
-        if vectors:
-            log.warning("vectors_not_used", vectors=vectors, why="another length than the adapter takes")
-        self._metrics.unused_vectors.set(vectors)
-
-    def _refuse(self, announced: Manifest | None, error: Exception) -> None:
+    def _refuse(self, scenario: str, target: Target | None, error: Exception) -> None:
         """Go on with what is served; a fault that is not the bundle's own is told with its traceback."""
-        if announced is None:
-            log.error("items_not_refreshed", problem=str(error), exc_info=error)
-            return
+        if target is not None:
+            self._refused[self._name(scenario, target)] = None
+            while len(self._refused) > REFUSED_REMEMBERED:
+                self._refused.pop(next(iter(self._refused)))
         self._metrics.swaps.labels("refused").inc()
         log.warning(
             "adapter_refused",
-            scenario=self.scenario,
-            version=announced.version,
+            scenario=scenario,
+            arm=target.arm if target else STABLE,
+            version=target.version if target else None,
             problem=str(error),
             exc_info=None if isinstance(error, HeadwaterModelError) else error,
         )
 
-    def _try_again(self, announced: Manifest | None, error: Exception) -> None:
+    def _name(self, scenario: str, target: Target) -> tuple[str, int, str]:
+        return scenario, target.version, target.manifest.digest if target.manifest else ""
+
+    def _try_again(self, scenario: str, error: Exception) -> None:
         """Go on with what is served, and have another try later; said once an outage."""
         if self._away is None:
             log.warning("registry_lost", problem=str(error), retry="until it answers")
         self._away = str(error)
-        if announced is not None:
-            self._announcements.put_back(announced)
-        self._stop.wait(next(self._pauses))
+        self._announcements.put_back(scenario)
+        self._interrupt.wait(next(self._pauses))
