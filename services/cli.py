@@ -9,6 +9,7 @@ import typer
 
 from services.adapters.cli import adapters
 from services.backtest.cli import backtest
+from services.bench.cli import app as bench
 from services.fit.cli import fit
 from services.options import Config, Events, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
 from services.options import settings_from as _settings
@@ -45,6 +46,7 @@ dead_letters = typer.Typer(
 app.add_typer(dead_letters)
 
 app.add_typer(adapters)
+app.add_typer(bench)
 
 app.command()(backtest)
 

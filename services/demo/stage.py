@@ -62,7 +62,9 @@ class Stage:
 
 
 @contextmanager
-def stage(settings: Settings, directory: Path, items: Sequence[Item], say: Callable[[str], None]) -> Iterator[Stage]:
+def stage(
+    settings: Settings, directory: Path, items: Sequence[Item], say: Callable[[str], None], *, scorers: int = SCORERS
+) -> Iterator[Stage]:
     """Brings everything up, and takes it down in the end: the processes first, the broker last.
 
     Args:
@@ -70,6 +72,7 @@ def stage(settings: Settings, directory: Path, items: Sequence[Item], say: Calla
         directory: For all files.
         items: The catalogue.
         say: Told what is under way.
+        scorers: How many answer.
 
     Raises:
         DemoError: A process did not come up.
@@ -87,8 +90,8 @@ def stage(settings: Settings, directory: Path, items: Sequence[Item], say: Calla
                 producer.send(item)
         children: list[Child] = []
         undo.callback(stop_all, children)
-        say("starting registry, updater and two scorers")
-        up = _start(settings, directory, children)
+        say(f"starting registry, updater and scorers ({scorers})")
+        up = _start(settings, directory, children, scorers)
         say("waiting for the first adapter; a first run encodes every item's text, later ones remember")
         wait_ready(up.scorer_urls, children=children, timeout_seconds=READY_TIMEOUT_SECONDS)
         yield up
@@ -101,7 +104,7 @@ def _with(section: Section, values: Mapping[str, object]) -> Section:
     )
 
 
-def _start(settings: Settings, directory: Path, children: list[Child]) -> Stage:
+def _start(settings: Settings, directory: Path, children: list[Child], count: int) -> Stage:
     """Starts the processes; what was started is in `children` even when a later one fails."""
     log_dir, registry_dir = directory / "logs", directory / "registry"
     log_dir.mkdir()
@@ -118,7 +121,7 @@ def _start(settings: Settings, directory: Path, children: list[Child]) -> Stage:
     updater = start("updater", "updater", *store, *checkpoints, "--metrics-port", "0")
     registry_url = registry.url(timeout_seconds=START_TIMEOUT_SECONDS)
     served = ("--registry-url", f"{registry_url}/v1/files")
-    scorers = [start(f"scorer-{n}", "scorer", *served, "--port", "0") for n in range(1, SCORERS + 1)]
+    scorers = [start(f"scorer-{n}", "scorer", *served, "--port", "0") for n in range(1, count + 1)]
     return Stage(
         settings=settings,
         registry_dir=registry_dir,

@@ -13,6 +13,7 @@ from services.http import BodyLimit, ProblemError, RequestMeter, add_problem_han
 from services.metrics import ScorerMetrics
 from services.problems import problems
 from services.scorer.explain import add_explain
+from services.scorer.noop import add_noop
 from services.scorer.rankings import add_rankings, served
 from services.scorer.settings import ScorerSettings
 from services.scorer.worker import Worker
@@ -41,6 +42,7 @@ def create_app(
     add_problem_handlers(app)
     add_rankings(app, worker, settings, pseudonymise)
     add_explain(app, worker.answers, scenario=worker.scenario, served=lambda: served(worker), pseudonymise=pseudonymise)
+    add_noop(app, scenario=worker.scenario)
     _add_health(app, worker, metrics, series)
     return app
 

@@ -223,3 +223,12 @@ def test_every_request_is_answered_whole_by_one_version_while_versions_flip(
         for seen in (future.result(30) for future in asking):
             assert seen == sorted(seen)
             assert len(set(seen)) > 5
+
+
+def test_the_route_that_ranks_nothing_takes_the_same_bodies_and_gives_as_many_items(client: httpx.Client) -> None:
+    body = {"user_id": "u", "candidates": IDS[:5]}
+    ranked, same = client.post("/v1/rank", json=body).json(), client.post("/v1/noop", json=body).json()
+    assert [item["item_id"] for item in same["items"]] == IDS[:5]
+    assert {*same, *same["items"][0]} <= {*ranked, *ranked["items"][0]}
+    assert client.post("/v1/noop", json={"candidates": []}).status_code == 422
+    assert "/v1/noop" not in client.get("/openapi.json").json()["paths"]

@@ -1,0 +1,1 @@
+"""Measures a deployment from outside: how fast it answers, what a swap costs, how soon it has learnt."""

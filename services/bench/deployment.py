@@ -1,0 +1,115 @@
+"""What is measured: a deployment that is up, or one set up for it on the bundled sample."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+
+from services.bench.driver import Server
+from services.bench.errors import BenchError
+from services.settings import Settings
+from streams.events import Event, Item
+from streams.producer import EventProducer
+
+SETTLED_SECONDS = 6.0  # so long without a new version: all has been learnt
+SETTLES_WITHIN_SECONDS = 240.0
+PROBE_TIMEOUT_SECONDS = 5.0
+HISTORY_EVENTS = 8_000  # learnt before a deployment of our own is measured
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What is measured.
+
+    Attributes:
+        server: A scorer.
+        settings: With its Kafka and topics.
+        registry_url: Its store of adapters.
+        items: Its catalogue, as far as the source of the requests has it.
+        past: Events that it has seen, where it is our own.
+        coming: Events that may be published to it.
+    """
+
+    server: Server
+    settings: Settings
+    registry_url: str
+    items: Sequence[Item]
+    past: Sequence[Event]
+    coming: Sequence[Event]
+
+    def ready(self) -> dict[str, Any]:
+        """What `/readyz` says.
+
+        Raises:
+            BenchError: It does not say that the scorer is ready.
+        """
+        try:
+            answer = httpx.get(f"{self.server.url}/readyz", headers=self.server.headers, timeout=PROBE_TIMEOUT_SECONDS)
+        except httpx.HTTPError as error:
+            raise BenchError(f"{self.server.url} does not answer: {error}; is a scorer up there?") from error
+        if not answer.is_success:
+            raise BenchError(f"the scorer at {self.server.url} is not ready: {answer.text[:300]}")
+        told: dict[str, Any] = answer.json()
+        return told
+
+    def memory_bytes(self) -> int | None:
+        """Resident memory of the scorer, as its `/metrics` say; None where they do not."""
+        try:
+            page = httpx.get(f"{self.server.url}/metrics", headers=self.server.headers, timeout=PROBE_TIMEOUT_SECONDS)
+        except httpx.HTTPError:
+            return None
+        for line in page.text.splitlines():
+            if line.startswith("process_resident_memory_bytes "):
+                return int(float(line.split()[1]))
+        return None
+
+    def settle(self) -> None:
+        """Waits until no new version comes any more."""
+        deadline = time.monotonic() + SETTLES_WITHIN_SECONDS
+        version, since = None, time.monotonic()
+        while time.monotonic() < deadline and time.monotonic() - since < SETTLED_SECONDS:
+            now = self.ready()["adapter_version"]
+            if now != version:
+                version, since = now, time.monotonic()
+            time.sleep(0.25)
+
+
+@contextmanager
+def own_deployment(
+    settings: Settings, items: Sequence[Item], events: Sequence[Event], say: Callable[[str], None]
+) -> Iterator[Deployment]:
+    """Broker, registry, updater and one scorer, which have learnt the first events; gone in the end.
+
+    Args:
+        settings: Scenario, encoder and whatever else the user has set.
+        items: The catalogue.
+        events: In order.
+        say: Told what is under way.
+
+    Raises:
+        BenchError: Something did not come up.
+    """
+    from services.demo.errors import DemoError
+    from services.demo.stage import stage
+
+    past, coming = events[:HISTORY_EVENTS], events[HISTORY_EVENTS:]
+    with ExitStack() as undo:
+        directory = Path(undo.enter_context(TemporaryDirectory(prefix="headwater-bench-")))
+        try:
+            up = undo.enter_context(stage(settings, directory, items, say, scorers=1))
+        except DemoError as error:
+            raise BenchError(str(error)) from error
+        say(f"learning {len(past):,} events")
+        with EventProducer(up.settings.kafka, up.settings.topics) as producer:
+            for event in past:
+                producer.send(event)
+        deployment = Deployment(
+            Server(up.scorer_urls[0]), up.settings, str(up.registry_dir), items=items, past=past, coming=coming
+        )
+        deployment.settle()
+        yield deployment

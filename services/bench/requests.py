@@ -1,0 +1,78 @@
+"""Requests as a storefront would have sent them when the events of a data set happened."""
+
+import json
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streams.events import Click, Event, Impression, Item, Purchase
+
+CANDIDATES = 100
+TOP = 20
+SESSION_ITEMS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asked, when, and what was there to be ordered.
+
+    Attributes:
+        shopper: `user_id`, `session_id`, `session_items` (oldest first) and `ts` of the request.
+        offered: Items that were shown then, or the one that was clicked or bought.
+    """
+
+    shopper: dict[str, Any]
+    offered: tuple[str, ...]
+
+    def rank(self, candidates: Sequence[str]) -> str:
+        """Body of a `/v1/rank`."""
+        return json.dumps({**self.shopper, "candidates": list(candidates)})
+
+    def recommend(self, k: int = TOP) -> str:
+        """Body of a `/v1/recommend`."""
+        return json.dumps({**self.shopper, "k": k})
+
+
+def asked(events: Iterable[Event], *, newest: int) -> list[Asked]:
+    """What a storefront asked just before events happened: before each list was shown, else before each purchase.
+
+    Args:
+        events: In order.
+        newest: So many of the last.
+    """
+    lists: deque[Asked] = deque(maxlen=newest)
+    singles: deque[Asked] = deque(maxlen=newest)
+    sessions: dict[str, list[str]] = {}
+    for event in events:
+        if isinstance(event, Impression):
+            lists.append(Asked(_shopper(event, sessions), tuple(shown["item_id"] for shown in event.items)))
+        elif isinstance(event, Click | Purchase):
+            singles.append(Asked(_shopper(event, sessions), (event.item_id,)))
+            sessions.setdefault(_session(event), []).append(event.item_id)
+    return list(lists or singles)
+
+
+def rank_bodies(questions: Sequence[Asked], items: Sequence[Item], *, seed: int = 0) -> list[str]:
+    """Bodies of `/v1/rank`: what was offered then, filled up with other items to 100 candidates, in no order."""
+    chance = np.random.default_rng(seed)
+    ids = [item.item_id for item in items]
+    bodies = []
+    for question in questions:
+        others = (ids[row] for row in chance.choice(len(ids), size=min(CANDIDATES, len(ids)), replace=False))
+        candidates = list(dict.fromkeys([*question.offered, *others]))[:CANDIDATES]
+        chance.shuffle(candidates)
+        bodies.append(question.rank(candidates))
+    return bodies
+
+
+def _shopper(event: Impression | Click | Purchase, sessions: dict[str, list[str]]) -> dict[str, Any]:
+    session = sessions.get(_session(event), [])[-SESSION_ITEMS:]
+    known = {"user_id": event.user_id, "session_id": event.session_id, "session_items": session, "ts": event.ts}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _session(event: Impression | Click | Purchase) -> str:
+    return event.session_id or event.user_id
