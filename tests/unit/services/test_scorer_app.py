@@ -225,7 +225,10 @@ def test_every_request_is_answered_whole_by_one_version_while_versions_flip(
             assert len(set(seen)) > 5
 
 
-def test_the_route_that_ranks_nothing_takes_the_same_bodies_and_gives_as_many_items(client: httpx.Client) -> None:
+def test_the_route_that_ranks_nothing_takes_the_same_bodies_and_gives_as_many_items(
+    client: httpx.Client, worker: StandingWorker
+) -> None:
+    worker.flip(1)
     body = {"user_id": "u", "candidates": IDS[:5]}
     ranked, same = client.post("/v1/rank", json=body).json(), client.post("/v1/noop", json=body).json()
     assert [item["item_id"] for item in same["items"]] == IDS[:5]
