@@ -6,7 +6,7 @@ file with its size and SHA-256. Tensors travel as safetensors and all else as JS
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -61,7 +61,13 @@ class Bundle(NamedTuple):
 
 
 def write_bundle(
-    directory: Path, *, groups: Groups, adapter_config: Mapping[str, Any], item_ids: list[str], **fields: Any
+    directory: Path,
+    *,
+    groups: Groups,
+    adapter_config: Mapping[str, Any],
+    item_ids: list[str],
+    sign: Callable[[Manifest], Manifest] | None = None,
+    **fields: Any,
 ) -> Manifest:
     """Write a bundle, manifest last, so that a directory with a manifest is complete.
 
@@ -73,6 +79,7 @@ def write_bundle(
         groups: Tensors by group; each group becomes `<group>.safetensors`.
         adapter_config: PEFT's configuration (`LoraConfig.to_dict()`).
         item_ids: Items new since the parent.
+        sign: Gives the manifest its signature; None leaves it without.
         **fields: The other fields of `Manifest`: `scenario`, `version`, `kind`, `snapshot`, `base_digest` and so on.
 
     Raises:
@@ -88,6 +95,7 @@ def write_bundle(
     for name in files:
         check_file_name(name)
     manifest = Manifest(files=files, digest=table_digest(files), **fields)
+    manifest = manifest if sign is None else sign(manifest)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MANIFEST_NAME).unlink(missing_ok=True)
     for name, data in contents.items():

@@ -8,10 +8,12 @@ HeadwaterModelError
 │   │   └── BundlePathError        a file name that could leave the directory, or is no safetensors / JSON
 │   ├── BundleDigestError          bytes differ from the digest recorded for them
 │   │   └── BundleSizeError        a file missing, cut short or too long
-│   └── BundleBaseMismatchError    made for another frozen encoder
+│   ├── BundleBaseMismatchError    made for another frozen encoder
+│   └── BundleSignatureError       not signed by whoever it must be signed by
 ├── CheckpointError                a checkpoint that cannot be read, or belongs to another encoder or release
 ├── FencedError                    another updater has taken over; nothing more may be written
 ├── AlreadyRunningError            another updater is at work in the same place
+├── SigningKeyError                a key file that is none, or the package for keys is not installed
 ├── EncoderError                   an encoder that cannot be loaded, or used as asked
 └── RegistryError
     ├── RegistryAddressError       no kind of store is known, or installed, for this address
@@ -57,6 +59,14 @@ class BundleSizeError(BundleDigestError):
 
 class BundleBaseMismatchError(BundleError):
     """The bundle was made for another frozen encoder."""
+
+
+class BundleSignatureError(BundleError):
+    """The signature is missing where one is required, by no key that counts, or not of this manifest."""
+
+
+class SigningKeyError(HeadwaterModelError):
+    """A key file is missing or not what it must be, or the package that reads keys is not installed."""
 
 
 class CheckpointError(HeadwaterModelError):

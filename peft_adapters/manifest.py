@@ -26,6 +26,7 @@ FORMAT_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
 SCENARIO_PATTERN = "[a-z0-9_-]{1,64}"
 MANIFEST_LIMIT_BYTES = 16 * 2**20
+SIGNED_PREFIX = b"headwater manifest 1\n"  # so that a signature of one thing is none of another
 
 # No separator, no leading dot, two endings: such a name can neither leave its directory nor be a pickle.
 _FILE_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}(\.safetensors|\.json)")
@@ -40,6 +41,20 @@ class FileEntry(BaseModel):
 
     sha256: Sha256
     bytes: int = Field(ge=0)
+
+
+class Signature(BaseModel):
+    """Who stands for a manifest.
+
+    Attributes:
+        key_id: tells the signing key from others: the first 16 digits of the SHA-256 of its public half.
+        ed25519: the signature, base64 (RFC 8032, over `signed_bytes`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key_id: str = Field(pattern="^[0-9a-f]{16}$")
+    ed25519: str = Field(pattern="^[A-Za-z0-9+/]{86}==$")
 
 
 class Manifest(BaseModel):
@@ -64,6 +79,7 @@ class Manifest(BaseModel):
     gate: dict[str, Any] = {}
     code_version: str = Field(default_factory=lambda: installed_version("headwater"))
     files: dict[str, FileEntry]
+    signature: Signature | None = None
 
     @property
     def builds_on(self) -> int | None:
@@ -166,8 +182,20 @@ def verified_bytes(path: Path, entry: FileEntry) -> bytes:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The manifest as the bytes that lie in a bundle and travel over HTTP."""
-    return manifest.model_dump_json(indent=1).encode()
+    """The manifest as the bytes that lie in a bundle and travel over HTTP.
+
+    One that is not signed says nothing of signatures: releases that know of none read it.
+    """
+    return manifest.model_dump_json(indent=1, exclude={"signature"} if manifest.signature is None else None).encode()
+
+
+def signed_bytes(manifest: Manifest) -> bytes:
+    """What a signature is over: all that a manifest read from its bytes said, but the signature.
+
+    Fields that it did not say are left out, so that a release that knows more fields verifies it, too.
+    """
+    said = json.loads(manifest.model_dump_json(exclude={"signature"}, exclude_unset=True))
+    return SIGNED_PREFIX + json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
 
 
 def table_digest(files: Mapping[str, FileEntry]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Publisher:
         gate: which judges candidates.
         snapshot_every: versions from one full bundle to the next.
         keep_versions: older versions that no chain needs are deleted.
+        sign: gives manifests their signatures; None leaves them without. What the gate refused is never signed.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class Publisher:
         gate: Gate,
         snapshot_every: int = DEFAULT_SNAPSHOT_EVERY,
         keep_versions: int = 3 * DEFAULT_SNAPSHOT_EVERY,
+        sign: Callable[[Manifest], Manifest] | None = None,
     ) -> None:
         self._learner, self._registry, self._scenario = learner, registry, scenario
         self._owner, self._is_owner = owner, False
         self._staging, self._gate = staging, gate
         self._snapshot_every, self._keep_versions = snapshot_every, keep_versions
+        self._sign = sign
         self._parent: Manifest | None = None  # published by this process; None: the next bundle is a full one
         self._published_items = 0
 
@@ -85,6 +88,7 @@ class Publisher:
         full = full or version - newest.snapshot >= self._snapshot_every  # type: ignore[union-attr]
         full = full or self._learner.ranker.counters.rewritten
         groups = bundle_groups(self._learner, full=full)
+        judged = self._gate.judge(groups)
         directory = self._staging / f"{version:08d}"
         shutil.rmtree(directory, ignore_errors=True)
         manifest = write_bundle(
@@ -103,7 +107,8 @@ class Publisher:
             published_at_ms=time.time_ns() // 1_000_000,
             events_learned=self._learner.events_learned,
             metrics=dict(metrics),
-            gate=self._gate.judge(groups),
+            gate=judged,
+            sign=self._sign if judged["decision"] != "refused" else None,
         )
         return directory, manifest
 

@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -83,10 +83,13 @@ class AdapterRegistry:
         url: Root of the registry: a path, any fsspec address (`s3://`, `memory://`), or the `/v1/files` of a registry
             process, which is read-only.
         store: Takes the place of what `url` names; for callers that bring a store of their own.
+        verify: Raises `BundleSignatureError` for a manifest not signed as it must be; each that is read goes there.
     """
 
-    def __init__(self, url: str, *, store: Store | None = None) -> None:
-        self.url = url
+    def __init__(
+        self, url: str, *, store: Store | None = None, verify: Callable[[Manifest], object] | None = None
+    ) -> None:
+        self.url, self._verify_signature = url, verify
         self._store = store or open_store(url)
 
     def check(self) -> None:
@@ -213,6 +216,8 @@ class AdapterRegistry:
                 f"{self.url}/{path}: expected version {version} of {scenario!r}, found version {manifest.version} of "
                 f"{manifest.scenario!r}; the file was moved, publish it under its own name"
             )
+        if self._verify_signature is not None:
+            self._verify_signature(manifest)
         return manifest
 
     def versions(self, scenario: str) -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DEFAULT_MODEL = "default"
 LoraOptimiserKind = Literal["adamw", "sgd"]
@@ -183,3 +183,26 @@ class DriftSettings(BaseModel):
         default=3, ge=0, le=10, description="how often all counts are then halved, once an alarm; 0 forgets nothing"
     )
     recovered_nats: float = Field(default=0.1, ge=0, description="mean loss this near to the one before is recovery")
+
+
+class SigningSettings(BaseModel):
+    """With which key manifests are signed, and whose signatures count."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    private_key: Path | None = Field(
+        default=None, description="PEM file of the key that the updater signs with; None: it does not sign"
+    )
+    public_keys: tuple[Path, ...] = Field(
+        default=(), description="PEM files of the keys whose signatures count where bundles are read"
+    )
+    require_signature: bool = Field(default=False, description="whether bundles not signed by one of them are refused")
+
+    @model_validator(mode="after")
+    def _requires_what_can_be(self) -> Self:
+        if self.require_signature and not self.public_keys:
+            raise ValueError(
+                "`require_signature` must come with at least one of `public_keys`, got none; name the updater's public "
+                "key, or leave it off"
+            )
+        return self

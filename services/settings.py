@@ -21,7 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from peft_adapters.settings import DriftSettings, EncoderSettings, GateSettings, LearnerSettings
+from peft_adapters.settings import DriftSettings, EncoderSettings, GateSettings, LearnerSettings, SigningSettings
 from services.collector.settings import CollectorSettings
 from services.fit.settings import FitSettings
 from services.registry.settings import RegistrySettings
@@ -71,6 +71,7 @@ class Settings(BaseSettings):
         learner: How the learner learns.
         gate: What a candidate must keep to.
         drift: What counts as drift, and what follows.
+        signing: With which key manifests are signed, and whose signatures count.
     """
 
     model_config = SettingsConfigDict(
@@ -93,6 +94,7 @@ class Settings(BaseSettings):
     learner: LearnerSettings = LearnerSettings()
     gate: GateSettings = GateSettings()
     drift: DriftSettings = DriftSettings()
+    signing: SigningSettings = SigningSettings()
 
     @classmethod
     def settings_customise_sources(

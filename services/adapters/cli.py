@@ -1,5 +1,6 @@
 """The options of `headwater adapters`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -99,6 +100,51 @@ def diff(
     found = compare(reached.registry, name, first, second, tensors=tensors)
     for line in [as_json(found)] if json_ else told(found):
         typer.echo(line)
+
+
+@adapters.command("verify")
+def verify(
+    version: AnyVersion = None,
+    public_key: Annotated[
+        list[Path] | None,
+        typer.Option("--public-key", metavar="FILE", help="A key whose signatures count; else those of the settings."),
+    ] = None,
+    registry_url: RegistryUrl = None,
+    config: Config = None,
+    log_level: LogLevel = None,
+    scenario: Scenario = None,
+) -> None:
+    """Check every byte of a version and of all that it builds on, and the signatures; without VERSION, what is served.
+
+    With a key given, a link that it has not signed fails.
+
+    Example: headwater adapters verify 17 --public-key signing-key.pub.pem
+    """
+    settings = settings_from(config, None, log_level, scenario, registry={"url": registry_url})
+    from peft_adapters.signing import Verifier, verifier
+    from services.adapters.access import access
+    from services.adapters.reading import verified
+
+    check = Verifier(public_key, require=True) if public_key else verifier(settings.signing)
+    for line in verified(access(settings).registry, settings.scenario, version, check):
+        typer.echo(line)
+
+
+@adapters.command("new-key")
+def new_key(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the two files go; made when missing.")],
+) -> None:
+    """Make a pair of keys to sign adapters with.
+
+    `signing.private_key` names the one that the updater signs with, `signing.public_keys` those that workers trust.
+
+    Example: headwater adapters new-key ./keys
+    """
+    from peft_adapters.signing import new_key as make
+
+    private, public = make(out)
+    typer.echo(f"private key: {private} (for the updater alone)")
+    typer.echo(f"public key:  {public} (for workers)")
 
 
 @adapters.command("pin")

@@ -1,12 +1,15 @@
-"""What a registry says of its versions."""
+"""What a registry says of its versions, and whether it is true."""
 
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft_adapters.errors import VersionNotFoundError
 from peft_adapters.manifest import Manifest
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.signing import Verifier
 from services.adapters.rendering import roles
 
 
@@ -44,3 +47,37 @@ def shown(registry: AdapterRegistry, scenario: str, version: int | None) -> dict
         "chain": registry.chain(scenario, manifest.version),
         "manifest": manifest.model_dump(mode="json"),
     }
+
+
+def verified(registry: AdapterRegistry, scenario: str, version: int | None, verify: Verifier | None) -> list[str]:
+    """Fetch a version with all that it builds on, check every byte, and say how each link is signed.
+
+    Args:
+        registry: where it is.
+        scenario: of which ranking.
+        version: which; None is the stable one.
+        verify: knows whose signatures count; None takes those who say nothing.
+
+    Raises:
+        VersionNotFoundError: a link is not there, or nothing is.
+        BundleError: a link is damaged, or not signed as it must be.
+        RegistryUnavailableError: the store failed.
+    """
+    wanted = shown(registry, scenario, version)
+    lines = []
+    for link in wanted["chain"]:
+        manifest = registry.manifest(scenario, link)
+        if verify is not None:
+            verify(manifest)
+        with TemporaryDirectory(prefix="headwater-verify-") as directory:
+            registry.fetch(scenario, link, Path(directory))
+        lines.append(f"version {link}: {len(manifest.files)} files as digested; {signature_state(manifest, verify)}")
+    return lines
+
+
+def signature_state(manifest: Manifest, verify: Verifier | None) -> str:
+    """How a manifest is signed, in a few words."""
+    if manifest.signature is None:
+        return "unsigned"
+    by = f"signed by {manifest.signature.key_id}"
+    return f"{by}, not verified" if verify is None else f"{by}, {verify.state(manifest)}"

@@ -24,6 +24,7 @@ def rows(manifests: Iterable[Manifest], rollout: Rollout) -> Iterator[dict[str, 
             "events": manifest.events_learned,
             SHOWN_METRIC: manifest.metrics.get(SHOWN_METRIC),
             "bytes": sum(entry.bytes for entry in manifest.files.values()),
+            "signed by": manifest.signature.key_id if manifest.signature else None,
             "is": ", ".join(roles(manifest.version, rollout, latest=latest)),
         }
 

@@ -14,6 +14,7 @@ from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.signing import verifier
 from services.http import serve
 from services.metrics import ScorerMetrics, new_registry
 from services.scorer.announcements import Announcements
@@ -83,7 +84,11 @@ def _wired(
         scenario=settings.scenario,
         encoder=encoder,
         catalogue=Catalogue(cache),
-        bundles=BundleSource(AdapterRegistry(settings.scorer.registry_url), directory, encoder.base_digest),
+        bundles=BundleSource(
+            AdapterRegistry(settings.scorer.registry_url, verify=verifier(settings.signing)),
+            directory,
+            encoder.base_digest,
+        ),
         items=items,
         shoppers=shoppers,
         reader=reader,

@@ -26,6 +26,7 @@ from peft_adapters.manifest import Manifest, manifest_bytes
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.publishing import Publisher
 from peft_adapters.registry import AdapterRegistry, Owner
+from peft_adapters.signing import signer
 from peft_adapters.warm_start import start_from
 from services.metrics import UpdaterMetrics
 from services.settings import Settings
@@ -307,6 +308,7 @@ class Updater:
             gate=self._watch.gate,
             snapshot_every=own.snapshot_every,
             keep_versions=own.keep_versions,
+            sign=signer(settings.signing),
         )
         self._resume()
         if not self._offsets and not self._home.journal.recorded:

@@ -10,9 +10,16 @@ import pytest
 from small_bundle import write_small_bundle
 from typer.testing import CliRunner
 
-from peft_adapters.errors import RegistryError, RegistryUnavailableError, VersionNotFoundError
+from peft_adapters.errors import (
+    BundleError,
+    BundleSignatureError,
+    RegistryError,
+    RegistryUnavailableError,
+    VersionNotFoundError,
+)
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout, parse_rollout
+from peft_adapters.signing import Signer
 from services.cli import app
 from services.http import running
 from services.registry.app import create_app
@@ -55,12 +62,15 @@ def three_versions(directory: Path) -> AdapterRegistry:
     return registry
 
 
-@pytest.fixture(params=["directory", "process"])
-def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
     registry = three_versions(tmp_path)
-    if request.param == "directory":
-        yield Desk(registry, registry.url)
-        return
+    return Desk(registry, registry.url)
+
+
+@pytest.fixture
+def behind_a_process(tmp_path: Path) -> Iterator[Desk]:
+    registry = three_versions(tmp_path)
     with running(create_app(registry)) as url:
         yield Desk(registry, url)
 
@@ -105,6 +115,23 @@ def test_two_versions_are_compared_down_to_their_tensors(desk: Desk) -> None:
     assert "adapter_model/lora_A.weight" in text
 
 
+def test_a_version_is_verified_with_all_that_it_builds_on(desk: Desk, tmp_path: Path) -> None:
+    lines = desk.run("verify", "2").splitlines()
+    assert lines == [f"version {link}: 4 files as digested; unsigned" for link in (1, 2)]
+    private, public = (line.split()[2] for line in desk.run("new-key", str(tmp_path / "keys")).splitlines())
+    manifest = write_small_bundle(tmp_path / "4", 4, sign=Signer(Path(private)))
+    desk.registry.publish(tmp_path / "4", manifest)
+    assert desk.run("verify", "--public-key", public).rstrip().endswith("good")
+    assert manifest.signature is not None
+    assert manifest.signature.key_id in desk.run("list").splitlines()[-1]
+    with pytest.raises(BundleSignatureError, match="version 1 of 'home'"):
+        desk.run("verify", "2", "--public-key", public)
+    residuals = tmp_path / "registry" / "home" / "00000003" / "residuals.safetensors"
+    residuals.write_bytes(residuals.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match="residuals"):
+        desk.run("verify", "3")
+
+
 def test_changes_are_made_and_said(desk: Desk) -> None:
     said = desk.run("rollback", "--reason", "click-through fell")
     assert said.splitlines()[0] == "home: answers come from version 2, pinned"
@@ -126,13 +153,26 @@ def test_changes_are_made_and_said(desk: Desk) -> None:
 
 
 def test_what_cannot_be_is_said(desk: Desk) -> None:
-    with pytest.raises(RegistryError, match=r"no such version|no version 9"):
+    with pytest.raises(RegistryError, match="no version 9"):
         desk.run("pin", "9")
     with pytest.raises(RegistryError, match="no canary to promote"):
         desk.run("promote")
     with pytest.raises(RegistryError, match="if_revision"):
         desk.run("unpin", "--if-revision", "3")
     assert desk.rollout().revision == 0
+
+
+def test_it_is_the_same_behind_a_process(behind_a_process: Desk, tmp_path: Path) -> None:
+    desk = behind_a_process
+    assert desk.run("rollback", "--reason", "worse").splitlines()[0] == "home: answers come from version 2, pinned"
+    assert (desk.rollout().stable_version, desk.rollout().reason) == (2, "worse")
+    assert desk.run("list").splitlines()[-2].endswith("stable")
+    assert json.loads(desk.run("show"))["manifest"]["version"] == 2
+    assert desk.run("verify").count("as digested") == 2
+    with pytest.raises(RegistryError, match="status 404: no such version"):
+        desk.run("pin", "9")
+    with pytest.raises(RegistryError, match="status 409: `if_revision`"):
+        desk.run("unpin", "--if-revision", "3")
 
 
 def test_a_process_that_is_away_is_said() -> None:

@@ -22,6 +22,7 @@ from peft_adapters.ranker import ROLES
 from peft_adapters.registry import AdapterRegistry, Owner
 from peft_adapters.serving import ServedModel, build
 from peft_adapters.settings import LearnerSettings
+from peft_adapters.signing import Signer, Verifier, new_key
 from peft_adapters.stores import FsspecStore
 
 ITEMS = 20
@@ -229,6 +230,14 @@ class TestRefused:
         kept = press.directory / "registry" / "home" / "refused" / f"{refused.version:08d}"
         assert read_bundle(kept, base_digest=refused.base_digest).manifest == refused
         assert refused.gate["reasons"] == ["heads.weights has 1 values that are not finite"]
+
+    def test_what_passed_is_signed_and_what_was_refused_is_not(self, tmp_path: Path) -> None:
+        private, public = new_key(tmp_path / "keys")
+        press = Press(tmp_path, sign=Signer(private))
+        press.publish()
+        Verifier([public], require=True)(press.latest())
+        press.learner.ranker.heads[0] = math.nan
+        assert self.refuse(press).signature is None
 
     def test_a_refused_first_candidate_leaves_the_registry_empty(self, press: Press) -> None:
         press.learner.ranker.heads[0] = math.inf
