@@ -32,7 +32,10 @@ DEAD_LETTER_REASONS = (
     "wrong_vector",
 )
 ROLLOUT_ARMS = ("stable", "canary", "shadow")
-SCORER_ROUTES = ("/v1/rank", "/v1/recommend", "/v1/batch", "/v1/items/{item_id:path}/similar")
+SCORER_ROUTES = (
+    *("/v1/rank", "/v1/recommend", "/v1/batch", "/v1/items/{item_id:path}/similar"),
+    *("/v1/search", "/v1/answer"),
+)
 ROLLOUT_CHANGES = ("pin", "unpin", "rollback", "canary", "canary/end", "shadow", "shadow/end", "promote")
 REGISTRY_ROUTES = (
     "/v1/adapters/{scenario}",

@@ -25,6 +25,7 @@ from peft_adapters.settings import DriftSettings, EncoderSettings, GateSettings,
 from services.collector.settings import CollectorSettings
 from services.fit.settings import FitSettings
 from services.registry.settings import RegistrySettings
+from services.scorer.search_settings import SearchSettings
 from services.scorer.settings import ScorerSettings
 from services.state.settings import StateSettings
 from services.updater.settings import UpdaterSettings
@@ -63,6 +64,7 @@ class Settings(BaseSettings):
         collector: Where events are collected over HTTP, and how many may wait for Kafka.
         updater: When batches close and adapters are published.
         scorer: Where a scorer answers, and what from.
+        search: How queries in words are answered.
         state: Where scorers have shoppers' states from.
         privacy: How user ids are hidden.
         guard: What a user or an item may weigh.
@@ -85,6 +87,7 @@ class Settings(BaseSettings):
     registry: RegistrySettings = RegistrySettings()
     collector: CollectorSettings = CollectorSettings()
     scorer: ScorerSettings = ScorerSettings()
+    search: SearchSettings = SearchSettings()
     updater: UpdaterSettings = UpdaterSettings()
     state: StateSettings = StateSettings()
     privacy: PrivacySettings = PrivacySettings()

@@ -88,15 +88,15 @@ class Answers:
         """
         rows = np.sort(np.array(rows_of(request.candidates, model), dtype=np.int64))
         offered = rows[self._rankable(model, rows)]
-        columns = self._wanted(request, model, offered)
+        columns = self.wanted(request, model, offered)
         scores, probabilities = self._judged(request, model, columns)
         values = _expected_values(request, model, columns, probabilities)
         worth = scores if values is None else values
         order = np.argsort(-scores, kind="stable") if values is None else np.lexsort((-scores, -values))
         if request.diversity and len(order):
-            order = _spread(model, order, columns, worth, request.diversity, DIVERSE_PLACES)
-        order = order[self._may_be_offered(model, columns[order])]
-        known = {model.item_ids[row] for row in offered[self._may_be_offered(model, offered)].tolist()}
+            order = spread(model, order, columns, worth, request.diversity, DIVERSE_PLACES)
+        order = order[self.may_be_offered(model, columns[order])]
+        known = {model.item_ids[row] for row in offered[self.may_be_offered(model, offered)].tolist()}
         return Answer(
             model.version,
             [model.item_ids[row] for row in columns[order].tolist()],
@@ -110,7 +110,7 @@ class Answers:
         """The best `k` of the catalogue."""
         scores = self._scores(request, model)
         allowed = np.zeros(len(model), dtype=np.bool_)
-        allowed[self._wanted(request, model, np.flatnonzero(model.has_text))] = True
+        allowed[self.wanted(request, model, np.flatnonzero(model.has_text))] = True
         allowed[rows_of(request.exclude, model)] = False
         return self._best(model, scores, allowed, request.k, request.diversity)
 
@@ -130,7 +130,7 @@ class Answers:
             vectors = model.ranker.candidate_vectors(np.arange(len(model)))
             scores = (vectors @ vectors[row]).numpy()
         allowed = np.zeros(len(model), dtype=np.bool_)
-        allowed[self._wanted(request, model, np.flatnonzero(model.has_text))] = True
+        allowed[self.wanted(request, model, np.flatnonzero(model.has_text))] = True
         allowed[row] = False
         return self._best(model, scores, allowed, query.k, query.diversity)
 
@@ -151,17 +151,17 @@ class Answers:
         self, model: ServedModel, scores: FloatArray, allowed: npt.NDArray[np.bool_], k: int, diversity: float
     ) -> Answer:
         """The `k` best of what is allowed and, at this moment, may be offered."""
-        allowed[allowed] = self._may_be_offered(model, np.flatnonzero(allowed))
+        allowed[allowed] = self.may_be_offered(model, np.flatnonzero(allowed))
         scores = np.where(allowed, scores, -np.inf)
         count = min(pool_size(k) if diversity else k, int(allowed.sum()))
         best = np.sort(np.argpartition(-scores, count)[:count]) if count < len(scores) else np.arange(count)
         order = np.argsort(-scores[best], kind="stable")
         if diversity and len(order):
-            order = _spread(model, order, best, scores[best], diversity, k)
+            order = spread(model, order, best, scores[best], diversity, k)
         chosen = best[order[:k]]
         return Answer(model.version, [model.item_ids[row] for row in chosen.tolist()], scores[chosen].tolist(), [])
 
-    def _wanted(self, request: ListRequest, model: ServedModel, rows: IntArray) -> IntArray:
+    def wanted(self, request: ListRequest, model: ServedModel, rows: IntArray) -> IntArray:
         """Which of some rows with text fit the filters and, where that is asked for, were not bought."""
         if request.filters is not None:
             rows = rows[self._items.fitting(model.catalogue_rows[rows], request.filters)]
@@ -172,10 +172,10 @@ class Answers:
     def _rankable(self, model: ServedModel, rows: IntArray) -> npt.NDArray[np.bool_]:
         """Which rows have a text, and are neither blocked nor removed at this moment."""
         has_text = model.has_text[rows]
-        has_text[has_text] = self._may_be_offered(model, rows[has_text])
+        has_text[has_text] = self.may_be_offered(model, rows[has_text])
         return has_text
 
-    def _may_be_offered(self, model: ServedModel, rows: IntArray) -> npt.NDArray[np.bool_]:
+    def may_be_offered(self, model: ServedModel, rows: IntArray) -> npt.NDArray[np.bool_]:
         """Which rows, all of them with text, are neither blocked nor removed at this moment."""
         return self._items.may_be_offered(model.catalogue_rows[rows])
 
@@ -237,7 +237,7 @@ def _expected_values(
     return values
 
 
-def _spread(
+def spread(
     model: ServedModel, order: IntArray, columns: IntArray, worth: FloatArray, diversity: float, places: int
 ) -> IntArray:
     """An order of columns by worth, made diverse."""

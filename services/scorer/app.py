@@ -15,6 +15,8 @@ from services.problems import problems
 from services.scorer.explain import add_explain
 from services.scorer.noop import add_noop
 from services.scorer.rankings import add_rankings, served
+from services.scorer.search import Search
+from services.scorer.search_routes import add_search
 from services.scorer.settings import ScorerSettings
 from services.scorer.worker import Worker
 
@@ -26,6 +28,7 @@ def create_app(
     series: CollectorRegistry,
     *,
     pseudonymise: Callable[[str], str],
+    search: Search | None = None,
 ) -> FastAPI:
     """Build the application over a worker.
 
@@ -35,6 +38,7 @@ def create_app(
         metrics: Where requests are counted.
         series: What `/metrics` shows.
         pseudonymise: What becomes of ids of users and sessions in requests.
+        search: Answers queries in words; without it there are no calls for them.
     """
     app = FastAPI(title="Headwater scorer")
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, remedy="send fewer candidates at a time")
@@ -43,6 +47,8 @@ def create_app(
     add_rankings(app, worker, settings, pseudonymise)
     add_explain(app, worker.answers, scenario=worker.scenario, served=lambda: served(worker), pseudonymise=pseudonymise)
     add_noop(app, scenario=worker.scenario)
+    if search is not None:
+        add_search(app, worker, search, settings, pseudonymise)
     _add_health(app, worker, metrics, series)
     return app
 

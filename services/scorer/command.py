@@ -13,6 +13,7 @@ import torch
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.prefix_cache import PrefixCache
+from peft_adapters.query_encoder import QueryEncoder
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.signing import verifier
 from services.http import serve
@@ -20,8 +21,11 @@ from services.metrics import ScorerMetrics, new_registry
 from services.scorer.announcements import Announcements
 from services.scorer.app import create_app
 from services.scorer.bundles import BundleSource
+from services.scorer.lexicon import Lexicon
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
+from services.scorer.search import Search
+from services.scorer.search_settings import SearchSettings
 from services.scorer.shopper_state import ShopperState, StateSource
 from services.scorer.shopper_state_redis import RedisState
 from services.scorer.shopper_state_request import RequestState
@@ -57,16 +61,16 @@ def run(settings: Settings) -> None:
     metrics = ScorerMetrics(series)
     pseudonymise = pseudonymiser(settings.privacy)
     with TemporaryDirectory(prefix="headwater-scorer-") as directory:
-        worker, reader = _wired(settings, metrics, Path(directory), pseudonymise)
+        worker, reader, search = _wired(settings, metrics, Path(directory), pseudonymise)
         followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
-        app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise)
-        with _in_threads(reader, worker, *followers):
+        app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search)
+        with _in_threads(reader, worker, search.lexicon, *followers):
             serve(app, settings.scorer.host, settings.scorer.port)
 
 
 def _wired(
     settings: Settings, metrics: ScorerMetrics, directory: Path, pseudonymise: Pseudonymiser
-) -> tuple[Worker, LogReader]:
+) -> tuple[Worker, LogReader, Search]:
     encoder = Encoder(settings.encoder)
     cache = PrefixCache.of(encoder)
     items = LiveItems(settings.scorer.blocklist)
@@ -96,7 +100,12 @@ def _wired(
         metrics=metrics,
         items_refresh_seconds=settings.scorer.items_refresh_seconds,
     )
-    return worker, reader
+    return worker, reader, _search(settings.search, encoder, worker)
+
+
+def _search(settings: SearchSettings, encoder: Encoder, worker: Worker) -> Search:
+    queries = QueryEncoder(encoder, int8=settings.int8_queries, max_queries=settings.max_known_queries)
+    return Search(queries, worker.answers, Lexicon(lambda: worker.answers.model), settings)
 
 
 def _shoppers(settings: Settings, items: LiveItems, metrics: ScorerMetrics, pseudonymise: Pseudonymiser) -> StateSource:
@@ -111,7 +120,7 @@ def _shoppers(settings: Settings, items: LiveItems, metrics: ScorerMetrics, pseu
 
 
 @contextmanager
-def _in_threads(*parts: LogReader | Worker | RedisState) -> Iterator[None]:
+def _in_threads(*parts: LogReader | Worker | RedisState | Lexicon) -> Iterator[None]:
     """Run parts beside the serving, and end them after it."""
     threads = [threading.Thread(target=part.run, name=type(part).__name__, daemon=True) for part in parts]
     for thread in threads:
