@@ -412,6 +412,31 @@ class RolloutMetrics:
         self.revision = Gauge(
             "headwater_rollout_revision", "Revision of the rollout that is obeyed.", ["scenario"], registry=registry
         )
+        self.answer_seconds = Histogram(
+            "headwater_arm_answer_seconds",
+            "Time to make an answer, without HTTP.",
+            ["scenario", "arm"],
+            buckets=REQUEST_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.shadow_answers = Counter(
+            "headwater_shadow_answers_total",
+            "Answers that a shadow was to make, too, by what became of that.",
+            ["scenario", "outcome"],
+            registry=registry,
+        )
+        self.shadow_overlap = Gauge(
+            "headwater_shadow_overlap_ratio",
+            "Share of the best ten that a shadow has, too; running mean of about 50 answers.",
+            ["scenario"],
+            registry=registry,
+        )
+        self.shadow_difference = Gauge(
+            "headwater_shadow_score_difference",
+            "Mean distance of a shadow's scores from those answered, constant aside; running mean of about 50 answers.",
+            ["scenario"],
+            registry=registry,
+        )
 
     def show(self, scenario: str, revision: int, share: float, versions: Mapping[str, int]) -> None:
         """Says what a scenario serves now.
@@ -436,10 +461,11 @@ class RolloutMetrics:
         Args:
             scenario: One that is not held any longer.
         """
-        for gauge in (self.revision, self.canary_share):
+        for gauge in (self.revision, self.canary_share, self.shadow_overlap, self.shadow_difference):
             gauge.remove(scenario)
         for arm in ROLLOUT_ARMS:
             self.arm_version.remove(scenario, arm)
+            self.answer_seconds.remove(scenario, arm)
 
 
 class RegistryMetrics:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -61,10 +61,12 @@ class Answers:
 
     Attributes:
         lineups: What is served, by scenario.
+        ask: Notes that a scenario is asked for; whether it is there, or may come.
     """
 
     def __init__(self, items: LiveItems, shoppers: StateSource, *, scenario: str = "home") -> None:
         self.lineups: dict[str, Lineup] = {}
+        self.ask: Callable[[str], bool] = lambda _: True
         self._scenario = scenario
         self._items, self._shoppers = items, shoppers
         self._recent: deque[RankRequest | RecommendRequest] = deque(maxlen=RECENT_REQUESTS)

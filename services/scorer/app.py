@@ -18,6 +18,7 @@ from services.scorer.rankings import add_rankings, served
 from services.scorer.search import Search
 from services.scorer.search_routes import add_search
 from services.scorer.settings import ScorerSettings
+from services.scorer.turns import Turns
 from services.scorer.worker import Worker
 
 
@@ -44,8 +45,8 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, remedy="send fewer candidates at a time")
     app.add_middleware(RequestMeter, metrics=metrics.http)
     add_problem_handlers(app)
-    add_rankings(app, worker, settings, pseudonymise)
-    add_explain(app, worker.answers, scenario=worker.scenario, served=lambda: served(worker), pseudonymise=pseudonymise)
+    add_rankings(app, worker, settings, pseudonymise, Turns(worker.answers, metrics.rollouts))
+    add_explain(app, worker.answers, served=lambda request: served(worker, request), pseudonymise=pseudonymise)
     add_noop(app, scenario=worker.scenario)
     if search is not None:
         add_search(app, worker, search, settings, pseudonymise)
@@ -73,6 +74,7 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
             "published_at_ms": manifest.published_at_ms,
             "watermark_ms": manifest.watermark_ms,
             "problems": [problem for problem in (worker.shoppers.problem(),) if problem is not None],
+            "arms": {arm: model.version for arm, model in worker.answers.lineups[manifest.scenario].models.items()},
             "staleness_seconds": max(0.0, time.time() - manifest.published_at_ms / 1000),
         }
 

@@ -109,8 +109,7 @@ def add_explain(
     app: FastAPI,
     answers: Answers,
     *,
-    scenario: str,
-    served: Callable[[], ServedModel],
+    served: Callable[[ExplainRequest], ServedModel],
     pseudonymise: Callable[[str], str],
 ) -> None:
     """Add the route.
@@ -118,8 +117,7 @@ def add_explain(
     Args:
         app: To which.
         answers: Ranks, and knows who asks.
-        scenario: Which ranking.
-        served: The model that answers; raises a problem where there is none.
+        served: The model that answers a request; raises a problem where there is none.
         pseudonymise: What becomes of ids of users and sessions in requests.
     """
 
@@ -129,15 +127,15 @@ def add_explain(
 
         The contributions are exact: by source, by kind and by feature they add up to the score that `/v1/rank` gives.
         """
-        model = served()
         request = request.under_pseudonym(pseudonymise)
+        model = served(request)
         ranked = answers.rank(request, model)
         columns = np.array(sorted(model.rows[item_id] for item_id in ranked.item_ids), dtype=np.int64)
         explained = explain(model, answers.context(request, model), columns) if len(columns) else []
         explained.sort(key=lambda own: -own.score)  # as of now: the shopper may have gone on since the ranking
         return ExplainAnswer(
             adapter_version=model.version,
-            scenario=scenario,
+            scenario=model.manifest.scenario,
             items=[_explained(own, model, request.history) for own in explained],
             unknown_candidates=ranked.unknown,
         )

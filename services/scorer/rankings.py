@@ -12,14 +12,17 @@ from services.api_limits import Limits, state_limits
 from services.http import ProblemError, problem_response
 from services.problems import problems
 from services.scorer.answers import ItemUnknownError, ProbabilityUnknownError
-from services.scorer.requests import BatchRequest, RankRequest, RecommendRequest, SimilarQuery
+from services.scorer.lineup import STABLE, Lineup
+from services.scorer.requests import BatchRequest, RankRequest, RecommendRequest, ShopperRequest, SimilarQuery
 from services.scorer.responses import BatchAnswer, CandidateRanking, Ranking, candidate_ranking, ranking
 from services.scorer.settings import ScorerSettings
+from services.scorer.turns import Turns
 from services.scorer.worker import Worker
 from streams.events import MAX_ID_CHARS
 
 REFUSALS = {
     400: "not JSON, or not text",
+    404: "no adapter of the `scenario` was published",
     413: "the body is larger than `max_body_bytes`",
     422: "a field breaks its rule; `errors` says which, and the rule",
     503: "no adapter is held yet, or too much is asked at once; try again after `Retry-After` seconds",
@@ -29,7 +32,9 @@ NO_PROBABILITY = {409: "`bids` were given, and how likely it is that they are pa
 ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS, description="an item of the catalogue")]
 
 
-def add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str]) -> None:
+def add_rankings(
+    app: FastAPI, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str], turns: Turns
+) -> None:
     """Adds the calls that give lists.
 
     Args:
@@ -37,8 +42,9 @@ def add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings, pseudon
         worker: Holds the model that is served.
         settings: How much one request may ask for.
         pseudonymise: What becomes of ids of users and sessions in requests.
+        turns: Answers from the arm whose turn it is.
     """
-    calls = _Calls(worker, settings, pseudonymise)
+    calls = _Calls(worker, settings, pseudonymise, turns)
     state_limits(app, _limits(settings))
 
     @app.post("/v1/rank", response_model=CandidateRanking, responses=problems(REFUSALS | NO_PROBABILITY))
@@ -49,28 +55,30 @@ def add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings, pseudon
         `purchase_probability`: that it is clicked or bought if it is shown in the first place. With `bids` the order is
         by expected value: bid times the probability of what it is paid for.
         """
-        return JSONResponse(calls.rank(request, served(worker)))
+        return JSONResponse(calls.rank(request, lineup_for(worker, request.scenario)))
 
     @app.post("/v1/recommend", response_model=Ranking, responses=problems(REFUSALS))
     def recommend(request: RecommendRequest) -> Response:
         """The best of the catalogue for a shopper and a session."""
-        return JSONResponse(calls.recommend(request, served(worker)))
+        return JSONResponse(calls.recommend(request, lineup_for(worker, request.scenario)))
 
     @app.post("/v1/batch", response_model=BatchAnswer, responses=problems(REFUSALS | NO_PROBABILITY))
     def batch(request: BatchRequest) -> Response:
-        """Several calls at once, such as the shelves of a page, all answered by one adapter.
+        """Several calls at once, such as the shelves of a page; a shopper's are answered by one adapter a scenario.
 
         Each request says its `call`, `rank` or `recommend`, beside the fields of that call. One that is wrong has all
         of them refused.
         """
         require_at_most("requests", len(request.requests), settings.max_batch_requests)
-        model = served(worker)
-        return JSONResponse({"answers": [calls.one(request, model) for request in request.requests]})
+        lineups = {asked: lineup_for(worker, asked) for asked in {one.scenario for one in request.requests}}
+        return JSONResponse({"answers": [calls.one(one, lineups[one.scenario]) for one in request.requests]})
 
     @app.get(
         "/v1/items/{item_id:path}/similar",
         response_model=Ranking,
-        responses=problems({**REFUSALS, 404: "the catalogue has no such item"}),
+        responses=problems(
+            {**REFUSALS, 404: "the catalogue has no such item, or no adapter of the `scenario` was published"}
+        ),
     )
     def similar(item_id: ItemId, query: Annotated[SimilarQuery, Query()]) -> Response:
         """What is related to an item.
@@ -79,7 +87,8 @@ def add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings, pseudon
         The item may be blocked itself, as that of a page that is still open; what is related to it is not.
         """
         require_at_most("k", query.k, settings.max_k)
-        return JSONResponse(ranking(worker.answers.similar(item_id, query, served(worker)), worker.scenario))
+        lineup = lineup_for(worker, query.scenario)
+        return JSONResponse(ranking(turns.similar(item_id, query, lineup), lineup.scenario))
 
     @app.exception_handler(ProbabilityUnknownError)
     async def no_probability(request: Request, error: ProbabilityUnknownError) -> Response:
@@ -93,27 +102,25 @@ def add_rankings(app: FastAPI, worker: Worker, settings: ScorerSettings, pseudon
 class _Calls:
     """One request to its answer, alone or among others."""
 
-    def __init__(self, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str]) -> None:
-        self._worker, self._settings, self._pseudonymise = worker, settings, pseudonymise
+    def __init__(
+        self, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str], turns: Turns
+    ) -> None:
+        self._worker, self._settings, self._pseudonymise, self._turns = worker, settings, pseudonymise, turns
 
-    def one(self, request: RankRequest | RecommendRequest, model: ServedModel) -> dict[str, Any]:
+    def one(self, request: RankRequest | RecommendRequest, lineup: Lineup) -> dict[str, Any]:
         """Whichever of the two it is."""
-        return self.rank(request, model) if isinstance(request, RankRequest) else self.recommend(request, model)
+        return self.rank(request, lineup) if isinstance(request, RankRequest) else self.recommend(request, lineup)
 
-    def rank(self, request: RankRequest, model: ServedModel) -> dict[str, Any]:
+    def rank(self, request: RankRequest, lineup: Lineup) -> dict[str, Any]:
         require_at_most("candidates", len(request.candidates), self._settings.max_candidates)
         require_at_most("bids", len(request.bids or ()), self._settings.max_candidates)
-        request = request.under_pseudonym(self._pseudonymise)
-        answer = self._worker.answers.rank(request, model)
-        self._worker.answers.remember(request)
-        return candidate_ranking(answer, self._worker.scenario)
+        answer = self._turns.rank(request.under_pseudonym(self._pseudonymise), lineup)
+        return candidate_ranking(answer, lineup.scenario)
 
-    def recommend(self, request: RecommendRequest, model: ServedModel) -> dict[str, Any]:
+    def recommend(self, request: RecommendRequest, lineup: Lineup) -> dict[str, Any]:
         require_at_most("k", request.k, self._settings.max_k)
-        request = request.under_pseudonym(self._pseudonymise)
-        answer = self._worker.answers.recommend(request, model)
-        self._worker.answers.remember(request)
-        return ranking(answer, self._worker.scenario)
+        answer = self._turns.recommend(request.under_pseudonym(self._pseudonymise), lineup)
+        return ranking(answer, lineup.scenario)
 
 
 def _limits(settings: ScorerSettings) -> Limits:
@@ -132,17 +139,43 @@ def _limits(settings: ScorerSettings) -> Limits:
     }
 
 
-def served(worker: Worker) -> ServedModel:
-    """The model that is served now.
+def served(worker: Worker, request: ShopperRequest | None = None) -> ServedModel:
+    """The model that answers a request.
+
+    Args:
+        worker: Holds the models.
+        request: Under pseudonyms; None asks for the stable one of the worker's own scenario.
 
     Raises:
         ProblemError: There is none yet.
     """
-    model = worker.answers.model
-    if model is None:
+    lineup = lineup_for(worker, request.scenario if request else None)
+    arm = lineup.arm_of(request.user_id or request.session_id) if request else STABLE
+    return lineup.models[arm]
+
+
+def lineup_for(worker: Worker, scenario: str | None) -> Lineup:
+    """What is served of a scenario, with a stable model.
+
+    Args:
+        worker: Holds the models.
+        scenario: Which; None is the worker's own.
+
+    Raises:
+        ProblemError: It is not held yet, or nothing is published under its name.
+    """
+    name = scenario or worker.scenario
+    may_come = worker.answers.ask(name)
+    lineup = worker.answers.lineups.get(name)
+    if lineup is not None and lineup.stable is not None:
+        return lineup
+    if name == worker.scenario:
         detail = worker.missing() or "no adapter is held yet"
-        raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
-    return model
+    elif may_come:
+        detail = f"scenario {name!r} is being loaded; ask again"
+    else:
+        raise ProblemError(HTTPStatus.NOT_FOUND, f"no adapter of scenario {name!r} has been published")
+    raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
 
 
 def require_at_most(name: str, asked: int, allowed: int) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 
 from services.scorer.filters import Amount, Category, Filters
-from streams.events import MAX_TS_MS, EpochMs, Id, ItemKind
+from streams.events import MAX_TS_MS, EpochMs, Id, ItemKind, Scenario
 
 MAX_SESSION_ITEMS = 5_000  # the newest count, as many as the learner looks at
 MAX_EARLIER_SESSIONS = 128
@@ -54,6 +54,9 @@ class ShopperRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    scenario: Scenario | None = Field(
+        default=None, description="which ranking, with an adapter of its own; the worker's, if it is not given"
+    )
     user_id: Id | None = Field(default=None, description="the shopper; without it the session alone speaks")
     session_id: Id | None = Field(default=None, description="without it, a pause of 30 minutes begins a new session")
     session_items: SessionItems | None = Field(
@@ -137,6 +140,7 @@ class SimilarQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    scenario: Scenario | None = Field(default=None, description="which ranking; the worker's, if it is not given")
     k: int = Field(default=DEFAULT_K, ge=1, description="how many")
     by: Literal["behaviour", "likeness"] = Field(
         default="behaviour",

@@ -92,6 +92,7 @@ class Worker:
         self._changes_in: dict[int, int] = {}  # how many of them a model has, by its identity
         self._refused: dict[tuple[str, int, str], None] = {}  # scenario, version, digest
         self._away: str | None = None  # what was last said of a registry that does not answer
+        self.answers.ask = self.scenarios.ask
         announcements.on_rollout = self._obey
 
     def missing(self) -> str | None:
