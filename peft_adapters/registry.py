@@ -84,13 +84,19 @@ class AdapterRegistry:
             process, which is read-only.
         store: Takes the place of what `url` names; for callers that bring a store of their own.
         verify: Raises `BundleSignatureError` for a manifest not signed as it must be; each that is read goes there.
+        api_key: Shown to a registry process; of scope `read`.
     """
 
     def __init__(
-        self, url: str, *, store: Store | None = None, verify: Callable[[Manifest], object] | None = None
+        self,
+        url: str,
+        *,
+        store: Store | None = None,
+        verify: Callable[[Manifest], object] | None = None,
+        api_key: str | None = None,
     ) -> None:
         self.url, self._verify_signature = url, verify
-        self._store = store or open_store(url)
+        self._store = store or open_store(url, api_key=api_key)
 
     def check(self) -> None:
         """Return when the store answers, be it that nothing is there yet.

@@ -114,10 +114,11 @@ class HttpStore:
     fsspec reads directories over HTTP by guessing links out of HTML; the registry process answers with a plain list.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None) -> None:
         self._url = url.rstrip("/")
         transport = httpx.HTTPTransport(retries=2)  # of the connection only
-        self._client = httpx.Client(timeout=HTTP_TIMEOUT_SECONDS, transport=transport)
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx.Client(timeout=HTTP_TIMEOUT_SECONDS, transport=transport, headers=headers)
         weakref.finalize(self, self._client.close)
 
     def files(self, path: str) -> list[str]:
@@ -161,14 +162,18 @@ class HttpStore:
         )
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, *, api_key: str | None = None) -> Store:
     """The store behind a registry's address.
+
+    Args:
+        url: The address.
+        api_key: For a registry process that asks for one.
 
     Raises:
         RegistryAddressError: fsspec does not know the protocol, or lacks the package for it.
     """
     if url.startswith(("http://", "https://")):
-        return HttpStore(url)
+        return HttpStore(url, api_key=api_key)
     try:
         return FsspecStore(url)
     except (ImportError, ValueError) as error:

@@ -38,9 +38,8 @@ from streams.topics import Topics
 ENV_PREFIX = "HEADWATER_"
 CONFIG_VARIABLE = "HEADWATER_CONFIG"
 BOOTSTRAP_VARIABLE = "HEADWATER_BOOTSTRAP_SERVERS"
-API_KEY_VARIABLE = "HEADWATER_API_KEY"  # with which commands ask other processes
 # Variables of ours that are no settings: the last one belongs to the tests.
-OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, BOOTSTRAP_VARIABLE, API_KEY_VARIABLE, "HEADWATER_TEST_KAFKA"})
+OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, BOOTSTRAP_VARIABLE, "HEADWATER_TEST_KAFKA"})
 
 # Tables whose keys are names of the deployment's own, not settings.
 FREE_TABLES = frozenset({("topics", "dialects")})

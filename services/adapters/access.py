@@ -13,7 +13,7 @@ from peft_adapters.rollout import Rollout
 from services.audit import AuditLog
 from services.registry.announcing import announce
 from services.registry.changes import PATHS, Change, make
-from services.settings import API_KEY_VARIABLE, Settings
+from services.settings import Settings
 
 FILES_PATH = "/v1/files"
 TIMEOUT_SECONDS = 30.0
@@ -56,16 +56,16 @@ class Direct:
 
 
 class OverHttp:
-    """Asks a registry process, with the API key that `HEADWATER_API_KEY` holds, if any.
+    """Asks a registry process.
 
     Args:
         url: of the process.
+        key: is shown to it; None where it asks for none.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None) -> None:
         self._url = url.rstrip("/").removesuffix(FILES_PATH)
-        self.registry = AdapterRegistry(self._url + FILES_PATH)
-        key = os.environ.get(API_KEY_VARIABLE)
+        self.registry = AdapterRegistry(self._url + FILES_PATH, api_key=key)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def change(self, scenario: str, change: Change) -> Rollout:
@@ -97,7 +97,11 @@ def access(settings: Settings) -> Access:
         RegistryAddressError: no kind of store is known for the address.
     """
     url = settings.registry.url
-    return OverHttp(url) if url.startswith(("http://", "https://")) else Direct(settings, url)
+    return (
+        OverHttp(url, settings.registry.shown_key())
+        if url.startswith(("http://", "https://"))
+        else Direct(settings, url)
+    )
 
 
 def _detail(answer: httpx.Response) -> str:

@@ -1,6 +1,6 @@
 """Settings of the registry process."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
 class RegistrySettings(BaseModel):
@@ -12,6 +12,8 @@ class RegistrySettings(BaseModel):
         port: Port to listen on; 0 takes a free one.
         announce_rollouts: Whether a change of what is served is told on the adapters topic, too; off where there is no
             Kafka.
+        api_key: What workers and commands show a registry process that asks for a key: of scope `read` for workers,
+            `read` and `admin` for commands that change what is served.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -20,3 +22,8 @@ class RegistrySettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8084, ge=0, le=65535)
     announce_rollouts: bool = True
+    api_key: SecretStr | None = None
+
+    def shown_key(self) -> str | None:
+        """The key in the clear."""
+        return None if self.api_key is None else self.api_key.get_secret_value()

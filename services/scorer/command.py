@@ -89,7 +89,7 @@ def _wired(
         encoder=encoder,
         catalogue=Catalogue(cache),
         bundles=BundleSource(
-            AdapterRegistry(settings.scorer.registry_url, verify=verifier(settings.signing)),
+            _registry(settings),
             directory,
             encoder.base_digest,
         ),
@@ -117,6 +117,12 @@ def _shoppers(settings: Settings, items: LiveItems, metrics: ScorerMetrics, pseu
         return ShopperState(items.rows, max_shoppers=settings.scorer.max_shoppers, pseudonymise=pseudonymise)
     store = StateStore(state, fingerprint=pseudonymise.fingerprint(), timeout_seconds=state.timeout_seconds)
     return RedisState(store, items.rows, fallback_shoppers=state.fallback_shoppers, metrics=metrics.state)
+
+
+def _registry(settings: Settings) -> AdapterRegistry:
+    return AdapterRegistry(
+        settings.scorer.registry_url, verify=verifier(settings.signing), api_key=settings.registry.shown_key()
+    )
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def test_a_process_that_is_away_is_said() -> None:
         desk.run("unpin")
 
 
-def test_the_api_key_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_api_key_goes_along(tmp_path: Path) -> None:
     seen: list[str] = []
     application = create_app(three_versions(tmp_path))
 
@@ -192,9 +192,10 @@ def test_the_api_key_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     with running(application) as url:
         desk = Desk(AdapterRegistry("memory://none"), f"{url}/v1/files")
-        desk.env["HEADWATER_API_KEY"] = "hw_key"
+        desk.env["HEADWATER_REGISTRY__API_KEY"] = "hw_key"
         desk.run("pin", "1")
-    assert seen == ["Bearer hw_key"]
+        desk.run("list")
+    assert set(seen) == {"Bearer hw_key"}
 
 
 def test_a_change_is_told_on_the_topic(
