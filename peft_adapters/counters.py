@@ -72,6 +72,10 @@ class SparseCounts:
         scaled.data = scaled.data / (self._row_sums[weights.indices] + np.float32(smoothing))
         return scaled @ self._main + scaled @ self._recent
 
+    def parts(self) -> tuple[sparse.csr_array, sparse.csr_array]:
+        """The large part and the recent one: their sum is what was counted. Neither is ever changed in place."""
+        return self._main, self._recent
+
     def copy(self) -> SparseCounts:
         """A copy that shares what neither of the two will change in place."""
         other = SparseCounts()

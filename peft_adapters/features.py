@@ -16,8 +16,16 @@ from scipy import sparse
 from torch import Tensor
 
 from peft_adapters.counters import Counters, FloatArray, IntArray
+from peft_adapters.recency import (
+    HISTORY_RECENCY,
+    LAST_RECENCY,
+    NEAR_RECENCY,
+    PASSED_RECENCY,
+    SESSION_RECENCY,
+    Recency,
+)
 from peft_adapters.settings import COUNTER_FEATURES, NEW_AFFINITIES
-from peft_adapters.shoppers import PASSED_ITEMS, Contexts
+from peft_adapters.shoppers import Contexts
 
 # Where a head starts before it has seen an event: with what texts say, since nothing is counted yet; signs of interest
 # count for, and the session at hand against showing the same again. The learner moves them within a few batches.
@@ -56,17 +64,21 @@ SMOOTHING_EVENTS = 5.0
 _SMOOTHING_SHOWN = 10.0
 _SMOOTHING_CLICKED = 10.0
 PROBABILITY_SCALE = 100.0  # below 1 %, where a single count lies, the logarithm is nearly linear
-_LIFT_SCALE = 10.0
+LIFT_SCALE = 10.0
 _POPULARITY_SLOW, _SESSION_COOCCURRENCE = (
     COUNTER_FEATURES.index(name) for name in ("popularity_slow", "session_cooccurrence")
 )
 AFFINITY_SCALE = 3.0  # a head's steps are of one size for all features, and these are small
 _ATTENTION_SHARPNESS = 12.0  # a similarity lower by 1 / 12 counts 1 / e
 _NO_ATTENTION = 1e-12  # below what the least similar item gets; of an empty session the sum is 0
-_SESSION_ITEMS, _SESSION_DECAY = 30, 0.9
-_NEAR_ITEMS, _NEAR_DECAY = 6, 0.6
-_HISTORY_ITEMS, _HISTORY_DECAY = 64, 0.98
-_PASSED_DECAY = 0.97
+# Which counts follow on from which part of a context, in the order of their features.
+FOLLOWED = (
+    ("transition", "last"),
+    ("skip_transition", "near"),
+    ("cooccurrence", "session"),
+    ("cooccurrence", "history"),
+    ("neighbour", "near"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +97,11 @@ def context_weights(contexts: Contexts, item_count: int) -> ContextWeights:
     session, history = contexts.ages == 0, contexts.ages > 0
     items, passed = contexts.items, contexts.passed
     return ContextWeights(
-        session=_recency(items, session, item_count, decay=_SESSION_DECAY, limit=_SESSION_ITEMS),
-        near=_recency(items, session, item_count, decay=_NEAR_DECAY, limit=_NEAR_ITEMS),
-        history=_recency(items, history, item_count, decay=_HISTORY_DECAY, limit=_HISTORY_ITEMS),
-        last=_recency(items, contexts.ages >= 0, item_count, decay=1.0, limit=1),
-        passed=_recency(passed, passed >= 0, item_count, decay=_PASSED_DECAY, limit=PASSED_ITEMS),
+        session=_recency(items, session, item_count, SESSION_RECENCY),
+        near=_recency(items, session, item_count, NEAR_RECENCY),
+        history=_recency(items, history, item_count, HISTORY_RECENCY),
+        last=_recency(items, contexts.ages >= 0, item_count, LAST_RECENCY),
+        passed=_recency(passed, passed >= 0, item_count, PASSED_RECENCY),
     )
 
 
@@ -109,15 +121,8 @@ def counter_features(
     features = np.empty((len(COUNTER_FEATURES), len(contexts), place.candidates), dtype=np.float32)
     total = np.maximum(counters.popularity.sum(axis=1, keepdims=True), 1.0)
     features[0:2] = place.select(len(counters.events) * counters.popularity / total)[:, None, :]
-    followed = (
-        ("transition", weights.last),
-        ("skip_transition", weights.near),
-        ("cooccurrence", weights.session),
-        ("cooccurrence", weights.history),
-        ("neighbour", weights.near),
-    )
-    for row, (name, context) in enumerate(followed, start=2):
-        probability = matrices[name].probability(context, smoothing=SMOOTHING_EVENTS)
+    for row, (name, part) in enumerate(FOLLOWED, start=2):
+        probability = matrices[name].probability(getattr(weights, part), smoothing=SMOOTHING_EVENTS)
         features[row] = PROBABILITY_SCALE * place.scatter(probability)
     features[7] = place.scatter(_counts(contexts, contexts.ages > 0, place.items))
     features[8] = session_lift(features, len(counters.events), total[1, 0])
@@ -142,7 +147,7 @@ def session_lift(features: FloatArray, items: int, total: float) -> FloatArray:
     """
     probability = features[_SESSION_COOCCURRENCE] / PROBABILITY_SCALE
     share = features[_POPULARITY_SLOW] / items + SMOOTHING_EVENTS / total
-    lift: FloatArray = _LIFT_SCALE * probability / np.sqrt(share)
+    lift: FloatArray = LIFT_SCALE * probability / np.sqrt(share)
     return lift
 
 
@@ -290,11 +295,11 @@ class _Placement:
         return dense
 
 
-def _recency(items: IntArray, selected: Any, item_count: int, *, decay: float, limit: int) -> sparse.csr_array:
-    """Weights `decay ** rank` of the newest `limit` selected items, each row scaled to sum 1."""
+def _recency(items: IntArray, selected: Any, item_count: int, recency: Recency) -> sparse.csr_array:
+    """Weights of the newest selected items, each row scaled to sum 1."""
     rank = np.cumsum(selected, axis=1) - 1
-    row, column = np.nonzero(selected & (rank < limit))
-    weight = (decay ** rank[row, column]).astype(np.float32)
+    row, column = np.nonzero(selected & (rank < recency.limit))
+    weight = (recency.decay ** rank[row, column]).astype(np.float32)
     weight /= np.bincount(row, weight, len(items))[row].astype(np.float32)
     return _by_item(items, row, column, weight, item_count)
 

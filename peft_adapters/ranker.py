@@ -25,6 +25,7 @@ from peft_adapters.features import (
     counter_features,
     weighted_sum,
 )
+from peft_adapters.one_context import OneContext
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
 
@@ -92,19 +93,23 @@ class FrozenRanker:
     Args:
         ranker: which.
         probabilities: what says how likely outcomes are, where that is known.
+        before: of the version before, for what has stayed the same.
 
     Attributes:
         counters: as they stood.
         text_share: [items] how far text speaks for each.
     """
 
-    def __init__(self, ranker: Ranker, probabilities: Probabilities | None = None) -> None:
+    def __init__(
+        self, ranker: Ranker, probabilities: Probabilities | None = None, *, before: FrozenRanker | None = None
+    ) -> None:
         self._probabilities = probabilities
         self.counters = ranker.counters.copy()
         self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
         self.text_share = ranker.text_share()
         self._conversion = torch.from_numpy(conversion(self.counters))
         self._query, self._candidate = (ranker.vectors(role) for role in ROLES)
+        self._one: OneContext = OneContext(self.counters, None if before is None else before._one)
 
     def __len__(self) -> int:
         """Items."""
@@ -137,11 +142,17 @@ class FrozenRanker:
 
     def _features(self, contexts: Contexts, columns: IntArray | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Counter features [COUNTER_FEATURES, contexts, candidates], and affinities."""
-        weights = context_weights(contexts, len(self))
-        rows = context_rows(contexts)
+        if len(contexts) == 1:
+            counted = self._one.counter_features(contexts, columns)
+            rows, weights = self._one.affinity_weights(contexts)
+        else:
+            parts = context_weights(contexts, len(self))
+            counted = counter_features(self.counters, contexts, parts, columns)
+            rows = context_rows(contexts)
+            weights = affinity_weights(parts, rows)
         chosen = slice(None) if columns is None else torch.from_numpy(columns)
-        return counter_features(self.counters, contexts, weights, columns), affinity_features(
-            affinity_weights(weights, rows),
+        return counted, affinity_features(
+            weights,
             self._query[torch.from_numpy(rows)],
             self._candidate[chosen],
             self._taste,

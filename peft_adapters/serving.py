@@ -271,7 +271,7 @@ def _assembled(
         row_of=row_of,
         unused_vectors=count_unfit(catalogue.other_vectors.values(), learnt.projections),
         suffix=suffix,
-        ranker=_ranker(learnt, content),
+        ranker=_ranker(learnt, content, previous),
     )
 
 
@@ -313,14 +313,15 @@ class _Texts:
             text[chunk] = catalogue.vectors(suffix, catalogue_rows[chunk].tolist())
 
 
-def _ranker(learnt: Learnt, text: Tensor) -> FrozenRanker:
+def _ranker(learnt: Learnt, text: Tensor, previous: ServedModel | None) -> FrozenRanker:
     counters = learnt.counters.copy()
     counters.grow(len(text))
     residuals = {
         role: torch.nn.functional.pad(rows.float(), (0, 0, 0, len(text) - len(rows)))
         for role, rows in learnt.residuals.items()
     }
-    return FrozenRanker(Ranker(learnt.heads, learnt.taste, text, residuals, counters), learnt.probabilities)
+    ranker = Ranker(learnt.heads, learnt.taste, text, residuals, counters)
+    return FrozenRanker(ranker, learnt.probabilities, before=previous.ranker if previous is not None else None)
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
