@@ -10,6 +10,7 @@ import typer
 from services.adapters.cli import adapters
 from services.backtest.cli import backtest
 from services.bench.cli import app as bench
+from services.door.cli import keys
 from services.fit.cli import fit
 from services.options import Config, Events, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
 from services.options import settings_from as _settings
@@ -47,6 +48,7 @@ app.add_typer(dead_letters)
 
 app.add_typer(adapters)
 app.add_typer(bench)
+app.add_typer(keys)
 
 app.command()(backtest)
 
@@ -500,14 +502,15 @@ def _exit_status(error: Exception) -> int | None:
     from peft_adapters.errors import HeadwaterModelError
     from services.collector.spool import SpoolError
     from services.dead_letters.errors import LetterError
-    from services.http import ServeError
+    from services.door.keys import KeysError
     from services.publish.command import InputError
     from services.replay.dataset import DatasetError
+    from services.serving import ServeError
     from services.settings import SettingsError
     from services.state.errors import StateError
     from streams.errors import HeadwaterStreamError
 
-    if isinstance(error, SettingsError | DatasetError | InputError | LetterError):
+    if isinstance(error, SettingsError | DatasetError | InputError | LetterError | KeysError):
         return USAGE_ERROR
     failures = HeadwaterStreamError | HeadwaterModelError | ServeError | SpoolError | StateError
     return FAILURE if isinstance(error, failures) else None

@@ -1,39 +1,29 @@
-"""What the HTTP processes share: problem details, the metrics page, serving with a graceful end."""
+"""What the applications over HTTP share: problem details, the metrics page, a limit to bodies."""
 
-import asyncio
-import contextlib
-import signal
-import socket
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
 import structlog
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.metrics import OTHER_ROUTE, RequestMetrics
+from services.serving import ServeError as ServeError
+from services.serving import running as running
+from services.serving import serve as serve
+from services.serving import start_metrics_server as start_metrics_server
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
-GRACE_SECONDS = 10
 FAULTS_TOLD = 20
 
 _log = structlog.get_logger(__name__)
-
-
-class ServeError(OSError):
-    """An address cannot be listened on."""
 
 
 class ProblemError(Exception):
@@ -191,136 +181,3 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
-
-
-class _Server(uvicorn.Server):
-    """A server that says where it listens once it does."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and sockets:
-            _announce(*sockets[0].getsockname()[:2])
-
-
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serves `app` until SIGTERM or SIGINT, then lets the requests in flight finish and returns.
-
-    Prints ``listening HOST PORT`` on standard output once connections are accepted.
-
-    Args:
-        app: The application; its lifespan runs around the serving.
-        host: The address to listen on.
-        port: The port; 0 takes a free one, named by the line printed.
-
-    Raises:
-        ServeError: The address cannot be listened on.
-    """
-    with _bind(host, port) as listener, _signals_kept_from_killing():
-        _Server(_config(app)).run(sockets=[listener])
-
-
-@contextlib.contextmanager
-def running(app: FastAPI, *, host: str = "127.0.0.1") -> Iterator[str]:
-    """Serves `app` from a thread on a free port for as long as the context lasts, and gives its base URL.
-
-    Args:
-        app: The application.
-        host: The address to listen on.
-
-    Raises:
-        ServeError: The address cannot be listened on, or the application did not start.
-    """
-    with _bind(host, 0) as listener:
-        server = uvicorn.Server(_config(app))
-        thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),), daemon=True)
-        thread.start()
-        try:
-            while not server.started:
-                if not thread.is_alive():
-                    raise ServeError(f"the application at {host} did not start; see the log above")
-                time.sleep(0.005)
-            yield f"http://{host}:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MetricsServer:
-    """A metrics page served from a thread.
-
-    Attributes:
-        host: The address listened on.
-        port: The port listened on.
-    """
-
-    host: str
-    port: int
-    _httpd: WSGIServer
-    _thread: threading.Thread
-
-    def close(self) -> None:
-        """Stops listening and waits for the thread."""
-        self._httpd.shutdown()
-        self._httpd.server_close()
-        self._thread.join()
-
-
-def start_metrics_server(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
-    """Serves a registry from a thread, for a process that has no application of its own.
-
-    Prints ``listening HOST PORT`` on standard output.
-
-    Args:
-        registry: The process's registry.
-        host: The address to listen on.
-        port: The port; 0 takes a free one.
-
-    Raises:
-        ServeError: The address cannot be listened on.
-    """
-    try:
-        httpd, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from error
-    _announce(host, httpd.server_port)
-    return MetricsServer(host=host, port=httpd.server_port, _httpd=httpd, _thread=thread)
-
-
-def _config(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Opens the listening socket ourselves, so that a free port is known before the server runs."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from error
-    # Connections inherit it. asyncio sets it only on sockets it made itself, and without it an answer waits some 40 ms
-    # for the client's delayed acknowledgement.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> ServeError:
-    return ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another address or port 0")
-
-
-def _announce(host: str, port: int) -> None:
-    """Tells whoever started the process where it listens; standard output carries nothing else."""
-    sys.stdout.write(f"listening {host} {port}\n")
-    sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def _signals_kept_from_killing() -> Iterator[None]:
-    """Lets `serve` return after a signal: uvicorn raises the signal again once it has shut down."""
-    handled = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda *_: None) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

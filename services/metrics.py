@@ -49,6 +49,8 @@ REGISTRY_ROUTES = (
 )
 COLLECTOR_ROUTES = ("/v1/events",)
 COLLECTOR_OUTCOMES = ("accepted", "rejected", "refused_full")
+KEY_REASONS = ("missing", "unknown", "expired", "revoked", "scope")
+SLOW_OVER = ("head", "body", "answer", "connections")
 UNKNOWN_KIND = "unknown"
 OTHER_ROUTE = "other"
 
@@ -303,6 +305,42 @@ class RequestMetrics:
         self.request_seconds.labels(label).observe(seconds)
 
 
+class DoorMetrics:
+    """Whom a process that answers HTTP turned away, and how full it is.
+
+    Args:
+        registry: Where the series are declared.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.turned_away = Counter(
+            "headwater_turned_away_total", "Requests turned away for want of a good key.", ["reason"], registry=registry
+        )
+        for reason in KEY_REASONS:
+            self.turned_away.labels(reason)
+        self.keys_file_problem = Gauge(
+            "headwater_keys_file_problem",
+            "1 while the keys file cannot be used and those read before it count, else 0.",
+            registry=registry,
+        )
+        self.in_flight = Gauge("headwater_requests_in_flight", "Requests that are being answered.", registry=registry)
+        self.shed = Counter(
+            "headwater_requests_shed_total", "Requests answered 503 because too many were in flight.", registry=registry
+        )
+        self.late = Counter(
+            "headwater_requests_late_total", "Requests answered 503 because their time was up.", registry=registry
+        )
+        self.slow_clients = Counter(
+            "headwater_slow_clients_total",
+            "Clients given up: too long over the head or the body of a request, or over reading an answer; or one "
+            "connection too many.",
+            ["over"],
+            registry=registry,
+        )
+        for over in SLOW_OVER:
+            self.slow_clients.labels(over)
+
+
 class ScorerMetrics:
     """What a scorer answered, from which adapter, and how its swaps went.
 
@@ -312,6 +350,7 @@ class ScorerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.http = RequestMetrics(registry, routes=SCORER_ROUTES)
+        self.door = DoorMetrics(registry)
         self.adapter = AdapterMetrics(registry)
         self.swaps = Counter(
             "headwater_swaps_total", "Announced adapters, by what became of them.", ["outcome"], registry=registry
@@ -477,6 +516,7 @@ class RegistryMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.http = RequestMetrics(registry, routes=REGISTRY_ROUTES)
+        self.door = DoorMetrics(registry)
 
 
 class CollectorMetrics:
@@ -491,6 +531,7 @@ class CollectorMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         statuses = ("202", "400", "413", "415", "422", "429", "500", "503")
         self.http = RequestMetrics(registry, routes=COLLECTOR_ROUTES, statuses=statuses)
+        self.door = DoorMetrics(registry)
         self.events = Counter(
             "headwater_collector_events_total",
             "Events received by kind and outcome; refused_full: turned away with 429 for want of room.",

@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from peft_adapters.settings import DriftSettings, EncoderSettings, GateSettings, LearnerSettings, SigningSettings
 from services.collector.settings import CollectorSettings
+from services.door.settings import LimitSettings, SecuritySettings
 from services.fit.settings import FitSettings
 from services.registry.settings import RegistrySettings
 from services.scorer.search_settings import SearchSettings
@@ -65,6 +66,8 @@ class Settings(BaseSettings):
         scorer: Where a scorer answers, and what from.
         search: How queries in words are answered.
         state: Where scorers have shoppers' states from.
+        limits: How many requests at once a process answers, and how long one may take.
+        security: Who may call, over TLS or not, and where admin calls are told.
         privacy: How user ids are hidden.
         guard: What a user or an item may weigh.
         fit: How an offline fit splits its data, and how long it learns.
@@ -89,6 +92,8 @@ class Settings(BaseSettings):
     search: SearchSettings = SearchSettings()
     updater: UpdaterSettings = UpdaterSettings()
     state: StateSettings = StateSettings()
+    limits: LimitSettings = LimitSettings()
+    security: SecuritySettings = SecuritySettings()
     privacy: PrivacySettings = PrivacySettings()
     guard: GuardSettings = GuardSettings()
     fit: FitSettings = FitSettings()

@@ -38,7 +38,7 @@ class Direct:
 
     def __init__(self, settings: Settings, url: str) -> None:
         self.registry, self._settings = AdapterRegistry(url), settings
-        self._audit = AuditLog()
+        self._audit = AuditLog(settings.security.audit_log)
 
     def change(self, scenario: str, change: Change) -> Rollout:
         """Make a change and return the rollout that holds now.

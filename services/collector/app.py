@@ -16,6 +16,8 @@ from services.collector.forwarder import Forwarder
 from services.collector.intake import Examined, examine
 from services.collector.settings import CollectorSettings
 from services.collector.spool import Spool, SpoolError, SpoolFullError
+from services.door.guard import takes_events
+from services.door.wiring import Door, add_door
 from services.http import (
     BodyLimit,
     ProblemError,
@@ -54,6 +56,8 @@ def create_app(
     settings: CollectorSettings,
     metrics: CollectorMetrics,
     series: CollectorRegistry,
+    *,
+    door: Door | None = None,
 ) -> FastAPI:
     """Builds the application over a spool.
 
@@ -63,9 +67,11 @@ def create_app(
         settings: How much one request may carry.
         metrics: Where requests and events are counted.
         series: What `/metrics` shows.
+        door: Who may call; without it everyone.
     """
     app = FastAPI(title="Headwater collector")
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, remedy="send fewer events at a time")
+    add_door(app, door or Door(), metrics.door, needs=takes_events)
     app.add_middleware(RequestMeter, metrics=metrics.http)
     add_problem_handlers(app)
     _add_events(app, _Door(spool, forwarder, settings, metrics))

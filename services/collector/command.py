@@ -7,8 +7,9 @@ import structlog
 from services.collector.app import create_app
 from services.collector.forwarder import Forwarder
 from services.collector.spool import Spool
-from services.http import serve
+from services.door.wiring import Door
 from services.metrics import CollectorMetrics, new_registry
+from services.serving import serve
 from services.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -21,6 +22,7 @@ def run(settings: Settings) -> None:
         settings: All of them.
 
     Raises:
+        KeysError: The keys file cannot be used.
         SpoolError: The spool cannot be opened, or another collector has it.
         ServeError: The address cannot be listened on.
     """
@@ -32,4 +34,5 @@ def run(settings: Settings) -> None:
         log.info("collector_starting", spool_path=str(ours.spool_path), waiting_events=len(spool))
         forwarder = Forwarder(spool, settings.kafka, settings.topics, metrics)
         with forwarder.running(grace_seconds=ours.flush_grace_seconds):
-            serve(create_app(spool, forwarder, ours, metrics, series), ours.host, ours.port)
+            door = Door.of(settings.limits, settings.security)
+            serve(create_app(spool, forwarder, ours, metrics, series, door=door), ours.host, ours.port)

@@ -28,13 +28,15 @@ from peft_adapters.manifest import MANIFEST_NAME, Manifest, manifest_bytes
 from peft_adapters.registry import LATEST_NAME, AdapterRegistry
 from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
 from peft_adapters.stores import LISTING_NAME
-from services.audit import AuditLog
+from services.door.guard import reads_and_changes
+from services.door.wiring import Door, add_door
 from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response, problem_response
 from services.metrics import RegistryMetrics, new_registry
 from services.registry.admin import add_admin
 from services.registry.watch import Watcher
 
 LONGEST_WAIT_SECONDS = 30.0
+LONG_POLLS = ("/latest", "/rollout")
 # What may change under its name must be asked for again; a version's files never change.
 REVALIDATE = {"Cache-Control": "no-cache"}
 
@@ -46,14 +48,14 @@ Etags = Annotated[str | None, Header(alias="If-None-Match")]
 def create_app(
     registry: AdapterRegistry,
     *,
-    audit: AuditLog | None = None,
+    door: Door | None = None,
     announce: Callable[[Rollout], object] | None = None,
 ) -> FastAPI:
     """Build the application over a registry; all that it ever writes are rollouts.
 
     Args:
         registry: Where the adapters are kept.
-        audit: Is told of each call that changes something; None has the process's log tell.
+        door: Who may call, and where is told what calls change; without it everyone, and the process's log.
         announce: Is given each new rollout; None tells nobody.
     """
     watchers = Watchers(
@@ -61,12 +63,15 @@ def create_app(
     )
     series = new_registry()
     app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers))
-    app.add_middleware(RequestMeter, metrics=RegistryMetrics(series).http)
+    metrics = RegistryMetrics(series)
+    door = door or Door()
+    add_door(app, door, metrics.door, needs=reads_and_changes, waits=_is_long_poll)
+    app.add_middleware(RequestMeter, metrics=metrics.http)
     add_problem_handlers(app)
     _add_registry_errors(app)
     _add_adapters(app, registry, watchers.latest)
     _add_rollout(app, registry, watchers.rollout)
-    add_admin(app, registry, audit=audit or AuditLog(), announce=announce)
+    add_admin(app, registry, audit=door.audit, announce=announce)
     _add_files(app, registry)
     _add_health(app, registry, series)
     return app
@@ -233,6 +238,10 @@ def _call_first(number: int, action: Callable[[], None]) -> None:
             before(received, frame)
 
     signal.signal(number, handle)
+
+
+def _is_long_poll(path: str) -> bool:
+    return path.startswith("/v1/adapters/") and path.endswith(LONG_POLLS)
 
 
 def _digests(if_none_match: str | None) -> set[str]:

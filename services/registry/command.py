@@ -5,9 +5,10 @@ from functools import partial
 import structlog
 
 from peft_adapters.registry import AdapterRegistry
-from services.http import serve
+from services.door.wiring import Door
 from services.registry.announcing import announce
 from services.registry.app import create_app
+from services.serving import serve
 from services.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -20,9 +21,12 @@ def run(settings: Settings) -> None:
         settings: All of them.
 
     Raises:
-        RegistryAddressError: No kind of store is known for the address.
+        KeysError: The keys file cannot be used.
+        RegistryAddressError: No kind of store is known for the registry's address.
         ServeError: The address cannot be listened on.
     """
     own = settings.registry
     log.info("registry_starting", registry_url=own.url)
-    serve(create_app(AdapterRegistry(own.url), announce=partial(announce, settings)), own.host, own.port)
+    door = Door.of(settings.limits, settings.security)
+    app = create_app(AdapterRegistry(own.url), door=door, announce=partial(announce, settings))
+    serve(app, own.host, own.port)

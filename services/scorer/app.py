@@ -9,6 +9,8 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry
 
+from services.door.guard import reads
+from services.door.wiring import Door, add_door
 from services.http import BodyLimit, ProblemError, RequestMeter, add_problem_handlers, metrics_response
 from services.metrics import ScorerMetrics
 from services.problems import problems
@@ -30,6 +32,7 @@ def create_app(
     *,
     pseudonymise: Callable[[str], str],
     search: Search | None = None,
+    door: Door | None = None,
 ) -> FastAPI:
     """Build the application over a worker.
 
@@ -40,9 +43,11 @@ def create_app(
         series: What `/metrics` shows.
         pseudonymise: What becomes of ids of users and sessions in requests.
         search: Answers queries in words; without it there are no calls for them.
+        door: Who may call; without it everyone.
     """
     app = FastAPI(title="Headwater scorer")
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, remedy="send fewer candidates at a time")
+    add_door(app, door or Door(), metrics.door, needs=reads)
     app.add_middleware(RequestMeter, metrics=metrics.http)
     add_problem_handlers(app)
     add_rankings(app, worker, settings, pseudonymise, Turns(worker.answers, metrics.rollouts))

@@ -16,7 +16,7 @@ from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.query_encoder import QueryEncoder
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.signing import verifier
-from services.http import serve
+from services.door.wiring import Door
 from services.metrics import ScorerMetrics, new_registry
 from services.scorer.announcements import Announcements
 from services.scorer.app import create_app
@@ -30,6 +30,7 @@ from services.scorer.shopper_state import ShopperState, StateSource
 from services.scorer.shopper_state_redis import RedisState
 from services.scorer.shopper_state_request import RequestState
 from services.scorer.worker import Worker
+from services.serving import serve
 from services.settings import Settings
 from services.state.store import StateStore
 from streams.privacy import Pseudonymiser, pseudonymiser
@@ -48,6 +49,7 @@ def run(settings: Settings) -> None:
         settings: All of them.
 
     Raises:
+        KeysError: The keys file cannot be used.
         EncoderError: The encoder cannot be loaded.
         RegistryAddressError: No kind of store is known for the registry's address.
         ServeError: The address cannot be listened on.
@@ -60,10 +62,11 @@ def run(settings: Settings) -> None:
     series = new_registry()
     metrics = ScorerMetrics(series)
     pseudonymise = pseudonymiser(settings.privacy)
+    door = Door.of(settings.limits, settings.security)
     with TemporaryDirectory(prefix="headwater-scorer-") as directory:
         worker, reader, search = _wired(settings, metrics, Path(directory), pseudonymise)
         followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
-        app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search)
+        app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, door=door)
         with _in_threads(reader, worker, search.lexicon, *followers):
             serve(app, settings.scorer.host, settings.scorer.port)
 

@@ -9,8 +9,8 @@ from types import FrameType
 import structlog
 import torch
 
-from services.http import start_metrics_server
 from services.metrics import UpdaterMetrics, new_registry
+from services.serving import start_metrics_server
 from services.settings import Settings
 from services.updater.loop import Updater
 from streams.connection import wait_for_broker

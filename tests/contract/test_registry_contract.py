@@ -24,8 +24,8 @@ from peft_adapters.errors import (
 )
 from peft_adapters.manifest import check_scenario
 from peft_adapters.registry import AdapterRegistry
-from services.http import running
 from services.registry.app import create_app
+from services.serving import running
 
 
 class Registry:

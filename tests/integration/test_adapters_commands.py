@@ -21,8 +21,8 @@ from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout, parse_rollout
 from peft_adapters.signing import Signer
 from services.cli import app
-from services.http import running
 from services.registry.app import create_app
+from services.serving import running
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer
 from streams.embedded_broker import EmbeddedBroker

@@ -15,8 +15,8 @@ from services.collector.app import create_app
 from services.collector.forwarder import Forwarder
 from services.collector.settings import CollectorSettings
 from services.collector.spool import Spool
-from services.http import running
 from services.metrics import CollectorMetrics
+from services.serving import running
 from streams.connection import KafkaConnection
 from streams.topics import Topics
 

@@ -16,8 +16,8 @@ from peft_adapters.bundle import Manifest, write_bundle
 from peft_adapters.manifest import parse_manifest
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.stores import FsspecStore
-from services.http import running
 from services.registry.app import create_app
+from services.serving import running
 
 
 class CountingStore(FsspecStore):

@@ -14,8 +14,9 @@ from small_bundle import write_small_bundle
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from services.audit import AuditLog
-from services.http import running
+from services.door.wiring import Door
 from services.registry.app import create_app
+from services.serving import running
 
 
 class Desk:
@@ -36,7 +37,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     registry, told = AdapterRegistry(str(tmp_path / "registry")), queue.Queue[Rollout]()
     for version in (1, 2, 3):
         registry.publish(tmp_path / str(version), write_small_bundle(tmp_path / str(version), version))
-    app = create_app(registry, audit=AuditLog(tmp_path / "audit.jsonl"), announce=told.put)
+    app = create_app(registry, door=Door(audit=AuditLog(tmp_path / "audit.jsonl")), announce=told.put)
     with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield Desk(client, tmp_path, told)
 

@@ -11,8 +11,8 @@ from small_bundle import write_small_bundle
 from peft_adapters.errors import RegistryReadOnlyError, RegistryUnavailableError
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout, rollout_tag
-from services.http import running
 from services.registry.app import create_app
+from services.serving import running
 
 
 class Shop:

@@ -10,7 +10,7 @@ from fastapi import FastAPI, HTTPException, Request
 from services.bench.driver import Server
 from services.bench.errors import BenchError
 from services.bench.rank import at_half, in_turns
-from services.http import running
+from services.serving import running
 
 BODIES = ['{"candidates": ["a"]}', '{"candidates": ["b"]}']
 

@@ -28,10 +28,12 @@ COMMANDS = [
     "tune",
     "dead-letters",
     "adapters",
+    "keys",
 ]
 PARTS = [f"dead-letters {part}" for part in ("list", "show", "replay", "purge")]
 PARTS += [f"adapters {part}" for part in ("list", "show", "diff", "pin", "unpin", "rollback", "canary", "shadow")]
 PARTS += ["adapters promote"]
+PARTS += [f"keys {part}" for part in ("new", "list", "revoke")]
 
 
 class Outcome:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from services.demo.storefront import Storefront, browse
-from services.http import running
+from services.serving import running
 
 
 def scorer(version: int, *, status: int = 200, body: bytes | None = None) -> tuple[FastAPI, list[dict[str, Any]]]:

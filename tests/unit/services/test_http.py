@@ -14,17 +14,9 @@ from fastapi import FastAPI, HTTPException, Response
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from services.http import (
-    ProblemError,
-    RequestMeter,
-    ServeError,
-    add_problem_handlers,
-    metrics_response,
-    running,
-    serve,
-    start_metrics_server,
-)
+from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response
 from services.metrics import ScorerMetrics
+from services.serving import ServeError, running, serve, start_metrics_server
 
 
 class Ask(BaseModel):
@@ -157,7 +149,7 @@ SLOW_SERVER = textwrap.dedent(
     """
     import asyncio, contextlib
     from fastapi import FastAPI
-    from services.http import serve
+    from services.serving import serve
 
     @contextlib.asynccontextmanager
     async def lifespan(app):

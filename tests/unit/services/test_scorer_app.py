@@ -17,13 +17,13 @@ from tiny_model import tiny_encoder, titled
 
 from peft_adapters.encoder import Encoder
 from peft_adapters.serving import ServedModel, build
-from services.http import running
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
 from services.scorer.live_items import LiveItems
 from services.scorer.settings import ScorerSettings
 from services.scorer.shopper_state import ShopperState
+from services.serving import running
 from streams.events import Click, Item
 
 ITEMS = titled(30)

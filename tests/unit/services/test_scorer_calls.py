@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry
 from tiny_model import shown_stream, tiny_encoder, titled
 
 from peft_adapters.serving import ServedModel, build
-from services.http import running
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
@@ -21,6 +20,7 @@ from services.scorer.live_items import LiveItems
 from services.scorer.responses import BatchAnswer, CandidateRanking, Ranking
 from services.scorer.settings import ScorerSettings
 from services.scorer.shopper_state import ShopperState
+from services.serving import running
 from streams.events import Click, Item, Purchase
 
 ITEMS = titled(30)

@@ -14,9 +14,10 @@ from tiny_model import tiny_bert
 from peft_adapters.errors import EncoderError, RegistryAddressError
 from peft_adapters.settings import EncoderSettings
 from services import cli
-from services.http import ServeError
+from services.door.settings import SecuritySettings
 from services.scorer.command import run
 from services.scorer.settings import ScorerSettings
+from services.serving import ServeError
 from services.settings import Settings
 
 
@@ -73,4 +74,4 @@ def test_a_registry_of_no_known_kind_ends_it(tmp_path: Path) -> None:
 
 def test_an_address_that_cannot_be_listened_on_ends_it_and_its_threads(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match="cannot listen"):
-        run(settings(tmp_path, host="192.0.2.1"))
+        run(settings(tmp_path, host="192.0.2.1").model_copy(update={"security": SecuritySettings(open_to_all=True)}))

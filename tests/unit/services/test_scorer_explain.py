@@ -12,7 +12,6 @@ from tiny_model import paired_stream, tiny_encoder, titled
 
 from peft_adapters.explaining import Explanation, LookedAt
 from peft_adapters.serving import build
-from services.http import running
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
@@ -20,6 +19,7 @@ from services.scorer.live_items import LiveItems
 from services.scorer.sentences import because
 from services.scorer.settings import ScorerSettings
 from services.scorer.shopper_state import ShopperState
+from services.serving import running
 from streams.events import Item
 
 ITEMS = titled(30)

@@ -19,7 +19,6 @@ from peft_adapters.catalogue import Catalogue
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.query_encoder import QueryEncoder
 from peft_adapters.serving import ServedModel, build, refreshed
-from services.http import running
 from services.metrics import ScorerMetrics
 from services.scorer import lexicon as lexicon_module
 from services.scorer.answers import Answers
@@ -30,6 +29,7 @@ from services.scorer.search import Search
 from services.scorer.search_settings import SearchSettings
 from services.scorer.settings import ScorerSettings
 from services.scorer.shopper_state import ShopperState
+from services.serving import running
 from streams.decode import ItemRemoved
 from streams.events import Click, Item
 
