@@ -52,6 +52,11 @@ class Announcements:
             self._news.pop(scenario, None)
             self._changed.pop(scenario, None)
 
+    def followed(self) -> list[str]:
+        """The scenarios of which it is kept what is heard."""
+        with self._there:
+            return list(self._news)
+
     def hear(self, key: bytes | None, value: bytes | None) -> None:
         """Take in a record of the topic."""
         name = (key or b"").decode(errors="replace")

@@ -21,6 +21,7 @@ from services.metrics import ScorerMetrics, new_registry
 from services.scorer.announcements import Announcements
 from services.scorer.app import create_app
 from services.scorer.bundles import BundleSource
+from services.scorer.following import RegistryFollower
 from services.scorer.lexicon import Lexicon
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
@@ -64,21 +65,33 @@ def run(settings: Settings) -> None:
     pseudonymise = pseudonymiser(settings.privacy)
     door = Door.of(settings.limits, settings.security)
     with TemporaryDirectory(prefix="headwater-scorer-") as directory:
-        worker, reader, search = _wired(settings, metrics, Path(directory), pseudonymise)
+        registry = _registry(settings)
+        announcements = Announcements(settings.scenario, metrics)
+        worker, reader, search = _wired(settings, metrics, registry, announcements, Path(directory), pseudonymise)
+        follower = RegistryFollower(
+            registry,
+            announcements,
+            poll_seconds=settings.scorer.registry_poll_seconds,
+            api_key=settings.registry.shown_key(),
+        )
         followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
         app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, door=door)
-        with _in_threads(reader, worker, search.lexicon, *followers):
+        with _in_threads(reader, worker, follower, search.lexicon, *followers):
             serve(app, settings.scorer.host, settings.scorer.port)
 
 
 def _wired(
-    settings: Settings, metrics: ScorerMetrics, directory: Path, pseudonymise: Pseudonymiser
+    settings: Settings,
+    metrics: ScorerMetrics,
+    registry: AdapterRegistry,
+    announcements: Announcements,
+    directory: Path,
+    pseudonymise: Pseudonymiser,
 ) -> tuple[Worker, LogReader, Search]:
     encoder = Encoder(settings.encoder)
     cache = PrefixCache.of(encoder)
     items = LiveItems(settings.scorer.blocklist)
     shoppers = _shoppers(settings, items, metrics, pseudonymise)
-    announcements = Announcements(settings.scenario, metrics)
     reader = LogReader(
         settings.kafka,
         settings.topics,
@@ -91,17 +104,16 @@ def _wired(
         scenario=settings.scenario,
         encoder=encoder,
         catalogue=Catalogue(cache),
-        bundles=BundleSource(
-            _registry(settings),
-            directory,
-            encoder.base_digest,
-        ),
+        bundles=BundleSource(registry, directory, encoder.base_digest),
         items=items,
         shoppers=shoppers,
         reader=reader,
         announcements=announcements,
         metrics=metrics,
         items_refresh_seconds=settings.scorer.items_refresh_seconds,
+        kept_rows=settings.scorer.kept_rows,
+        pinned_scenarios=settings.scorer.pinned_scenarios,
+        max_scenarios=settings.scorer.max_scenarios,
     )
     return worker, reader, _search(settings.search, encoder, worker)
 
@@ -129,7 +141,7 @@ def _registry(settings: Settings) -> AdapterRegistry:
 
 
 @contextmanager
-def _in_threads(*parts: LogReader | Worker | RedisState | Lexicon) -> Iterator[None]:
+def _in_threads(*parts: LogReader | Worker | RegistryFollower | RedisState | Lexicon) -> Iterator[None]:
     """Run parts beside the serving, and end them after it."""
     threads = [threading.Thread(target=part.run, name=type(part).__name__, daemon=True) for part in parts]
     for thread in threads:

@@ -35,9 +35,10 @@ def add_search(
     def search_items(request: SearchRequest) -> Response:
         """The items that fit a query best: by meaning and by words, then in the order of the shopper who asks."""
         require_at_most("k", request.k, settings.max_k)
-        model = served(worker)
-        found = search.search(request.under_pseudonym(pseudonymise), model)
-        return JSONResponse({**_head(model, worker), "items": _items(found, model)})
+        request = request.under_pseudonym(pseudonymise)
+        model = served(worker, request)
+        found = search.search(request, model)
+        return JSONResponse({**_head(model), "items": _items(found, model)})
 
     @app.post("/v1/answer", response_model=Answered, responses=problems(REFUSALS))
     def answer_question(request: AnswerRequest) -> Response:
@@ -53,11 +54,11 @@ def add_search(
             for row, similarity in zip(found.rows.tolist(), found.similarity.tolist(), strict=True)
         ]
         known = bool(answers) and sure >= search.min_confidence
-        return JSONResponse({**_head(model, worker), "known": known, "confidence": sure, "answers": answers})
+        return JSONResponse({**_head(model), "known": known, "confidence": sure, "answers": answers})
 
 
-def _head(model: ServedModel, worker: Worker) -> dict[str, Any]:
-    return {"adapter_version": model.version, "scenario": worker.scenario}
+def _head(model: ServedModel) -> dict[str, Any]:
+    return {"adapter_version": model.version, "scenario": model.manifest.scenario}
 
 
 def _items(found: Found, model: ServedModel) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.scorer.blocklist import Blocklist
+from streams.events import Scenario
 
 
 class ScorerSettings(BaseModel):
@@ -21,6 +22,20 @@ class ScorerSettings(BaseModel):
     max_shoppers: int = Field(default=200_000, ge=1, description="states held; the least recently seen go first")
     items_refresh_seconds: float = Field(
         default=2.0, gt=0, description="new and changed items become rankable at most so often between adapters"
+    )
+    registry_poll_seconds: float = Field(
+        default=0.5, gt=0, description="between two looks at a registry of files; a registry process is waited on"
+    )
+    kept_rows: int = Field(
+        default=20_000,
+        ge=0,
+        description="rows of former versions kept in memory, by scenario, so that going back is a flip",
+    )
+    pinned_scenarios: tuple[Scenario, ...] = Field(
+        default=(), description="loaded at the start beside `scenario`; others are loaded when a request names them"
+    )
+    max_scenarios: int = Field(
+        default=4, ge=1, description="scenarios in memory; the longest unasked that is not pinned goes for another"
     )
     max_candidates: int = Field(default=1_000, ge=1, description="candidates of one /v1/rank")
     max_k: int = Field(default=200, ge=20, description="items of one list; 20 are given when no `k` is")
