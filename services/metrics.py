@@ -41,6 +41,8 @@ REGISTRY_ROUTES = (
     "/v1/adapters/{scenario}",
     "/v1/adapters/{scenario}/latest",
     "/v1/adapters/{scenario}/rollout",
+    "/v1/adapters/{scenario}/diff",
+    "/v1/adapters/{scenario}/{version:int}",
     *(f"/v1/adapters/{{scenario}}/{change}" for change in ROLLOUT_CHANGES),
     "/v1/files/{scenario}/LATEST",
     "/v1/files/{scenario}/ROLLOUT.json",

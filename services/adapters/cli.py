@@ -45,8 +45,8 @@ def list_adapters(
     Example: headwater adapters list --registry-url http://registry:8084
     """
     name, reached = _reached(registry_url, config, None, log_level, scenario)
-    from services.adapters.reading import manifests
     from services.adapters.rendering import as_json, rows, table, told
+    from services.registry.reading import manifests
 
     rollout = reached.registry.rollout(name)
     found = list(rows(manifests(reached.registry, name), rollout))
@@ -70,10 +70,9 @@ def show(
     Example: headwater adapters show 17
     """
     name, reached = _reached(registry_url, config, None, log_level, scenario)
-    from services.adapters.reading import shown
-    from services.adapters.rendering import as_json
+    from services.registry.reading import shown
 
-    typer.echo(as_json(shown(reached.registry, name, version)))
+    typer.echo(shown(reached.registry, name, version).model_dump_json(indent=2))
 
 
 @adapters.command("diff")
@@ -94,11 +93,11 @@ def diff(
     Example: headwater adapters diff 16 17 --tensors
     """
     name, reached = _reached(registry_url, config, None, log_level, scenario)
-    from services.adapters.comparing import compare, told
-    from services.adapters.rendering import as_json
+    from services.adapters.rendering import differences
+    from services.registry.comparing import compare
 
     found = compare(reached.registry, name, first, second, tensors=tensors)
-    for line in [as_json(found)] if json_ else told(found):
+    for line in [found.model_dump_json(indent=2)] if json_ else differences(found):
         typer.echo(line)
 
 
@@ -123,7 +122,7 @@ def verify(
     settings = settings_from(config, None, log_level, scenario, registry={"url": registry_url})
     from peft_adapters.signing import Verifier, verifier
     from services.adapters.access import access
-    from services.adapters.reading import verified
+    from services.registry.reading import verified
 
     check = Verifier(public_key, require=True) if public_key else verifier(settings.signing)
     for line in verified(access(settings).registry, settings.scenario, version, check):

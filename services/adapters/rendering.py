@@ -7,6 +7,8 @@ from typing import Any
 
 from peft_adapters.manifest import Manifest
 from peft_adapters.rollout import Rollout
+from services.registry.comparing import Comparison
+from services.registry.reading import roles
 
 SHOWN_METRIC = "ndcg10"
 COLUMNS = ("version", "kind", "published", "events", SHOWN_METRIC, "bytes", "signed by", "is")
@@ -27,18 +29,6 @@ def rows(manifests: Iterable[Manifest], rollout: Rollout) -> Iterator[dict[str, 
             "signed by": manifest.signature.key_id if manifest.signature else None,
             "is": ", ".join(roles(manifest.version, rollout, latest=latest)),
         }
-
-
-def roles(version: int, rollout: Rollout, *, latest: int) -> list[str]:
-    """What a version is: `latest`, `stable`, `canary 5%`, `shadow`."""
-    found = ["latest"] if version == latest else []
-    if version == rollout.stable_or(latest):
-        found.append("stable")
-    if rollout.canary is not None and version == (rollout.canary.version or latest) and "stable" not in found:
-        found.append(f"canary {rollout.canary.percent:g}%")
-    if rollout.shadow is not None and version == (rollout.shadow.version or latest) and "stable" not in found:
-        found.append("shadow")
-    return found
 
 
 def table(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -64,6 +54,19 @@ def told(rollout: Rollout) -> Iterator[str]:
         yield f"  revision {rollout.revision}, {_moment(rollout.changed_at_ms)}, by {rollout.changed_by or '?'}{why}"
 
 
+def differences(found: Comparison) -> Iterator[str]:
+    """The differences between two versions, in lines of text."""
+    first, second = found.versions
+    yield f"{found.scenario}: version {first} to version {second}"
+    yield f"  {found.events_learned:+,} events learnt, published {found.seconds:+,.1f} s"
+    if not found.same_base:
+        yield "  they are for different frozen encoders"
+    for name, (one, other) in found.metrics.items():
+        yield f"  {name:<20} {_number(one):>10} -> {_number(other):>10}"
+    for name, moved in found.tensors.items():
+        yield f"  {name:<48} moved {moved.relative:.4%} of its length, most in one weight {moved.largest:.3g}"
+
+
 def as_json(value: Any) -> str:
     """A document for machines."""
     return json.dumps(value, indent=2, default=str)
@@ -81,3 +84,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

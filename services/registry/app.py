@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from itertools import chain
 from types import FrameType
@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 import structlog
 from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CollectorRegistry
 
@@ -33,6 +34,9 @@ from services.door.wiring import Door, add_door
 from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response, problem_response
 from services.metrics import RegistryMetrics, new_registry
 from services.registry.admin import add_admin
+from services.registry.changes import MAX_VERSION
+from services.registry.comparing import Comparison, compare
+from services.registry.reading import Shown, manifests, shown
 from services.registry.watch import Watcher
 
 LONGEST_WAIT_SECONDS = 30.0
@@ -42,6 +46,8 @@ REVALIDATE = {"Cache-Control": "no-cache"}
 
 log = structlog.get_logger(__name__)
 
+Version = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
+QueriedVersion = Annotated[int, Query(ge=1, le=MAX_VERSION)]
 Etags = Annotated[str | None, Header(alias="If-None-Match")]
 
 
@@ -70,6 +76,7 @@ def create_app(
     add_problem_handlers(app)
     _add_registry_errors(app)
     _add_adapters(app, registry, watchers.latest)
+    _add_looks(app, registry)
     _add_rollout(app, registry, watchers.rollout)
     add_admin(app, registry, audit=door.audit, announce=announce)
     _add_files(app, registry)
@@ -81,11 +88,7 @@ def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Mani
     @app.get("/v1/adapters/{scenario}")
     def adapters(scenario: str) -> list[Manifest]:
         """Manifests of all versions, oldest first."""
-        found = []
-        for version in registry.versions(scenario):
-            with suppress(VersionNotFoundError):  # pruned since the listing
-                found.append(registry.manifest(scenario, version))
-        return found
+        return list(manifests(registry, scenario))
 
     @app.get("/v1/adapters/{scenario}/latest", response_model=Manifest)
     async def latest(
@@ -102,6 +105,22 @@ def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Mani
         if manifest.digest in known or "*" in known:
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         return _manifest_response(manifest, headers)
+
+
+def _add_looks(app: FastAPI, registry: AdapterRegistry) -> None:
+    @app.get("/v1/adapters/{scenario}/diff")
+    def diff(
+        scenario: str,
+        first: QueriedVersion,
+        second: QueriedVersion,
+    ) -> Comparison:
+        """What is different between two versions: how much was learnt between them, and how they were judged."""
+        return compare(registry, scenario, first, second)
+
+    @app.get("/v1/adapters/{scenario}/{version:int}")
+    def show(scenario: str, version: Version) -> Shown:
+        """One version: its manifest, what it builds on, and what it is to the rollout."""
+        return shown(registry, scenario, version)
 
 
 def _add_rollout(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Rollout]) -> None:
@@ -137,13 +156,13 @@ def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
         return PlainTextResponse(f"{manifest.version}\n", headers=REVALIDATE)
 
     @app.get("/v1/files/{scenario}/" + LISTING_NAME)
-    def manifests(scenario: str) -> JSONResponse:
+    def manifest_paths(scenario: str) -> JSONResponse:
         """Paths of all manifests, which stand in for a directory listing."""
         paths = [f"{version:08d}/{MANIFEST_NAME}" for version in registry.versions(scenario)]
         return JSONResponse(paths, headers=REVALIDATE)
 
     @app.get("/v1/files/{scenario}/{version}/{file}")
-    def file(scenario: str, version: int, file: str, if_none_match: Etags = None) -> Response:
+    def file(scenario: str, version: Version, file: str, if_none_match: Etags = None) -> Response:
         """One file of a version; only names in its manifest are looked up, so that no path can leave it."""
         manifest = registry.manifest(scenario, version)
         if file == MANIFEST_NAME:

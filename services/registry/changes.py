@@ -8,6 +8,8 @@ from peft_adapters.errors import RolloutConflictError, RolloutError, VersionNotF
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import TEXT_LIMIT, Canary, Rollout, Shadow
 
+MAX_VERSION = 10**12  # a file's name holds no more digits than 255
+
 
 class Change(BaseModel):
     """What every change takes.
@@ -42,7 +44,7 @@ class Change(BaseModel):
 class Pin(Change):
     """Answer all from one version."""
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=MAX_VERSION)
 
     def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
         """The rollout after the change."""
@@ -60,7 +62,7 @@ class Unpin(Change):
 class Rollback(Change):
     """Answer all from an earlier version: the one named, else the stable one if a canary runs, else the one before."""
 
-    version: int | None = Field(default=None, ge=1)
+    version: int | None = Field(default=None, ge=1, le=MAX_VERSION)
 
     def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
         """The rollout after the change.
@@ -84,7 +86,7 @@ class Rollback(Change):
 class StartCanary(Change):
     """Answer some shoppers from another version, or from the latest as it comes; the stable one is held."""
 
-    version: int | None = Field(default=None, ge=1)
+    version: int | None = Field(default=None, ge=1, le=MAX_VERSION)
     percent: float = Field(gt=0, le=100, allow_inf_nan=False)
     auto_rollback: bool = False
 
@@ -105,7 +107,7 @@ class EndCanary(Change):
 class StartShadow(Change):
     """Have another version, or the latest as it comes, score too without ever answering."""
 
-    version: int | None = Field(default=None, ge=1)
+    version: int | None = Field(default=None, ge=1, le=MAX_VERSION)
 
     def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
         """The rollout after the change."""

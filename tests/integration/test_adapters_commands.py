@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from small_bundle import write_small_bundle
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from peft_adapters.errors import (
@@ -62,6 +63,14 @@ def three_versions(directory: Path) -> AdapterRegistry:
     return registry
 
 
+@pytest.fixture(autouse=True)
+def _logging_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command's logging would outlive the stream it writes to."""
+    monkeypatch.setattr("services.logs.configure_logging", lambda **_: None)
+    with capture_logs():
+        yield
+
+
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     registry = three_versions(tmp_path)
@@ -96,8 +105,8 @@ def test_an_empty_registry_has_nothing_to_list(desk: Desk) -> None:
 
 def test_a_version_is_shown_whole(desk: Desk) -> None:
     shown = json.loads(desk.run("show", "2"))
-    assert (shown["chain"], shown["is"], shown["manifest"]["parent"]) == ([1, 2], [], 1)
-    assert json.loads(desk.run("show"))["is"] == ["latest", "stable"]
+    assert (shown["chain"], shown["roles"], shown["manifest"]["parent"]) == ([1, 2], [], 1)
+    assert json.loads(desk.run("show"))["roles"] == ["latest", "stable"]
     with pytest.raises(VersionNotFoundError):
         desk.run("show", "9")
 

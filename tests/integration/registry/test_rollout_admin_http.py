@@ -66,6 +66,22 @@ def test_it_is_told_to_workers_and_to_the_audit_log(desk: Desk) -> None:
     assert began["address"] == "127.0.0.1"
 
 
+def test_versions_are_shown_and_compared(desk: Desk) -> None:
+    desk.ask("pin", version=2)
+    shown = desk.client.get("/v1/adapters/home/2").json()
+    assert (shown["roles"], shown["chain"], shown["manifest"]["version"]) == (["stable"], [2], 2)
+    compared = desk.client.get("/v1/adapters/home/diff?first=1&second=3").json()
+    assert (compared["versions"], compared["events_learned"], compared["tensors"]) == ([1, 3], 10, {})
+    for path, status in (
+        ("9", 404),
+        ("0", 422),
+        ("9" * 30, 422),
+        ("diff?first=1", 422),
+        ("diff?first=1&second=9", 404),
+    ):
+        assert desk.client.get(f"/v1/adapters/home/{path}").status_code == status
+
+
 @pytest.mark.parametrize(
     ("change", "body", "status", "detail"),
     [

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from peft_adapters.errors import VersionNotFoundError
 from peft_adapters.manifest import Manifest
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.rollout import Rollout
 from peft_adapters.signing import Verifier
-from services.adapters.rendering import roles
 
 
 def manifests(registry: AdapterRegistry, scenario: str) -> Iterator[Manifest]:
@@ -25,8 +26,36 @@ def manifests(registry: AdapterRegistry, scenario: str) -> Iterator[Manifest]:
             yield registry.manifest(scenario, version)
 
 
-def shown(registry: AdapterRegistry, scenario: str, version: int | None) -> dict[str, Any]:
-    """All there is of a version, as JSON can hold it.
+def roles(version: int, rollout: Rollout, *, latest: int) -> list[str]:
+    """What a version is: `latest`, `stable`, `canary 5%`, `shadow`."""
+    found = ["latest"] if version == latest else []
+    if version == rollout.stable_or(latest):
+        found.append("stable")
+    if rollout.canary is not None and version == (rollout.canary.version or latest) and "stable" not in found:
+        found.append(f"canary {rollout.canary.percent:g}%")
+    if rollout.shadow is not None and version == (rollout.shadow.version or latest) and "stable" not in found:
+        found.append("shadow")
+    return found
+
+
+class Shown(BaseModel):
+    """All there is of a version.
+
+    Attributes:
+        roles: what it is to the rollout.
+        chain: the versions that it takes to build it.
+        manifest: its own.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    roles: list[str]
+    chain: list[int]
+    manifest: Manifest
+
+
+def shown(registry: AdapterRegistry, scenario: str, version: int | None) -> Shown:
+    """All there is of a version.
 
     Args:
         registry: where it is.
@@ -42,11 +71,11 @@ def shown(registry: AdapterRegistry, scenario: str, version: int | None) -> dict
     if latest is None:
         raise VersionNotFoundError(f"nothing has been published for scenario {scenario!r} yet")
     manifest = registry.manifest(scenario, version or rollout.stable_or(latest.version))
-    return {
-        "is": roles(manifest.version, rollout, latest=latest.version),
-        "chain": registry.chain(scenario, manifest.version),
-        "manifest": manifest.model_dump(mode="json"),
-    }
+    return Shown(
+        roles=roles(manifest.version, rollout, latest=latest.version),
+        chain=registry.chain(scenario, manifest.version),
+        manifest=manifest,
+    )
 
 
 def verified(registry: AdapterRegistry, scenario: str, version: int | None, verify: Verifier | None) -> list[str]:
@@ -65,7 +94,7 @@ def verified(registry: AdapterRegistry, scenario: str, version: int | None, veri
     """
     wanted = shown(registry, scenario, version)
     lines = []
-    for link in wanted["chain"]:
+    for link in wanted.chain:
         manifest = registry.manifest(scenario, link)
         if verify is not None:
             verify(manifest)
