@@ -98,7 +98,7 @@ def _learn(sender: Connection, encoder: EncoderSettings, data: Path | None) -> N
     sender.send(
         {
             "items": len(items),
-            "tokens_per_item": float(np.mean([len(states) for states in learner.catalogue.hidden])),
+            "tokens_per_item": float(np.mean([len(states) for states in learner.catalogue.hidden if states is not None])),
             "empty_gib": empty_gib,
             "peak_gib": _peak_gib(),
             "items_added_per_second": len(items) / (added - began),

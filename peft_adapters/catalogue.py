@@ -24,14 +24,16 @@ class Catalogue:
 
     Args:
         cache: where the frozen prefix of each text comes from.
+        max_hidden_bytes: of activations held in memory; those of later items are asked of the cache at each use. None
+            holds all.
     """
 
-    def __init__(self, cache: PrefixCache) -> None:
-        self._cache = cache
+    def __init__(self, cache: PrefixCache, *, max_hidden_bytes: int | None = None) -> None:
+        self._cache, self._max_hidden_bytes, self._hidden_bytes = cache, max_hidden_bytes, 0
         self.ids: list[str] = []
         self.texts: list[str] = []
         self.rows: dict[str, int] = {}
-        self.hidden: list[Tensor] = []  # [tokens, dim] a row
+        self.hidden: list[Tensor | None] = []  # [tokens, dim] a row; None where it is left to the cache
         self.other_vectors: dict[int, ItemVectors] = {}  # by row, of items that have vectors of other modalities
 
     def __len__(self) -> int:
@@ -60,24 +62,34 @@ class Catalogue:
             rows | {self.rows[item_id] for item_id, own in vectors.items() if self._put_vectors(item_id, own)}
         )
 
-    def _encode(self, texts: Sequence[str]) -> list[Tensor]:
+    def _encode(self, texts: Sequence[str]) -> list[Tensor | None]:
         """Activations of texts, those of a chunk in one piece of memory: many small ones leave holes between them."""
-        encoded: list[Tensor] = []
+        encoded: list[Tensor | None] = []
         told = time.monotonic()
         for start in range(0, len(texts), _CHUNK):
             hidden = self._cache.get(texts[start : start + _CHUNK])
-            encoded += torch.split(torch.cat(hidden), [len(states) for states in hidden])
+            encoded += self._held(hidden)
             if time.monotonic() > told + _LOG_SECONDS:
                 told = time.monotonic()
                 log.info("catalogue_encoding", done=len(encoded), of=len(texts))
         return encoded
 
-    def _put(self, item_id: str, text: str, hidden: Tensor) -> int:
+    def _held(self, hidden: list[Tensor]) -> list[Tensor | None]:
+        """What is kept in memory of a chunk: all of it while there is room, else nothing."""
+        size = sum(states.nbytes for states in hidden)
+        if self._max_hidden_bytes is not None and self._hidden_bytes + size > self._max_hidden_bytes:
+            return [None] * len(hidden)
+        self._hidden_bytes += size
+        return list(torch.split(torch.cat(hidden), [len(states) for states in hidden]))
+
+    def _put(self, item_id: str, text: str, hidden: Tensor | None) -> int:
         row = self.rows.setdefault(item_id, len(self.ids))
         if row == len(self.ids):
             self.ids.append(item_id)
             self.texts.append(text)
             self.hidden.append(hidden)
+        elif (before := self.hidden[row]) is not None:
+            self._hidden_bytes -= before.nbytes
         self.texts[row], self.hidden[row] = text, hidden
         return row
 
@@ -95,9 +107,15 @@ class Catalogue:
         """Unit text vectors [rows, dim] under an adapter."""
         vectors = torch.zeros(len(rows), self._cache.dim)  # filled in place: a large catalogue's are not held twice
         for start in range(0, len(rows), _CHUNK):
-            hidden = [self.hidden[row] for row in rows[start : start + _CHUNK]]
+            hidden = self._activations(rows[start : start + _CHUNK])
             vectors[start : start + len(hidden)] = torch.nn.functional.normalize(suffix(hidden), dim=1)
         return vectors
+
+    def _activations(self, rows: Sequence[int]) -> list[Tensor]:
+        """Of some rows, from memory or from the cache."""
+        left = [row for row in rows if self.hidden[row] is None]
+        asked = dict(zip(left, self._cache.get([self.texts[row] for row in left]), strict=True)) if left else {}
+        return [asked[row] if (hidden := self.hidden[row]) is None else hidden for row in rows]
 
 
 def item_text(*, title: str, brand: str = "", category: str = "", description: str = "") -> str:

@@ -49,7 +49,7 @@ class SparseCounts:
     def add(self, rows: IntArray, columns: IntArray, counts: FloatArray) -> None:
         """Add counts at (row, column); repeated places add up. Earlier copies of this object keep their counts."""
         size = len(self._row_sums)
-        self._recent = self._recent + sparse.csr_array((counts, (rows, columns)), shape=(size, size))
+        self._recent = self._recent + _csr(counts, rows, columns, size)
         self._row_sums = self._row_sums + np.bincount(rows, counts, size).astype(np.float32)
         if self._recent.nnz > _MERGE_ENTRIES + _MERGE_RATIO * self._main.nnz:
             self._main, self._recent = self._main + self._recent, _empty(size)
@@ -93,7 +93,7 @@ class SparseCounts:
     def restore(self, state: Mapping[str, Tensor], size: int) -> None:
         """Put back what `state` gave."""
         self._main, self._recent = (
-            sparse.csr_array(_coo({k: state[f"{part}.{k}"] for k in ("row", "column", "count")}), shape=(size, size))
+            _csr(state[f"{part}.count"].numpy(), state[f"{part}.row"].numpy(), state[f"{part}.column"].numpy(), size)
             for part in ("main", "recent")
         )
         self._row_sums = np.asarray((self._main + self._recent).sum(axis=1), dtype=np.float32).ravel()
@@ -270,6 +270,11 @@ class Counters:
 
 def _empty(size: int) -> Any:
     return sparse.csr_array((size, size), dtype=np.float32)
+
+
+def _csr(counts: FloatArray, rows: Any, columns: Any, size: int) -> Any:
+    places = (rows.astype(np.int32), columns.astype(np.int32))  # a third less memory than with the usual 64 bits
+    return sparse.csr_array((counts, places), shape=(size, size))
 
 
 def _triples(matrix: Any) -> dict[str, Tensor]:

@@ -8,7 +8,9 @@ features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,6 +32,8 @@ from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
 
 ROLES = ("query", "candidate")
+_VECTORS_CHUNK = 8_192  # items whose vectors are made at a time
+QUERY_ITEMS = 50_000  # of a larger catalogue, the vectors of a context's items are made when they are asked for
 GATE_EVENTS = 5.0  # an item's residual counts half after this many events
 
 
@@ -41,7 +45,7 @@ class Ranker:
         heads: [features] weights of the score.
         taste: [dim] what all shoppers like: its product with an item's vector is a feature.
         text: [items, dim] unit text vectors under the current adapter.
-        residuals: by role [items, dim], zero for an item never learnt.
+        residuals: by role [items, dim], zero for an item never learnt; single precision, or as a bundle has them, half.
         counters: the streaming counters.
     """
 
@@ -70,9 +74,9 @@ class Ranker:
             self.residuals = {role: torch.cat([rows, blank]) for role, rows in self.residuals.items()}
             self.counters.grow(size)
 
-    def gate(self) -> Tensor:
-        """Share of the residual in each item's vector, [items, 1]."""
-        events = torch.from_numpy(self.counters.events)
+    def gate(self, rows: IntArray | None = None) -> Tensor:
+        """Share of the residual in each item's vector, [items, 1]; of all, or of some rows alone."""
+        events = torch.from_numpy(self.counters.events if rows is None else self.counters.events[rows])
         return (events / (events + GATE_EVENTS))[:, None]
 
     def text_share(self, rows: IntArray | None = None) -> Tensor:
@@ -82,9 +86,21 @@ class Ranker:
 
     def vectors(self, role: str, rows: IntArray | None = None) -> Tensor:
         """Item vectors of a role, unit length [items, dim]; of some rows alone where only those are asked for."""
-        which = slice(None) if rows is None else torch.from_numpy(rows)
-        vectors = self.text[which] + self.gate()[which] * self.residuals[role][which]
-        return torch.nn.functional.normalize(vectors, dim=1)
+        gate, residuals = self.gate(rows), self.residuals[role]
+        if rows is not None:
+            which = torch.from_numpy(rows)
+            return _unit(self.text[which], gate, residuals[which])
+        if len(self) <= _VECTORS_CHUNK:
+            return _unit(self.text, gate, residuals)
+        vectors = torch.empty_like(self.text)  # filled in place: what they are made from is not held for all at once
+        for start in range(0, len(self), _VECTORS_CHUNK):
+            chunk = slice(start, start + _VECTORS_CHUNK)
+            vectors[chunk] = _unit(self.text[chunk], gate[chunk], residuals[chunk])
+        return vectors
+
+
+def _unit(text: Tensor, gate: Tensor, residuals: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(text + gate * residuals.float(), dim=1)
 
 
 class FrozenRanker:
@@ -94,6 +110,7 @@ class FrozenRanker:
         ranker: which.
         probabilities: what says how likely outcomes are, where that is known.
         before: of the version before, for what has stayed the same.
+        is_fixed: nobody changes `ranker` any more: of a large one not all vectors need to be made beforehand.
 
     Attributes:
         counters: as they stood.
@@ -101,15 +118,26 @@ class FrozenRanker:
     """
 
     def __init__(
-        self, ranker: Ranker, probabilities: Probabilities | None = None, *, before: FrozenRanker | None = None
+        self,
+        ranker: Ranker,
+        probabilities: Probabilities | None = None,
+        *,
+        before: FrozenRanker | None = None,
+        is_fixed: bool = False,
     ) -> None:
         self._probabilities = probabilities
         self.counters = ranker.counters.copy()
         self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
         self.text_share = ranker.text_share()
         self._conversion = torch.from_numpy(conversion(self.counters))
-        self._query, self._candidate = (ranker.vectors(role) for role in ROLES)
         self._one: OneContext = OneContext(self.counters, None if before is None else before._one)
+        self._candidate = ranker.vectors("candidate")
+        self._query: Callable[[IntArray], Tensor]
+        if is_fixed and len(ranker) > QUERY_ITEMS:
+            self._query = partial(ranker.vectors, "query")
+        else:
+            query = ranker.vectors("query")
+            self._query = lambda rows: query[torch.from_numpy(rows)]
 
     def __len__(self) -> int:
         """Items."""
@@ -153,7 +181,7 @@ class FrozenRanker:
         chosen = slice(None) if columns is None else torch.from_numpy(columns)
         return counted, affinity_features(
             weights,
-            self._query[torch.from_numpy(rows)],
+            self._query(rows),
             self._candidate[chosen],
             self._taste,
             self.text_share[chosen],

@@ -251,12 +251,15 @@ def _assembled(
     texts = [None if row == _NO_ROW else catalogue.texts[row] for row in catalogue_rows.tolist()]
     row_of = np.empty(len(catalogue), dtype=np.int64)
     row_of[catalogue_rows[has_text]] = np.flatnonzero(has_text)
-    text = torch.zeros(len(item_ids), encode.dim)
-    adapted = previous.suffix if previous is not None and _same(learnt.lora, previous.learnt.lora) else None
-    kept = _keep_text(text, item_ids, texts, previous) if previous is not None and adapted is not None else set()
-    suffix = adapted or encode.suffix(learnt.lora)
-    rows = [row for row in np.flatnonzero(has_text).tolist() if row not in kept]
-    encode(text, rows, catalogue, catalogue_rows, suffix)
+    adapted = previous if previous is not None and _same(learnt.lora, previous.learnt.lora) else None
+    suffix = adapted.suffix if adapted is not None else encode.suffix(learnt.lora)
+    if adapted is not None and item_ids == adapted.item_ids and texts == adapted.texts:
+        item_ids, texts, text = adapted.item_ids, adapted.texts, adapted.text  # a large catalogue's are not held twice
+    else:
+        text = torch.zeros(len(item_ids), encode.dim)
+        kept = set[int]() if adapted is None else _keep_text(text, item_ids, texts, adapted)
+        rows = [row for row in np.flatnonzero(has_text).tolist() if row not in kept]
+        encode(text, rows, catalogue, catalogue_rows, suffix)
     content = with_vectors(text, catalogue_rows.tolist(), catalogue.other_vectors, learnt.projections)
     return ServedModel(
         manifest=manifest,
@@ -316,12 +319,14 @@ class _Texts:
 def _ranker(learnt: Learnt, text: Tensor, previous: ServedModel | None) -> FrozenRanker:
     counters = learnt.counters.copy()
     counters.grow(len(text))
+    missing = len(text) - len(learnt.item_ids)
     residuals = {
-        role: torch.nn.functional.pad(rows.float(), (0, 0, 0, len(text) - len(rows)))
+        role: torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
         for role, rows in learnt.residuals.items()
     }
     ranker = Ranker(learnt.heads, learnt.taste, text, residuals, counters)
-    return FrozenRanker(ranker, learnt.probabilities, before=previous.ranker if previous is not None else None)
+    before = previous.ranker if previous is not None else None
+    return FrozenRanker(ranker, learnt.probabilities, before=before, is_fixed=True)
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

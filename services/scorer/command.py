@@ -103,7 +103,7 @@ def _wired(
     worker = Worker(
         scenario=settings.scenario,
         encoder=encoder,
-        catalogue=Catalogue(cache),
+        catalogue=Catalogue(cache, max_hidden_bytes=settings.scorer.max_hidden_bytes),
         bundles=BundleSource(registry, directory, encoder.base_digest),
         items=items,
         shoppers=shoppers,

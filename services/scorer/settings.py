@@ -42,4 +42,10 @@ class ScorerSettings(BaseModel):
     max_batch_requests: int = Field(default=16, ge=1, description="requests of one /v1/batch")
     blocklist: Blocklist = Blocklist()
     max_body_bytes: int = Field(default=1_048_576, ge=1_024, description="larger requests are answered 413")
+    max_hidden_bytes: int = Field(
+        default=128 * 2**20,
+        ge=0,
+        description="activations of texts held in memory; of a larger catalogue the others are read from the encoder's "
+        "cache when an adapter changes what texts say",
+    )
     torch_threads: int = Field(default=1, ge=1, description="of one torch operation; scale by more workers instead")

@@ -37,14 +37,15 @@ def test_only_new_texts_are_reported_and_encoded(encoder: Encoder) -> None:
     assert cache.misses == 4
     assert catalogue.texts == ["blue mug", "lamp", "vase"]
     for text, hidden in zip(catalogue.texts, catalogue.hidden, strict=True):
+        assert hidden is not None
         assert torch.equal(hidden, encoder.prefix([text])[0])
 
 
 def test_the_last_of_several_texts_in_one_call_stands(catalogue: Catalogue, encoder: Encoder) -> None:
     assert catalogue.upsert([("a", "vase"), ("d", "rug"), ("a", "bird"), ("d", "glass"), ("a", "red mug")]) == [0, 3]
     assert catalogue.texts == ["red mug", "lamp", "oak plate", "glass"]
-    assert torch.equal(catalogue.hidden[0], encoder.prefix(["red mug"])[0])
-    assert torch.equal(catalogue.hidden[3], encoder.prefix(["glass"])[0])
+    assert torch.equal(catalogue._activations([0])[0], encoder.prefix(["red mug"])[0])
+    assert torch.equal(catalogue._activations([3])[0], encoder.prefix(["glass"])[0])
 
 
 def test_vectors_are_unit_and_in_the_order_asked_for(catalogue: Catalogue, encoder: Encoder) -> None:
@@ -72,3 +73,20 @@ def test_large_refresh_is_done_in_parts_and_comes_back_whole(encoder: Encoder) -
 
 def test_item_text_leaves_out_what_is_empty() -> None:
     assert item_text(title="Mug", category="Kitchen") == "Mug. Kitchen"
+
+
+def test_activations_beyond_what_memory_may_hold_come_from_the_cache_and_are_the_same(encoder: Encoder) -> None:
+    items = [("a", "red mug"), ("b", "lamp"), ("c", "blue oak plate"), ("d", "vase")]
+    everything = Catalogue(PrefixCache(encoder, None))
+    everything.upsert(items)
+    room = sum(states.nbytes for states in everything.hidden[:2] if states is not None)
+    cache = PrefixCache(encoder, None)
+    bounded = Catalogue(cache, max_hidden_bytes=room)
+    for item in items:
+        bounded.upsert([item])
+    assert [states is not None for states in bounded.hidden] == [True, True, False, False]
+    suffix, rows = encoder.merged(), [3, 0, 2, 1, 0]
+    assert torch.equal(bounded.vectors(suffix, rows), everything.vectors(suffix, rows))
+    assert cache.misses == 4, "computed once each"
+    bounded.upsert([("a", "rug")])  # gives its room back before it takes some
+    assert bounded.hidden[0] is not None

@@ -96,3 +96,17 @@ def test_a_frozen_ranker_stands_still_while_its_learner_goes_on(learner: Learner
 def test_context_rows_are_distinct_and_sorted() -> None:
     assert context_rows(CONTEXTS).tolist() == [0, 1, 2, 5, 9]
     assert context_rows(pad([([3], [0]), ([], [])], [[7, 3], [1]])).tolist() == [1, 3, 7]
+
+
+def test_of_a_large_catalogue_vectors_are_made_in_parts_or_when_asked_for_and_are_the_same(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker = learner.ranker
+    whole = {role: ranker.vectors(role) for role in ROLES}
+    score = FrozenRanker(ranker).score(CONTEXTS)
+    monkeypatch.setattr("peft_adapters.ranker._VECTORS_CHUNK", 7)
+    monkeypatch.setattr("peft_adapters.ranker.QUERY_ITEMS", 7)
+    for role in ROLES:
+        assert torch.equal(ranker.vectors(role), whole[role])
+        assert torch.equal(ranker.vectors(role, np.array([29, 3])), whole[role][[29, 3]])
+    assert torch.equal(FrozenRanker(ranker, is_fixed=True).score(CONTEXTS), score)

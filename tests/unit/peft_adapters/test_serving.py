@@ -260,3 +260,17 @@ def test_who_begins_from_a_bundle_begins_with_its_probabilities(publications: Pu
     after = other.lists.outcomes.probabilities()
     assert after is not None
     assert 0 < (after.click - ours.click).abs().max() < 0.1
+
+
+def test_what_two_versions_have_in_common_is_held_once(publications: Publications, encoder: Encoder) -> None:
+    publications.learner.add_items(ITEMS)
+    catalogue = catalogue_of(encoder, ITEMS)
+    first = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    again = refreshed(first, catalogue=catalogue, encoder=encoder)
+    assert again.text is first.text
+    assert again.item_ids is first.item_ids
+    assert scores(again, catalogue) == scores(first, catalogue)
+    catalogue.upsert([("item-3", "another text")])
+    other = refreshed(again, catalogue=catalogue, encoder=encoder)
+    assert other.text is not first.text
+    assert scores(other, catalogue) != scores(first, catalogue)
