@@ -95,10 +95,11 @@ def _learn(sender: Connection, encoder: EncoderSettings, data: Path | None) -> N
         batch = learner.observe(events[start : start + BATCH_EVENTS])
         learner.judge(batch)
         learner.learn(batch)
+    tokens = [len(states) for states in learner.catalogue.hidden if states is not None]
     sender.send(
         {
             "items": len(items),
-            "tokens_per_item": float(np.mean([len(states) for states in learner.catalogue.hidden if states is not None])),
+            "tokens_per_item": float(np.mean(tokens)),
             "empty_gib": empty_gib,
             "peak_gib": _peak_gib(),
             "items_added_per_second": len(items) / (added - began),
