@@ -12,7 +12,7 @@ from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from services.audit import AuditLog
 from services.registry.announcing import announce
-from services.registry.changes import PATHS, Change, make
+from services.registry.changes import PATHS, Change, action_of, asked, make
 from services.settings import Settings
 
 FILES_PATH = "/v1/files"
@@ -47,9 +47,7 @@ class Direct:
             RegistryError: it is against the rules, names what is not there, or the store failed.
         """
         by = _user()
-        with self._audit.call(
-            f"adapters.{PATHS[type(change)]}", by=by, scenario=scenario, asked=change.model_dump(exclude_none=True)
-        ):
+        with self._audit.call(action_of(change), by=by, scenario=scenario, asked=asked(change)):
             rollout = make(self.registry, scenario, change, by=by)
         announce(self._settings, rollout)
         return rollout
@@ -77,9 +75,7 @@ class OverHttp:
         """
         url = f"{self._url}/v1/adapters/{scenario}/{PATHS[type(change)]}"
         try:
-            answer = httpx.post(
-                url, json=change.model_dump(exclude_none=True), headers=self._headers, timeout=TIMEOUT_SECONDS
-            )
+            answer = httpx.post(url, json=asked(change), headers=self._headers, timeout=TIMEOUT_SECONDS)
             if answer.status_code == httpx.codes.OK:
                 return Rollout.model_validate_json(answer.content)
         except (httpx.HTTPError, ValidationError) as error:

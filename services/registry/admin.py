@@ -10,6 +10,7 @@ from peft_adapters.manifest import check_scenario
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from services.audit import AuditError, AuditLog
+from services.door.guard import caller_of
 from services.http import problem_response
 from services.registry.changes import (
     PATHS,
@@ -22,6 +23,8 @@ from services.registry.changes import (
     StartCanary,
     StartShadow,
     Unpin,
+    action_of,
+    asked,
     make,
 )
 
@@ -42,10 +45,9 @@ def add_admin(
     one_at_a_time = threading.Lock()  # a store that takes whatever is written knows of no conflict
 
     def made(request: Request, after: BackgroundTasks, scenario: str, change: Change) -> Rollout:
-        by, address = getattr(request.state, "caller", "nobody"), request.client.host if request.client else ""
-        action, asked = f"adapters.{PATHS[type(change)]}", change.model_dump(exclude_none=True)
-        with audit.call(action, by=by, address=address, scenario=check_scenario(scenario), asked=asked), one_at_a_time:
-            rollout = make(registry, scenario, change, by=by)
+        caller, details = caller_of(request), {"scenario": check_scenario(scenario), "asked": asked(change)}
+        with audit.call(action_of(change), by=caller.name, address=caller.address, **details), one_at_a_time:
+            rollout = make(registry, scenario, change, by=caller.name)
         if announce is not None:
             after.add_task(announce, rollout)
         return rollout

@@ -143,6 +143,16 @@ PATHS: dict[type[Change], str] = {
 }
 
 
+def action_of(change: Change) -> str:
+    """What the audit log calls a change."""
+    return f"adapters.{PATHS[type(change)]}"
+
+
+def asked(change: Change) -> dict[str, object]:
+    """What was asked for, without what was left open."""
+    return change.model_dump(exclude_none=True)
+
+
 def make(registry: AdapterRegistry, scenario: str, change: Change, *, by: str) -> Rollout:
     """Make a change and return the rollout that holds now.
 

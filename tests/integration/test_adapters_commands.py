@@ -161,6 +161,18 @@ def test_changes_are_made_and_said(desk: Desk) -> None:
     assert desk.rollout().stable_version is None
 
 
+def test_changes_are_told_to_the_audit_log(desk: Desk, tmp_path: Path) -> None:
+    desk.env["HEADWATER_SECURITY__AUDIT_LOG"] = str(tmp_path / "audit.jsonl")
+    desk.run("pin", "2", "--reason", "calm")
+    began, done = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    assert (began["action"], began["asked"], done["outcome"]) == (
+        "adapters.pin",
+        {"reason": "calm", "version": 2},
+        "done",
+    )
+    assert began["by"] == desk.rollout().changed_by != ""
+
+
 def test_what_cannot_be_is_said(desk: Desk) -> None:
     with pytest.raises(RegistryError, match="no version 9"):
         desk.run("pin", "9")
