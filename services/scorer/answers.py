@@ -197,6 +197,11 @@ class Answers:
         scores, probabilities = model.ranker.judge(self.context(request, model), columns)
         return scores[0].numpy(), {outcome: values[0].numpy() for outcome, values in probabilities.items()}
 
+    def is_withheld(self, model: ServedModel, row: int) -> bool:
+        """Whether an item is blocked or removed, and so not to be named to anyone."""
+        own = model.catalogue_rows[row : row + 1]
+        return bool(model.has_text[row]) and not self._items.may_be_offered(own)[0]
+
     def context(self, request: ShopperRequest, model: ServedModel) -> Contexts:
         """Who asks, as a model sees them."""
         ts_ms = time.time_ns() // 1_000_000 if request.ts is None else request.ts

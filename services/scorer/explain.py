@@ -1,6 +1,7 @@
 """`/v1/explain`: what the scores of given candidates are made of."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -70,7 +71,7 @@ class Sources(BaseModel):
         popularity: The item's own counts.
         taste: What all shoppers like.
         history: Items of the shopper's past, the largest share first.
-        more_history: Those that are not told one by one, together.
+        more_history: Those that are not told one by one, together; items that are blocked are among them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -136,12 +137,14 @@ def add_explain(
         return ExplainAnswer(
             adapter_version=model.version,
             scenario=model.manifest.scenario,
-            items=[_explained(own, model, request.history) for own in explained],
+            items=[_explained(own, model, request.history, answers) for own in explained],
             unknown_candidates=ranked.unknown,
         )
 
 
-def _explained(own: Explanation, model: ServedModel, told: int) -> Explained:
+def _explained(own: Explanation, model: ServedModel, told: int, answers: Answers) -> Explained:
+    nameable = [one for one in own.history if not answers.is_withheld(model, one.row)]
+    untold = sum(one.share for one in own.history) - sum(one.share for one in nameable[:told])
     history = [
         HistoryShare(
             item_id=model.item_ids[looked_at.row],
@@ -149,17 +152,17 @@ def _explained(own: Explanation, model: ServedModel, told: int) -> Explained:
             contribution=looked_at.share,
             kinds=Kinds(**looked_at.shares),
         )
-        for looked_at in own.history[:told]
+        for looked_at in nameable[:told]
     ]
     return Explained(
         item_id=model.item_ids[own.row],
         score=own.score,
-        sentence=because(own, model),
+        sentence=because(replace(own, history=nameable), model),
         sources=Sources(
             popularity=own.popularity,
             taste=own.taste,
             history=history,
-            more_history=sum(looked_at.share for looked_at in own.history[told:]),
+            more_history=untold,
         ),
         kinds=Kinds(**own.kinds),
         features=dict(own.features),

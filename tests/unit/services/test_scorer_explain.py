@@ -41,7 +41,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Any:
     answers = Answers(items, shoppers)
     bundle = publications.read(publications.full(3))
     answers.model = build([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
-    return SimpleNamespace(scenario="home", answers=answers, shoppers=shoppers, missing=lambda: None)
+    return SimpleNamespace(scenario="home", items=items, answers=answers, shoppers=shoppers, missing=lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,24 @@ def test_what_must_not_be_offered_is_not_explained(client: httpx.Client) -> None
     assert body["unknown_candidates"] == ["no-such", "item-7"]
     assert "item-7" not in [item["item_id"] for item in body["items"]]
     assert asked(client, candidates=["item-7"])["items"] == []
+
+
+def test_what_was_looked_at_and_is_blocked_since_is_named_nowhere(client: httpx.Client, worker: Any) -> None:
+    before = asked(client)["items"]
+    looked_at = Item(
+        event_id="e", ts=1, item_id="item-4", kind="product", title=dict(ITEMS)["item-4"], status="blocked"
+    )
+    worker.items.take_in(looked_at)
+    after = asked(client)["items"]
+    worker.items.take_in(looked_at.model_copy(update={"status": "active"}))
+    kept = {item["item_id"]: item for item in before if item["item_id"] != "item-4"}
+    assert {item["item_id"] for item in after} == set(kept)
+    for item in after:
+        sources, whole = item["sources"], kept[item["item_id"]]["sources"]
+        assert "item-4" not in [one["item_id"] for one in sources["history"]]
+        assert looked_at.title not in item["sentence"]
+        told_before = next(one["contribution"] for one in whole["history"] if one["item_id"] == "item-4")
+        assert sources["more_history"] == pytest.approx(whole["more_history"] + told_before, abs=1e-5)
 
 
 def test_history_that_is_not_told_one_by_one_is_told_together(client: httpx.Client) -> None:
