@@ -6,14 +6,14 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field
 
 from peft_adapters.explaining import Explanation, explain
 from peft_adapters.serving import ServedModel
 from services.problems import problems
 from services.scorer.answers import Answers
 from services.scorer.rankings import NO_PROBABILITY, REFUSALS
-from services.scorer.requests import RankRequest
+from services.scorer.requests import RankRequest, Whole
 from services.scorer.sentences import because
 from streams.events import Id
 
@@ -30,7 +30,7 @@ class ExplainRequest(RankRequest):
     """
 
     candidates: tuple[Id, ...] = Field(min_length=1, max_length=MAX_EXPLAINED)
-    history: Annotated[int, Strict()] = Field(default=20, ge=0, le=128)
+    history: Whole = Field(default=20, ge=0, le=128)
 
 
 class Kinds(BaseModel):

@@ -41,10 +41,22 @@ def _rfc_3339_only(value: object) -> object:
     return value
 
 
+def _number_only(value: object) -> object:
+    """Refuses texts and truth values, which pydantic would take for numbers; 5.0 is as whole as 5, as in JSON Schema.
+
+    Raises:
+        ValueError: It is such a value.
+    """
+    if isinstance(value, str | bool):
+        raise ValueError(f"must be a whole number, got {value!r:.40}; write it without quotes")
+    return value
+
+
 Moment = Annotated[EpochMs, BeforeValidator(_rfc_3339_only), WithJsonSchema(_MOMENT_SCHEMA)]
 SessionItems = Annotated[tuple[Id, ...], Field(max_length=MAX_SESSION_ITEMS)]
 EarlierSessions = Annotated[tuple[SessionItems, ...], Field(max_length=MAX_EARLIER_SESSIONS)]
-Count = Annotated[int, Strict(), Field(ge=1)]
+Whole = Annotated[int, BeforeValidator(_number_only)]
+Count = Annotated[Whole, Field(ge=1)]
 Flag = Annotated[bool, Strict()]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 
@@ -158,7 +170,7 @@ class SimilarQuery(BaseModel):
     def filters(self) -> Filters:
         """The same filters as the other calls have."""
         return Filters(
-            kinds=tuple(self.kind) or None,
+            kinds=tuple(dict.fromkeys(self.kind)) or None,
             categories=tuple(self.category) or None,
             min_price=self.min_price,
             max_price=self.max_price,
