@@ -13,11 +13,12 @@ from peft_adapters.serving import ServedModel
 from services.problems import problems
 from services.scorer.answers import Answers
 from services.scorer.rankings import NO_PROBABILITY, REFUSALS
-from services.scorer.requests import RankRequest, Whole
+from services.scorer.requests import NUMBER_ONLY, RankRequest
 from services.scorer.sentences import because
 from streams.events import Id
 
 MAX_EXPLAINED = 50
+MAX_TOLD = 128
 
 _Share = Annotated[float, Field(description="what it adds to the score; below 0 it takes away")]
 
@@ -30,7 +31,7 @@ class ExplainRequest(RankRequest):
     """
 
     candidates: tuple[Id, ...] = Field(min_length=1, max_length=MAX_EXPLAINED)
-    history: Whole = Field(default=20, ge=0, le=128)
+    history: Annotated[int, Field(ge=0, le=MAX_TOLD), NUMBER_ONLY] = 20
 
 
 class Kinds(BaseModel):

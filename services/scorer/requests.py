@@ -55,8 +55,8 @@ def _number_only(value: object) -> object:
 Moment = Annotated[EpochMs, BeforeValidator(_rfc_3339_only), WithJsonSchema(_MOMENT_SCHEMA)]
 SessionItems = Annotated[tuple[Id, ...], Field(max_length=MAX_SESSION_ITEMS)]
 EarlierSessions = Annotated[tuple[SessionItems, ...], Field(max_length=MAX_EARLIER_SESSIONS)]
-Whole = Annotated[int, BeforeValidator(_number_only)]
-Count = Annotated[Whole, Field(ge=1)]
+NUMBER_ONLY = BeforeValidator(_number_only)  # after the bounds of a field: they are told in its schema only so
+Count = Annotated[int, Field(ge=1), NUMBER_ONLY]
 Flag = Annotated[bool, Strict()]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 
