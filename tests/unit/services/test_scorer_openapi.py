@@ -12,7 +12,7 @@ from call_shop import Shop
 
 from services.http import running
 
-CASES = 8  # of an operation and phase, so that it takes seconds; hundreds by hand find what these do not
+CASES = 5  # of an operation and phase, so that it takes seconds; hundreds by hand find what these do not
 
 
 @pytest.fixture(scope="module")
