@@ -10,7 +10,7 @@ import httpx
 import pytest
 from call_shop import Shop
 
-from services.http import running
+from services.serving import running
 
 CASES = 5  # of an operation and phase, so that it takes seconds; hundreds by hand find what these do not
 
