@@ -37,6 +37,10 @@ class Positive(Protocol):
     def weight(self) -> float:
         """How much it weighs in the loss; counters count it whole."""
 
+    @property
+    def query(self) -> str | None:
+        """What the shopper had searched for, where that is known."""
+
 
 class ShownList(Protocol):
     """What the learner needs to know of an impression whose click window has passed."""
@@ -77,6 +81,10 @@ class ShownList(Protocol):
     def weight(self) -> float:
         """How much it weighs in the loss; counters count it whole."""
 
+    @property
+    def query(self) -> str | None:
+        """What the shopper had searched for, where that is why it was shown."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -96,6 +104,7 @@ class Batch:
         counter_features: [COUNTER_FEATURES, events, columns].
         affinity_weights: [AFFINITIES, events, context rows].
         context_rows: [context rows] distinct items of the contexts.
+        asked: [events, dim] vectors of what was searched for, zero where nothing was; None where nothing was at all.
     """
 
     items: IntArray
@@ -111,6 +120,7 @@ class Batch:
     counter_features: Tensor
     affinity_weights: Tensor
     context_rows: IntArray
+    asked: Tensor | None = None
 
     def __len__(self) -> int:
         """Events."""
@@ -134,6 +144,7 @@ class ListBatch:
         counter_features: [COUNTER_FEATURES, shown] without what the list's own clicks have added.
         affinity_weights: [AFFINITIES, lists, context rows].
         context_rows: [context rows] distinct items of the contexts.
+        asked: [lists, dim] vectors of what was searched for, zero where nothing was; None where nothing was at all.
     """
 
     user_ids: tuple[str, ...]
@@ -148,6 +159,7 @@ class ListBatch:
     counter_features: Tensor
     affinity_weights: Tensor
     context_rows: IntArray
+    asked: Tensor | None = None
 
     def __len__(self) -> int:
         """Lists."""

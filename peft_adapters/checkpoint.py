@@ -30,7 +30,7 @@ from peft_adapters.learner import Learner
 from peft_adapters.modalities import pack, unpack
 from peft_adapters.ranker import ROLES
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 MODEL_NAME, STATE_NAME, SUMS_NAME = "model.safetensors", "state.json", "SHA256SUMS"
 
 _BESIDE = "beside"

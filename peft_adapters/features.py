@@ -24,7 +24,7 @@ from peft_adapters.recency import (
     SESSION_RECENCY,
     Recency,
 )
-from peft_adapters.settings import COUNTER_FEATURES, NEW_AFFINITIES
+from peft_adapters.settings import COUNTER_FEATURES, FEATURES, NEW_AFFINITIES
 from peft_adapters.shoppers import Contexts
 
 # Where a head starts before it has seen an event: with what texts say, since nothing is counted yet; signs of interest
@@ -56,9 +56,17 @@ INITIAL_WEIGHTS = {
     "last_item_affinity_new": 0.0,
     "session_attention_new": 0.0,
     "taste": 1.0,
+    "query_affinity": 10.0,
+    "query_affinity_squared": 0.0,
 }
 # The same for the head of lists: what is clicked among what is shown.
-LIST_INITIAL_WEIGHTS = {"click_through": 1.0, "session_affinity": 1.0, "history_affinity": 1.0, "taste": 1.0}
+LIST_INITIAL_WEIGHTS = {
+    "click_through": 1.0,
+    "session_affinity": 1.0,
+    "history_affinity": 1.0,
+    "taste": 1.0,
+    "query_affinity": 5.0,
+}
 
 SMOOTHING_EVENTS = 5.0
 _SMOOTHING_SHOWN = 10.0
@@ -168,9 +176,16 @@ def conversion(counters: Counters) -> FloatArray:
 
 
 def affinity_features(
-    weights: Tensor, query: Tensor, candidates: Tensor, taste: Tensor, text_share: Tensor
+    weights: Tensor,
+    query: Tensor,
+    candidates: Tensor,
+    taste: Tensor,
+    text_share: Tensor,
+    asked: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Affinity features in their order, each [contexts, candidates] or one for all contexts, [candidates].
+
+    Where nobody searched in words the last ones, `QUERY_FEATURES`, are left out: they are zero.
 
     Args:
         weights: [AFFINITIES, contexts, context rows] of the contexts' items.
@@ -178,6 +193,7 @@ def affinity_features(
         candidates: [candidates, dim].
         taste: [dim] what all shoppers like.
         text_share: [candidates] how far text speaks for each.
+        asked: [contexts, dim] vectors of what was searched for, zero where nothing was.
     """
     used = weights[0].any(dim=0)
     session = weights[0][:, used]
@@ -189,13 +205,20 @@ def affinity_features(
         products = [_product(own @ query, candidates.T) for own in weights]
         strength, similarity = _attention(query[used] @ candidates.T)  # [session rows, candidates]
     attention = (session @ (strength * similarity)) / (session @ strength).clamp(min=_NO_ATTENTION)
-    return _affinities(products, attention, candidates @ taste, text_share)
+    sought = None if asked is None else asked @ candidates.T
+    return _affinities(products, attention, candidates @ taste, text_share, sought)
 
 
 def affinities_of_pairs(
-    weights: Tensor, owner: Tensor, query: Tensor, candidates: Tensor, taste: Tensor, text_share: Tensor
+    weights: Tensor,
+    owner: Tensor,
+    query: Tensor,
+    candidates: Tensor,
+    taste: Tensor,
+    text_share: Tensor,
+    asked: Tensor | None = None,
 ) -> Tensor:
-    """The same for pairs of one context and one candidate each, [AFFINITY_FEATURES, pairs].
+    """The same for pairs of one context and one candidate each, [affinities, pairs].
 
     Args:
         weights: as above.
@@ -204,12 +227,14 @@ def affinities_of_pairs(
         candidates: [pairs, dim].
         taste: [dim].
         text_share: [pairs].
+        asked: [contexts, dim] as above.
     """
     products = list(((weights @ query)[:, owner] * candidates).sum(dim=-1))
     session = weights[0][owner]  # [pairs, context rows]
     strength, similarity = _attention(candidates @ query.T)
     attention = (session * strength * similarity).sum(dim=1) / (session * strength).sum(dim=1).clamp(min=_NO_ATTENTION)
-    return torch.stack(_affinities(products, attention, candidates @ taste, text_share))
+    sought = None if asked is None else (asked[owner] * candidates).sum(dim=-1)
+    return torch.stack(_affinities(products, attention, candidates @ taste, text_share, sought))
 
 
 def _by_similarities(shape: Sequence[int], *, session_rows: int, dim: int) -> bool:
@@ -236,8 +261,10 @@ def attention_strength(similarity: Tensor) -> Tensor:
     return torch.exp(_ATTENTION_SHARPNESS * (similarity - 1))  # cosines: never above 1
 
 
-def _affinities(products: Sequence[Tensor], attention: Tensor, liked: Tensor, text_share: Tensor) -> tuple[Tensor, ...]:
-    """Dot products, scaled squares of them, the same and attention as far as text speaks for an item, and taste.
+def _affinities(
+    products: Sequence[Tensor], attention: Tensor, liked: Tensor, text_share: Tensor, sought: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Dot products, scaled squares of them, the same and attention as far as text speaks for an item, taste, searches.
 
     Close texts say more than a straight line through all pairs would have it: the square lets a head bend it. And they
     say more of what is new than of what has been learnt: the share of text lets a head tell the two apart.
@@ -249,17 +276,25 @@ def _affinities(products: Sequence[Tensor], attention: Tensor, liked: Tensor, te
         *(new * own for own in products[: len(NEW_AFFINITIES)]),
         new * attention,
         liked,
+        *(() if sought is None else (sought, AFFINITY_SCALE * sought.square())),
     )
+
+
+def whole_features(features: Tensor) -> Tensor:
+    """All features [FEATURES, ...] of those [features, ...] where what nobody searched for is left out."""
+    missing = len(FEATURES) - len(features)
+    return torch.cat([features, features.new_zeros(missing, *features.shape[1:])]) if missing else features
 
 
 def weighted_sum(heads: Tensor, counter_features: Tensor, affinities: Sequence[Tensor]) -> Tensor:
     """Scores [...] of counter features [COUNTER_FEATURES, ...] and affinities; they are never put side by side.
 
-    A copy of all features in one piece would cost more than everything else that a score takes.
+    A copy of all features in one piece would cost more than everything else that a score takes. Features that are left
+    out are the last ones, and zero.
     """
     own = len(COUNTER_FEATURES)
     scores = torch.einsum("f...,f->...", counter_features, heads[:own])
-    for weight, affinity in zip(heads[own:], affinities, strict=True):
+    for weight, affinity in zip(heads[own : own + len(affinities)], affinities, strict=True):
         scores = torch.addcmul(scores, affinity, weight)
     return scores
 

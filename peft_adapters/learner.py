@@ -33,6 +33,7 @@ from peft_adapters.lora_steps import LoraSteps
 from peft_adapters.losses import Side, focused, list_features, positives_features, positives_losses
 from peft_adapters.modalities import CatalogueItem, Projections
 from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser, all_finite
+from peft_adapters.queries import Queries
 from peft_adapters.ranker import ROLES, Ranker, context_rows
 from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
 from peft_adapters.shoppers import Contexts, Shoppers, pad
@@ -77,6 +78,7 @@ class Learner:
             role: RowOptimiser(learning_rate=settings.residual_learning_rate) for role in ROLES if settings.residuals
         }
         self.lora_steps = LoraSteps(self.ranker, self.projections, catalogue, encoder, settings)
+        self._queries = Queries(encoder)
         self.touched: set[int] = set()  # rows whose residual changed since `mark_published`
 
     # ---- the catalogue
@@ -130,7 +132,12 @@ class Learner:
             counter_features=counter_features(self.ranker.counters, contexts, weights, columns),
             affinity_weights=affinity_weights(weights, rows),
             context_rows=rows,
+            asked=self._asked(examples),
         )
+
+    def _asked(self, events: Sequence[Positive] | Sequence[ShownList]) -> Tensor | None:
+        """Vectors [events, dim] of what was searched for, as scores follow from LoRA now; None where nothing was."""
+        return self._queries.vectors([event.query for event in events], self.lora_steps.served_suffix)
 
     def _walk(self, examples: Sequence[Positive], items: IntArray) -> tuple[Contexts, list[list[int]], np.ndarray]:
         """Contexts, earlier items of the session and first sights, in event order, moving the shoppers on."""
@@ -170,7 +177,7 @@ class Learner:
         query = ranker.vectors("query", batch.context_rows)
         candidate = ranker.vectors("candidate", batch.columns)
         affinities = affinity_features(
-            batch.affinity_weights, query, candidate, ranker.taste, ranker.text_share(batch.columns)
+            batch.affinity_weights, query, candidate, ranker.taste, ranker.text_share(batch.columns), batch.asked
         )
         return weighted_sum(ranker.heads, batch.counter_features, affinities)
 
@@ -288,7 +295,13 @@ class Learner:
         Raises:
             KeyError: an item is not in the catalogue.
         """
-        return observe_lists(lists, rows=self.catalogue.rows, counters=self.ranker.counters, shoppers=self.shoppers)
+        return observe_lists(
+            lists,
+            rows=self.catalogue.rows,
+            counters=self.ranker.counters,
+            shoppers=self.shoppers,
+            asked=self._asked(lists),
+        )
 
     @torch.inference_mode()
     def judge_lists(self, batch: ListBatch) -> JudgedLists:
@@ -340,8 +353,9 @@ class Learner:
     def forget(self, user_id: str) -> bool:
         """Drop what is kept of a shopper; whether there was anything.
 
-        Batches that are kept do not say whose they are, so none of them is kept.
+        Batches and searches that are kept do not say whose they are, so none of them is kept.
         """
+        self._queries.clear()
         self.lora_steps.replay.clear()
         return self.shoppers.forget(user_id)
 

@@ -46,13 +46,25 @@ class JudgedLists(NamedTuple):
 
 
 def observe_lists(
-    lists: Sequence[ShownList], *, rows: Mapping[str, int], counters: Counters, shoppers: Shoppers
+    lists: Sequence[ShownList],
+    *,
+    rows: Mapping[str, int],
+    counters: Counters,
+    shoppers: Shoppers,
+    asked: Tensor | None = None,
 ) -> ListBatch:
     """Lists with what was known when each was shown.
 
     A list is learnt minutes later, when its own clicks have long been counted as positives. So the context is what its
     shopper had done before, and what its clicks have added to the counters is taken off again: else a head would learn
     that what was clicked is known by its having been counted.
+
+    Args:
+        lists: which.
+        rows: of the catalogue's items.
+        counters: as they stand.
+        shoppers: as they stand.
+        asked: [lists, dim] vectors of what was searched for; None where nothing was.
 
     Raises:
         KeyError: an item is not in the catalogue.
@@ -80,6 +92,7 @@ def observe_lists(
         counter_features=features,
         affinity_weights=affinity_weights(weights, known),
         context_rows=known,
+        asked=asked,
     )
 
 

@@ -26,6 +26,7 @@ class LoraBatch:
         affinity_weights: [AFFINITIES, events, context rows].
         context_rows: [context rows] distinct items of the contexts.
         live_rows: [live rows] sorted rows whose texts carry gradients.
+        asked: [events, dim] vectors of what was searched for, as of when the events came; None where nothing was.
     """
 
     items: IntArray
@@ -36,6 +37,7 @@ class LoraBatch:
     affinity_weights: Tensor
     context_rows: IntArray
     live_rows: IntArray
+    asked: Tensor | None = None
 
 
 def lora_batch(batch: Batch, candidates: IntArray, live_rows: IntArray) -> LoraBatch:
@@ -51,6 +53,7 @@ def lora_batch(batch: Batch, candidates: IntArray, live_rows: IntArray) -> LoraB
         affinity_weights=batch.affinity_weights,
         context_rows=batch.context_rows,
         live_rows=live_rows,
+        asked=batch.asked,
     )
 
 
@@ -91,6 +94,7 @@ class LoraReplay:
             f"{place}.{field.name}": torch.as_tensor(getattr(batch, field.name))
             for place, batch in enumerate(self._kept)
             for field in fields(batch)
+            if getattr(batch, field.name) is not None
         }
         return kept | {"seen": torch.tensor(self._seen)}
 
@@ -110,6 +114,7 @@ def _with_large_parts(batch: LoraBatch, dtype: torch.dtype) -> LoraBatch:
 
 
 def _from_state(state: Mapping[str, Tensor], place: int) -> LoraBatch:
-    part = {field.name: state[f"{place}.{field.name}"] for field in fields(LoraBatch)}
+    names = (field.name for field in fields(LoraBatch))
+    part = {name: state[key] for name in names if (key := f"{place}.{name}") in state}
     rows = {name: part[name].numpy() for name in ("items", "columns", "context_rows", "live_rows")}
     return LoraBatch(**(part | rows))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peft_adapters.batches import Batch, ListBatch
 from peft_adapters.counters import IntArray
-from peft_adapters.features import affinities_of_pairs, affinity_features, weighted_sum
+from peft_adapters.features import affinities_of_pairs, affinity_features, weighted_sum, whole_features
 from peft_adapters.lora_replay import LoraBatch
 from peft_adapters.ranker import Ranker
 
@@ -66,7 +66,9 @@ def positives_features(batch: Batch | LoraBatch, taste: Tensor, query: Side, can
     places = candidate.rows if batch.columns is None else np.searchsorted(batch.columns, candidate.rows)
     return Features(
         batch.counter_features[:, :, torch.from_numpy(places)],
-        affinity_features(batch.affinity_weights, query.vectors, candidate.vectors, taste, candidate.text_share),
+        affinity_features(
+            batch.affinity_weights, query.vectors, candidate.vectors, taste, candidate.text_share, batch.asked
+        ),
     )
 
 
@@ -109,8 +111,8 @@ def list_features(batch: ListBatch, taste: Tensor, query: Tensor, candidate: Ten
         text_share: [shown] how far text speaks for each.
     """
     owner = torch.from_numpy(batch.owner)
-    affinities = affinities_of_pairs(batch.affinity_weights, owner, query, candidate, taste, text_share)
-    return torch.cat([batch.counter_features, affinities])
+    affinities = affinities_of_pairs(batch.affinity_weights, owner, query, candidate, taste, text_share, batch.asked)
+    return whole_features(torch.cat([batch.counter_features, affinities]))
 
 
 class DelayedFeedback:

@@ -26,6 +26,7 @@ from peft_adapters.features import (
     conversion,
     counter_features,
     weighted_sum,
+    whole_features,
 )
 from peft_adapters.one_context import OneContext
 from peft_adapters.settings import FEATURES
@@ -148,14 +149,23 @@ class FrozenRanker:
         return self._candidate[torch.from_numpy(rows)]
 
     @torch.inference_mode()
-    def score(self, contexts: Contexts, columns: IntArray | None = None) -> Tensor:
-        """Scores [contexts, candidates]; `columns` are sorted candidate rows, None is the whole catalogue."""
-        return weighted_sum(self._heads, *self._features(contexts, columns))
+    def score(self, contexts: Contexts, columns: IntArray | None = None, asked: Tensor | None = None) -> Tensor:
+        """Scores [contexts, candidates].
+
+        Args:
+            contexts: who asks.
+            columns: [candidates] sorted rows of the candidates; None is the whole catalogue.
+            asked: [contexts, dim] unit vectors of what is searched for, under the text vectors' adapter; zero where
+                nothing is, None where nothing is at all.
+        """
+        return weighted_sum(self._heads, *self._features(contexts, columns, asked))
 
     @torch.inference_mode()
-    def judge(self, contexts: Contexts, columns: IntArray | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def judge(
+        self, contexts: Contexts, columns: IntArray | None = None, asked: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The same scores, and by outcome the probability of each that is shown in the first place."""
-        features = self.features(contexts, columns)
+        features = self.features(contexts, columns, asked)
         scores = torch.einsum("fbn,f->bn", features, self._heads)
         if self._probabilities is None:
             return scores, {}
@@ -163,12 +173,14 @@ class FrozenRanker:
         return scores, self._probabilities(inputs_of(features, converted))
 
     @torch.inference_mode()
-    def features(self, contexts: Contexts, columns: IntArray | None = None) -> Tensor:
+    def features(self, contexts: Contexts, columns: IntArray | None = None, asked: Tensor | None = None) -> Tensor:
         """Features [FEATURES, contexts, candidates]."""
-        counted, affinities = self._features(contexts, columns)
-        return torch.cat([counted, torch.stack([own.expand(counted.shape[1:]) for own in affinities])])
+        counted, affinities = self._features(contexts, columns, asked)
+        return whole_features(torch.cat([counted, torch.stack([own.expand(counted.shape[1:]) for own in affinities])]))
 
-    def _features(self, contexts: Contexts, columns: IntArray | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _features(
+        self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Counter features [COUNTER_FEATURES, contexts, candidates], and affinities."""
         if len(contexts) == 1:
             counted = self._one.counter_features(contexts, columns)
@@ -185,6 +197,7 @@ class FrozenRanker:
             self._candidate[chosen],
             self._taste,
             self.text_share[chosen],
+            asked,
         )
 
 

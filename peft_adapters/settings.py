@@ -29,11 +29,13 @@ AFFINITIES = ("session_affinity", "history_affinity", "last_item_affinity", "pas
 PASSED_OVER = ("passed_over_affinity", "passed_over_affinity_squared")
 NEW_AFFINITIES = AFFINITIES[:3]
 NEW_FEATURES = (*(f"{name}_new" for name in NEW_AFFINITIES), "session_attention_new")
+QUERY_FEATURES = ("query_affinity", "query_affinity_squared")
 AFFINITY_FEATURES = (
     *AFFINITIES,
     *(f"{name}_squared" for name in AFFINITIES),
     *NEW_FEATURES,
     "taste",
+    *QUERY_FEATURES,  # last: where nobody searches in words they are left out
 )
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
 

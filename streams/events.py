@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 MAX_ID_CHARS = 256
 MAX_TS_MS = 253_402_300_799_999  # the last millisecond of the year 9999
+MAX_QUERY_CHARS = 512  # of a search that is learnt from; what is longer is cut
 MAX_COUNT = 2**31 - 1  # of places and quantities: what stores and tensors hold
 MAX_VECTOR_LENGTH = 2_048
 MAX_VECTORS = 8  # of an item; as many names as a catalogue may have
@@ -163,6 +164,15 @@ class Item(_Event):
     def key(self) -> str:
         """The key on Kafka: compaction keeps the newest entry of an item."""
         return self.item_id
+
+
+def asked_in_words(query: str | None) -> str | None:
+    """What a shopper searched for as it is learnt from: spaces in order, bounded; None where nothing was.
+
+    >>> asked_in_words("  red   mug ")
+    'red mug'
+    """
+    return (" ".join(query.split())[:MAX_QUERY_CHARS] or None) if query else None
 
 
 UserEvent = Click | Purchase

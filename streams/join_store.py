@@ -44,6 +44,7 @@ class Shown:
 
     Attributes:
         ts: event time, epoch milliseconds, never later than its record's.
+        query: what the shopper had searched for, where that was it.
         marks: bit `n` is set once the item at index `n` was clicked or bought, bit `items + n` once it was bought.
         seq: place in the order of arrival; the store gives it.
     """
@@ -55,6 +56,7 @@ class Shown:
     session_id: str | None
     item_ids: tuple[str, ...]
     positions: tuple[int, ...]
+    query: str | None = None
     marks: int = 0
     seq: int = 0
     user: int = field(init=False)
@@ -334,14 +336,14 @@ def _marks(shown: Shown) -> str | None:
 def _packed(shown: Shown) -> str:
     in_order = shown.positions == tuple(range(len(shown.positions)))
     positions = "" if in_order else ",".join(map(str, shown.positions))
-    parts = (shown.topic, shown.user_id, shown.session_id or "", positions, *shown.item_ids)
+    parts = (shown.topic, shown.user_id, shown.session_id or "", positions, shown.query or "", *shown.item_ids)
     text = _SEPARATOR.join(parts)
     return text if text.count(_SEPARATOR) == len(parts) - 1 else _AS_JSON + json.dumps(parts)
 
 
 def _shown(seq: int, ts: int, request: int, marks: str | None, body: str) -> Shown:
     parts = json.loads(body[1:]) if body.startswith(_AS_JSON) else body.split(_SEPARATOR)
-    topic, user_id, session_id, positions, *item_ids = parts
+    topic, user_id, session_id, positions, query, *item_ids = parts
     return Shown(
         seq=seq,
         ts=ts,
@@ -351,5 +353,6 @@ def _shown(seq: int, ts: int, request: int, marks: str | None, body: str) -> Sho
         session_id=session_id or None,
         item_ids=tuple(item_ids),
         positions=tuple(map(int, positions.split(","))) if positions else tuple(range(len(item_ids))),
+        query=query or None,
         marks=int(marks, 16) if marks else 0,
     )

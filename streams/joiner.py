@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
-from streams.events import Click, Impression, Purchase, UserEvent
+from streams.events import Click, Impression, Purchase, UserEvent, asked_in_words
 from streams.join_store import DIGEST_BYTES, JoinStore, Shown, request_digest
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 MAX_EARLY = 10_000  # clicks remembered that came before their impression
 SKEW_MS = 5_000  # clocks of a storefront differ by that much: a click may seem to come before what it answers
 _EXPIRE_CHUNK = 1_024
@@ -43,6 +43,7 @@ class Example:
     publish_ts_ms: int  # epoch ms, when the producer published it
     topic: str = ""
     weight: float = 1.0
+    query: str | None = None  # what the user had searched for
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class ShownList:
         late: one item alone, clicked or bought after it was learnt as a negative, or bought after it was learnt as
             clicked; `clicked` and `bought` say which of it is new.
         bought: whether each was bought before its negatives were due; left out, nothing was.
+        query: what the user had searched for, where that is why it was shown.
     """
 
     user_id: str
@@ -68,6 +70,7 @@ class ShownList:
     topic: str = ""
     weight: float = 1.0
     bought: tuple[bool, ...] = ()
+    query: str | None = None
 
     def __post_init__(self) -> None:
         """One flag an item."""
@@ -158,11 +161,11 @@ class Joiner:
         if not isinstance(event, (Click, Purchase)):  # ruling out a model is slow: clicks first
             self._show(event, user_id, session_id, publish_ts_ms, topic)
             return []
-        position = self._join(event, user_id)
+        position, query = self._join(event, user_id)
         kind: Literal["click", "purchase"] = "click" if isinstance(event, Click) else "purchase"
         example = Example(  # by position: this is done for every event, and names cost a third more
             event.event_id, user_id, session_id, event.item_id, event.ts, kind, event.scenario, position, publish_ts_ms,
-            topic,
+            topic, 1.0, query,
         )  # fmt: skip
         if self._is_known(event.item_id):
             self._counts[topic, "learnt"] += 1
@@ -201,6 +204,7 @@ class Joiner:
             session_id=session_id,
             item_ids=tuple([item["item_id"] for item in impression.items]),
             positions=tuple([item["position"] for item in impression.items]),
+            query=asked_in_words(impression.query),
         )
         self.store.add(shown)
         self._waiting_lists[topic] += 1
@@ -210,15 +214,15 @@ class Joiner:
                 if early is not None:
                     self.store.mark(shown, index, bought=early[1])
 
-    def _join(self, event: Click | Purchase, user_id: str) -> int | None:
-        """Mark what was shown as clicked or bought; its position, where it is known."""
+    def _join(self, event: Click | Purchase, user_id: str) -> tuple[int | None, str | None]:
+        """Mark what was shown as clicked or bought; its position and what was searched for, where they are known."""
         own_position = event.position if isinstance(event, Click) else None
         if not len(self.store):
-            return own_position
+            return own_position, None
         shown = self._shown(event, user_id)
         if shown is None:
             self._keep_early(event)
-            return own_position
+            return own_position, None
         index = shown.item_ids.index(event.item_id)
         bought = isinstance(event, Purchase) and not shown.bought()[index]
         clicked = not shown.marks >> index & 1
@@ -226,7 +230,7 @@ class Joiner:
             self.store.mark(shown, index, bought=bought)
             if shown.seq < self._due_seq and self._is_known(event.item_id):
                 self._late.append(_correction(shown, index, clicked=clicked, bought=bought))
-        return shown.positions[index] if own_position is None else own_position
+        return shown.positions[index] if own_position is None else own_position, shown.query
 
     def _keep_early(self, event: Click | Purchase) -> None:
         """Remember what may have come before its impression."""
@@ -297,6 +301,7 @@ class Joiner:
                 clicked=clicked,
                 bought=bought,
                 topic=shown.topic,
+                query=shown.query,
             )
         ]
 
@@ -388,8 +393,8 @@ class Joiner:
         self._late = [_list_of(correction) for correction in state["late"]]
 
 
-def example_of(event: Click | Purchase, *, publish_ts_ms: int) -> Example:
-    """The positive that a click or purchase is by itself, joined to nothing."""
+def example_of(event: Click | Purchase, *, publish_ts_ms: int, query: str | None = None) -> Example:
+    """The positive that a click or purchase is by itself, joined to nothing but what was searched for."""
     return Example(
         event_id=event.event_id,
         user_id=event.user_id,
@@ -400,6 +405,7 @@ def example_of(event: Click | Purchase, *, publish_ts_ms: int) -> Example:
         scenario=event.scenario,
         position=event.position if isinstance(event, Click) else None,
         publish_ts_ms=publish_ts_ms,
+        query=query,
     )
 
 
@@ -418,6 +424,7 @@ def _correction(shown: Shown, index: int, *, clicked: bool, bought: bool) -> Sho
         bought=(bought,),
         late=True,
         topic=shown.topic,
+        query=shown.query,
     )
 
 

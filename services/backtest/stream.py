@@ -10,7 +10,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from services.replay.dataset import DatasetError, read_events
-from streams.events import Click, Impression, Purchase
+from streams.events import Click, Impression, Purchase, asked_in_words
 from streams.joiner import Example, ShownList, example_of
 
 _DAY_MS = 86_400_000
@@ -77,7 +77,10 @@ def read_stream(path: Path, known: set[str], *, max_events: int | None, click_wi
             f"{path}: {len(unknown)} items are not in the catalogue, among them {sorted(unknown)[:3]}; "
             "add them to --items"
         )
-    examples = [example_of(event, publish_ts_ms=event.ts) for event in positives]
+    queries = {one.request_id: asked_in_words(one.query) for one in impressions}
+    examples = [
+        example_of(event, publish_ts_ms=event.ts, query=queries.get(event.request_id or "")) for event in positives
+    ]
     clicked, bought = _first_times(positives), _first_times([one for one in positives if isinstance(one, Purchase)])
     window_ms = int(1000 * click_window_seconds)
     lists = [_shown(one, known, clicked[one.request_id], bought[one.request_id], window_ms) for one in impressions]
@@ -115,6 +118,7 @@ def _shown(
             clicked=came(clicked),
             bought=came(bought),
             late=late,
+            query=asked_in_words(event.query),
         )
 
     everything = range(len(items))

@@ -43,6 +43,7 @@ class Bought(NamedTuple):
     item_id: str
     ts: int
     weight: float = 1.0
+    query: str | None = None
 
 
 class Listed(NamedTuple):
@@ -57,6 +58,7 @@ class Listed(NamedTuple):
     weight: float = 1.0
     purchases: tuple[str, ...] = ()
     places: tuple[int, ...] = ()
+    query: str | None = None
 
     @property
     def bought(self) -> tuple[bool, ...]:

@@ -18,8 +18,16 @@ from peft_adapters.features import (
     context_weights,
     counter_features,
     weighted_sum,
+    whole_features,
 )
-from peft_adapters.settings import AFFINITIES, AFFINITY_FEATURES, COUNTER_FEATURES, FEATURES, NEW_AFFINITIES
+from peft_adapters.settings import (
+    AFFINITIES,
+    AFFINITY_FEATURES,
+    COUNTER_FEATURES,
+    FEATURES,
+    NEW_AFFINITIES,
+    QUERY_FEATURES,
+)
 from peft_adapters.shoppers import Contexts, pad
 
 SMOOTHING = 5.0
@@ -158,8 +166,8 @@ def test_affinities_are_dot_products_with_the_weighted_mean_and_their_squares() 
     taste = torch.tensor([0.5, 0.0, -1.0, 2.0])
     text_share = torch.tensor([1.0, 0.5, 0.25, 0.0])
     features = affinity_features(affinity_weights(weights, rows), torch.eye(4), torch.eye(4), taste, text_share)
-    assert len(features) == len(AFFINITY_FEATURES)
-    named = dict(zip(AFFINITY_FEATURES, features, strict=True))
+    assert len(features) == len(AFFINITY_FEATURES) - len(QUERY_FEATURES)  # nobody searched in words
+    named = dict(zip(AFFINITY_FEATURES, features, strict=False))
     for index, name in enumerate(NEW_AFFINITIES):
         torch.testing.assert_close(named[f"{name}_new"], 3 * text_share * features[index])
     for index, part in enumerate((weights.session, weights.history, weights.last, weights.passed)):
@@ -197,7 +205,7 @@ def test_affinities_go_by_way_of_what_is_fewer() -> None:
 def test_attention_listens_to_what_of_the_session_is_closest_to_the_candidate() -> None:
     weights, query, candidates, taste, text_share = _random_affinities()
     features = affinity_features(weights, query, candidates, taste, text_share)
-    attention = dict(zip(AFFINITY_FEATURES, features, strict=True))["session_attention_new"]
+    attention = dict(zip(AFFINITY_FEATURES, features, strict=False))["session_attention_new"]
     for context, candidate in ((0, 2), (2, 6)):
         similar = query @ candidates[candidate]
         strength = weights[0, context] * torch.exp(12 * similar)
@@ -212,6 +220,34 @@ def test_pairs_have_the_affinities_of_their_context_and_candidate() -> None:
     owner, which = torch.tensor([0, 0, 2, 1]), torch.tensor([4, 1, 0, 6])
     pairs = affinities_of_pairs(weights, owner, query, candidates[which], taste, text_share[which])
     torch.testing.assert_close(pairs, whole[:, owner, which])
+
+
+def test_searches_have_the_product_of_their_vector_and_its_square_and_nobody_else_has() -> None:
+    weights, query, candidates, taste, text_share = _random_affinities()
+    asked = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
+    asked[1] = 0  # did not search
+    without = affinity_features(weights, query, candidates, taste, text_share)
+    features = affinity_features(weights, query, candidates, taste, text_share, asked)
+    assert all(torch.equal(one, other) for one, other in zip(without, features, strict=False))
+    product, square = features[len(without) :]
+    torch.testing.assert_close(product, asked @ candidates.T)
+    torch.testing.assert_close(square, 3 * product**2)
+    assert not product[1].any()
+    owner, which = torch.tensor([0, 2, 1]), torch.tensor([4, 0, 6])
+    pairs = affinities_of_pairs(weights, owner, query, candidates[which], taste, text_share[which], asked)
+    torch.testing.assert_close(pairs[-2:], torch.stack([product, square])[:, owner, which])
+
+
+def test_features_that_are_left_out_are_zero() -> None:
+    few = torch.rand(len(FEATURES) - len(QUERY_FEATURES), 2, 3, generator=torch.Generator().manual_seed(1))
+    whole = whole_features(few)
+    assert torch.equal(whole[: len(few)], few)
+    assert whole.shape == (len(FEATURES), 2, 3)
+    assert not whole[len(few) :].any()
+    assert whole_features(whole) is whole
+    heads = torch.rand(len(FEATURES), generator=torch.Generator().manual_seed(2))
+    own = len(COUNTER_FEATURES)
+    torch.testing.assert_close(weighted_sum(heads, few[:own], few[own:]), weighted_sum(heads, whole[:own], whole[own:]))
 
 
 def test_a_weighted_sum_is_that_of_all_features_side_by_side() -> None:

@@ -267,7 +267,7 @@ def test_restored_joiner_goes_on_exactly(tmp_path: Path) -> None:
 
 
 def test_state_of_another_version_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be of version 3, got 1"):
+    with pytest.raises(ValueError, match="must be of version 4, got 1"):
         joiner().restore({"version": 1})
 
 
@@ -281,3 +281,40 @@ def test_limits_are_checked(wrong: dict[str, Any]) -> None:
 def test_a_correction_window_shorter_than_the_click_window_is_refused() -> None:
     with pytest.raises(ValueError, match="`purchase_window_seconds` must be at least"):
         joiner(purchase_window_seconds=1)
+
+
+class TestSearches:
+    def search(self, number: int, *item_ids: str, query: str | None, **fields: Any) -> Impression:
+        return shown(number, *item_ids, **fields).model_copy(update={"query": query})
+
+    def test_a_click_and_its_list_know_what_was_searched_for(self) -> None:
+        join = joiner()
+        offered(join, self.search(1, "known", "known-2", query="  red \n mug "), shown(2, "known-3"))
+        asked, plain, other = offered(
+            join, click(1, request_id="r-1"), click(2, "known-3", request_id="r-2"), click(3, "known-9")
+        )
+        assert (asked.query, plain.query, other.query) == ("red mug", None, None)
+        assert [one.query for one in join.advance(50_000)] == ["red mug", None]
+
+    def test_a_correction_knows_it_too(self) -> None:
+        join = joiner()
+        offered(join, self.search(1, "known", "known-2", query="mug"))
+        join.advance(20_000)
+        (bought,) = offered(join, Purchase(event_id="p", ts=30_000, user_id="u", item_id="known", request_id="r-1"))
+        assert bought.query == "mug"
+        (late,) = join.advance(31_000)
+        assert (late.late, late.query) == (True, "mug")
+
+    def test_what_waits_for_its_item_or_its_window_keeps_it_through_a_restart(self, tmp_path: Path) -> None:
+        store = JoinStore(tmp_path / "join.sqlite")
+        join = joiner(store=store)
+        queries = ["mug", "a\0b", None, " ", "x" * 600]
+        offered(join, *(self.search(n, "known", "new", query=query) for n, query in enumerate(queries)))
+        offered(join, click(9, "new", request_id="r-0"))
+        state = json.loads(json.dumps(join.state()))
+        store.commit()
+        store.close()
+        again = joiner(store=JoinStore(tmp_path / "join.sqlite"))
+        again.restore(state)
+        assert [example.query for example in again.item_arrived("new")] == ["mug"]
+        assert [one.query for one in again.advance(50_000)] == ["mug", "a\0b", None, None, "x" * 512]
