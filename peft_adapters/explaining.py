@@ -74,7 +74,8 @@ class Explanation:
         score: as ranking gives it.
         kinds: share by kind, see `KINDS`.
         popularity: share of the candidate's own counts.
-        taste: share of what all shoppers like; this, popularity and `history` are the cut by source.
+        taste: share of what all shoppers like.
+        query: share of what was searched for; this, taste, popularity and `history` are the cut by source.
         history: share of each item of the context, the largest first; none has no share at all.
         features: share by feature.
     """
@@ -84,33 +85,37 @@ class Explanation:
     kinds: Mapping[str, float]
     popularity: float
     taste: float
+    query: float
     history: list[LookedAt]
     features: Mapping[str, float]
 
 
 @torch.inference_mode()
-def explain(model: ServedModel, contexts: Contexts, columns: IntArray) -> list[Explanation]:
+def explain(
+    model: ServedModel, contexts: Contexts, columns: IntArray, asked: Tensor | None = None
+) -> list[Explanation]:
     """Explain the scores of candidates for one context.
 
     Args:
         model: which scores.
         contexts: of one shopper.
         columns: [candidates] sorted rows of the candidates, at least one.
+        asked: [1, dim] vector of what is searched for.
     """
-    scores, _ = model.ranker.judge(contexts, columns)
-    own = _Shares(model, contexts, columns)
+    scores, _ = model.ranker.judge(contexts, columns, asked)
+    own = _Shares(model, contexts, columns, asked)
     return [own.of(place, score) for place, score in enumerate(scores[0].tolist())]
 
 
 class _Shares:
     """Shares of the scores of some candidates, `history` [kinds, context rows, candidates], others [.., candidates]."""
 
-    def __init__(self, model: ServedModel, contexts: Contexts, columns: IntArray) -> None:
+    def __init__(self, model: ServedModel, contexts: Contexts, columns: IntArray, asked: Tensor | None) -> None:
         self._model, self._columns = model, columns
         self._rows = context_rows(contexts)
         self._ages = _sessions_ago(contexts, self._rows)
         heads = model.learnt.heads.double()
-        values = model.ranker.features(contexts, columns)[:, 0].double()
+        values = model.ranker.features(contexts, columns, asked)[:, 0].double()
         self._features: Array = (heads[:, None] * values).numpy()  # [features, candidates]
         self._weights = dict(zip(FEATURES, heads.tolist(), strict=True))
         self._history = np.zeros((len(KINDS), len(self._rows), len(columns)))
@@ -118,14 +123,21 @@ class _Shares:
         weights = context_weights(contexts, len(model))
         self._share_counts(weights)
         self._share_repeats()
-        self._taste = self._share_vectors(affinity_weights(weights, self._rows)[:, 0].double())
+        candidate, candidate_text = self._vectors("candidate", columns)
+        self._share_vectors(affinity_weights(weights, self._rows)[:, 0].double(), candidate, candidate_text)
+        self._taste = self._apart(self._weights["taste"] * model.learnt.taste.double(), candidate, candidate_text)
+        self._query = np.zeros_like(self._taste)
+        if asked is not None:
+            slope = self._slope("query_affinity", candidate @ asked[0].double())
+            self._query = slope.numpy() * self._apart(asked[0].double(), candidate, candidate_text)
 
     def of(self, place: int, score: float) -> Explanation:
         """The explanation of the candidate at a place."""
         history = self._history[:, :, place]
         kinds = dict(zip(KINDS, history.sum(axis=1).tolist(), strict=True))
         kinds["popularity"] += float(self._popularity[place])
-        for kind, share in zip(("text", "residual"), self._taste[:, place].tolist(), strict=True):
+        vectors = self._taste[:, place] + self._query[:, place]
+        for kind, share in zip(("text", "residual"), vectors.tolist(), strict=True):
             kinds[kind] += share
         return Explanation(
             row=int(self._columns[place]),
@@ -133,6 +145,7 @@ class _Shares:
             kinds=kinds,
             popularity=float(self._popularity[place]),
             taste=float(self._taste[:, place].sum()),
+            query=float(self._query[:, place].sum()),
             history=self._looked_at(history),
             features=dict(zip(FEATURES, self._features[:, place].tolist(), strict=True)),
         )
@@ -180,29 +193,28 @@ class _Shares:
         for name in _REPEATS:
             self._kind("repeats")[of_context, of_candidates] += self._feature(name)[of_candidates]
 
-    def _share_vectors(self, weights: Tensor) -> Array:
-        """Share out what vectors say, weights [AFFINITIES, context rows]; that of taste, [text and residual, ...]."""
+    def _share_vectors(self, weights: Tensor, candidate: Tensor, candidate_text: Tensor) -> None:
+        """Share out what vectors of the context's items say, weights [AFFINITIES, context rows]."""
         query, query_text = self._vectors("query", self._rows)
-        candidate, candidate_text = self._vectors("candidate", self._columns)
         whole, text = query @ candidate.T, query_text @ candidate_text.T  # [context rows, candidates]
-        share = sum(
-            weights[place][:, None] * self._slope(place, weights[place] @ whole) for place in range(len(AFFINITIES))
-        )
         attended = weights[0][:, None] * attention_strength(whole)
         total = attended.sum(dim=0)
-        steep = self._weights["session_attention_new"] * self._new() / torch.where(total > 0, total, 1.0)
-        share = share + attended * steep
+        share = attended * self._weights["session_attention_new"] * self._new() / torch.where(total > 0, total, 1.0)
+        for name, own in zip(AFFINITIES, weights, strict=True):
+            share = share + own[:, None] * self._slope(name, own @ whole)
         self._kind("text")[:] += (share * text).numpy()
         self._kind("residual")[:] += (share * (whole - text)).numpy()
-        taste = self._weights["taste"] * self._model.learnt.taste.double()
-        of_text = candidate_text @ taste
-        return torch.stack([of_text, candidate @ taste - of_text]).numpy()
 
-    def _slope(self, place: int, product: Tensor) -> Tensor:
+    def _slope(self, name: str, product: Tensor) -> Tensor:
         """What an affinity's product [candidates] is multiplied by to give the share of all features made of it."""
-        name = AFFINITIES[place]
         slope: Tensor = self._weights[name] + self._weights[f"{name}_squared"] * AFFINITY_SCALE * product
         return slope + self._weights[f"{name}_new"] * self._new() if name in NEW_AFFINITIES else slope
+
+    def _apart(self, vector: Tensor, candidate: Tensor, candidate_text: Tensor) -> Array:
+        """Products of a vector [dim] with the candidates' texts and with the rest of them, [2, candidates]."""
+        of_text = candidate_text @ vector
+        products: Array = torch.stack([of_text, candidate @ vector - of_text]).numpy()
+        return products
 
     def _new(self) -> Tensor:
         """What features of what is new are multiplied by, [candidates]."""

@@ -41,7 +41,7 @@ class Kinds(BaseModel):
         popularity: How often the item is bought, clicked and shown.
         cooccurrence: How often it goes with what the shopper looked at.
         repeats: That the shopper looked at the item itself.
-        text: What its text says, beside the texts of what the shopper looked at.
+        text: What its text says, beside the texts of what the shopper looked at and searches for.
         residual: What was learnt of the items beyond their texts.
     """
 
@@ -71,6 +71,7 @@ class Sources(BaseModel):
     Attributes:
         popularity: The item's own counts.
         taste: What all shoppers like.
+        query: What the shopper searches for.
         history: Items of the shopper's past, the largest share first.
         more_history: Those that are not told one by one, together; items that are blocked are among them.
     """
@@ -79,6 +80,7 @@ class Sources(BaseModel):
 
     popularity: _Share
     taste: _Share
+    query: _Share
     history: list[HistoryShare]
     more_history: _Share
 
@@ -162,6 +164,7 @@ def _explained(own: Explanation, model: ServedModel, told: int, answers: Answers
         sources=Sources(
             popularity=own.popularity,
             taste=own.taste,
+            query=own.query,
             history=history,
             more_history=untold,
         ),

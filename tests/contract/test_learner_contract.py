@@ -15,7 +15,7 @@ from tiny_model import Bought, Listed, paired_stream, random_stream, shown_strea
 
 from peft_adapters.checkpoint import learner_state, restore_learner
 from peft_adapters.learner import Learner
-from peft_adapters.settings import AFFINITY_FEATURES, COUNTER_FEATURES, FEATURES, LearnerSettings
+from peft_adapters.settings import AFFINITY_FEATURES, COUNTER_FEATURES, FEATURES, QUERY_FEATURES, LearnerSettings
 from services.backtest.policies import POLICIES, policy_settings
 
 ITEMS = 60
@@ -241,8 +241,8 @@ def test_a_head_weighs_only_the_features_of_its_policy(policy: str, make: MakeLe
     learn(learner, paired_stream(400, items=ITEMS, seed=1))
     moved = {name for name, old, new in zip(FEATURES, start, learner.ranker.heads, strict=True) if old != new}
     assert moved <= set(FITTED[policy])
-    # Without lists; and one more may have nothing to say in this stream.
-    silent = {"click_through", "passed_over_affinity", "passed_over_affinity_squared"}
+    # Without lists and searches; and one more may have nothing to say in this stream.
+    silent = {"click_through", "passed_over_affinity", "passed_over_affinity_squared", *QUERY_FEATURES}
     assert not moved & silent
     assert len(moved) >= len(set(FITTED[policy]) - silent) - 1
     used = set(AFFINITY_FEATURES) if policy == "frozen" else set(FITTED[policy])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from learnt_chain import Publications, catalogue_of
 from tiny_model import paired_stream, shown_stream, tiny_encoder, titled
+from torch import Tensor
 
 from peft_adapters.encoder import Encoder
 from peft_adapters.explaining import KINDS, Explanation, explain
@@ -63,23 +64,35 @@ def _with_every_weight(model: ServedModel) -> ServedModel:
     return replace(model, learnt=learnt, ranker=ranker)
 
 
-def explained(model: ServedModel, context: tuple[list[int], list[int]]) -> list[Explanation]:
-    return explain(model, pad([context]), np.arange(len(model)))
+def explained(
+    model: ServedModel, context: tuple[list[int], list[int]], asked: Tensor | None = None
+) -> list[Explanation]:
+    return explain(model, pad([context]), np.arange(len(model)), asked)
 
 
-def assert_adds_up(model: ServedModel, context: tuple[list[int], list[int]]) -> None:
-    scores = model.ranker.score(pad([context]))[0].tolist()
-    for own, score in zip(explained(model, context), scores, strict=True):
+def assert_adds_up(model: ServedModel, context: tuple[list[int], list[int]], asked: Tensor | None = None) -> None:
+    scores = model.ranker.score(pad([context]), asked=asked)[0].tolist()
+    for own, score in zip(explained(model, context, asked), scores, strict=True):
         assert own.score == pytest.approx(score, abs=CLOSE)
         assert sum(own.kinds.values()) == pytest.approx(score, abs=CLOSE)
         assert sum(own.features.values()) == pytest.approx(score, abs=CLOSE)
-        by_source = own.popularity + own.taste + sum(looked_at.share for looked_at in own.history)
+        by_source = own.popularity + own.taste + own.query + sum(looked_at.share for looked_at in own.history)
         assert by_source == pytest.approx(score, abs=CLOSE)
 
 
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
 def test_every_cut_adds_up_to_the_score(model: ServedModel, context: tuple[list[int], list[int]]) -> None:
     assert_adds_up(model, context)
+
+
+@pytest.mark.parametrize("context", [CONTEXTS["nobody"], CONTEXTS["both"]])
+def test_what_is_searched_for_has_its_share(model: ServedModel, context: tuple[list[int], list[int]]) -> None:
+    asked = model.text[[9]]
+    assert_adds_up(model, context, asked)
+    alone, searched = explained(model, context), explained(model, context, asked)
+    assert {own.query for own in alone} == {0.0}
+    for before, own in zip(alone, searched, strict=True):
+        assert own.query == pytest.approx(own.score - before.score, abs=CLOSE)
 
 
 def test_what_lists_taught_and_vectors_of_other_modalities_are_in_it(make_model: Callable[..., ServedModel]) -> None:

@@ -247,7 +247,9 @@ def test_features_that_are_left_out_are_zero() -> None:
     assert whole_features(whole) is whole
     heads = torch.rand(len(FEATURES), generator=torch.Generator().manual_seed(2))
     own = len(COUNTER_FEATURES)
-    torch.testing.assert_close(weighted_sum(heads, few[:own], few[own:]), weighted_sum(heads, whole[:own], whole[own:]))
+    torch.testing.assert_close(
+        weighted_sum(heads, few[:own], [*few[own:]]), weighted_sum(heads, whole[:own], [*whole[own:]])
+    )
 
 
 def test_a_weighted_sum_is_that_of_all_features_side_by_side() -> None:

@@ -66,7 +66,7 @@ def test_contributions_add_up_to_the_score_that_rank_gives(client: httpx.Client)
     assert (body["adapter_version"], body["scenario"]) == (3, "home")
     for item, score in zip(body["items"], (item["score"] for item in ranked["items"]), strict=True):
         sources = item["sources"]
-        whole = sources["popularity"] + sources["taste"] + sources["more_history"]
+        whole = sum(sources[name] for name in ("popularity", "taste", "query", "more_history"))
         whole += sum(one["contribution"] for one in sources["history"])
         for total in (item["score"], whole, sum(item["kinds"].values()), sum(item["features"].values())):
             assert total == pytest.approx(score, abs=1e-4)
@@ -117,9 +117,9 @@ def test_what_is_beyond_the_limits_is_refused(client: httpx.Client, request_: di
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def _explanation(popularity: float, taste: float, *history: LookedAt) -> Explanation:
+def _explanation(popularity: float, taste: float, *history: LookedAt, query: float = 0.0) -> Explanation:
     return Explanation(
-        row=0, score=0.0, kinds={}, popularity=popularity, taste=taste, history=list(history), features={}
+        row=0, score=0.0, kinds={}, popularity=popularity, taste=taste, query=query, history=list(history), features={}
     )
 
 
@@ -131,6 +131,7 @@ def _looked_at(row: int, ago: int, **shares: float) -> LookedAt:
     ("explanation", "sentence"),
     [
         (_explanation(-1.0, 0.0), "We know too little yet to say why."),
+        (_explanation(0.1, 0.0, query=2.0), "Because it fits what you are looking for."),
         (_explanation(1.0, 0.1), "Because many shoppers choose it."),
         (
             _explanation(1.0, 0.5),
