@@ -49,7 +49,7 @@ def search_lists(lists: int, *, seed: int = 0) -> list[tuple[Listed, list[Bought
 
 def forgets_searches(learner: Learner) -> Learner:
     """The same with no weight on searches yet."""
-    for heads in (learner.ranker.heads, learner.catalogue_heads, learner.likelihood_heads):
+    for heads in (learner.ranker.heads, learner.catalogue_heads, learner.lora_steps.heads):
         heads[OWN] = 0.0
     for heads in (learner.lists.heads, learner.lists.served_heads):
         heads[OWN] = 0.0
