@@ -479,6 +479,51 @@ class RolloutMetrics:
             registry=registry,
         )
 
+        self.canary_lists = Gauge(
+            "headwater_canary_lists",
+            "Lists counted since this worker watches the canary.",
+            ["scenario", "arm"],
+            registry=registry,
+        )
+        self.canary_click_through = Gauge(
+            "headwater_canary_click_through_ratio", "Share of them clicked.", ["scenario", "arm"], registry=registry
+        )
+        self.canary_p_value = Gauge(
+            "headwater_canary_p_value",
+            "Always-valid p of the canary's lower click-through; 1 until there are enough shoppers.",
+            ["scenario"],
+            registry=registry,
+        )
+        self.canary_rollbacks = Counter(
+            "headwater_canary_rollbacks_total",
+            "Canaries that were ended for being worse.",
+            ["scenario"],
+            registry=registry,
+        )
+
+    def show_arm(self, scenario: str, arm: str, *, lists: int, click_through: float) -> None:
+        """Says how an arm of a canary's trial stands.
+
+        Args:
+            scenario: Which ranking.
+            arm: `stable` or `canary`.
+            lists: How many were counted.
+            click_through: Share of them clicked.
+        """
+        self.canary_lists.labels(scenario, arm).set(lists)
+        self.canary_click_through.labels(scenario, arm).set(click_through)
+
+    def end_trial(self, scenario: str) -> None:
+        """Shows a canary's trial no more.
+
+        Args:
+            scenario: Whose canary has ended.
+        """
+        self.canary_p_value.remove(scenario)
+        for arm in ROLLOUT_ARMS:
+            self.canary_lists.remove(scenario, arm)
+            self.canary_click_through.remove(scenario, arm)
+
     def show(self, scenario: str, revision: int, share: float, versions: Mapping[str, int]) -> None:
         """Says what a scenario serves now.
 

@@ -21,6 +21,8 @@ from services.metrics import ScorerMetrics, new_registry
 from services.scorer.announcements import Announcements
 from services.scorer.app import create_app
 from services.scorer.bundles import BundleSource
+from services.scorer.canaries import CanaryWatch
+from services.scorer.ending import ends_canaries
 from services.scorer.following import RegistryFollower
 from services.scorer.lexicon import Lexicon
 from services.scorer.live_items import LiveItems
@@ -74,9 +76,18 @@ def run(settings: Settings) -> None:
             poll_seconds=settings.scorer.registry_poll_seconds,
             api_key=settings.registry.shown_key(),
         )
+        watch = CanaryWatch(
+            settings.kafka,
+            settings.topics,
+            lineups=worker.answers.lineups,
+            pseudonymise=pseudonymise,
+            settings=settings.scorer.canary,
+            metrics=metrics.rollouts,
+            end=ends_canaries(settings, announcements),
+        )
         followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
         app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, door=door)
-        with _in_threads(reader, worker, follower, search.lexicon, *followers):
+        with _in_threads(reader, worker, follower, watch, search.lexicon, *followers):
             serve(app, settings.scorer.host, settings.scorer.port)
 
 
@@ -141,7 +152,7 @@ def _registry(settings: Settings) -> AdapterRegistry:
 
 
 @contextmanager
-def _in_threads(*parts: LogReader | Worker | RegistryFollower | RedisState | Lexicon) -> Iterator[None]:
+def _in_threads(*parts: LogReader | Worker | RegistryFollower | CanaryWatch | RedisState | Lexicon) -> Iterator[None]:
     """Run parts beside the serving, and end them after it."""
     threads = [threading.Thread(target=part.run, name=type(part).__name__, daemon=True) for part in parts]
     for thread in threads:

@@ -6,6 +6,19 @@ from services.scorer.blocklist import Blocklist
 from streams.events import Scenario
 
 
+class CanarySettings(BaseModel):
+    """When a canary is known to be worse."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    significance: float = Field(default=0.01, gt=0, lt=1, description="chance of ending a canary that is no worse")
+    effect: float = Field(
+        default=0.1, gt=0, lt=1, description="relative loss of click-through that the test is quickest to find"
+    )
+    min_shoppers: int = Field(default=100, ge=2, description="of each arm; with fewer nothing is judged")
+    max_shoppers: int = Field(default=100_000, ge=2, description="told apart in each arm; others do not count")
+
+
 class ScorerSettings(BaseModel):
     """Where a scorer answers, what from, and how much one request may ask for."""
 
@@ -37,6 +50,7 @@ class ScorerSettings(BaseModel):
     max_scenarios: int = Field(
         default=4, ge=1, description="scenarios in memory; the longest unasked that is not pinned goes for another"
     )
+    canary: CanarySettings = CanarySettings()
     max_candidates: int = Field(default=1_000, ge=1, description="candidates of one /v1/rank")
     max_k: int = Field(default=200, ge=20, description="items of one list; 20 are given when no `k` is")
     max_batch_requests: int = Field(default=16, ge=1, description="requests of one /v1/batch")
