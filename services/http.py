@@ -18,7 +18,6 @@ from services.metrics import OTHER_ROUTE, RequestMetrics
 from services.serving import ServeError as ServeError
 from services.serving import running as running
 from services.serving import serve as serve
-from services.serving import start_metrics_server as start_metrics_server
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 FAULTS_TOLD = 20

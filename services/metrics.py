@@ -53,6 +53,7 @@ COLLECTOR_ROUTES = ("/v1/events",)
 COLLECTOR_OUTCOMES = ("accepted", "rejected", "refused_full")
 KEY_REASONS = ("missing", "unknown", "expired", "revoked", "scope")
 SLOW_OVER = ("head", "body", "answer", "connections")
+DEPENDENCIES = ("kafka", "registry", "state")
 UNKNOWN_KIND = "unknown"
 OTHER_ROUTE = "other"
 
@@ -366,9 +367,25 @@ class ScorerMetrics:
             "Vectors of items that have another length than the adapter takes; the items are served by their texts.",
             registry=registry,
         )
+        self.dependencies = Gauge(
+            "headwater_dependency_available",
+            "1 while what a scorer depends on answers, 0 while it goes on without it.",
+            ["dependency"],
+            registry=registry,
+        )
+        self.stand_with({})
         self.state_users = Gauge("headwater_state_users", "Users whose state is held.", registry=registry)
         self.state = StateMetrics(registry)
         self.rollouts = RolloutMetrics(registry)
+
+    def stand_with(self, problems: Mapping[str, str]) -> None:
+        """Sets what answers and what does not.
+
+        Args:
+            problems: Of each dependency that has one.
+        """
+        for name in DEPENDENCIES:
+            self.dependencies.labels(name).set(name not in problems)
 
 
 class StateMetrics:

@@ -11,11 +11,9 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from wsgiref.simple_server import WSGIServer
 
 import uvicorn
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, start_http_server
 
 from services.door.settings import LimitSettings, SecuritySettings
 from services.door.slow_clients import GiveUp, bounded_protocol
@@ -53,7 +51,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
-            _announce(*sockets[0].getsockname()[:2])
+            announce(*sockets[0].getsockname()[:2])
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
@@ -108,19 +106,20 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def running(app: FastAPI, *, host: str = "127.0.0.1") -> Iterator[str]:
-    """Serves `app` from a thread on a free port for as long as the context lasts, and gives its base URL.
+def running(app: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serves `app` from a thread for as long as the context lasts, and gives its base URL.
 
     Args:
         app: The application.
         host: The address to listen on.
+        port: The port; 0 takes a free one.
 
     Raises:
         ServeError: The address cannot be listened on, or the application did not start.
     """
     how = _listening(app)
     refuse_exposure(host, how.security)
-    with _bind(host, 0) as listener:
+    with _bind(host, port) as listener:
         server = uvicorn.Server(_config(app, how))
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),), daemon=True)
         thread.start()
@@ -134,48 +133,6 @@ def running(app: FastAPI, *, host: str = "127.0.0.1") -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MetricsServer:
-    """A metrics page served from a thread.
-
-    Attributes:
-        host: The address listened on.
-        port: The port listened on.
-    """
-
-    host: str
-    port: int
-    _httpd: WSGIServer
-    _thread: threading.Thread
-
-    def close(self) -> None:
-        """Stops listening and waits for the thread."""
-        self._httpd.shutdown()
-        self._httpd.server_close()
-        self._thread.join()
-
-
-def start_metrics_server(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
-    """Serves a registry from a thread, for a process that has no application of its own.
-
-    Prints ``listening HOST PORT`` on standard output.
-
-    Args:
-        registry: The process's registry.
-        host: The address to listen on.
-        port: The port; 0 takes a free one.
-
-    Raises:
-        ServeError: The address cannot be listened on.
-    """
-    try:
-        httpd, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from error
-    _announce(host, httpd.server_port)
-    return MetricsServer(host=host, port=httpd.server_port, _httpd=httpd, _thread=thread)
 
 
 def _config(app: FastAPI, listening: Listening) -> uvicorn.Config:
@@ -226,7 +183,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> ServeError:
     return ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another address or port 0")
 
 
-def _announce(host: str, port: int) -> None:
+def announce(host: str, port: int) -> None:
     """Tells whoever started the process where it listens; standard output carries nothing else."""
     sys.stdout.write(f"listening {host} {port}\n")
     sys.stdout.flush()

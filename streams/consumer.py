@@ -135,6 +135,11 @@ class PartitionConsumer:
                 return []
             time.sleep(min(left_seconds, self._idle_pause_seconds))
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the broker was last found to be away."""
+        return self._outage.is_on
+
     def positions(self) -> Offsets:
         """The next offset to read, of every partition of this rank."""
         return dict(self._positions)
@@ -348,6 +353,11 @@ class _Outage:
         self._began: float | None = None
         self._misses = 0
         self._pauses = backoff_seconds()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it is sure, and not over."""
+        return self._began is not None
 
     def noticed(self, reason: str) -> float:
         """Says so once it is sure, and gives the seconds to wait until the next look."""

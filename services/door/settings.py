@@ -23,7 +23,6 @@ class SecuritySettings(BaseModel):
     audit_log: Path | None = Field(
         default=None, description="where admin calls are told; without it, in the process's log alone"
     )
-    registry_key: SecretStr | None = Field(default=None, description="shown to a registry process; its scope is `read`")
 
     @model_validator(mode="after")
     def _certificate_and_key(self) -> Self:

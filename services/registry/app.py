@@ -31,7 +31,14 @@ from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_
 from peft_adapters.stores import LISTING_NAME
 from services.door.guard import reads_and_changes
 from services.door.wiring import Door, add_door
-from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response, problem_response
+from services.http import (
+    BodyLimit,
+    ProblemError,
+    RequestMeter,
+    add_problem_handlers,
+    metrics_response,
+    problem_response,
+)
 from services.metrics import RegistryMetrics, new_registry
 from services.registry.admin import add_admin
 from services.registry.changes import MAX_VERSION
@@ -40,6 +47,7 @@ from services.registry.reading import Shown, manifests, shown
 from services.registry.watch import Watcher
 
 LONGEST_WAIT_SECONDS = 30.0
+MAX_BODY_BYTES = 65_536
 LONG_POLLS = ("/latest", "/rollout")
 # What may change under its name must be asked for again; a version's files never change.
 REVALIDATE = {"Cache-Control": "no-cache"}
@@ -70,6 +78,7 @@ def create_app(
     series = new_registry()
     app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers))
     metrics = RegistryMetrics(series)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, remedy="no call takes more")
     door = door or Door()
     add_door(app, door, metrics.door, needs=reads_and_changes, waits=_is_long_poll)
     app.add_middleware(RequestMeter, metrics=metrics.http)

@@ -68,9 +68,9 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
     @app.get("/readyz", responses=problems({503: "what is missing; it may be there in a second"}))
     async def readyz() -> dict[str, Any]:
         """Whether a warm adapter is held and the shoppers' states have been read; which, and how stale it is."""
-        missing = worker.missing()
+        missing, told = worker.missing(), list(worker.problems().values())
         if missing is not None:
-            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, missing, headers={"Retry-After": "1"})
+            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, missing, headers={"Retry-After": "1"}, problems=told)
         manifest = served(worker).manifest
         return {
             "status": "ready",
@@ -78,7 +78,7 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
             "adapter_version": manifest.version,
             "published_at_ms": manifest.published_at_ms,
             "watermark_ms": manifest.watermark_ms,
-            "problems": [problem for problem in (worker.shoppers.problem(),) if problem is not None],
+            "problems": told,
             "arms": {arm: model.version for arm, model in worker.answers.lineups[manifest.scenario].models.items()},
             "staleness_seconds": max(0.0, time.time() - manifest.published_at_ms / 1000),
         }
@@ -87,4 +87,5 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
     async def metrics_page() -> Response:
         """The process's metrics."""
         metrics.state_users.set(len(worker.shoppers))
+        metrics.stand_with(worker.problems())
         return metrics_response(series)

@@ -61,7 +61,15 @@ class LogReader:
         self._connection, self._topics, self._look_back_events = connection, topics, look_back_events
         self._items, self._shoppers, self._announcements = items, shoppers, announcements
         self._positions: Offsets = {}
+        self._following: PartitionConsumer | None = None  # while the log is being read
         self._stop = threading.Event()
+
+    def problem(self) -> str | None:
+        """What is wrong with Kafka; None when the log is being read. Addresses are for the process's log alone."""
+        following = self._following
+        if following is not None:
+            return "Kafka does not answer; what has been read of it is served" if following.is_away else None
+        return "Kafka cannot be read; what has been read of it is served, and the log of the process says why"
 
     def stop(self) -> None:
         """Have `run` return soon."""
@@ -80,6 +88,7 @@ class LogReader:
                 told = str(error)
             except Exception:  # a fault of ours: what is held goes on being served
                 log.exception("log_reader_failed")
+            self._following = None
             self._stop.wait(next(pauses))
 
     def _read(self) -> None:
@@ -99,7 +108,10 @@ class LogReader:
                 self._poll(consumer)
 
     def _open(self, topics: Sequence[str]) -> PartitionConsumer:
-        return PartitionConsumer(self._connection, topics, start=self._positions, idle_pause_seconds=IDLE_PAUSE_SECONDS)
+        self._following = PartitionConsumer(
+            self._connection, topics, start=self._positions, idle_pause_seconds=IDLE_PAUSE_SECONDS
+        )
+        return self._following
 
     def _behaviour(self, catalogue: Sequence[str]) -> list[str]:
         """The topics that tell what shoppers do; none where their states come from elsewhere."""

@@ -103,6 +103,12 @@ class Worker:
             return f"no adapter of scenario {self.scenario!r} is held yet; has an updater published one?"
         return None if self._reader.caught_up.is_set() else "shoppers' latest events are still being read"
 
+    def problems(self) -> dict[str, str]:
+        """What a worker depends on and cannot have at present, while it serves what it has; why, by name."""
+        registry = None if self._away is None else "the registry does not answer; the adapter that is held is served"
+        found = {"kafka": self._reader.problem(), "registry": registry, "state": self.shoppers.problem()}
+        return {name: problem for name, problem in found.items() if problem is not None}
+
     def stop(self) -> None:
         """Have `run` return soon."""
         self._stop.set()

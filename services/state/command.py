@@ -8,8 +8,9 @@ from types import FrameType
 
 import structlog
 
-from services.http import start_metrics_server
+from services.door.wiring import Door
 from services.metrics import StateWriterMetrics, new_registry
+from services.metrics_page import start_metrics_server
 from services.settings import Settings
 from services.state.client import shown
 from services.state.store import StateStore
@@ -48,6 +49,7 @@ def run(settings: Settings) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ask_to_stop)
+        door = Door.of(settings.limits, settings.security)
         log.info("state_writer_starting", redis=shown(state))
-        with closing(start_metrics_server(registry, state.metrics_host, state.metrics_port)):
+        with closing(start_metrics_server(registry, state.metrics_host, state.metrics_port, door=door)):
             writer.run()

@@ -9,8 +9,9 @@ from types import FrameType
 import structlog
 import torch
 
+from services.door.wiring import Door
 from services.metrics import UpdaterMetrics, new_registry
-from services.serving import start_metrics_server
+from services.metrics_page import start_metrics_server
 from services.settings import Settings
 from services.updater.loop import Updater
 from streams.connection import wait_for_broker
@@ -31,7 +32,8 @@ def run(settings: Settings) -> None:
     torch.set_num_threads(settings.updater.torch_threads)
     registry = new_registry()
     metrics = UpdaterMetrics(registry, topics=settings.topics)
-    server = start_metrics_server(registry, settings.updater.metrics_host, settings.updater.metrics_port)
+    ours, door = settings.updater, Door.of(settings.limits, settings.security)
+    server = start_metrics_server(registry, ours.metrics_host, ours.metrics_port, door=door)
     try:
         wait_for_broker(settings.kafka, stop=stop)
         if not stop.is_set():

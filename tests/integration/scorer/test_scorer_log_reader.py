@@ -165,6 +165,7 @@ def test_a_broker_that_comes_late_and_goes_is_outlived(tmp_path: Path, free_port
     reading = Reading(connection, topics)
     with capture_logs() as logs, reading.running():
         until(lambda: len(logs) > 0)
+        assert "cannot be read" in (reading.reader.problem() or "")
         with broker:
             ensure_topics(connection, topics, bounded=True)
             with EventProducer(connection) as producer:
@@ -172,13 +173,16 @@ def test_a_broker_that_comes_late_and_goes_is_outlived(tmp_path: Path, free_port
                 producer.send(click(1, "u", "a"))
             assert reading.reader.caught_up.wait(30)
             until(lambda: len(reading.seen("u")) == 1)
+            assert reading.reader.problem() is None
             time.sleep(1.5)  # the broker writes its state about once a second
         until(lambda: any(entry["event"] == "kafka_lost" for entry in logs))
         assert len(reading.seen("u")) == 1
+        assert reading.reader.problem() == "Kafka does not answer; what has been read of it is served"
         with broker, EventProducer(connection) as producer:
             producer.send(click(2, "u", "a"))
             producer.flush()
             until(lambda: len(reading.seen("u")) == 2)
+            assert reading.reader.problem() is None
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"][:1] == ["kafka_unreachable"]
     assert sum(entry["event"] == "kafka_lost" for entry in logs) == 1
 

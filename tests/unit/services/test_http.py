@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,9 +16,14 @@ from fastapi import FastAPI, HTTPException, Response
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
+from services.door.keys import KeysFile
+from services.door.scopes import Scope
+from services.door.settings import SecuritySettings
+from services.door.wiring import Door
 from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response
 from services.metrics import ScorerMetrics
-from services.serving import ServeError, running, serve, start_metrics_server
+from services.metrics_page import start_metrics_server
+from services.serving import ExposedError, ServeError, running, serve
 
 
 class Ask(BaseModel):
@@ -134,6 +141,19 @@ def test_a_process_without_an_application_serves_its_metrics(capsys: pytest.Capt
         server.close()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{server.port}/metrics")
+
+
+def test_the_metrics_of_such_a_process_ask_for_a_key_too(tmp_path: Path) -> None:
+    token = KeysFile(tmp_path / "keys.json").make("prometheus", [Scope.read])
+    door = Door(security=SecuritySettings(keys_file=tmp_path / "keys.json"))
+    with closing(start_metrics_server(CollectorRegistry(), "0.0.0.0", 0, door=door)) as server:  # noqa: S104
+        url = f"http://127.0.0.1:{server.port}"
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.get(f"{url}/metrics").status_code == 401
+        answer = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {token}"})
+        assert 'headwater_turned_away_total{reason="missing"} 1.0' in answer.text
+    with pytest.raises(ExposedError):
+        start_metrics_server(CollectorRegistry(), "0.0.0.0", 0)  # noqa: S104
 
 
 def test_a_taken_port_is_one_clear_line() -> None:

@@ -43,6 +43,7 @@ class StandingWorker:
         items = LiveItems()
         for item_id, text in ITEMS:
             items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text))
+        self.wrong: dict[str, str] = {}
         self.shoppers = ShopperState(items.rows, max_shoppers=10, pseudonymise=hidden)
         self.answers = Answers(items, self.shoppers)
         publications = Publications(directory)
@@ -52,6 +53,9 @@ class StandingWorker:
         self.model: ServedModel = build(
             [bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder
         )
+
+    def problems(self) -> dict[str, str]:
+        return self.wrong
 
     def missing(self) -> str | None:
         return None if self.answers.model else "no adapter of scenario 'home' is held yet"
@@ -97,6 +101,22 @@ def test_without_an_adapter_it_is_alive_not_ready_and_says_why(client: httpx.Cli
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.headers["retry-after"] == "1"
         assert "no adapter" in answer.json()["detail"]
+
+
+def test_what_it_goes_on_without_it_says_and_stays_ready(serving: httpx.Client, worker: StandingWorker) -> None:
+    def available(name: str) -> str:
+        wanted = f'headwater_dependency_available{{dependency="{name}"}} '
+        page = serving.get("/metrics").text.splitlines()
+        return next(line.removeprefix(wanted) for line in page if line.startswith(wanted))
+
+    assert serving.get("/readyz").json()["problems"] == []
+    assert available("kafka") == "1.0"
+    worker.wrong = {"kafka": "Kafka does not answer"}
+    answer = serving.get("/readyz")
+    assert (answer.status_code, answer.json()["problems"]) == (200, ["Kafka does not answer"])
+    assert (available("kafka"), available("registry")) == ("0.0", "1.0")
+    worker.answers.model = None
+    assert serving.get("/readyz").json()["problems"] == ["Kafka does not answer"]
 
 
 def test_rank_orders_the_candidates_and_names_the_version(serving: httpx.Client) -> None:

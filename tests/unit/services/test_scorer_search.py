@@ -82,6 +82,9 @@ class Shop:
         assert self.answers.model is not None
         return self.answers.model
 
+    def problems(self) -> dict[str, str]:
+        return {}
+
     def missing(self) -> None:
         return None
 

@@ -50,6 +50,9 @@ class Place:
             bundle = publications.read(publications.full(version))
             self.models.append(build([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder))
 
+    def problems(self) -> dict[str, str]:
+        return {}
+
     def missing(self) -> str | None:
         return None if self.answers.model else "no adapter of scenario 'home' is held yet"
 

@@ -145,8 +145,10 @@ def test_a_registry_that_is_away_is_said_once_and_asked_again(stage: Stage) -> N
         stage.announcements.offer(manifest)
         until(lambda: stage.registry.asked >= 3)
         assert stage.version == 1
+        assert "registry does not answer" in stage.worker.problems()["registry"]
         stage.registry.away = False
         until(lambda: stage.version == 2)
+        until(lambda: "registry" not in stage.worker.problems())
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["registry_lost"]
     assert stage.count("refused") == 0
 
