@@ -171,9 +171,12 @@ class KeysFile:
             raise self._unusable(f"must be writable, got: {error.strerror or error}") from error
 
     def _replace(self, data: bytes) -> None:
+        # It holds hashes alone, so whoever runs it may have let others read it: so it stays.
+        mode = stat.S_IMODE(self._path.stat().st_mode) if self._path.exists() else OWNER_ONLY
         aside = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         try:
             with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "wb") as file:
+                os.fchmod(file.fileno(), mode)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -78,6 +78,13 @@ def test_a_key_needs_a_plain_name_and_a_scope(path: Path, name: str, scopes: lis
     assert not path.exists()
 
 
+def test_whom_it_may_be_read_by_stays_as_it_was(path: Path) -> None:
+    KeysFile(path).make("shop", [Scope.read])
+    path.chmod(0o644)
+    KeysFile(path).make("shop", [Scope.read])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
 def test_a_file_that_others_can_change_is_not_believed(path: Path) -> None:
     KeysFile(path).make("shop", [Scope.read])
     path.chmod(0o620)

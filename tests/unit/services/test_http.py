@@ -21,7 +21,7 @@ from services.door.scopes import Scope
 from services.door.settings import SecuritySettings
 from services.door.wiring import Door
 from services.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response
-from services.metrics import ScorerMetrics
+from services.metrics import ScorerMetrics, UpdaterMetrics
 from services.metrics_page import start_metrics_server
 from services.serving import ExposedError, ServeError, running, serve
 
@@ -131,12 +131,12 @@ def test_the_metrics_page_is_what_prometheus_reads(client: httpx.Client) -> None
 
 def test_a_process_without_an_application_serves_its_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     registry = CollectorRegistry()
-    ScorerMetrics(registry).swaps.labels("swapped").inc()
+    UpdaterMetrics(registry).batches.inc()
     server = start_metrics_server(registry, "127.0.0.1", 0)
     try:
         assert capsys.readouterr().out == f"listening 127.0.0.1 {server.port}\n"
         answer = httpx.get(f"http://127.0.0.1:{server.port}/metrics")
-        assert 'headwater_swaps_total{outcome="swapped"} 1.0' in answer.text
+        assert "headwater_batches_total 1.0" in answer.text
     finally:
         server.close()
     with pytest.raises(httpx.ConnectError):
