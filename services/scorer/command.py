@@ -24,9 +24,9 @@ from services.scorer.bundles import BundleSource
 from services.scorer.canaries import CanaryWatch
 from services.scorer.ending import ends_canaries
 from services.scorer.following import RegistryFollower
-from services.scorer.lexicon import Lexicon
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
+from services.scorer.refresher import Refresher
 from services.scorer.search import Search
 from services.scorer.search_settings import SearchSettings
 from services.scorer.shopper_state import ShopperState, StateSource
@@ -87,7 +87,7 @@ def run(settings: Settings) -> None:
         )
         followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
         app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, door=door)
-        with _in_threads(reader, worker, follower, watch, search.lexicon, *followers):
+        with _in_threads(reader, worker, follower, watch, *search.refreshers(), *followers):
             serve(app, settings.scorer.host, settings.scorer.port)
 
 
@@ -131,7 +131,7 @@ def _wired(
 
 def _search(settings: SearchSettings, encoder: Encoder, worker: Worker) -> Search:
     queries = QueryEncoder(encoder, int8=settings.int8_queries, max_queries=settings.max_known_queries)
-    return Search(queries, worker.answers, Lexicon(lambda: worker.answers.model), settings)
+    return Search(queries, worker.answers, settings)
 
 
 def _shoppers(settings: Settings, items: LiveItems, metrics: ScorerMetrics, pseudonymise: Pseudonymiser) -> StateSource:
@@ -152,7 +152,7 @@ def _registry(settings: Settings) -> AdapterRegistry:
 
 
 @contextmanager
-def _in_threads(*parts: LogReader | Worker | RegistryFollower | CanaryWatch | RedisState | Lexicon) -> Iterator[None]:
+def _in_threads(*parts: LogReader | Worker | RegistryFollower | CanaryWatch | RedisState | Refresher) -> Iterator[None]:
     """Run parts beside the serving, and end them after it."""
     threads = [threading.Thread(target=part.run, name=type(part).__name__, daemon=True) for part in parts]
     for thread in threads:

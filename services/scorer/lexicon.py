@@ -1,18 +1,17 @@
-"""Keeps the index of words up with the items, in a thread of its own."""
+"""The indexes that search finds candidates in, made of the served model's items beside the serving."""
 
-import threading
-import time
 from collections.abc import Callable
 
-import structlog
+import numpy as np
 
+from peft_adapters.counters import FloatArray, IntArray
 from peft_adapters.lexical import LexicalIndex
+from peft_adapters.neighbours import Neighbours
+from peft_adapters.query_encoder import QueryEncoder
 from peft_adapters.serving import ServedModel
 
-log = structlog.get_logger(__name__)
-
-LOOK_SECONDS = 0.25
-_REST = 10  # an index that took a second to make is not made again within ten
+Served = Callable[[], ServedModel | None]
+_NEW_SHARE = 50  # a graph is made anew once one in so many items is not in it
 
 
 class Lexicon:
@@ -25,27 +24,11 @@ class Lexicon:
         words: The newest index, by rows of the worker's catalogue; None before the first is made.
     """
 
-    def __init__(self, served: Callable[[], ServedModel | None]) -> None:
+    def __init__(self, served: Served) -> None:
         self.words: LexicalIndex | None = None
         self._served = served
         self._seen: ServedModel | None = None
         self._texts: list[str] | None = None  # [rows of the worker's catalogue] that the index was made from
-        self._stop = threading.Event()
-
-    def stop(self) -> None:
-        """Have `run` return soon."""
-        self._stop.set()
-
-    def run(self) -> None:
-        """Index what is new until stopped."""
-        pause_seconds = LOOK_SECONDS
-        while not self._stop.wait(pause_seconds):
-            began = time.perf_counter()
-            try:
-                self.refresh()
-            except Exception as error:  # queries go on to be answered from the index before
-                log.error("words_not_indexed", problem=str(error), exc_info=error)
-            pause_seconds = max(LOOK_SECONDS, _REST * (time.perf_counter() - began))
 
     def refresh(self) -> None:
         """Make the index anew if the texts of the served model's items are others than before."""
@@ -59,3 +42,56 @@ class Lexicon:
                 texts[row] = text
         if texts != self._texts:
             self.words, self._texts = LexicalIndex(texts), texts
+
+    def scores(self, query: str, model: ServedModel) -> FloatArray:
+        """BM25 of each row of a model, [items]; 0 of what is not indexed yet."""
+        scores = np.zeros(len(model), dtype=np.float32)
+        index = self.words
+        if index is not None:
+            known = min(len(index), len(model.row_of))  # items may have come since either was made
+            scores[model.row_of[:known]] = index.scores(query)[:known]
+        return scores
+
+
+class NearItems:
+    """Finds what to look at among very many items.
+
+    Args:
+        served: Gives the model that is served; None before there is one.
+        above_items: Smaller catalogues are looked at as a whole.
+    """
+
+    def __init__(self, served: Served, *, above_items: int) -> None:
+        self._served, self._above_items = served, above_items
+        self._graph: Neighbours | None = None
+
+    def refresh(self) -> None:
+        """Make the graph anew if there is none, its adapter is no longer served, or many items are not in it."""
+        model = self._served()
+        if model is None or len(model.row_of) <= self._above_items:
+            return
+        graph = self._graph
+        if (
+            graph is None
+            or graph.adapter is not model.suffix
+            or len(model.row_of) - graph.rows > graph.rows // _NEW_SHARE
+        ):
+            self._graph = Neighbours(model)
+
+    def among(self, query: str, queries: QueryEncoder, rows: IntArray, count: int, model: ServedModel) -> IntArray:
+        """Those of a model's rows to look at for a query: some near ones and what is too new, or all, if they are few.
+
+        Args:
+            query: In words.
+            queries: Encodes it.
+            rows: That may be answered, sorted.
+            count: How many near ones.
+            model: Whose rows they are.
+        """
+        graph = self._graph
+        if graph is None or len(rows) <= self._above_items:
+            return rows
+        near = graph.near(query, queries, count)
+        newer = model.row_of[min(graph.rows, len(model.row_of)) :]
+        found = np.concatenate([model.row_of[near[near < len(model.row_of)]], newer])
+        return np.intersect1d(found, rows)

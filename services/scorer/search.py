@@ -4,17 +4,19 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from peft_adapters.counters import FloatArray, IntArray
+from peft_adapters.neighbours import installed
 from peft_adapters.query_encoder import QueryEncoder
 from peft_adapters.retrieval import best, fused
 from peft_adapters.serving import ServedModel
 from services.scorer.answers import Answers, rows_of, spread
 from services.scorer.diversity import pool_size
 from services.scorer.filters import Filters
-from services.scorer.lexicon import Lexicon
+from services.scorer.lexicon import Lexicon, NearItems
+from services.scorer.refresher import Refresher
 from services.scorer.requests import ListRequest
 from services.scorer.search_requests import AnswerRequest, SearchRequest
 from services.scorer.search_settings import SearchSettings
@@ -22,6 +24,7 @@ from services.scorer.search_settings import SearchSettings
 _NOTHING = np.zeros(0, dtype=np.float32)
 _ANSWERS = ListRequest(filters=Filters(kinds=("answer",)))
 _ALIKE = (1.0, 1.0)  # meaning and words
+_LOOKED_AT = 4  # near items of a graph that are looked at exactly, for each that is wanted
 _CONFIDENCE_SLOPE = 10.0  # a cosine higher by 0.1 makes it e times as likely; measured, see docs/search.md
 
 
@@ -49,27 +52,33 @@ class Search:
 
     Args:
         queries: Encodes them.
-        answers: Knows who asks, and what may be answered.
-        lexicon: Knows the words of items; queries are answered by meaning alone before its first index.
+        answers: Knows who asks, what may be answered, and what is served.
         settings: How many items are looked at.
 
     Attributes:
-        lexicon: That of the arguments; its thread is to be run beside.
+        lexicon: Knows the words of items; before its first index queries are answered by meaning alone.
+        near: Finds what to look at in large catalogues.
         min_confidence: An answer below it is none.
     """
 
-    def __init__(self, queries: QueryEncoder, answers: Answers, lexicon: Lexicon, settings: SearchSettings) -> None:
-        self.lexicon, self._settings = lexicon, settings
-        self._queries, self._answers = queries, answers
+    def __init__(self, queries: QueryEncoder, answers: Answers, settings: SearchSettings) -> None:
+        self.lexicon = Lexicon(lambda: answers.model)
+        self.near = NearItems(lambda: answers.model, above_items=settings.graph_above_items)
         self.min_confidence = settings.min_confidence
+        self._queries, self._answers, self._settings = queries, answers, settings
+
+    def refreshers(self) -> list[Refresher]:
+        """What is to be run beside."""
+        own = [Refresher("words", self.lexicon.refresh)]
+        return [*own, Refresher("graph", self.near.refresh)] if installed() else own
 
     def search(self, request: SearchRequest, model: ServedModel) -> Found:
         """The `k` items that fit a query and the shopper best."""
         allowed = self._allowed(request, model)
-        allowed[rows_of(request.exclude, model)] = False
-        similarity = self._similarity(request.query, model)
-        words = self._words(request.query, model)
-        orders = self._orders(similarity, words, allowed)
+        allowed = allowed[~np.isin(allowed, rows_of(request.exclude, model))]
+        vector = self._queries(request.query, model.suffix)
+        words = self.lexicon.scores(request.query, model)
+        orders = [self._by_meaning(request.query, vector, allowed, model), self._by_words(words, allowed)]
         rows = np.sort(best(fused(orders, _ALIKE, len(model)), self._settings.candidates))
         if not len(rows):
             return Found(rows, _NOTHING, _NOTHING, _NOTHING, {})
@@ -78,47 +87,44 @@ class Search:
         scores = fused(orders, (*_ALIKE, self._settings.personal_weight), len(model))[rows]
         order = best(scores, pool_size(request.k) if request.diversity else request.k)
         if request.diversity:
-            order = spread(model, order, rows, scores[order], request.diversity, request.k)
+            order = spread(model, order, rows, scores, request.diversity, request.k)
         order = order[self._answers.may_be_offered(model, rows[order])][: request.k]
         found = rows[order]
         told = {outcome: values[0].numpy()[order] for outcome, values in probabilities.items()}
-        return Found(found, scores[order], similarity[found], words[found], told)
+        return Found(found, scores[order], _similarity(vector, found, model), words[found], told)
 
     def answer(self, request: AnswerRequest, model: ServedModel) -> tuple[float, Found]:
         """The items of kind `answer` that fit a question best, and how sure it is that the first one answers it."""
-        similarity = self._similarity(request.question, model)
-        rows = best(np.where(self._allowed(_ANSWERS, model), similarity, -np.inf), request.k)
+        allowed = self._allowed(_ANSWERS, model)
+        similarity = _similarity(self._queries(request.question, model.suffix), allowed, model)
+        order = best(similarity, request.k)
+        rows, scores = allowed[order], similarity[order]
         if not len(rows):
             return 0.0, Found(rows, _NOTHING, _NOTHING, _NOTHING, {})
-        scores = similarity[rows]
         odds = _CONFIDENCE_SLOPE * (float(scores[0]) - self._settings.confident_similarity)
         return 1 / (1 + math.exp(-odds)), Found(rows, scores, scores, np.zeros_like(scores), {})
 
-    def _allowed(self, request: ListRequest, model: ServedModel) -> npt.NDArray[np.bool_]:
-        """Which rows [items] have a text, are what was asked for, and neither blocked nor removed at this moment."""
+    def _allowed(self, request: ListRequest, model: ServedModel) -> IntArray:
+        """Rows that have a text, are what was asked for, and are neither blocked nor removed at this moment, sorted."""
         rows = self._answers.wanted(request, model, np.flatnonzero(model.has_text))
-        allowed = np.zeros(len(model), dtype=np.bool_)
-        allowed[rows[self._answers.may_be_offered(model, rows)]] = True
-        return allowed
+        return rows[self._answers.may_be_offered(model, rows)]
 
-    def _orders(self, similarity: FloatArray, words: FloatArray, allowed: npt.NDArray[np.bool_]) -> list[IntArray]:
-        """The best rows by meaning, and the best by words."""
+    def _by_meaning(self, query: str, vector: Tensor, allowed: IntArray, model: ServedModel) -> IntArray:
+        """Rows whose texts are nearest to a query, the nearest first."""
         count = self._settings.candidates
-        by_meaning = best(np.where(allowed, similarity, -np.inf), count)
-        by_words = best(np.where(allowed & (words > 0), words, -np.inf), count)
-        return [by_meaning, by_words]
+        rows = self.near.among(query, self._queries, allowed, _LOOKED_AT * count, model)
+        return rows[best(_similarity(vector, rows, model), count)]
 
-    def _similarity(self, query: str, model: ServedModel) -> FloatArray:
-        """Cosine of the query and the text of each row, [items]."""
-        with torch.inference_mode():
-            similarity: FloatArray = (model.text @ self._queries(query, model.suffix)).numpy()
-        return similarity
+    def _by_words(self, words: FloatArray, allowed: IntArray) -> IntArray:
+        """Rows that have words of a query, the best first."""
+        having = allowed[words[allowed] > 0]
+        return having[best(words[having], self._settings.candidates)]
 
-    def _words(self, query: str, model: ServedModel) -> FloatArray:
-        """BM25 of each row, [items]; rows may have come since the index was made, or the index since the model was."""
-        scores = np.zeros(len(model), dtype=np.float32)
-        index = self.lexicon.words
-        if index is not None:
-            known = min(len(index), len(model.row_of))
-            scores[model.row_of[:known]] = index.scores(query)[:known]
-        return scores
+
+@torch.inference_mode()
+def _similarity(vector: Tensor, rows: IntArray, model: ServedModel) -> FloatArray:
+    """Cosine of a query and the texts of some rows, [rows]."""
+    few = len(rows) < len(model) // 4  # a copy of many rows costs more than the product with all
+    text = model.text[torch.from_numpy(rows)] if few else model.text
+    similarity: FloatArray = (text @ vector).numpy()
+    return similarity if few else similarity[rows]

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from peft_adapters.query_encoder import MAX_QUERY_CHARS
 from services.scorer.requests import Count, RecommendRequest
+from streams.events import Scenario
 
 Query = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"\S")]
 Similarity = Annotated[float, Field(description="cosine of the query and the item's text, under the adapter")]
@@ -22,6 +23,7 @@ class AnswerRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    scenario: Scenario | None = Field(default=None, description="which ranking; the worker's, if it is not given")
     question: Query = Field(description="what the shopper wants to know")
     k: Count = Field(default=3, description="how many answers are told")
 

@@ -10,6 +10,7 @@ from peft_adapters.serving import ServedModel
 from services.api_limits import state_limits
 from services.problems import problems
 from services.scorer.rankings import REFUSALS, require_at_most, served
+from services.scorer.requests import ShopperRequest
 from services.scorer.search import Found, Search
 from services.scorer.search_requests import Answered, AnswerRequest, SearchAnswer, SearchRequest
 from services.scorer.settings import ScorerSettings
@@ -47,7 +48,7 @@ def add_search(
         `known` is false where no answer is likely to be one; what comes nearest is told all the same.
         """
         require_at_most("k", request.k, settings.max_k)
-        model = served(worker)
+        model = served(worker, ShopperRequest(scenario=request.scenario))
         sure, found = search.answer(request, model)
         answers = [
             {"item_id": model.item_ids[row], "text": model.texts[row] or "", "similarity": similarity}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from learnt_chain import Publications
 from prometheus_client import CollectorRegistry
@@ -21,9 +22,9 @@ from peft_adapters.query_encoder import QueryEncoder
 from peft_adapters.serving import ServedModel, build, refreshed
 from services.metrics import ScorerMetrics
 from services.scorer import lexicon as lexicon_module
+from services.scorer import refresher as refresher_module
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
-from services.scorer.lexicon import Lexicon
 from services.scorer.live_items import LiveItems
 from services.scorer.search import Search
 from services.scorer.search_settings import SearchSettings
@@ -60,7 +61,7 @@ class Made:
 class Shop:
     """A worker's parts without its threads, as the application needs them."""
 
-    scenario = "search"
+    scenario = "home"
 
     def __init__(self, made: "Made") -> None:
         self.items = LiveItems()
@@ -73,9 +74,9 @@ class Shop:
         self.shoppers = ShopperState(self.items.rows, max_shoppers=10, pseudonymise=str)
         self.answers = Answers(self.items, self.shoppers)
         self.answers.model = build([made.bundle], previous=None, catalogue=self.catalogue, encoder=made.encoder)
-        self.lexicon = Lexicon(lambda: self.answers.model)
         self.queries = QueryEncoder(made.encoder)
-        self.lexicon.refresh()
+        self.search = Search(self.queries, self.answers, SearchSettings())
+        self.search.lexicon.refresh()
 
     @property
     def model(self) -> ServedModel:
@@ -94,7 +95,8 @@ class Shop:
 
     def app(self, **settings: Any) -> Any:
         series = CollectorRegistry()
-        search = Search(self.queries, self.answers, self.lexicon, SearchSettings(**settings))
+        self.search = search = Search(self.queries, self.answers, SearchSettings(**settings))
+        search.lexicon.refresh()
         own = ScorerSettings(max_k=50)
         metrics = ScorerMetrics(series)
         return create_app(self, own, metrics, series, pseudonymise=str, search=search)  # type: ignore[arg-type]
@@ -125,7 +127,7 @@ def test_an_item_is_found_by_its_own_words(client: httpx.Client) -> None:
     for item_id, text in ITEMS[::6]:
         assert found(client, text, k=5)[0] == item_id
     body = client.post("/v1/search", json={"query": ITEMS[7][1], "k": 3}).json()
-    assert (body["adapter_version"], body["scenario"], len(body["items"])) == (1, "search", 3)
+    assert (body["adapter_version"], body["scenario"], len(body["items"])) == (1, "home", 3)
     first = body["items"][0]
     assert first["similarity"] == pytest.approx(1, abs=1e-3)
     assert first["words"] > 0
@@ -173,12 +175,12 @@ def test_a_new_items_words_are_found_once_its_text_is_served_and_indexed(client:
     assert "item-new" not in found(client, "teapot")
     shop.refresh()
     assert found(client, "zebra teapot")[0] == "item-new", "by meaning, before its words are indexed"
-    shop.lexicon.refresh()
+    shop.search.lexicon.refresh()
     items = client.post("/v1/search", json={"query": "teapot"}).json()["items"]
     assert [each["item_id"] for each in items if each["words"] > 0] == ["item-new"]
     shop.items.take_in(item("item-new", "green rug"))
     shop.refresh()
-    shop.lexicon.refresh()
+    shop.search.lexicon.refresh()
     items = client.post("/v1/search", json={"query": "teapot"}).json()["items"]
     assert [each["item_id"] for each in items if each["words"] > 0] == []
 
@@ -189,19 +191,22 @@ def test_the_index_is_made_beside_and_a_fault_in_it_keeps_the_one_before(
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
-    before = shop.lexicon.words
-    thread = threading.Thread(target=shop.lexicon.run, daemon=True)
-    monkeypatch.setattr(lexicon_module, "LOOK_SECONDS", 0.01)
+    before = shop.search.lexicon.words
+    words, graph = shop.search.refreshers()
+    thread = threading.Thread(target=words.run, daemon=True)
+    monkeypatch.setattr(refresher_module, "LOOK_SECONDS", 0.01)
     with monkeypatch.context() as patch, capture_logs() as logs:
         patch.setattr(lexicon_module, "LexicalIndex", broken)
         thread.start()
         shop.items.take_in(item("item-new", "zebra teapot"))
         shop.refresh()
         _until(lambda: len(logs) > 0)
-        assert shop.lexicon.words is before
+        assert shop.search.lexicon.words is before
+        assert (logs[0]["event"], logs[0]["index"]) == ("index_not_made", "words")
     shop.refresh()
-    _until(lambda: shop.lexicon.words is not before)
-    shop.lexicon.stop()
+    _until(lambda: shop.search.lexicon.words is not before)
+    words.stop()
+    graph.stop()
     thread.join(5)
     assert not thread.is_alive()
 
@@ -211,6 +216,54 @@ def _until(holds: Any) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.01)
+
+
+def test_many_items_are_searched_through_a_graph_and_new_ones_beside_it(shop: Shop) -> None:
+    plain, all_of = shop.app(personal_weight=0.0), shop.search
+    with running(plain) as url, httpx.Client(base_url=url) as client:
+        exact = {text: found(client, text, k=5) for _, text in ITEMS[::10]}
+    app = shop.app(personal_weight=0.0, graph_above_items=20, candidates=20)
+    assert shop.search is not all_of
+    rows = np.arange(len(shop.model))
+    assert shop.search.near.among("red mug", shop.queries, rows, 8, shop.model) is rows, "there is no graph yet"
+    shop.search.near.refresh()
+    assert len(shop.search.near.among("red mug", shop.queries, rows, 8, shop.model)) == 8
+    assert len(shop.search.near.among("red mug", shop.queries, rows[:20], 8, shop.model)) == 20, "few are all looked at"
+    with running(app) as url, httpx.Client(base_url=url) as client:
+        for text, items in exact.items():
+            assert found(client, text, k=5)[0] == items[0]
+        shop.items.take_in(item("item-new", "zebra teapot"))
+        shop.refresh()
+        assert found(client, "zebra teapot")[0] == "item-new", "the graph does not know it"
+        shop.items.take_in(ItemRemoved(ITEMS[0][0]))
+        assert ITEMS[0][0] not in found(client, ITEMS[0][1], k=50)
+
+
+def test_a_graph_is_asked_with_queries_under_its_own_adapter(shop: Shop, made: Made) -> None:
+    shop.app(graph_above_items=20)
+    shop.search.near.refresh()
+    before = shop.search.near._graph
+    made.encoder.load_lora({name: value + 1 for name, value in made.encoder.lora_state().items()})
+    shop.answers.model = replace(shop.model, suffix=made.encoder.merged())
+    asked: list[object] = []
+
+    def noted(query: str, suffix: object) -> object:
+        asked.append(suffix)
+        return shop.queries(query, suffix)  # type: ignore[arg-type]
+
+    rows = np.arange(len(shop.model))
+    shop.search.near.among("red mug", noted, rows, 8, shop.model)  # type: ignore[arg-type]
+    assert before is not None
+    assert asked == [before.adapter] != [shop.model.suffix]
+    shop.search.near.refresh()
+    assert shop.search.near._graph is not before
+
+
+def test_a_scenario_may_be_named(client: httpx.Client) -> None:
+    for route, body in (("search", {"query": "a"}), ("answer", {"question": "a"})):
+        assert client.post(f"/v1/{route}", json={**body, "scenario": "home"}).json()["scenario"] == "home"
+        other = client.post(f"/v1/{route}", json={**body, "scenario": "ads"})
+        assert "scenario 'ads' is being loaded" in other.json()["detail"]
 
 
 def test_a_question_is_answered_by_answers_alone_and_says_how_sure_that_is(client: httpx.Client) -> None:
