@@ -49,6 +49,15 @@ class Scorer:
         answer = self.client.post("/v1/recommend", json=request).raise_for_status()
         return [item["item_id"] for item in answer.json()["items"]]
 
+    def search(self, query: str, **request: Any) -> list[dict[str, Any]]:
+        answer = self.client.post("/v1/search", json={"query": query, **request}).raise_for_status()
+        items: list[dict[str, Any]] = answer.json()["items"]
+        return items
+
+    def found_by_words(self, query: str, **request: Any) -> list[str]:
+        items = sorted(self.search(query, **request), key=lambda item: -item["words"])
+        return [item["item_id"] for item in items if item["words"] > 0]
+
     def swaps(self, outcome: str) -> float:
         wanted = f'headwater_swaps_total{{outcome="{outcome}"}} '
         page = self.client.get("/metrics").text.splitlines()
@@ -175,6 +184,8 @@ def test_it_answers_as_the_model_says_from_what_shoppers_do(shop: Shop) -> None:
         until(lambda: before[0] not in scorer.recommend(k=40))
         shop.item("item-new", "a small oak bird")
         until(lambda: "item-new" in scorer.recommend(k=40))
+        until(lambda: scorer.found_by_words("small oak bird", k=40)[:1] == ["item-new"])
+        assert before[0] not in [item["item_id"] for item in scorer.search("small oak bird", k=40)]
         rank = scorer.client.post("/v1/rank", json={"candidates": ["item-new", before[0], "no-such"]}).json()
         assert [item["item_id"] for item in rank["items"]] == ["item-new"]
         assert rank["unknown_candidates"] == [before[0], "no-such"]
