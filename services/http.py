@@ -15,9 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.metrics import OTHER_ROUTE, RequestMetrics
-from services.serving import ServeError as ServeError
-from services.serving import running as running
-from services.serving import serve as serve
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 FAULTS_TOLD = 20

@@ -12,12 +12,12 @@ from small_bundle import write_small_bundle
 
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
-from services.http import running
 from services.metrics import ScorerMetrics
 from services.registry.app import create_app
 from services.scorer import following
 from services.scorer.announcements import Announcements
 from services.scorer.following import RegistryFollower
+from services.serving import running
 
 
 @pytest.fixture

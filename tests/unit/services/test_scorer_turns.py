@@ -14,7 +14,6 @@ from tiny_model import tiny_encoder, titled
 
 from peft_adapters.rollout import Canary, Rollout, Shadow
 from peft_adapters.serving import ServedModel, build
-from services.http import running
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answer, Answers
 from services.scorer.app import create_app
@@ -23,6 +22,7 @@ from services.scorer.live_items import LiveItems
 from services.scorer.settings import ScorerSettings
 from services.scorer.shadowing import mean_difference, overlap
 from services.scorer.shopper_state import ShopperState
+from services.serving import running
 from streams.events import Item
 
 ITEMS = titled(12)
