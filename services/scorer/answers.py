@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from peft_adapters.counters import FloatArray, IntArray
+from peft_adapters.encoder import MergedSuffix
 from peft_adapters.rollout import Rollout
 from peft_adapters.serving import ServedModel
 from peft_adapters.shoppers import Contexts
@@ -61,12 +63,14 @@ class Answers:
 
     Attributes:
         lineups: What is served, by scenario.
+        encode_query: Gives the unit vector of words under an adapter; without one, words say nothing.
         ask: Notes that a scenario is asked for; whether it is there, or may come.
     """
 
     def __init__(self, items: LiveItems, shoppers: StateSource, *, scenario: str = "home") -> None:
         self.lineups: dict[str, Lineup] = {}
         self.ask: Callable[[str], bool] = lambda _: True
+        self.encode_query: Callable[[str, MergedSuffix], Tensor] | None = None
         self._scenario = scenario
         self._items, self._shoppers = items, shoppers
         self._recent: deque[RankRequest | RecommendRequest] = deque(maxlen=RECENT_REQUESTS)
@@ -194,13 +198,21 @@ class Answers:
         """Scores and probabilities [candidates] of sorted rows."""
         if not len(columns):
             return np.zeros(0, dtype=np.float32), {}
-        scores, probabilities = model.ranker.judge(self.context(request, model), columns)
+        scores, probabilities = model.ranker.judge(
+            self.context(request, model), columns, self.asked(request.query, model)
+        )
         return scores[0].numpy(), {outcome: values[0].numpy() for outcome, values in probabilities.items()}
 
     def is_withheld(self, model: ServedModel, row: int) -> bool:
         """Whether an item is blocked or removed, and so not to be named to anyone."""
         own = model.catalogue_rows[row : row + 1]
         return bool(model.has_text[row]) and not self._items.may_be_offered(own)[0]
+
+    def asked(self, query: str | None, model: ServedModel) -> Tensor | None:
+        """The vector [1, dim] of what is searched for, under the model's own adapter; None where nothing is."""
+        if query is None or self.encode_query is None:
+            return None
+        return self.encode_query(query, model.suffix)[None]
 
     def context(self, request: ShopperRequest, model: ServedModel) -> Contexts:
         """Who asks, as a model sees them."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 
 from services.scorer.filters import Amount, Category, Filters
-from streams.events import MAX_TS_MS, EpochMs, Id, ItemKind, Scenario
+from streams.events import MAX_QUERY_CHARS, MAX_TS_MS, EpochMs, Id, ItemKind, Scenario
 
 MAX_SESSION_ITEMS = 5_000  # the newest count, as many as the learner looks at
 MAX_EARLIER_SESSIONS = 128
@@ -57,6 +57,7 @@ SessionItems = Annotated[tuple[Id, ...], Field(max_length=MAX_SESSION_ITEMS)]
 EarlierSessions = Annotated[tuple[SessionItems, ...], Field(max_length=MAX_EARLIER_SESSIONS)]
 NUMBER_ONLY = BeforeValidator(_number_only)  # after the bounds of a field: they are told in its schema only so
 Count = Annotated[int, Field(ge=1), NUMBER_ONLY]
+Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"\S")]
 Flag = Annotated[bool, Strict()]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 
@@ -101,6 +102,7 @@ class RankRequest(ListRequest):
     """Order given candidates."""
 
     candidates: tuple[Id, ...] = Field(min_length=1, description="item ids, in any order")
+    query: Words | None = Field(default=None, description="what the shopper searches for, in words; part of the score")
     bids: dict[Id, Amount] | None = Field(
         default=None, description="by item id, what is paid; the order is then by expected value, without a bid 0"
     )

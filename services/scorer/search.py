@@ -66,6 +66,7 @@ class Search:
         self.near = NearItems(lambda: answers.model, above_items=settings.graph_above_items)
         self.min_confidence = settings.min_confidence
         self._queries, self._answers, self._settings = queries, answers, settings
+        answers.encode_query = queries  # candidates that are given are ranked for words, too
 
     def refreshers(self) -> list[Refresher]:
         """What is to be run beside."""
@@ -82,7 +83,9 @@ class Search:
         rows = np.sort(best(fused(orders, _ALIKE, len(model)), self._settings.candidates))
         if not len(rows):
             return Found(rows, _NOTHING, _NOTHING, _NOTHING, {})
-        personal, probabilities = model.ranker.judge(self._answers.context(request, model), rows)
+        personal, probabilities = model.ranker.judge(
+            self._answers.context(request, model), rows, self._answers.asked(request.query, model)
+        )
         orders.append(rows[np.argsort(-personal[0].numpy(), kind="stable")])
         scores = fused(orders, (*_ALIKE, self._settings.personal_weight), len(model))[rows]
         order = best(scores, pool_size(request.k) if request.diversity else request.k)

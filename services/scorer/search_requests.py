@@ -4,18 +4,16 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peft_adapters.query_encoder import MAX_QUERY_CHARS
-from services.scorer.requests import Count, RecommendRequest
+from services.scorer.requests import Count, RecommendRequest, Words
 from streams.events import Scenario
 
-Query = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"\S")]
 Similarity = Annotated[float, Field(description="cosine of the query and the item's text, under the adapter")]
 
 
 class SearchRequest(RecommendRequest):
     """The items that fit a query best, for a shopper and a session."""
 
-    query: Query = Field(description="what the shopper looks for, in words")
+    query: Words = Field(description="what the shopper looks for, in words")
 
 
 class AnswerRequest(BaseModel):
@@ -24,7 +22,7 @@ class AnswerRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scenario: Scenario | None = Field(default=None, description="which ranking; the worker's, if it is not given")
-    question: Query = Field(description="what the shopper wants to know")
+    question: Words = Field(description="what the shopper wants to know")
     k: Count = Field(default=3, description="how many answers are told")
 
 

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from tiny_model import paired_stream, tiny_encoder, titled
 
 from peft_adapters.explaining import Explanation, LookedAt
+from peft_adapters.query_encoder import QueryEncoder
 from peft_adapters.serving import build
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
@@ -39,6 +40,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Any:
     for seed in range(2):
         publications.learner.learn(publications.learner.observe(paired_stream(64, items=30, seed=seed, users=8)))
     answers = Answers(items, shoppers)
+    answers.encode_query = QueryEncoder(encoder)
     bundle = publications.read(publications.full(3))
     answers.model = build([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
     return SimpleNamespace(scenario="home", items=items, answers=answers, shoppers=shoppers, missing=lambda: None)
@@ -72,6 +74,20 @@ def test_contributions_add_up_to_the_score_that_rank_gives(client: httpx.Client)
             assert total == pytest.approx(score, abs=1e-4)
         for one in sources["history"]:
             assert sum(one["kinds"].values()) == pytest.approx(one["contribution"])
+
+
+def test_what_is_searched_for_is_part_of_the_score_and_of_what_it_is_made_of(client: httpx.Client) -> None:
+    query = dict(ITEMS)["item-9"]
+    plain = {item["item_id"]: item for item in asked(client)["items"]}
+    ranked = {item["item_id"]: item for item in client.post("/v1/rank", json=ASKED | {"query": query}).json()["items"]}
+    for item in asked(client, query=f" {query} ")["items"]:
+        before = plain[item["item_id"]]
+        assert item["score"] == pytest.approx(ranked[item["item_id"]]["score"], abs=1e-4)
+        assert item["sources"]["query"] == pytest.approx(item["score"] - before["score"], abs=1e-4)
+        assert item["sources"]["query"] > 1
+        assert before["sources"]["query"] == 0
+        assert sum(item["kinds"].values()) == pytest.approx(item["score"], abs=1e-4)
+    assert "it fits what you are looking for" in item["sentence"]
 
 
 def test_what_must_not_be_offered_is_not_explained(client: httpx.Client) -> None:

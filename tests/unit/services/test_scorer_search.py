@@ -72,7 +72,7 @@ class Shop:
         self.encoder, self.catalogue = made.encoder, Catalogue(made.cache)
         self.catalogue.upsert(self.items.take_changes(1_000))
         self.shoppers = ShopperState(self.items.rows, max_shoppers=10, pseudonymise=str)
-        self.answers = Answers(self.items, self.shoppers)
+        self.answers = Answers(self.items, self.shoppers, scenario=self.scenario)
         self.answers.model = build([made.bundle], previous=None, catalogue=self.catalogue, encoder=made.encoder)
         self.queries = QueryEncoder(made.encoder)
         self.search = Search(self.queries, self.answers, SearchSettings())
