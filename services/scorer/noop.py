@@ -1,8 +1,8 @@
 """`/v1/noop`: what a request costs before anything is ranked, for `headwater bench` to measure ranking against."""
 
 from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
 
+from services.json_response import FastJsonResponse
 from services.scorer.requests import RankRequest
 
 NOOP_ROUTE = "/v1/noop"
@@ -20,4 +20,4 @@ def add_noop(app: FastAPI, *, scenario: str) -> None:
     async def noop(request: RankRequest) -> Response:
         """Read the body of a `/v1/rank`, and give its candidates back in the order they came in."""
         items = [{"item_id": item_id, "score": 0.0} for item_id in request.candidates]
-        return JSONResponse({"adapter_version": 0, "scenario": scenario, "items": items, "unknown_candidates": []})
+        return FastJsonResponse({"adapter_version": 0, "scenario": scenario, "items": items, "unknown_candidates": []})
