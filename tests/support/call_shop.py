@@ -9,11 +9,15 @@ from learnt_chain import Publications, catalogue_of
 from prometheus_client import CollectorRegistry
 from tiny_model import shown_stream, tiny_encoder, titled
 
+from peft_adapters.query_encoder import QueryEncoder
 from peft_adapters.serving import ServedModel, build
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
+from services.scorer.lexicon import Lexicon
 from services.scorer.live_items import LiveItems
+from services.scorer.search import Search
+from services.scorer.search_settings import SearchSettings
 from services.scorer.settings import ScorerSettings
 from services.scorer.shopper_state import ShopperState
 from streams.events import Item
@@ -41,6 +45,7 @@ class Shop:
             self.items.take_in(item(item_id))
         self.shoppers = ShopperState(self.items.rows, max_shoppers=10, pseudonymise=str)
         self.answers = Answers(self.items, self.shoppers)
+        self.answers.ask = lambda scenario: scenario == "home"  # of another one nothing was published
         encoder = tiny_encoder()
         publications = Publications(directory)
         publications.learner.add_items(ITEMS)
@@ -59,7 +64,10 @@ class Shop:
             scenario="home", answers=self.answers, shoppers=self.shoppers, missing=lambda: None
         )
         settings = ScorerSettings(max_candidates=50, max_k=25, max_batch_requests=3)
-        self.app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=str)
+        lexicon = Lexicon(lambda: self.answers.model)
+        lexicon.refresh()
+        search = Search(QueryEncoder(encoder), self.answers, lexicon, SearchSettings())
+        self.app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=str, search=search)
         self.client = httpx.Client()
 
     def post(self, call: str, **request: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from call_shop import IDS, Shop, item
+from call_shop import IDS, ITEMS, Shop, item
 
 from services.scorer.responses import BatchAnswer, CandidateRanking, Ranking
 from services.serving import running
@@ -167,6 +167,8 @@ def everything_that_comes_out(shop: Shop) -> set[str]:
     lists += shop.post("batch", requests=[{"call": "rank", "candidates": IDS}, {"call": "recommend", "k": 25}])[
         "answers"
     ]
+    lists.append(shop.post("explain", candidates=IDS))
+    lists += [shop.post("search", query=title, k=25, diversity=share) for _, title in ITEMS[:4] for share in (0, 0.5)]
     related = {one for by in ("behaviour", "likeness") for of in IDS[:3] for one in shop.similar(of, by=by, k=25)}
     return related | {one for body in lists for one in ids(body)}
 
@@ -188,7 +190,11 @@ def test_what_is_blocked_while_an_answer_is_made_is_not_in_it(shop: Shop, monkey
         shop.items.take_in(item("item-6", status="blocked"))
         return context(*who, **session)
 
-    for call, request in (("rank", {"candidates": IDS}), ("recommend", {"k": 25, "filters": {"min_price": 6}})):
+    for call, request in (
+        ("rank", {"candidates": IDS}),
+        ("recommend", {"k": 25, "filters": {"min_price": 6}}),
+        ("search", {"query": dict(ITEMS)["item-6"]}),
+    ):
         shop.items.take_in(item("item-6"))
         assert "item-6" in ids(shop.post(call, **request))
         monkeypatch.setattr(shop.shoppers, "context", blocks_meanwhile)
