@@ -14,7 +14,6 @@ from peft_adapters.serving import ServedModel, build
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
-from services.scorer.lexicon import Lexicon
 from services.scorer.live_items import LiveItems
 from services.scorer.search import Search
 from services.scorer.search_settings import SearchSettings
@@ -64,9 +63,8 @@ class Shop:
             scenario="home", answers=self.answers, shoppers=self.shoppers, missing=lambda: None
         )
         settings = ScorerSettings(max_candidates=50, max_k=25, max_batch_requests=3)
-        lexicon = Lexicon(lambda: self.answers.model)
-        lexicon.refresh()
-        search = Search(QueryEncoder(encoder), self.answers, lexicon, SearchSettings())
+        search = Search(QueryEncoder(encoder), self.answers, SearchSettings())
+        search.lexicon.refresh()
         self.app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=str, search=search)
         self.client = httpx.Client()
 
