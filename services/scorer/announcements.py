@@ -13,6 +13,8 @@ from services.metrics import ScorerMetrics
 
 log = structlog.get_logger(__name__)
 
+MOST_PUBLISHED = 10_000  # names of scenarios remembered
+
 
 @dataclass(frozen=True, slots=True)
 class News:
@@ -37,6 +39,7 @@ class Announcements:
         self.on_rollout: Callable[[Rollout], None] = lambda _: None
         self._metrics = metrics
         self._news: dict[str, News] = {scenario: News()}
+        self._published: set[str] = set()  # scenarios of which anything was ever heard
         self._changed: dict[str, None] = {}  # scenarios, in the order in which they changed
         self._there = threading.Condition()
 
@@ -52,6 +55,10 @@ class Announcements:
             self._news.pop(scenario, None)
             self._changed.pop(scenario, None)
 
+    def is_published(self, scenario: str) -> bool:
+        """Whether anything was heard of a scenario, be it followed or not."""
+        return scenario in self._published
+
     def followed(self) -> list[str]:
         """The scenarios of which it is kept what is heard."""
         with self._there:
@@ -61,6 +68,8 @@ class Announcements:
         """Take in a record of the topic."""
         name = (key or b"").decode(errors="replace")
         scenario = name.removesuffix(KEY_SUFFIX)
+        if value is not None and len(self._published) < MOST_PUBLISHED:
+            self._published.add(scenario)
         if scenario not in self._news or value is None:
             return
         try:
@@ -85,6 +94,7 @@ class Announcements:
             if news is None or (only_newer and news.latest is not None and news.latest.version >= manifest.version):
                 return
             self._news[manifest.scenario] = replace(news, latest=manifest)
+            self._published.add(manifest.scenario)
             self._mark(manifest.scenario)
 
     def offer_rollout(self, rollout: Rollout) -> None:

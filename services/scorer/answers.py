@@ -69,7 +69,7 @@ class Answers:
 
     def __init__(self, items: LiveItems, shoppers: StateSource, *, scenario: str = "home") -> None:
         self.lineups: dict[str, Lineup] = {}
-        self.ask: Callable[[str], bool] = lambda _: True
+        self.ask: Callable[[str], bool] = lambda _: False
         self.encode_query: Callable[[str, MergedSuffix], Tensor] | None = None
         self._scenario = scenario
         self._items, self._shoppers = items, shoppers

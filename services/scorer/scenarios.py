@@ -48,7 +48,10 @@ class Scenarios:
         return list(self._seats.values())
 
     def ask(self, name: str) -> bool:
-        """Note that a scenario is wanted, and have it loaded; False when nothing is published under its name."""
+        """Note that a scenario is wanted, and have it loaded; False when nothing is known to be published of it.
+
+        The registry is asked in any case: where a publication was not announced, a later request finds it.
+        """
         now = time.monotonic()
         if name in self._seats:
             self._asked[name] = now
@@ -59,7 +62,7 @@ class Scenarios:
             if name not in self._waiting and len(self._waiting) < MOST_WAITING:
                 self._waiting.add(name)
                 self._announcements.follow(name)
-        return True
+        return self._announcements.is_published(name)
 
     def nothing(self, name: str) -> None:
         """Note that nothing is published under a name."""

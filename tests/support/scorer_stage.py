@@ -75,7 +75,7 @@ class FullDisk(PrefixCache):
 class Stage:
     """A worker on a registry in a directory, and an updater's publications; Kafka is spoken for by hand."""
 
-    def __init__(self, directory: Path, encoder: Encoder) -> None:
+    def __init__(self, directory: Path, encoder: Encoder, **worker: Any) -> None:
         self.directory = directory
         self.registry = RecordingRegistry(str(directory / "registry"))
         self.series = CollectorRegistry()
@@ -103,6 +103,7 @@ class Stage:
             announcements=self.announcements,
             metrics=metrics,
             items_refresh_seconds=0.02,
+            **worker,
         )
         for item_id, text in ITEMS:
             self.item(item_id, text)
