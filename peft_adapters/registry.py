@@ -12,13 +12,11 @@ A version exists once its manifest does, and the manifest is written last. One u
 that claimed it last; any number of readers may look on, and see a version whole or not at all.
 """
 
-import hashlib
-import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -27,10 +25,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from peft_adapters.durable import sync_directory
 from peft_adapters.errors import (
     AlreadyRunningError,
-    BundleDigestError,
     BundleError,
     BundleFormatError,
-    BundleSizeError,
     FencedError,
     RegistryUnavailableError,
     RolloutConflictError,
@@ -40,7 +36,6 @@ from peft_adapters.errors import (
 from peft_adapters.manifest import (
     MANIFEST_LIMIT_BYTES,
     MANIFEST_NAME,
-    FileEntry,
     Manifest,
     check_scenario,
     manifest_bytes,
@@ -49,6 +44,7 @@ from peft_adapters.manifest import (
 )
 from peft_adapters.rollout import ROLLOUT_LIMIT_BYTES, ROLLOUT_NAME, Rollout, parse_rollout, rollout_bytes
 from peft_adapters.stores import Store, open_store
+from peft_adapters.version_files import VersionFiles
 
 LATEST_NAME = "LATEST"
 OWNER_NAME = "OWNER"
@@ -56,8 +52,6 @@ CLAIM_SECONDS = 30.0  # after its last publication for so long, a scenario canno
 REFUSED_NAME = "refused"
 LATEST_LIMIT_BYTES = 32
 OWNER_LIMIT_BYTES = 1_024
-
-_FILE_PATH = re.compile(r"([0-9]{8}|[1-9][0-9]{8,})/([^/]+)")
 
 log = structlog.get_logger(__name__)
 
@@ -97,6 +91,7 @@ class AdapterRegistry:
     ) -> None:
         self.url, self._verify_signature = url, verify
         self._store = store or open_store(url, api_key=api_key)
+        self._files = VersionFiles(url, self._store)
 
     def check(self) -> None:
         """Return when the store answers, be it that nothing is there yet.
@@ -104,7 +99,7 @@ class AdapterRegistry:
         Raises:
             RegistryUnavailableError: The store failed.
         """
-        with self._store_errors("be reached"), suppress(FileNotFoundError):
+        with self._files.errors("be reached"), suppress(FileNotFoundError):
             self._store.read(f"check/{LATEST_NAME}", limit_bytes=LATEST_LIMIT_BYTES)
 
     def claim(self, scenario: str, owner: Owner) -> None:
@@ -124,7 +119,7 @@ class AdapterRegistry:
                     f"scenario {scenario!r} in {self.url} got version {latest.version} {ago_seconds:.0f} s ago from an "
                     "updater with other checkpoints; stop that one, or give this one another scenario or registry"
                 )
-        with self._store_errors(f"claim {scenario!r}"):
+        with self._files.errors(f"claim {scenario!r}"):
             self._store.write(f"{scenario}/{OWNER_NAME}", owner.model_dump_json().encode())
 
     def next_version(self, scenario: str) -> int:
@@ -133,7 +128,7 @@ class AdapterRegistry:
         Raises:
             RegistryUnavailableError: The store failed.
         """
-        return 1 + max(self._files_by_version(check_scenario(scenario)), default=0)
+        return 1 + max(self._files.by_version(check_scenario(scenario)), default=0)
 
     def publish(self, directory: Path, manifest: Manifest, *, owner: Owner | None = None) -> None:
         """Make a bundle the latest version of its scenario.
@@ -159,11 +154,16 @@ class AdapterRegistry:
         scenario, version = manifest.scenario, manifest.version
         if not self._is_published(manifest):
             self._check_parent(manifest)
-            self._put(self._version_path(scenario, version), directory, manifest, owner=owner)
+            self._files.put(
+                self._version_path(scenario, version),
+                directory,
+                manifest,
+                before_manifest=lambda: self._check_owner(scenario, owner),
+            )
         latest = self._latest_version(scenario)
         if latest is None or latest < version:
             self._check_owner(scenario, owner)
-            with self._store_errors(f"advance {LATEST_NAME} of {scenario!r} to {version}"):
+            with self._files.errors(f"advance {LATEST_NAME} of {scenario!r} to {version}"):
                 self._store.write(f"{scenario}/{LATEST_NAME}", f"{version}\n".encode())
         log.info("adapter_published", scenario=scenario, version=version, digest=manifest.digest)
 
@@ -176,9 +176,9 @@ class AdapterRegistry:
             RegistryUnavailableError: The store failed.
         """
         path = self._version_path(f"{manifest.scenario}/{REFUSED_NAME}", manifest.version)
-        with self._store_errors(f"keep refused candidate {path}"):
+        with self._files.errors(f"keep refused candidate {path}"):
             self._store.remove(path)
-        self._put(path, directory, manifest)
+        self._files.put(path, directory, manifest, before_manifest=lambda: None)
 
     def latest(self, scenario: str) -> Manifest | None:
         """Manifest of the latest version, None when nothing has been published.
@@ -209,7 +209,7 @@ class AdapterRegistry:
             RegistryUnavailableError: The store failed.
         """
         path = f"{self._version_path(check_scenario(scenario), version)}/{MANIFEST_NAME}"
-        with self._store_errors(f"read {path}"):
+        with self._files.errors(f"read {path}"):
             try:
                 data = self._store.read(path, limit_bytes=MANIFEST_LIMIT_BYTES)
             except FileNotFoundError as error:
@@ -233,7 +233,7 @@ class AdapterRegistry:
             ScenarioNameError: The scenario's name is out of the question.
             RegistryUnavailableError: The store failed.
         """
-        files = self._files_by_version(check_scenario(scenario))
+        files = self._files.by_version(check_scenario(scenario))
         return sorted(version for version, names in files.items() if MANIFEST_NAME in names)
 
     def chain(self, scenario: str, version: int) -> list[int]:
@@ -258,7 +258,7 @@ class AdapterRegistry:
             RegistryUnavailableError: The store failed.
         """
         path = f"{check_scenario(scenario)}/{ROLLOUT_NAME}"
-        with self._store_errors(f"read {path}"):
+        with self._files.errors(f"read {path}"):
             try:
                 data = self._store.read(path, limit_bytes=ROLLOUT_LIMIT_BYTES)
             except FileNotFoundError:
@@ -286,7 +286,7 @@ class AdapterRegistry:
         there = self.rollout(rollout.scenario)
         if there.revision != rollout.revision - 1:
             raise _changed_meanwhile(rollout, there)
-        with self._store_errors(f"write {path}"):
+        with self._files.errors(f"write {path}"):
             self._store.write(path, data)
         there = self.rollout(rollout.scenario)
         if there != rollout:
@@ -314,7 +314,7 @@ class AdapterRegistry:
         try:
             arriving.mkdir()
             for name, entry in manifest.files.items():
-                self._download(f"{source}/{name}", entry, arriving / name)
+                self._files.download(f"{source}/{name}", entry, arriving / name)
             (arriving / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
             verify_copy(arriving)
             shutil.rmtree(target, ignore_errors=True)
@@ -335,7 +335,7 @@ class AdapterRegistry:
         entry = manifest.files.get(name)
         if entry is None:
             raise VersionNotFoundError(f"{path} is not a file of this version; it has {', '.join(manifest.files)}")
-        yield from self._chunks(path, limit_bytes=entry.bytes)
+        yield from self._files.chunks(path, limit_bytes=entry.bytes)
 
     def prune(self, scenario: str, *, keep: int) -> list[int]:
         """Remove all but the newest `keep` versions, those the rollout names and what their chains need.
@@ -356,13 +356,13 @@ class AdapterRegistry:
         versions = self.versions(scenario)
         served = self.rollout(scenario).versions & set(versions)
         needed = {link for version in {*versions[-keep:], *served} for link in self.chain(scenario, version)}
-        for version in sorted(self._files_by_version(scenario), reverse=True):
+        for version in sorted(self._files.by_version(scenario), reverse=True):
             # What lies beyond the newest version is a publication under way or cut short, which will be made again.
             if version not in needed and version < versions[-1]:
-                self._remove(self._version_path(scenario, version))
+                self._files.remove(self._version_path(scenario, version))
         refused = f"{scenario}/{REFUSED_NAME}"
-        for version in sorted(self._files_by_version(refused))[:-keep]:
-            self._remove(self._version_path(refused, version))
+        for version in sorted(self._files.by_version(refused))[:-keep]:
+            self._files.remove(self._version_path(refused, version))
         return [version for version in versions if version not in needed]
 
     def _is_published(self, manifest: Manifest) -> bool:
@@ -388,7 +388,7 @@ class AdapterRegistry:
 
     def _owner(self, scenario: str) -> Owner | None:
         path = f"{check_scenario(scenario)}/{OWNER_NAME}"
-        with self._store_errors(f"read {path}"):
+        with self._files.errors(f"read {path}"):
             try:
                 return Owner.model_validate_json(self._store.read(path, limit_bytes=OWNER_LIMIT_BYTES))
             except FileNotFoundError:
@@ -411,54 +411,9 @@ class AdapterRegistry:
                 "another updater publishes to it now, so this one ends without publishing anything more"
             )
 
-    def _put(self, path: str, directory: Path, manifest: Manifest, *, owner: Owner | None = None) -> None:
-        with self._store_errors(f"write {path}"):
-            for name, entry in manifest.files.items():  # 1. the files
-                self._store.upload(f"{path}/{name}", directory / name)
-                self._verify(f"{path}/{name}", entry)  # 2. as the store gives them back
-            data = manifest_bytes(manifest)
-            self._check_owner(manifest.scenario, owner)
-            self._store.write(f"{path}/{MANIFEST_NAME}", data)  # 3. the manifest
-            if self._store.read(f"{path}/{MANIFEST_NAME}", limit_bytes=len(data) + 1) != data:
-                raise BundleDigestError(
-                    f"{self.url}/{path}/{MANIFEST_NAME}: the store returns other bytes than it took"
-                )
-
-    def _verify(self, path: str, entry: FileEntry) -> None:
-        sha256 = hashlib.sha256()
-        for chunk in self._chunks(path, limit_bytes=entry.bytes + 1):
-            sha256.update(chunk)
-        if sha256.hexdigest() != entry.sha256:
-            raise BundleDigestError(
-                f"{self.url}/{path}: expected sha256 {entry.sha256}, found {sha256.hexdigest()} after the upload; "
-                "nothing was published, write the bundle anew and publish again"
-            )
-
-    def _download(self, path: str, entry: FileEntry, target: Path) -> None:
-        found_bytes = 0
-        with target.open("xb") as file:
-            for chunk in self._chunks(path, limit_bytes=entry.bytes + 1):
-                found_bytes += file.write(chunk)
-        if found_bytes > entry.bytes:
-            raise BundleSizeError(f"{self.url}/{path}: expected {entry.bytes} bytes, found more; publish it anew")
-
-    def _chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
-        with self._store_errors(f"read {path}"):
-            try:
-                yield from self._store.chunks(path, limit_bytes=limit_bytes)
-            except FileNotFoundError as error:
-                raise VersionNotFoundError(
-                    f"{self.url}/{path} is gone: the version was pruned meanwhile, or is damaged; take another version"
-                ) from error
-
-    def _remove(self, path: str) -> None:
-        with self._store_errors(f"remove {path}"):
-            self._store.remove(f"{path}/{MANIFEST_NAME}")  # first, so that half a version is never seen
-            self._store.remove(path)
-
     def _latest_version(self, scenario: str) -> int | None:
         path = f"{check_scenario(scenario)}/{LATEST_NAME}"
-        with self._store_errors(f"read {path}"):
+        with self._files.errors(f"read {path}"):
             try:
                 data = self._store.read(path, limit_bytes=LATEST_LIMIT_BYTES)
             except FileNotFoundError:
@@ -467,26 +422,9 @@ class AdapterRegistry:
             raise BundleFormatError(f"{self.url}/{path}: expected a version number, found {data!r}; write one there")
         return int(data)
 
-    def _files_by_version(self, path: str) -> dict[int, set[str]]:
-        with self._store_errors(f"list {path}"):
-            matches = [match for match in map(_FILE_PATH.fullmatch, self._store.files(path)) if match]
-        found: dict[int, set[str]] = {int(match[1]): set() for match in matches}
-        for match in matches:
-            found[int(match[1])].add(match[2])
-        return found
-
     @staticmethod
     def _version_path(scenario: str, version: int) -> str:
         return f"{scenario}/{version:08d}"
-
-    @contextmanager
-    def _store_errors(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RegistryUnavailableError(
-                f"registry {self.url} cannot {doing}: {error}; check the store, then try again"
-            ) from error
 
 
 def _changed_meanwhile(rollout: Rollout, there: Rollout) -> RolloutConflictError:

@@ -186,5 +186,9 @@ def open_store(url: str, *, api_key: str | None = None) -> Store:
 def _check_status(response: httpx.Response) -> None:
     if response.status_code == httpx.codes.NOT_FOUND:
         raise FileNotFoundError(str(response.url))
+    if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise PermissionError(
+            f"GET {response.url}: status {response.status_code}; give a key of scope `read` as `registry.api_key`"
+        )
     if response.status_code != httpx.codes.OK:
         raise OSError(f"GET {response.url}: status {response.status_code}")

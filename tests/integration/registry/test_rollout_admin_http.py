@@ -11,9 +11,13 @@ import httpx
 import pytest
 from small_bundle import write_small_bundle
 
+from peft_adapters.errors import RegistryUnavailableError
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from services.audit import AuditLog
+from services.door.keys import KeysFile
+from services.door.scopes import Scope
+from services.door.settings import LimitSettings, SecuritySettings
 from services.door.wiring import Door
 from services.registry.app import create_app
 from services.serving import running
@@ -131,3 +135,27 @@ def test_a_process_over_another_registry_changes_nothing(desk: Desk) -> None:
         answer = httpx.post(f"{url}/v1/adapters/home/pin", json={"version": 1})
     assert answer.status_code == 403
     assert "ask that one" in answer.json()["detail"]
+
+
+def test_where_keys_are_asked_for_readers_read_and_admins_change(tmp_path: Path) -> None:
+    keys = KeysFile(tmp_path / "keys.json")
+    reader, admin = keys.make("worker", [Scope.read]), keys.make("ann", [Scope.admin])
+    registry = AdapterRegistry(str(tmp_path / "registry"))
+    manifest = write_small_bundle(tmp_path / "1")
+    registry.publish(tmp_path / "1", manifest)
+    security = SecuritySettings(keys_file=tmp_path / "keys.json", audit_log=tmp_path / "audit.jsonl")
+    with running(create_app(registry, door=Door.of(LimitSettings(), security))) as url:
+        assert AdapterRegistry(f"{url}/v1/files", api_key=reader).latest("home") == manifest
+        with pytest.raises(RegistryUnavailableError, match=r"status 401; give a key .* as `registry\.api_key`"):
+            AdapterRegistry(f"{url}/v1/files").latest("home")
+        for key, status in ((reader, 403), (admin, 200)):
+            headers = {"Authorization": f"Bearer {key}"}
+            answer = httpx.post(f"{url}/v1/adapters/home/pin", json={"version": 1}, headers=headers)
+            assert answer.status_code == status
+    assert registry.rollout("home").changed_by.startswith("ann/")
+    told = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(line["by"].partition("/")[0], line["outcome"]) for line in told] == [
+        ("worker", "refused"),
+        ("ann", "began"),
+        ("ann", "done"),
+    ]
