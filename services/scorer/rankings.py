@@ -191,7 +191,7 @@ def lineup_for(worker: Worker, scenario: str | None) -> Lineup:
 
 def _is_short(request: RankRequest) -> bool:
     """Whether an answer takes a millisecond or two: less than handing it to a thread and back is worth."""
-    return len(request.candidates) <= SHORT_CANDIDATES and not request.diversity
+    return len(request.candidates) <= SHORT_CANDIDATES and not request.diversity and request.query is None
 
 
 def require_at_most(name: str, asked: int, allowed: int) -> None:
