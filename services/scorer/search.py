@@ -83,9 +83,7 @@ class Search:
         rows = np.sort(best(fused(orders, _ALIKE, len(model)), self._settings.candidates))
         if not len(rows):
             return Found(rows, _NOTHING, _NOTHING, _NOTHING, {})
-        personal, probabilities = model.ranker.judge(
-            self._answers.context(request, model), rows, self._answers.asked(request.query, model)
-        )
+        personal, probabilities = model.ranker.judge(self._answers.context(request, model), rows, vector[None])
         orders.append(rows[np.argsort(-personal[0].numpy(), kind="stable")])
         scores = fused(orders, (*_ALIKE, self._settings.personal_weight), len(model))[rows]
         order = best(scores, pool_size(request.k) if request.diversity else request.k)
@@ -104,8 +102,8 @@ class Search:
         rows, scores = allowed[order], similarity[order]
         if not len(rows):
             return 0.0, Found(rows, _NOTHING, _NOTHING, _NOTHING, {})
-        odds = _CONFIDENCE_SLOPE * (float(scores[0]) - self._settings.confident_similarity)
-        return 1 / (1 + math.exp(-odds)), Found(rows, scores, scores, np.zeros_like(scores), {})
+        sure = sure_of(float(scores[0]), self._settings.confident_similarity)
+        return sure, Found(rows, scores, scores, np.zeros_like(scores), {})
 
     def _allowed(self, request: ListRequest, model: ServedModel) -> IntArray:
         """Rows that have a text, are what was asked for, and are neither blocked nor removed at this moment, sorted."""
@@ -122,6 +120,11 @@ class Search:
         """Rows that have words of a query, the best first."""
         having = allowed[words[allowed] > 0]
         return having[best(words[having], self._settings.candidates)]
+
+
+def sure_of(similarity: float, half_sure: float) -> float:
+    """How likely an answer answers a question, by their cosine and that at which it is one half."""
+    return 1 / (1 + math.exp(-_CONFIDENCE_SLOPE * (similarity - half_sure)))
 
 
 @torch.inference_mode()

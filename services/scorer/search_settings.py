@@ -25,5 +25,5 @@ class SearchSettings(BaseModel):
         default=0.38, ge=-1, le=1, description="cosine of question and answer at which an answer's confidence is 0.5"
     )
     min_confidence: float = Field(
-        default=0.5, ge=0, le=1, description="/v1/answer says that it does not know below this confidence"
+        default=0.6, ge=0, le=1, description="/v1/answer says that it does not know below this confidence"
     )

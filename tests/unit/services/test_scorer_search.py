@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from learnt_chain import Publications
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from tiny_model import shown_stream, tiny_encoder, titled
+from torch import Tensor
 
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.prefix_cache import PrefixCache
@@ -149,6 +151,22 @@ def test_the_shopper_decides_between_items_that_fit_alike(shop: Shop) -> None:
         plain, anns = found(client, "red", k=20), found(client, "red", k=20, user_id="ann", ts=2)
         assert found(client, "red", k=20, session_items=["item-3"]) == anns
     assert plain != anns
+
+
+def test_the_ranking_is_told_what_was_searched_for(
+    client: httpx.Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Tensor] = []
+    judge = shop.model.ranker.judge
+
+    def noted(contexts: Any, columns: Any, asked: Tensor) -> Any:
+        told.append(asked)
+        return judge(contexts, columns, asked)
+
+    monkeypatch.setattr(shop.model.ranker, "judge", noted)
+    found(client, "red mug")
+    (asked,) = told
+    assert torch.equal(asked, shop.queries("red mug", shop.model.suffix)[None])
 
 
 @pytest.mark.parametrize("kind", ["blocked", "removed"])
