@@ -59,6 +59,10 @@ class Worker:
     def missing(self) -> str | None:
         return None
 
+    def problems(self) -> dict[str, str]:
+        problem = self.shoppers.problem()
+        return {} if problem is None else {"state": problem}
+
 
 @pytest.fixture
 def series() -> CollectorRegistry:
