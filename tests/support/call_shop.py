@@ -60,7 +60,7 @@ class Shop:
         self.answers.model = self.model
         series = CollectorRegistry()
         worker: Any = SimpleNamespace(
-            scenario="home", answers=self.answers, shoppers=self.shoppers, missing=lambda: None
+            scenario="home", answers=self.answers, shoppers=self.shoppers, missing=lambda: None, problems=dict
         )
         settings = ScorerSettings(max_candidates=50, max_k=25, max_batch_requests=3)
         search = Search(QueryEncoder(encoder), self.answers, SearchSettings())
