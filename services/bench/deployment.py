@@ -1,7 +1,7 @@
 """What is measured: a deployment that is up, or one set up for it on the bundled sample."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 
+from peft_adapters.registry import AdapterRegistry
 from services.bench.driver import Server
 from services.bench.errors import BenchError
 from services.settings import Settings
 from streams.events import Event, Item
-from streams.producer import EventProducer
+from streams.producer import Delivery, EventProducer
 
-SETTLED_SECONDS = 6.0  # so long without a new version: all has been learnt
 SETTLES_WITHIN_SECONDS = 240.0
 PROBE_TIMEOUT_SECONDS = 5.0
 HISTORY_EVENTS = 8_000  # learnt before a deployment of our own is measured
@@ -68,15 +68,23 @@ class Deployment:
                 return int(float(line.split()[1]))
         return None
 
-    def settle(self) -> None:
-        """Waits until no new version comes any more."""
+    def settle(self, published: Mapping[str, int]) -> None:
+        """Waits until the scorer answers from an adapter that has learnt all that was published.
+
+        Args:
+            published: By ``"topic/partition"`` the next offset.
+
+        Raises:
+            BenchError: It takes too long.
+        """
+        registry, scenario = AdapterRegistry(self.registry_url), self.settings.scenario
         deadline = time.monotonic() + SETTLES_WITHIN_SECONDS
-        version, since = None, time.monotonic()
-        while time.monotonic() < deadline and time.monotonic() - since < SETTLED_SECONDS:
-            now = self.ready()["adapter_version"]
-            if now != version:
-                version, since = now, time.monotonic()
+        while time.monotonic() < deadline:
+            learnt = registry.manifest(scenario, int(self.ready()["adapter_version"])).offsets
+            if all(learnt.get(partition, 0) >= offset for partition, offset in published.items()):
+                return
             time.sleep(0.25)
+        raise BenchError(f"not all was learnt within {SETTLES_WITHIN_SECONDS:.0f} s; is the machine much too busy?")
 
 
 @contextmanager
@@ -105,11 +113,18 @@ def own_deployment(
         except DemoError as error:
             raise BenchError(str(error)) from error
         say(f"learning {len(past):,} events")
-        with EventProducer(up.settings.kafka, up.settings.topics) as producer:
+        published: dict[str, int] = {}
+
+        def note(delivery: Delivery) -> None:
+            if delivery.offset is not None:
+                partition = f"{delivery.topic}/{delivery.partition}"
+                published[partition] = max(published.get(partition, 0), delivery.offset + 1)
+
+        with EventProducer(up.settings.kafka, up.settings.topics, on_delivery=note) as producer:
             for event in past:
                 producer.send(event)
         deployment = Deployment(
             Server(up.scorer_urls[0]), up.settings, str(up.registry_dir), items=items, past=past, coming=coming
         )
-        deployment.settle()
+        deployment.settle(published)
         yield deployment

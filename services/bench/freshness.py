@@ -13,7 +13,7 @@ from services.bench.requests import Asked, rank_bodies
 from services.demo.freshness import Freshness
 
 ASKED_PER_SECOND = 50.0  # an answer that has learnt something is seen 20 ms late at most
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 10.0
 MOST_P95_SECONDS = 1.0
 
 
