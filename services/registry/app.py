@@ -40,7 +40,8 @@ from services.http import (
     problem_response,
 )
 from services.metrics import RegistryMetrics, new_registry
-from services.registry.admin import add_admin
+from services.problems import problems
+from services.registry.admin import ScenarioName, add_admin
 from services.registry.changes import MAX_VERSION
 from services.registry.comparing import Comparison, compare
 from services.registry.reading import Shown, manifests, shown
@@ -51,6 +52,23 @@ MAX_BODY_BYTES = 65_536
 LONG_POLLS = ("/latest", "/rollout")
 # What may change under its name must be asked for again; a version's files never change.
 REVALIDATE = {"Cache-Control": "no-cache"}
+
+PROBLEMS = problems(
+    {
+        401: "a key is asked for, and none was shown that is good",
+        403: "the key shown is not good for this, or this process only reads from another",
+        404: "there is no such version, or nothing has been published",
+        408: "the request did not arrive in time",
+        409: "the rollout was changed by another meanwhile",
+        422: "a value breaks its rule, or the change would break one of a rollout's",
+        500: "what lies in the registry is damaged",
+        503: "the store, or the audit log, does not answer; or there are too many calls at once",
+    }
+)
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "it is still what `If-None-Match` names"}}
+FILE_ANSWERS = UNCHANGED | {
+    200: {"description": "the file", "content": {"application/octet-stream": {}, "application/json": {}}}
+}
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +94,7 @@ def create_app(
         Watcher(registry.latest, lambda manifest: manifest.digest), Watcher(registry.rollout, rollout_tag)
     )
     series = new_registry()
-    app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers))
+    app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers), responses=PROBLEMS)
     metrics = RegistryMetrics(series)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, remedy="no call takes more")
     door = door or Door()
@@ -95,13 +113,13 @@ def create_app(
 
 def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Manifest]) -> None:
     @app.get("/v1/adapters/{scenario}")
-    def adapters(scenario: str) -> list[Manifest]:
+    def adapters(scenario: ScenarioName) -> list[Manifest]:
         """Manifests of all versions, oldest first."""
         return list(manifests(registry, scenario))
 
-    @app.get("/v1/adapters/{scenario}/latest", response_model=Manifest)
+    @app.get("/v1/adapters/{scenario}/latest", response_model=Manifest, responses=UNCHANGED)
     async def latest(
-        scenario: str,
+        scenario: ScenarioName,
         if_none_match: Etags = None,
         wait_seconds: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
     ) -> Response:
@@ -119,7 +137,7 @@ def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Mani
 def _add_looks(app: FastAPI, registry: AdapterRegistry) -> None:
     @app.get("/v1/adapters/{scenario}/diff")
     def diff(
-        scenario: str,
+        scenario: ScenarioName,
         first: QueriedVersion,
         second: QueriedVersion,
     ) -> Comparison:
@@ -127,15 +145,15 @@ def _add_looks(app: FastAPI, registry: AdapterRegistry) -> None:
         return compare(registry, scenario, first, second)
 
     @app.get("/v1/adapters/{scenario}/{version:int}")
-    def show(scenario: str, version: Version) -> Shown:
+    def show(scenario: ScenarioName, version: Version) -> Shown:
         """One version: its manifest, what it builds on, and what it is to the rollout."""
         return shown(registry, scenario, version)
 
 
 def _add_rollout(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Rollout]) -> None:
-    @app.get("/v1/adapters/{scenario}/rollout", response_model=Rollout)
+    @app.get("/v1/adapters/{scenario}/rollout", response_model=Rollout, responses=UNCHANGED)
     async def rollout(
-        scenario: str,
+        scenario: ScenarioName,
         if_none_match: Etags = None,
         wait_seconds: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
     ) -> Response:
@@ -150,14 +168,14 @@ def _add_rollout(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Rollo
         return Response(rollout_bytes(found), media_type="application/json", headers=headers)
 
     @app.get("/v1/files/{scenario}/" + ROLLOUT_NAME, response_model=Rollout)
-    def rollout_file(scenario: str) -> Response:
+    def rollout_file(scenario: ScenarioName) -> Response:
         """The same, where a reader of the registry's files looks for it."""
         return Response(rollout_bytes(registry.rollout(scenario)), media_type="application/json", headers=REVALIDATE)
 
 
 def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
     @app.get("/v1/files/{scenario}/" + LATEST_NAME, response_class=PlainTextResponse)
-    def latest_version(scenario: str) -> Response:
+    def latest_version(scenario: ScenarioName) -> Response:
         """Number of the latest version."""
         manifest = registry.latest(scenario)
         if manifest is None:
@@ -165,13 +183,13 @@ def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
         return PlainTextResponse(f"{manifest.version}\n", headers=REVALIDATE)
 
     @app.get("/v1/files/{scenario}/" + LISTING_NAME)
-    def manifest_paths(scenario: str) -> JSONResponse:
+    def manifest_paths(scenario: ScenarioName) -> JSONResponse:
         """Paths of all manifests, which stand in for a directory listing."""
         paths = [f"{version:08d}/{MANIFEST_NAME}" for version in registry.versions(scenario)]
         return JSONResponse(paths, headers=REVALIDATE)
 
-    @app.get("/v1/files/{scenario}/{version}/{file}")
-    def file(scenario: str, version: Version, file: str, if_none_match: Etags = None) -> Response:
+    @app.get("/v1/files/{scenario}/{version}/{file}", response_class=StreamingResponse, responses=FILE_ANSWERS)
+    def file(scenario: ScenarioName, version: Version, file: str, if_none_match: Etags = None) -> Response:
         """One file of a version; only names in its manifest are looked up, so that no path can leave it."""
         manifest = registry.manifest(scenario, version)
         if file == MANIFEST_NAME:
