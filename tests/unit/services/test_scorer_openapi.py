@@ -12,7 +12,7 @@ from call_shop import Shop
 
 from services.serving import running
 
-CASES = 5  # of an operation and phase, so that it takes seconds; hundreds by hand find what these do not
+CASES = 8  # of an operation and phase: seconds; the whole run is in docs/calls.md
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,16 @@ def test_what_json_schema_calls_right_is_taken(client: httpx.Client, field: str,
     assert client.post("/v1/recommend", json={field: value}).status_code == 200
 
 
+@pytest.mark.timeout(900)  # some hundred requests on a machine that may do much else
 def test_of_requests_made_from_the_document_none_fails_a_check(client: httpx.Client, tmp_path: Path) -> None:
     made = [f"--max-examples={CASES}", "--seed=1", "--no-shrink", "--generation-database=none", "--no-color"]
     command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]
     where = f"{client.base_url}/openapi.json"
-    run = subprocess.run([*command, where, "--checks=all", *made], capture_output=True, text=True, cwd=tmp_path)
+    run = subprocess.run(
+        [*command, where, "--checks=all", "--phases=fuzzing,stateful", *made],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert run.returncode == 0, run.stdout
     assert "No issues found" in run.stdout
