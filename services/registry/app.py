@@ -215,7 +215,7 @@ def _add_health(app: FastAPI, registry: AdapterRegistry, series: CollectorRegist
         registry.check()
         return {"status": "ready"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """The process's metrics."""
         return metrics_response(series)
