@@ -52,6 +52,7 @@ class Event(NamedTuple):
     item_id: str
     ts: int
     weight: float = 1.0
+    query: str | None = None
 
 
 def run(data: Path) -> Measured:
