@@ -281,7 +281,7 @@ def test_a_scenario_may_be_named(client: httpx.Client) -> None:
     for route, body in (("search", {"query": "a"}), ("answer", {"question": "a"})):
         assert client.post(f"/v1/{route}", json={**body, "scenario": "home"}).json()["scenario"] == "home"
         other = client.post(f"/v1/{route}", json={**body, "scenario": "ads"})
-        assert "scenario 'ads' is being loaded" in other.json()["detail"]
+        assert "no adapter of scenario 'ads' has been published" in other.json()["detail"]
 
 
 def test_a_question_is_answered_by_answers_alone_and_says_how_sure_that_is(client: httpx.Client) -> None:
