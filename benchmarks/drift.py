@@ -1,6 +1,6 @@
 """`python -m benchmarks.drift DATA`: how many events it takes to recover from a swap of buyers, handled and not.
 
-At the middle of a stream every item of one half of the catalogue changes places with one of the other half: who bought
+At the middle of a stream, or after `--swap-after` events, every item of one half of the catalogue changes places with one of the other half: who bought
 the one buys the other from then on. Texts stay, so that nothing of what was learnt of sequences, of shoppers and of
 popularity holds any more. The halves are the two largest categories, where items have any; else the catalogue is cut
 in two, by popularity so that pairs are bought about as often.
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drift", description=__doc__)
     parser.add_argument("data", type=Path, help="directory with items.csv.gz and events.csv.gz")
     parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--swap-after", type=int, metavar="N", help="events before the swap; half of all if not given")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch-events", type=int, default=128)
     parser.add_argument("--without-lora", action="store_true", help="leave the adapter off, which is faster")
@@ -87,7 +88,7 @@ def main(arguments: list[str]) -> int:
 def _of_seed(
     items: Sequence[CatalogueItem], stream: Sequence[Example], seed: int, handled: DriftSettings, options: Any
 ) -> dict[str, Any]:
-    middle = len(stream) // 2
+    middle = options.swap_after or len(stream) // 2
     swapped = swap_buyers(stream, middle, seed)
     learner = LearnerSettings(seed=seed, judged_items=2**62, lora=not options.without_lora)
     ndcg = {
