@@ -106,7 +106,9 @@ class OneContext:
             ends.append(ends[-1] + len(scaled))
         indices = np.concatenate(rows)
         data = np.concatenate(weights) / (self._row_sums[indices] + np.float32(SMOOTHING_EVENTS))
-        context = sparse.csr_array((data, indices, ends), shape=(len(FOLLOWED), len(MATRICES) * self._items))
+        # With wider indices than its own, scipy would copy the whole matrix at every product.
+        places, bounds = (np.asarray(own, dtype=self._main.indices.dtype) for own in (indices, ends))
+        context = sparse.csr_array((data, places, bounds), shape=(len(FOLLOWED), len(MATRICES) * self._items))
         found: FloatArray = (context @ self._main).toarray()
         if self._recent.nnz:
             found += (context @ self._recent).toarray()
