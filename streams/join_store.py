@@ -220,6 +220,8 @@ class JoinStore:
         for shown in gone:
             if shown.seq in self._cache:
                 self._uncache(shown.seq)
+        requests = {shown.request for shown in gone}  # another user may have sent the same one before
+        self._by_request |= {shown.request: seq for seq, shown in self._cache.items() if shown.request in requests}
         return gone
 
     def _older(self, where: str, *values: int) -> Iterator[Shown]:

@@ -4,7 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streams.events import Click, Impression, Purchase, Shown
@@ -81,6 +81,13 @@ def test_every_event_is_accounted_for_at_any_time(steps: list[Step], max_held: i
     assert shop.joiner.counts()["in"] == sum(what in ("click", "show", "buy") for what, *_ in steps)
 
 
+@example(  # two users with one request id, of whom the later is forgotten
+    steps=[("show", 15, "a", 0), ("show", 0, "a", 0), ("forget", 0, "u", 0), ("click", 5, "b", 0)],
+    cut=0,
+    max_held=1,
+    horizon=9,
+    cached=1,
+)
 @settings(max_examples=60, deadline=None)
 @given(STEPS, st.integers(0, 80), st.integers(1, 8), st.integers(1, 12), st.integers(1, 5))
 def test_killed_and_restored_it_goes_on_as_if_nothing_had_been(
