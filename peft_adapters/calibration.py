@@ -39,10 +39,15 @@ class Probabilities(NamedTuple):
 
     def __call__(self, inputs: Tensor) -> dict[str, Tensor]:
         """Probability of each outcome, by name, [...], from inputs [..., INPUTS]."""
-        click = torch.sigmoid(inputs @ self.click)
-        if self.purchase is None:
-            return {"click": click}
-        return {"click": click, "purchase": click * torch.sigmoid(inputs @ self.purchase)}
+        return probabilities_of([inputs @ weights for weights in self if weights is not None])
+
+
+def probabilities_of(log_odds: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Probability of each outcome, by name: of log odds of a click and, where they are known, of a purchase then."""
+    click = torch.sigmoid(log_odds[0])
+    if len(log_odds) == 1:
+        return {"click": click}
+    return {"click": click, "purchase": click * torch.sigmoid(log_odds[1])}
 
 
 def inputs_of(features: Tensor, conversion: Tensor, position: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -79,6 +79,7 @@ _POPULARITY_SLOW, _SESSION_COOCCURRENCE = (
 AFFINITY_SCALE = 3.0  # a head's steps are of one size for all features, and these are small
 _ATTENTION_SHARPNESS = 12.0  # a similarity lower by 1 / 12 counts 1 / e
 _NO_ATTENTION = 1e-12  # below what the least similar item gets; of an empty session the sum is 0
+Vectors = TypeVar("Vectors", bound=Any)  # tensors, or arrays
 # Which counts follow on from which part of a context, in the order of their features.
 FOLLOWED = (
     ("transition", "last"),
@@ -200,13 +201,13 @@ def affinity_features(
     if _by_similarities(weights.shape, session_rows=session.shape[1], dim=query.shape[1]):
         similarities = query @ candidates.T  # [context rows, candidates]
         products = [_product(own, similarities) for own in weights]
-        strength, similarity = _attention(similarities[used])
+        similarity = similarities[used]
     else:
         products = [_product(own @ query, candidates.T) for own in weights]
-        strength, similarity = _attention(query[used] @ candidates.T)  # [session rows, candidates]
-    attention = (session @ (strength * similarity)) / (session @ strength).clamp(min=_NO_ATTENTION)
+        similarity = query[used] @ candidates.T  # [session rows, candidates]
+    attention = attended(session, similarity)
     sought = None if asked is None else asked @ candidates.T
-    return _affinities(products, attention, candidates @ taste, text_share, sought)
+    return affinities(products, attention, candidates @ taste, text_share, sought)
 
 
 def affinities_of_pairs(
@@ -231,10 +232,11 @@ def affinities_of_pairs(
     """
     products = list(((weights @ query)[:, owner] * candidates).sum(dim=-1))
     session = weights[0][owner]  # [pairs, context rows]
-    strength, similarity = _attention(candidates @ query.T)
+    similarity = candidates @ query.T
+    strength = attention_strength(similarity)
     attention = (session * strength * similarity).sum(dim=1) / (session * strength).sum(dim=1).clamp(min=_NO_ATTENTION)
     sought = None if asked is None else (asked[owner] * candidates).sum(dim=-1)
-    return torch.stack(_affinities(products, attention, candidates @ taste, text_share, sought))
+    return torch.stack(affinities(products, attention, candidates @ taste, text_share, sought))
 
 
 def _by_similarities(shape: Sequence[int], *, session_rows: int, dim: int) -> bool:
@@ -251,9 +253,15 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return left @ right if left.any() else left.new_zeros(left.shape[0], right.shape[1])
 
 
-def _attention(similarity: Tensor) -> tuple[Tensor, Tensor]:
-    """How strongly an item is looked at for a candidate, and what it then says."""
-    return attention_strength(similarity), similarity
+def attended(session: Tensor, similarity: Tensor) -> Tensor:
+    """What the items of sessions say of candidates, each as strongly as it is looked at, [contexts, candidates].
+
+    Args:
+        session: [contexts, session rows] weights.
+        similarity: [session rows, candidates].
+    """
+    strength = attention_strength(similarity)
+    return (session @ (strength * similarity)) / (session @ strength).clamp(min=_NO_ATTENTION)
 
 
 def attention_strength(similarity: Tensor) -> Tensor:
@@ -261,9 +269,9 @@ def attention_strength(similarity: Tensor) -> Tensor:
     return torch.exp(_ATTENTION_SHARPNESS * (similarity - 1))  # cosines: never above 1
 
 
-def _affinities(
-    products: Sequence[Tensor], attention: Tensor, liked: Tensor, text_share: Tensor, sought: Tensor | None
-) -> tuple[Tensor, ...]:
+def affinities(
+    products: Sequence[Vectors], attention: Vectors, liked: Vectors, text_share: Vectors, sought: Vectors | None
+) -> tuple[Vectors, ...]:
     """Dot products, scaled squares of them, the same and attention as far as text speaks for an item, taste, searches.
 
     Close texts say more than a straight line through all pairs would have it: the square lets a head bend it. And they
@@ -272,11 +280,11 @@ def _affinities(
     new = AFFINITY_SCALE * text_share
     return (
         *products,
-        *(AFFINITY_SCALE * own.square() for own in products),
+        *(AFFINITY_SCALE * (own * own) for own in products),
         *(new * own for own in products[: len(NEW_AFFINITIES)]),
         new * attention,
         liked,
-        *(() if sought is None else (sought, AFFINITY_SCALE * sought.square())),
+        *(() if sought is None else (sought, AFFINITY_SCALE * (sought * sought))),
     )
 
 

@@ -29,6 +29,7 @@ from peft_adapters.features import (
     whole_features,
 )
 from peft_adapters.one_context import OneContext
+from peft_adapters.one_shopper import OneShopper
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
 
@@ -131,7 +132,7 @@ class FrozenRanker:
         self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
         self.text_share = ranker.text_share()
         self._conversion = torch.from_numpy(conversion(self.counters))
-        self._one: OneContext = OneContext(self.counters, None if before is None else before._one)
+        self._counted: OneContext = OneContext(self.counters, None if before is None else before._counted)
         self._candidate = ranker.vectors("candidate")
         self._query: Callable[[IntArray], Tensor]
         if is_fixed and len(ranker) > QUERY_ITEMS:
@@ -139,6 +140,14 @@ class FrozenRanker:
         else:
             query = ranker.vectors("query")
             self._query = lambda rows: query[torch.from_numpy(rows)]
+        self._one = OneShopper(
+            self._counted,
+            query=self._query,
+            candidate=self._candidate,
+            standing=(self._candidate @ self._taste, self.text_share, self._conversion),
+            heads=self._heads,
+            probabilities=probabilities,
+        )
 
     def __len__(self) -> int:
         """Items."""
@@ -158,6 +167,8 @@ class FrozenRanker:
             asked: [contexts, dim] unit vectors of what is searched for, under the text vectors' adapter; zero where
                 nothing is, None where nothing is at all.
         """
+        if len(contexts) == 1:
+            return self._one.score(contexts, columns, asked)
         return weighted_sum(self._heads, *self._features(contexts, columns, asked))
 
     @torch.inference_mode()
@@ -165,6 +176,8 @@ class FrozenRanker:
         self, contexts: Contexts, columns: IntArray | None = None, asked: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The same scores, and by outcome the probability of each that is shown in the first place."""
+        if len(contexts) == 1:
+            return self._one.judge(contexts, columns, asked)
         features = self.features(contexts, columns, asked)
         scores = torch.einsum("fbn,f->bn", features, self._heads)
         if self._probabilities is None:
@@ -175,6 +188,8 @@ class FrozenRanker:
     @torch.inference_mode()
     def features(self, contexts: Contexts, columns: IntArray | None = None, asked: Tensor | None = None) -> Tensor:
         """Features [FEATURES, contexts, candidates]."""
+        if len(contexts) == 1:
+            return self._one.features(contexts, columns, asked)
         counted, affinities = self._features(contexts, columns, asked)
         return whole_features(torch.cat([counted, torch.stack([own.expand(counted.shape[1:]) for own in affinities])]))
 
@@ -182,14 +197,10 @@ class FrozenRanker:
         self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Counter features [COUNTER_FEATURES, contexts, candidates], and affinities."""
-        if len(contexts) == 1:
-            counted = self._one.counter_features(contexts, columns)
-            rows, weights = self._one.affinity_weights(contexts)
-        else:
-            parts = context_weights(contexts, len(self))
-            counted = counter_features(self.counters, contexts, parts, columns)
-            rows = context_rows(contexts)
-            weights = affinity_weights(parts, rows)
+        parts = context_weights(contexts, len(self))
+        counted = counter_features(self.counters, contexts, parts, columns)
+        rows = context_rows(contexts)
+        weights = affinity_weights(parts, rows)
         chosen = slice(None) if columns is None else torch.from_numpy(columns)
         return counted, affinity_features(
             weights,

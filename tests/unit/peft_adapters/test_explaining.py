@@ -13,7 +13,7 @@ from torch import Tensor
 from peft_adapters.encoder import Encoder
 from peft_adapters.explaining import KINDS, Explanation, explain
 from peft_adapters.modalities import CatalogueItem
-from peft_adapters.serving import ServedModel, build
+from peft_adapters.serving import ServedModel, _ranker, build
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import pad
 
@@ -59,9 +59,7 @@ def _with_every_weight(model: ServedModel) -> ServedModel:
     """The same with no weight of the head at zero, so that no feature escapes."""
     heads = model.learnt.heads + torch.linspace(-2.0, 3.0, len(FEATURES))
     learnt = replace(model.learnt, heads=heads)
-    ranker = type(model.ranker).__new__(type(model.ranker))
-    ranker.__dict__.update(model.ranker.__dict__ | {"_heads": heads})
-    return replace(model, learnt=learnt, ranker=ranker)
+    return replace(model, learnt=learnt, ranker=_ranker(learnt, model.content, None))
 
 
 def explained(

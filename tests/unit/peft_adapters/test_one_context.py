@@ -6,7 +6,7 @@ import torch
 
 from peft_adapters.counters import Counters
 from peft_adapters.features import affinity_weights, context_weights, counter_features
-from peft_adapters.one_context import OneContext
+from peft_adapters.one_context import OneContext, OwnItems
 from peft_adapters.shoppers import Contexts, pad
 
 ITEMS = 60
@@ -43,7 +43,7 @@ def test_counter_features_are_those_of_a_batch(events: int, repeats: bool) -> No
         weights = context_weights(own, ITEMS)
         for chosen in (None, columns):
             expected = counter_features(counters, own, weights, chosen)
-            found = one.counter_features(own, chosen)
+            found = torch.from_numpy(one.counter_features(OwnItems(own), chosen))[:, None]
             if repeats:  # added up in another order
                 torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
             else:
@@ -52,13 +52,12 @@ def test_counter_features_are_those_of_a_batch(events: int, repeats: bool) -> No
 
 def test_affinity_weights_are_those_of_a_batch_row_by_row() -> None:
     rng = np.random.default_rng(1)
-    one = OneContext(counted(rng, 100))
     for _ in range(20):
         own = context(rng, repeats=True)
-        rows, weights = one.affinity_weights(own)
-        together = torch.zeros(weights.shape[0], 1, ITEMS).index_add_(2, torch.from_numpy(rows), weights)
+        rows, weights = OwnItems(own).affinity_weights()
+        together = torch.zeros(len(weights), ITEMS).index_add_(1, torch.from_numpy(rows), torch.from_numpy(weights))
         expected = affinity_weights(context_weights(own, ITEMS), np.arange(ITEMS))
-        torch.testing.assert_close(together, expected, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(together[:, None], expected, rtol=1e-6, atol=1e-7)
 
 
 def test_a_version_takes_over_what_stayed_the_same_and_nothing_that_did_not() -> None:
@@ -74,4 +73,5 @@ def test_a_version_takes_over_what_stayed_the_same_and_nothing_that_did_not() ->
         assert (after._main is before._main) is takes_over
         own = context(rng, repeats=False)
         expected = counter_features(counters, own, context_weights(own, len(counters.events)), None)
-        torch.testing.assert_close(after.counter_features(own, None), expected, rtol=2e-7, atol=1e-7)
+        found = torch.from_numpy(after.counter_features(OwnItems(own), None))[:, None]
+        torch.testing.assert_close(found, expected, rtol=2e-7, atol=1e-7)
