@@ -25,7 +25,7 @@ from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError, Enc
 from peft_adapters.modalities import count_unfit, with_vectors
 from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
 from peft_adapters.settings import FEATURES
-from peft_adapters.shoppers import Contexts, pad
+from peft_adapters.shoppers import Contexts
 
 _NO_ROW = -1
 _STOP_CHUNK = 512  # text vectors between two looks at `stop`
@@ -105,12 +105,9 @@ class ServedModel:
 
     def context(self, catalogue_rows: Sequence[int], ages: Sequence[int]) -> Contexts:
         """One shopper's items, newest first, as this model numbers them; those it does not have are left out."""
-        known = [
-            (int(self.row_of[row]), age)
-            for row, age in zip(catalogue_rows, ages, strict=True)
-            if row < len(self.row_of)  # the others came after this model was built
-        ]
-        return pad([([row for row, _ in known], [age for _, age in known])])
+        rows, own_ages = (np.array(own, dtype=np.int64) for own in (catalogue_rows, ages))
+        known = rows < len(self.row_of)  # the others came after this model was built
+        return Contexts(self.row_of[rows[known]][None], own_ages[known][None], np.empty((1, 0), dtype=np.int64))
 
 
 @torch.inference_mode()

@@ -102,12 +102,12 @@ class Answers:
         if request.diversity and len(order):
             order = spread(model, order, columns, worth, request.diversity, DIVERSE_PLACES)
         order = order[self.may_be_offered(model, columns[order])]
-        known = {model.item_ids[row] for row in offered[self.may_be_offered(model, offered)].tolist()}
+        offered = offered[self.may_be_offered(model, offered)]
         return Answer(
             model.version,
             [model.item_ids[row] for row in columns[order].tolist()],
             scores[order].tolist(),
-            [item for item in dict.fromkeys(request.candidates) if item not in known],
+            _others(request.candidates, offered, model),
             {outcome: own[order].tolist() for outcome, own in probabilities.items()},
             None if values is None else values[order].tolist(),
         )
@@ -236,6 +236,15 @@ class Answers:
 def rows_of(item_ids: Iterable[str], model: ServedModel) -> list[int]:
     """Rows of the distinct items that a model knows."""
     return [row for item_id in dict.fromkeys(item_ids) if (row := model.rows.get(item_id)) is not None]
+
+
+def _others(item_ids: Iterable[str], rows: IntArray, model: ServedModel) -> list[str]:
+    """The distinct items that are not those of some rows."""
+    distinct = dict.fromkeys(item_ids)
+    if len(distinct) == len(rows):  # each row is of one of them
+        return []
+    known = {model.item_ids[row] for row in rows.tolist()}
+    return [item_id for item_id in distinct if item_id not in known]
 
 
 def _expected_values(
