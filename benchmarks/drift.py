@@ -1,9 +1,9 @@
 """`python -m benchmarks.drift DATA`: how many events it takes to recover from a swap of buyers, handled and not.
 
-At the middle of a stream, or after `--swap-after` events, every item of one half of the catalogue changes places with one of the other half: who bought
-the one buys the other from then on. Texts stay, so that nothing of what was learnt of sequences, of shoppers and of
-popularity holds any more. The halves are the two largest categories, where items have any; else the catalogue is cut
-in two, by popularity so that pairs are bought about as often.
+At the middle of a stream, or after `--swap-after` events, every item of one half of the catalogue changes places with
+one of the other half: who bought the one buys the other from then on. Texts stay, so that nothing of what was learnt of
+sequences, of shoppers and of popularity holds any more. The halves are the two largest categories, where items have
+any; else the catalogue is cut in two, by popularity so that pairs are bought about as often.
 
 NDCG@20 of each event is judged before it is learnt. What was lost is its mean over the last `WINDOW` events before the
 swap less that over the first `WINDOW` after it; recovered is when a mean over `WINDOW` events has regained 90 % of it.
