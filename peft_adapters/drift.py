@@ -22,6 +22,7 @@ BLOCK_EVENTS = 64  # a shopper's events are alike: what is watched is the mean l
 _FAST, _SLOW = 1 / 4, 1 / 64  # weight of the newest block in the two running means
 _SETTLED_BLOCKS = 300
 _GRACE_BLOCKS = 10
+_CONFIRM_BLOCKS = 32  # bursts of other shoppers cost as much as a drift does, and are over by then
 _PAGE_HINKLEY_SUMS = ("_sum_increase", "_sum_decrease", "_min_increase", "_max_decrease")
 
 log = structlog.get_logger(__name__)
@@ -70,7 +71,8 @@ class DriftWatch:
         self.recovering = False
         self._level = 0.0  # mean loss before the alarm
         self._since_alarm = 0  # blocks
-        self._forgot = False  # counts were halved since the alarm
+        self._lost = 0.0  # sum of the losses of these
+        self._acted = False  # something was done about the alarm
 
     @property
     def rate_factor(self) -> float:
@@ -83,10 +85,10 @@ class DriftWatch:
             return Seen()
         self._raised = max(0, self._raised - 1)
         alarms = {name for loss in losses for name in self._take(loss)}
+        halvings = self._act()
         if alarms:
-            self._raised = self._settings.raised_batches
-            return Seen(alarms=tuple(sorted(alarms)), halvings=self._halvings())
-        return self._look_for_recovery()
+            return Seen(alarms=tuple(sorted(alarms)), halvings=halvings)
+        return self._look_for_recovery()._replace(halvings=halvings)
 
     def _take(self, event_loss: float) -> list[str]:
         """Detectors that an event's loss makes raise an alarm."""
@@ -105,18 +107,23 @@ class DriftWatch:
         }
         alarms = [name for name in DETECTORS if found[name]]
         if alarms and not self.recovering:
-            self.recovering, self._forgot, self._level, self._since_alarm = True, False, self._slow, 0
+            self.recovering, self._acted, self._level = True, False, self._slow
+            self._since_alarm, self._lost = 0, 0.0
         self._blocks += 1
         self._since_alarm += 1
+        self._lost += loss
         self._fast += max(_FAST, 1 / self._blocks) * (loss - self._fast)
         self._slow += max(_SLOW, 1 / self._blocks) * (loss - self._slow)
         return alarms
 
-    def _halvings(self) -> int:
-        """Once from an alarm to its end, where so much is lost that what was counted before misleads."""
-        if self._forgot or self._fast < self._level + self._settings.forget_nats:
+    def _act(self) -> int:
+        """Hurry, once an alarm, where losses stay up; how often counts are to be halved with it."""
+        if not self.recovering or self._acted or self._since_alarm < _CONFIRM_BLOCKS:
             return 0
-        self._forgot = True
+        known, left = -self._level, -self._lost / self._since_alarm  # nats over chance, before and since
+        if known <= 0 or left > (1 - self._settings.confirm_share) * known:
+            return 0
+        self._acted, self._raised = True, self._settings.raised_batches
         return self._settings.forget_halvings
 
     def _look_for_recovery(self) -> Seen:
@@ -147,7 +154,8 @@ class DriftWatch:
             "counts": [self._blocks, self._raised, self._since_alarm],
             "open": list(self._open),
             "recovering": self.recovering,
-            "forgot": self._forgot,
+            "lost": self._lost,
+            "acted": self._acted,
             "level": self._level,
         }
 
@@ -156,7 +164,8 @@ class DriftWatch:
         self._fast, self._slow = state["means"]
         self._blocks, self._raised, self._since_alarm = state["counts"]
         self._open = (state["open"][0], state["open"][1])
-        self.recovering, self._forgot, self._level = state["recovering"], state["forgot"], state["level"]
+        self.recovering, self._level = state["recovering"], state["level"]
+        self._lost, self._acted = state["lost"], state["acted"]
         if state["river"] != version("river"):
             log.warning("drift_detectors_begin_anew", made_with=state["river"], here=version("river"))
             return

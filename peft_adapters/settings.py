@@ -176,13 +176,15 @@ class DriftSettings(BaseModel):
     page_hinkley_threshold: float = Field(
         default=6.0, gt=0, description="nats over that, added up over blocks of 64 events, make an alarm"
     )
-    rate_factor: float = Field(default=3.0, ge=1, description="learning rates rise by this on an alarm")
+    rate_factor: float = Field(default=3.0, ge=1, description="learning rates then rise by this")
     raised_batches: int = Field(default=40, ge=1, description="micro-batches for which they stay there")
-    forget_nats: float = Field(
-        default=1.0, gt=0, description="a mean loss of a block this much above the one before makes counters forget"
+    confirm_share: float = Field(
+        default=0.4,
+        gt=0,
+        description="learning hurries where so much of what was known over chance (nats) is lost since an alarm",
     )
     forget_halvings: int = Field(
-        default=3, ge=0, le=10, description="how often all counts are then halved, once an alarm; 0 forgets nothing"
+        default=3, ge=0, le=10, description="how often all counts are then halved; 0 forgets nothing"
     )
     recovered_nats: float = Field(default=0.1, ge=0, description="mean loss this near to the one before is recovery")
 
