@@ -31,7 +31,9 @@ REFUSALS = {
 }
 NO_PROBABILITY = {409: "`bids` were given, and how likely it is that they are paid was not learnt yet"}
 
-SHORT_CANDIDATES = 200  # ranked in the loop itself, in a millisecond or two
+# What takes a millisecond or two is answered in the loop itself: threads that compute hold one another up.
+SHORT_CANDIDATES = 200
+SHORT_CATALOGUE = 10_000  # items, of which the best are to be found
 
 ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS, description="an item of the catalogue")]
 
@@ -59,15 +61,12 @@ def add_rankings(
         `purchase_probability`: that it is clicked or bought if it is shown in the first place. With `bids` the order is
         by expected value: bid times the probability of what it is paid for.
         """
-        if worker.shoppers.reads_events and _is_short(request):
-            await asyncio.sleep(0)  # all who ask now are counted before one is answered: too many are turned away
-            return FastJsonResponse(calls.rank(request, lineup_for(worker, request.scenario)))
-        return FastJsonResponse(await run_in_threadpool(calls.rank_for, worker, request))
+        return await calls.answered(request)
 
     @app.post("/v1/recommend", response_model=Ranking, responses=problems(REFUSALS))
-    def recommend(request: RecommendRequest) -> Response:
+    async def recommend(request: RecommendRequest) -> Response:
         """The best of the catalogue for a shopper and a session."""
-        return FastJsonResponse(calls.recommend(request, lineup_for(worker, request.scenario)))
+        return await calls.answered(request)
 
     @app.post("/v1/batch", response_model=BatchAnswer, responses=problems(REFUSALS | NO_PROBABILITY))
     def batch(request: BatchRequest) -> Response:
@@ -114,9 +113,13 @@ class _Calls:
     ) -> None:
         self._worker, self._settings, self._pseudonymise, self._turns = worker, settings, pseudonymise, turns
 
-    def rank_for(self, worker: Worker, request: RankRequest) -> dict[str, Any]:
-        """The same with the lineup looked up."""
-        return self.rank(request, lineup_for(worker, request.scenario))
+    async def answered(self, request: RankRequest | RecommendRequest) -> Response:
+        """One request alone: in the loop where it is short and asks nobody else for the shopper, else in a thread."""
+        lineup = lineup_for(self._worker, request.scenario)
+        if self._worker.shoppers.reads_events and _is_short(request, lineup):
+            await asyncio.sleep(0)  # all who ask now are counted before one is answered: too many are turned away
+            return FastJsonResponse(self.one(request, lineup))
+        return FastJsonResponse(await run_in_threadpool(self.one, request, lineup))
 
     def one(self, request: RankRequest | RecommendRequest, lineup: Lineup) -> dict[str, Any]:
         """Whichever of the two it is."""
@@ -189,9 +192,13 @@ def lineup_for(worker: Worker, scenario: str | None) -> Lineup:
     raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
 
 
-def _is_short(request: RankRequest) -> bool:
+def _is_short(request: RankRequest | RecommendRequest, lineup: Lineup) -> bool:
     """Whether an answer takes a millisecond or two: less than handing it to a thread and back is worth."""
-    return len(request.candidates) <= SHORT_CANDIDATES and not request.diversity and request.query is None
+    if request.diversity:
+        return False
+    if isinstance(request, RecommendRequest):
+        return max(len(model) for model in lineup.models.values()) <= SHORT_CATALOGUE
+    return len(request.candidates) <= SHORT_CANDIDATES and request.query is None
 
 
 def require_at_most(name: str, asked: int, allowed: int) -> None:

@@ -62,4 +62,7 @@ class ScorerSettings(BaseModel):
         description="activations of texts held in memory; of a larger catalogue the others are read from the encoder's "
         "cache when an adapter changes what texts say",
     )
+    answer_threads: int = Field(
+        default=4, ge=1, description="longer answers under way at a time; the others wait in order of arrival"
+    )
     torch_threads: int = Field(default=1, ge=1, description="of one torch operation; scale by more workers instead")

@@ -86,8 +86,8 @@ class Shadowing:
             try:
                 self._compare(job)
             except Exception:  # a fault of the shadow's alone
-                self._metrics.shadow_answers.labels(job.scenario, "failed").inc()
                 log.exception("shadow_failed", scenario=job.scenario, version=job.shadow.version)
+                self._metrics.shadow_answers.labels(job.scenario, "failed").inc()
 
     def _compare(self, job: _Job) -> None:
         began = time.perf_counter()

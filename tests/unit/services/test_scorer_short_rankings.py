@@ -4,8 +4,16 @@ from typing import Any
 
 import pytest
 
-from services.scorer.rankings import SHORT_CANDIDATES, _is_short
-from services.scorer.requests import RankRequest
+from peft_adapters.rollout import Rollout
+from services.scorer.lineup import Lineup
+from services.scorer.rankings import SHORT_CANDIDATES, SHORT_CATALOGUE, _is_short
+from services.scorer.requests import RankRequest, RecommendRequest
+
+
+def over(items: int) -> Lineup:
+    """A lineup whose model has so many items, and nothing else of a model."""
+    model: Any = range(items)
+    return Lineup(Rollout(scenario="home"), stable=model)
 
 
 @pytest.mark.parametrize(
@@ -19,4 +27,12 @@ from services.scorer.requests import RankRequest
     ],
 )
 def test_only_what_takes_a_millisecond_or_two_is_ranked_in_the_loop(more: dict[str, Any], short: bool) -> None:
-    assert _is_short(RankRequest.model_validate({"user_id": "u", "candidates": ["i1"]} | more)) is short
+    assert _is_short(RankRequest.model_validate({"user_id": "u", "candidates": ["i1"]} | more), over(1)) is short
+
+
+@pytest.mark.parametrize(
+    ("items", "more", "short"),
+    [(SHORT_CATALOGUE, {}, True), (SHORT_CATALOGUE + 1, {}, False), (1, {"diversity": 0.5}, False)],
+)
+def test_of_a_large_catalogue_the_best_are_found_in_a_thread(items: int, more: dict[str, Any], short: bool) -> None:
+    assert _is_short(RecommendRequest.model_validate({"user_id": "u"} | more), over(items)) is short
