@@ -26,6 +26,7 @@ from peft_adapters.catalogue import Catalogue
 from peft_adapters.counters import MATRICES, Counters
 from peft_adapters.encoder import Encoder
 from peft_adapters.prefix_cache import PrefixCache
+from peft_adapters.residual_rows import packed
 from peft_adapters.serving import ServedModel, build
 from peft_adapters.settings import FEATURES, EncoderSettings
 from services.scorer.settings import ScorerSettings
@@ -86,13 +87,13 @@ def make_bundles(directory: Path, items: int) -> None:
         for name in MATRICES:
             places = torch.from_numpy(rng.integers(0, items, (2, pairs), dtype=np.int32))
             counted |= {f"{name}.row": places[0], f"{name}.column": places[1], f"{name}.count": torch.ones(pairs)}
-        residuals = {role: torch.full((len(rows), encoder.dim), 0.05).half() for role in ("query", "candidate")}
+        table = torch.full((items, encoder.dim), 0.05)
         write_bundle(
             directory / str(version),
             groups={
                 "adapter_model": {name: value + (0.01 if version == 3 else 0) for name, value in lora.items()},
                 "heads": {"weights": torch.ones(len(FEATURES)), "taste": torch.zeros(encoder.dim)},
-                "residuals": {"rows": torch.from_numpy(rows.astype(np.int32)), **residuals},
+                "residuals": packed("query", table, rows.tolist()) | packed("candidate", table, rows.tolist()),
                 "counters": counted,
             },
             adapter_config=encoder.adapter_config(),

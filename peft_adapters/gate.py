@@ -24,6 +24,7 @@ from peft_adapters.learner import Learner
 from peft_adapters.losses import generalised_cross_entropy
 from peft_adapters.modalities import added_norm
 from peft_adapters.ranker import ROLES, Ranker
+from peft_adapters.residual_rows import row_norms
 from peft_adapters.settings import GateSettings as GateSettings
 
 Decision = Literal["published", "refused"]
@@ -31,7 +32,7 @@ Decision = Literal["published", "refused"]
 _WORST = 10.0  # nats: one event counts no more than this, and so much where a score is no number
 _NORM_FLOOR = 1.0  # a group smaller than this is free to grow; texts have norm 1
 _HEADS = ("heads", "lists/outcomes.click.slow.weights", "lists/outcomes.purchase.slow.weights")
-_HALVED = ("text", *(f"residuals.{role}" for role in ROLES))  # kept as bundles have residuals
+_HALVED = ("text", *(f"residuals.{role}" for role in ROLES))  # what is large is kept in half precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ def judge_candidate(
     A candidate passes when all its numbers are finite, no norm is beyond its bound, and the evidence, where there is
     any, does not speak against it. `rules` are those that were broken, in a word each.
     """
+    groups = {**groups, "residuals": {role: row_norms(groups["residuals"], role)[:, None] for role in ROLES}}
     broken = [("not_finite", reason) for reason in _not_finite(groups)]
     broken += [("bound", reason) for reason in _beyond_bounds(groups, settings)]
     figures: dict[str, Any] = {}

@@ -79,7 +79,7 @@ class Learner:
         }
         self.lora_steps = LoraSteps(self.ranker, self.projections, catalogue, encoder, settings)
         self._queries = Queries(encoder)
-        self.touched: set[int] = set()  # rows whose residual changed since `mark_published`
+        self.touched: dict[str, set[int]] = {role: set() for role in ROLES}  # residuals moved since `mark_published`
 
     # ---- the catalogue
 
@@ -285,7 +285,7 @@ class Learner:
             if self.settings.residuals and gradient is not None:
                 rows = torch.from_numpy(side.rows)
                 self.row_optimisers[side.role].step(self.ranker.residuals[side.role], rows, gradient, scale=scale)
-                self.touched.update(side.rows.tolist())
+                self.touched[side.role].update(side.rows.tolist())
 
     # ---- lists
 
@@ -327,7 +327,8 @@ class Learner:
         if not len(batch):
             return 0.0
         loss, touched = self.lists.step(batch)
-        self.touched |= touched
+        for role, rows in touched.items():
+            self.touched[role] |= rows
         self.count_lists(batch)
         return loss
 
@@ -361,5 +362,6 @@ class Learner:
 
     def mark_published(self) -> None:
         """Begin a new delta: what changes from here on goes into the next bundle."""
-        self.touched.clear()
+        for rows in self.touched.values():
+            rows.clear()
         self.ranker.counters.mark_published()

@@ -85,8 +85,8 @@ class ListSteps:
         for optimiser in self._row_optimisers.values():
             optimiser.grow(size)
 
-    def step(self, batch: ListBatch) -> tuple[float, set[int]]:
-        """One step; the loss (nats a list) before it, no number if none was taken, and the rows that it moved."""
+    def step(self, batch: ListBatch) -> tuple[float, dict[str, set[int]]]:
+        """One step; the loss (nats a list) before it, no number if none was taken, and the rows it moved, by role."""
         heads, taste, examination = (
             tensor.clone().requires_grad_() for tensor in (self.heads, self.taste, self.examination)
         )
@@ -101,7 +101,7 @@ class ListSteps:
         moved = [heads, taste, examination, query.residual, candidate.residual, *self._projections.parameters()]
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
         if not all_finite(loss, gradients):
-            return math.nan, set()
+            return math.nan, {}
         features = features.detach()
         self.outcomes.learn(batch, self.outcomes.inputs(batch, features, self._ranker.counters), self.feedback)
         self._step_served(batch, features)
@@ -109,7 +109,8 @@ class ListSteps:
         self._optimisers["taste"].step(gradients[1])
         self._optimisers["examination"].step(gradients[2])
         self._projections.step(gradients[5:], scale=_PROJECTION_SCALE)
-        touched = self._step_rows(query, gradients[3]) | self._step_rows(candidate, gradients[4])
+        moves = ((query, gradients[3]), (candidate, gradients[4]))
+        touched = {side.role: self._step_rows(side, gradient) for side, gradient in moves}
         self.feedback.count(batch.clicked, batch.late)
         self.feedback.follow(scores.detach()[torch.from_numpy(~batch.late)])
         self.lists_learned += len(batch)

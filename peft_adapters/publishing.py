@@ -6,11 +6,8 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import structlog
-import torch
 from torch import Tensor
 
 from peft_adapters.bundle import Manifest, write_bundle
@@ -19,6 +16,7 @@ from peft_adapters.gate import Gate
 from peft_adapters.learner import Learner
 from peft_adapters.ranker import ROLES
 from peft_adapters.registry import AdapterRegistry, Owner
+from peft_adapters.residual_rows import packed
 
 DEFAULT_SNAPSHOT_EVERY = 20
 
@@ -145,15 +143,15 @@ class Publisher:
 def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor]]:
     """Tensors of a bundle: all of the learner's state that scores follow from, or what changed since the parent."""
     ranker = learner.ranker
-    changed = np.array(sorted(learner.touched), dtype=np.int64)
-    rows = torch.arange(len(ranker)) if full else torch.from_numpy(changed)
-    residuals: dict[str, Any] = {role: ranker.residuals[role][rows].half() for role in ROLES}
+    residuals: dict[str, Tensor] = {}
+    for role in ROLES:
+        residuals |= packed(role, ranker.residuals[role], range(len(ranker)) if full else learner.touched[role])
     projections = {name: weights.half() for name, weights in learner.projections.served.items()}
     groups: dict[str, dict[str, Tensor]] = {"projections": projections} if projections else {}
     return groups | {
-        "adapter_model": learner.lora_steps.served,
+        "adapter_model": {name: weights.half() for name, weights in learner.lora_steps.served.items()},
         "heads": {"weights": ranker.heads.clone(), "taste": ranker.taste.clone()} | _probabilities(learner),
-        "residuals": {"rows": rows.to(torch.int32)} | residuals,
+        "residuals": residuals,
         "counters": ranker.counters.full() if full else ranker.counters.delta(),
     }
 

@@ -24,6 +24,7 @@ from peft_adapters.encoder import Encoder, MergedSuffix
 from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError, EncoderError, HeadwaterModelError
 from peft_adapters.modalities import count_unfit, with_vectors
 from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
+from peft_adapters.residual_rows import unpacked
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
 
@@ -224,15 +225,15 @@ def _projections(bundle: Bundle, dim: int) -> dict[str, Tensor]:
 def _merged_residuals(
     changed: Mapping[str, Tensor], before: Learnt | None, item_count: int, dim: int
 ) -> dict[str, Tensor]:
-    rows = changed["rows"].long()
-    _require(bool(((rows >= 0) & (rows < item_count)).all()), "a residual is of no item")
     residuals = {}
     for role in ROLES:
-        _require(changed[role].shape == (len(rows), dim) and _finite(changed[role]), f"bad {role} residuals")
+        rows, moved = unpacked(changed, role)
+        _require(bool(((rows >= 0) & (rows < item_count)).all()), "a residual is of no item")
+        _require(moved.shape == (len(rows), dim) and _finite(moved), f"bad {role} residuals")
         table = torch.zeros(item_count, dim, dtype=torch.float16)
         if before is not None:
             table[: len(before.item_ids)] = before.residuals[role]
-        table[rows] = changed[role].half()
+        table[rows] = moved.half()
         residuals[role] = table
     return residuals
 

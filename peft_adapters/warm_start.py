@@ -28,6 +28,7 @@ from peft_adapters.learner import Learner
 from peft_adapters.manifest import Manifest
 from peft_adapters.publishing import bundle_groups
 from peft_adapters.ranker import ROLES
+from peft_adapters.residual_rows import unpacked
 from peft_adapters.serving import probabilities_in
 from peft_adapters.shoppers import Shoppers
 
@@ -127,7 +128,8 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     _require_fresh(learner)
     _require_fit(bundle, learner)
     groups, ranker = bundle.groups, learner.ranker
-    learner.lora_steps.restore(groups["adapter_model"], groups["adapter_model"])
+    lora = {name: weights.float() for name, weights in groups["adapter_model"].items()}
+    learner.lora_steps.restore(lora, lora)
     learner.projections.load(groups.get("projections", {}))
     learner.add_items([(item_id, "") for item_id in bundle.item_ids])
     heads = groups["heads"]["weights"].float()
@@ -145,9 +147,9 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     probabilities = probabilities_in(bundle)
     if probabilities is not None:
         learner.lists.outcomes.begin_with(probabilities)
-    rows = groups["residuals"]["rows"].long()
     for role in ROLES:
-        ranker.residuals[role][rows] = groups["residuals"][role].float()
+        rows, residuals = unpacked(groups["residuals"], role)
+        ranker.residuals[role][rows] = residuals
     ranker.counters.apply(groups["counters"])
     for optimiser in (learner.heads_optimiser, learner.lora_steps.heads_optimiser, learner.taste_optimiser):
         optimiser.restore({"batches": torch.tensor(_SETTLED_BATCHES)})

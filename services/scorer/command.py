@@ -16,6 +16,7 @@ from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.query_encoder import QueryEncoder
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.signing import verifier
+from services import memory
 from services.door.wiring import Door
 from services.metrics import ScorerMetrics, new_registry
 from services.scorer.announcements import Announcements
@@ -59,6 +60,7 @@ def run(settings: Settings) -> None:
         SecretError: The secret that user ids are hidden with cannot be had.
         StateError: Shoppers' states are to come from Redis, and its client is not installed or its address is none.
     """
+    memory.give_back()
     torch.set_num_threads(settings.scorer.torch_threads)
     sys.setswitchinterval(SWITCH_SECONDS)
     log.info("scorer_starting", scenario=settings.scenario, registry_url=settings.scorer.registry_url)

@@ -15,6 +15,8 @@ from peft_adapters.evaluation import Prequential
 from peft_adapters.gate import Evidence, Gate, GateSettings, judge_candidate
 from peft_adapters.learner import Learner
 from peft_adapters.publishing import bundle_groups
+from peft_adapters.ranker import ROLES
+from peft_adapters.residual_rows import packed
 from peft_adapters.settings import LearnerSettings
 
 ITEMS, EVENTS = 30, 40
@@ -252,4 +254,5 @@ def _fields() -> dict[str, Any]:
 
 
 def _at_rest() -> dict[str, dict[str, torch.Tensor]]:
-    return {name: {} for name in ("adapter_model", "heads", "residuals", "counters")}
+    residuals = {k: v for role in ROLES for k, v in packed(role, torch.zeros(0, 2), ()).items()}
+    return {"adapter_model": {}, "heads": {}, "residuals": residuals, "counters": {}}

@@ -226,18 +226,14 @@ def test_touched_rows_are_those_whose_residuals_moved_since_the_mark() -> None:
     for number in range(4):
         learner.learn(learner.observe(random_stream(20, items=60, seed=number)))
     learner.mark_published()
-    assert learner.touched == set()
+    assert learner.touched == {"query": set(), "candidate": set()}
     before = {role: rows.clone() for role, rows in learner.ranker.residuals.items()}
     learner.learn(learner.observe(random_stream(5, items=60, seed=9)))
-    moved = {
-        row
-        for role, rows in learner.ranker.residuals.items()
-        for row in range(60)
-        if not torch.equal(rows[row], before[role][row])
-    }
-    assert moved
-    assert moved <= learner.touched
-    assert len(learner.touched) < 60
+    for role, rows in learner.ranker.residuals.items():
+        moved = {row for row in range(60) if not torch.equal(rows[row], before[role][row])}
+        assert moved
+        assert moved <= learner.touched[role]
+        assert len(learner.touched[role]) < 60
 
 
 def test_loss_is_in_nats_an_event_whatever_the_batch() -> None:

@@ -20,6 +20,7 @@ from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.publishing import Publisher
 from peft_adapters.ranker import ROLES
 from peft_adapters.registry import AdapterRegistry, Owner
+from peft_adapters.residual_rows import packed, unpacked
 from peft_adapters.serving import ServedModel, build
 from peft_adapters.settings import LearnerSettings
 from peft_adapters.signing import Signer, Verifier, new_key
@@ -124,10 +125,11 @@ class Press:
         assert served.item_ids == self.learner.catalogue.ids
         assert torch.equal(served.learnt.heads, ranker.heads)
         for role in ROLES:
-            assert torch.equal(served.learnt.residuals[role], ranker.residuals[role].half())
+            _, rounded = unpacked(packed(role, ranker.residuals[role], range(len(ranker))), role)
+            assert torch.equal(served.learnt.residuals[role], rounded.half())
         for mine, theirs in (
             (served.learnt.counters.full(), ranker.counters.full()),
-            (served.learnt.lora, self.learner.lora_steps.served),
+            (served.learnt.lora, {name: own.half() for name, own in self.learner.lora_steps.served.items()}),
         ):
             assert mine.keys() == theirs.keys()
             assert [name for name, value in mine.items() if not torch.equal(value, theirs[name])] == []
@@ -181,7 +183,7 @@ def test_a_delta_holds_only_what_changed(press: Press) -> None:
     assert counts["transition.row"].numel() == 0
     press.publish()
     nothing = press.bundles(3)[2]
-    assert nothing.groups["residuals"]["rows"].numel() == 0
+    assert [nothing.groups["residuals"][f"{role}.rows"].numel() for role in ROLES] == [0, 0]
     press.assert_served_is_the_learner(3)
 
 

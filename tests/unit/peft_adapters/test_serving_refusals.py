@@ -58,11 +58,15 @@ def a_probability_that_is_none(bundle: Bundle) -> None:
 
 
 def residual_of_no_item(bundle: Bundle) -> None:
-    bundle.groups["residuals"]["rows"][0] = 12
+    bundle.groups["residuals"]["query.rows"][0] = 12
 
 
 def residuals_of_another_width(bundle: Bundle) -> None:
-    bundle.groups["residuals"]["query"] = bundle.groups["residuals"]["query"][:, :-1]
+    bundle.groups["residuals"]["query.values"] = bundle.groups["residuals"]["query.values"][:, :-1]
+
+
+def residuals_without_a_scale(bundle: Bundle) -> None:
+    bundle.groups["residuals"]["candidate.scales"] = bundle.groups["residuals"]["candidate.scales"][:-1]
 
 
 def no_counters(bundle: Bundle) -> None:
@@ -95,6 +99,7 @@ def too_few_heads(bundle: Bundle) -> None:
         a_probability_of_other_inputs,
         a_probability_that_is_none,
         residuals_of_another_width,
+        residuals_without_a_scale,
         no_counters,
         counters_of_another_catalogue,
         count_of_no_item,
