@@ -177,12 +177,15 @@ class Updater:
             log.warning("batch_set_aside", problem="its loss or gradients are not finite; it is counted, not learnt")
 
     def _publish_when_due(self) -> None:
-        if self._is_behind() and time.monotonic() >= self._next_publication:
-            self._next_publication = time.monotonic() + self._own.publish_seconds
-            if self._checkpoint_and_publish():
-                self._pauses = backoff_seconds()
-            else:  # a try that fails may take its time: learning goes on between two
-                self._next_publication = time.monotonic() + max(self._own.publish_seconds, next(self._pauses))
+        began = time.monotonic()
+        if not self._is_behind() or began < self._next_publication:
+            return
+        if self._checkpoint_and_publish():
+            self._pauses = backoff_seconds()
+            took_seconds = time.monotonic() - began
+            self._next_publication = began + max(self._own.publish_seconds, took_seconds / self._own.publish_share)
+        else:  # a try that fails may take its time: learning goes on between two
+            self._next_publication = time.monotonic() + max(self._own.publish_seconds, next(self._pauses))
 
     def _is_behind(self) -> bool:
         """Whether something was learnt and not published, or read (refused, a duplicate, an item) and not kept."""

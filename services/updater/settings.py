@@ -21,11 +21,14 @@ class UpdaterSettings(BaseModel):
     metrics_port: int = Field(default=9108, ge=0, le=65_535, description="0 takes a free one")
     max_events: int | None = Field(default=None, ge=1, description="stop once so many are learnt; None never stops")
     batch_events: int = Field(default=256, ge=1, description="a micro-batch closes at this many clicks and purchases")
-    batch_seconds: float = Field(default=1.0, gt=0, description="or when its first event has waited this long")
+    batch_seconds: float = Field(default=0.25, gt=0, description="or when its first event has waited this long")
     batch_bytes: int = Field(default=1 << 20, ge=1, description="or at this size, impressions and items included")
-    publish_seconds: float = Field(default=1.0, ge=0, description="shortest time from one publication to the next")
+    publish_seconds: float = Field(default=0.25, ge=0, description="shortest time from one publication to the next")
+    publish_share: float = Field(
+        default=0.35, gt=0, le=1, description="of the time at most goes to publications: what they cost spaces them"
+    )
     snapshot_every: int = Field(default=20, ge=1, description="versions from one full bundle to the next")
-    keep_versions: int = Field(default=60, ge=1, description="older ones that no chain needs are deleted")
+    keep_versions: int = Field(default=240, ge=1, description="older ones that no chain needs are deleted")
     keep_checkpoints: int = Field(default=2, ge=1, description="older ones are deleted")
     click_window_seconds: float = Field(
         default=600.0, gt=0, description="event time after which what was shown and not clicked is a negative"

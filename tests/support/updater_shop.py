@@ -137,7 +137,13 @@ class Shop:
 
     def settings(self, **updater: Any) -> Settings:
         """For an updater in this process: small batches, and a publication after each."""
-        own = {"batch_events": 10, "batch_seconds": 0.2, "publish_seconds": 0.0, "metrics_port": 0} | updater
+        own = {
+            "batch_events": 10,
+            "batch_seconds": 0.2,
+            "publish_seconds": 0.0,
+            "publish_share": 1,
+            "metrics_port": 0,
+        } | updater
         places = {"checkpoint_dir": self.directory / "checkpoints", "registry_url": str(self.directory / "registry")}
         return Settings(
             kafka=self.connection,
