@@ -27,6 +27,12 @@ PROBLEM = {
     "required": ["type", "title", "status", "detail", "instance"],
 }
 
+# What the door says in the place of any call but those of probes (services/door).
+KEYS = {
+    401: "a key is asked for, and none was shown that is good",
+    403: "the key shown is not good for this call",
+}
+
 
 def problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route: what each status means there.

@@ -21,7 +21,7 @@ Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 Scenario = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Position = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Modality = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Modality = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]  # of a name in a mapping no more is told
 ItemKind = Literal["product", "article", "ad", "answer"]
 Vector = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_VECTOR_LENGTH)
@@ -57,10 +57,16 @@ def _rfc_3339(text: str) -> datetime:
         raise ValueError(f"`ts` must be epoch milliseconds or an RFC 3339 time, got {text[:40]!r}") from None
 
 
+# RFC 3339 from 1971 to 9998: at either end an offset would lead out of what an event's time may be. Requests over HTTP
+# are held to it; on Kafka a time may be written in each way that Python reads.
+MOMENT_PATTERN = (
+    r"^(197[1-9]|19[89]\d|[2-8]\d{3}|9[0-8]\d{2}|99[0-8]\d|999[0-8])-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
+    r"(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$"
+)
 _TIME_SCHEMA = {
     "anyOf": [
         {"type": "integer", "minimum": 0, "maximum": MAX_TS_MS, "description": "epoch milliseconds, UTC"},
-        {"type": "string", "format": "date-time", "description": "RFC 3339"},
+        {"type": "string", "format": "date-time", "pattern": MOMENT_PATTERN, "description": "RFC 3339"},
     ]
 }
 
@@ -159,7 +165,10 @@ class Item(_Event):
     price: Price | None = None
     status: Literal["active", "blocked"] = "active"
     in_stock: bool = True
-    vectors: Annotated[dict[Modality, Vector], Field(max_length=MAX_VECTORS)] = {}  # made elsewhere, by modality
+    # Made elsewhere, by modality.
+    vectors: Annotated[
+        dict[Modality, Vector], Field(max_length=MAX_VECTORS, json_schema_extra={"additionalProperties": False})
+    ] = {}
 
     def key(self) -> str:
         """The key on Kafka: compaction keeps the newest entry of an item."""

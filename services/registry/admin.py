@@ -2,18 +2,18 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
-from typing import Annotated
 
 from fastapi import BackgroundTasks, FastAPI, Request, Response
-from fastapi import Path as PathParameter
 
-from peft_adapters.manifest import SCENARIO_PATTERN, check_scenario
+from peft_adapters.manifest import check_scenario
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from services.audit import AuditError, AuditLog
 from services.door.guard import caller_of
 from services.http import problem_response
+from services.registry.answers import CHANGES, ScenarioName
 from services.registry.changes import (
     PATHS,
     Change,
@@ -30,8 +30,6 @@ from services.registry.changes import (
     make,
 )
 
-# Stated, and left to the registry to enforce, which says what to do about it.
-ScenarioName = Annotated[str, PathParameter(json_schema_extra={"pattern": f"^{SCENARIO_PATTERN}$"})]
 ROOT = "/v1/adapters/{scenario}/"
 
 
@@ -61,42 +59,44 @@ def add_admin(
 
 
 def _add_calls(app: FastAPI, made: Callable[[Request, BackgroundTasks, str, Change], Rollout]) -> None:
-    @app.post(ROOT + PATHS[Pin])
+    post = partial(app.post, responses=CHANGES)
+
+    @post(ROOT + PATHS[Pin])
     def pin(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: Pin) -> Rollout:
         """Answer all from one version. A canary ends."""
         return made(request, after, scenario, change)
 
-    @app.post(ROOT + PATHS[Unpin])
+    @post(ROOT + PATHS[Unpin])
     def unpin(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: Unpin) -> Rollout:
         """Follow the latest version again. A canary ends."""
         return made(request, after, scenario, change)
 
-    @app.post(ROOT + PATHS[Rollback])
+    @post(ROOT + PATHS[Rollback])
     def rollback(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: Rollback) -> Rollout:
         """Answer all from an earlier version: from the stable one if a canary runs, else from the one before."""
         return made(request, after, scenario, change)
 
-    @app.post(ROOT + PATHS[StartCanary])
+    @post(ROOT + PATHS[StartCanary])
     def canary(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: StartCanary) -> Rollout:
         """Answer some shoppers from another version, and hold the stable one."""
         return made(request, after, scenario, change)
 
-    @app.post(ROOT + PATHS[EndCanary])
+    @post(ROOT + PATHS[EndCanary])
     def end_canary(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: EndCanary) -> Rollout:
         """Answer all from the stable version."""
         return made(request, after, scenario, change)
 
-    @app.post(ROOT + PATHS[StartShadow])
+    @post(ROOT + PATHS[StartShadow])
     def shadow(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: StartShadow) -> Rollout:
         """Have another version score too, without ever answering."""
         return made(request, after, scenario, change)
 
-    @app.post(ROOT + PATHS[EndShadow])
+    @post(ROOT + PATHS[EndShadow])
     def end_shadow(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: EndShadow) -> Rollout:
         """Have no other version score."""
         return made(request, after, scenario, change)
 
-    @app.post(ROOT + PATHS[Promote])
+    @post(ROOT + PATHS[Promote])
     def promote(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: Promote) -> Rollout:
         """Answer all from the canary's version, pinned."""
         return made(request, after, scenario, change)

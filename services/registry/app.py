@@ -11,7 +11,6 @@ from typing import Annotated, Any, NamedTuple
 
 import structlog
 from fastapi import FastAPI, Header, Query, Request, Response
-from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CollectorRegistry
 
@@ -19,7 +18,6 @@ from peft_adapters.errors import (
     HeadwaterModelError,
     RegistryReadOnlyError,
     RegistryUnavailableError,
-    RolloutConflictError,
     RolloutError,
     RolloutFormatError,
     ScenarioNameError,
@@ -40,8 +38,18 @@ from services.http import (
     problem_response,
 )
 from services.metrics import RegistryMetrics, new_registry
-from services.problems import problems
-from services.registry.admin import ScenarioName, add_admin
+from services.registry.admin import add_admin
+from services.registry.answers import (
+    FILE,
+    KEYS_ONLY,
+    READS,
+    READS_PUBLISHED,
+    STORE_AWAY,
+    UNCHANGED,
+    FileName,
+    ScenarioName,
+    Version,
+)
 from services.registry.changes import MAX_VERSION
 from services.registry.comparing import Comparison, compare
 from services.registry.reading import Shown, manifests, shown
@@ -53,28 +61,12 @@ LONG_POLLS = ("/latest", "/rollout")
 # What may change under its name must be asked for again; a version's files never change.
 REVALIDATE = {"Cache-Control": "no-cache"}
 
-PROBLEMS = problems(
-    {
-        401: "a key is asked for, and none was shown that is good",
-        403: "the key shown is not good for this, or this process only reads from another",
-        404: "there is no such version, or nothing has been published",
-        408: "the request did not arrive in time",
-        409: "the rollout was changed by another meanwhile",
-        422: "a value breaks its rule, or the change would break one of a rollout's",
-        500: "what lies in the registry is damaged",
-        503: "the store, or the audit log, does not answer; or there are too many calls at once",
-    }
-)
-UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "it is still what `If-None-Match` names"}}
-FILE_ANSWERS = UNCHANGED | {
-    200: {"description": "the file", "content": {"application/octet-stream": {}, "application/json": {}}}
-}
-
 log = structlog.get_logger(__name__)
 
-Version = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
-QueriedVersion = Annotated[int, Query(ge=1, le=MAX_VERSION)]
-Etags = Annotated[str | None, Header(alias="If-None-Match")]
+QueriedVersion = Annotated[int, Query(ge=1, le=MAX_VERSION, examples=[1])]
+Etags = Annotated[
+    str | None, Header(alias="If-None-Match", description="tags of what is known, or `*`", examples=["*"])
+]
 
 
 def create_app(
@@ -94,7 +86,7 @@ def create_app(
         Watcher(registry.latest, lambda manifest: manifest.digest), Watcher(registry.rollout, rollout_tag)
     )
     series = new_registry()
-    app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers), responses=PROBLEMS)
+    app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers))
     metrics = RegistryMetrics(series)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, remedy="no call takes more")
     door = door or Door()
@@ -112,12 +104,12 @@ def create_app(
 
 
 def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Manifest]) -> None:
-    @app.get("/v1/adapters/{scenario}")
+    @app.get("/v1/adapters/{scenario}", responses=READS)
     def adapters(scenario: ScenarioName) -> list[Manifest]:
         """Manifests of all versions, oldest first."""
         return list(manifests(registry, scenario))
 
-    @app.get("/v1/adapters/{scenario}/latest", response_model=Manifest, responses=UNCHANGED)
+    @app.get("/v1/adapters/{scenario}/latest", response_model=Manifest, responses=READS_PUBLISHED | UNCHANGED)
     async def latest(
         scenario: ScenarioName,
         if_none_match: Etags = None,
@@ -135,7 +127,7 @@ def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Mani
 
 
 def _add_looks(app: FastAPI, registry: AdapterRegistry) -> None:
-    @app.get("/v1/adapters/{scenario}/diff")
+    @app.get("/v1/adapters/{scenario}/diff", responses=READS_PUBLISHED)
     def diff(
         scenario: ScenarioName,
         first: QueriedVersion,
@@ -144,14 +136,14 @@ def _add_looks(app: FastAPI, registry: AdapterRegistry) -> None:
         """What is different between two versions: how much was learnt between them, and how they were judged."""
         return compare(registry, scenario, first, second)
 
-    @app.get("/v1/adapters/{scenario}/{version:int}")
+    @app.get("/v1/adapters/{scenario}/{version:int}", responses=READS_PUBLISHED)
     def show(scenario: ScenarioName, version: Version) -> Shown:
         """One version: its manifest, what it builds on, and what it is to the rollout."""
         return shown(registry, scenario, version)
 
 
 def _add_rollout(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Rollout]) -> None:
-    @app.get("/v1/adapters/{scenario}/rollout", response_model=Rollout, responses=UNCHANGED)
+    @app.get("/v1/adapters/{scenario}/rollout", response_model=Rollout, responses=READS | UNCHANGED)
     async def rollout(
         scenario: ScenarioName,
         if_none_match: Etags = None,
@@ -167,14 +159,14 @@ def _add_rollout(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Rollo
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         return Response(rollout_bytes(found), media_type="application/json", headers=headers)
 
-    @app.get("/v1/files/{scenario}/" + ROLLOUT_NAME, response_model=Rollout)
+    @app.get("/v1/files/{scenario}/" + ROLLOUT_NAME, response_model=Rollout, responses=READS)
     def rollout_file(scenario: ScenarioName) -> Response:
         """The same, where a reader of the registry's files looks for it."""
         return Response(rollout_bytes(registry.rollout(scenario)), media_type="application/json", headers=REVALIDATE)
 
 
 def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
-    @app.get("/v1/files/{scenario}/" + LATEST_NAME, response_class=PlainTextResponse)
+    @app.get("/v1/files/{scenario}/" + LATEST_NAME, response_class=PlainTextResponse, responses=READS_PUBLISHED)
     def latest_version(scenario: ScenarioName) -> Response:
         """Number of the latest version."""
         manifest = registry.latest(scenario)
@@ -182,14 +174,18 @@ def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
             raise _nothing_published(scenario)
         return PlainTextResponse(f"{manifest.version}\n", headers=REVALIDATE)
 
-    @app.get("/v1/files/{scenario}/" + LISTING_NAME)
+    @app.get("/v1/files/{scenario}/" + LISTING_NAME, response_model=list[str], responses=READS)
     def manifest_paths(scenario: ScenarioName) -> JSONResponse:
         """Paths of all manifests, which stand in for a directory listing."""
         paths = [f"{version:08d}/{MANIFEST_NAME}" for version in registry.versions(scenario)]
         return JSONResponse(paths, headers=REVALIDATE)
 
-    @app.get("/v1/files/{scenario}/{version}/{file}", response_class=StreamingResponse, responses=FILE_ANSWERS)
-    def file(scenario: ScenarioName, version: Version, file: str, if_none_match: Etags = None) -> Response:
+    @app.get(
+        "/v1/files/{scenario}/{version}/{file}",
+        response_class=StreamingResponse,
+        responses=READS_PUBLISHED | UNCHANGED | FILE,
+    )
+    def file(scenario: ScenarioName, version: Version, file: FileName, if_none_match: Etags = None) -> Response:
         """One file of a version; only names in its manifest are looked up, so that no path can leave it."""
         manifest = registry.manifest(scenario, version)
         if file == MANIFEST_NAME:
@@ -209,13 +205,13 @@ def _add_health(app: FastAPI, registry: AdapterRegistry, series: CollectorRegist
         """Whether the process runs, store or no store."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=STORE_AWAY)
     def readyz() -> dict[str, str]:
         """Whether the store answers."""
         registry.check()
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=KEYS_ONLY)
     async def metrics() -> Response:
         """The process's metrics."""
         return metrics_response(series)
@@ -231,16 +227,14 @@ def _add_registry_errors(app: FastAPI) -> None:
                 return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
             case VersionNotFoundError():
                 return problem_response(request, HTTPStatus.NOT_FOUND, "no such version, or no such file in it")
-            case RolloutConflictError():
-                return problem_response(request, HTTPStatus.CONFLICT, str(error))
             case RegistryReadOnlyError():
                 detail = "this registry process reads from another one; ask that one"
                 return problem_response(request, HTTPStatus.FORBIDDEN, detail)
             case RolloutFormatError():
                 detail = "the rollout is damaged in the registry; workers stay with the one they know"
                 return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
-            case RolloutError():
-                return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+            case RolloutError():  # the request is right, and at odds with what is there
+                return problem_response(request, HTTPStatus.CONFLICT, str(error))
             case RegistryUnavailableError():
                 detail = "the registry's store does not answer; try again"
                 return problem_response(request, HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})

@@ -1,14 +1,18 @@
 """Changes of a rollout as people ask for them, by command or over HTTP, and how each is made."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from peft_adapters.errors import RolloutConflictError, RolloutError, VersionNotFoundError
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import TEXT_LIMIT, Canary, Rollout, Shadow
+from services.json_types import NUMBER_ONLY, Flag
 
 MAX_VERSION = 10**12  # a file's name holds no more digits than 255
+
+VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION), NUMBER_ONLY]
 
 
 class Change(BaseModel):
@@ -22,7 +26,7 @@ class Change(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reason: str = Field(default="", max_length=TEXT_LIMIT)
-    if_revision: int | None = Field(default=None, ge=0)
+    if_revision: Annotated[int, Field(ge=0, le=MAX_VERSION), NUMBER_ONLY] | None = None
 
     def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
         """The rollout after the change.
@@ -44,7 +48,7 @@ class Change(BaseModel):
 class Pin(Change):
     """Answer all from one version."""
 
-    version: int = Field(ge=1, le=MAX_VERSION)
+    version: VersionNumber
 
     def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
         """The rollout after the change."""
@@ -62,7 +66,7 @@ class Unpin(Change):
 class Rollback(Change):
     """Answer all from an earlier version: the one named, else the stable one if a canary runs, else the one before."""
 
-    version: int | None = Field(default=None, ge=1, le=MAX_VERSION)
+    version: VersionNumber | None = None
 
     def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
         """The rollout after the change.
@@ -86,9 +90,9 @@ class Rollback(Change):
 class StartCanary(Change):
     """Answer some shoppers from another version, or from the latest as it comes; the stable one is held."""
 
-    version: int | None = Field(default=None, ge=1, le=MAX_VERSION)
-    percent: float = Field(gt=0, le=100, allow_inf_nan=False)
-    auto_rollback: bool = False
+    version: VersionNumber | None = None
+    percent: Annotated[float, Strict(), Field(gt=0, le=100, allow_inf_nan=False)]
+    auto_rollback: Flag = False
 
     def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
         """The rollout after the change."""
@@ -107,7 +111,7 @@ class EndCanary(Change):
 class StartShadow(Change):
     """Have another version, or the latest as it comes, score too without ever answering."""
 
-    version: int | None = Field(default=None, ge=1, le=MAX_VERSION)
+    version: VersionNumber | None = None
 
     def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
         """The rollout after the change."""

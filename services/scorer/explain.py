@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from peft_adapters.explaining import Explanation, explain
 from peft_adapters.serving import ServedModel
+from services.json_types import NUMBER_ONLY
 from services.problems import problems
 from services.scorer.answers import Answers
 from services.scorer.rankings import NO_PROBABILITY, REFUSALS
-from services.scorer.requests import NUMBER_ONLY, RankRequest
+from services.scorer.requests import RankRequest
 from services.scorer.sentences import because
 from streams.events import Id
 

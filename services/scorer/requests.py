@@ -1,64 +1,24 @@
 """What a storefront may ask."""
 
-import re
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
+from services.json_types import NUMBER_ONLY, Flag, rfc_3339_only
 from services.scorer.filters import Amount, Category, Filters
-from streams.events import MAX_QUERY_CHARS, MAX_TS_MS, EpochMs, Id, ItemKind, Scenario
+from streams.events import MAX_QUERY_CHARS, EpochMs, Id, ItemKind, Scenario
 
 MAX_SESSION_ITEMS = 5_000  # the newest count, as many as the learner looks at
 MAX_EARLIER_SESSIONS = 128
 MAX_EXCLUDED_ITEMS = 1_000
 DEFAULT_K = 20
 
-# RFC 3339 from 1971 to 9998: at either end an offset would lead out of what an event's time may be.
-_MOMENT = (
-    r"^(197[1-9]|19[89]\d|[2-8]\d{3}|9[0-8]\d{2}|99[0-8]\d|999[0-8])-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
-    r"(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$"
-)
-_MOMENT_SCHEMA = {
-    "anyOf": [
-        {"type": "integer", "minimum": 0, "maximum": MAX_TS_MS, "description": "epoch milliseconds, UTC"},
-        {"type": "string", "format": "date-time", "pattern": _MOMENT, "description": "RFC 3339"},
-    ]
-}
-
-
-def _rfc_3339_only(value: object) -> object:
-    """Refuses texts that Python would take for a time and the standard does not.
-
-    Raises:
-        ValueError: It is such a text.
-    """
-    if isinstance(value, str) and re.fullmatch(_MOMENT, value) is None:
-        raise ValueError(
-            f"`ts` must be epoch milliseconds or an RFC 3339 time with `T` and offset, got {value[:40]!r}; "
-            "write 2026-01-31T09:00:00Z"
-        )
-    return value
-
-
-def _number_only(value: object) -> object:
-    """Refuses texts and truth values, which pydantic would take for numbers; 5.0 is as whole as 5, as in JSON Schema.
-
-    Raises:
-        ValueError: It is such a value.
-    """
-    if isinstance(value, str | bool):
-        raise ValueError(f"must be a whole number, got {value!r:.40}; write it without quotes")
-    return value
-
-
-Moment = Annotated[EpochMs, BeforeValidator(_rfc_3339_only), WithJsonSchema(_MOMENT_SCHEMA)]
+Moment = Annotated[EpochMs, BeforeValidator(rfc_3339_only)]
 SessionItems = Annotated[tuple[Id, ...], Field(max_length=MAX_SESSION_ITEMS)]
 EarlierSessions = Annotated[tuple[SessionItems, ...], Field(max_length=MAX_EARLIER_SESSIONS)]
-NUMBER_ONLY = BeforeValidator(_number_only)  # after the bounds of a field: they are told in its schema only so
 Count = Annotated[int, Field(ge=1), NUMBER_ONLY]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"\S")]
-Flag = Annotated[bool, Strict()]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 
 

@@ -1,7 +1,5 @@
 """The scorer's OpenAPI document: what it states binds, and requests made from it, right or wrong, meet what it says."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +7,9 @@ from typing import Any
 import httpx
 import pytest
 from call_shop import Shop
+from document_checks import check_document
 
 from services.serving import running
-
-CASES = 8  # of an operation and phase: seconds; the whole run is in docs/calls.md
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +77,4 @@ def test_what_json_schema_calls_right_is_taken(client: httpx.Client, field: str,
 
 @pytest.mark.timeout(900)  # some hundred requests on a machine that may do much else
 def test_of_requests_made_from_the_document_none_fails_a_check(client: httpx.Client, tmp_path: Path) -> None:
-    made = [f"--max-examples={CASES}", "--seed=1", "--no-shrink", "--generation-database=none", "--no-color"]
-    command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]
-    where = f"{client.base_url}/openapi.json"
-    run = subprocess.run(
-        [*command, where, "--checks=all", "--phases=fuzzing,stateful", *made],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert run.returncode == 0, run.stdout
-    assert "Tested: 10" in run.stdout
+    check_document(f"{client.base_url}/openapi.json", tmp_path, operations=10)

@@ -1,0 +1,42 @@
+"""What OpenAPI says of the registry's answers and of the names in its paths."""
+
+from typing import Annotated, Any
+
+from fastapi import Path
+
+from peft_adapters.manifest import MANIFEST_NAME, SCENARIO_PATTERN
+from services.problems import KEYS, problems
+from services.registry.changes import MAX_VERSION
+
+# Stated, and left to the registry to enforce, which says what to do about it.
+ScenarioName = Annotated[str, Path(json_schema_extra={"pattern": f"^{SCENARIO_PATTERN}$"}, examples=["home"])]
+Version = Annotated[int, Path(ge=1, le=MAX_VERSION, examples=[1])]
+FileName = Annotated[str, Path(examples=[MANIFEST_NAME])]
+
+_AWAY = "the store does not answer, or there are too many calls at once; try again after `Retry-After` seconds"
+_READS = KEYS | {
+    422: "the name of the scenario, or another value, breaks its rule",
+    500: "what lies in the registry is damaged",
+    503: _AWAY,
+}
+
+STORE_AWAY = problems({503: _AWAY})
+KEYS_ONLY = problems(KEYS)
+READS = problems(_READS)
+READS_PUBLISHED = problems(_READS | {404: "there is no such version or file, or nothing has been published"})
+CHANGES = problems(
+    _READS
+    | {
+        400: "the body is not text",
+        403: "the key shown is not good for this, or this process only reads from another",
+        404: "there is no such version, or nothing has been published",
+        408: "the body did not arrive in time",
+        409: "another has changed the rollout meanwhile, or as it stands the change would break one of its rules",
+        413: "the body is larger than any call takes",
+        503: "the store, or the audit log, does not answer; or there are too many calls at once",
+    }
+)
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "it is still what `If-None-Match` names"}}
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the file", "content": {"application/octet-stream": {}, "application/json": {}}}
+}
