@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.http import PROBLEM_MEDIA_TYPE
+from services.problems import KEYS
 from streams.events import json_schemas
 
 CLICK = {"type": "click", "user_id": "ann", "item_id": "mug-1"}
@@ -14,27 +14,36 @@ PURCHASE = {
     "item_id": "i1",
 }
 
-_PROBLEM = {PROBLEM_MEDIA_TYPE: {"schema": {"type": "object", "title": "Problem details (RFC 9457)"}}}
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": description, "content": _PROBLEM}
-    for status, description in {
-        400: "not JSON",
-        413: "the body is larger than `max_body_bytes`",
-        415: "the `Content-Type` is not application/json",
-        422: "no event is acceptable, `errors` says why for each; or there are more than `max_batch_events`",
-        429: "the spool has no room: no event of the request was taken; send it again after `Retry-After` seconds",
-        503: "the disk fails: no event of the request was taken; send it again after `Retry-After` seconds",
-    }.items()
+REFUSALS = KEYS | {
+    400: "not JSON",
+    408: "the body did not arrive in time",
+    413: "the body is larger than `max_body_bytes`",
+    415: "the `Content-Type` is not application/json",
+    422: "no event is acceptable, `errors` says why for each; or there are more than `max_batch_events`",
+    429: "the spool has no room: no event of the request was taken; send it again after `Retry-After` seconds",
+    503: "the disk fails, or too much is sent at once: no event of the request was taken; send it again after "
+    "`Retry-After` seconds",
 }
 
 
-def request_body() -> dict[str, Any]:
-    """The body of a request: one event of any kind, or a batch."""
+def request_body(*, max_events: int) -> dict[str, Any]:
+    """The body of a request: one event of any kind, or a batch.
+
+    Args:
+        max_events: Most events of a batch.
+    """
     event = {"title": "Event", "oneOf": [_event_schema(kind, schema) for kind, schema in json_schemas().items()]}
+    events = {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": max_events,
+        "contains": event,
+        "items": {"anyOf": [event, {"title": "What is no event", "description": "is told so, and not taken"}]},
+    }
     batch = {
         "title": "Batch",
         "type": "object",
-        "properties": {"events": {"type": "array", "minItems": 1, "items": event}},
+        "properties": {"events": events},
         "required": ["events"],
         "additionalProperties": False,
     }

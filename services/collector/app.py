@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import structlog
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from services.collector.api_schema import PROBLEMS, request_body
+from services.collector.api_schema import REFUSALS, request_body
 from services.collector.forwarder import Forwarder
 from services.collector.intake import Examined, examine
 from services.collector.settings import CollectorSettings
@@ -27,6 +27,7 @@ from services.http import (
     problem_response,
 )
 from services.metrics import CollectorMetrics
+from services.problems import KEYS, problems
 
 RETRY_SECONDS = 1  # a spool that drains has room again soon
 RETRY_AWAY_SECONDS = 10
@@ -74,7 +75,7 @@ def create_app(
     add_door(app, door or Door(), metrics.door, needs=takes_events)
     app.add_middleware(RequestMeter, metrics=metrics.http)
     add_problem_handlers(app)
-    _add_events(app, _Door(spool, forwarder, settings, metrics))
+    _add_events(app, _Door(spool, forwarder, settings, metrics), max_events=settings.max_batch_events)
     _add_health(app, spool, forwarder, metrics, series)
     return app
 
@@ -114,13 +115,13 @@ class _Door:
             self._metrics.events.labels(event.kind, outcome).inc()
 
 
-def _add_events(app: FastAPI, door: _Door) -> None:
+def _add_events(app: FastAPI, door: _Door, *, max_events: int) -> None:
     @app.post(
         "/v1/events",
         status_code=HTTPStatus.ACCEPTED,
         response_model=Collected,
-        responses=PROBLEMS,
-        openapi_extra={"requestBody": request_body()},
+        responses=problems(REFUSALS),
+        openapi_extra={"requestBody": request_body(max_events=max_events)},
     )
     async def events(request: Request) -> Response:
         """Take one event, or a batch `{"events": [...]}`.
@@ -149,7 +150,7 @@ def _add_health(
         """Whether the process runs, Kafka or no Kafka."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=problems({503: "the spool is full; `Retry-After` says when to look again"}))
     async def readyz() -> dict[str, Any]:
         """Whether there is room for events; with the broker away there is, until the spool is full."""
         waiting = {
@@ -163,7 +164,7 @@ def _add_health(
             raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=retry, **waiting)
         return {"status": "ready", **waiting}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=problems(KEYS))
     def metrics_page() -> Response:
         """The process's metrics."""
         oldest_ms = spool.oldest_accepted_ms()

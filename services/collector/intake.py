@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from services.collector.as_stated import require_as_stated
 from services.collector.spool import Spooled
 from services.event_input import event_of, kind_named, reason_of
 from services.http import ProblemError
@@ -85,6 +86,7 @@ def _examined(fields: object, pointer: str) -> Examined:
     kind = _kind(fields)
     try:
         event = event_of(fields)
+        require_as_stated(fields, event)
     except (ValueError, RecursionError) as error:
         return Examined(pointer, kind, reason=reason_of(error))
     spooled = _spooled(event)

@@ -59,6 +59,17 @@ class TestTaken:
         assert len(set(told)) == 2
         assert all(before <= event.ts <= time.time_ns() // 1_000_000 for event in kept)
 
+    @pytest.mark.parametrize(
+        "event",
+        [
+            CLICK | {"ts": 5.0, "position": 3.0},
+            CLICK | {"ts": "2026-01-31T09:00:00.123456789+05:30", "session_id": None},
+            ITEM | {"price": 2**60 + 1, "vectors": {"image": [1, 0.5]}, "colour": True},
+        ],
+    )
+    def test_what_json_schema_calls_right(self, door: Door, event: dict[str, Any]) -> None:
+        assert door.post(event).status_code == 202
+
     def test_a_mixed_batch_has_an_outcome_for_each_in_order(self, door: Door) -> None:
         no_item = {name: value for name, value in CLICK.items() if name != "item_id"}
         answer = door.post({"events": [no_item, CLICK, {"type": "view"}, ITEM, "click"]})
@@ -109,6 +120,15 @@ class TestRefused:
             (SHOWN | {"items": [{"item_id": "mug"}]}, "`items.0.position`: Field required"),
             (ITEM | {"status": "gone"}, "`status`: Input should be 'active' or 'blocked'"),
             (ITEM | {"price": "cheap"}, "`price`: "),
+            (ITEM | {"price": "5"}, "`price`: must be a number of JSON, got a text"),
+            (ITEM | {"in_stock": 1}, "`in_stock`: must be true or false of JSON, got a number"),
+            (
+                ITEM | {"vectors": {"image": [0.5, True]}},
+                "`vectors.image.1`: must be a number of JSON, got true or false",
+            ),
+            (SHOWN | {"items": [{"item_id": "mug", "position": "0"}]}, "`items.0.position`: must be a number of JSON"),
+            (CLICK | {"schema_version": True}, "`schema_version`: must be a number of JSON, got true or false"),
+            (CLICK | {"ts": "2026-01-01 00:00:00Z"}, "`ts` must be epoch milliseconds or an RFC 3339 time with `T`"),
         ],
     )
     def test_an_event_alone_is_a_problem_that_names_field_and_rule(
@@ -270,7 +290,8 @@ class TestLooks:
         post = document["paths"]["/v1/events"]["post"]
         assert {"202", "400", "413", "415", "422", "429", "503"} <= set(post["responses"])
         event, batch = post["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
-        assert batch["properties"]["events"]["items"] == event
+        events = batch["properties"]["events"]
+        assert (events["contains"], events["maxItems"]) == (event, SMALL["max_batch_events"])
         click = next(schema for schema in event["oneOf"] if schema["properties"]["type"] == {"const": "click"})
         assert click["required"] == ["type", "user_id", "item_id"]
         assert "#/$defs" not in json.dumps(document)
