@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from http import HTTPStatus
 
 from fastapi import BackgroundTasks, FastAPI, Request, Response
@@ -13,7 +12,7 @@ from peft_adapters.rollout import Rollout
 from services.audit import AuditError, AuditLog
 from services.door.guard import caller_of
 from services.http import problem_response
-from services.registry.answers import CHANGES, ScenarioName
+from services.registry.answers import CHANGES, ScenarioName, changes_before
 from services.registry.changes import (
     PATHS,
     Change,
@@ -59,44 +58,42 @@ def add_admin(
 
 
 def _add_calls(app: FastAPI, made: Callable[[Request, BackgroundTasks, str, Change], Rollout]) -> None:
-    post = partial(app.post, responses=CHANGES)
-
-    @post(ROOT + PATHS[Pin])
+    @app.post(ROOT + PATHS[Pin], responses=changes_before(Unpin))
     def pin(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: Pin) -> Rollout:
         """Answer all from one version. A canary ends."""
         return made(request, after, scenario, change)
 
-    @post(ROOT + PATHS[Unpin])
+    @app.post(ROOT + PATHS[Unpin], responses=CHANGES)
     def unpin(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: Unpin) -> Rollout:
         """Follow the latest version again. A canary ends."""
         return made(request, after, scenario, change)
 
-    @post(ROOT + PATHS[Rollback])
+    @app.post(ROOT + PATHS[Rollback], responses=changes_before(Unpin))
     def rollback(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: Rollback) -> Rollout:
         """Answer all from an earlier version: from the stable one if a canary runs, else from the one before."""
         return made(request, after, scenario, change)
 
-    @post(ROOT + PATHS[StartCanary])
+    @app.post(ROOT + PATHS[StartCanary], responses=changes_before(Promote, EndCanary))
     def canary(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: StartCanary) -> Rollout:
         """Answer some shoppers from another version, and hold the stable one."""
         return made(request, after, scenario, change)
 
-    @post(ROOT + PATHS[EndCanary])
+    @app.post(ROOT + PATHS[EndCanary], responses=CHANGES)
     def end_canary(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: EndCanary) -> Rollout:
         """Answer all from the stable version."""
         return made(request, after, scenario, change)
 
-    @post(ROOT + PATHS[StartShadow])
+    @app.post(ROOT + PATHS[StartShadow], responses=changes_before(EndShadow))
     def shadow(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: StartShadow) -> Rollout:
         """Have another version score too, without ever answering."""
         return made(request, after, scenario, change)
 
-    @post(ROOT + PATHS[EndShadow])
+    @app.post(ROOT + PATHS[EndShadow], responses=CHANGES)
     def end_shadow(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: EndShadow) -> Rollout:
         """Have no other version score."""
         return made(request, after, scenario, change)
 
-    @post(ROOT + PATHS[Promote])
+    @app.post(ROOT + PATHS[Promote], responses=CHANGES)
     def promote(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: Promote) -> Rollout:
         """Answer all from the canary's version, pinned."""
         return made(request, after, scenario, change)

@@ -6,7 +6,7 @@ from fastapi import Path
 
 from peft_adapters.manifest import MANIFEST_NAME, SCENARIO_PATTERN
 from services.problems import KEYS, problems
-from services.registry.changes import MAX_VERSION
+from services.registry.changes import MAX_VERSION, PATHS, Change
 
 # Stated, and left to the registry to enforce, which says what to do about it.
 ScenarioName = Annotated[str, Path(json_schema_extra={"pattern": f"^{SCENARIO_PATTERN}$"}, examples=["home"])]
@@ -40,3 +40,19 @@ UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "it is still 
 FILE: dict[int | str, dict[str, Any]] = {
     200: {"description": "the file", "content": {"application/octet-stream": {}, "application/json": {}}}
 }
+
+
+def changes_before(*later: type[Change]) -> dict[int | str, dict[str, Any]]:
+    """The answers of a change that others of the same rollout may follow, which are links of OpenAPI.
+
+    Args:
+        later: Those.
+    """
+    links = {
+        change.__name__: {
+            "operationRef": f"#/paths/~1v1~1adapters~1{{scenario}}~1{PATHS[change].replace('/', '~1')}/post",
+            "parameters": {"scenario": "$request.path.scenario"},
+        }
+        for change in later
+    }
+    return CHANGES | {200: {"links": links}}
