@@ -52,6 +52,7 @@ def test_the_core_of_it(shop: Shop) -> None:
             shop.topics.items: NOTHING | {"in": 21, "learnt": 21},
             shop.topics.impressions: NOTHING,
         }
+        wait_until(lambda: updater.total("in") >= 91 + 44, what="all read")
         assert {topic: updater.counts(topic) for topic in counts} == counts
         assert updater.value("headwater_dead_letters_total", reason="malformed_json") == 2
         assert updater.value("headwater_event_watermark_timestamp_seconds") == START_MS / 1_000 + 119
