@@ -187,6 +187,7 @@ def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "other_vectors": pack(learner.catalogue.other_vectors),
         "plain": learner.projections.plain(),
         "lora_replay": learner.lora_steps.replay.state(),
+        "lora_ahead": _ahead(learner),
     }
     others = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
     return learner_weights(learner) | others, {
@@ -227,8 +228,19 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
     learner.lists.restore(_part(tensors, "lists"), state["lists"])
     learner.ranker.counters.restore(_part(tensors, "counters"))
     learner.lora_steps.replay.restore(_part(tensors, "lora_replay"))
+    ahead = _part(tensors, "lora_ahead")
+    learner.lora_steps.restore_ahead(_part(ahead, "lora"), ahead.get("vectors", torch.empty(0)))
     learner.shoppers.restore(state["shoppers"])
     learner.batches_learned, learner.events_learned = state["batches_learned"], state["events_learned"]
+
+
+def _ahead(learner: Learner) -> dict[str, Tensor]:
+    """The LoRA that is to be served next, and its vectors as far as they are made."""
+    ahead = learner.lora_steps.ahead
+    if ahead is None:
+        return {}
+    lora = {f"lora/{name}": value for name, value in ahead.lora.items()}
+    return lora | {"vectors": ahead.vectors[: len(ahead.texts)]}
 
 
 def _adapter(learner: Learner) -> dict[str, Any]:

@@ -101,7 +101,11 @@ class Learner:
         self.lists.grow(len(self.catalogue))
 
     def _refresh(self, rows: Sequence[int]) -> None:
-        text = self.catalogue.vectors(self.lora_steps.served_suffix, rows)
+        if self.lora_steps.ahead is not None:
+            self.lora_steps.ahead.renew(self.catalogue, rows)
+        self._put_texts(rows, self.catalogue.vectors(self.lora_steps.served_suffix, rows))
+
+    def _put_texts(self, rows: Sequence[int], text: Tensor) -> None:
         self.ranker.text[list(rows)] = self.projections.over(rows, text, self.catalogue.other_vectors)
 
     # ---- a batch
@@ -239,13 +243,14 @@ class Learner:
         self.lora_steps.restart()
 
     def _learn_texts(self, batch: Batch) -> None:
-        """A step of LoRA where one is due, and now and then item vectors that follow it."""
-        if not self.settings.lora or self._listed_share() >= _LISTED_ENOUGH:
-            return
-        if self.lora_steps.step_where_due(
-            batch, self.catalogue_taste, batches_learned=self.batches_learned, scale=self._scale()
-        ):
-            self._refresh(range(len(self.catalogue)))
+        """A step of LoRA where one is due, and item vectors that follow it once they are made."""
+        if self.settings.lora and self._listed_share() < _LISTED_ENOUGH:
+            self.lora_steps.step_where_due(
+                batch, self.catalogue_taste, batches_learned=self.batches_learned, scale=self._scale()
+            )
+        made = self.lora_steps.serve_when_made()
+        if made is not None:
+            self._put_texts(range(len(self.catalogue)), made)
 
     def _serve_projections(self) -> None:
         """Now and then let item vectors follow the projections; those of items without other vectors stay."""

@@ -19,6 +19,7 @@ from peft_adapters.modalities import Projections
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser
 from peft_adapters.ranker import Ranker, text_evidence
 from peft_adapters.settings import FEATURES, LearnerSettings
+from peft_adapters.texts_ahead import TextsAhead
 
 
 class LoraSteps:
@@ -39,6 +40,7 @@ class LoraSteps:
         replay: batches kept.
         served: the LoRA that scores follow from.
         served_suffix: computes texts under it.
+        ahead: the one that they are to follow from next, and how far its vectors are; None while there is none.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class LoraSteps:
             accumulate=settings.lora_accumulate,
         )
         self.replay = LoraReplay(settings.lora_replay_batches)
+        self.ahead: TextsAhead | None = None
         self._serve()
 
     def restart(self) -> None:
@@ -71,10 +74,20 @@ class LoraSteps:
         self.replay.clear()
 
     def restore(self, lora: dict[str, Tensor], served: dict[str, Tensor]) -> None:
-        """Put LoRA back: the one that is trained, and the one that scores follow from."""
+        """Put LoRA back: the one that is trained, and the one that scores follow from; no other is to come."""
         self._encoder.load_lora(served)
         self._serve()
         self._encoder.load_lora(lora)
+        self.ahead = None
+
+    def restore_ahead(self, lora: dict[str, Tensor], vectors: Tensor) -> None:
+        """Put back what is to come, and the vectors [done, dim] that were made of it."""
+        if not lora:
+            return
+        trained = self._encoder.lora_state()
+        self._encoder.load_lora(lora)
+        self.ahead = TextsAhead(lora, self._encoder.merged(), self._catalogue.texts[: len(vectors)], vectors)
+        self._encoder.load_lora(trained)
 
     def step_heads(self, batch: Batch, features: Features) -> None:
         """Move the heads that LoRA learns under; `features` stand still."""
@@ -83,8 +96,8 @@ class LoraSteps:
         (gradient,) = torch.autograd.grad((batch.weight * losses).mean(), [heads])
         self.heads_optimiser.step(gradient * self._mask)
 
-    def step_where_due(self, batch: Batch, taste: Tensor, *, batches_learned: int, scale: float) -> bool:
-        """Take a step if one is due; whether item vectors are to follow LoRA now.
+    def step_where_due(self, batch: Batch, taste: Tensor, *, batches_learned: int, scale: float) -> None:
+        """Take a step if one is due; now and then LoRA as it stands then is what is to be served next.
 
         How many are due follows from the counters, so that nothing more is to be kept.
 
@@ -100,10 +113,19 @@ class LoraSteps:
         if due > before:
             self._step(batch, taste, batches_learned, scale)
         refresh = self._settings.lora_refresh_steps * self._settings.lora_accumulate
-        if due // refresh == before // refresh or not self._moved():
-            return False
-        self._serve()
-        return True
+        if due // refresh > before // refresh and self.ahead is None and self._moved():
+            self.ahead = TextsAhead(self._encoder.lora_state(), self._encoder.merged())
+
+    def serve_when_made(self) -> Tensor | None:
+        """Make some more of the vectors that are to come; all of them [items, dim] once they are made, and served."""
+        ahead = self.ahead
+        if ahead is None or not ahead.advance(self._catalogue, self._share_of_a_batch()):
+            return None
+        self.served, self.served_suffix, self.ahead = dict(ahead.lora), ahead.suffix, None
+        return ahead.vectors
+
+    def _share_of_a_batch(self) -> int:
+        return max(1, math.ceil(len(self._catalogue) / self._settings.lora_ahead_batches))
 
     def _steps_due(self, evidence: float) -> int:
         """How many steps texts were worth so far: often while items are new, ever more seldom after."""

@@ -22,7 +22,7 @@ from peft_adapters.errors import (
     ScenarioNameError,
 )
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
 MANIFEST_NAME = "manifest.json"
 SCENARIO_PATTERN = "[a-z0-9_-]{1,64}"
 MANIFEST_LIMIT_BYTES = 16 * 2**20
@@ -63,7 +63,7 @@ class Manifest(BaseModel):
     # Not-a-number travels as the string "NaN": JSON has no such number, and every JSON reader takes a string.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     scenario: str = Field(pattern=f"^{SCENARIO_PATTERN}$")
     version: int = Field(ge=1)
     kind: Literal["full", "delta"]

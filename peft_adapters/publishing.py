@@ -148,6 +148,9 @@ def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor
         residuals |= packed(role, ranker.residuals[role], range(len(ranker)) if full else learner.touched[role])
     projections = {name: weights.half() for name, weights in learner.projections.served.items()}
     groups: dict[str, dict[str, Tensor]] = {"projections": projections} if projections else {}
+    ahead = learner.lora_steps.ahead
+    if ahead is not None:
+        groups["next_adapter"] = {name: weights.half() for name, weights in ahead.lora.items()}
     return groups | {
         "adapter_model": {name: weights.half() for name, weights in learner.lora_steps.served.items()},
         "heads": {"weights": ranker.heads.clone(), "taste": ranker.taste.clone()} | _probabilities(learner),

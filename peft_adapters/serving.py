@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
 from peft_adapters.residual_rows import unpacked
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
+from peft_adapters.texts_ahead import TextsAhead
 
 _NO_ROW = -1
 _STOP_CHUNK = 512  # text vectors between two looks at `stop`
@@ -49,6 +51,7 @@ class Learnt:
         lora: the adapter under PEFT's names.
         projections: [dim, length] by modality.
         probabilities: what says how likely outcomes are; None before a list was learnt.
+        next_lora: the adapter that a later version brings; empty while none is known.
     """
 
     item_ids: list[str]
@@ -59,6 +62,7 @@ class Learnt:
     lora: dict[str, Tensor]
     projections: dict[str, Tensor]
     probabilities: Probabilities | None = None
+    next_lora: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,7 @@ def build(
     catalogue: Catalogue,
     encoder: Encoder,
     stop: threading.Event | None = None,
+    ahead: TextsAhead | None = None,
 ) -> ServedModel:
     """Build a version beside the one that is served, which stays as it is.
 
@@ -128,6 +133,7 @@ def build(
         catalogue: the items that this worker knows.
         encoder: its adapter is set to that of the version, unless `previous` has the same.
         stop: ends the build when set.
+        ahead: vectors of the worker's texts that were made for an adapter to come, used if it is this version's.
 
     Raises:
         BuildStoppedError: `stop` was set before the end.
@@ -142,7 +148,7 @@ def build(
         manifest = bundle.manifest
     if learnt is None or manifest is None:
         raise ValueError("`bundles` must hold at least one bundle, got none; give the version's chain")
-    return _assembled(manifest, learnt, previous, catalogue, _Texts(encoder, stop))
+    return _assembled(manifest, learnt, previous, catalogue, _Texts(encoder, stop), ahead)
 
 
 @torch.inference_mode()
@@ -188,14 +194,15 @@ def _merged(bundle: Bundle, before: Learnt | None, dim: int) -> Learnt:
     taste = bundle.groups["heads"]["taste"].float()
     _require(taste.shape == (dim,), f"taste has shape {tuple(taste.shape)}, not that of an item's vector")
     lora = bundle.groups["adapter_model"]
-    _require(all(_finite(tensor) for tensor in (heads, taste, *lora.values())), "a weight is not finite")
+    next_lora = bundle.groups.get("next_adapter", {})
+    weights = (heads, taste, *lora.values(), *next_lora.values())
+    _require(all(_finite(tensor) for tensor in weights), "a weight is not finite")
     counters = before.counters.copy() if before else Counters()
     counters.apply(bundle.groups["counters"])
     _require(counters.popularity.shape[1] == len(counters.events) == len(item_ids), "counters are not one an item")
     residuals = _merged_residuals(bundle.groups["residuals"], before, len(item_ids), dim)
-    return Learnt(
-        item_ids, heads, taste, residuals, counters, lora, _projections(bundle, dim), probabilities_in(bundle)
-    )
+    projections, probabilities = _projections(bundle, dim), probabilities_in(bundle)
+    return Learnt(item_ids, heads, taste, residuals, counters, lora, projections, probabilities, next_lora)
 
 
 def probabilities_in(bundle: Bundle) -> Probabilities | None:
@@ -239,7 +246,12 @@ def _merged_residuals(
 
 
 def _assembled(
-    manifest: Manifest, learnt: Learnt, previous: ServedModel | None, catalogue: Catalogue, encode: _Texts
+    manifest: Manifest,
+    learnt: Learnt,
+    previous: ServedModel | None,
+    catalogue: Catalogue,
+    encode: _Texts,
+    ahead: TextsAhead | None = None,
 ) -> ServedModel:
     """Put what is learnt over the worker's items."""
     learnt_ids = set(learnt.item_ids)
@@ -250,12 +262,13 @@ def _assembled(
     row_of = np.empty(len(catalogue), dtype=np.int64)
     row_of[catalogue_rows[has_text]] = np.flatnonzero(has_text)
     adapted = previous if previous is not None and _same(learnt.lora, previous.learnt.lora) else None
-    suffix = adapted.suffix if adapted is not None else encode.suffix(learnt.lora)
+    made = _made(adapted, ahead, learnt.lora, catalogue)
+    suffix = made.suffix if made is not None else encode.suffix(learnt.lora)
     if adapted is not None and item_ids == adapted.item_ids and texts == adapted.texts:
         item_ids, texts, text = adapted.item_ids, adapted.texts, adapted.text  # a large catalogue's are not held twice
     else:
         text = torch.zeros(len(item_ids), encode.dim)
-        kept = set[int]() if adapted is None else _keep_text(text, item_ids, texts, adapted)
+        kept = set[int]() if made is None else _keep_text(text, item_ids, texts, made)
         rows = [row for row in np.flatnonzero(has_text).tolist() if row not in kept]
         encode(text, rows, catalogue, catalogue_rows, suffix)
     content = with_vectors(text, catalogue_rows.tolist(), catalogue.other_vectors, learnt.projections)
@@ -276,15 +289,35 @@ def _assembled(
     )
 
 
-def _keep_text(text: Tensor, item_ids: Sequence[str], texts: Sequence[str | None], previous: ServedModel) -> set[int]:
-    """Copy the text vectors of a model with the same adapter where the text did not change; their rows."""
-    before = [previous.rows.get(item_id, _NO_ROW) for item_id in item_ids]
+class _Made(NamedTuple):
+    """Text vectors that were made under an adapter."""
+
+    suffix: MergedSuffix
+    rows: Mapping[str, int]
+    texts: Sequence[str | None]
+    vectors: Tensor
+
+
+def _made(
+    adapted: ServedModel | None, ahead: TextsAhead | None, lora: Mapping[str, Tensor], catalogue: Catalogue
+) -> _Made | None:
+    """What is there already under an adapter: that of a model that has it, or what was made ahead; None is nothing."""
+    if adapted is not None:
+        return _Made(adapted.suffix, adapted.rows, adapted.texts, adapted.text)
+    if ahead is not None and _same(lora, ahead.lora):
+        return _Made(ahead.suffix, catalogue.rows, ahead.texts, ahead.vectors)
+    return None
+
+
+def _keep_text(text: Tensor, item_ids: Sequence[str], texts: Sequence[str | None], made: _Made) -> set[int]:
+    """Copy the vectors that are made already where the text did not change; their rows."""
+    before = [made.rows.get(item_id, _NO_ROW) for item_id in item_ids]
     kept = [
         row
         for row, old in enumerate(before)
-        if old != _NO_ROW and texts[row] is not None and previous.texts[old] == texts[row]
+        if _NO_ROW < old < len(made.texts) and texts[row] is not None and made.texts[old] == texts[row]
     ]
-    text[kept] = previous.text[[before[row] for row in kept]]
+    text[kept] = made.vectors[[before[row] for row in kept]]
     return set(kept)
 
 
@@ -325,6 +358,25 @@ def _ranker(learnt: Learnt, text: Tensor, previous: ServedModel | None) -> Froze
     ranker = Ranker(learnt.heads, learnt.taste, text, residuals, counters)
     before = previous.ranker if previous is not None else None
     return FrozenRanker(ranker, learnt.probabilities, before=before, is_fixed=True)
+
+
+def texts_ahead(model: ServedModel, before: TextsAhead | None, encoder: Encoder) -> TextsAhead | None:
+    """What is to be made ahead for the version that a model's updater announces; None where it announces none.
+
+    Args:
+        model: the newest that is served.
+        before: what was being made ahead so far; it goes on where it is for the same adapter.
+        encoder: its adapter is set to the one that comes.
+
+    Raises:
+        BundleBaseMismatchError: the adapter does not fit the encoder.
+    """
+    coming = model.learnt.next_lora
+    if not coming:
+        return None
+    if before is not None and _same(coming, before.lora):
+        return before
+    return TextsAhead(coming, _Texts(encoder, None).suffix(coming))
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -119,6 +119,9 @@ class LearnerSettings(BaseModel):
     lora_refresh_steps: int = Field(
         default=4, ge=1, description="item vectors, and what is published, follow LoRA once in so many of its steps"
     )
+    lora_ahead_batches: int = Field(
+        default=8, ge=1, description="over so many batches these vectors are made, here and by whoever serves"
+    )
     projection_learning_rate: float = Field(
         default=0.1,
         ge=0,

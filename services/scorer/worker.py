@@ -14,6 +14,7 @@ from peft_adapters.errors import BundleError, BundleFormatError, HeadwaterModelE
 from peft_adapters.rollout import Rollout
 from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed
 from services.metrics import ScorerMetrics
+from services.scorer.ahead import Ahead
 from services.scorer.announcements import Announcements
 from services.scorer.answers import Answers
 from services.scorer.bundles import BundleSource
@@ -90,6 +91,7 @@ class Worker:
         self._pauses = backoff_seconds()
         self._changes = 0  # of items, since the start
         self._changes_in: dict[int, int] = {}  # how many of them a model has, by its identity
+        self._ahead = Ahead(encoder, catalogue)
         self._refused: dict[tuple[str, int, str], None] = {}  # scenario, version, digest
         self._away: str | None = None  # what was last said of a registry that does not answer
         self.answers.ask = self.scenarios.ask
@@ -118,7 +120,8 @@ class Worker:
         """Follow what is announced until stopped."""
         self._begin()
         while not self._stop.is_set():
-            scenario = self._announcements.wait(self._items_refresh_seconds)  # 1. announced
+            pause = 0.0 if self._ahead.is_behind else self._items_refresh_seconds
+            scenario = self._announcements.wait(pause)  # 1. announced
             heard = time.perf_counter()
             self._interrupt.clear()
             if self._stop.is_set():
@@ -127,6 +130,7 @@ class Worker:
             if scenario is not None:
                 self._follow(scenario, heard)
             self._refresh()
+            self._ahead.work()
 
     def _begin(self) -> None:
         """Wait for the catalogue; with nothing announced, ask the registry for its latest."""
@@ -193,6 +197,7 @@ class Worker:
             return []
         for let_go in self.scenarios.open(scenario):
             self.answers.lineups.pop(let_go, None)
+            self._ahead.drop(let_go)
             self._metrics.rollouts.let_go(let_go)
             log.info("scenario_let_go", scenario=let_go)
         return self.scenarios.seat(scenario).obey(news.rollout, news.latest)
@@ -203,22 +208,29 @@ class Worker:
         if seat.place(target, model):  # 5. flipped
             self._pauses, self._away = backoff_seconds(), None
             self._metrics.swap_seconds.observe(time.perf_counter() - heard)
+            if target.arm == STABLE:
+                self._ahead.follow(seat.scenario, model)
 
     def _built(self, seat: Seat, target: Target) -> ServedModel:
         """A version: by deltas on a model that is held where they fit, else from its last full bundle."""
         bundles, base = self._bundles.fetch(seat.scenario, target.version, seat.models())
         try:
-            return self._build(bundles, base or seat.lineup.stable)
+            return self._build(seat, bundles, base or seat.lineup.stable)
         except BundleFormatError as error:
             if bundles[0].manifest.kind == "full":
                 raise
             log.warning("delta_does_not_fit", problem=str(error), remedy="building from the last full bundle")
         bundles, _ = self._bundles.fetch(seat.scenario, target.version, ())
-        return self._build(bundles, seat.lineup.stable)
+        return self._build(seat, bundles, seat.lineup.stable)
 
-    def _build(self, bundles: Sequence[Bundle], previous: ServedModel | None) -> ServedModel:
+    def _build(self, seat: Seat, bundles: Sequence[Bundle], previous: ServedModel | None) -> ServedModel:
         model = build(
-            bundles, previous=previous, catalogue=self._catalogue, encoder=self._encoder, stop=self._interrupt
+            bundles,
+            previous=previous,
+            catalogue=self._catalogue,
+            encoder=self._encoder,
+            stop=self._interrupt,
+            ahead=self._ahead.of(seat.scenario),
         )
         self._changes_in[id(model)] = self._changes
         return model

@@ -254,7 +254,7 @@ class TestDamagedManifests:
 
     def test_a_manifest_of_the_future(self, stored: Registry) -> None:
         stored.publish(1)
-        stored.overwrite("home/00000001/manifest.json", b'{"format_version": 2}')
+        stored.overwrite("home/00000001/manifest.json", b'{"format_version": 3}')
         with pytest.raises(BundleVersionError, match="upgrade this one"):
             stored.reader.latest("home")
 

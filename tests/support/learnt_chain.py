@@ -19,6 +19,7 @@ from peft_adapters.settings import LearnerSettings
 LEARNING = {
     "lora_every_events": 1,
     "lora_refresh_steps": 1,
+    "lora_ahead_batches": 1,
     "lora_learning_rate": 0.02,
     "residual_learning_rate": 0.1,
 }

@@ -84,10 +84,10 @@ def test_another_base_model(directory: Path) -> None:
     assert read_bundle(directory, base_digest=None).manifest.base_digest == "base-1"
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None, [1]])
+@pytest.mark.parametrize("version", [1, 3, 0, "2", None, [2]])
 def test_a_format_of_another_time(directory: Path, version: object) -> None:
     edit_manifest(directory, lambda raw: raw.update(format_version=version, what_the_future_brings=True))
-    refuse(directory, BundleVersionError, "expected format_version 1, found .*upgrade this one")
+    refuse(directory, BundleVersionError, "expected format_version 2, found .*upgrade this one")
 
 
 UNSAFE_NAMES = (
@@ -114,7 +114,7 @@ def test_a_table_of_files_that_is_not_the_digest_s(directory: Path) -> None:
 
 NO_MANIFESTS = [
     *(b"", b"{", b"[]", b"null", b'"x"', b"{}", b"\xff\xfe", b"[" * 100_000),
-    *(b'{"format_version": 1}', b'{"format_version": 1, "files": 3}', b'{"format_version": 1, "files": {"a.json": 1}}'),
+    *(b'{"format_version": 2}', b'{"format_version": 2, "files": 3}', b'{"format_version": 2, "files": {"a.json": 1}}'),
 ]
 
 

@@ -114,7 +114,7 @@ def test_counts_what_it_learnt() -> None:
 
 
 def test_lora_moves_as_long_as_texts_count_and_item_vectors_follow_every_few_steps() -> None:
-    settings = LearnerSettings(lora_every_events=8, lora_refresh_steps=3, lora_learning_rate=0.01)
+    settings = LearnerSettings(lora_every_events=8, lora_refresh_steps=3, lora_ahead_batches=1, lora_learning_rate=0.01)
     learner = tiny_learner(settings, items=30)
     stepped, followed = [], []
     for number in range(60):
@@ -148,7 +148,9 @@ def test_steps_of_lora_come_ever_more_seldom_as_they_add_up() -> None:
 
 
 def lora_after(batches: int, **settings: Any) -> dict[str, torch.Tensor]:
-    learner = tiny_learner(LearnerSettings(lora_every_events=1, lora_refresh_steps=1, **settings), items=30)
+    learner = tiny_learner(
+        LearnerSettings(lora_every_events=1, lora_refresh_steps=1, lora_ahead_batches=1, **settings), items=30
+    )
     for number in range(batches):
         learner.learn(learner.observe(paired_stream(20, items=30, seed=number)))
     assert all(
@@ -177,12 +179,35 @@ def test_a_step_waits_for_as_many_batches_as_it_accumulates() -> None:
 
 
 def test_item_vectors_are_those_of_the_lora_that_is_served() -> None:
-    learner = tiny_learner(LearnerSettings(lora_every_events=1, lora_refresh_steps=1), items=30)
+    settings = LearnerSettings(lora_every_events=1, lora_refresh_steps=1, lora_ahead_batches=1)
+    learner = tiny_learner(settings, items=30)
     learner.learn(learner.observe(paired_stream(20, items=30, seed=0)))
     now = learner.encoder.lora_state()
     assert all(torch.equal(now[name], learner.lora_steps.served[name]) for name in now)
     with torch.inference_mode():
         expected = learner.catalogue.vectors(learner.encoder.suffix, range(30))
+    torch.testing.assert_close(learner.ranker.text, expected)
+
+
+def test_vectors_of_a_new_lora_are_made_over_several_batches_and_served_at_once() -> None:
+    settings = LearnerSettings(lora_every_events=1, lora_refresh_steps=1, lora_ahead_batches=4, lora_learning_rate=0.02)
+    learner = tiny_learner(settings, items=30)
+    before, made, coming = learner.ranker.text.clone(), [], {}
+    for number in range(4):
+        learner.learn(learner.observe(paired_stream(20, items=30, seed=number)))
+        ahead = learner.lora_steps.ahead
+        made.append(None if ahead is None else len(ahead.texts))
+        if ahead is not None:
+            coming = dict(ahead.lora)
+            assert torch.equal(learner.ranker.text, before)
+        if number == 1:
+            learner.add_items([("item-4", "something else entirely"), ("late", "a late bird")])
+            before = learner.ranker.text.clone()
+    assert made == [8, 16, 24, None]
+    assert not torch.equal(learner.ranker.text, before)
+    assert all(torch.equal(value, learner.lora_steps.served[name]) for name, value in coming.items())
+    with torch.inference_mode():
+        expected = learner.catalogue.vectors(learner.lora_steps.served_suffix, range(31))
     torch.testing.assert_close(learner.ranker.text, expected)
 
 

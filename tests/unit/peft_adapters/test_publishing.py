@@ -27,7 +27,9 @@ from peft_adapters.signing import Signer, Verifier, new_key
 from peft_adapters.stores import FsspecStore
 
 ITEMS = 20
-SETTINGS = LearnerSettings(lora_every_events=1, lora_refresh_steps=2, lora_items=16, lora_learning_rate=0.01)
+SETTINGS = LearnerSettings(
+    lora_every_events=1, lora_refresh_steps=2, lora_ahead_batches=1, lora_items=16, lora_learning_rate=0.01
+)
 WRITES_OF_A_PUBLICATION = 8  # six files, the manifest, LATEST
 
 
@@ -70,11 +72,18 @@ class ForgetfulStore(FsspecStore):
 class Press:
     """A learner, its publisher, and a reader of the registry they publish to."""
 
-    def __init__(self, directory: Path, *, store: type[FsspecStore] = FsspecStore, **publisher: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        store: type[FsspecStore] = FsspecStore,
+        settings: LearnerSettings = SETTINGS,
+        **publisher: Any,
+    ) -> None:
         self.directory = directory
         self.store = store(str(directory / "registry"))
         self.registry = AdapterRegistry(str(directory / "registry"))
-        self.learner = tiny_learner(SETTINGS, items=ITEMS)
+        self.learner = tiny_learner(settings, items=ITEMS)
         self.publisher = self.new_publisher(self.learner, **publisher)
         self._learnt = 0
 
@@ -185,6 +194,21 @@ def test_a_delta_holds_only_what_changed(press: Press) -> None:
     nothing = press.bundles(3)[2]
     assert [nothing.groups["residuals"][f"{role}.rows"].numel() for role in ROLES] == [0, 0]
     press.assert_served_is_the_learner(3)
+
+
+def test_the_lora_that_comes_next_travels_ahead_of_its_version(tmp_path: Path) -> None:
+    press = Press(tmp_path, settings=SETTINGS.model_copy(update={"lora_ahead_batches": 3}))
+    coming = []
+    for version in range(1, 4):
+        press.learn()
+        press.publish()
+        coming.append(press.bundles(version)[-1].groups.get("next_adapter", {}))
+        press.assert_served_is_the_learner(version)
+    served = press.served(3).learnt.lora
+    assert [bool(own) for own in coming] == [True, True, False]
+    for own in coming[:2]:
+        assert own.keys() == served.keys()
+        assert all(torch.equal(value, served[name]) for name, value in own.items())
 
 
 def test_a_full_one_comes_once_counts_were_forgotten(press: Press) -> None:

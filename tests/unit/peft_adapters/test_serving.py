@@ -14,7 +14,7 @@ from peft_adapters import serving
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.learner import Learner
-from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed
+from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed, texts_ahead
 from peft_adapters.settings import LearnerSettings
 from peft_adapters.shoppers import pad
 from peft_adapters.warm_start import load_bundle_into
@@ -165,6 +165,38 @@ def test_text_vectors_are_computed_again_only_where_text_or_adapter_changed(tmp_
     publications.learner.lora_steps.restore(lora, lora)
     build([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
     assert catalogue.computed == 32 + 31
+
+
+def test_vectors_made_ahead_are_used_by_the_version_that_brings_their_adapter(tmp_path: Path, encoder: Encoder) -> None:
+    publications = Publications(tmp_path, lora_ahead_batches=3)
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    bundles = [publications.read(publications.full(1))]
+    catalogue = counting(encoder, [*reversed(ITEMS)])
+    model = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    ahead = texts_ahead(model, None, encoder)
+    assert ahead is not None
+    assert not ahead.advance(catalogue, 20)
+    assert ahead.advance(catalogue, 20)
+    catalogue.upsert([("item-4", "a new text"), ("new", "one more")])
+    before = catalogue.computed
+    for version in (2, 3):
+        publications.learn(64)
+        bundles.append(publications.read(publications.delta(version)))
+        assert texts_ahead(model, ahead, encoder) is ahead
+        model = build(bundles[-1:], previous=model, catalogue=catalogue, encoder=encoder, ahead=ahead)
+    assert catalogue.computed == before + 2 + 2  # the new texts, under either adapter
+    without = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    assert scores(model, catalogue) == pytest.approx(scores(without, catalogue), abs=1e-5)
+    assert model.suffix is ahead.suffix
+
+
+def test_no_vectors_are_made_ahead_of_nothing(publications: Publications, encoder: Encoder) -> None:
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    bundle = publications.read(publications.full(1))
+    model = build([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
+    assert texts_ahead(model, None, encoder) is None
 
 
 def test_a_shopper_s_item_that_came_after_the_build_is_left_out_of_the_context(

@@ -1,0 +1,62 @@
+"""Text vectors of adapters that are announced to come, made between two versions: their swap takes no longer then."""
+
+import sqlite3
+
+import structlog
+
+from peft_adapters.catalogue import Catalogue
+from peft_adapters.encoder import Encoder
+from peft_adapters.errors import HeadwaterModelError
+from peft_adapters.serving import ServedModel, texts_ahead
+from peft_adapters.texts_ahead import TextsAhead
+
+log = structlog.get_logger(__name__)
+
+TEXTS_A_ROUND = 64  # some hundredths of a second: an adapter that is announced meanwhile waits no longer
+
+
+class Ahead:
+    """Makes vectors ahead, for each scenario those of the adapter that its newest version announces.
+
+    Args:
+        encoder: Of the worker's thread.
+        catalogue: Likewise.
+    """
+
+    def __init__(self, encoder: Encoder, catalogue: Catalogue) -> None:
+        self._encoder, self._catalogue = encoder, catalogue
+        self._coming: dict[str, TextsAhead] = {}
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are vectors left to make."""
+        return any(len(one.texts) < len(self._catalogue) for one in self._coming.values())
+
+    def of(self, scenario: str) -> TextsAhead | None:
+        """What is made ahead for a scenario."""
+        return self._coming.get(scenario)
+
+    def follow(self, scenario: str, model: ServedModel) -> None:
+        """Turn to what a version announces, once it is served."""
+        try:
+            coming = texts_ahead(model, self._coming.get(scenario), self._encoder)
+        except HeadwaterModelError as error:  # the version that is to bring it will be refused, and says so
+            log.warning("adapter_ahead_not_usable", scenario=scenario, problem=str(error))
+            coming = None
+        self.drop(scenario)
+        if coming is not None:
+            self._coming[scenario] = coming
+
+    def drop(self, scenario: str) -> None:
+        """Make nothing more for a scenario."""
+        self._coming.pop(scenario, None)
+
+    def work(self) -> None:
+        """Make a few vectors, if any are left to make."""
+        for scenario, one in list(self._coming.items()):
+            try:
+                if not one.advance(self._catalogue, TEXTS_A_ROUND):
+                    return
+            except sqlite3.Error as error:  # the disk of the cache: the version that brings the adapter tries again
+                log.warning("texts_not_made_ahead", scenario=scenario, problem=str(error))
+                self.drop(scenario)
