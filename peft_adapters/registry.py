@@ -92,6 +92,7 @@ class AdapterRegistry:
         self.url, self._verify_signature = url, verify
         self._store = store or open_store(url, api_key=api_key)
         self._files = VersionFiles(url, self._store)
+        self._builds_on: dict[tuple[str, int], int | None] = {}  # versions never change; of those that `prune` has seen
 
     def check(self) -> None:
         """Return when the store answers, be it that nothing is there yet.
@@ -355,15 +356,28 @@ class AdapterRegistry:
             raise ValueError(f"`keep` must be at least 1, got {keep}; the latest version is what scorers start from")
         versions = self.versions(scenario)
         served = self.rollout(scenario).versions & set(versions)
-        needed = {link for version in {*versions[-keep:], *served} for link in self.chain(scenario, version)}
+        needed = self._with_chains(scenario, {*versions[-keep:], *served})
         for version in sorted(self._files.by_version(scenario), reverse=True):
             # What lies beyond the newest version is a publication under way or cut short, which will be made again.
             if version not in needed and version < versions[-1]:
                 self._files.remove(self._version_path(scenario, version))
+                self._builds_on.pop((scenario, version), None)
         refused = f"{scenario}/{REFUSED_NAME}"
         for version in sorted(self._files.by_version(refused))[:-keep]:
             self._files.remove(self._version_path(refused, version))
         return [version for version in versions if version not in needed]
+
+    def _with_chains(self, scenario: str, versions: set[int]) -> set[int]:
+        """Versions, and all that they build on; each manifest is read once in the life of this object."""
+        needed: set[int] = set()
+        for version in versions:
+            link: int | None = version
+            while link is not None and link not in needed:
+                needed.add(link)
+                if (scenario, link) not in self._builds_on:
+                    self._builds_on[scenario, link] = self.manifest(scenario, link).builds_on
+                link = self._builds_on[scenario, link]
+        return needed
 
     def _is_published(self, manifest: Manifest) -> bool:
         with suppress(VersionNotFoundError):

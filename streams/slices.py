@@ -19,6 +19,8 @@ from streams.consumer import Offsets, PartitionConsumer, Record, TopicPartition
 log = structlog.get_logger(__name__)
 
 MAX_RECORDS = 500  # of one poll
+# Of its longest wait a slice gathers records so long, however old they are: timestamps are for producers to set.
+_GATHERED = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,9 @@ class SliceReader:
     """Cuts what a consumer reads into slices.
 
     A slice is due once it holds `max_events` records of the counted topics, or `max_bytes`, or its first record has
-    waited `max_age_seconds`. While a partition has records that have not arrived, younger ones of the others wait, so
-    that a long backlog comes in the order in which it was written.
+    waited `max_age_seconds`: here or, where the end of the log is reached, in the log while nobody read. While a
+    partition has records that have not arrived, younger ones of the others wait, so that a long backlog comes in the
+    order in which it was written.
 
     Args:
         consumer: where records come from; this object alone polls it.
@@ -77,8 +80,10 @@ class SliceReader:
             self.read(timeout_seconds)
         if self._since is None:
             return None
-        old = time.monotonic() - self._since >= self._max_age_seconds
-        return self._cut(patient=not old) if old or (self._is_full() and not self._is_starved()) else None
+        waited = (time.monotonic() - self._since) / self._max_age_seconds
+        old, gathered = waited >= 1, waited >= _GATHERED
+        due = old or (self._is_full() and not self._is_starved()) or (gathered and self._has_waited_in_the_log())
+        return self._cut(patient=not old) if due else None
 
     def rest(self) -> Slice | None:
         """What waits, as it stands: no more is to come."""
@@ -114,6 +119,13 @@ class SliceReader:
 
     def _is_starved(self) -> bool:
         return any(not queue and self._consumer.is_behind(at) for at, queue in self._queues.items())
+
+    def _has_waited_in_the_log(self) -> bool:
+        """Whether all that is known of was read, and the first of it is old by its timestamp."""
+        if any(self._consumer.is_behind(at) for at in self._queues):
+            return False
+        oldest_ms = min(queue[0].timestamp_ms for queue in self._queues.values() if queue)
+        return time.time() - oldest_ms / 1_000 >= self._max_age_seconds
 
     def _cut(self, *, patient: bool) -> Slice:
         """The records due next; fewer where those of a slower partition have yet to arrive."""
