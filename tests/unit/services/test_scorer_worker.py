@@ -1,7 +1,8 @@
 """The scorer's loop over a real registry: what is announced is served, what is bad refused, what is served goes on."""
 
+import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from learnt_chain import Publications
 from scorer_stage import ITEMS, RecordingRegistry, Stage, until
 from structlog.testing import capture_logs
 from tiny_model import tiny_encoder
+from torch import Tensor
 
 from peft_adapters.bundle import read_manifest
+from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.modalities import item_vectors
 from peft_adapters.serving import BuildStoppedError
+from peft_adapters.texts_ahead import TextsAhead
 from services.scorer import worker as worker_module
 
 
@@ -280,3 +284,55 @@ def test_told_to_end_it_does_not_end_a_long_build_first(stage: Stage, monkeypatc
     assert stage.version is None
     assert logs == []
     assert stage.count("refused") == 0
+
+
+class TestAhead:
+    @pytest.fixture
+    def coming(self, stage: Stage) -> Stage:
+        """Each adapter is announced for three versions before it is served."""
+        stage.publications = Publications(stage.directory / "slow", lora_ahead_batches=3)
+        stage.publications.learner.add_items(ITEMS)
+        return stage
+
+    def test_vectors_of_the_adapter_that_comes_are_made_before_its_version_does(
+        self, coming: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("services.scorer.ahead.TEXTS_A_ROUND", 5)
+        made: list[int] = []
+        vectors = Catalogue.vectors
+
+        def count(self: Catalogue, suffix: object, rows: Sequence[int]) -> Tensor:
+            if self is coming.worker._catalogue:
+                made.append(len(rows))
+            return vectors(self, suffix, rows)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Catalogue, "vectors", count)
+        with coming.running():
+            coming.publish(1, full=True)
+            until(lambda: coming.version == 1 and made == [12, 5, 5, 2])  # its own, then those of the next
+            before = coming.worker.answers.model
+            coming.publish(2)
+            coming.publish(3)
+            until(lambda: coming.version == 3)
+            model = coming.worker.answers.model
+        assert before is not None
+        assert model is not None
+        assert model.suffix is not before.suffix
+        assert made[:4] == [12, 5, 5, 2]
+        assert sum(made[4:]) <= 12  # nothing for this version; the next adapter's may have begun
+
+    def test_a_disk_that_fails_meanwhile_leaves_it_to_the_version_itself(
+        self, coming: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        advance = TextsAhead.advance
+
+        def fail(self: TextsAhead, catalogue: Catalogue, most: int) -> bool:
+            if catalogue is coming.worker._catalogue:
+                raise sqlite3.OperationalError("database or disk is full")
+            return advance(self, catalogue, most)  # the updater's
+
+        monkeypatch.setattr(TextsAhead, "advance", fail)
+        with coming.running(), capture_logs() as logs:
+            coming.publish(1, full=True)
+            until(lambda: any(entry["event"] == "texts_not_made_ahead" for entry in logs))
+        assert coming.version == 1
