@@ -1,6 +1,7 @@
-"""Memory that is freed goes back to the system."""
+"""Memory that is freed goes back to the system, and what stands for good is not looked through again and again."""
 
 import ctypes
+import gc
 
 ARENAS = 2
 LARGE_BYTES = 1 << 20  # an activation, a catalogue's vectors: mapped alone, and unmapped when freed
@@ -18,3 +19,13 @@ def give_back() -> None:
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, ARENAS)
         mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def settle() -> None:
+    """Have the collector of reference cycles leave alone all that there is now.
+
+    A full collection holds up every thread while it looks at each object: over 4,732 items and 60,000 events that is
+    600,000 objects, and .2 to .5 s. What is frozen is freed all the same once nothing refers to it.
+    """
+    gc.collect()
+    gc.freeze()

@@ -13,6 +13,7 @@ from peft_adapters.encoder import Encoder
 from peft_adapters.errors import BundleError, BundleFormatError, HeadwaterModelError, RegistryError
 from peft_adapters.rollout import Rollout
 from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed
+from services import memory
 from services.metrics import ScorerMetrics
 from services.scorer.ahead import Ahead
 from services.scorer.announcements import Announcements
@@ -92,6 +93,7 @@ class Worker:
         self._changes = 0  # of items, since the start
         self._changes_in: dict[int, int] = {}  # how many of them a model has, by its identity
         self._ahead = Ahead(encoder, catalogue)
+        self._settled = False
         self._refused: dict[tuple[str, int, str], None] = {}  # scenario, version, digest
         self._away: str | None = None  # what was last said of a registry that does not answer
         self.answers.ask = self.scenarios.ask
@@ -131,6 +133,7 @@ class Worker:
                 self._follow(scenario, heard)
             self._refresh()
             self._ahead.work()
+            self._settle()
 
     def _begin(self) -> None:
         """Wait for the catalogue; with nothing announced, ask the registry for its latest."""
@@ -149,6 +152,12 @@ class Worker:
         latest = self._bundles.latest(scenario)
         if latest is not None:
             self._announcements.offer(latest, only_newer=True)
+
+    def _settle(self) -> None:
+        """Once all is there that answers need; the first of them may wait for the collection that this takes."""
+        if not self._settled and self.missing() is None:
+            memory.settle()
+            self._settled = True
 
     def _take_items(self, limit: int = ITEMS_A_ROUND) -> None:
         """Encode items that came or changed, in order of arrival."""
