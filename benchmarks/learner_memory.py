@@ -24,7 +24,6 @@ from transformers import BertConfig, BertModel
 
 from benchmarks.measure import Measured
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services import memory
 from services.backtest.run import new_learner, read_catalogue
 from services.backtest.stream import read_stream
 from streams.joiner import Example
@@ -85,7 +84,6 @@ def _in_a_process(encoder: EncoderSettings, data: Path | None) -> dict[str, floa
 
 
 def _learn(sender: Connection, encoder: EncoderSettings, data: Path | None) -> None:
-    memory.give_back()  # as the updater has it
     items = read_catalogue(data / "items.csv.gz") if data else [*_synthetic_items()]
     events = _events_of(data, [item[0] for item in items])
     learner = new_learner(encoder, LearnerSettings())

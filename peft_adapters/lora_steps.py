@@ -122,7 +122,7 @@ class LoraSteps:
         if ahead is None or not ahead.advance(self._catalogue, self._share_of_a_batch()):
             return None
         self.served, self.served_suffix, self.ahead = dict(ahead.lora), ahead.suffix, None
-        return ahead.vectors
+        return ahead.vectors[: len(ahead.texts)]
 
     def _share_of_a_batch(self) -> int:
         return max(1, math.ceil(len(self._catalogue) / self._settings.lora_ahead_batches))

@@ -139,7 +139,8 @@ def parse_manifest(data: bytes, *, source: str) -> Manifest:
     if found != FORMAT_VERSION:
         raise BundleVersionError(
             f"{source}: expected format_version {FORMAT_VERSION}, found {found!r}; "
-            "read it with the release that wrote it, or upgrade this one"
+            "read it with the release that wrote it, or upgrade this one; beside what an earlier release has written, "
+            "publish to an empty registry"
         )
     return _validated(raw, source)
 

@@ -50,7 +50,7 @@ class Publisher:
         staging: Path,
         gate: Gate,
         snapshot_every: int = DEFAULT_SNAPSHOT_EVERY,
-        keep_versions: int = 3 * DEFAULT_SNAPSHOT_EVERY,
+        keep_versions: int = 12 * DEFAULT_SNAPSHOT_EVERY,
         sign: Callable[[Manifest], Manifest] | None = None,
     ) -> None:
         self._learner, self._registry, self._scenario = learner, registry, scenario

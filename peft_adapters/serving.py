@@ -46,7 +46,7 @@ class Learnt:
         item_ids: items in the updater's order.
         heads: [features] weights of the score.
         taste: [dim] what all shoppers like.
-        residuals: by role fp16 [items, dim].
+        residuals: by role fp16 [items, dim]; bundles bring them as int8.
         counters: the streaming counters.
         lora: the adapter under PEFT's names.
         projections: [dim, length] by modality.
@@ -236,11 +236,12 @@ def _merged_residuals(
     for role in ROLES:
         rows, moved = unpacked(changed, role)
         _require(bool(((rows >= 0) & (rows < item_count)).all()), "a residual is of no item")
+        moved = moved.half()
         _require(moved.shape == (len(rows), dim) and _finite(moved), f"bad {role} residuals")
         table = torch.zeros(item_count, dim, dtype=torch.float16)
         if before is not None:
             table[: len(before.item_ids)] = before.residuals[role]
-        table[rows] = moved.half()
+        table[rows] = moved
         residuals[role] = table
     return residuals
 
@@ -317,7 +318,8 @@ def _keep_text(text: Tensor, item_ids: Sequence[str], texts: Sequence[str | None
         for row, old in enumerate(before)
         if _NO_ROW < old < len(made.texts) and texts[row] is not None and made.texts[old] == texts[row]
     ]
-    text[kept] = made.vectors[[before[row] for row in kept]]
+    if kept:
+        text[kept] = made.vectors[[before[row] for row in kept]]
     return set(kept)
 
 

@@ -117,7 +117,9 @@ class LearnerSettings(BaseModel):
         "as long. 0 keeps none",
     )
     lora_refresh_steps: int = Field(
-        default=4, ge=1, description="item vectors, and what is published, follow LoRA once in so many of its steps"
+        default=4,
+        ge=1,
+        description="item vectors, and what is published, follow LoRA once in so many of its steps at most",
     )
     lora_ahead_batches: int = Field(
         default=8, ge=1, description="over so many batches these vectors are made, here and by whoever serves"

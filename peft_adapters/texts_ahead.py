@@ -58,7 +58,7 @@ class TextsAhead:
 
     def _make_room(self, rows: int, dim: int) -> None:
         if len(self.vectors) < rows:
-            grown, done = torch.zeros(rows, dim), len(self.texts)
+            grown, done = torch.zeros(max(rows, len(self.vectors) * 5 // 4), dim), len(self.texts)
             if done:
                 grown[:done] = self.vectors[:done]
             self.vectors = grown

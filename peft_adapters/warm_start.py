@@ -129,7 +129,8 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     _require_fit(bundle, learner)
     groups, ranker = bundle.groups, learner.ranker
     lora = {name: weights.float() for name, weights in groups["adapter_model"].items()}
-    learner.lora_steps.restore(lora, lora)
+    trained = {name: weights.float() for name, weights in groups.get("next_adapter", {}).items()}
+    learner.lora_steps.restore(trained or lora, lora)
     learner.projections.load(groups.get("projections", {}))
     learner.add_items([(item_id, "") for item_id in bundle.item_ids])
     heads = groups["heads"]["weights"].float()

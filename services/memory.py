@@ -4,7 +4,7 @@ import ctypes
 import gc
 
 ARENAS = 2
-LARGE_BYTES = 1 << 20  # an activation, a catalogue's vectors: mapped alone, and unmapped when freed
+LARGE_BYTES = 4 << 20  # a catalogue's vectors: mapped alone, and unmapped when freed; what answers take is smaller
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 
@@ -12,8 +12,8 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 def give_back() -> None:
     """Have the C library keep less of what was freed; where it is not glibc nothing is done.
 
-    By itself it keeps a heap for each thread, and soon takes large tensors for something to be kept in them. A scorer
-    over 4,732 items stood at 983 MiB, and stands at 781.
+    By itself it keeps a heap for each thread, and soon takes large tensors for something to be kept in them. Not for
+    who computes with large tensors all the while, as a learner does: each would be mapped anew.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

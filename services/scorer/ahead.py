@@ -1,7 +1,5 @@
 """Text vectors of adapters that are announced to come, made between two versions: their swap takes no longer then."""
 
-import sqlite3
-
 import structlog
 
 from peft_adapters.catalogue import Catalogue
@@ -52,11 +50,12 @@ class Ahead:
         self._coming.pop(scenario, None)
 
     def work(self) -> None:
-        """Make a few vectors, if any are left to make."""
+        """Make a few vectors for each scenario, if any are left to make."""
         for scenario, one in list(self._coming.items()):
             try:
-                if not one.advance(self._catalogue, TEXTS_A_ROUND):
-                    return
-            except sqlite3.Error as error:  # the disk of the cache: the version that brings the adapter tries again
-                log.warning("texts_not_made_ahead", scenario=scenario, problem=str(error))
+                one.advance(self._catalogue, TEXTS_A_ROUND)
+            except (
+                Exception
+            ) as error:  # such as a full disk: the version that brings the adapter tries again, and tells
+                log.warning("texts_not_made_ahead", scenario=scenario, problem=str(error), exc_info=error)
                 self.drop(scenario)

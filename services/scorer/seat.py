@@ -51,6 +51,11 @@ class Seat:
         self._kept_rows, self._show = kept_rows, show
         self._lock = threading.RLock()
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the stable arm stays at one version, whatever is published."""
+        return self.lineup.rollout.stable_version is not None
+
     def obey(self, rollout: Rollout | None, latest: Manifest | None) -> list[Target]:
         """Flip all arms whose models are held, at once; what is left must be built.
 

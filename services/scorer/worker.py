@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 ITEMS_CHUNK = 128  # texts encoded at a time: another process of this host may have done the next ones meanwhile
 ITEMS_A_ROUND = 1_024  # so that an adapter never waits long behind a catalogue that changes as a whole
 REFUSED_REMEMBERED = 64
+_START_SECONDS = 0.1  # between two looks whether all is there
 
 
 class Worker:
@@ -94,6 +95,7 @@ class Worker:
         self._changes_in: dict[int, int] = {}  # how many of them a model has, by its identity
         self._ahead = Ahead(encoder, catalogue)
         self._settled = False
+        self._next_refresh = 0.0  # monotonic seconds
         self._refused: dict[tuple[str, int, str], None] = {}  # scenario, version, digest
         self._away: str | None = None  # what was last said of a registry that does not answer
         self.answers.ask = self.scenarios.ask
@@ -105,7 +107,9 @@ class Worker:
             return "the catalogue has not been read yet; is Kafka reachable, and do its topics exist?"
         if self.answers.model is None:
             return f"no adapter of scenario {self.scenario!r} is held yet; has an updater published one?"
-        return None if self._reader.caught_up.is_set() else "shoppers' latest events are still being read"
+        if not self._reader.caught_up.is_set():
+            return "shoppers' latest events are still being read"
+        return None if self._settled else "all is there, and is being settled"
 
     def problems(self) -> dict[str, str]:
         """What a worker depends on and cannot have at present, while it serves what it has; why, by name."""
@@ -122,18 +126,25 @@ class Worker:
         """Follow what is announced until stopped."""
         self._begin()
         while not self._stop.is_set():
-            pause = 0.0 if self._ahead.is_behind else self._items_refresh_seconds
-            scenario = self._announcements.wait(pause)  # 1. announced
+            scenario = self._announcements.wait(self._pause_seconds())  # 1. announced
             heard = time.perf_counter()
             self._interrupt.clear()
             if self._stop.is_set():
                 return
-            self._take_items()
-            if scenario is not None:
-                self._follow(scenario, heard)
-            self._refresh()
+            if scenario is not None or time.monotonic() >= self._next_refresh:
+                self._take_items()
+                if scenario is not None:
+                    self._follow(scenario, heard)
+                self._refresh()
+                self._next_refresh = time.monotonic() + self._items_refresh_seconds
             self._ahead.work()
             self._settle()
+
+    def _pause_seconds(self) -> float:
+        """How long to wait for an announcement before something else is to be done."""
+        if self._ahead.is_behind:
+            return 0.0
+        return self._items_refresh_seconds if self._settled else min(_START_SECONDS, self._items_refresh_seconds)
 
     def _begin(self) -> None:
         """Wait for the catalogue; with nothing announced, ask the registry for its latest."""
@@ -154,8 +165,8 @@ class Worker:
             self._announcements.offer(latest, only_newer=True)
 
     def _settle(self) -> None:
-        """Once all is there that answers need; the first of them may wait for the collection that this takes."""
-        if not self._settled and self.missing() is None:
+        """Once all is there that answers need, and before anyone is told so: the collection holds up whoever asks."""
+        if not self._settled and self.answers.model is not None and self._reader.caught_up.is_set():
             memory.settle()
             self._settled = True
 
@@ -209,7 +220,11 @@ class Worker:
             self._ahead.drop(let_go)
             self._metrics.rollouts.let_go(let_go)
             log.info("scenario_let_go", scenario=let_go)
-        return self.scenarios.seat(scenario).obey(news.rollout, news.latest)
+        seat = self.scenarios.seat(scenario)
+        missing = seat.obey(news.rollout, news.latest)
+        if seat.is_pinned:
+            self._ahead.drop(scenario)  # what comes next is not for this worker
+        return missing
 
     def _bring(self, seat: Seat, target: Target, heard: float) -> None:
         model = self._built(seat, target)  # 2. verified, 3. built
@@ -217,7 +232,7 @@ class Worker:
         if seat.place(target, model):  # 5. flipped
             self._pauses, self._away = backoff_seconds(), None
             self._metrics.swap_seconds.observe(time.perf_counter() - heard)
-            if target.arm == STABLE:
+            if target.arm == STABLE and not seat.is_pinned:
                 self._ahead.follow(seat.scenario, model)
 
     def _built(self, seat: Seat, target: Target) -> ServedModel:

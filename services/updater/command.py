@@ -9,7 +9,6 @@ from types import FrameType
 import structlog
 import torch
 
-from services import memory
 from services.door.wiring import Door
 from services.metrics import UpdaterMetrics, new_registry
 from services.metrics_page import start_metrics_server
@@ -30,7 +29,6 @@ def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_to_stop)
-    memory.give_back()
     torch.set_num_threads(settings.updater.torch_threads)
     registry = new_registry()
     metrics = UpdaterMetrics(registry, topics=settings.topics)

@@ -1,9 +1,11 @@
 """The same ends give the same records in the same order, however they arrive."""
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,3 +130,23 @@ def test_a_reader_does_not_run_ahead_of_what_is_taken() -> None:
     for _ in range(30):
         live.poll(0.0)
     assert live.waiting["items", 0] == 1_500
+
+
+def with_age(milliseconds: float, *, order: Sequence[tuple[int, int]], polls: int) -> list[int]:
+    """Sizes of the slices that polls give of two clicks written so long ago, at most a second old."""
+    written = int(time.time() * 1_000 - milliseconds)
+    slices = reader(Arrivals(log_of([[], [], [written, written], []]), order), max_events=9, max_age_seconds=1.0)
+    return [len(piece.records) for _ in range(polls) if (piece := slices.poll(0.0)) is not None]
+
+
+def test_what_has_waited_in_the_log_waits_no_longer_than_it_takes_to_gather_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.slices._GATHERED", 0.0)
+    assert with_age(1_500, order=[(2, 9)], polls=1) == [2]
+    assert with_age(100, order=[(2, 9)], polls=1) == []
+    assert (
+        with_age(1_500, order=[(2, 1), (0, 1), (0, 1)], polls=2) == []
+    )  # of the clicks there is one that has not been read
+
+
+def test_however_old_records_say_they_are_they_are_gathered_for_a_while() -> None:
+    assert with_age(10_000_000, order=[(2, 9)], polls=1) == []

@@ -122,6 +122,18 @@ def test_one_that_got_worse_is_refused_and_after_n_goes_back() -> None:
     assert int(judged.learner.ranker.counters.events.sum()) == judged.learner.events_learned
 
 
+def test_what_was_to_be_served_next_is_dropped_by_going_back() -> None:
+    judged = Judged(learner=SETTINGS.model_copy(update={"lora_every_events": 1, "lora_ahead_batches": 1_000}))
+    judged.publish(4)
+    judged.gate.anchor()
+    judged.learn(poison=turned_round)
+    for _ in range(2):
+        assert judged.learner.lora_steps.ahead is not None
+        judged.learn()
+        judged.gate.settle("refused")
+    assert judged.learner.lora_steps.ahead is None
+
+
 def test_the_next_that_passes_says_that_it_went_back_and_the_one_after_does_not() -> None:
     judged = Judged()
     judged.publish(4)

@@ -191,6 +191,28 @@ def test_vectors_made_ahead_are_used_by_the_version_that_brings_their_adapter(tm
     assert model.suffix is ahead.suffix
 
 
+@pytest.mark.parametrize("items", [ITEMS, []])
+def test_a_version_whose_adapter_was_not_begun_ahead_is_built_all_the_same(
+    tmp_path: Path, encoder: Encoder, items: Sequence[tuple[str, str]]
+) -> None:
+    publications = Publications(tmp_path, lora_ahead_batches=3)
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    catalogue = catalogue_of(encoder, items)
+    first = publications.read(publications.full(1))
+    model = build([first], previous=None, catalogue=catalogue, encoder=encoder)
+    ahead = texts_ahead(model, None, encoder)
+    for _ in range(2):
+        publications.learn(64)
+    delta = publications.read(publications.delta(2))
+    built = build([delta], previous=model, catalogue=catalogue, encoder=encoder, ahead=ahead)
+    without = build([first, delta], previous=None, catalogue=catalogue, encoder=encoder)
+    assert built.suffix is not model.suffix
+    assert built.item_ids == without.item_ids
+    torch.testing.assert_close(built.text, without.text)
+    assert len(built) == 30
+
+
 def test_no_vectors_are_made_ahead_of_nothing(publications: Publications, encoder: Encoder) -> None:
     publications.learner.add_items(ITEMS)
     publications.learn(64)

@@ -17,9 +17,11 @@ from peft_adapters.bundle import read_manifest
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.modalities import item_vectors
-from peft_adapters.serving import BuildStoppedError
+from peft_adapters.rollout import Rollout
+from peft_adapters.serving import BuildStoppedError, build
 from peft_adapters.texts_ahead import TextsAhead
 from services.scorer import worker as worker_module
+from services.scorer.ahead import Ahead
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +244,7 @@ def test_it_says_what_it_still_waits_for(stage: Stage) -> None:
         stage.publish(1, full=True)
         until(lambda: "events are still being read" in (stage.worker.missing() or ""))
         stage.reader.caught_up.set()
-        assert stage.worker.missing() is None
+        until(lambda: stage.worker.missing() is None)
 
 
 def test_items_that_a_full_disk_kept_out_come_in_once_there_is_room(stage: Stage) -> None:
@@ -320,6 +322,32 @@ class TestAhead:
         assert model.suffix is not before.suffix
         assert made[:4] == [12, 5, 5, 2]
         assert sum(made[4:]) <= 12  # nothing for this version; the next adapter's may have begun
+
+    def test_every_scenario_has_its_share_of_a_round(self, coming: Stage, encoder: Encoder) -> None:
+        coming.publish(1, full=True)
+        bundle = coming.publications.read(coming.directory / "slow" / "1-full")
+        catalogue = Catalogue(coming.cache)
+        catalogue.upsert(ITEMS)
+        model = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+        ahead = Ahead(encoder, catalogue)
+        for scenario in ("home", "search"):
+            ahead.follow(scenario, model)
+        assert ahead.is_behind
+        ahead.work()
+        made = [ahead.of(scenario) for scenario in ("home", "search")]
+        assert [len(one.texts) for one in made if one is not None] == [12, 12]
+        assert not ahead.is_behind
+        ahead.follow("home", model)
+        assert ahead.of("home") is made[0]  # the same adapter: what was made is kept
+        ahead.drop("home")
+        assert ahead.of("home") is None
+
+    def test_for_a_pinned_scenario_nothing_is_made_ahead(self, coming: Stage) -> None:
+        with coming.running():
+            coming.publish(1, full=True)
+            until(lambda: coming.worker._ahead.of("home") is not None)
+            coming.announcements.offer_rollout(Rollout(scenario="home", revision=1, stable_version=1))
+            until(lambda: coming.worker._ahead.of("home") is None)
 
     def test_a_disk_that_fails_meanwhile_leaves_it_to_the_version_itself(
         self, coming: Stage, monkeypatch: pytest.MonkeyPatch
