@@ -313,6 +313,12 @@ def test_batches_closed_by_bytes_are_published_too(shop: Shop) -> None:
     assert len(shop.announced()) > 5
 
 
+def test_publications_take_no_more_than_their_share_of_the_time(shop: Shop) -> None:
+    with updater(shop, publish_share=0.0001) as made:
+        made.run()
+    assert [manifest.events_learned for manifest in shop.announced()] == [10, EVENTS]  # the first, and what is left
+
+
 def test_stopped_and_started_twice_it_ends_bit_for_bit_as_one_that_was_not(shop: Shop, tmp_path: Path) -> None:
     with updater(shop) as unkilled:
         unkilled.run()

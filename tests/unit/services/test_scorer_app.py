@@ -18,9 +18,10 @@ from tiny_model import tiny_encoder, titled
 from peft_adapters.encoder import Encoder
 from peft_adapters.serving import ServedModel, build
 from services.metrics import ScorerMetrics
-from services.scorer.answers import Answers
+from services.scorer.answers import Answer, Answers
 from services.scorer.app import create_app
 from services.scorer.live_items import LiveItems
+from services.scorer.requests import RecommendRequest
 from services.scorer.settings import ScorerSettings
 from services.scorer.shopper_state import ShopperState
 from services.serving import running
@@ -255,3 +256,28 @@ def test_the_route_that_ranks_nothing_takes_the_same_bodies_and_gives_as_many_it
     assert {*same, *same["items"][0]} <= {*ranked, *ranked["items"][0]}
     assert client.post("/v1/noop", json={"candidates": []}).status_code == 422
     assert "/v1/noop" not in client.get("/openapi.json").json()["paths"]
+
+
+def test_longer_answers_are_made_a_few_at_a_time(worker: StandingWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.flip(1)
+    under_way, most, lock = 0, 0, threading.Lock()
+    recommend = Answers.recommend
+
+    def counted(self: Answers, request: RecommendRequest, model: ServedModel) -> Answer:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.05)
+        with lock:
+            under_way -= 1
+        return recommend(self, request, model)
+
+    monkeypatch.setattr(Answers, "recommend", counted)
+    series = CollectorRegistry()
+    settings = ScorerSettings(answer_threads=2)
+    app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=hidden)  # type: ignore[arg-type]
+    with running(app) as url, ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(httpx.post, f"{url}/v1/recommend", json={"diversity": 0.5}) for _ in range(8)]
+        assert [future.result(30).status_code for future in asking] == [200] * 8
+    assert most == 2
