@@ -111,7 +111,7 @@ def _learn(sender: Connection, encoder: EncoderSettings, data: Path | None) -> N
 def _synthetic_items() -> Iterator[tuple[str, str]]:
     """Titles of random words of the encoder's vocabulary."""
     rng = np.random.default_rng(SEED)
-    words = [word for word in (Path(get_model_path()) / "vocab.txt").read_text().split() if word.isalpha()]
+    words = np.array([word for word in (Path(get_model_path()) / "vocab.txt").read_text().split() if word.isalpha()])
     for index in range(ITEMS):
         yield f"item-{index}", " ".join(rng.choice(words, size=rng.integers(*TITLE_WORDS)))
 
