@@ -1,4 +1,4 @@
-"""Freed memory goes back, and what stands is left alone; each in a process of its own, which it is set for as a whole."""
+"""Freed memory goes back, and what stands is left alone; each in a process of its own, for all of which it is set."""
 
 import subprocess
 import sys
