@@ -59,9 +59,10 @@ class SparseCounts:
         self._main, self._recent = self._main * np.float32(factor), self._recent * np.float32(factor)
         self._row_sums = self._row_sums * np.float32(factor)
 
-    def row_sums(self, rows: IntArray) -> FloatArray:
-        """Counts of whole rows."""
-        return self._row_sums[rows]
+    @property
+    def row_sums(self) -> FloatArray:
+        """Counts of whole rows, [size]."""
+        return self._row_sums
 
     def probability(self, weights: sparse.csr_array, *, smoothing: float) -> sparse.csr_array:
         """Conditional probabilities of rows, weighted and summed. [contexts, items].

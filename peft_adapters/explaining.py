@@ -24,14 +24,13 @@ from torch import Tensor
 
 from peft_adapters.counters import IntArray
 from peft_adapters.features import (
-    AFFINITY_SCALE,
     SMOOTHING_EVENTS,
     ContextWeights,
     affinity_weights,
     attention_strength,
     context_weights,
 )
-from peft_adapters.ranker import context_rows
+from peft_adapters.kernels import AFFINITY_SCALE
 from peft_adapters.serving import ServedModel
 from peft_adapters.settings import AFFINITIES, FEATURES, NEW_AFFINITIES
 from peft_adapters.shoppers import Contexts
@@ -112,7 +111,7 @@ class _Shares:
 
     def __init__(self, model: ServedModel, contexts: Contexts, columns: IntArray, asked: Tensor | None) -> None:
         self._model, self._columns = model, columns
-        self._rows = context_rows(contexts)
+        self._rows = contexts.rows()
         self._ages = _sessions_ago(contexts, self._rows)
         heads = model.learnt.heads.double()
         values = model.ranker.features(contexts, columns, asked)[:, 0].double()
@@ -207,7 +206,7 @@ class _Shares:
 
     def _slope(self, name: str, product: Tensor) -> Tensor:
         """What an affinity's product [candidates] is multiplied by to give the share of all features made of it."""
-        slope: Tensor = self._weights[name] + self._weights[f"{name}_squared"] * AFFINITY_SCALE * product
+        slope: Tensor = self._weights[name] + self._weights[f"{name}_squared"] * float(AFFINITY_SCALE) * product
         return slope + self._weights[f"{name}_new"] * self._new() if name in NEW_AFFINITIES else slope
 
     def _apart(self, vector: Tensor, candidate: Tensor, candidate_text: Tensor) -> Array:
@@ -218,7 +217,7 @@ class _Shares:
 
     def _new(self) -> Tensor:
         """What features of what is new are multiplied by, [candidates]."""
-        share: Tensor = AFFINITY_SCALE * self._model.ranker.text_share[torch.from_numpy(self._columns)].double()
+        share: Tensor = float(AFFINITY_SCALE) * self._model.ranker.text_share[torch.from_numpy(self._columns)].double()
         return share
 
     def _vectors(self, role: str, rows: IntArray) -> tuple[Tensor, Tensor]:

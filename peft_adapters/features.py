@@ -16,6 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from peft_adapters.counters import Counters, FloatArray, IntArray
+from peft_adapters.kernels import AFFINITY_SCALE, ATTENTION_SHARPNESS, LIFT_SCALE, NO_ATTENTION, PROBABILITY_SCALE
 from peft_adapters.recency import (
     HISTORY_RECENCY,
     LAST_RECENCY,
@@ -71,23 +72,10 @@ LIST_INITIAL_WEIGHTS = {
 SMOOTHING_EVENTS = 5.0
 _SMOOTHING_SHOWN = 10.0
 _SMOOTHING_CLICKED = 10.0
-PROBABILITY_SCALE = 100.0  # below 1 %, where a single count lies, the logarithm is nearly linear
-LIFT_SCALE = 10.0
 _POPULARITY_SLOW, _SESSION_COOCCURRENCE = (
     COUNTER_FEATURES.index(name) for name in ("popularity_slow", "session_cooccurrence")
 )
-AFFINITY_SCALE = 3.0  # a head's steps are of one size for all features, and these are small
-_ATTENTION_SHARPNESS = 12.0  # a similarity lower by 1 / 12 counts 1 / e
-_NO_ATTENTION = 1e-12  # below what the least similar item gets; of an empty session the sum is 0
 Vectors = TypeVar("Vectors", bound=Any)  # tensors, or arrays
-# Which counts follow on from which part of a context, in the order of their features.
-FOLLOWED = (
-    ("transition", "last"),
-    ("skip_transition", "near"),
-    ("cooccurrence", "session"),
-    ("cooccurrence", "history"),
-    ("neighbour", "near"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,35 +100,6 @@ def context_weights(contexts: Contexts, item_count: int) -> ContextWeights:
         last=_recency(items, contexts.ages >= 0, item_count, LAST_RECENCY),
         passed=_recency(passed, passed >= 0, item_count, PASSED_RECENCY),
     )
-
-
-def counter_features(
-    counters: Counters, contexts: Contexts, weights: ContextWeights, columns: IntArray | None
-) -> Tensor:
-    """Counter features of candidates, [COUNTER_FEATURES, contexts, candidates].
-
-    Args:
-        counters: as they stand.
-        contexts: who asks.
-        weights: `context_weights(contexts, items)`.
-        columns: [candidates] sorted rows of the candidates; None is the whole catalogue.
-    """
-    place = _Placement(len(contexts), len(counters.events), columns)
-    matrices = counters.matrices
-    features = np.empty((len(COUNTER_FEATURES), len(contexts), place.candidates), dtype=np.float32)
-    total = np.maximum(counters.popularity.sum(axis=1, keepdims=True), 1.0)
-    features[0:2] = place.select(len(counters.events) * counters.popularity / total)[:, None, :]
-    for row, (name, part) in enumerate(FOLLOWED, start=2):
-        probability = matrices[name].probability(getattr(weights, part), smoothing=SMOOTHING_EVENTS)
-        features[row] = PROBABILITY_SCALE * place.scatter(probability)
-    features[7] = place.scatter(_counts(contexts, contexts.ages > 0, place.items))
-    features[8] = session_lift(features, len(counters.events), total[1, 0])
-    np.log1p(features[:9], out=features[:9])
-    features[9] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 1, place.items)), 1.0)
-    features[10] = np.minimum(place.scatter(_counts(contexts, contexts.ages == 0, place.items)), 1.0)
-    features[11] = place.select(click_through(counters)[None, :])
-    features[12] = place.select((counters.events == 0).astype(np.float32)[None, :])
-    return torch.from_numpy(features)
 
 
 def session_lift(features: FloatArray, items: int, total: float) -> FloatArray:
@@ -234,7 +193,7 @@ def affinities_of_pairs(
     session = weights[0][owner]  # [pairs, context rows]
     similarity = candidates @ query.T
     strength = attention_strength(similarity)
-    attention = (session * strength * similarity).sum(dim=1) / (session * strength).sum(dim=1).clamp(min=_NO_ATTENTION)
+    attention = (session * strength * similarity).sum(dim=1) / (session * strength).sum(dim=1).clamp(min=NO_ATTENTION)
     sought = None if asked is None else (asked[owner] * candidates).sum(dim=-1)
     return torch.stack(affinities(products, attention, candidates @ taste, text_share, sought))
 
@@ -261,12 +220,12 @@ def attended(session: Tensor, similarity: Tensor) -> Tensor:
         similarity: [session rows, candidates].
     """
     strength = attention_strength(similarity)
-    return (session @ (strength * similarity)) / (session @ strength).clamp(min=_NO_ATTENTION)
+    return (session @ (strength * similarity)) / (session @ strength).clamp(min=NO_ATTENTION)
 
 
 def attention_strength(similarity: Tensor) -> Tensor:
     """How strongly an item is looked at for a candidate (target attention; Zhou et al. 2018), of their cosine."""
-    return torch.exp(_ATTENTION_SHARPNESS * (similarity - 1))  # cosines: never above 1
+    return torch.exp(float(ATTENTION_SHARPNESS) * (similarity - 1))  # cosines: never above 1
 
 
 def affinities(
@@ -277,14 +236,14 @@ def affinities(
     Close texts say more than a straight line through all pairs would have it: the square lets a head bend it. And they
     say more of what is new than of what has been learnt: the share of text lets a head tell the two apart.
     """
-    new = AFFINITY_SCALE * text_share
+    new = float(AFFINITY_SCALE) * text_share
     return (
         *products,
-        *(AFFINITY_SCALE * (own * own) for own in products),
+        *(float(AFFINITY_SCALE) * (own * own) for own in products),
         *(new * own for own in products[: len(NEW_AFFINITIES)]),
         new * attention,
         liked,
-        *(() if sought is None else (sought, AFFINITY_SCALE * (sought * sought))),
+        *(() if sought is None else (sought, float(AFFINITY_SCALE) * (sought * sought))),
     )
 
 
@@ -313,31 +272,6 @@ def affinity_weights(weights: ContextWeights, rows: IntArray) -> Tensor:
     return torch.from_numpy(np.stack([part[:, rows].toarray() for part in parts]))
 
 
-class _Placement:
-    """Puts sparse rows over the catalogue into dense rows over the candidates."""
-
-    def __init__(self, contexts: int, items: int, columns: IntArray | None) -> None:
-        self.contexts, self.items, self._columns = contexts, items, columns
-        self.candidates = items if columns is None else len(columns)
-        self._position: IntArray | None = None
-        if columns is not None:
-            self._position = np.full(items, -1, dtype=np.int64)
-            self._position[columns] = np.arange(len(columns))
-
-    def select(self, values: FloatArray) -> FloatArray:
-        return values if self._columns is None else values[:, self._columns]
-
-    def scatter(self, matrix: Any) -> FloatArray:
-        if self._position is None:
-            return np.asarray(matrix.toarray(), dtype=np.float32)
-        dense = np.zeros((self.contexts, self.candidates), dtype=np.float32)
-        rows = np.repeat(np.arange(self.contexts), np.diff(matrix.indptr))
-        positions = self._position[matrix.indices]
-        kept = positions >= 0
-        dense[rows[kept], positions[kept]] = matrix.data[kept]
-        return dense
-
-
 def _recency(items: IntArray, selected: Any, item_count: int, recency: Recency) -> sparse.csr_array:
     """Weights of the newest selected items, each row scaled to sum 1."""
     rank = np.cumsum(selected, axis=1) - 1
@@ -345,11 +279,6 @@ def _recency(items: IntArray, selected: Any, item_count: int, recency: Recency) 
     weight = (recency.decay ** rank[row, column]).astype(np.float32)
     weight /= np.bincount(row, weight, len(items))[row].astype(np.float32)
     return _by_item(items, row, column, weight, item_count)
-
-
-def _counts(contexts: Contexts, selected: Any, item_count: int) -> sparse.csr_array:
-    row, column = np.nonzero(selected)
-    return _by_item(contexts.items, row, column, np.ones(len(row), dtype=np.float32), item_count)
 
 
 def _by_item(items: IntArray, row: Any, column: Any, values: FloatArray, item_count: int) -> sparse.csr_array:

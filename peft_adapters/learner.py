@@ -18,13 +18,13 @@ from torch import Tensor
 
 from peft_adapters.batches import Batch, ListBatch, Positive, ShownList
 from peft_adapters.catalogue import Catalogue
+from peft_adapters.counted import Counted
 from peft_adapters.counters import PAIR_WINDOW_ITEMS, IntArray
 from peft_adapters.encoder import Encoder
 from peft_adapters.features import (
     affinity_features,
     affinity_weights,
     context_weights,
-    counter_features,
     weighted_sum,
 )
 from peft_adapters.list_steps import ListSteps
@@ -34,7 +34,7 @@ from peft_adapters.losses import Side, focused, list_features, positives_feature
 from peft_adapters.modalities import CatalogueItem, Projections
 from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser, all_finite
 from peft_adapters.queries import Queries
-from peft_adapters.ranker import ROLES, Ranker, context_rows
+from peft_adapters.ranker import ROLES, Ranker
 from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
 from peft_adapters.shoppers import Contexts, Shoppers, pad
 
@@ -121,7 +121,7 @@ class Learner:
         candidates, log_expected = self._sample(items)
         columns = None if len(self.catalogue) <= self.settings.judged_items else candidates
         weights = context_weights(contexts, len(self.catalogue))
-        rows = context_rows(contexts)
+        rows = contexts.rows()
         return Batch(
             items=items,
             weight=torch.tensor([example.weight for example in examples], dtype=torch.float32),
@@ -133,7 +133,7 @@ class Learner:
             columns=columns,
             candidates=candidates,
             log_expected=log_expected,
-            counter_features=counter_features(self.ranker.counters, contexts, weights, columns),
+            counter_features=Counted(self.ranker.counters).features(contexts, columns),
             affinity_weights=affinity_weights(weights, rows),
             context_rows=rows,
             asked=self._asked(examples),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.batches import ListBatch, ShownList
+from peft_adapters.counted import Counted
 from peft_adapters.counters import (
     NEIGHBOUR_WINDOW_ITEMS,
     PAIR_WINDOW_ITEMS,
@@ -18,15 +19,13 @@ from peft_adapters.counters import (
     IntArray,
 )
 from peft_adapters.features import (
-    PROBABILITY_SCALE,
     SMOOTHING_EVENTS,
     ContextWeights,
     affinity_weights,
     context_weights,
-    counter_features,
     session_lift,
 )
-from peft_adapters.ranker import context_rows
+from peft_adapters.kernels import PROBABILITY_SCALE
 from peft_adapters.settings import COUNTER_FEATURES
 from peft_adapters.shoppers import Contexts, Shoppers, pad
 
@@ -78,7 +77,7 @@ def observe_lists(
     weights = context_weights(contexts, len(counters.events))
     features = _counter_features(counters, contexts, items, owner)
     _take_off(features, _own_clicks(lists, rows, shoppers), weights, counters)
-    known = context_rows(contexts)
+    known = contexts.rows()
     return ListBatch(
         user_ids=tuple(shown.user_id for shown in lists),
         shown_ms=tuple(shown.ts for shown in lists),
@@ -98,13 +97,13 @@ def observe_lists(
 
 def _counter_features(counters: Counters, contexts: Contexts, items: IntArray, owner: IntArray) -> Tensor:
     """[COUNTER_FEATURES, shown]."""
-    features = torch.empty(len(COUNTER_FEATURES), len(items))
+    counted, features = Counted(counters), torch.empty(len(COUNTER_FEATURES), len(items))
     for start in range(0, len(contexts), _CHUNK_LISTS):
         end = min(start + _CHUNK_LISTS, len(contexts))
         part = Contexts(contexts.items[start:end], contexts.ages[start:end], contexts.passed[start:end])
         first, last = np.searchsorted(owner, (start, end))
         columns, column = np.unique(items[first:last], return_inverse=True)
-        whole = counter_features(counters, part, context_weights(part, len(counters.events)), columns)
+        whole = counted.features(part, columns)
         features[:, first:last] = whole[:, owner[first:last] - start, column]
     return features
 
@@ -152,7 +151,7 @@ def _take_off(features: Tensor, clicks: Iterator[_OwnClick], weights: ContextWei
         added[0:2, click.place] += popularity
         for feature, counts, context, window in pairs:
             before = np.array(click.before[:window], dtype=np.int64)
-            share = context[[click.owner]].toarray()[0, before] / (counts.row_sums(before) + SMOOTHING_EVENTS)
+            share = context[[click.owner]].toarray()[0, before] / (counts.row_sums[before] + SMOOTHING_EVENTS)
             added[feature, click.place] += PROBABILITY_SCALE * share.sum()
     touched = torch.from_numpy(added > 0)
     lower = (features.expm1() - torch.from_numpy(added)).clamp(min=0)

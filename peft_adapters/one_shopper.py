@@ -1,7 +1,7 @@
 """Scores and probabilities for one shopper at a time, as answers need them: the numbers of a batch, few steps.
 
-For a hundred candidates the steps cost more than the arithmetic in them. So what does not depend on who asks is kept,
-vectors meet candidates in one product, and scores and log odds come of another.
+What does not depend on who asks is kept; counters and vectors are looked at by compiled loops, which take candidates
+where they lie; scores and log odds come of one product.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peft_adapters import kernels
 from peft_adapters.calibration import INPUTS, Probabilities, probabilities_of
+from peft_adapters.counted import Counted
 from peft_adapters.counters import FloatArray, IntArray
-from peft_adapters.features import affinities, attended
-from peft_adapters.one_context import OneContext, OwnItems
-from peft_adapters.settings import AFFINITIES, COUNTER_FEATURES, FEATURES
+from peft_adapters.recency import HISTORY_RECENCY, PASSED_RECENCY, SESSION_RECENCY
+from peft_adapters.settings import COUNTER_FEATURES, FEATURES
 from peft_adapters.shoppers import Contexts
+
+_RECENCY = tuple(own.table for own in (SESSION_RECENCY, HISTORY_RECENCY, PASSED_RECENCY))
 
 
 class OneShopper:
@@ -25,7 +28,7 @@ class OneShopper:
 
     Args:
         counted: the counters.
-        query: gives vectors of context items.
+        query: vectors of context items.
         candidate: [items, dim] vectors of candidates.
         standing: [items] each, what does not depend on who asks: how an item is liked, how far text speaks for it, and
             how its clicks convert.
@@ -35,9 +38,9 @@ class OneShopper:
 
     def __init__(
         self,
-        counted: OneContext,
+        counted: Counted,
         *,
-        query: Callable[[IntArray], Tensor],
+        query: QueryVectors,
         candidate: Tensor,
         standing: tuple[Tensor, Tensor, Tensor],
         heads: Tensor,
@@ -65,29 +68,45 @@ class OneShopper:
 
     def _inputs(self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None) -> Tensor:
         """What `calibration.inputs_of` gives, [INPUTS, candidates]: features, conversion, 1, and 0 for the place."""
-        own = OwnItems(contexts)
-        liked, text_share, converted = self._standing if columns is None else self._standing[:, columns]
-        inputs = np.zeros((INPUTS, len(liked)), dtype=np.float32)
-        inputs[: len(COUNTER_FEATURES)] = self._counted.counter_features(own, columns)
-        products, attention, sought = self._compared(own, columns, asked)
-        by_vectors = affinities(list(products), attention, liked, text_share, sought)
-        for row, values in zip(inputs[len(COUNTER_FEATURES) :], by_vectors, strict=False):
-            row[:] = values
-        inputs[len(FEATURES)] = converted
+        columns = np.arange(len(self._candidate)) if columns is None else columns
+        inputs = np.zeros((INPUTS, len(columns)), dtype=np.float32)
+        of_counters = len(COUNTER_FEATURES)
+        self._counted.put(contexts, columns, inputs[:of_counters, None])
+        query, items, passed = self._query.of(contexts)
+        kernels.compared(
+            (items, contexts.ages[0], passed),
+            _RECENCY,
+            query,
+            inputs[:0, : query.shape[1]] if asked is None else asked.numpy(),
+            columns,
+            self._candidate.numpy(),
+            self._standing,
+            inputs[of_counters : len(FEATURES)],
+        )
+        inputs[len(FEATURES)] = self._standing[2, columns]
         inputs[len(FEATURES) + 1] = 1.0
         return torch.from_numpy(inputs)
 
-    def _compared(
-        self, own: OwnItems, columns: IntArray | None, asked: Tensor | None
-    ) -> tuple[FloatArray, FloatArray, FloatArray | None]:
-        """Products with a context's mean vectors [AFFINITIES, candidates], attention, and with what is searched for."""
-        rows, numbers = own.affinity_weights()
-        weights, query = torch.from_numpy(numbers), self._query(rows)
-        session = len(own.parts["session"][0])
-        candidates = self._candidate if columns is None else self._candidate[torch.from_numpy(columns)]
-        vectors = [weights @ query, query[:session], *(() if asked is None else (asked,))]
-        products = torch.cat(vectors) @ candidates.T
-        similarity = products[len(AFFINITIES) : len(AFFINITIES) + session]
-        attention = attended(weights[:1, :session], similarity)[0].numpy()
-        sought = None if asked is None else products[-1].numpy()
-        return products[: len(AFFINITIES)].numpy(), attention, sought
+
+class QueryVectors:
+    """Vectors of what contexts look at.
+
+    Args:
+        vectors: [items, dim] all of them, or what makes those [rows, dim] of some rows.
+    """
+
+    def __init__(self, vectors: Tensor | Callable[[IntArray], Tensor]) -> None:
+        self._vectors = vectors
+
+    def __call__(self, rows: IntArray) -> Tensor:
+        """Of some rows, [rows, dim]."""
+        return self._vectors[torch.from_numpy(rows)] if isinstance(self._vectors, Tensor) else self._vectors(rows)
+
+    def of(self, contexts: Contexts) -> tuple[FloatArray, IntArray, IntArray]:
+        """Of one context: a table [.., dim], and where in it the context's items and those passed over are."""
+        items, passed = contexts.items[0], contexts.passed[0]
+        if isinstance(self._vectors, Tensor):
+            return self._vectors.numpy(), items, passed
+        rows = contexts.rows()
+        places = np.searchsorted(rows, items), np.where(passed < 0, -1, np.searchsorted(rows, passed))
+        return self._vectors(rows).numpy(), *places

@@ -8,7 +8,6 @@ features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.calibration import Probabilities, inputs_of
+from peft_adapters.counted import Counted
 from peft_adapters.counters import Counters, FloatArray, IntArray
 from peft_adapters.features import (
     INITIAL_WEIGHTS,
@@ -24,12 +24,10 @@ from peft_adapters.features import (
     affinity_weights,
     context_weights,
     conversion,
-    counter_features,
     weighted_sum,
     whole_features,
 )
-from peft_adapters.one_context import OneContext
-from peft_adapters.one_shopper import OneShopper
+from peft_adapters.one_shopper import OneShopper, QueryVectors
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
 
@@ -111,7 +109,6 @@ class FrozenRanker:
     Args:
         ranker: which.
         probabilities: what says how likely outcomes are, where that is known.
-        before: of the version before, for what has stayed the same.
         is_fixed: nobody changes `ranker` any more: of a large one not all vectors need to be made beforehand.
 
     Attributes:
@@ -124,7 +121,6 @@ class FrozenRanker:
         ranker: Ranker,
         probabilities: Probabilities | None = None,
         *,
-        before: FrozenRanker | None = None,
         is_fixed: bool = False,
     ) -> None:
         self._probabilities = probabilities
@@ -132,14 +128,10 @@ class FrozenRanker:
         self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
         self.text_share = ranker.text_share()
         self._conversion = torch.from_numpy(conversion(self.counters))
-        self._counted: OneContext = OneContext(self.counters, None if before is None else before._counted)
+        self._counted = Counted(self.counters)
         self._candidate = ranker.vectors("candidate")
-        self._query: Callable[[IntArray], Tensor]
-        if is_fixed and len(ranker) > QUERY_ITEMS:
-            self._query = partial(ranker.vectors, "query")
-        else:
-            query = ranker.vectors("query")
-            self._query = lambda rows: query[torch.from_numpy(rows)]
+        few = len(ranker) <= QUERY_ITEMS or not is_fixed
+        self._query = QueryVectors(ranker.vectors("query") if few else partial(ranker.vectors, "query"))
         self._one = OneShopper(
             self._counted,
             query=self._query,
@@ -198,8 +190,8 @@ class FrozenRanker:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Counter features [COUNTER_FEATURES, contexts, candidates], and affinities."""
         parts = context_weights(contexts, len(self))
-        counted = counter_features(self.counters, contexts, parts, columns)
-        rows = context_rows(contexts)
+        counted = self._counted.features(contexts, columns)
+        rows = contexts.rows()
         weights = affinity_weights(parts, rows)
         chosen = slice(None) if columns is None else torch.from_numpy(columns)
         return counted, affinity_features(
@@ -221,9 +213,3 @@ def text_evidence(events: FloatArray) -> float:
     27.428132324265153
     """
     return float(GATE_EVENTS * np.log1p(events.astype(np.float64) / GATE_EVENTS).sum())
-
-
-def context_rows(contexts: Contexts) -> IntArray:
-    """The distinct items of contexts, what was passed over included, sorted."""
-    rows = np.concatenate([contexts.items.ravel(), contexts.passed.ravel()])
-    return np.unique(rows[rows >= 0])

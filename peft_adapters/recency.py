@@ -14,19 +14,21 @@ class Recency:
     Args:
         decay: from one item to the one before it.
         limit: items that count at all.
+
+    Attributes:
+        table: [items that count, rank] the weights of so many items, newest first, zero behind them.
     """
 
     def __init__(self, decay: float, limit: int) -> None:
         self.decay, self.limit = decay, limit
         whole = (decay ** np.arange(limit)).astype(np.float32)
-        self._scaled = [whole[:0]] + [
-            whole[:n] / np.float32(whole[:n].sum(dtype=np.float64)) for n in range(1, limit + 1)
-        ]
+        self.table: FloatArray = np.tril(np.ones((limit + 1, limit), dtype=np.float32), -1) * whole
+        self.table[1:] /= self.table[1:].sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
 
     def of(self, items: int) -> FloatArray:
         """Weights of the newest of so many items, newest first."""
-        scaled: FloatArray = self._scaled[min(items, self.limit)]
-        return scaled
+        count = min(items, self.limit)
+        return self.table[count, :count]
 
 
 SESSION_RECENCY, NEAR_RECENCY = Recency(0.9, 30), Recency(0.6, 6)

@@ -286,7 +286,7 @@ def _assembled(
         row_of=row_of,
         unused_vectors=count_unfit(catalogue.other_vectors.values(), learnt.projections),
         suffix=suffix,
-        ranker=_ranker(learnt, content, previous),
+        ranker=_ranker(learnt, content),
     )
 
 
@@ -349,7 +349,7 @@ class _Texts:
             text[chunk] = catalogue.vectors(suffix, catalogue_rows[chunk].tolist())
 
 
-def _ranker(learnt: Learnt, text: Tensor, previous: ServedModel | None) -> FrozenRanker:
+def _ranker(learnt: Learnt, text: Tensor) -> FrozenRanker:
     counters = learnt.counters.copy()
     counters.grow(len(text))
     missing = len(text) - len(learnt.item_ids)
@@ -358,8 +358,7 @@ def _ranker(learnt: Learnt, text: Tensor, previous: ServedModel | None) -> Froze
         for role, rows in learnt.residuals.items()
     }
     ranker = Ranker(learnt.heads, learnt.taste, text, residuals, counters)
-    before = previous.ranker if previous is not None else None
-    return FrozenRanker(ranker, learnt.probabilities, before=before, is_fixed=True)
+    return FrozenRanker(ranker, learnt.probabilities, is_fixed=True)
 
 
 def texts_ahead(model: ServedModel, before: TextsAhead | None, encoder: Encoder) -> TextsAhead | None:

@@ -36,6 +36,11 @@ class Contexts:
         """Contexts."""
         return len(self.items)
 
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The distinct items, what was passed over included, sorted."""
+        rows = np.concatenate([self.items.ravel(), self.passed.ravel()])
+        return np.unique(rows[rows >= 0])
+
 
 class _Shopper:
     __slots__ = ("items", "keys", "passed", "passed_ms", "session", "sessions", "times_ms")

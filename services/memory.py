@@ -21,6 +21,13 @@ def give_back() -> None:
         mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
+def trim() -> None:
+    """Give back what the heaps hold of freed memory between what is in use, 60 MB of a scorer's; takes some 5 ms."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 def settle() -> None:
     """Have the collector of reference cycles leave alone all that there is now.
 

@@ -33,6 +33,7 @@ ITEMS_CHUNK = 128  # texts encoded at a time: another process of this host may h
 ITEMS_A_ROUND = 1_024  # so that an adapter never waits long behind a catalogue that changes as a whole
 REFUSED_REMEMBERED = 64
 _START_SECONDS = 0.1  # between two looks whether all is there
+_TRIM_SECONDS = 10.0
 
 
 class Worker:
@@ -95,7 +96,7 @@ class Worker:
         self._changes_in: dict[int, int] = {}  # how many of them a model has, by its identity
         self._ahead = Ahead(encoder, catalogue)
         self._settled = False
-        self._next_refresh = 0.0  # monotonic seconds
+        self._next_refresh = self._next_trim = 0.0  # monotonic seconds
         self._refused: dict[tuple[str, int, str], None] = {}  # scenario, version, digest
         self._away: str | None = None  # what was last said of a registry that does not answer
         self.answers.ask = self.scenarios.ask
@@ -139,6 +140,7 @@ class Worker:
                 self._next_refresh = time.monotonic() + self._items_refresh_seconds
             self._ahead.work()
             self._settle()
+            self._trim()
 
     def _pause_seconds(self) -> float:
         """How long to wait for an announcement before something else is to be done."""
@@ -169,6 +171,12 @@ class Worker:
         if not self._settled and self.answers.model is not None and self._reader.caught_up.is_set():
             memory.settle()
             self._settled = True
+
+    def _trim(self) -> None:
+        """Now and then, since each build leaves holes where the one before it was."""
+        if time.monotonic() >= self._next_trim:
+            memory.trim()
+            self._next_trim = time.monotonic() + _TRIM_SECONDS
 
     def _take_items(self, limit: int = ITEMS_A_ROUND) -> None:
         """Encode items that came or changed, in order of arrival."""

@@ -59,7 +59,7 @@ def _with_every_weight(model: ServedModel) -> ServedModel:
     """The same with no weight of the head at zero, so that no feature escapes."""
     heads = model.learnt.heads + torch.linspace(-2.0, 3.0, len(FEATURES))
     learnt = replace(model.learnt, heads=heads)
-    return replace(model, learnt=learnt, ranker=_ranker(learnt, model.content, None))
+    return replace(model, learnt=learnt, ranker=_ranker(learnt, model.content))
 
 
 def explained(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from peft_adapters.counted import Counted
 from peft_adapters.counters import Counters
 from peft_adapters.features import (
     INITIAL_WEIGHTS,
@@ -16,7 +17,6 @@ from peft_adapters.features import (
     affinity_features,
     affinity_weights,
     context_weights,
-    counter_features,
     weighted_sum,
     whole_features,
 )
@@ -46,7 +46,7 @@ def counters() -> Counters:
 
 
 def by_name(counters: Counters, contexts: Contexts = CONTEXTS) -> dict[str, Tensor]:
-    features = counter_features(counters, contexts, context_weights(contexts, 4), None)
+    features = Counted(counters).features(contexts, None)
     return dict(zip(COUNTER_FEATURES, features, strict=True))
 
 
@@ -125,7 +125,7 @@ def test_between_sessions_the_last_item_still_counts() -> None:
 def test_no_context_at_all_is_no_error(counters: Counters) -> None:
     nobody = pad([([], [])])
     assert by_name(counters, nobody)["in_session"].tolist() == [[0] * 4]
-    assert counter_features(counters, pad([]), context_weights(pad([]), 4), None).shape == (13, 0, 4)
+    assert Counted(counters).features(pad([]), None).shape == (13, 0, 4)
 
 
 def random_state(seed: int) -> tuple[Counters, Contexts]:
@@ -140,17 +140,16 @@ def random_state(seed: int) -> tuple[Counters, Contexts]:
 @pytest.mark.parametrize("seed", range(3))
 def test_some_columns_equal_the_whole_catalogues_columns(seed: int) -> None:
     counters, contexts = random_state(seed)
-    weights = context_weights(contexts, 40)
-    whole = counter_features(counters, contexts, weights, None)
+    whole = Counted(counters).features(contexts, None)
     columns = np.array([0, 3, 4, 11, 26, 39])
-    assert torch.equal(counter_features(counters, contexts, weights, columns), whole[:, :, columns])
-    assert counter_features(counters, contexts, weights, np.array([], dtype=np.int64)).shape == (13, 9, 0)
+    assert torch.equal(Counted(counters).features(contexts, columns), whole[:, :, columns])
+    assert Counted(counters).features(contexts, np.array([], dtype=np.int64)).shape == (13, 9, 0)
 
 
 def test_features_are_finite_before_anything_was_counted() -> None:
     counters = Counters()
     counters.grow(4)
-    features = counter_features(counters, CONTEXTS, context_weights(CONTEXTS, 4), None)
+    features = Counted(counters).features(CONTEXTS, None)
     assert bool(torch.isfinite(features).all())
 
 

@@ -6,7 +6,7 @@ import torch
 from tiny_model import paired_stream, random_stream, tiny_learner
 
 from peft_adapters.learner import Learner
-from peft_adapters.ranker import GATE_EVENTS, ROLES, FrozenRanker, Ranker, context_rows
+from peft_adapters.ranker import GATE_EVENTS, ROLES, FrozenRanker, Ranker
 from peft_adapters.settings import FEATURES, LearnerSettings
 from peft_adapters.shoppers import pad
 
@@ -94,8 +94,8 @@ def test_a_frozen_ranker_stands_still_while_its_learner_goes_on(learner: Learner
 
 
 def test_context_rows_are_distinct_and_sorted() -> None:
-    assert context_rows(CONTEXTS).tolist() == [0, 1, 2, 5, 9]
-    assert context_rows(pad([([3], [0]), ([], [])], [[7, 3], [1]])).tolist() == [1, 3, 7]
+    assert CONTEXTS.rows().tolist() == [0, 1, 2, 5, 9]
+    assert pad([([3], [0]), ([], [])], [[7, 3], [1]]).rows().tolist() == [1, 3, 7]
 
 
 def test_of_a_large_catalogue_vectors_are_made_in_parts_or_when_asked_for_and_are_the_same(

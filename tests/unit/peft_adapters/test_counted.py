@@ -1,0 +1,112 @@
+"""What compiled loops give is what matrices give, for one shopper at a time as for a batch."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from peft_adapters.counted import Counted
+from peft_adapters.counters import Counters, IntArray
+from peft_adapters.features import SMOOTHING_EVENTS, click_through, context_weights
+from peft_adapters.kernels import compiled
+from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
+from peft_adapters.shoppers import Contexts, pad
+
+ITEMS = 60
+
+
+def counted(rng: np.random.Generator, events: int, counters: Counters | None = None) -> Counters:
+    counters = counters or Counters()
+    counters.grow(ITEMS)
+    for _ in range(events // 50):
+        items = rng.integers(ITEMS - 5, size=50)  # the last items were never sold
+        counters.update(items, [rng.integers(ITEMS - 5, size=rng.integers(0, 9)).tolist() for _ in items])
+        shown = rng.integers(ITEMS, size=30)
+        clicked = rng.random(30) < 0.3
+        counters.update_shown(shown, clicked, clicked & (rng.random(30) < 0.5), again=np.zeros(30, dtype=bool))
+    return counters
+
+
+def context(rng: np.random.Generator, *, repeats: bool) -> Contexts:
+    count = int(rng.integers(0, ITEMS if not repeats else 120))
+    items = rng.integers(ITEMS, size=count) if repeats else rng.permutation(ITEMS)[:count]
+    ages = np.sort(rng.integers(0, 4, size=count))
+    return pad([(items.tolist(), ages.tolist())], [rng.integers(ITEMS, size=rng.integers(0, 9)).tolist()])
+
+
+def by_matrices(counters: Counters, contexts: Contexts) -> Tensor:
+    """The same features of the whole catalogue by sparse products and dense arrays, [features, contexts, items]."""
+    weights, matrices, items = context_weights(contexts, ITEMS), counters.matrices, len(counters.events)
+    total = np.maximum(counters.popularity.sum(axis=1), 1.0)
+    popular = np.broadcast_to((items * counters.popularity / total[:, None])[:, None], (2, len(contexts), items))
+    followed = [
+        100 * matrices[name].probability(part, smoothing=SMOOTHING_EVENTS).toarray()
+        for name, part in (
+            ("transition", weights.last),
+            ("skip_transition", weights.near),
+            ("cooccurrence", weights.session),
+            ("cooccurrence", weights.history),
+            ("neighbour", weights.near),
+        )
+    ]
+    seen = np.zeros((4, len(contexts), items))  # in the session, the last basket, the ones before it, any of the past
+    for context, (rows, ages) in enumerate(zip(contexts.items.tolist(), contexts.ages.tolist(), strict=True)):
+        for row, age in zip(rows, ages, strict=True):
+            if age >= 0:
+                seen[min(age, 2), context, row] += 1
+    lift = 10 * followed[2] / 100 / np.sqrt(counters.popularity[1] / total[1] + SMOOTHING_EVENTS / total[1])
+    standing = np.broadcast_to(np.stack([click_through(counters), counters.events == 0])[:, None], popular.shape)
+    logs = np.log1p(np.stack([*popular, *followed, seen[1] + seen[2], lift]))
+    return torch.from_numpy(np.stack([*logs, seen[1] > 0, seen[0] > 0, *standing])).float()
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+@pytest.mark.parametrize("events", [0, 100, 3_000])
+def test_loops_give_what_matrices_give(events: int, repeats: bool) -> None:
+    rng = np.random.default_rng(events)
+    counters = counted(rng, events)
+    loops = Counted(counters)
+    for _ in range(12):
+        own = context(rng, repeats=repeats)
+        columns = np.sort(rng.permutation(ITEMS)[: rng.integers(0, 20)])
+        whole = by_matrices(counters, own)
+        torch.testing.assert_close(loops.features(own, None), whole, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(loops.features(own, columns), whole[:, :, columns], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("events", [100, 3_000])
+def test_a_context_is_told_the_same_alone_and_among_others(events: int) -> None:
+    rng = np.random.default_rng(events)
+    loops = Counted(counted(rng, events))
+    alone = [context(rng, repeats=True) for _ in range(9)]
+    rows = [(own.items[0].tolist(), own.ages[0].tolist()) for own in alone]
+    together = loops.features(pad(rows), None)
+    assert torch.equal(together, torch.cat([loops.features(own, None) for own in alone], dim=1))
+
+
+@pytest.mark.parametrize("columns", [None, np.array([3, 7, 8, 40])])
+@pytest.mark.parametrize("asks", [False, True])
+def test_affinities_of_one_shopper_are_those_of_a_batch(columns: IntArray | None, asks: bool) -> None:
+    rng, draw = np.random.default_rng(3), torch.Generator().manual_seed(3)
+    ranker = Ranker.empty(16)
+    ranker.grow(ITEMS)
+    ranker.text = torch.nn.functional.normalize(torch.randn(ITEMS, 16, generator=draw), dim=1)
+    ranker.residuals = {role: torch.randn(ITEMS, 16, generator=draw) for role in ROLES}
+    ranker.taste = torch.randn(16, generator=draw)
+    ranker.counters = counted(rng, 500)
+    frozen = FrozenRanker(ranker)
+    for _ in range(12):
+        own = context(rng, repeats=True)
+        both = pad([(own.items[0].tolist(), own.ages[0].tolist()), ([], [])], [own.passed[0].tolist(), []])
+        asked = torch.nn.functional.normalize(torch.randn(1, 16, generator=draw), dim=1) if asks else None
+        one = frozen.features(own, columns, asked)
+        batch = frozen.features(both, columns, None if asked is None else torch.cat([asked, asked]))
+        torch.testing.assert_close(one, batch[:, :1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_function_that_cannot_be_kept_is_compiled_all_the_same() -> None:
+    made: dict[str, Any] = {}
+    exec(compile("def twice(number):\n    return 2 * number\n", "<no file of its own>", "exec"), made)  # noqa: S102
+    assert compiled(made["twice"])(21) == 42
