@@ -104,7 +104,15 @@ def attention(candidate: Any, vectors: Any, weights: Any) -> Any:
 
 @compiled
 def compared(
-    context: Any, recency: Any, query: Any, asked: Any, columns: Any, candidates: Any, standing: Any, found: Any
+    context: Any,
+    recency: Any,
+    query: Any,
+    asked: Any,
+    attends: bool,
+    columns: Any,
+    candidates: Any,
+    standing: Any,
+    found: Any,
 ) -> None:
     """Affinity features of one context, in the order of `features.affinities`.
 
@@ -113,6 +121,7 @@ def compared(
         recency: as above.
         query: as above.
         asked: [0 or 1, dim] vector of what is searched for.
+        attends: whether attention is worked out, which takes most of the time; else it is zero.
         columns: [candidates] rows.
         candidates: [.., dim] vectors.
         standing: [2, all items] how each is liked, and how far text speaks for it.
@@ -130,7 +139,7 @@ def compared(
             found[4 + part, column] = AFFINITY_SCALE * own * own
             if part < 3:
                 found[8 + part, column] = new * own
-        found[11, column] = new * attention(candidate, vectors, weights)
+        found[11, column] = new * attention(candidate, vectors, weights) if attends else np.float32(0)
         found[12, column] = standing[0, row]
         for vector in asked:
             own = product(vector, candidate)

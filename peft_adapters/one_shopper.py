@@ -16,10 +16,14 @@ from peft_adapters import kernels
 from peft_adapters.calibration import INPUTS, Probabilities, probabilities_of
 from peft_adapters.counted import Counted
 from peft_adapters.counters import FloatArray, IntArray
+from peft_adapters.kernels import AFFINITY_SCALE
 from peft_adapters.recency import HISTORY_RECENCY, PASSED_RECENCY, SESSION_RECENCY
+from peft_adapters.retrieval import best
 from peft_adapters.settings import COUNTER_FEATURES, FEATURES
 from peft_adapters.shoppers import Contexts
 
+_AHEAD = 2  # of those that are looked at first, for each that is wanted
+_ROUNDED = 1.0001  # cosines in single precision
 _RECENCY = tuple(own.table for own in (SESSION_RECENCY, HISTORY_RECENCY, PASSED_RECENCY))
 
 
@@ -48,6 +52,8 @@ class OneShopper:
     ) -> None:
         self._counted, self._query, self._candidate = counted, query, candidate
         self._standing: FloatArray = torch.stack(standing).numpy()
+        scale = heads[FEATURES.index("session_attention_new")].abs() * float(AFFINITY_SCALE)
+        self._attention_at_most: FloatArray = (_ROUNDED * scale * standing[1]).numpy()  # a mean of cosines: at most 1
         outcomes = () if probabilities is None else (own for own in probabilities if own is not None)
         self._weights = torch.stack([torch.nn.functional.pad(heads, (0, INPUTS - len(heads))), *outcomes])
 
@@ -55,9 +61,31 @@ class OneShopper:
         """Features [FEATURES, 1, candidates]."""
         return self._inputs(contexts, columns, asked)[: len(FEATURES), None]
 
-    def score(self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None) -> Tensor:
-        """Scores [1, candidates]."""
-        return self._weights[:1] @ self._inputs(contexts, columns, asked)
+    def score(
+        self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None, *, attends: bool = True
+    ) -> Tensor:
+        """Scores [1, candidates]; without attention where that is not wanted."""
+        return self._weights[:1] @ self._inputs(contexts, columns, asked, attends=attends)
+
+    def best(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
+        """The best of some rows, the best first, and their scores.
+
+        Attention looks at each item of the session for each candidate, and moves a score by so much at most. What it
+        cannot lift to where the best without it end up is not looked at (branch and bound).
+
+        Args:
+            contexts: of one shopper.
+            rows: sorted.
+            count: so many, or all where there are fewer.
+        """
+        if count < len(rows):
+            without = self.score(contexts, rows, None, attends=False)[0].numpy()
+            ahead = np.sort(rows[best(without, _AHEAD * count)])
+            reached = np.partition(self.score(contexts, ahead, None)[0].numpy(), -count)[-count]
+            rows = rows[without + self._attention_at_most[rows] >= reached]
+        scores = self.score(contexts, rows, None)[0].numpy()
+        order = best(scores, count)
+        return rows[order], scores[order]
 
     def judge(
         self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None
@@ -66,7 +94,9 @@ class OneShopper:
         found = self._weights @ self._inputs(contexts, columns, asked)
         return found[:1], probabilities_of(found[1:, None].unbind()) if len(found) > 1 else {}
 
-    def _inputs(self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None) -> Tensor:
+    def _inputs(
+        self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None, *, attends: bool = True
+    ) -> Tensor:
         """What `calibration.inputs_of` gives, [INPUTS, candidates]: features, conversion, 1, and 0 for the place."""
         columns = np.arange(len(self._candidate)) if columns is None else columns
         inputs = np.zeros((INPUTS, len(columns)), dtype=np.float32)
@@ -78,6 +108,7 @@ class OneShopper:
             _RECENCY,
             query,
             inputs[:0, : query.shape[1]] if asked is None else asked.numpy(),
+            attends,
             columns,
             self._candidate.numpy(),
             self._standing,

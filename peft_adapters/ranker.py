@@ -164,6 +164,11 @@ class FrozenRanker:
         return weighted_sum(self._heads, *self._features(contexts, columns, asked))
 
     @torch.inference_mode()
+    def best(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
+        """The `count` best of some sorted rows for one context, the best first, and their scores."""
+        return self._one.best(contexts, rows, count)
+
+    @torch.inference_mode()
     def judge(
         self, contexts: Contexts, columns: IntArray | None = None, asked: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:

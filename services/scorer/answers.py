@@ -12,6 +12,7 @@ from torch import Tensor
 
 from peft_adapters.counters import FloatArray, IntArray
 from peft_adapters.encoder import MergedSuffix
+from peft_adapters.retrieval import best
 from peft_adapters.rollout import Rollout
 from peft_adapters.serving import ServedModel
 from peft_adapters.shoppers import Contexts
@@ -22,6 +23,7 @@ from services.scorer.requests import ListRequest, RankRequest, RecommendRequest,
 from services.scorer.shopper_state import StateSource
 
 RECENT_REQUESTS = 16  # a new model is warmed with these
+_SPARE = 10  # of the best, for those that are blocked while an answer is made
 DIVERSE_PLACES = 100  # of candidates; those behind follow by score
 
 
@@ -114,11 +116,8 @@ class Answers:
 
     def recommend(self, request: RecommendRequest, model: ServedModel) -> Answer:
         """The best `k` of the catalogue."""
-        scores = self._scores(request, model)
-        allowed = np.zeros(len(model), dtype=np.bool_)
-        allowed[self.wanted(request, model, np.flatnonzero(model.has_text))] = True
-        allowed[rows_of(request.exclude, model)] = False
-        return self._best(model, scores, allowed, request.k, request.diversity)
+        rows = self.offered(request, model, besides=rows_of(request.exclude, model))
+        return self._best(request, model, rows, request.k, request.diversity)
 
     def similar(self, item_id: str, query: SimilarQuery, model: ServedModel) -> Answer:
         """The `k` items most related to one; it may itself be blocked, as that of a page that is still open.
@@ -130,15 +129,13 @@ class Answers:
         if row is None or not model.has_text[row]:
             raise ItemUnknownError(f"no item {item_id!r} is in the catalogue that adapter {model.version} is over")
         request = RecommendRequest(session_items=(item_id,), filters=query.filters())
+        rows = self.offered(request, model, besides=[row])
         if query.by == "behaviour":
-            scores = self._scores(request, model)
-        else:
-            vectors = model.ranker.candidate_vectors(np.arange(len(model)))
-            scores = (vectors @ vectors[row]).numpy()
-        allowed = np.zeros(len(model), dtype=np.bool_)
-        allowed[self.wanted(request, model, np.flatnonzero(model.has_text))] = True
-        allowed[row] = False
-        return self._best(model, scores, allowed, query.k, query.diversity)
+            return self._best(request, model, rows, query.k, query.diversity)
+        vectors = model.ranker.candidate_vectors(np.arange(len(model)))
+        scores = (vectors @ vectors[row]).numpy()[rows]
+        order = best(scores, _wanted_of(query.k, query.diversity))
+        return self._listed(model, rows[order], scores[order], query.k, query.diversity)
 
     def remember(self, request: RankRequest | RecommendRequest) -> None:
         """Keep a request among the latest, to warm the next model with."""
@@ -153,19 +150,33 @@ class Answers:
             else:
                 self.recommend(request, model)
 
-    def _best(
-        self, model: ServedModel, scores: FloatArray, allowed: npt.NDArray[np.bool_], k: int, diversity: float
-    ) -> Answer:
-        """The `k` best of what is allowed and, at this moment, may be offered."""
-        allowed[allowed] = self.may_be_offered(model, np.flatnonzero(allowed))
-        scores = np.where(allowed, scores, -np.inf)
-        count = min(pool_size(k) if diversity else k, int(allowed.sum()))
-        best = np.sort(np.argpartition(-scores, count)[:count]) if count < len(scores) else np.arange(count)
-        order = np.argsort(-scores[best], kind="stable")
-        if diversity and len(order):
-            order = spread(model, order, best, scores[best], diversity, k)
-        chosen = best[order[:k]]
-        return Answer(model.version, [model.item_ids[row] for row in chosen.tolist()], scores[chosen].tolist(), [])
+    def offered(self, request: ListRequest, model: ServedModel, *, besides: Sequence[int] = ()) -> IntArray:
+        """Sorted rows that may be in a list: with a text, as asked for, neither blocked nor removed at this moment.
+
+        Args:
+            request: With its filters.
+            model: Whose rows.
+            besides: Rows that are left out.
+        """
+        allowed = model.has_text.copy()
+        allowed[list(besides)] = False
+        rows = self.wanted(request, model, np.flatnonzero(allowed))
+        return rows[self.may_be_offered(model, rows)]
+
+    def _best(self, request: RecommendRequest, model: ServedModel, rows: IntArray, k: int, diversity: float) -> Answer:
+        """The `k` best of some rows for who asks."""
+        found = model.ranker.best(self.context(request, model), rows, _wanted_of(k, diversity))
+        return self._listed(model, *found, k, diversity)
+
+    def _listed(self, model: ServedModel, rows: IntArray, scores: FloatArray, k: int, diversity: float) -> Answer:
+        """The first `k` rows, made diverse, of those that may be offered at this moment."""
+        kept = self.may_be_offered(model, rows)
+        rows, scores = rows[kept], scores[kept]
+        if diversity and len(rows):
+            rows, scores = rows[: pool_size(k)], scores[: pool_size(k)]
+            order = spread(model, np.arange(len(rows)), rows, scores, diversity, k)
+            rows, scores = rows[order], scores[order]
+        return Answer(model.version, [model.item_ids[row] for row in rows[:k].tolist()], scores[:k].tolist(), [])
 
     def wanted(self, request: ListRequest, model: ServedModel, rows: IntArray) -> IntArray:
         """Which of some rows with text fit the filters and, where that is asked for, were not bought."""
@@ -184,13 +195,6 @@ class Answers:
     def may_be_offered(self, model: ServedModel, rows: IntArray) -> npt.NDArray[np.bool_]:
         """Which rows, all of them with text, are neither blocked nor removed at this moment."""
         return self._items.may_be_offered(model.catalogue_rows[rows])
-
-    def _scores(self, request: RecommendRequest, model: ServedModel) -> FloatArray:
-        """Scores [items] of every row."""
-        if not len(model):
-            return np.zeros(0, dtype=np.float32)
-        scores: FloatArray = model.ranker.score(self.context(request, model))[0].numpy()
-        return scores
 
     def _judged(
         self, request: RankRequest, model: ServedModel, columns: IntArray
@@ -231,6 +235,11 @@ class Answers:
         """Rows of the items that are known."""
         known = self._items.rows
         return [known[item_id] for item_id in item_ids if item_id in known]
+
+
+def _wanted_of(k: int, diversity: float) -> int:
+    """How many of the best are looked for: some more than asked for, since any may be blocked meanwhile."""
+    return (pool_size(k) if diversity else k) + _SPARE
 
 
 def rows_of(item_ids: Iterable[str], model: ServedModel) -> list[int]:

@@ -75,8 +75,7 @@ class Search:
 
     def search(self, request: SearchRequest, model: ServedModel) -> Found:
         """The `k` items that fit a query and the shopper best."""
-        allowed = self._allowed(request, model)
-        allowed = allowed[~np.isin(allowed, rows_of(request.exclude, model))]
+        allowed = self._answers.offered(request, model, besides=rows_of(request.exclude, model))
         vector = self._queries(request.query, model.suffix)
         words = self.lexicon.scores(request.query, model)
         orders = [self._by_meaning(request.query, vector, allowed, model), self._by_words(words, allowed)]
@@ -96,7 +95,7 @@ class Search:
 
     def answer(self, request: AnswerRequest, model: ServedModel) -> tuple[float, Found]:
         """The items of kind `answer` that fit a question best, and how sure it is that the first one answers it."""
-        allowed = self._allowed(_ANSWERS, model)
+        allowed = self._answers.offered(_ANSWERS, model)
         similarity = _similarity(self._queries(request.question, model.suffix), allowed, model)
         order = best(similarity, request.k)
         rows, scores = allowed[order], similarity[order]
@@ -104,11 +103,6 @@ class Search:
             return 0.0, Found(rows, _NOTHING, _NOTHING, _NOTHING, {})
         sure = sure_of(float(scores[0]), self._settings.confident_similarity)
         return sure, Found(rows, scores, scores, np.zeros_like(scores), {})
-
-    def _allowed(self, request: ListRequest, model: ServedModel) -> IntArray:
-        """Rows that have a text, are what was asked for, and are neither blocked nor removed at this moment, sorted."""
-        rows = self._answers.wanted(request, model, np.flatnonzero(model.has_text))
-        return rows[self._answers.may_be_offered(model, rows)]
 
     def _by_meaning(self, query: str, vector: Tensor, allowed: IntArray, model: ServedModel) -> IntArray:
         """Rows whose texts are nearest to a query, the nearest first."""

@@ -1,6 +1,7 @@
 """What shoppers have done lately: what any source of it does, and the worker's own reading of clicks and purchases."""
 
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -64,15 +65,16 @@ def as_told(known: Context, *, session: Sequence[int] | None, earlier: Baskets |
     """What is known of a shopper, with what a request says in its place."""
     if session is None and earlier is None:
         return known
-    pairs = list(zip(*known, strict=True))
-    at_hand = [pair for pair in pairs if pair[1] == 0] if session is None else [(row, 0) for row in reversed(session)]
+    rows, ages = known
+    earliest = bisect_left(ages, 1)  # of the sessions before the one at hand: the newest comes first
+    at_hand = rows[:earliest] if session is None else list(reversed(session))
     if earlier is None:
-        before = [pair for pair in pairs if pair[1] > 0]
+        before, before_ages = rows[earliest:], ages[earliest:]
     else:
-        baskets = enumerate(reversed(earlier), start=1)
-        before = [(row, age) for age, basket in baskets for row in reversed(basket)]
-    newest = (at_hand + before)[:HISTORY_ITEMS]
-    return [row for row, _ in newest], [age for _, age in newest]
+        baskets = [list(reversed(basket)) for basket in reversed(earlier)]
+        before = [row for basket in baskets for row in basket]
+        before_ages = [age for age, basket in enumerate(baskets, start=1) for _ in basket]
+    return (at_hand + before)[:HISTORY_ITEMS], ([0] * len(at_hand) + before_ages)[:HISTORY_ITEMS]
 
 
 class ShopperState:

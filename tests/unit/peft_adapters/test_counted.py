@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from peft_adapters import kernels
 from peft_adapters.counted import Counted
 from peft_adapters.counters import Counters, IntArray
 from peft_adapters.features import SMOOTHING_EVENTS, click_through, context_weights
 from peft_adapters.kernels import compiled
 from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
+from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts, pad
 
 ITEMS = 60
@@ -86,17 +88,21 @@ def test_a_context_is_told_the_same_alone_and_among_others(events: int) -> None:
     assert torch.equal(together, torch.cat([loops.features(own, None) for own in alone], dim=1))
 
 
-@pytest.mark.parametrize("columns", [None, np.array([3, 7, 8, 40])])
-@pytest.mark.parametrize("asks", [False, True])
-def test_affinities_of_one_shopper_are_those_of_a_batch(columns: IntArray | None, asks: bool) -> None:
-    rng, draw = np.random.default_rng(3), torch.Generator().manual_seed(3)
+def ranker_of(draw: torch.Generator, counters: Counters) -> Ranker:
     ranker = Ranker.empty(16)
     ranker.grow(ITEMS)
     ranker.text = torch.nn.functional.normalize(torch.randn(ITEMS, 16, generator=draw), dim=1)
     ranker.residuals = {role: torch.randn(ITEMS, 16, generator=draw) for role in ROLES}
     ranker.taste = torch.randn(16, generator=draw)
-    ranker.counters = counted(rng, 500)
-    frozen = FrozenRanker(ranker)
+    ranker.counters = counters
+    return ranker
+
+
+@pytest.mark.parametrize("columns", [None, np.array([3, 7, 8, 40])])
+@pytest.mark.parametrize("asks", [False, True])
+def test_affinities_of_one_shopper_are_those_of_a_batch(columns: IntArray | None, asks: bool) -> None:
+    rng, draw = np.random.default_rng(3), torch.Generator().manual_seed(3)
+    frozen = FrozenRanker(ranker_of(draw, counted(rng, 500)))
     for _ in range(12):
         own = context(rng, repeats=True)
         both = pad([(own.items[0].tolist(), own.ages[0].tolist()), ([], [])], [own.passed[0].tolist(), []])
@@ -104,6 +110,39 @@ def test_affinities_of_one_shopper_are_those_of_a_batch(columns: IntArray | None
         one = frozen.features(own, columns, asked)
         batch = frozen.features(both, columns, None if asked is None else torch.cat([asked, asked]))
         torch.testing.assert_close(one, batch[:, :1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", [-3.0, 0.0, 0.5, 8.0])
+@pytest.mark.parametrize("count", [1, 5, 40, ITEMS, ITEMS + 1])
+def test_the_best_are_those_of_all_scores_whatever_attention_weighs(attention: float, count: int) -> None:
+    rng, draw = np.random.default_rng(4), torch.Generator().manual_seed(4)
+    ranker = ranker_of(draw, counted(rng, 200))
+    ranker.heads[FEATURES.index("session_attention_new")] = attention
+    frozen = FrozenRanker(ranker)
+    for _ in range(12):
+        own = context(rng, repeats=True)
+        rows = np.sort(rng.permutation(ITEMS)[: rng.integers(0, ITEMS + 1)])
+        expected = frozen.score(own)[0].numpy()[rows]
+        found, scores = frozen.best(own, rows, count)
+        np.testing.assert_array_equal(found, rows[np.argsort(-expected, kind="stable")][:count])
+        np.testing.assert_allclose(scores, np.sort(expected)[::-1][:count], rtol=1e-5, atol=1e-6)
+
+
+def test_what_attention_cannot_lift_among_the_best_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, draw = np.random.default_rng(5), torch.Generator().manual_seed(5)
+    ranker = ranker_of(draw, counted(rng, 3_000))
+    ranker.heads[FEATURES.index("session_attention_new")] = 0.1
+    frozen, looked_at = FrozenRanker(ranker), []
+
+    def note(*given: Any) -> None:
+        looked_at.append(len(given[5]) if given[4] else 0)
+        kernels_compared(*given)
+
+    kernels_compared = kernels.compared
+    monkeypatch.setattr(kernels, "compared", note)
+    frozen.best(context(rng, repeats=True), np.arange(ITEMS), 3)
+    assert looked_at[0] == 0
+    assert sum(looked_at) < ITEMS / 2
 
 
 def test_a_function_that_cannot_be_kept_is_compiled_all_the_same() -> None:
