@@ -185,13 +185,17 @@ class Learner:
         )
         return weighted_sum(ranker.heads, batch.counter_features, affinities)
 
-    def learn(self, batch: Batch) -> float:
+    def learn(self, batch: Batch, *, texts: bool = True) -> float:
         """One step on a batch, then count it; the loss (nats an event) before the step.
 
         A batch whose loss or gradients are not finite moves nothing, its loss is no number, and it is counted.
+
+        Args:
+            batch: observed.
+            texts: LoRA learns too, where a step of it is due; else all that has to do with it waits.
         """
         loss = self._step(batch)
-        if math.isfinite(loss):
+        if texts and math.isfinite(loss):
             self._learn_texts(batch)
         self.batches_learned += 1
         self._serve_projections()

@@ -189,6 +189,11 @@ class UpdaterMetrics:
             "Micro-batches whose loss was not finite: counted, not learnt.",
             registry=registry,
         )
+        self.late_slices = Counter(
+            "headwater_late_slices_total",
+            "Slices of the log learnt without LoRA, which waits while learning is late.",
+            registry=registry,
+        )
         self.learn_seconds = _timed("headwater_learn_seconds", "Time to learn from one micro-batch.", registry)
         self.checkpoint_seconds = _timed("headwater_checkpoint_seconds", "Time to write one checkpoint.", registry)
         self.publish_seconds = _timed("headwater_publish_seconds", "Time to publish one adapter.", registry)

@@ -3,6 +3,7 @@
 Where a slice ends depends on what had arrived by then. A restart reads the ends that were recorded since its checkpoint
 and cuts the same slices again, and so learns the same batches. What the gate decided between two slices changes what is
 learnt from then on, and when it was asked depends on the clock; so its decision stands beside the slice that followed.
+So does whether LoRA waited while a slice was learnt, which depends on how late it was.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from typing import Any, NamedTuple
 from peft_adapters.gate import Decision
 from streams.consumer import Offsets
 
-_GATE = "gate"  # no topic and partition: they have a slash between them
+_GATE, _LATE = "gate", "late"  # no topic and partition: they have a slash between them
 
 
 class Recorded(NamedTuple):
-    """A slice: where it ended, and what the gate had decided since the slice before."""
+    """A slice: where it ended, what the gate had decided since the slice before, and whether LoRA waits."""
 
     ends: Offsets
     decision: Decision | None = None
+    late: bool = False
 
 
 class Journal:
@@ -43,13 +45,13 @@ class Journal:
         self.recorded = deque(_read(_path(directory, checkpoint)))
         self._file = _path(directory, checkpoint).open("a", encoding="utf-8")
 
-    def record(self, ends: Offsets, decision: Decision | None = None) -> None:
-        """Write the ends of a slice, and the gate's decision before it; they are on the disk when this returns.
+    def record(self, slice_: Recorded) -> None:
+        """Write a slice down; it is on the disk when this returns.
 
         Raises:
             OSError: the disk refused.
         """
-        self._write([Recorded(ends, decision)])
+        self._write([slice_])
 
     def begin(self, checkpoint: int) -> None:
         """Begin anew after a checkpoint; what is still to be repeated comes along."""
@@ -89,13 +91,15 @@ def _read(path: Path) -> list[Recorded]:
 
 def _line(slice_: Recorded) -> dict[str, int | str]:
     line: dict[str, int | str] = {f"{topic}/{part}": offset for (topic, part), offset in sorted(slice_.ends.items())}
+    if slice_.late:
+        line[_LATE] = 1
     return line if slice_.decision is None else line | {_GATE: slice_.decision}
 
 
 def _recorded(line: dict[str, Any]) -> Recorded:
-    decision = line.pop(_GATE, None)
+    decision, late = line.pop(_GATE, None), bool(line.pop(_LATE, 0))
     parted = ((name.rsplit("/", 1), offset) for name, offset in line.items())
-    return Recorded({(topic, int(partition)): offset for (topic, partition), offset in parted}, decision)
+    return Recorded({(topic, int(partition)): offset for (topic, partition), offset in parted}, decision, late)
 
 
 def _path(directory: Path, checkpoint: int) -> Path:

@@ -32,6 +32,7 @@ from services.metrics import UpdaterMetrics
 from services.settings import Settings
 from services.updater.home import Home
 from services.updater.intake import Intake
+from services.updater.journal import Recorded
 from services.updater.watch import Watch
 from streams.connection import backoff_seconds
 from streams.consumer import Offsets, PartitionConsumer
@@ -45,6 +46,7 @@ from streams.slices import Slice, SliceReader
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.05
+_LORA_WAITS_SLICES = 3  # in a row, at most
 _LAG_SECONDS = 2.0  # how often the lag is asked for
 _LAG_TIMEOUT_SECONDS = 1.0  # a metric does not hold the loop up
 _CONFIRM_SECONDS = 10.0  # within the grace that a process is given to end
@@ -74,6 +76,7 @@ class Updater:
         self.learner = Learner(encoder, Catalogue(PrefixCache.of(encoder)), settings.learner)
         self._watch = Watch(self.learner, settings, metrics)
         self._decided: Decision | None = None  # by the gate since the newest slice
+        self._lora_waited = 0  # slices in a row
         self._announcer: EventProducer | None = None  # made at its first word, and anew when it failed
         self._offsets: Offsets = {}
         self._checkpointed: Offsets = {}
@@ -100,7 +103,7 @@ class Updater:
             while not self._done():
                 piece = self._next_slice()
                 if piece is not None:
-                    self._learn(piece)
+                    self._learn(*piece)
                 self._publish_when_due()
                 self._export()
             self._finish()
@@ -109,16 +112,17 @@ class Updater:
         limit = self._own.max_events
         return self._stop.is_set() or (limit is not None and self.learner.events_learned >= limit)
 
-    def _next_slice(self) -> Slice | None:
-        """The slice that a run before this one had recorded and not kept; without one, the next of the log."""
+    def _next_slice(self) -> tuple[Slice, bool] | None:
+        """The slice that a run before this one had recorded and not kept; without one, the next. Is LoRA to wait?"""
         recorded = self._home.journal.recorded
         if recorded:
             piece = self._reader.repeat(recorded[0].ends, _POLL_SECONDS)
             if piece is not None:
-                self._settle(recorded.popleft().decision)
-            elif self._log_lacks(recorded[0].ends):
+                self._settle(recorded[0].decision)
+                return piece, recorded.popleft().late
+            if self._log_lacks(recorded[0].ends):
                 recorded.clear()
-            return piece
+            return None
         return self._recorded(self._reader.poll(_POLL_SECONDS))
 
     def _log_lacks(self, ends: Offsets) -> bool:
@@ -134,33 +138,43 @@ class Updater:
             return bool(short)
         return False
 
-    def _recorded(self, piece: Slice | None) -> Slice | None:
+    def _recorded(self, piece: Slice | None) -> tuple[Slice, bool] | None:
         """Where a slice ends is on the disk before it is learnt: a restart cuts it there again.
 
-        So is what the gate has decided since the slice before, and only then is the consequence drawn.
+        So is what the gate has decided since the slice before, and only then is the consequence drawn; and so is
+        whether LoRA waits.
         """
-        if piece is not None:
-            self._home.verify()
-            self._home.journal.record(piece.ends, self._decided)
-            self._settle(self._decided)
-            self._decided = None
-        return piece
+        if piece is None:
+            return None
+        self._home.verify()
+        late = self._lets_lora_wait(piece)
+        self._home.journal.record(Recorded(piece.ends, self._decided, late))
+        self._settle(self._decided)
+        self._decided = None
+        return piece, late
+
+    def _lets_lora_wait(self, piece: Slice) -> bool:
+        """Whether a slice is so late that LoRA, most of what learning takes, is put off; not for ever."""
+        late = time.time() - piece.records[0].timestamp_ms / 1_000 > self._own.late_seconds
+        self._lora_waited = self._lora_waited + 1 if late and self._lora_waited < _LORA_WAITS_SLICES else 0
+        return self._lora_waited > 0
 
     def _settle(self, decision: Decision | None) -> None:
         if self._watch.settle(decision):
             self._publisher.begin_anew()
             self._unpublished = True
 
-    def _learn(self, piece: Slice) -> None:
+    def _learn(self, piece: Slice, late: bool) -> None:
         """Take a slice in, and learn what it gives: positives, each batch judged before it is learnt, then lists."""
         taken = self._intake.take(piece.records)
+        self._metrics.late_slices.inc(late and bool(taken.examples))
         for letter in taken.letters:
             self._letters.write(letter)
         for examples in _batches(taken.examples, self._own.batch_events):
             with self._metrics.learn_seconds.time():
                 batch = self.learner.observe(examples)
                 self._watch.judge(batch)
-                loss = self.learner.learn(batch)
+                loss = self.learner.learn(batch, texts=not late)
             self._count(loss)
         for lists in _batches(taken.lists, self._own.batch_events):
             with self._metrics.learn_seconds.time():
@@ -367,7 +381,7 @@ class Updater:
     def _learn_rest(self, reader: SliceReader) -> None:
         """Learn all that was read, in as many slices as it takes."""
         while (piece := self._recorded(reader.rest())) is not None:
-            self._learn(piece)
+            self._learn(*piece)
 
     def _open(self, topics: list[str]) -> PartitionConsumer:
         group_id = f"headwater-updater-{self._settings.scenario}"

@@ -23,6 +23,11 @@ class UpdaterSettings(BaseModel):
     batch_events: int = Field(default=256, ge=1, description="a micro-batch closes at this many clicks and purchases")
     batch_seconds: float = Field(default=0.25, gt=0, description="or when its first event has waited this long")
     batch_bytes: int = Field(default=1 << 20, ge=1, description="or at this size, impressions and items included")
+    late_seconds: float = Field(
+        default=1.0,
+        gt=0,
+        description="while events are older than this when learnt, LoRA learns from one slice of the log in four",
+    )
     publish_seconds: float = Field(default=0.5, ge=0, description="shortest time from one publication to the next")
     publish_share: float = Field(
         default=0.35, gt=0, le=1, description="of the time at most goes to publications: what they cost spaces them"

@@ -62,8 +62,8 @@ def updater(settings: Settings, registry: CollectorRegistry, poison: Poison | No
     made = Updater(settings, UpdaterMetrics(registry, topics=settings.topics), threading.Event())
     learner, learn = made.learner, made.learner.learn
 
-    def learn_and_spoil(batch: Any) -> float:
-        loss = learn(batch)
+    def learn_and_spoil(batch: Any, **how: Any) -> float:
+        loss = learn(batch, **how)
         if poison is not None and learner.batches_learned == 9:
             poison(learner)
         return loss

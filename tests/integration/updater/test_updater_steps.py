@@ -137,6 +137,24 @@ def test_all_steps_in_order(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None
     assert done[len(at_the_start) :] == ["learn", *publication] * (EVENTS // 10)
 
 
+@pytest.mark.parametrize(("late_seconds", "with_texts"), [(1e-6, [False, False, False, True]), (1e6, [True] * 4)])
+def test_lora_waits_while_learning_is_late_but_not_for_ever(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, late_seconds: float, with_texts: list[bool]
+) -> None:
+    with updater(shop, late_seconds=late_seconds) as made:
+        learn, taught = made.learner.learn, []
+
+        def noting(batch: Any, *, texts: bool) -> Any:
+            taught.append(texts)
+            return learn(batch, texts=texts)
+
+        monkeypatch.setattr(made.learner, "learn", noting)
+        made.run()
+        assert made._metrics.late_slices._value.get() == with_texts.count(False)
+    assert sorted(taught) == with_texts  # a slice of items alone may come first
+    assert taught[:2] == with_texts[:2]
+
+
 def test_what_is_judged_has_not_been_learnt(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     with updater(shop) as made:
         learner, judged = made.learner, []

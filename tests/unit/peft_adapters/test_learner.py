@@ -129,6 +129,20 @@ def test_lora_moves_as_long_as_texts_count_and_item_vectors_follow_every_few_ste
     assert all(step for step, follows in zip(stepped, followed, strict=True) if follows)
 
 
+def test_where_texts_wait_all_else_is_learnt() -> None:
+    settings = LearnerSettings(lora_every_events=1, lora_refresh_steps=1, lora_ahead_batches=3)
+    learner = tiny_learner(settings, items=30)
+    learner.learn(learner.observe(paired_stream(20, items=30, seed=0)))
+    lora, heads, ahead = learner.encoder.lora_state(), learner.ranker.heads.clone(), learner.lora_steps.ahead
+    assert ahead is not None
+    made = len(ahead.texts)
+    learner.learn(learner.observe(paired_stream(20, items=30, seed=1)), texts=False)
+    assert all(torch.equal(value, lora[name]) for name, value in learner.encoder.lora_state().items())
+    assert len(ahead.texts) == made
+    assert not torch.equal(learner.ranker.heads, heads)
+    assert learner.events_learned == 40
+
+
 def test_steps_of_lora_come_ever_more_seldom_as_they_add_up() -> None:
     taken = {}
     for slowdown in (4.0, 1e9):

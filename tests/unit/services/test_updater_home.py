@@ -17,6 +17,7 @@ from peft_adapters.learner import Learner
 from peft_adapters.settings import LearnerSettings
 from services.updater import home as home_module
 from services.updater.home import Home
+from services.updater.journal import Recorded
 from streams.join_store import Shown
 
 AT = ("clicks", 0)
@@ -56,7 +57,7 @@ def test_one_that_was_written_and_did_not_come_to_count_is_as_if_it_had_never_be
 ) -> None:
     with closing(home(tmp_path)) as first:
         first.save(learner, {"number": 1})
-        first.journal.record({AT: 7})
+        first.journal.record(Recorded({AT: 7}))
         first.store.add(shown(1))
         with monkeypatch.context() as patch:
             patch.setattr(first.store, "commit", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -73,10 +74,10 @@ def test_one_that_was_written_and_did_not_come_to_count_is_as_if_it_had_never_be
 class TestJournal:
     def test_ends_since_the_checkpoint_are_to_be_repeated(self, tmp_path: Path, learner: Learner) -> None:
         with closing(home(tmp_path)) as first:
-            first.journal.record({AT: 1})
+            first.journal.record(Recorded({AT: 1}))
             first.save(learner, {})
-            first.journal.record({AT: 2, ("other/topic", 3): 5})
-            first.journal.record({AT: 3, ("other/topic", 3): 5})
+            first.journal.record(Recorded({AT: 2, ("other/topic", 3): 5}))
+            first.journal.record(Recorded({AT: 3, ("other/topic", 3): 5}))
         with closing(home(tmp_path)) as second:
             ends = [{AT: 2, ("other/topic", 3): 5}, {AT: 3, ("other/topic", 3): 5}]
             assert _ends(second) == ends
@@ -85,27 +86,29 @@ class TestJournal:
         with closing(home(tmp_path)) as third:
             assert _ends(third) == ends[1:]
 
-    def test_what_the_gate_decided_stands_beside_the_slice_that_followed(self, tmp_path: Path) -> None:
+    def test_what_the_gate_decided_and_whether_lora_waits_stand_beside_the_slice(self, tmp_path: Path) -> None:
         with closing(home(tmp_path)) as first:
-            first.journal.record({AT: 1})
-            first.journal.record({AT: 2}, "published")
-            first.journal.record({AT: 3}, "refused")
+            first.journal.record(Recorded({AT: 1}))
+            first.journal.record(Recorded({AT: 2}, "published"))
+            first.journal.record(Recorded({AT: 3}, "refused", late=True))
+            first.journal.record(Recorded({AT: 4}, late=True))
         with closing(home(tmp_path)) as second:
             assert [tuple(recorded) for recorded in second.journal.recorded] == [
-                ({AT: 1}, None),
-                ({AT: 2}, "published"),
-                ({AT: 3}, "refused"),
+                ({AT: 1}, None, False),
+                ({AT: 2}, "published", False),
+                ({AT: 3}, "refused", True),
+                ({AT: 4}, None, True),
             ]
 
     def test_a_line_cut_short_was_never_learnt(self, tmp_path: Path) -> None:
         with closing(home(tmp_path)) as first:
-            first.journal.record({AT: 1})
+            first.journal.record(Recorded({AT: 1}))
         (path,) = tmp_path.glob("*/journal-*.jsonl")
         with path.open("a") as file:
             file.write('{"clicks/0": ')
         with closing(home(tmp_path)) as again:
             assert _ends(again) == [{AT: 1}]
-            again.journal.record({AT: 2})
+            again.journal.record(Recorded({AT: 2}))
         with closing(home(tmp_path)) as last:
             assert _ends(last) == [{AT: 1}, {AT: 2}]
 
