@@ -1,9 +1,10 @@
 """Checkpoints: a learner's whole state, and whatever else must go with it, in one directory, whole or not at all.
 
 ```
-<root>/<number:010d>/model.safetensors   every tensor
-<root>/<number:010d>/state.json          everything else, the offsets it came from included
-<root>/<number:010d>/SHA256SUMS          of both, as `sha256sum --check` reads it
+<root>/<number:010d>/model.safetensors    every tensor of the learner
+<root>/<number:010d>/beside.safetensors   others that go with it; a hard link where they are those of one before
+<root>/<number:010d>/state.json           everything else, the offsets it came from included
+<root>/<number:010d>/SHA256SUMS           of all of them, as `sha256sum --check` reads it
 ```
 
 A checkpoint is written aside, synced, and renamed into place. Which one counts is for the owner of the root to say, in
@@ -24,20 +25,25 @@ import torch
 from torch import Tensor
 
 from peft_adapters.bundle import SAME_ADAPTER
-from peft_adapters.durable import durable_file, sync_directory
+from peft_adapters.durable import durable_file, link, sync_directory
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learner import Learner
 from peft_adapters.modalities import pack, unpack
 from peft_adapters.ranker import ROLES
 
-STATE_VERSION = 6
+STATE_VERSION = 7
 MODEL_NAME, STATE_NAME, SUMS_NAME = "model.safetensors", "state.json", "SHA256SUMS"
-
-_BESIDE = "beside"
+BESIDE_NAME = "beside.safetensors"
 
 
 def save_checkpoint(
-    root: Path, number: int, learner: Learner, extra: dict[str, Any], beside: Mapping[str, Tensor] | None = None
+    root: Path,
+    number: int,
+    learner: Learner,
+    extra: dict[str, Any],
+    beside: Mapping[str, Tensor] | None = None,
+    *,
+    beside_of: int | None = None,
 ) -> None:
     """Write a checkpoint.
 
@@ -47,12 +53,17 @@ def save_checkpoint(
         learner: what is saved.
         extra: what else to keep, as JSON can hold it; `load_checkpoint` gives it back.
         beside: what else to keep, as tensors; `load_beside` gives it back.
+        beside_of: a checkpoint in the same root that has the same `beside`: it is not written again.
 
     Raises:
         CheckpointError: the disk refused; older checkpoints still stand.
     """
     try:
-        _write(root, number, _files(learner, extra, beside or {}))
+        files = _files(learner, extra)
+        if beside_of is not None:
+            _write(root, number, files, linked=checkpoint_path(root, beside_of) / BESIDE_NAME)
+        else:
+            _write(root, number, files | {BESIDE_NAME: _saved(beside or {})})
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {checkpoint_path(root, number)} cannot be written: {error}; the one before still stands, "
@@ -66,12 +77,16 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(root: Path, number: int, files: dict[str, bytes]) -> None:
-    """1. Write the files aside. 2. Rename their directory into place."""
+def _write(root: Path, number: int, files: dict[str, bytes], *, linked: Path | None = None) -> None:
+    """1. Write the files aside, and link the one that is there already. 2. Rename their directory into place."""
     aside = root / f".{number:010d}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    for name, data in files.items():
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    if linked is not None:
+        link(linked, aside / linked.name)
+        sums[linked.name] = _read_sums(linked.parent)[linked.name]
+    for name, data in (files | {SUMS_NAME: _sums(sums)}).items():
         with durable_file(aside / name) as file:
             file.write(data)
     sync_directory(aside)
@@ -80,14 +95,16 @@ def _write(root: Path, number: int, files: dict[str, bytes]) -> None:
     sync_directory(root)
 
 
-def _files(learner: Learner, extra: dict[str, Any], beside: Mapping[str, Tensor]) -> dict[str, bytes]:
+def _files(learner: Learner, extra: dict[str, Any]) -> dict[str, bytes]:
     tensors, state = learner_state(learner)
-    tensors |= {f"{_BESIDE}/{name}": value for name, value in beside.items()}
-    files = {
-        MODEL_NAME: safetensors.torch.save({name: value.contiguous().clone() for name, value in tensors.items()}),
-        STATE_NAME: json.dumps({"version": STATE_VERSION, "learner": state, "extra": extra}).encode(),
-    }
-    return files | {SUMS_NAME: _sums(files)}
+    told = json.dumps({"version": STATE_VERSION, "learner": state, "extra": extra})
+    return {MODEL_NAME: _saved(tensors), STATE_NAME: told.encode()}
+
+
+def _saved(tensors: Mapping[str, Tensor]) -> bytes:
+    # Clones: of tensors that share memory safetensors takes none.
+    data: bytes = safetensors.torch.save({name: value.contiguous().clone() for name, value in tensors.items()})
+    return data
 
 
 def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]:
@@ -98,7 +115,7 @@ def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]
     """
     path = checkpoint_path(root, number)
     try:
-        files = {name: (path / name).read_bytes() for name in (MODEL_NAME, STATE_NAME, SUMS_NAME)}
+        files = {name: (path / name).read_bytes() for name in (MODEL_NAME, STATE_NAME, BESIDE_NAME)}
         state = _checked_state(path, files)
         tensors = safetensors.torch.load(files[MODEL_NAME])
     except (OSError, ValueError, safetensors.SafetensorError) as error:
@@ -118,14 +135,12 @@ def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]
 
 def load_beside(root: Path, number: int) -> dict[str, Tensor]:
     """The tensors that were saved beside a learner, of a checkpoint that `load_checkpoint` has taken."""
-    with safetensors.safe_open(checkpoint_path(root, number) / MODEL_NAME, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(f"{_BESIDE}/")]  # noqa: SIM118 - no mapping
-        return {name.removeprefix(f"{_BESIDE}/"): file.get_tensor(name) for name in names}
+    return safetensors.torch.load((checkpoint_path(root, number) / BESIDE_NAME).read_bytes())
 
 
-def _checked_state(path: Path, files: dict[str, bytes]) -> dict[str, Any]:
-    """What `state.json` says, once both files are known to be those that were written."""
-    if files.pop(SUMS_NAME) != _sums(files):
+def _checked_state(path: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """What `state.json` says, once all files are known to be those that were written."""
+    if _read_sums(path) != {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}:
         raise ValueError(f"its files are not those that {SUMS_NAME} names")
     state: dict[str, Any] = json.loads(files[STATE_NAME])
     if state["version"] != STATE_VERSION:
@@ -136,8 +151,13 @@ def _checked_state(path: Path, files: dict[str, bytes]) -> dict[str, Any]:
     return state
 
 
-def _sums(files: dict[str, bytes]) -> bytes:
-    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
+def _sums(sums: Mapping[str, str]) -> bytes:
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    lines = (path / SUMS_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def learner_weights(learner: Learner) -> dict[str, Tensor]:

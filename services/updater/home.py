@@ -43,7 +43,7 @@ from peft_adapters.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from peft_adapters.durable import sync_directory
+from peft_adapters.durable import link, sync_directory
 from peft_adapters.errors import AlreadyRunningError, CheckpointError, FencedError
 from peft_adapters.learner import Learner
 from services.updater.journal import Journal
@@ -90,6 +90,7 @@ class Home:
         self.lineage = self.store.meta("lineage") or secrets.token_hex(16)
         self.store.commit(lineage=self.lineage)
         self.checkpoint = _latest(self.store)
+        self._beside: dict[str, Tensor] = {}  # as last saved
         self.journal = Journal(self._path, self.checkpoint)
         self._prune()
 
@@ -115,18 +116,27 @@ class Home:
             CheckpointError: the disk refused; the checkpoint before still counts.
             FencedError: another updater has taken over.
         """
-        number = self.checkpoint + 1
+        number, beside = self.checkpoint + 1, dict(beside or {})
+        same = beside.keys() == self._beside.keys() and all(beside[name] is self._beside[name] for name in beside)
         try:
-            save_checkpoint(self._path, number, learner, extra, beside)
+            save_checkpoint(
+                self._path, number, learner, extra, beside, beside_of=self.checkpoint if same and beside else None
+            )
         except CheckpointError:
             self.verify()  # a directory taken away is no fault of the disk
             raise
         self.verify()
         self.store.commit(checkpoint=str(number))
-        self.checkpoint = number
+        self.checkpoint, self._beside = number, beside
         self.journal.begin(number)
         prune_checkpoints(self._path, keep=self._keep)
         self.journal.prune(keep=self._keep)
+
+    def _has_saved(self, beside: Mapping[str, Tensor]) -> int | None:
+        """Number of the checkpoint that counts, if it has these very tensors beside it."""
+        if not beside or beside.keys() != self._beside.keys():
+            return None
+        return self.checkpoint if all(beside[name] is kept for name, kept in self._beside.items()) else None
 
     def verify(self) -> None:
         """See that this updater still owns the place.
@@ -226,16 +236,8 @@ def _copy_epoch(source: Path, target: Path) -> None:
         with contextlib.closing(JoinStore(target / JOIN_NAME)) as store:
             number = _latest(store)
     if number:
-        shutil.copytree(checkpoint_path(source, number), checkpoint_path(target, number), copy_function=_link)
+        shutil.copytree(checkpoint_path(source, number), checkpoint_path(target, number), copy_function=link)
     Journal.copy(source, target, number)
-
-
-def _link(source: str, target: str) -> None:
-    """The files of a checkpoint never change: both epochs can have the same."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _latest(store: JoinStore) -> int:

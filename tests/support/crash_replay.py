@@ -340,7 +340,10 @@ def differences(one: Path, other: Path) -> list[str]:
     left, right = newest_checkpoint(one), newest_checkpoint(other)
     assert left is not None
     assert right is not None
-    tensors, others = (safetensors.torch.load_file(path / "model.safetensors") for path in (left, right))
+    tensors, others = (
+        {f"{name}/{key}": value for name in ("model", "beside") for key, value in _tensors(path, name).items()}
+        for path in (left, right)
+    )
     found = [name for name in tensors.keys() ^ others.keys()]
     found += [name for name in tensors.keys() & others.keys() if not torch.equal(tensors[name], others[name])]
     states = [json.loads((path / "state.json").read_text()) for path in (left, right)]
@@ -350,6 +353,10 @@ def differences(one: Path, other: Path) -> list[str]:
         if _rows(left.parent / "join.sqlite", table) != _rows(right.parent / "join.sqlite", table):
             found.append(f"table {table}")
     return found
+
+
+def _tensors(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(checkpoint / f"{name}.safetensors")
 
 
 def _rows(path: Path, table: str) -> list[tuple[Any, ...]]:

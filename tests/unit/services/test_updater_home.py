@@ -100,6 +100,17 @@ class TestJournal:
                 ({AT: 4}, None, True),
             ]
 
+    def test_what_goes_beside_is_written_once_until_it_changes(self, tmp_path: Path, learner: Learner) -> None:
+        beside, files = {"live/text": torch.ones(3)}, []
+        with closing(home(tmp_path)) as own:
+            for tensors in (beside, dict(beside), {"live/text": torch.zeros(3)}):
+                own.save(learner, {}, tensors)
+                files.append(max(tmp_path.glob("*/[0-9]*/beside.safetensors")).stat().st_ino)
+        assert files[0] == files[1] != files[2]
+        with closing(home(tmp_path)) as again:
+            _, kept = again.load(tiny_learner(LearnerSettings())) or ({}, {})
+            assert kept["live/text"].tolist() == [0, 0, 0]
+
     def test_a_line_cut_short_was_never_learnt(self, tmp_path: Path) -> None:
         with closing(home(tmp_path)) as first:
             first.journal.record(Recorded({AT: 1}))
