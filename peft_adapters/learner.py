@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -110,8 +111,13 @@ class Learner:
 
     # ---- a batch
 
-    def observe(self, examples: Sequence[Positive]) -> Batch:
+    def observe(self, examples: Sequence[Positive], *, whole: bool = True) -> Batch:
         """Contexts and counter features of a batch, as things stood before each of its events.
+
+        Args:
+            examples: its events, in order.
+            whole: features of the whole catalogue, for judging, where it is not too large; else of the candidates that
+                learning takes.
 
         Raises:
             KeyError: an item is not in the catalogue.
@@ -119,7 +125,7 @@ class Learner:
         items = np.array([self.catalogue.rows[example.item_id] for example in examples], dtype=np.int64)
         contexts, before, new_shopper = self._walk(examples, items)
         candidates, log_expected = self._sample(items)
-        columns = None if len(self.catalogue) <= self.settings.judged_items else candidates
+        columns = self._judged_columns(candidates) if whole else candidates
         weights = context_weights(contexts, len(self.catalogue))
         rows = contexts.rows()
         return Batch(
@@ -137,6 +143,29 @@ class Learner:
             affinity_weights=affinity_weights(weights, rows),
             context_rows=rows,
             asked=self._asked(examples),
+        )
+
+    def _judged_columns(self, candidates: IntArray) -> IntArray | None:
+        """Candidates that events are judged among: None is the whole catalogue."""
+        return None if len(self.catalogue) <= self.settings.judged_items else candidates
+
+    def first_of(self, batch: Batch, count: int) -> Batch:
+        """The first events of a batch that was just observed, with features of all that they are judged among."""
+        kept, columns = slice(count), self._judged_columns(batch.candidates)
+        own = batch.contexts
+        contexts = Contexts(own.items[kept], own.ages[kept], own.passed[kept])
+        return replace(
+            batch,
+            items=batch.items[kept],
+            weight=batch.weight[kept],
+            contexts=contexts,
+            before=batch.before[kept],
+            first_of_item=batch.first_of_item[kept],
+            new_shopper=batch.new_shopper[kept],
+            columns=columns,
+            counter_features=Counted(self.ranker.counters).features(contexts, columns),
+            affinity_weights=batch.affinity_weights[:, kept],
+            asked=None if batch.asked is None else batch.asked[kept],
         )
 
     def _asked(self, events: Sequence[Positive] | Sequence[ShownList]) -> Tensor | None:

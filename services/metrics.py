@@ -191,7 +191,7 @@ class UpdaterMetrics:
         )
         self.late_slices = Counter(
             "headwater_late_slices_total",
-            "Slices of the log learnt without LoRA, which waits while learning is late.",
+            "Slices of the log learnt without LoRA, and little judged, because learning is late.",
             registry=registry,
         )
         self.learn_seconds = _timed("headwater_learn_seconds", "Time to learn from one micro-batch.", registry)

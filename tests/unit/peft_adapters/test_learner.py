@@ -129,6 +129,23 @@ def test_lora_moves_as_long_as_texts_count_and_item_vectors_follow_every_few_ste
     assert all(step for step, follows in zip(stepped, followed, strict=True) if follows)
 
 
+def test_the_first_of_a_batch_are_judged_as_in_the_whole_and_learning_is_the_same() -> None:
+    settings = LearnerSettings(negatives=30, lora=False)
+    one, other = (tiny_learner(settings, items=100) for _ in range(2))
+    for number in range(5):
+        stream = random_stream(20, items=100, seed=number)
+        whole, narrow = one.observe(stream), other.observe(stream, whole=False)
+        first = other.first_of(narrow, 6)
+        assert whole.columns is first.columns is None
+        assert narrow.columns is not None
+        torch.testing.assert_close(other.judge(first), one.judge(whole)[:6])
+        assert (first.items.tolist(), first.before) == (whole.items[:6].tolist(), whole.before[:6])
+        one.learn(whole)
+        other.learn(narrow)
+    assert torch.equal(one.ranker.heads, other.ranker.heads)
+    assert all(torch.equal(one.ranker.residuals[role], other.ranker.residuals[role]) for role in ("query", "candidate"))
+
+
 def test_where_texts_wait_all_else_is_learnt() -> None:
     settings = LearnerSettings(lora_every_events=1, lora_refresh_steps=1, lora_ahead_batches=3)
     learner = tiny_learner(settings, items=30)
