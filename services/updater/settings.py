@@ -26,7 +26,7 @@ class UpdaterSettings(BaseModel):
     late_seconds: float = Field(
         default=1.0,
         gt=0,
-        description="while events are older when learnt, LoRA learns from one slice in four, and few of them are judged",
+        description="while events are older when learnt, LoRA learns from one slice in four, and few are judged",
     )
     publish_seconds: float = Field(default=0.5, ge=0, description="shortest time from one publication to the next")
     publish_share: float = Field(

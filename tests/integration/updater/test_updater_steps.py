@@ -191,7 +191,7 @@ class TestStep2Checkpoint:
         assert shop.committed() == {}
 
     def test_a_failing_checkpoint_publishes_nothing(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(*_: object) -> int:
+        def full(*_: object, **__: object) -> int:
             raise CheckpointError("checkpoint 1 cannot be written: No space left on device")
 
         monkeypatch.setattr("services.updater.home.save_checkpoint", full)
