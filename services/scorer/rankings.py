@@ -33,7 +33,7 @@ NO_PROBABILITY = {409: "`bids` were given, and how likely it is that they are pa
 
 # What takes a few milliseconds is answered in the loop itself: threads that compute hold one another up.
 SHORT_CANDIDATES = 200
-SHORT_CATALOGUE = 5_000  # items, of which the best are to be found: 2 to 5 ms of processor time
+SHORT_CATALOGUE = 5_000  # items, of which the best are found in some 2 ms of processor time
 
 ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS, description="an item of the catalogue")]
 
