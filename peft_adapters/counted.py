@@ -47,7 +47,14 @@ class Counted:
         return torch.from_numpy(found)
 
     def put(self, contexts: Contexts, columns: IntArray, found: FloatArray) -> None:
-        """The same, into an array that there is."""
+        """The same, into an array that there is.
+
+        Raises:
+            IndexError: an item is none of those that were counted; compiled loops would not notice.
+        """
+        for rows in (contexts.items, contexts.passed, columns):
+            if rows.max(initial=-1) >= self._items:
+                raise IndexError(f"row {rows.max()} is asked for, and there are {self._items} items")
         kernels.counted(contexts.items, contexts.ages, self._counts, _RECENCY, self._standing, columns, found)
 
 

@@ -78,6 +78,19 @@ def test_loops_give_what_matrices_give(events: int, repeats: bool) -> None:
         torch.testing.assert_close(loops.features(own, columns), whole[:, :, columns], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("contexts", "columns"),
+    [
+        (pad([([ITEMS], [0])]), [1]),
+        (pad([([1], [0])], [[ITEMS]]), [1]),
+        (pad([([1], [0])]), [1, ITEMS]),
+    ],
+)
+def test_rows_beyond_the_catalogue_are_refused(contexts: Contexts, columns: list[int]) -> None:
+    with pytest.raises(IndexError, match=f"row {ITEMS} is asked for, and there are {ITEMS} items"):
+        Counted(counted(np.random.default_rng(0), 100)).features(contexts, np.array(columns))
+
+
 @pytest.mark.parametrize("events", [100, 3_000])
 def test_a_context_is_told_the_same_alone_and_among_others(events: int) -> None:
     rng = np.random.default_rng(events)
