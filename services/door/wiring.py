@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from services.audit import AuditLog
 from services.door.guard import OPEN_PATHS, KeyGuard, KeyRing, Needs
 from services.door.limits import RequestLimits
+from services.door.openapi import state_keys
 from services.door.settings import LimitSettings, SecuritySettings
 from services.metrics import DoorMetrics
 from services.serving import Listening
@@ -70,4 +71,5 @@ def add_door(
     )
     if door.security.keys_file is not None:
         ring = KeyRing(door.security.keys_file, metrics)
+        state_keys(app, needs)
         app.add_middleware(KeyGuard, ring=ring, needs=needs, metrics=metrics, audit=door.audit)

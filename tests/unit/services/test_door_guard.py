@@ -61,7 +61,8 @@ def house_of(tmp_path: Path, security: SecuritySettings) -> Iterator[House]:
     async def metrics() -> Response:
         return metrics_response(series)
 
-    @app.api_route("/v1/things", methods=["GET", "PUT"])
+    @app.get("/v1/things")
+    @app.put("/v1/things")
     async def things(request: Request) -> dict[str, str]:
         caller = caller_of(request)
         return {"caller": caller.name, "address": caller.address}
@@ -93,6 +94,21 @@ def test_who_shows_none_is_asked_for_one(house: House) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
     assert "scope `read`" in answer.json()["detail"]
     assert house.turned_away("missing") == 1
+
+
+def test_openapi_says_which_key_a_call_needs(house: House, tmp_path: Path) -> None:
+    document = house.get(house.keys.make("shop", [Scope.read]), "/openapi.json").json()
+    assert document["components"]["securitySchemes"]["key"] == {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "made by `headwater keys new`",
+    }
+    things = document["paths"]["/v1/things"]
+    assert (things["get"]["security"], things["put"]["security"]) == ([{"key": ["read"]}], [{"key": ["admin"]}])
+    assert {"200", "401", "403"} <= things["get"]["responses"].keys()
+    assert "security" not in document["paths"]["/healthz"]["get"]
+    with house_of(tmp_path, SecuritySettings()) as open_house:
+        assert "securitySchemes" not in open_house.get(None, "/openapi.json").json().get("components", {})
 
 
 @pytest.mark.parametrize("header", ["Basic c2hvcDpzaG9w", "Bearer", "Bearer hw_0", "bearer x", "Bearer \xe4"])
