@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from structlog.testing import capture_logs
-from updater_shop import START_MS, Shop, events, items, newest_checkpoint
+from updater_shop import NO_BURSTS, START_MS, Shop, events, items, newest_checkpoint
 
 from peft_adapters.errors import CheckpointError
 from services.metrics import UpdaterMetrics, new_registry
@@ -21,7 +21,6 @@ from streams.control import Quarantined, Released, forget_record, parse_control,
 from streams.embedded_broker import EmbeddedBroker
 from streams.errors import DeliveryError, HeadwaterStreamError
 from streams.events import Click, Impression, Shown
-from streams.guard import GuardSettings
 from streams.privacy import PrivacySettings, Pseudonymiser
 from streams.producer import EventProducer
 from streams.topics import Topics
@@ -54,7 +53,7 @@ def shop(embedded_broker: EmbeddedBroker, make_topics: Callable[..., Topics], tm
 
 def settings_of(shop: Shop, *, secret: str = SECRET, payload: str = "keep", **updater: Any) -> Settings:
     privacy = PrivacySettings.model_validate({"secret": secret, "dead_letter_payload": payload})
-    guard = GuardSettings(user_quarantine_events=3)
+    guard = NO_BURSTS.model_copy(update={"user_quarantine_events": 3})
     return shop.settings(**updater).model_copy(update={"privacy": privacy, "guard": guard})
 
 
