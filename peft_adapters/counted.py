@@ -52,9 +52,9 @@ class Counted:
         Raises:
             IndexError: an item is none of those that were counted; compiled loops would not notice.
         """
-        for rows in (contexts.items, contexts.passed, columns):
-            if rows.max(initial=-1) >= self._items:
-                raise IndexError(f"row {rows.max()} is asked for, and there are {self._items} items")
+        highest = kernels.highest(contexts.items, contexts.passed, columns)
+        if highest >= self._items:
+            raise IndexError(f"row {highest} is asked for, and there are {self._items} items")
         kernels.counted(contexts.items, contexts.ages, self._counts, _RECENCY, self._standing, columns, found)
 
 

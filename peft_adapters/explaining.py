@@ -103,7 +103,7 @@ def explain(
     """
     scores, _ = model.ranker.judge(contexts, columns, asked)
     own = _Shares(model, contexts, columns, asked)
-    return [own.of(place, score) for place, score in enumerate(scores[0].tolist())]
+    return [own.of(place, score) for place, score in enumerate(scores.tolist())]
 
 
 class _Shares:

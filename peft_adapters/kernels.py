@@ -43,8 +43,29 @@ def product(one: Any, other: Any) -> Any:
 
 
 @compiled
-def mean_vectors(items: Any, ages: Any, passed: Any, recency: Any, query: Any, means: Any) -> Any:
-    """What one context looks at: mean vectors of its parts, and vectors and weights of the session's items.
+def highest(items: Any, passed: Any, columns: Any) -> int:
+    """The highest row of items [contexts, items] and [contexts, passed], and of candidates; -1 where there is none."""
+    found = -1
+    for context in range(len(items)):
+        for row in items[context]:
+            found = max(found, row)
+        for row in passed[context]:
+            found = max(found, row)
+    for row in columns:
+        found = max(found, row)
+    return found
+
+
+@compiled
+def add(weight: Any, vector: Any, total: Any) -> None:
+    """Add `weight * vector` to a vector."""
+    for number in range(len(vector)):
+        total[number] += weight * vector[number]
+
+
+@compiled
+def look_at(items: Any, ages: Any, passed: Any, recency: Any, query: Any, attends: bool) -> Any:
+    """What one context looks at: mean vectors of its parts, then vectors of the session's items, and their weights.
 
     Args:
         items: [items] rows of `query`, newest first.
@@ -52,7 +73,11 @@ def mean_vectors(items: Any, ages: Any, passed: Any, recency: Any, query: Any, m
         passed: [passed] rows of `query` of what was passed over, newest first; -1 where there is none.
         recency: weights [items that count, rank] of a session's items, of those of earlier sessions, of those passed.
         query: [.., dim].
-        means: [4, dim] zeros: of the session, of earlier sessions, of the last item, of what was passed over.
+        attends: whether the session's items are to be there themselves.
+
+    Returns:
+        vectors [4 + items, dim]: of the session, of earlier sessions, of the last item, of what was passed over, then
+        of the session's items, newest first, and as many zeros as make their number one of fours; weights [items].
     """
     session_weights, history_weights, passed_weights = recency
     in_session, before, over = 0, 0, 0
@@ -64,40 +89,74 @@ def mean_vectors(items: Any, ages: Any, passed: Any, recency: Any, query: Any, m
     session = session_weights[min(in_session, len(session_weights) - 1)]
     history = history_weights[min(before, len(history_weights) - 1)]
     skipped = passed_weights[min(over, len(passed_weights) - 1)]
-    vectors = np.empty((min(in_session, len(session)), query.shape[1]), np.float32)
+    weights = session[: min(in_session, len(session)) if attends else 0]
+    vectors = np.zeros((4 + (len(weights) + 3) // 4 * 4, query.shape[1]), np.float32)
     seen, of_session, of_history, of_passed = 0, 0, 0, 0
     for index in range(len(items)):
         if ages[index] < 0:
             continue
         vector = query[items[index]]
         if seen == 0:
-            means[2] = vector
+            vectors[2] = vector
         seen += 1
         if ages[index] == 0:
+            if of_session < len(weights):
+                vectors[4 + of_session] = vector
             if of_session < len(session):
-                vectors[of_session] = vector
-                means[0] += session[of_session] * vector
+                add(session[of_session], vector, vectors[0])
             of_session += 1
         else:
             if of_history < len(history):
-                means[1] += history[of_history] * vector
+                add(history[of_history], vector, vectors[1])
             of_history += 1
     for row in passed:
         if row >= 0:
             if of_passed < len(skipped):
-                means[3] += skipped[of_passed] * query[row]
+                add(skipped[of_passed], query[row], vectors[3])
             of_passed += 1
-    return vectors, session[: len(vectors)]
+    return vectors, weights
 
 
 @compiled
-def attention(candidate: Any, vectors: Any, weights: Any) -> Any:
-    """What the items of a session say of a candidate, each as strongly as it is like it."""
+def products(vectors: Any, one: Any, other: Any, found: Any) -> None:
+    """Dot products of two candidates with vectors, four of them at a time: what is loaded once is used often.
+
+    Args:
+        vectors: [vectors, dim], a multiple of four.
+        one: [dim].
+        other: [dim].
+        found: [2, vectors], where they go.
+    """
+    for start in range(0, len(vectors), 4):
+        first, second, third, fourth = vectors[start], vectors[start + 1], vectors[start + 2], vectors[start + 3]
+        zero = np.float32(0)
+        one_1, one_2, one_3, one_4, other_1, other_2, other_3, other_4 = zero, zero, zero, zero, zero, zero, zero, zero
+        for number in range(len(one)):
+            own, others = one[number], other[number]
+            one_1 += own * first[number]
+            one_2 += own * second[number]
+            one_3 += own * third[number]
+            one_4 += own * fourth[number]
+            other_1 += others * first[number]
+            other_2 += others * second[number]
+            other_3 += others * third[number]
+            other_4 += others * fourth[number]
+        found[0, start], found[0, start + 1], found[0, start + 2], found[0, start + 3] = one_1, one_2, one_3, one_4
+        found[1, start], found[1, start + 1], found[1, start + 2], found[1, start + 3] = (
+            other_1,
+            other_2,
+            other_3,
+            other_4,
+        )
+
+
+@compiled
+def attention(likeness: Any, weights: Any) -> Any:
+    """What the items of a session say of a candidate that is so much like each, each as strongly as it is like it."""
     said, looked_at = np.float32(0), np.float32(NO_ATTENTION)
-    for item in range(len(vectors)):
-        similarity = product(vectors[item], candidate)
-        strength = weights[item] * np.exp(ATTENTION_SHARPNESS * (similarity - np.float32(1)))
-        said += strength * similarity
+    for item in range(len(weights)):
+        strength = weights[item] * np.exp(ATTENTION_SHARPNESS * (likeness[item] - np.float32(1)))
+        said += strength * likeness[item]
         looked_at += strength
     return said / looked_at
 
@@ -114,37 +173,56 @@ def compared(
     standing: Any,
     found: Any,
 ) -> None:
-    """Affinity features of one context, in the order of `features.affinities`.
+    """Affinity features of one context, in the order of `features.affinities`, and what outcomes also follow from.
 
     Args:
-        context: items, ages and what was passed over, as `mean_vectors` takes them.
+        context: items, ages and what was passed over, as `look_at` takes them.
         recency: as above.
         query: as above.
         asked: [0 or 1, dim] vector of what is searched for.
         attends: whether attention is worked out, which takes most of the time; else it is zero.
         columns: [candidates] rows.
         candidates: [.., dim] vectors.
-        standing: [2, all items] how each is liked, and how far text speaks for it.
-        found: [AFFINITY_FEATURES, candidates], where they go; zero where nothing is searched for.
+        standing: [3, all items] how each is liked, how far text speaks for it, and how its clicks convert.
+        found: zeros [AFFINITY_FEATURES + 3, candidates], where they go, with the conversion, 1, and 0 for the place.
     """
     items, ages, passed = context
-    means = np.zeros((4, query.shape[1]), np.float32)
-    vectors, weights = mean_vectors(items, ages, passed, recency, query, means)
-    for column in range(len(columns)):
-        row = columns[column]
-        candidate, new = candidates[row], AFFINITY_SCALE * standing[1, row]
-        for part in range(4):
-            own = product(means[part], candidate)
-            found[part, column] = own
-            found[4 + part, column] = AFFINITY_SCALE * own * own
-            if part < 3:
-                found[8 + part, column] = new * own
-        found[11, column] = new * attention(candidate, vectors, weights) if attends else np.float32(0)
-        found[12, column] = standing[0, row]
-        for vector in asked:
-            own = product(vector, candidate)
-            found[13, column] = own
-            found[14, column] = AFFINITY_SCALE * own * own
+    vectors, weights = look_at(items, ages, passed, recency, query, attends)
+    likeness = np.empty((2, len(vectors)), np.float32)
+    for start in range(0, len(columns), 2):
+        pair = columns[start : start + 2]
+        products(vectors, candidates[pair[0]], candidates[pair[-1]], likeness)
+        for which in range(len(pair)):
+            row, column, own = pair[which], start + which, likeness[which]
+            new = AFFINITY_SCALE * standing[1, row]
+            for part in range(4):
+                found[part, column] = own[part]
+                found[4 + part, column] = AFFINITY_SCALE * own[part] * own[part]
+                if part < 3:
+                    found[8 + part, column] = new * own[part]
+            found[11, column] = new * attention(own[4:], weights)
+            found[12, column] = standing[0, row]
+            found[15, column] = standing[2, row]
+            found[16, column] = np.float32(1)
+            for vector in asked:
+                likes = product(vector, candidates[row])
+                found[13, column] = likes
+                found[14, column] = AFFINITY_SCALE * likes * likes
+
+
+@compiled
+def weighted(weights: Any, inputs: Any, found: Any) -> None:
+    """Sums of inputs, one by one.
+
+    Args:
+        weights: [sums, inputs].
+        inputs: [inputs, candidates].
+        found: [sums, candidates], where they go.
+    """
+    found[:] = 0
+    for which in range(len(weights)):
+        for number in range(len(inputs)):
+            add(weights[which, number], inputs[number], found[which])
 
 
 @compiled

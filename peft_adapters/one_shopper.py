@@ -50,22 +50,25 @@ class OneShopper:
         heads: Tensor,
         probabilities: Probabilities | None,
     ) -> None:
-        self._counted, self._query, self._candidate = counted, query, candidate
+        self._counted, self._query = counted, query
+        self._candidate: FloatArray = candidate.numpy()
         self._standing: FloatArray = torch.stack(standing).numpy()
         scale = heads[FEATURES.index("session_attention_new")].abs() * float(AFFINITY_SCALE)
         self._attention_at_most: FloatArray = (_ROUNDED * scale * standing[1]).numpy()  # a mean of cosines: at most 1
         outcomes = () if probabilities is None else (own for own in probabilities if own is not None)
-        self._weights = torch.stack([torch.nn.functional.pad(heads, (0, INPUTS - len(heads))), *outcomes])
+        weights = torch.stack([torch.nn.functional.pad(heads, (0, INPUTS - len(heads))), *outcomes])
+        self._weights: FloatArray = weights.numpy()
 
     def features(self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None) -> Tensor:
         """Features [FEATURES, 1, candidates]."""
-        return self._inputs(contexts, columns, asked)[: len(FEATURES), None]
+        return torch.from_numpy(self._inputs(contexts, columns, asked)[: len(FEATURES), None])
 
     def score(
         self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None, *, attends: bool = True
-    ) -> Tensor:
-        """Scores [1, candidates]; without attention where that is not wanted."""
-        return self._weights[:1] @ self._inputs(contexts, columns, asked, attends=attends)
+    ) -> FloatArray:
+        """Scores [candidates]; without attention where that is not wanted."""
+        scores: FloatArray = _weighted(self._weights[:1], self._inputs(contexts, columns, asked, attends=attends))[0]
+        return scores
 
     def best(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
         """The best of some rows, the best first, and their scores.
@@ -79,24 +82,27 @@ class OneShopper:
             count: so many, or all where there are fewer.
         """
         if count < len(rows):
-            without = self.score(contexts, rows, None, attends=False)[0].numpy()
+            without = self.score(contexts, rows, None, attends=False)
             ahead = np.sort(rows[best(without, _AHEAD * count)])
-            reached = np.partition(self.score(contexts, ahead, None)[0].numpy(), -count)[-count]
+            reached = np.partition(self.score(contexts, ahead, None), -count)[-count]
             rows = rows[without + self._attention_at_most[rows] >= reached]
-        scores = self.score(contexts, rows, None)[0].numpy()
+        scores = self.score(contexts, rows, None)
         order = best(scores, count)
         return rows[order], scores[order]
 
     def judge(
         self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same scores, and by outcome the probability of each that is shown in the first place."""
-        found = self._weights @ self._inputs(contexts, columns, asked)
-        return found[:1], probabilities_of(found[1:, None].unbind()) if len(found) > 1 else {}
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """The same scores, and by outcome the probability [candidates] of each that is shown in the first place."""
+        scores, *log_odds = _weighted(self._weights, self._inputs(contexts, columns, asked))
+        if not log_odds:
+            return scores, {}
+        probabilities = probabilities_of([torch.from_numpy(own) for own in log_odds])
+        return scores, {outcome: own.numpy() for outcome, own in probabilities.items()}
 
     def _inputs(
         self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None, *, attends: bool = True
-    ) -> Tensor:
+    ) -> FloatArray:
         """What `calibration.inputs_of` gives, [INPUTS, candidates]: features, conversion, 1, and 0 for the place."""
         columns = np.arange(len(self._candidate)) if columns is None else columns
         inputs = np.zeros((INPUTS, len(columns)), dtype=np.float32)
@@ -110,13 +116,18 @@ class OneShopper:
             inputs[:0, : query.shape[1]] if asked is None else asked.numpy(),
             attends,
             columns,
-            self._candidate.numpy(),
+            self._candidate,
             self._standing,
-            inputs[of_counters : len(FEATURES)],
+            inputs[of_counters:],
         )
-        inputs[len(FEATURES)] = self._standing[2, columns]
-        inputs[len(FEATURES) + 1] = 1.0
-        return torch.from_numpy(inputs)
+        return inputs
+
+
+def _weighted(weights: FloatArray, inputs: FloatArray) -> FloatArray:
+    """Weighted sums of inputs, [sums, candidates]."""
+    found = np.empty((len(weights), inputs.shape[1]), dtype=np.float32)
+    kernels.weighted(weights, inputs, found)
+    return found
 
 
 class QueryVectors:
@@ -128,6 +139,7 @@ class QueryVectors:
 
     def __init__(self, vectors: Tensor | Callable[[IntArray], Tensor]) -> None:
         self._vectors = vectors
+        self._table: FloatArray | None = vectors.numpy() if isinstance(vectors, Tensor) else None
 
     def __call__(self, rows: IntArray) -> Tensor:
         """Of some rows, [rows, dim]."""
@@ -136,8 +148,8 @@ class QueryVectors:
     def of(self, contexts: Contexts) -> tuple[FloatArray, IntArray, IntArray]:
         """Of one context: a table [.., dim], and where in it the context's items and those passed over are."""
         items, passed = contexts.items[0], contexts.passed[0]
-        if isinstance(self._vectors, Tensor):
-            return self._vectors.numpy(), items, passed
+        if self._table is not None:
+            return self._table, items, passed
         rows = contexts.rows()
         places = np.searchsorted(rows, items), np.where(passed < 0, -1, np.searchsorted(rows, passed))
-        return self._vectors(rows).numpy(), *places
+        return self(rows).numpy(), *places

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.calibration import Probabilities, inputs_of
+from peft_adapters.calibration import Probabilities
 from peft_adapters.counted import Counted
 from peft_adapters.counters import Counters, FloatArray, IntArray
 from peft_adapters.features import (
@@ -123,7 +123,6 @@ class FrozenRanker:
         *,
         is_fixed: bool = False,
     ) -> None:
-        self._probabilities = probabilities
         self.counters = ranker.counters.copy()
         self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
         self.text_share = ranker.text_share()
@@ -160,27 +159,22 @@ class FrozenRanker:
                 nothing is, None where nothing is at all.
         """
         if len(contexts) == 1:
-            return self._one.score(contexts, columns, asked)
+            return torch.from_numpy(self._one.score(contexts, columns, asked))[None]
         return weighted_sum(self._heads, *self._features(contexts, columns, asked))
 
-    @torch.inference_mode()
     def best(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
         """The `count` best of some sorted rows for one context, the best first, and their scores."""
         return self._one.best(contexts, rows, count)
 
-    @torch.inference_mode()
     def judge(
-        self, contexts: Contexts, columns: IntArray | None = None, asked: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same scores, and by outcome the probability of each that is shown in the first place."""
-        if len(contexts) == 1:
-            return self._one.judge(contexts, columns, asked)
-        features = self.features(contexts, columns, asked)
-        scores = torch.einsum("fbn,f->bn", features, self._heads)
-        if self._probabilities is None:
-            return scores, {}
-        converted = self._conversion if columns is None else self._conversion[torch.from_numpy(columns)]
-        return scores, self._probabilities(inputs_of(features, converted))
+        self, context: Contexts, columns: IntArray | None = None, asked: Tensor | None = None
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """The same scores for one context, and by outcome the probability of each that is shown in the first place.
+
+        Returns:
+            scores [candidates], and probabilities [candidates].
+        """
+        return self._one.judge(context, columns, asked)
 
     @torch.inference_mode()
     def features(self, contexts: Contexts, columns: IntArray | None = None, asked: Tensor | None = None) -> Tensor:

@@ -61,10 +61,8 @@ class _Shopper:
             return session_key == own_key
         return ts_ms - self.times_ms[newest] < SESSION_GAP_MS
 
-    def seen(self, before_ms: int | None) -> list[int]:
-        """Indices of the items, oldest first; of those alone that came before a time, where one is given."""
-        if before_ms is None:
-            return list(range(len(self.items)))
+    def seen(self, before_ms: int) -> list[int]:
+        """Indices of the items that came before a time, oldest first."""
         return [index for index, ts_ms in enumerate(self.times_ms) if ts_ms < before_ms]
 
     def take_in(self, session_key: str | None, ts_ms: int, item: int) -> None:
@@ -115,14 +113,17 @@ class Shoppers:
             only_before: as of `ts_ms`, for what is looked at after the shopper has gone on; else as of now.
         """
         shopper = self._shoppers.get(user_id)
-        seen = shopper.seen(ts_ms if only_before else None) if shopper is not None else []
-        if shopper is None or not seen:
+        if shopper is None:
             return [], []
-        session = shopper.sessions[seen[-1]] + (0 if shopper.goes_on(session_key, ts_ms, seen[-1]) else 1)
-        newest_first = seen[::-1]
-        return [shopper.items[index] for index in newest_first], [
-            session - shopper.sessions[index] for index in newest_first
-        ]
+        items, sessions, newest = shopper.items, shopper.sessions, len(shopper.items) - 1
+        if only_before:
+            seen = shopper.seen(ts_ms)
+            items, sessions = [items[index] for index in seen], [sessions[index] for index in seen]
+            newest = seen[-1] if seen else newest
+        if not items:
+            return [], []
+        session = sessions[-1] + (0 if shopper.goes_on(session_key, ts_ms, newest) else 1)
+        return items[::-1], [session - own for own in reversed(sessions)]
 
     def session_before(self, user_id: str, session_key: str | None, ts_ms: int, *, limit: int) -> list[int]:
         """The newest items of the session at hand, newest first: what counters pair a new event with."""

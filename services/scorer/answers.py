@@ -94,8 +94,9 @@ class Answers:
         Raises:
             ProbabilityUnknownError: Bids were given, and how likely it is that they are paid was not learnt.
         """
+        withdrawn = self._items.withdrawn
         rows = np.sort(np.array(rows_of(request.candidates, model), dtype=np.int64))
-        offered = rows[self._rankable(model, rows)]
+        offered = rows[model.has_text[rows] & self.may_be_offered(model, rows)]
         columns = self.wanted(request, model, offered)
         scores, probabilities = self._judged(request, model, columns)
         values = _expected_values(request, model, columns, probabilities)
@@ -103,8 +104,9 @@ class Answers:
         order = np.argsort(-scores, kind="stable") if values is None else np.lexsort((-scores, -values))
         if request.diversity and len(order):
             order = spread(model, order, columns, worth, request.diversity, DIVERSE_PLACES)
-        order = order[self.may_be_offered(model, columns[order])]
-        offered = offered[self.may_be_offered(model, offered)]
+        if self._items.withdrawn != withdrawn:  # meanwhile
+            order = order[self.may_be_offered(model, columns[order])]
+            offered = offered[self.may_be_offered(model, offered)]
         return Answer(
             model.version,
             [model.item_ids[row] for row in columns[order].tolist()],
@@ -186,14 +188,8 @@ class Answers:
             rows = rows[~np.isin(rows, rows_of(self._shoppers.bought(request.user_id), model))]
         return rows
 
-    def _rankable(self, model: ServedModel, rows: IntArray) -> npt.NDArray[np.bool_]:
-        """Which rows have a text, and are neither blocked nor removed at this moment."""
-        has_text = model.has_text[rows]
-        has_text[has_text] = self.may_be_offered(model, rows[has_text])
-        return has_text
-
     def may_be_offered(self, model: ServedModel, rows: IntArray) -> npt.NDArray[np.bool_]:
-        """Which rows, all of them with text, are neither blocked nor removed at this moment."""
+        """Which rows, of those with text, are neither blocked nor removed at this moment."""
         return self._items.may_be_offered(model.catalogue_rows[rows])
 
     def _judged(
@@ -202,10 +198,7 @@ class Answers:
         """Scores and probabilities [candidates] of sorted rows."""
         if not len(columns):
             return np.zeros(0, dtype=np.float32), {}
-        scores, probabilities = model.ranker.judge(
-            self.context(request, model), columns, self.asked(request.query, model)
-        )
-        return scores[0].numpy(), {outcome: values[0].numpy() for outcome, values in probabilities.items()}
+        return model.ranker.judge(self.context(request, model), columns, self.asked(request.query, model))
 
     def is_withheld(self, model: ServedModel, row: int) -> bool:
         """Whether an item is blocked or removed, and so not to be named to anyone."""
@@ -244,7 +237,7 @@ def _wanted_of(k: int, diversity: float) -> int:
 
 def rows_of(item_ids: Iterable[str], model: ServedModel) -> list[int]:
     """Rows of the distinct items that a model knows."""
-    return [row for item_id in dict.fromkeys(item_ids) if (row := model.rows.get(item_id)) is not None]
+    return [row for row in map(model.rows.get, dict.fromkeys(item_ids)) if row is not None]
 
 
 def _others(item_ids: Iterable[str], rows: IntArray, model: ServedModel) -> list[str]:

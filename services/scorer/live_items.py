@@ -25,10 +25,15 @@ class LiveItems:
 
     Args:
         blocklist: What is blocked beside what the catalogue itself blocks.
+
+    Attributes:
+        rows: Row of each item.
+        withdrawn: How often an item was blocked or removed: while it stays the same, what could be offered still can.
     """
 
     def __init__(self, blocklist: Blocklist = NOTHING_LISTED) -> None:
         self.rows: dict[str, int] = {}
+        self.withdrawn = 0
         self._blocklist, self._facts = blocklist, ItemFacts()
         self._blocked = np.zeros(FIRST_CAPACITY, dtype=np.bool_)
         self._changed: dict[str, CatalogueItem] = {}  # by id, in order of arrival
@@ -47,12 +52,14 @@ class LiveItems:
         if isinstance(event, ItemRemoved):
             if event.item_id in self.rows:
                 self._blocked[self.rows[event.item_id]] = True
+                self.withdrawn += 1
             return
         item = catalogue_item(event)
         row = self.rows.get(event.item_id, len(self.rows))
         if row == len(self._blocked):
             self._blocked = np.pad(self._blocked, (0, len(self._blocked)))
         self._blocked[row] = event.status == "blocked" or self._blocklist.blocks(event)
+        self.withdrawn += bool(self._blocked[row])
         self._facts.put(row, event)
         with self._lock:
             self._changed[event.item_id] = item

@@ -26,7 +26,6 @@ from streams.topics import Topics
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.5
-IDLE_PAUSE_SECONDS = 0.03  # how much later than the broker could a record is noticed when the log is quiet
 MAX_RECORDS = 1_000
 
 
@@ -108,9 +107,7 @@ class LogReader:
                 self._poll(consumer)
 
     def _open(self, topics: Sequence[str]) -> PartitionConsumer:
-        self._following = PartitionConsumer(
-            self._connection, topics, start=self._positions, idle_pause_seconds=IDLE_PAUSE_SECONDS
-        )
+        self._following = PartitionConsumer(self._connection, topics, start=self._positions)
         return self._following
 
     def _behaviour(self, catalogue: Sequence[str]) -> list[str]:

@@ -39,11 +39,15 @@ class BatchAnswer(BaseModel):
 
 def ranking(answer: Answer, scenario: str) -> dict[str, Any]:
     """The body of a `Ranking`."""
-    columns = {"item_id": answer.item_ids, "score": answer.scores}
-    columns |= {f"{outcome}_probability": values for outcome, values in answer.probabilities.items()}
+    items: list[dict[str, Any]] = [
+        {"item_id": item_id, "score": score} for item_id, score in zip(answer.item_ids, answer.scores, strict=True)
+    ]
+    more = {f"{outcome}_probability": values for outcome, values in answer.probabilities.items()}
     if answer.expected_values is not None:
-        columns["expected_value"] = answer.expected_values
-    items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        more["expected_value"] = answer.expected_values
+    for name, values in more.items():
+        for item, value in zip(items, values, strict=True):
+            item[name] = value
     return {"adapter_version": answer.adapter_version, "scenario": scenario, "items": items}
 
 

@@ -83,14 +83,14 @@ class Search:
         if not len(rows):
             return Found(rows, _NOTHING, _NOTHING, _NOTHING, {})
         personal, probabilities = model.ranker.judge(self._answers.context(request, model), rows, vector[None])
-        orders.append(rows[np.argsort(-personal[0].numpy(), kind="stable")])
+        orders.append(rows[np.argsort(-personal, kind="stable")])
         scores = fused(orders, (*_ALIKE, self._settings.personal_weight), len(model))[rows]
         order = best(scores, pool_size(request.k) if request.diversity else request.k)
         if request.diversity:
             order = spread(model, order, rows, scores, request.diversity, request.k)
         order = order[self._answers.may_be_offered(model, rows[order])][: request.k]
         found = rows[order]
-        told = {outcome: values[0].numpy()[order] for outcome, values in probabilities.items()}
+        told = {outcome: values[order] for outcome, values in probabilities.items()}
         return Found(found, scores[order], _similarity(vector, found, model), words[found], told)
 
     def answer(self, request: AnswerRequest, model: ServedModel) -> tuple[float, Found]:

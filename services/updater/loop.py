@@ -48,6 +48,7 @@ log = structlog.get_logger(__name__)
 _POLL_SECONDS = 0.05
 _LORA_WAITS_SLICES = 3  # in a row, at most
 _JUDGED_LATE = 32  # events of a batch that are judged while learning is late
+_EXPORT_SECONDS = 0.25  # how old gauges are at most, but for a slice that takes longer
 _LAG_SECONDS = 2.0  # how often the lag is asked for
 _LAG_TIMEOUT_SECONDS = 1.0  # a metric does not hold the loop up
 _CONFIRM_SECONDS = 10.0  # within the grace that a process is given to end
@@ -85,7 +86,7 @@ class Updater:
         self._unannounced: Manifest | None = None
         self._pauses = backoff_seconds()  # between publications that fail
         self._unpublished = True  # a version that has learnt nothing is worth publishing: scorers can begin
-        self._next_publication = self._next_lag = self._next_look = 0.0  # monotonic seconds
+        self._next_publication = self._next_export = self._next_lag = self._next_look = 0.0  # monotonic seconds
 
     # ---- the loop
 
@@ -106,7 +107,7 @@ class Updater:
                 if piece is not None:
                     self._learn(*piece)
                 self._publish_when_due()
-                self._export()
+                self._export_when_due()
             self._finish()
 
     def _done(self) -> bool:
@@ -400,6 +401,11 @@ class Updater:
             max_bytes=self._own.batch_bytes,
             max_age_seconds=self._own.batch_seconds,
         )
+
+    def _export_when_due(self) -> None:
+        if time.monotonic() >= self._next_export:
+            self._next_export = time.monotonic() + _EXPORT_SECONDS
+            self._export()
 
     def _export(self) -> None:
         self._intake.export(self._metrics)
