@@ -22,6 +22,7 @@ Offsets = dict[TopicPartition, int]  # the next offset to read
 CHECK_SECONDS = 1.0  # how often an idle consumer asks whether the broker is still there
 CHECK_TIMEOUT_MS = 1_000
 STALLED_CHECKS = 15  # so many in a row that find records which do not come: the client is stuck
+FEW_RECORDS = 100  # after a look that brought more there is no pause: the log is long
 LONGEST_PAUSE_SECONDS = 0.1  # how much later than the broker could a record is noticed after a quiet second
 FETCH_WAIT_MS = 100  # a broker answers one request after the other: whoever asks for offsets waits behind an idle fetch
 LOOKUP_TIMEOUT_MS = 10_000
@@ -65,9 +66,9 @@ class PartitionConsumer:
         start: The next offset of each partition, or one end of the log. A partition that is not named begins at its
             earliest record.
         group_id: Under which name `commit` records the offsets, for tools that show the lag.
-        idle_pause_seconds: Pause between two looks when nothing is there. The embedded broker answers an empty fetch
-            at once, and without a pause an idle reader takes a whole core; 0 leaves the waiting to the broker. Where
-            nothing has come for long, a tenth of that time, to a tenth of a second at most.
+        idle_pause_seconds: Pause between two looks when nothing or little is there. The embedded broker answers an
+            empty fetch at once, and without a pause an idle reader takes a whole core; 0 leaves the waiting to the
+            broker. Where nothing has come for long, a tenth of that time, to a tenth of a second at most.
 
     Attributes:
         gaps: Where the log did not have what was asked for, in the order found.
@@ -100,7 +101,7 @@ class PartitionConsumer:
         self._idle_pause_seconds = idle_pause_seconds
         self._outage = _Outage(connection)
         self._next_check = 0.0  # monotonic seconds
-        self._last_came = 0.0  # likewise
+        self._next_look, self._last_came = 0.0, time.monotonic()  # likewise
         self._unread_checks = 0
         self._committer = GroupCommitter(connection, group_id) if group_id else None
         self._consumer = self._open()
@@ -125,22 +126,26 @@ class PartitionConsumer:
             ConsumeError: If the broker refuses the records, or they are corrupt.
         """
         deadline = time.monotonic() + timeout_seconds
-        while True:
+        while self._wait_for_turn(deadline):
             records = self._poll_once(max(0.0, deadline - time.monotonic()), max_records)
+            now = time.monotonic()
             if records:
                 self._outage.over()
                 self._unread_checks = 0
-                self._last_came = time.monotonic()
-                self._next_check = self._last_came + CHECK_SECONDS
+                self._last_came, self._next_check = now, now + CHECK_SECONDS
+            self._next_look = now + (0.0 if len(records) > FEW_RECORDS else self._pause_seconds())
+            if records:
                 return records
             self._check()
-            left_seconds, pause_seconds = deadline - time.monotonic(), self._pause_seconds()
-            time.sleep(max(0.0, min(left_seconds, pause_seconds)))
-            if left_seconds <= pause_seconds:
-                return []
+        return []
+
+    def _wait_for_turn(self, deadline: float) -> bool:
+        """Wait until the next look; False where that comes after a deadline, monotonic seconds."""
+        time.sleep(max(0.0, min(self._next_look, deadline) - time.monotonic()))
+        return self._next_look <= deadline
 
     def _pause_seconds(self) -> float:
-        """How long to wait for another look. Each costs milliseconds, and an idle process leaves them to others."""
+        """How long to wait for another look: each costs a millisecond or more, whatever it brings."""
         if not self._idle_pause_seconds:
             return 0.0
         quiet_seconds = time.monotonic() - self._last_came

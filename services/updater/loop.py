@@ -33,8 +33,8 @@ from services.settings import Settings
 from services.updater.home import Home
 from services.updater.intake import Intake
 from services.updater.journal import Recorded
+from services.updater.schedule import Schedule
 from services.updater.watch import Watch
-from streams.connection import backoff_seconds
 from streams.consumer import Offsets, PartitionConsumer
 from streams.control import Quarantined, quarantine_record
 from streams.dead_letters import DeadLetterWriter
@@ -63,7 +63,15 @@ _WORTH_ANOTHER_TRY = (
 
 
 class Updater:
-    """One scenario's updater. `run` is the loop, `_learn` and `_checkpoint_and_publish` its two halves.
+    """One scenario's updater. `run` is the loop; `_learn`, `_checkpoint` and `_publish` are its parts.
+
+    The order is the guarantee.
+
+    1. A slice is learnt; where it ends is in the journal by then. 2. Now and then a checkpoint: model, counts, what
+    waits, and the offsets they came from; what was refused is on its topic by then. 3. Gate. 4. Publish: registry, then
+    announcement. 5. Commit the checkpoint's offsets, for lag tools only: a start seeks to the checkpoint's own. Killed
+    anywhere in between, a restart goes on from the checkpoint, repeats the slices recorded since, with what the gate
+    decided between them, and loses and repeats nothing.
 
     Args:
         settings: all of them.
@@ -82,11 +90,13 @@ class Updater:
         self._announcer: EventProducer | None = None  # made at its first word, and anew when it failed
         self._offsets: Offsets = {}
         self._checkpointed: Offsets = {}
+        self._committed: Offsets = {}
         self._untold: list[Quarantined] = []
         self._unannounced: Manifest | None = None
-        self._pauses = backoff_seconds()  # between publications that fail
+        self._checkpoints = Schedule(own.checkpoint_seconds)
+        self._publications = Schedule(own.publish_seconds, share=own.publish_share)
         self._unpublished = True  # a version that has learnt nothing is worth publishing: scorers can begin
-        self._next_publication = self._next_export = self._next_lag = self._next_look = 0.0  # monotonic seconds
+        self._next_export = self._next_lag = self._next_look = 0.0  # monotonic seconds
 
     # ---- the loop
 
@@ -106,7 +116,9 @@ class Updater:
                 piece = self._next_slice()
                 if piece is not None:
                     self._learn(*piece)
+                self._checkpoint_when_due()
                 self._publish_when_due()
+                self._commit()
                 self._export_when_due()
             self._finish()
 
@@ -195,36 +207,26 @@ class Updater:
             self._metrics.batches_set_aside.inc()
             log.warning("batch_set_aside", problem="its loss or gradients are not finite; it is counted, not learnt")
 
+    def _checkpoint_when_due(self) -> None:
+        if self._offsets != self._checkpointed and self._checkpoints.is_due():
+            self._checkpoints.done() if self._checkpoint() else self._checkpoints.failed()
+
     def _publish_when_due(self) -> None:
-        began = time.monotonic()
-        if not self._is_behind() or began < self._next_publication:
-            return
-        if self._checkpoint_and_publish():
-            self._pauses = backoff_seconds()
-            took_seconds = time.monotonic() - began
-            self._next_publication = began + max(self._own.publish_seconds, took_seconds / self._own.publish_share)
-        else:  # a try that fails may take its time: learning goes on between two
-            self._next_publication = time.monotonic() + max(self._own.publish_seconds, next(self._pauses))
+        """Publish, but for a process whose checkpoints fail: nothing leaves it."""
+        if self._has_news() and not self._checkpoints.is_failing and self._publications.is_due():
+            self._publications.done() if self._publish() else self._publications.failed()
+
+    def _commit(self) -> None:
+        if self._committed != self._checkpointed and not self._has_news():
+            self._consumer.commit(self._checkpointed)
+            self._committed = self._checkpointed
+
+    def _has_news(self) -> bool:
+        return self._unpublished or self._unannounced is not None
 
     def _is_behind(self) -> bool:
         """Whether something was learnt and not published, or read (refused, a duplicate, an item) and not kept."""
-        return self._unpublished or self._unannounced is not None or self._offsets != self._checkpointed
-
-    def _checkpoint_and_publish(self) -> bool:
-        """The order is the guarantee. False where a step failed that is to be tried again.
-
-        1. The slice is learnt (done). 2. Checkpoint: model, counts, what waits, and the offsets they came from; what
-        was refused is on its topic by then. 3. Gate. 4. Publish: registry, then announcement. 5. Commit the offsets,
-        for lag tools only: a start seeks to the checkpoint's own. Killed anywhere in between, a restart goes on from
-        the checkpoint, repeats the slices recorded since, and loses and repeats nothing.
-        """
-        with self._metrics.checkpoint_seconds.time():
-            if not self._checkpoint():
-                return False
-        if not self._publish():
-            return False
-        self._consumer.commit(self._offsets)
-        return True
+        return self._has_news() or self._offsets != self._checkpointed
 
     def _publish(self) -> bool:
         """Publish what was learnt, unless the gate refuses it; False where registry or broker failed.
@@ -247,19 +249,20 @@ class Updater:
 
     def _checkpoint(self) -> bool:
         """Keep the state of things; False where what was refused cannot be confirmed, and so not passed by."""
-        try:
-            self._letters.flush(_CONFIRM_SECONDS)
-            self._tell_quarantined()
-        except (BrokerUnreachableError, DeliveryError) as error:
-            log.warning("checkpoint_put_off", problem=str(error), retries="after a pause")
-            return False
-        tensors, watch = self._watch.state()
-        extra = watch | {
-            "offsets": _by_name(self._offsets),
-            "intake": self._intake.state(),
-            "pseudonyms": self._pseudonymise.fingerprint(),
-        }
-        self._home.save(self.learner, extra, tensors)
+        with self._metrics.checkpoint_seconds.time():
+            try:
+                self._letters.flush(_CONFIRM_SECONDS)
+                self._tell_quarantined()
+            except (BrokerUnreachableError, DeliveryError) as error:
+                log.warning("checkpoint_put_off", problem=str(error), retries="after a pause")
+                return False
+            tensors, watch = self._watch.state()
+            extra = watch | {
+                "offsets": _by_name(self._offsets),
+                "intake": self._intake.state(),
+                "pseudonyms": self._pseudonymise.fingerprint(),
+            }
+            self._home.save(self.learner, extra, tensors)
         self._checkpointed = dict(self._offsets)
         log.debug("checkpoint_saved", number=self._home.checkpoint, events_learned=self.learner.events_learned)
         return True
@@ -427,8 +430,9 @@ class Updater:
         log.info("updater_stopping", waiting=sum(self._reader.waiting.values()))
         if self._stop.is_set() and not self._home.journal.recorded:
             self._learn_rest(self._reader)
-        if self._is_behind():
-            self._checkpoint_and_publish()
+        if not self._is_behind() or self._checkpoint():
+            self._publish()
+            self._commit()
         self._export()
         with suppress(DeliveryError):  # said before; a restart sends what is missing
             self._letters.close(timeout_seconds=0)

@@ -28,6 +28,9 @@ class UpdaterSettings(BaseModel):
         gt=0,
         description="while events are older when learnt, LoRA learns from one slice in four, and few are judged",
     )
+    checkpoint_seconds: float = Field(
+        default=5.0, ge=0, description="shortest time from one to the next; a restart repeats what was learnt since"
+    )
     publish_seconds: float = Field(default=0.5, ge=0, description="shortest time from one publication to the next")
     publish_share: float = Field(
         default=0.35, gt=0, le=1, description="of the time at most goes to publications: what they cost spaces them"

@@ -178,7 +178,7 @@ class CrashReplay:
         self.shop, self.traffic = shop, Traffic(seed)
         self._rng = random.Random(seed)  # noqa: S311
         options: dict[str, Any] = {"batch_events": batch_events, "batch_seconds": 0.1, "keep_checkpoints": 1_000}
-        self.settings = _with_secret(shop.settings(publish_seconds=0.2, **options, **WINDOWS))
+        self.settings = _with_secret(shop.settings(checkpoint_seconds=1.0, publish_seconds=0.2, **options, **WINDOWS))
         self._ends: dict[str, None] = {}  # lines of journals, as a set
         self._lives = 0
         self._deaths: list[str] = []

@@ -140,6 +140,7 @@ class Shop:
         own = {
             "batch_events": 10,
             "batch_seconds": 0.2,
+            "checkpoint_seconds": 0.0,
             "publish_seconds": 0.0,
             "publish_share": 1,
             "metrics_port": 0,
