@@ -17,6 +17,7 @@ LIFT_SCALE = np.float32(10.0)
 AFFINITY_SCALE = np.float32(3.0)  # a head's steps are of one size for all features, and these are small
 ATTENTION_SHARPNESS = np.float32(12.0)  # a similarity lower by 1 / 12 counts 1 / e
 NO_ATTENTION = 1e-12  # below what the least similar item gets; of an empty session the sum is 0
+SHORTEST = 1e-12  # of a vector that is made one of length 1, as torch has it
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -40,6 +41,26 @@ def product(one: Any, other: Any) -> Any:
     for number in range(len(one)):
         total += one[number] * other[number]
     return total
+
+
+@compiled
+def unit(text: Any, gate: Any, residuals: Any, found: Any) -> None:
+    """Vectors of items, of length 1: `text + gate * residual` over its length.
+
+    Args:
+        text: [items, dim].
+        gate: [items].
+        residuals: [items, dim].
+        found: [items, dim], where they go.
+    """
+    for item in range(len(text)):
+        vector, squares = found[item], np.float32(0)
+        for number in range(len(vector)):
+            vector[number] = text[item, number] + gate[item] * residuals[item, number]
+            squares += vector[number] * vector[number]
+        scale = np.float32(1) / max(np.sqrt(squares), np.float32(SHORTEST))
+        for number in range(len(vector)):
+            vector[number] *= scale
 
 
 @compiled

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peft_adapters import kernels
 from peft_adapters.calibration import Probabilities
 from peft_adapters.counted import Counted
 from peft_adapters.counters import Counters, FloatArray, IntArray
@@ -32,7 +33,7 @@ from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
 
 ROLES = ("query", "candidate")
-_VECTORS_CHUNK = 8_192  # items whose vectors are made at a time
+_VECTORS_CHUNK = 1_024  # items whose vectors are made at a time: fresh memory costs more than sums do
 QUERY_ITEMS = 50_000  # of a larger catalogue, the vectors of a context's items are made when they are asked for
 GATE_EVENTS = 5.0  # an item's residual counts half after this many events
 
@@ -90,17 +91,17 @@ class Ranker:
         if rows is not None:
             which = torch.from_numpy(rows)
             return _unit(self.text[which], gate, residuals[which])
-        if len(self) <= _VECTORS_CHUNK:
-            return _unit(self.text, gate, residuals)
-        vectors = torch.empty_like(self.text)  # filled in place: what they are made from is not held for all at once
-        for start in range(0, len(self), _VECTORS_CHUNK):
-            chunk = slice(start, start + _VECTORS_CHUNK)
-            vectors[chunk] = _unit(self.text[chunk], gate[chunk], residuals[chunk])
-        return vectors
+        return _unit(self.text, gate, residuals)
 
 
 def _unit(text: Tensor, gate: Tensor, residuals: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(text + gate * residuals.float(), dim=1)
+    """`normalize(text + gate * residual)`, rows at a time: a catalogue of residuals is not held twice."""
+    vectors = torch.empty_like(text)
+    for start in range(0, len(text), _VECTORS_CHUNK):
+        chunk = slice(start, start + _VECTORS_CHUNK)
+        parts = (text[chunk], gate[chunk, 0], residuals[chunk].float(), vectors[chunk])
+        kernels.unit(*(part.numpy() for part in parts))
+    return vectors
 
 
 class FrozenRanker:
