@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -142,8 +143,8 @@ def told(replay: CrashReplay, fault: Fault) -> bool:
 
 
 def see_each_try_told_once(log: str, fault: Fault) -> None:
-    """A try begins with a checkpoint. One that was under way as the registry went may say it in other words."""
-    tries = log.split("checkpoint_saved")[1:]
-    failed = [told for told in tries if "publication_failed" in told]
-    assert {told.count("publication_failed") for told in failed} == {1}
-    assert any(fault.problem in told for told in failed)
+    """Pauses of 0.2, 0.4 and 0.8 s let three tries begin in a second. One under way as the registry went may say so."""
+    failed = [line for line in log.splitlines() if "publication_failed" in line]
+    assert any(fault.problem in line for line in failed)
+    in_a_second = Counter(line[: len("2026-01-31 09:00:00")] for line in failed)
+    assert max(in_a_second.values()) <= 3

@@ -189,6 +189,23 @@ class TestReading:
             records += read(consumer, 1_000 - len(records))
         assert len({(record.partition, record.offset) for record in records}) == len(records) == 1_000
 
+    def test_after_a_quiet_time_it_looks_ten_times_a_second(
+        self, kafka_connection: KafkaConnection, topics: Topics, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with consumer_of(kafka_connection, [topics.clicks], start="latest") as consumer:
+            looks, look = [], consumer._poll_once
+
+            def noting(*arguments: Any) -> list[Record]:
+                looks.append(arguments)
+                return look(*arguments)
+
+            monkeypatch.setattr(consumer, "_poll_once", noting)
+            consumer._last_came -= 60.0
+            assert consumer.poll(1.0) == []
+            assert 0 < len(looks) <= 11
+            send_clicks(kafka_connection, topics, range(1))
+            assert len(read(consumer, 1)) == 1
+
     def test_lag_is_what_is_left_to_read(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         send_clicks(kafka_connection, topics, range(100))
         with consumer_of(kafka_connection, [topics.clicks]) as consumer:

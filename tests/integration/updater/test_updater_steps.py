@@ -345,6 +345,43 @@ def test_publications_take_no_more_than_their_share_of_the_time(shop: Shop) -> N
     assert [manifest.events_learned for manifest in shop.announced()] == [10, EVENTS]  # the first, and what is left
 
 
+def assert_same_learner(made: Updater, expected: Updater) -> None:
+    tensors, state = learner_state(made.learner)
+    expected_tensors, expected_state = learner_state(expected.learner)
+    assert state == expected_state
+    assert [name for name, value in expected_tensors.items() if not torch.equal(value, tensors[name])] == []
+    assert made._watch.prequential.state() == expected._watch.prequential.state()
+    assert made._watch.drift.state() == expected._watch.drift.state()
+
+
+def test_what_was_published_since_the_checkpoint_is_learnt_again_to_the_same_bits(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with updater(shop) as unkilled:
+        unkilled.run()
+    again = Shop(shop.connection, shop.topics, tmp_path / "again")
+    with updater(again, checkpoint_seconds=3_600.0, max_events=30) as killed:
+        monkeypatch.setattr(killed, "_finish", lambda: None)
+        killed.run()
+    assert again.checkpointed()["events_learned"] < 30  # once, at the beginning
+    before = again.registry.versions("home")
+    assert again.latest().events_learned > again.checkpointed()["events_learned"]
+    with updater(again) as made:
+        made.run()
+    assert_same_learner(made, unkilled)
+    assert again.registry.versions("home")[: len(before) + 1] == [*before, before[-1] + 1]
+    assert again.latest().events_learned == EVENTS
+
+
+def test_publications_do_not_wait_for_checkpoints(shop: Shop) -> None:
+    with updater(shop, checkpoint_seconds=3_600.0) as made:
+        made.run()
+    assert len(shop.announced()) >= EVENTS // 10
+    assert newest_checkpoint(shop.directory / "checkpoints" / "home") is not None
+    assert made._home.checkpoint == 2  # the first, and at the end
+    assert shop.checkpointed()["events_learned"] == EVENTS
+
+
 def test_stopped_and_started_twice_it_ends_bit_for_bit_as_one_that_was_not(shop: Shop, tmp_path: Path) -> None:
     with updater(shop) as unkilled:
         unkilled.run()
@@ -353,12 +390,7 @@ def test_stopped_and_started_twice_it_ends_bit_for_bit_as_one_that_was_not(shop:
         with updater(again, max_events=learnt) as made:
             made.run()
     assert again.checkpointed()["intake"] == shop.checkpointed()["intake"]
-    tensors, state = learner_state(made.learner)
-    expected_tensors, expected_state = learner_state(unkilled.learner)
-    assert state == expected_state
-    assert [name for name, value in expected_tensors.items() if not torch.equal(value, tensors[name])] == []
-    assert made._watch.prequential.state() == unkilled._watch.prequential.state()
-    assert made._watch.drift.state() == unkilled._watch.drift.state()
+    assert_same_learner(made, unkilled)
 
 
 def test_what_is_read_and_not_learnt_is_kept_too_and_makes_no_version(

@@ -56,6 +56,20 @@ def test_blocked_and_removed_items_are_not_offered_until_they_come_back() -> Non
     assert "never-seen" not in items.rows
 
 
+def test_only_what_takes_an_item_away_counts_as_withdrawn() -> None:
+    items = LiveItems()
+    for event, withdrawn in (
+        (item("a"), 0),
+        (item("b", status="blocked"), 1),
+        (item("b"), 1),
+        (ItemRemoved("never-seen"), 1),
+        (ItemRemoved("a"), 2),
+        (item("b", status="blocked"), 3),
+    ):
+        items.take_in(event)
+        assert items.withdrawn == withdrawn
+
+
 def test_it_grows_and_forgets_nothing() -> None:
     items = LiveItems()
     for number in range(2 * FIRST_CAPACITY + 1):
