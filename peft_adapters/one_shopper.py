@@ -103,7 +103,13 @@ class OneShopper:
     def _inputs(
         self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None, *, attends: bool = True
     ) -> FloatArray:
-        """What `calibration.inputs_of` gives, [INPUTS, candidates]: features, conversion, 1, and 0 for the place."""
+        """What `calibration.inputs_of` gives, [INPUTS, candidates]: features, conversion, 1, and 0 for the place.
+
+        Raises:
+            ValueError: there is not one context; compiled loops would not notice.
+        """
+        if len(contexts) != 1:
+            raise ValueError(f"one context is looked at, got {len(contexts)}; give them one by one")
         columns = np.arange(len(self._candidate)) if columns is None else columns
         inputs = np.zeros((INPUTS, len(columns)), dtype=np.float32)
         of_counters = len(COUNTER_FEATURES)

@@ -91,6 +91,13 @@ def test_rows_beyond_the_catalogue_are_refused(contexts: Contexts, columns: list
         Counted(counted(np.random.default_rng(0), 100)).features(contexts, np.array(columns))
 
 
+def test_several_contexts_where_one_is_looked_at_are_refused() -> None:
+    frozen = FrozenRanker(ranker_of(torch.Generator().manual_seed(3), counted(np.random.default_rng(3), 100)))
+    for contexts in (pad([([1], [0]), ([2], [0])]), pad([])):
+        with pytest.raises(ValueError, match=f"one context is looked at, got {len(contexts)}"):
+            frozen.judge(contexts, np.array([1]))
+
+
 @pytest.mark.parametrize("events", [100, 3_000])
 def test_a_context_is_told_the_same_alone_and_among_others(events: int) -> None:
     rng = np.random.default_rng(events)

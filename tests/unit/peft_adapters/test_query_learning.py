@@ -17,6 +17,7 @@ from peft_adapters.lists import observe_lists
 from peft_adapters.queries import Queries
 from peft_adapters.ranker import FrozenRanker
 from peft_adapters.settings import FEATURES, LearnerSettings
+from peft_adapters.shoppers import Contexts
 
 ITEMS = 24
 TITLES = dict(titled(ITEMS))
@@ -175,8 +176,12 @@ def test_a_worker_scores_searches_as_the_learner_judges_them() -> None:
     frozen = FrozenRanker(learner.ranker)
     torch.testing.assert_close(frozen.score(batch.contexts, asked=batch.asked), learner.judge(batch))
     few = np.array([2, 5, 7])
-    scores, _ = frozen.judge(batch.contexts, few, batch.asked)
-    torch.testing.assert_close(scores, learner.judge(batch)[:, torch.from_numpy(few)])
+    assert batch.asked is not None
+    for event, expected in enumerate(learner.judge(batch)[:, torch.from_numpy(few)].numpy()):
+        one = slice(event, event + 1)
+        own = Contexts(*(part[one] for part in (batch.contexts.items, batch.contexts.ages, batch.contexts.passed)))
+        scores, _ = frozen.judge(own, few, batch.asked[one])
+        np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_gate_compares_searches_with_the_live_adapter() -> None:
