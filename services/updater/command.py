@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from types import FrameType
@@ -30,7 +29,6 @@ def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_to_stop)
-    os.nice(settings.updater.niceness)  # threads made later have it, too
     torch.set_num_threads(settings.updater.torch_threads)
     registry = new_registry()
     metrics = UpdaterMetrics(registry, topics=settings.topics)

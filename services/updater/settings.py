@@ -51,6 +51,3 @@ class UpdaterSettings(BaseModel):
     hold_seconds: float = Field(default=3_600.0, gt=0, description="event time an event waits for an unknown item")
     dedupe_horizon: int = Field(default=400_000, ge=1, description="event ids remembered")
     torch_threads: int = Field(default=1, ge=1, description="cores a learning step may use")
-    niceness: int = Field(
-        default=10, ge=0, le=19, description="how far it gives way to what answers on the same machine; see nice"
-    )

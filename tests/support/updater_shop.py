@@ -144,7 +144,6 @@ class Shop:
             "publish_seconds": 0.0,
             "publish_share": 1,
             "metrics_port": 0,
-            "niceness": 0,
         } | updater
         places = {"checkpoint_dir": self.directory / "checkpoints", "registry_url": str(self.directory / "registry")}
         return Settings(
@@ -204,10 +203,6 @@ class UpdaterProcess:
         self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def end(self, number: signal.Signals = signal.SIGTERM, *, seconds: float = WAIT_SECONDS) -> int:
         """Its exit status after a signal."""

@@ -1,6 +1,5 @@
 """`headwater updater` as a process: what it publishes, what it counts, and how it ends and begins again."""
 
-import os
 import re
 import signal
 from collections.abc import Callable
@@ -103,11 +102,6 @@ class TestEnding:
         (line,) = [line for line in updater.log().splitlines() if not line.startswith("{")]
         assert re.match(rf"headwater: checkpoint .*/{kept.name} cannot be read: ", line)
         assert len(embedded.announced()) == 1
-
-
-def test_it_gives_way_to_other_processes_as_far_as_it_is_told(embedded: Shop) -> None:
-    with embedded.process(niceness=7) as updater:
-        assert os.getpriority(os.PRIO_PROCESS, updater.pid) == os.nice(0) + 7
 
 
 def test_killed_again_and_again_it_learns_each_event_once(embedded: Shop) -> None:
