@@ -127,7 +127,7 @@ class FrozenRanker:
         self.counters = ranker.counters.copy()
         self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
         self.text_share = ranker.text_share()
-        self._conversion = torch.from_numpy(conversion(self.counters))
+        converted = torch.from_numpy(conversion(self.counters))
         self._counted = Counted(self.counters)
         self._candidate = ranker.vectors("candidate")
         few = len(ranker) <= QUERY_ITEMS or not is_fixed
@@ -136,7 +136,7 @@ class FrozenRanker:
             self._counted,
             query=self._query,
             candidate=self._candidate,
-            standing=(self._candidate @ self._taste, self.text_share, self._conversion),
+            standing=(self._candidate @ self._taste, self.text_share, converted),
             heads=self._heads,
             probabilities=probabilities,
         )

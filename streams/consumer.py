@@ -22,7 +22,7 @@ Offsets = dict[TopicPartition, int]  # the next offset to read
 CHECK_SECONDS = 1.0  # how often an idle consumer asks whether the broker is still there
 CHECK_TIMEOUT_MS = 1_000
 STALLED_CHECKS = 15  # so many in a row that find records which do not come: the client is stuck
-FEW_RECORDS = 100  # after a look that brought more there is no pause: the log is long
+FEW_RECORDS = 100  # after a look that brought so many, or all it might, there is no pause: the log is long
 LONGEST_PAUSE_SECONDS = 0.1  # how much later than the broker could a record is noticed after a quiet second
 FETCH_WAIT_MS = 100  # a broker answers one request after the other: whoever asks for offsets waits behind an idle fetch
 LOOKUP_TIMEOUT_MS = 10_000
@@ -133,7 +133,8 @@ class PartitionConsumer:
                 self._outage.over()
                 self._unread_checks = 0
                 self._last_came, self._next_check = now, now + CHECK_SECONDS
-            self._next_look = now + (0.0 if len(records) > FEW_RECORDS else self._pause_seconds())
+            many = len(records) >= min(FEW_RECORDS, max_records)
+            self._next_look = now if many else now + self._pause_seconds()
             if records:
                 return records
             self._check()

@@ -206,6 +206,18 @@ class TestReading:
             send_clicks(kafka_connection, topics, range(1))
             assert len(read(consumer, 1)) == 1
 
+    def test_after_a_look_that_brought_all_it_might_there_is_no_pause(
+        self, kafka_connection: KafkaConnection, topics: Topics
+    ) -> None:
+        send_clicks(kafka_connection, topics, range(40))
+        with consumer_of(kafka_connection, [topics.clicks], idle_pause_seconds=3_600.0) as consumer:
+            found: list[Record] = []
+            while not found:  # until the first fetch has come
+                consumer._next_look = 0.0
+                found = consumer.poll(1.0, 4)
+            assert len(found) == 4
+            assert len(consumer.poll(1.0, 4)) == 4
+
     def test_lag_is_what_is_left_to_read(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         send_clicks(kafka_connection, topics, range(100))
         with consumer_of(kafka_connection, [topics.clicks]) as consumer:
