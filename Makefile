@@ -7,8 +7,8 @@ ARGS ?=
 # Where no Apache Kafka is named, a launcher beside this repository is taken; without one its tests are skipped.
 HEADWATER_TEST_KAFKA ?= $(if $(shell command -v java),$(realpath ../shared/kafka/run))
 KILLS ?= 100
-# Tests wait for processes more than they compute. A file's tests stay together, and so do its brokers.
-WORKERS ?= 2
+# Tests wait for processes as much as they compute. A file's tests stay together, and so do its brokers.
+WORKERS ?= 3
 
 .PHONY: install demo test crash check bench clean
 
@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/headwater demo $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 crash: install
 	HEADWATER_TEST_KAFKA=$(HEADWATER_TEST_KAFKA) $(BIN)/python -m pytest tests/crash --kills $(KILLS) $(ARGS)

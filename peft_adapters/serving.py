@@ -29,6 +29,7 @@ from peft_adapters.residual_rows import unpacked
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
 from peft_adapters.texts_ahead import TextsAhead
+from peft_adapters.texts_before import TextsBefore, same_adapter
 
 _NO_ROW = -1
 _STOP_CHUNK = 512  # text vectors between two looks at `stop`
@@ -124,6 +125,7 @@ def build(
     encoder: Encoder,
     stop: threading.Event | None = None,
     ahead: TextsAhead | None = None,
+    before: TextsBefore | None = None,
 ) -> ServedModel:
     """Build a version beside the one that is served, which stays as it is.
 
@@ -134,6 +136,7 @@ def build(
         encoder: its adapter is set to that of the version, unless `previous` has the same.
         stop: ends the build when set.
         ahead: vectors of the worker's texts that were made for an adapter to come, used if it is this version's.
+        before: those that were made under earlier adapters, used likewise; this version's are kept there.
 
     Raises:
         BuildStoppedError: `stop` was set before the end.
@@ -148,7 +151,7 @@ def build(
         manifest = bundle.manifest
     if learnt is None or manifest is None:
         raise ValueError("`bundles` must hold at least one bundle, got none; give the version's chain")
-    return _assembled(manifest, learnt, previous, catalogue, _Texts(encoder, stop), ahead)
+    return _assembled(manifest, learnt, previous, catalogue, _Texts(encoder, stop), ahead, before)
 
 
 @torch.inference_mode()
@@ -253,6 +256,7 @@ def _assembled(
     catalogue: Catalogue,
     encode: _Texts,
     ahead: TextsAhead | None = None,
+    before: TextsBefore | None = None,
 ) -> ServedModel:
     """Put what is learnt over the worker's items."""
     learnt_ids = set(learnt.item_ids)
@@ -262,8 +266,8 @@ def _assembled(
     texts = [None if row == _NO_ROW else catalogue.texts[row] for row in catalogue_rows.tolist()]
     row_of = np.empty(len(catalogue), dtype=np.int64)
     row_of[catalogue_rows[has_text]] = np.flatnonzero(has_text)
-    adapted = previous if previous is not None and _same(learnt.lora, previous.learnt.lora) else None
-    made = _made(adapted, ahead, learnt.lora, catalogue)
+    adapted = previous if previous is not None and same_adapter(learnt.lora, previous.learnt.lora) else None
+    made = _made(adapted, ahead, before, learnt.lora, catalogue, encode)
     suffix = made.suffix if made is not None else encode.suffix(learnt.lora)
     if adapted is not None and item_ids == adapted.item_ids and texts == adapted.texts:
         item_ids, texts, text = adapted.item_ids, adapted.texts, adapted.text  # a large catalogue's are not held twice
@@ -272,6 +276,8 @@ def _assembled(
         kept = set[int]() if made is None else _keep_text(text, item_ids, texts, made)
         rows = [row for row in np.flatnonzero(has_text).tolist() if row not in kept]
         encode(text, rows, catalogue, catalogue_rows, suffix)
+        if before is not None:
+            before.keep(learnt.lora, texts, text, row_of)
     content = with_vectors(text, catalogue_rows.tolist(), catalogue.other_vectors, learnt.projections)
     return ServedModel(
         manifest=manifest,
@@ -300,13 +306,20 @@ class _Made(NamedTuple):
 
 
 def _made(
-    adapted: ServedModel | None, ahead: TextsAhead | None, lora: Mapping[str, Tensor], catalogue: Catalogue
+    adapted: ServedModel | None,
+    ahead: TextsAhead | None,
+    before: TextsBefore | None,
+    lora: dict[str, Tensor],
+    catalogue: Catalogue,
+    encode: _Texts,
 ) -> _Made | None:
-    """What is there already under an adapter: that of a model that has it, or what was made ahead; None is nothing."""
+    """What is there already under an adapter: a model's that has it, what was made ahead, what was kept; or None."""
     if adapted is not None:
         return _Made(adapted.suffix, adapted.rows, adapted.texts, adapted.text)
-    if ahead is not None and _same(lora, ahead.lora):
+    if ahead is not None and same_adapter(lora, ahead.lora):
         return _Made(ahead.suffix, catalogue.rows, ahead.texts, ahead.vectors)
+    if before is not None and (kept := before.find(lora)) is not None:
+        return _Made(encode.suffix(lora), catalogue.rows, *kept)
     return None
 
 
@@ -375,13 +388,9 @@ def texts_ahead(model: ServedModel, before: TextsAhead | None, encoder: Encoder)
     coming = model.learnt.next_lora
     if not coming:
         return None
-    if before is not None and _same(coming, before.lora):
+    if before is not None and same_adapter(coming, before.lora):
         return before
     return TextsAhead(coming, _Texts(encoder, None).suffix(coming))
-
-
-def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _finite(tensor: Tensor) -> bool:

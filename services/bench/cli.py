@@ -70,6 +70,12 @@ def swap(
     json_: Out = None,
     swaps: Annotated[int, typer.Option("--swaps", min=1, metavar="N", help="So many in a row.")] = 200,
     rate: EventRate = 300.0,
+    asked: Annotated[
+        float | None,
+        typer.Option(
+            "--asked", min=1, metavar="REQUESTS_PER_S", help="Of the load; else half of what is answered at most."
+        ),
+    ] = None,
     items: ItemsFile = None,
     events: EventsFile = None,
     seconds: Seconds = 40.0,
@@ -95,7 +101,7 @@ def swap(
     from services.bench.swap import measure
 
     subject = _subject(url, items, events, requests, connections, api_key)
-    _end(run(settings, "swap", subject, json_, measure, swaps=swaps, per_second=rate, seconds=seconds))
+    _end(run(settings, "swap", subject, json_, measure, swaps=swaps, per_second=rate, asked=asked, seconds=seconds))
 
 
 @app.command()

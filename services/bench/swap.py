@@ -27,6 +27,7 @@ def measure(
     *,
     swaps: int,
     per_second: float,
+    asked: float | None = None,
     seconds: float,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def measure(
         questions: The requests.
         swaps: So many in a row.
         per_second: Events published a second.
+        asked: Rankings a second; None is half of what is answered at most while events are learnt.
         seconds: Of the load without swaps.
         say: Told what is under way.
 
@@ -47,9 +49,10 @@ def measure(
     server.measure(RANK, bodies, seconds=WARM_UP_SECONDS)
     with Publishing(deployment, deployment.coming, per_second=per_second):
         with pinned(deployment):
-            say("how many rankings a second, pinned, while events are learnt")
-            saturating = server.measure(RANK, bodies, seconds=seconds / 4).per_second
-            rate = max(1.0, CALM * saturating)
+            rate = asked
+            if rate is None:
+                say("how many rankings a second, pinned, while events are learnt")
+                rate = max(1.0, CALM * server.measure(RANK, bodies, seconds=seconds / 4).per_second)
             say(f"{rate:.0f} rankings a second without swaps")
             calm = server.measure(RANK, bodies, seconds=seconds, per_second=rate)
         say(f"the same until there have been {swaps} swaps")

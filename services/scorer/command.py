@@ -16,6 +16,7 @@ from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.query_encoder import QueryEncoder
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.signing import verifier
+from peft_adapters.texts_before import TextsBefore
 from services import memory
 from services.door.wiring import Door
 from services.metrics import ScorerMetrics, new_registry
@@ -124,6 +125,7 @@ def _wired(
         announcements=announcements,
         metrics=metrics,
         items_refresh_seconds=settings.scorer.items_refresh_seconds,
+        before=TextsBefore(directory / "texts", most_bytes=settings.scorer.kept_texts_bytes),
         kept_rows=settings.scorer.kept_rows,
         pinned_scenarios=settings.scorer.pinned_scenarios,
         max_scenarios=settings.scorer.max_scenarios,

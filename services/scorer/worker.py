@@ -13,6 +13,7 @@ from peft_adapters.encoder import Encoder
 from peft_adapters.errors import BundleError, BundleFormatError, HeadwaterModelError, RegistryError
 from peft_adapters.rollout import Rollout
 from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed
+from peft_adapters.texts_before import TextsBefore
 from services import memory
 from services.metrics import ScorerMetrics
 from services.scorer.ahead import Ahead
@@ -53,6 +54,7 @@ class Worker:
         announcements: What was announced.
         metrics: Where swaps are counted.
         items_refresh_seconds: New items become rankable at most so often between adapters.
+        before: Keeps texts' vectors under former adapters.
         kept_rows: Rows of models kept beside those that are served, by scenario.
         pinned_scenarios: Loaded at the start and never let go, beside `scenario`.
         max_scenarios: Held at a time; those that are not pinned go, the longest unasked first.
@@ -74,6 +76,7 @@ class Worker:
         announcements: Announcements,
         metrics: ScorerMetrics,
         items_refresh_seconds: float,
+        before: TextsBefore,
         kept_rows: int = 20_000,
         pinned_scenarios: Sequence[str] = (),
         max_scenarios: int = 4,
@@ -94,7 +97,7 @@ class Worker:
         self._pauses = backoff_seconds()
         self._changes = 0  # of items, since the start
         self._changes_in: dict[int, int] = {}  # how many of them a model has, by its identity
-        self._ahead = Ahead(encoder, catalogue)
+        self._ahead, self._before = Ahead(encoder, catalogue), before
         self._settled = False
         self._next_refresh = self._next_trim = 0.0  # monotonic seconds
         self._refused: dict[tuple[str, int, str], None] = {}  # scenario, version, digest
@@ -263,6 +266,7 @@ class Worker:
             encoder=self._encoder,
             stop=self._interrupt,
             ahead=self._ahead.of(seat.scenario),
+            before=self._before,
         )
         self._changes_in[id(model)] = self._changes
         return model

@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.05
 _LORA_WAITS_SLICES = 3  # in a row, at most
-_JUDGED_LATE = 32  # events of a batch that are judged while learning is late
+_JUDGED_EVENTS = 32  # of a batch, the first; judging all of a large one would take a third of what learning takes
 _EXPORT_SECONDS = 0.25  # how old gauges are at most, but for a slice that takes longer
 _LAG_SECONDS = 2.0  # how often the lag is asked for
 _LAG_TIMEOUT_SECONDS = 1.0  # a metric does not hold the loop up
@@ -168,10 +168,7 @@ class Updater:
         return piece, late
 
     def _lets_lora_wait(self, piece: Slice) -> bool:
-        """Whether a slice is so late that LoRA, most of what learning takes, is put off; not for ever.
-
-        So is most of judging.
-        """
+        """Whether a slice is so late that LoRA, most of what learning takes, is put off; not for ever."""
         late = time.time() - piece.records[0].timestamp_ms / 1_000 > self._own.late_seconds
         self._lora_waited = self._lora_waited + 1 if late and self._lora_waited < _LORA_WAITS_SLICES else 0
         return self._lora_waited > 0
@@ -189,8 +186,8 @@ class Updater:
             self._letters.write(letter)
         for examples in _batches(taken.examples, self._own.batch_events):
             with self._metrics.learn_seconds.time():
-                batch = self.learner.observe(examples, whole=not late)
-                self._watch.judge(self.learner.first_of(batch, _JUDGED_LATE) if late else batch)
+                batch = self.learner.observe(examples, whole=False)
+                self._watch.judge(self.learner.first_of(batch, _JUDGED_EVENTS))
                 loss = self.learner.learn(batch, texts=not late)
             self._count(loss)
         for lists in _batches(taken.lists, self._own.batch_events):

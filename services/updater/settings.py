@@ -24,9 +24,7 @@ class UpdaterSettings(BaseModel):
     batch_seconds: float = Field(default=0.25, gt=0, description="or when its first event has waited this long")
     batch_bytes: int = Field(default=1 << 20, ge=1, description="or at this size, impressions and items included")
     late_seconds: float = Field(
-        default=1.0,
-        gt=0,
-        description="while events are older when learnt, LoRA learns from one slice in four, and few are judged",
+        default=1.0, gt=0, description="while events are older when learnt, LoRA learns from one slice in four"
     )
     checkpoint_seconds: float = Field(
         default=5.0, ge=0, description="shortest time from one to the next; a restart repeats what was learnt since"

@@ -20,6 +20,7 @@ from peft_adapters.errors import RegistryUnavailableError
 from peft_adapters.prefix_cache import PrefixCache
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
+from peft_adapters.texts_before import TextsBefore
 from services.metrics import ScorerMetrics
 from services.scorer.announcements import Announcements
 from services.scorer.bundles import BundleSource
@@ -103,6 +104,7 @@ class Stage:
             announcements=self.announcements,
             metrics=metrics,
             items_refresh_seconds=0.02,
+            before=TextsBefore(directory / "texts", most_bytes=2**20),
             **worker,
         )
         for item_id, text in ITEMS:

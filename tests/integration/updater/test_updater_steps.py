@@ -137,12 +137,14 @@ def test_all_steps_in_order(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None
     assert done[len(at_the_start) :] == ["learn", *publication] * (EVENTS // 10)
 
 
-def test_few_events_of_a_late_slice_are_judged_and_all_are_learnt(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{LOOP}._JUDGED_LATE", 3)
-    with updater(shop, late_seconds=1e-6) as made:
+def test_of_a_large_batch_the_first_events_are_judged_and_all_are_learnt(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{LOOP}._JUDGED_EVENTS", 3)
+    with updater(shop) as made:
         made.run()
         assert made.learner.events_learned == EVENTS
-        assert len(made._watch.prequential.state()["judged"]) == 3 * 3 + 10  # every fourth slice is judged whole
+        assert len(made._watch.prequential.state()["judged"]) == 4 * 3
 
 
 @pytest.mark.parametrize(("late_seconds", "with_texts"), [(1e-6, [False, False, False, True]), (1e6, [True] * 4)])

@@ -17,6 +17,7 @@ from peft_adapters.learner import Learner
 from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed, texts_ahead
 from peft_adapters.settings import LearnerSettings
 from peft_adapters.shoppers import pad
+from peft_adapters.texts_before import TextsBefore
 from peft_adapters.warm_start import load_bundle_into
 
 ITEMS = titled(30)
@@ -189,6 +190,32 @@ def test_vectors_made_ahead_are_used_by_the_version_that_brings_their_adapter(tm
     without = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
     assert scores(model, catalogue) == pytest.approx(scores(without, catalogue), abs=1e-5)
     assert model.suffix is ahead.suffix
+
+
+def test_going_back_to_an_adapter_of_before_encodes_what_has_changed_since_and_no_more(
+    publications: Publications, tmp_path: Path, encoder: Encoder
+) -> None:
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    first = publications.read(publications.full(1))
+    lora = {name: value + 0.01 for name, value in publications.learner.lora_steps.served.items()}
+    publications.learner.lora_steps.restore(lora, lora)
+    publications.learn(64)
+    second = publications.read(publications.full(2))
+    catalogue = counting(encoder, [*reversed(ITEMS)])
+    before = TextsBefore(tmp_path / "texts", most_bytes=2**20)
+    model = build([first], previous=None, catalogue=catalogue, encoder=encoder, before=before)
+    texts = {item_id: model.text[row].clone() for item_id, row in model.rows.items()}
+    catalogue.upsert([("item-4", "a new text"), ("new", "one more")])
+    model = build([second], previous=model, catalogue=catalogue, encoder=encoder, before=before)
+    assert catalogue.computed == 30 + 31
+    model = build([first], previous=model, catalogue=catalogue, encoder=encoder, before=before)
+    assert catalogue.computed == 30 + 31 + 2
+    del texts["item-4"]
+    for item_id, vector in texts.items():
+        assert torch.equal(model.text[model.rows[item_id]], vector)
+    without = build([first], previous=None, catalogue=catalogue, encoder=encoder)
+    assert scores(model, catalogue) == pytest.approx(scores(without, catalogue), abs=1e-5)
 
 
 @pytest.mark.parametrize("items", [ITEMS, []])
