@@ -330,6 +330,7 @@ class Updater:
             gate=self._watch.gate,
             snapshot_every=own.snapshot_every,
             keep_versions=own.keep_versions,
+            keep_minutes=own.keep_minutes,
             sign=signer(settings.signing),
         )
         self._resume()

@@ -35,6 +35,9 @@ class UpdaterSettings(BaseModel):
     )
     snapshot_every: int = Field(default=20, ge=1, description="versions from one full bundle to the next")
     keep_versions: int = Field(default=240, ge=1, description="older ones that no chain needs are deleted")
+    keep_minutes: int = Field(
+        default=30, ge=0, description="but of older full ones the first of each minute stays so long, to go back to"
+    )
     keep_checkpoints: int = Field(default=2, ge=1, description="older ones are deleted")
     click_window_seconds: float = Field(
         default=600.0, gt=0, description="event time after which what was shown and not clicked is a negative"

@@ -179,6 +179,23 @@ class TestRegistryContract:
         with pytest.raises(ValueError, match="`keep` must be at least 1, got 0"):
             registry.writer.prune("home", keep=0)
 
+    def test_pruning_keeps_the_first_full_version_of_each_minute_so_far_back(self, registry: Registry) -> None:
+        for version in (1, 29, 30, 35, 61, 62, 95, 130):  # two seconds each
+            registry.publish(version)
+        registry.publish(131, delta=True, snapshot=130)
+        registry.publish(132, delta=True, snapshot=130)
+        assert registry.writer.prune("home", keep=1, keep_minutes=3) == [1, 29, 30, 35, 62]
+        assert registry.writer.prune("home", keep=1, keep_minutes=3) == []
+        registry.publish(160)
+        assert registry.writer.prune("home", keep=1, keep_minutes=2) == [61, 131, 132]
+        assert registry.reader.versions("home") == [95, 130, 160]
+
+    def test_pruning_does_not_stop_at_an_older_version_that_is_damaged(self, registry: Registry) -> None:
+        for version in (1, 31, 61, 91):
+            registry.publish(version)
+        registry.overwrite("home/00000031/manifest.json", b"{}")
+        assert registry.writer.prune("home", keep=1, keep_minutes=10) == [31]
+
     def test_pruning_clears_what_a_pruning_cut_short_left(self, registry: Registry) -> None:
         registry.publish(2)
         registry.overwrite("home/00000001/items.json", b"[]")  # its manifest is gone already
