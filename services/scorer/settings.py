@@ -45,7 +45,7 @@ class ScorerSettings(BaseModel):
         description="rows of former versions kept in memory, by scenario, so that going back is a flip",
     )
     kept_texts_bytes: int = Field(
-        default=256 * 2**20,
+        default=128 * 2**20,
         ge=0,
         description="vectors of texts under former adapters kept on the temporary disk, so that going back encodes "
         "none; a catalogue of 10,000 items has 15 MB an adapter",
