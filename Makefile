@@ -7,8 +7,8 @@ ARGS ?=
 # Where no Apache Kafka is named, a launcher beside this repository is taken; without one its tests are skipped.
 HEADWATER_TEST_KAFKA ?= $(if $(shell command -v java),$(realpath ../shared/kafka/run))
 KILLS ?= 100
-# Tests wait for processes as much as they compute. A file's tests stay together, and so do its brokers.
-WORKERS ?= 3
+# Tests wait for processes more than they compute. A file's tests stay together, and so do its brokers.
+WORKERS ?= 2
 
 .PHONY: install demo test crash check bench clean
 
