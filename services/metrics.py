@@ -17,7 +17,18 @@ from streams.events import MODELS
 from streams.guard import KINDS, RULES
 from streams.topics import Topics
 
-EVENT_OUTCOMES = ("in", "learnt", "dead_letter", "duplicate", "expired", "ignored", "forgotten", "quarantined")
+EVENT_OUTCOMES = (
+    "in",
+    "learnt",
+    "dead_letter",
+    "duplicate",
+    "expired",
+    "ignored",
+    "forgotten",
+    "quarantined",
+    "capped",
+    "missed",
+)
 LATENESS_SECONDS = (10, 60, 600, 3_600, 86_400)
 QUALITY_METRICS = ("roc_auc", "log_loss", "ndcg10", "hr20", "normalised_entropy")
 GATE_RULES = ("not_finite", "bound", "loss", "norm", "calibration")

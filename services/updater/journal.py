@@ -11,22 +11,34 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from peft_adapters.gate import Decision
 from streams.consumer import Offsets
 
-_GATE, _LATE = "gate", "late"  # no topic and partition: they have a slash between them
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A slice of the log, and whatever else decides what is learnt from it.
 
-class Recorded(NamedTuple):
-    """A slice: where it ended, what the gate had decided since the slice before, and whether LoRA waits."""
+    Attributes:
+        ends: the offset after its last record, of every partition.
+        decision: what the gate decided since the slice before.
+        late: whether LoRA skips this slice.
+        now_ms: the reader's clock when the slice was cut, epoch milliseconds. Event times are bounded by it.
+        topic_ids: the identity of each topic read, as the broker reports it.
+        missed: records that retention deleted before this slice could read them, by partition.
+    """
 
     ends: Offsets
     decision: Decision | None = None
     late: bool = False
+    now_ms: int = 0
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
+    missed: Offsets = field(default_factory=dict)
 
 
 class Journal:
@@ -89,17 +101,39 @@ def _read(path: Path) -> list[Recorded]:
     return [_recorded(json.loads(line)) for line in whole]
 
 
-def _line(slice_: Recorded) -> dict[str, int | str]:
-    line: dict[str, int | str] = {f"{topic}/{part}": offset for (topic, part), offset in sorted(slice_.ends.items())}
+def _line(slice_: Recorded) -> dict[str, Any]:
+    line: dict[str, Any] = {"ends": by_name(slice_.ends), "now_ms": slice_.now_ms}
+    if slice_.decision is not None:
+        line["gate"] = slice_.decision
     if slice_.late:
-        line[_LATE] = 1
-    return line if slice_.decision is None else line | {_GATE: slice_.decision}
+        line["late"] = True
+    if slice_.topic_ids:
+        line["topic_ids"] = dict(slice_.topic_ids)
+    if slice_.missed:
+        line["missed"] = by_name(slice_.missed)
+    return line
 
 
 def _recorded(line: dict[str, Any]) -> Recorded:
-    decision, late = line.pop(_GATE, None), bool(line.pop(_LATE, 0))
-    parted = ((name.rsplit("/", 1), offset) for name, offset in line.items())
-    return Recorded({(topic, int(partition)): offset for (topic, partition), offset in parted}, decision, late)
+    return Recorded(
+        by_partition(line["ends"]),
+        line.get("gate"),
+        line.get("late", False),
+        line["now_ms"],
+        line.get("topic_ids", {}),
+        by_partition(line.get("missed", {})),
+    )
+
+
+def by_name(offsets: Offsets) -> dict[str, int]:
+    """Offsets with `topic/partition` as their keys, for JSON."""
+    return {f"{topic}/{partition}": offset for (topic, partition), offset in sorted(offsets.items())}
+
+
+def by_partition(offsets: Mapping[str, int]) -> Offsets:
+    """The inverse of `by_name`."""
+    parted = ((name.rsplit("/", 1), offset) for name, offset in offsets.items())
+    return {(topic, int(partition)): offset for (topic, partition), offset in parted}
 
 
 def _path(directory: Path, checkpoint: int) -> Path:

@@ -32,7 +32,7 @@ from services.metrics import UpdaterMetrics
 from services.settings import Settings
 from services.updater.home import Home
 from services.updater.intake import Intake
-from services.updater.journal import Recorded
+from services.updater.journal import Recorded, by_name, by_partition
 from services.updater.schedule import Schedule
 from services.updater.watch import Watch
 from streams.consumer import Offsets, PartitionConsumer
@@ -148,7 +148,7 @@ class Updater:
             log_ends = self._consumer.end_offsets()
             short = {at: end for at, end in ends.items() if log_ends.get(at, end) < end}
             if short:
-                log.error("log_shorter_than_recorded", recorded=_by_name(short), goes_on="with what the log has")
+                log.error("log_shorter_than_recorded", recorded=by_name(short), goes_on="with what the log has")
             return bool(short)
         return False
 
@@ -162,7 +162,8 @@ class Updater:
             return None
         self._home.verify()
         late = self._lets_lora_wait(piece)
-        self._home.journal.record(Recorded(piece.ends, self._decided, late))
+        now_ms = time.time_ns() // 1_000_000
+        self._home.journal.record(Recorded(piece.ends, self._decided, late, now_ms))
         self._settle(self._decided)
         self._decided = None
         return piece, late
@@ -255,7 +256,7 @@ class Updater:
                 return False
             tensors, watch = self._watch.state()
             extra = watch | {
-                "offsets": _by_name(self._offsets),
+                "offsets": by_name(self._offsets),
                 "intake": self._intake.state(),
                 "pseudonyms": self._pseudonymise.fingerprint(),
             }
@@ -267,7 +268,7 @@ class Updater:
     def _gate_and_publish(self) -> None:
         self._home.verify()
         directory, manifest = self._publisher.candidate(
-            offsets=_by_name(self._offsets),
+            offsets=by_name(self._offsets),
             watermark_ms=self._intake.watermarks.latest_ms,
             metrics=self._watch.prequential.values(),
         )
@@ -351,7 +352,7 @@ class Updater:
                 "`privacy.secret` must be the one that the checkpoint was made with, got another: its shoppers would "
                 "not be known again; put the secret back, or start in an empty directory"
             )
-        self._offsets = _by_partition(saved["offsets"])
+        self._offsets = by_partition(saved["offsets"])
         self._checkpointed = dict(self._offsets)
         self._intake.restore(saved["intake"])
         self._watch.restore(tensors, saved)
@@ -442,12 +443,3 @@ class Updater:
 
 def _batches(taken: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [taken[start : start + size] for start in range(0, len(taken), size)]
-
-
-def _by_name(offsets: Offsets) -> dict[str, int]:
-    return {f"{topic}/{partition}": offset for (topic, partition), offset in sorted(offsets.items())}
-
-
-def _by_partition(offsets: dict[str, int]) -> Offsets:
-    parted = ((name.rsplit("/", 1), offset) for name, offset in offsets.items())
-    return {(topic, int(partition)): offset for (topic, partition), offset in parted}
