@@ -91,13 +91,13 @@ class TestJournal:
             first.journal.record(Recorded({AT: 1}))
             first.journal.record(Recorded({AT: 2}, "published"))
             first.journal.record(Recorded({AT: 3}, "refused", late=True))
-            first.journal.record(Recorded({AT: 4}, late=True))
+            first.journal.record(Recorded({AT: 4}, late=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}))
         with closing(home(tmp_path)) as second:
-            assert [tuple(recorded) for recorded in second.journal.recorded] == [
-                ({AT: 1}, None, False),
-                ({AT: 2}, "published", False),
-                ({AT: 3}, "refused", True),
-                ({AT: 4}, None, True),
+            assert list(second.journal.recorded) == [
+                Recorded({AT: 1}),
+                Recorded({AT: 2}, "published"),
+                Recorded({AT: 3}, "refused", late=True),
+                Recorded({AT: 4}, late=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}),
             ]
 
     def test_what_goes_beside_is_written_once_until_it_changes(self, tmp_path: Path, learner: Learner) -> None:
