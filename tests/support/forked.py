@@ -5,13 +5,10 @@ A fork of a process that has imported them starts at once. The code that runs is
 the start of Python itself is not, so tests of locales and of import times start interpreters of their own.
 """
 
-import atexit
 import contextlib
-import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing import reduction
@@ -19,27 +16,12 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import IO, Any, Self
 
-PRELOADED = (
-    "services.cli",
-    "services.collector.command",
-    "services.control.command",
-    "services.dead_letters.command",
-    "services.publish.command",
-    "services.registry.command",
-    "services.replay.command",
-    "services.scorer.command",
-    "services.state.command",
-    "services.updater.command",
-    "crash_replay",
-    "forked",
-)
+import services.demo.child
 
 
 def fork_context() -> ForkServerContext:
     """Return the context whose children are forks of the process with the libraries."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    return context
+    return services.demo.child.fork_context("crash_replay", "forked")
 
 
 class ForkedCommand:
@@ -76,7 +58,7 @@ class ForkedCommand:
         streams = _Streams([given, out, err])
         environment = dict(os.environ if env is None else env)
         command: Any = fork_context().Process(
-            target=_run, args=(list(arguments), environment, str(cwd or Path.cwd()), streams)
+            target=_run, args=(os.getpid(), list(arguments), environment, str(cwd or Path.cwd()), streams)
         )
         self._process: ForkServerProcess = command
         try:
@@ -175,23 +157,7 @@ class _Streams:
         self.descriptors = [duplicate.detach() for duplicate in duplicates]
 
 
-def _run(arguments: list[str], environment: dict[str, str], directory: str, streams: _Streams) -> None:
-    from services.cli import main
-
-    for number, descriptor in enumerate(streams.descriptors):
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process's own
-    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
-    os.environ.clear()
-    os.environ.update(environment)
+def _run(parent_pid: int, arguments: list[str], environment: dict[str, str], directory: str, streams: _Streams) -> None:
+    services.demo.child.end_with(parent_pid)
     os.chdir(directory)
-    tempfile.tempdir = None  # computed anew from the environment
-    sys.argv = ["headwater", *arguments]
-    try:
-        main()
-    finally:
-        atexit._run_exitfuncs()  # a child of multiprocessing ends without them
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
+    services.demo.child.run_command(arguments, environment, streams.descriptors)
