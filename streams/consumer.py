@@ -287,7 +287,7 @@ class PartitionConsumer:
         topics = {topic for topic, _ in self._assigned}
         urgent = any(self._client.differs(topic, self._ids.get(topic)) for topic in topics)
         try:
-            metadata = self._lookup.poll(self._client.manager, urgent=urgent, problems=bool(self._problems))
+            metadata = self._lookup.poll(self._client.manager, urgent=urgent, problems=self._problems.any)
             return metadata is not None and self._follow(metadata, CHECK_TIMEOUT_MS)
         except (KafkaError, BrokerUnreachableError) as error:
             if not self._assigned:  # else a check of what is read notices it
@@ -443,7 +443,7 @@ class PartitionConsumer:
                 topic, number = at
                 records += [Record(topic, number, r.offset, r.key, r.value, r.timestamp) for r in batch]
                 self._positions[at] = batch[-1].offset + 1
-                if self._problems:
+                if self._problems.any:
                     self._problems.clear(topic)
                     self._problems.clear(f"{topic}/{number}")
         return records

@@ -29,7 +29,9 @@ class ReadProblems:
     def __init__(self) -> None:
         self._problems: dict[str, _Problem] = {}
 
-    def __bool__(self) -> bool:
+    @property
+    def any(self) -> bool:
+        """Whether there is a problem."""
         return bool(self._problems)
 
     def sentences(self) -> dict[str, str]:
