@@ -130,6 +130,7 @@ class PartitionConsumer:
         self._first: dict[str, frozenset[int]] = {topic: frozenset() for topic, _ in self._positions}
         self._assigned: list[TopicPartition] = []
         self._held: set[TopicPartition] = set()
+        self._changed = False  # partitions or positions, in this poll, by other than reading
         self._hanging: Offsets = {}  # stable ends that were read up to, with records of open transactions behind
         self._problems = ReadProblems()
         self._idle_pause_seconds = idle_pause_seconds
@@ -153,8 +154,8 @@ class PartitionConsumer:
         """Reads what is there: in the order of the topics, partitions and offsets.
 
         With the broker away it says so once, and goes on when the broker is back; then, and when nothing comes, it may
-        take a second longer than asked for. When partitions were added or a topic was recreated it returns nothing
-        once: `positions` and `gaps` show the change before any record that follows it.
+        take a second longer than asked for. When partitions were added or the log has a gap it returns nothing once:
+        `positions` and `gaps` show the change before any record that follows it.
 
         Args:
             timeout_seconds: How long to wait for the first record.
@@ -165,7 +166,9 @@ class PartitionConsumer:
         """
         deadline = time.monotonic() + timeout_seconds
         while self._wait_for_turn(deadline):
-            if self._look():
+            self._changed = False
+            self._look()
+            if self._changed:
                 return []
             records = self._poll_once(max(0.0, deadline - time.monotonic()), max_records)
             now = time.monotonic()
@@ -178,6 +181,8 @@ class PartitionConsumer:
             if records:
                 return records
             self._check()
+            if self._changed:
+                return []
         return []
 
     def _wait_for_turn(self, deadline: float) -> bool:
@@ -282,17 +287,17 @@ class PartitionConsumer:
 
     # ---- which partitions are read
 
-    def _look(self) -> bool:
-        """Look at the topics' metadata when it is time to, without waiting; True if what is read has changed."""
+    def _look(self) -> None:
+        """Look at the topics' metadata when it is time to, without waiting for them."""
         topics = {topic for topic, _ in self._assigned}
         urgent = any(self._client.differs(topic, self._ids.get(topic)) for topic in topics)
         try:
             metadata = self._lookup.poll(self._client.manager, urgent=urgent, problems=self._problems.any)
-            return metadata is not None and self._follow(metadata, CHECK_TIMEOUT_MS)
+            if metadata is not None:
+                self._follow(metadata, CHECK_TIMEOUT_MS)
         except (KafkaError, BrokerUnreachableError) as error:
             if not self._assigned:  # else a check of what is read notices it
                 self._noticed(str(error))
-            return False
 
     def _follow(self, metadata: Metadata, timeout_ms: int) -> bool:
         """Read the partitions that metadata show, and no others; True if that is a change.
@@ -321,6 +326,7 @@ class PartitionConsumer:
             self._positions[at] = self._nearest(at, wanted, wanted, starts[at], ends[at])
         self._assigned = [at for at in readable if at in starts or (at in before and at not in gained)]
         self._client.assign({at: self._positions[at] for at in self._assigned}, self._held)
+        self._changed = True
         return True
 
     def _readable(self, topic: str, metadata: Metadata) -> Iterable[TopicPartition]:
@@ -387,6 +393,7 @@ class PartitionConsumer:
 
     def _add(self, gap: Gap) -> None:
         self.gaps.append(gap)
+        self._changed = True
         log.warning("log_gap", **asdict(gap), missed=gap.missed)
 
     def _bounds(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> tuple[Offsets, Offsets]:
