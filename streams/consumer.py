@@ -97,6 +97,7 @@ class PartitionConsumer:
             broker. Where nothing has come for long, a tenth of that time, to a tenth of a second at most.
 
     Attributes:
+        topics: Which topics.
         gaps: Where the log did not have what was asked for, in the order found.
 
     Raises:
@@ -122,7 +123,7 @@ class PartitionConsumer:
             raise ValueError(f"`idle_pause_seconds` must be at least 0, got {idle_pause_seconds}")
         self.gaps: list[Gap] = []
         self._connection = connection
-        self._topics = list(topics)
+        self.topics = list(topics)
         self._rank, self._world_size = rank, world_size
         self._from_latest = start == "latest"
         self._positions: Offsets = _of_topics(start, topics) if isinstance(start, dict) else {}
@@ -307,8 +308,8 @@ class PartitionConsumer:
             BrokerUnreachableError: Likewise.
         """
         self._problems.clear_tried()
-        other = {topic for topic in self._topics if is_other_log(self._ids.get(topic), metadata[topic].identity)}
-        readable = [at for topic in self._topics for at in self._readable(topic, metadata)]
+        other = {topic for topic in self.topics if is_other_log(self._ids.get(topic), metadata[topic].identity)}
+        readable = [at for topic in self.topics for at in self._readable(topic, metadata)]
         before = set(self._assigned)
         gained = [at for at in readable if at not in before or at[0] in other]
         lost = before - set(readable)
@@ -370,7 +371,7 @@ class PartitionConsumer:
         self._ids.pop(topic, None)
 
     def _adopt_ids(self, metadata: Metadata) -> None:
-        for topic in self._topics:
+        for topic in self.topics:
             identity = metadata[topic].identity
             if identity is not None and metadata[topic].partitions:
                 self._ids.setdefault(topic, identity)
@@ -433,7 +434,7 @@ class PartitionConsumer:
         elif at is not None:
             self._set_aside(f"{at[0]}/{at[1]}", read_problems.sentence(*at, self._read_up_to(at), error))
         elif isinstance(error, KafkaError):
-            raise ConsumeError(f"{self._topics} cannot be read: {error}; check the rights and the disks") from error
+            raise ConsumeError(f"{self.topics} cannot be read: {error}; check the rights and the disks") from error
         else:
             raise error
         self._go_back()
