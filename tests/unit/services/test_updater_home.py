@@ -204,4 +204,5 @@ def test_slices_that_cannot_be_repeated_are_dropped_and_those_learnt_since_stay(
     journal.abandon()
     journal.record(slices[4])
     journal.close()
-    assert list(Journal(tmp_path, 1).recorded) == [slices[0], slices[4]]
+    with closing(Journal(tmp_path, 1)) as journal:
+        assert list(journal.recorded) == [slices[0], slices[4]]
