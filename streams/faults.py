@@ -26,18 +26,27 @@ def brief(value: Any) -> str:
     return text if len(text) <= VALUE_CHARS else f"{text[:VALUE_CHARS]}…"
 
 
+def rule(detail: ErrorDetails) -> str:
+    """Renders the rule that a value breaks and, unless it is missing, the value.
+
+    Args:
+        detail: Of `ValidationError.errors`.
+    """
+    said = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("missing", "json_invalid", "value_error"):  # the last is our own, which says the value
+        return said
+    return f"{said.split(', got ')[0]}, got {brief(detail['input'])}"
+
+
 def fault(detail: ErrorDetails, *, path: Sequence[int | str] | None = None) -> str:
-    """Renders one fault that pydantic found: path, rule and, unless the value is missing, the value.
+    """Renders one fault that pydantic found: path, rule and value.
 
     Args:
         detail: Of `ValidationError.errors`.
         path: Where the value stands, if not where pydantic says.
     """
     where = ".".join(filter(None, map(str, detail["loc"] if path is None else path)))
-    said = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] not in ("missing", "json_invalid", "value_error"):  # the last is our own, which says the value
-        said = f"{said.split(', got ')[0]}, got {brief(detail['input'])}"
-    return f"{where}: {said}" if where else said
+    return f"{where}: {rule(detail)}" if where else rule(detail)
 
 
 def faults_of(error: ValidationError) -> str:
