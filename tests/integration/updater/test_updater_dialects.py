@@ -79,7 +79,7 @@ def test_reloads_untimed_looks_and_bad_lines_are_each_counted_for_what_they_are(
     shop = Shop(kafka_connection, topics, tmp_path)
     shop.send(*items(20))
     look = {"client_id": "111.222", "events": [{"name": "view_item", "params": {"items": [{"item_id": "i1"}]}}]}
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"item_id": "i1", "price": "12,50"},
         {"item_id": "(not set)"},
         {"item_id": "i2"},
