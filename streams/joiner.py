@@ -6,6 +6,9 @@
 - Until its purchase window has passed, a click or purchase of what was learnt as a negative corrects it, and so does a
   purchase of what was learnt as clicked: a list of one, `late`. How that is weighed is the learner's matter.
 
+A purchase that names its order is a repeat of one with the same order and item, on whichever topic; any other event is
+a repeat of one with the same topic, kind and event id.
+
 A click finds its impression by request; without one, by user, item and time: the newest impression of the item to the
 user before it. Whatever comes in is accounted for, by topic: in = learnt + duplicate + expired + forgotten + pending.
 """
@@ -154,7 +157,7 @@ class Joiner:
             The positive that it is; nothing if it is a duplicate, an impression, or waits for its item.
         """
         self._counts[topic, "in"] += 1
-        if not self._remember(f"{topic}/{event.KIND}/{event.event_id}"):
+        if not self._remember(event.order_line() or f"{topic}/{event.KIND}/{event.event_id}"):
             self._counts[topic, "duplicate"] += 1
             return []
         user_id = self._pseudonymise(event.user_id)
