@@ -10,7 +10,7 @@ from streams.topic_metadata import TopicMetadata
 
 
 def positions(start: Any = "earliest", **options: Any) -> LogPositions:
-    given = {"rank": 0, "world_size": 1, "topic_ids": {}, "problems": ReadProblems()} | options
+    given: dict[str, Any] = {"rank": 0, "world_size": 1, "topic_ids": {}, "problems": ReadProblems()} | options
     return LogPositions(["a"], start=start, **given)
 
 
