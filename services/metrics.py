@@ -29,6 +29,7 @@ EVENT_OUTCOMES = (
     "capped",
     "missed",
 )
+LOG_CHANGES = ("recreated", "truncated")
 LATENESS_SECONDS = (10, 60, 600, 3_600, 86_400)
 QUALITY_METRICS = ("roc_auc", "log_loss", "ndcg10", "hr20", "normalised_entropy")
 GATE_RULES = ("not_finite", "bound", "loss", "norm", "calibration")
@@ -161,16 +162,36 @@ class UpdaterMetrics:
         )
         self.consumer_lag_records = Gauge(
             "headwater_consumer_lag_records",
-            "Records in the log and not yet read.",
+            "Records in the log and not yet learnt, those behind an open transaction included.",
             ["topic", "partition"],
             registry=registry,
         )
+        self._declare_log(registry, names)
         self._declare_guard(registry)
         self.records_waiting = Gauge(
             "headwater_records_waiting", "Records read and waiting for their micro-batch to close.", registry=registry
         )
         self._declare_learning(registry)
         self.adapter = AdapterMetrics(registry)
+
+    def _declare_log(self, registry: CollectorRegistry, names: Topics) -> None:
+        """Declare what shows the state of the topics that are read."""
+        self.topic_readable = Gauge(
+            "headwater_topic_readable",
+            "1 if a topic can be read; 0 if it is missing, or a part of it cannot be read.",
+            ["topic"],
+            registry=registry,
+        )
+        for topic in (names.impressions, names.clicks, names.purchases, names.items, names.control, *names.dialects):
+            self.topic_readable.labels(topic).set(1)
+        self.log_changes = Counter(
+            "headwater_log_changes_total",
+            "Topics found recreated, and partitions found shorter than what had been read of them.",
+            ["change"],
+            registry=registry,
+        )
+        for change in LOG_CHANGES:
+            self.log_changes.labels(change)
 
     def _declare_guard(self, registry: CollectorRegistry) -> None:
         """Declares what counts abuse, and what was done about it."""
