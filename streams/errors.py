@@ -32,7 +32,7 @@ class BrokerUnreachableError(HeadwaterStreamError):
     def __init__(self, bootstrap_servers: str, reason: str) -> None:
         super().__init__(
             f"no Kafka broker answers at {bootstrap_servers}: {reason}; "
-            "check `bootstrap_servers` and the security settings, and that the broker runs"
+            "check `bootstrap_servers`, the security settings, the broker's `advertised.listeners`, and that it runs"
         )
         self.reason = reason
 
