@@ -108,7 +108,7 @@ class Process:
                 cwd=directory,
                 env=os.environ
                 | {
-                    "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
+                    "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
                     "HEADWATER_KAFKA__BOOTSTRAP_SERVERS": connection.bootstrap_servers,
                     "HEADWATER_UPDATER__METRICS_PORT": "0",
                     "HEADWATER_SCORER__PORT": "0",
