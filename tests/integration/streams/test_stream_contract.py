@@ -270,8 +270,13 @@ class TestReading:
         assert (gap.wanted, gap.resumed, gap.log_start, gap.log_end) == (2, 6, 6, 10)
 
     def test_missing_topic_is_named(self, kafka_connection: KafkaConnection) -> None:
-        with pytest.raises(TopicError, match=r"'no\.such\.topic' does not exist"):
-            PartitionConsumer(kafka_connection, ["no.such.topic"])
+        with (
+            closing(PartitionConsumer(kafka_connection, ["no.such.topic"])) as consumer,
+            pytest.raises(
+                TopicError, match=r"'no\.such\.topic' does not exist; create it with `headwater topics create`"
+            ),
+        ):
+            consumer.require()
 
 
 class TestCommit:
