@@ -276,6 +276,7 @@ class PartitionConsumer:
 
     def close(self) -> None:
         """Lets go of the connections."""
+        self._outage.close()
         self._client.close()
         if self._committer is not None:
             self._committer.close()

@@ -10,6 +10,7 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import StaleMetadata
 
 from streams.connection import KafkaConnection, open_client
+from streams.record_batches import name_undecodable_batches
 
 TopicPartition = tuple[str, int]
 Offsets = dict[TopicPartition, int]  # the next offset to read
@@ -125,7 +126,7 @@ class LogClient:
         return identity is not None and topic_id is not None and not identity.endswith(f"/{topic_id}")
 
     def _open(self) -> KafkaConsumer:
-        return open_client(
+        consumer = open_client(
             KafkaConsumer,
             self._connection,
             auto_offset_reset="none",  # a jump in the log is ours to report, not the client's to make
@@ -136,6 +137,8 @@ class LogClient:
             metadata_max_age_ms=60_000,
             metrics_enabled=False,
         )
+        name_undecodable_batches(consumer)
+        return consumer
 
     def _unpark(self) -> None:
         """Have the client go on with what it had fetched of a partition when that was paused.

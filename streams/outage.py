@@ -1,6 +1,8 @@
 """Reports a lost broker once, its return once, and the pauses between attempts."""
 
+import threading
 import time
+from collections import defaultdict
 
 import structlog
 
@@ -10,8 +12,14 @@ from streams.errors import BrokerUnreachableError
 log = structlog.get_logger(__name__)
 
 
+_lock = threading.Lock()
+_ongoing: dict[str, set["Outage"]] = defaultdict(set)  # by bootstrap servers
+
+
 class Outage:
     """One line when the broker is lost, one when it is back, and the pauses between.
+
+    Readers of one process that lose the same brokers write these lines once between them.
 
     Args:
         connection: The brokers that are read from.
@@ -42,7 +50,11 @@ class Outage:
             self._began = time.monotonic()
             self._pauses = backoff_seconds()
             error = BrokerUnreachableError(self._connection.bootstrap_servers, refused or reason)
-            log.warning("kafka_lost", problem=str(error), retry="until it answers")
+            with _lock:
+                is_first = not _ongoing[self._connection.bootstrap_servers]
+                _ongoing[self._connection.bootstrap_servers].add(self)
+            if is_first:
+                log.warning("kafka_lost", problem=str(error), retry="until it answers")
         return next(self._pauses)
 
     def over(self) -> None:
@@ -50,5 +62,17 @@ class Outage:
         self._misses = 0
         if self._began is not None:
             away_seconds = round(time.monotonic() - self._began, 1)
-            log.info("kafka_back", bootstrap_servers=self._connection.bootstrap_servers, away_seconds=away_seconds)
-            self._began = None
+            if self._ended():
+                log.info("kafka_back", bootstrap_servers=self._connection.bootstrap_servers, away_seconds=away_seconds)
+
+    def close(self) -> None:
+        """Forget the outage of a reader that ends."""
+        self._ended()
+
+    def _ended(self) -> bool:
+        """Take this reader out of the outage; return whether it was the last one in it."""
+        self._began = None
+        with _lock:
+            ongoing = _ongoing[self._connection.bootstrap_servers]
+            ongoing.discard(self)
+            return not ongoing

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from streams.errors import UndecodableBatchError
 from streams.topic_metadata import TopicMetadata
 
 log = structlog.get_logger(__name__)
@@ -119,6 +120,11 @@ def sentence(topic: str, partition: int, offset: int, error: Exception) -> str:
         offset: The offset from which it could not be read.
         error: What the client raised.
     """
+    if isinstance(error, UndecodableBatchError):
+        return (
+            f"partition {partition} of topic {topic!r} cannot be read at offset {offset} (codec {error.codec}): "
+            f"{error.reason}; {error.remedy}"
+        )
     return (
         f"partition {partition} of topic {topic!r} cannot be read at offset {offset}: {str(error) or repr(error)}; "
         "check the rights and the disks of the brokers"
