@@ -1,0 +1,172 @@
+"""A scorer's reading of topics that are missing, grow, are recreated or cannot be read, on Apache Kafka."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient
+from log_reading import Reading, click, item, until
+from small_bundle import write_small_bundle
+
+from peft_adapters.manifest import manifest_bytes
+from streams.connection import KafkaConnection
+from streams.consumer import PartitionConsumer
+from streams.control import forget_record
+from streams.producer import EventProducer
+from streams.topics import Topics, ensure_topics
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def connection(apache_kafka: Any) -> KafkaConnection:
+    return KafkaConnection.model_validate(apache_kafka.connection)
+
+
+@pytest.fixture
+def admin(connection: KafkaConnection) -> Iterator[KafkaAdminClient]:
+    with closing(KafkaAdminClient(**connection.client_options())) as made:
+        yield made
+
+
+@pytest.fixture
+def topics(connection: KafkaConnection, make_topics: Callable[..., Topics]) -> Topics:
+    return make_topics(connection, partitions=1)
+
+
+def blocked(reading: Reading, item_id: str) -> bool:
+    row = reading.items.rows.get(item_id)
+    return row is not None and bool(reading.items._blocked[row])
+
+
+def recreate(admin: KafkaAdminClient, connection: KafkaConnection, topics: Topics, topic: str) -> None:
+    admin.delete_topics([topic])
+    deadline = time.monotonic() + 30
+    while topic in admin.list_topics():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ensure_topics(connection, topics, partitions=1)
+
+
+@pytest.mark.parametrize("dialect", ["segment", "metarank"])
+def test_a_missing_dialect_topic_is_named_and_holds_up_nothing(
+    connection: KafkaConnection,
+    topics: Topics,
+    make_topics: Callable[..., Topics],
+    admin: KafkaAdminClient,
+    dialect: str,
+    tmp_path: Path,
+) -> None:
+    theirs, missing = make_topics(connection, partitions=1).clicks, f"missing-{topics.clicks}"
+    topics = Topics(**topics.model_dump() | {"dialects": {theirs: "segment", missing: dialect}})
+    manifest = write_small_bundle(tmp_path / "1", 1)
+    with EventProducer(connection, topics) as producer:
+        producer.send(item("a"))
+        producer.send(click(1, "u", "a"))
+        producer.flush()
+        reading = Reading(connection, topics)
+        with reading.running():
+            assert reading.reader.caught_up.wait(30), "a missing topic of others is no condition of readiness"
+            assert reading.seen("u") == [0]
+            assert list(reading.reader.topic_problems()) == [missing]
+            assert f"topic {missing!r} does not exist" in reading.reader.topic_problems()[missing]
+            assert reading.reader.problem() is None
+            producer.send(item("a", status="blocked"))
+            producer.send_raw(topics.adapters, b"home", manifest_bytes(manifest))
+            producer.send_raw(topics.control, *forget_record("u", ts_ms=1))
+            producer.flush()
+            until(lambda: blocked(reading, "a"), timeout_seconds=5)
+            until(lambda: reading.announcements.news("home").latest == manifest, timeout_seconds=5)
+            until(lambda: reading.seen("u") == [], timeout_seconds=5)
+            admin.create_topics({missing: {"num_partitions": 1, "replication_factor": 1}})
+            until(lambda: not reading.reader.topic_problems())
+
+
+def test_the_problem_of_each_missing_topic_of_our_own_is_named(
+    connection: KafkaConnection, topics: Topics, admin: KafkaAdminClient
+) -> None:
+    """The catalogue alone is waited for: without it nothing could be ranked."""
+    with EventProducer(connection, topics) as producer:
+        producer.send(item("a"))
+    unneeded = [topics.control, topics.adapters, topics.purchases]
+    admin.delete_topics(unneeded)
+    reading = Reading(connection, topics)
+    with reading.running():
+        assert reading.reader.caught_up.wait(60)
+        assert sorted(reading.reader.topic_problems()) == sorted(unneeded)
+    admin.delete_topics([topics.items])
+    reading = Reading(connection, topics)
+    with reading.running():
+        until(lambda: topics.items in reading.reader.topic_problems())
+        assert not reading.reader.catalogue_read.wait(3)
+
+
+def test_shoppers_topics_that_cannot_be_read_hold_up_no_blocked_item(
+    connection: KafkaConnection, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_poll = PartitionConsumer.poll
+
+    def poll(self: PartitionConsumer, *arguments: Any, **options: Any) -> Any:
+        if any(topic == topics.clicks for topic, _ in self.positions()):
+            time.sleep(60)  # as a fetch does that no broker answers
+        return real_poll(self, *arguments, **options)
+
+    with EventProducer(connection, topics) as producer:
+        producer.send(item("a"))
+        producer.flush()
+        reading = Reading(connection, topics)
+        monkeypatch.setattr(time, "sleep", _interruptible(reading))
+        monkeypatch.setattr(PartitionConsumer, "poll", poll)
+        with reading.running():
+            assert reading.reader.catalogue_read.wait(30)
+            producer.send(item("a", status="blocked"))
+            producer.flush()
+            until(lambda: blocked(reading, "a"), timeout_seconds=10)
+
+
+def _interruptible(reading: Reading) -> Callable[[float], None]:
+    """A sleep that ends with the reader."""
+    return lambda seconds: reading.reader._stop.wait(seconds) and None
+
+
+def test_partitions_that_are_added_are_read_from_their_first_record(
+    connection: KafkaConnection, topics: Topics, admin: KafkaAdminClient
+) -> None:
+    with EventProducer(connection, topics) as producer:
+        producer.send(item("a"))
+        producer.flush()
+        reading = Reading(connection, topics)
+        with reading.running():
+            assert reading.reader.caught_up.wait(30)
+            admin.create_partitions({topics.items: 4, topics.clicks: 4})
+            time.sleep(6)  # until producers of 5 s old metadata use them, too
+            with EventProducer(connection, topics) as later:
+                for number in range(20):
+                    later.send(item(f"b{number}", status="blocked"))
+                    later.send(click(number + 1, f"u{number}", "a"))
+            until(lambda: all(blocked(reading, f"b{number}") for number in range(20)), timeout_seconds=30)
+            until(lambda: len(reading.shoppers) == 20, timeout_seconds=30)
+
+
+def test_recreated_topics_are_read_from_their_start(
+    connection: KafkaConnection, topics: Topics, admin: KafkaAdminClient
+) -> None:
+    with EventProducer(connection, topics) as producer:
+        for number in range(40):
+            producer.send(item(f"a{number}"))
+            producer.send(click(number + 1, f"u{number}", f"a{number}"))
+    reading = Reading(connection, topics)
+    with reading.running():
+        assert reading.reader.caught_up.wait(30)
+        for topic in (topics.items, topics.clicks):
+            recreate(admin, connection, topics, topic)
+        with EventProducer(connection, topics) as producer:
+            for number in range(60):  # more than before: a position of the old log would be in range
+                producer.send(item(f"b{number}", status="blocked"))
+                producer.send(click(number + 1000, f"v{number}", "a0"))
+        until(lambda: all(blocked(reading, f"b{number}") for number in range(60)))
+        until(lambda: len(reading.shoppers) == 100)
+        until(lambda: not reading.reader.topic_problems())
