@@ -29,6 +29,7 @@ EVENT_OUTCOMES = (
     "capped",
     "missed",
 )
+LOG_CHANGES = ("recreated", "truncated")
 LATENESS_SECONDS = (10, 60, 600, 3_600, 86_400)
 QUALITY_METRICS = ("roc_auc", "log_loss", "ndcg10", "hr20", "normalised_entropy")
 GATE_RULES = ("not_finite", "bound", "loss", "norm", "calibration")
@@ -161,16 +162,31 @@ class UpdaterMetrics:
         )
         self.consumer_lag_records = Gauge(
             "headwater_consumer_lag_records",
-            "Records in the log and not yet read.",
+            "Records in the log and not yet learnt, those behind an open transaction included.",
             ["topic", "partition"],
             registry=registry,
         )
+        self._declare_log(registry, names)
         self._declare_guard(registry)
         self.records_waiting = Gauge(
             "headwater_records_waiting", "Records read and waiting for their micro-batch to close.", registry=registry
         )
         self._declare_learning(registry)
         self.adapter = AdapterMetrics(registry)
+
+    def _declare_log(self, registry: CollectorRegistry, names: Topics) -> None:
+        """Declare what shows the state of the topics that are read."""
+        self.topic_readable = _topic_readable(registry)
+        for topic in (names.impressions, names.clicks, names.purchases, names.items, names.control, *names.dialects):
+            self.topic_readable.labels(topic).set(1)
+        self.log_changes = Counter(
+            "headwater_log_changes_total",
+            "Topics found recreated, and partitions found shorter than what had been read of them.",
+            ["change"],
+            registry=registry,
+        )
+        for change in LOG_CHANGES:
+            self.log_changes.labels(change)
 
     def _declare_guard(self, registry: CollectorRegistry) -> None:
         """Declares what counts abuse, and what was done about it."""
@@ -389,6 +405,8 @@ class ScorerMetrics:
             ["dependency"],
             registry=registry,
         )
+        self.topic_readable = _topic_readable(registry)
+        self._topics: set[str] = set()
         self.stand_with({})
         self.state_users = Gauge("headwater_state_users", "Users whose state is held.", registry=registry)
         self.state = StateMetrics(registry)
@@ -402,6 +420,15 @@ class ScorerMetrics:
         """
         for name in DEPENDENCIES:
             self.dependencies.labels(name).set(name not in problems)
+        unreadable = {name.split("/")[1] for name in problems if name.startswith("kafka/")}
+        self._topics |= unreadable
+        for topic in self._topics:
+            self.topic_readable.labels(topic).set(topic not in unreadable)
+
+    def declare_topics(self, topics: Iterable[str]) -> None:
+        """Show topics that are read as readable, until a problem says otherwise."""
+        self._topics |= set(topics)
+        self.stand_with({})
 
 
 class StateMetrics:
@@ -436,6 +463,15 @@ class StateMetrics:
         )
 
 
+def _topic_readable(registry: CollectorRegistry) -> Gauge:
+    return Gauge(
+        "headwater_topic_readable",
+        "1 if a topic can be read; 0 if it is missing, or a part of it cannot be read.",
+        ["topic"],
+        registry=registry,
+    )
+
+
 class StateWriterMetrics:
     """What the writer of shoppers' states wrote.
 
@@ -464,6 +500,18 @@ class StateWriterMetrics:
         self.watermark_timestamp_seconds = Gauge(
             "headwater_state_watermark_timestamp_seconds", "Event time of the newest event written.", registry=registry
         )
+        self.topic_readable = _topic_readable(registry)
+
+    def show_topics(self, topics: Iterable[str], problems: Iterable[str]) -> None:
+        """Show which topics can be read.
+
+        Args:
+            topics: All that are read.
+            problems: Those that cannot be read, as a topic or as `topic/partition`.
+        """
+        unreadable = {name.partition("/")[0] for name in problems}
+        for topic in topics:
+            self.topic_readable.labels(topic).set(topic not in unreadable)
 
 
 class RolloutMetrics:

@@ -97,6 +97,7 @@ class PartitionConsumer:
             broker. Where nothing has come for long, a tenth of that time, to a tenth of a second at most.
 
     Attributes:
+        topics: Which topics.
         gaps: Where the log did not have what was asked for, in the order found.
 
     Raises:
@@ -122,7 +123,7 @@ class PartitionConsumer:
             raise ValueError(f"`idle_pause_seconds` must be at least 0, got {idle_pause_seconds}")
         self.gaps: list[Gap] = []
         self._connection = connection
-        self._topics = list(topics)
+        self.topics = list(topics)
         self._rank, self._world_size = rank, world_size
         self._from_latest = start == "latest"
         self._positions: Offsets = _of_topics(start, topics) if isinstance(start, dict) else {}
@@ -130,6 +131,7 @@ class PartitionConsumer:
         self._first: dict[str, frozenset[int]] = {topic: frozenset() for topic, _ in self._positions}
         self._assigned: list[TopicPartition] = []
         self._held: set[TopicPartition] = set()
+        self._changed = False  # partitions or positions, in this poll, by other than reading
         self._hanging: Offsets = {}  # stable ends that were read up to, with records of open transactions behind
         self._problems = ReadProblems()
         self._idle_pause_seconds = idle_pause_seconds
@@ -153,8 +155,8 @@ class PartitionConsumer:
         """Reads what is there: in the order of the topics, partitions and offsets.
 
         With the broker away it says so once, and goes on when the broker is back; then, and when nothing comes, it may
-        take a second longer than asked for. When partitions were added or a topic was recreated it returns nothing
-        once: `positions` and `gaps` show the change before any record that follows it.
+        take a second longer than asked for. When partitions were added or the log has a gap it returns nothing once:
+        `positions` and `gaps` show the change before any record that follows it.
 
         Args:
             timeout_seconds: How long to wait for the first record.
@@ -165,7 +167,9 @@ class PartitionConsumer:
         """
         deadline = time.monotonic() + timeout_seconds
         while self._wait_for_turn(deadline):
-            if self._look():
+            self._changed = False
+            self._look()
+            if self._changed:
                 return []
             records = self._poll_once(max(0.0, deadline - time.monotonic()), max_records)
             now = time.monotonic()
@@ -178,6 +182,8 @@ class PartitionConsumer:
             if records:
                 return records
             self._check()
+            if self._changed:
+                return []
         return []
 
     def _wait_for_turn(self, deadline: float) -> bool:
@@ -283,17 +289,17 @@ class PartitionConsumer:
 
     # ---- which partitions are read
 
-    def _look(self) -> bool:
-        """Look at the topics' metadata when it is time to, without waiting; True if what is read has changed."""
+    def _look(self) -> None:
+        """Look at the topics' metadata when it is time to, without waiting for them."""
         topics = {topic for topic, _ in self._assigned}
         urgent = any(self._client.differs(topic, self._ids.get(topic)) for topic in topics)
         try:
-            metadata = self._lookup.poll(self._client.manager, urgent=urgent, problems=bool(self._problems))
-            return metadata is not None and self._follow(metadata, CHECK_TIMEOUT_MS)
+            metadata = self._lookup.poll(self._client.manager, urgent=urgent, problems=self._problems.any)
+            if metadata is not None:
+                self._follow(metadata, CHECK_TIMEOUT_MS)
         except (KafkaError, BrokerUnreachableError) as error:
             if not self._assigned:  # else a check of what is read notices it
                 self._noticed(str(error))
-            return False
 
     def _follow(self, metadata: Metadata, timeout_ms: int) -> bool:
         """Read the partitions that metadata show, and no others; True if that is a change.
@@ -303,8 +309,8 @@ class PartitionConsumer:
             BrokerUnreachableError: Likewise.
         """
         self._problems.clear_tried()
-        other = {topic for topic in self._topics if is_other_log(self._ids.get(topic), metadata[topic].identity)}
-        readable = [at for topic in self._topics for at in self._readable(topic, metadata)]
+        other = {topic for topic in self.topics if is_other_log(self._ids.get(topic), metadata[topic].identity)}
+        readable = [at for topic in self.topics for at in self._readable(topic, metadata)]
         before = set(self._assigned)
         gained = [at for at in readable if at not in before or at[0] in other]
         lost = before - set(readable)
@@ -322,6 +328,7 @@ class PartitionConsumer:
             self._positions[at] = self._nearest(at, wanted, wanted, starts[at], ends[at])
         self._assigned = [at for at in readable if at in starts or (at in before and at not in gained)]
         self._client.assign({at: self._positions[at] for at in self._assigned}, self._held)
+        self._changed = True
         return True
 
     def _readable(self, topic: str, metadata: Metadata) -> Iterable[TopicPartition]:
@@ -365,7 +372,7 @@ class PartitionConsumer:
         self._ids.pop(topic, None)
 
     def _adopt_ids(self, metadata: Metadata) -> None:
-        for topic in self._topics:
+        for topic in self.topics:
             identity = metadata[topic].identity
             if identity is not None and metadata[topic].partitions:
                 self._ids.setdefault(topic, identity)
@@ -388,6 +395,7 @@ class PartitionConsumer:
 
     def _add(self, gap: Gap) -> None:
         self.gaps.append(gap)
+        self._changed = True
         log.warning("log_gap", **asdict(gap), missed=gap.missed)
 
     def _bounds(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> tuple[Offsets, Offsets]:
@@ -427,7 +435,7 @@ class PartitionConsumer:
         elif at is not None:
             self._set_aside(f"{at[0]}/{at[1]}", read_problems.sentence(*at, self._read_up_to(at), error))
         elif isinstance(error, KafkaError):
-            raise ConsumeError(f"{self._topics} cannot be read: {error}; check the rights and the disks") from error
+            raise ConsumeError(f"{self.topics} cannot be read: {error}; check the rights and the disks") from error
         else:
             raise error
         self._go_back()
@@ -444,7 +452,7 @@ class PartitionConsumer:
                 topic, number = at
                 records += [Record(topic, number, r.offset, r.key, r.value, r.timestamp) for r in batch]
                 self._positions[at] = batch[-1].offset + 1
-                if self._problems:
+                if self._problems.any:
                     self._problems.clear(topic)
                     self._problems.clear(f"{topic}/{number}")
         return records

@@ -30,7 +30,9 @@ class ReadProblems:
     def __init__(self) -> None:
         self._problems: dict[str, _Problem] = {}
 
-    def __bool__(self) -> bool:
+    @property
+    def any(self) -> bool:
+        """Whether there is a problem."""
         return bool(self._problems)
 
     def sentences(self) -> dict[str, str]:
@@ -81,8 +83,8 @@ def absent(topic: str, found: TopicMetadata, *, was_read: bool) -> str:
     """Return the sentence for a topic without usable metadata."""
     if found.exists:
         return (
-            f"topic {topic!r} cannot be described ({found.error}); give this process the rights to describe and read "
-            "it; reading goes on where it stopped"
+            f"topic {topic!r} may not be read, or not now ({found.error}); give this process the rights to describe "
+            "and read it; reading goes on where it stopped"
         )
     if was_read:
         return (
@@ -105,10 +107,7 @@ def leaderless(topic: str, partition: int) -> str:
 
 def unauthorized(topic: str) -> str:
     """Return the sentence for a topic that this process may not read."""
-    return (
-        f"topic {topic!r} may not be read; give the user of this process the right to read it; reading goes on where "
-        "it stopped"
-    )
+    return f"topic {topic!r} may not be read; give this process the right to read it; reading goes on where it stopped"
 
 
 def sentence(topic: str, partition: int, offset: int, error: Exception) -> str:

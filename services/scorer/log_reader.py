@@ -76,6 +76,11 @@ class LogReader:
             connection, [*self._catalogues, *self._behaviour], take_in=self._take_in, stop=self._stop
         )
 
+    @property
+    def topics(self) -> list[str]:
+        """The topics that are read."""
+        return [*self._ours.topics, *self._others.topics]
+
     def problem(self) -> str | None:
         """What is wrong with Kafka; None when the log is being read. Addresses are for the process's log alone."""
         return None if any(reader.is_reading for reader in self._expected()) else self._ours.problem()

@@ -11,7 +11,7 @@ from peft_adapters.learner import Learner
 from services.items import catalogue_item
 from services.metrics import EVENT_OUTCOMES, LATENESS_SECONDS, UpdaterMetrics
 from services.settings import Settings
-from streams.consumer import Record
+from streams.consumer import Offsets, Record
 from streams.control import Forget, Released, parse_control
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import ItemRemoved, decode, refused
@@ -87,6 +87,16 @@ class Intake:
     def counted(self) -> list[str]:
         """Topics whose records fill a micro-batch: what is learnt at once."""
         return [self._topics.clicks, self._topics.purchases, *self._topics.dialects]
+
+    def miss(self, missed: Offsets) -> None:
+        """Count records that were deleted before they were read.
+
+        Args:
+            missed: how many, by partition.
+        """
+        for (topic, _), records in missed.items():
+            self._outcomes[topic, "in"] += records
+            self._outcomes[topic, "missed"] += records
 
     def take(self, records: Sequence[Record]) -> Taken:
         """Take the records of a slice in: its items first, together, then its other events in their order."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.consumer import Offsets, PartitionConsumer, Record, TopicPartition
+from streams.consumer import Gap, Offsets, PartitionConsumer, Record, TopicPartition
 from streams.slices import Slice, SliceReader
 
 TOPICS = ["items", "clicks"]
@@ -23,6 +23,7 @@ class Arrivals:
         self._log, self._order = log, list(order)
         self._read = dict.fromkeys(PARTITIONS, 0)
         self._held: set[TopicPartition] = set()
+        self.gaps: list[Gap] = []
 
     def poll(self, timeout_seconds: float = 0.0, max_records: int = 500) -> list[Record]:
         del timeout_seconds, max_records
@@ -39,6 +40,9 @@ class Arrivals:
 
     def positions(self) -> Offsets:
         return dict(self._read)
+
+    def topic_ids(self) -> dict[str, str]:
+        return {}
 
     def is_behind(self, at: TopicPartition) -> bool:
         return self._read[at] < len(self._log[at])
