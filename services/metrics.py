@@ -8,7 +8,7 @@ A process that resumes from a checkpoint raises its counters to what the checkpo
 ``in = the sum of all other outcomes + pending`` holds on each scrape, not only on a first run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector

@@ -205,6 +205,11 @@ class PartitionConsumer:
         """Whether the broker was last found to be away."""
         return self._outage.is_on
 
+    @property
+    def has_no_answers(self) -> bool:
+        """Whether the brokers of these topics do not answer, though others may."""
+        return self._outage.has_no_answers
+
     def problems(self) -> dict[str, str]:
         """Return what cannot be read, by topic or `topic/partition`, in a sentence each. Safe from another thread."""
         return self._problems.sentences()

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import structlog
 
-from streams.connection import FIRST_BACKOFF_SECONDS, KafkaConnection, backoff_seconds, refusal
+from streams.connection import FIRST_BACKOFF_SECONDS, KafkaConnection, backoff_seconds, refusal, unreachable_reason
 from streams.errors import BrokerUnreachableError
 
 log = structlog.get_logger(__name__)
@@ -14,6 +14,7 @@ log = structlog.get_logger(__name__)
 
 _lock = threading.Lock()
 _ongoing: dict[str, set["Outage"]] = defaultdict(set)  # by bootstrap servers
+_answered: dict[str, float] = {}  # when any reader last had an answer, monotonic seconds, by bootstrap servers
 
 
 class Outage:
@@ -33,7 +34,13 @@ class Outage:
 
     @property
     def is_on(self) -> bool:
-        """Whether the broker is known to be away."""
+        """Whether the brokers are known to be away: this reader has no answers, and no other one had any since."""
+        began = self._began
+        return began is not None and _answered.get(self._connection.bootstrap_servers, 0.0) <= began
+
+    @property
+    def has_no_answers(self) -> bool:
+        """Whether this reader has no answers, though others may have."""
         return self._began is not None
 
     def noticed(self, reason: str) -> float:
@@ -49,7 +56,8 @@ class Outage:
                 return FIRST_BACKOFF_SECONDS
             self._began = time.monotonic()
             self._pauses = backoff_seconds()
-            error = BrokerUnreachableError(self._connection.bootstrap_servers, refused or reason)
+            reason = refused or unreachable_reason(self._connection) or reason  # names an advertised listener
+            error = BrokerUnreachableError(self._connection.bootstrap_servers, reason)
             with _lock:
                 is_first = not _ongoing[self._connection.bootstrap_servers]
                 _ongoing[self._connection.bootstrap_servers].add(self)
@@ -60,6 +68,7 @@ class Outage:
     def over(self) -> None:
         """Log the end of the outage, if there was one."""
         self._misses = 0
+        _answered[self._connection.bootstrap_servers] = time.monotonic()
         if self._began is not None:
             away_seconds = round(time.monotonic() - self._began, 1)
             if self._ended():

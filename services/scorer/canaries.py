@@ -129,8 +129,9 @@ class CanaryWatch:
 
     def _read(self) -> None:
         topics = list(dict.fromkeys((self._topics.impressions, self._topics.clicks, *self._topics.dialects)))
-        start = self._positions or "latest"
-        with closing(PartitionConsumer(self._connection, topics, start=start, topic_ids=self._topic_ids)) as consumer:
+        with closing(
+            PartitionConsumer(self._connection, topics, start=self._positions or "latest", topic_ids=self._topic_ids)
+        ) as consumer:
             while not self._stop.is_set() and self.look():
                 for record in consumer.poll(LOOK_SECONDS, MAX_RECORDS):
                     self._take_in_record(record)

@@ -83,19 +83,12 @@ class LogReader:
 
     def problem(self) -> str | None:
         """What is wrong with Kafka; None when the log is being read. Addresses are for the process's log alone."""
-        return None if any(reader.is_reading for reader in self._expected()) else self._ours.problem()
+        others = self._others.problem() if self._others.topics and self.caught_up.is_set() else None
+        return self._ours.problem() or others
 
     def topic_problems(self) -> dict[str, str]:
         """Return what cannot be read of the log, by topic or `topic/partition`, in a sentence each."""
-        found = self._ours.topic_problems() | self._others.topic_problems()
-        if self.problem() is None:  # else the topics are no news
-            for reader in self._expected():
-                found |= reader.unread()
-        return found
-
-    def _expected(self) -> list[TopicReader]:
-        """Return the readers that should be reading by now."""
-        return [self._ours, self._others] if self.caught_up.is_set() and self._others.topics else [self._ours]
+        return self._ours.topic_problems() | self._others.topic_problems()
 
     def stop(self) -> None:
         """Have `run` return soon."""

@@ -56,16 +56,13 @@ class TopicReader:
     def topic_problems(self) -> dict[str, str]:
         """Return what cannot be read, by topic or `topic/partition`. Safe to call from another thread."""
         consumer = self._consumer
-        return {} if consumer is None else consumer.problems()
-
-    def unread(self) -> dict[str, str]:
-        """Return the topics of this group with a sentence each while none of them can be read."""
-        if self.is_reading:
+        if consumer is None or consumer.is_away:
             return {}
-        return {
+        silent = self.topics if consumer.has_no_answers else ()
+        return consumer.problems() | {
             topic: f"topic {topic!r} is not being read, since its broker does not answer; what has been read of it is "
             "served; start the broker"
-            for topic in self.topics
+            for topic in silent
         }
 
     def start_at(self, positions: Offsets, topic_ids: Mapping[str, str]) -> None:

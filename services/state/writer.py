@@ -137,9 +137,7 @@ class StateWriter:
         followed = {topic for topic, _ in positions}  # of a topic that was recreated, no old partition stays
         after = {at: offset for at, offset in held.items() if at[0] not in followed} | positions
         began = time.perf_counter()
-        self._store.write(
-            changes, before=held, after=after, beat=secrets.token_hex(8), topic_ids=consumer.topic_ids()
-        )
+        self._store.write(changes, before=held, after=after, beat=secrets.token_hex(8), topic_ids=consumer.topic_ids())
         if records:
             self._metrics.write_seconds.observe(time.perf_counter() - began)
         for outcome, count in taken.items():

@@ -127,9 +127,9 @@ def test_shoppers_topics_that_cannot_be_read_hold_up_no_blocked_item(
             until(lambda: blocked(reading, "a"), timeout_seconds=10)
 
 
-def _interruptible(reading: Reading) -> Callable[[float], None]:
+def _interruptible(reading: Reading) -> Callable[[float], bool]:
     """A sleep that ends with the reader."""
-    return lambda seconds: reading.reader._stop.wait(seconds) and None
+    return reading.reader._stop.wait
 
 
 def test_partitions_that_are_added_are_read_from_their_first_record(
