@@ -10,13 +10,14 @@ import pytest
 from kafka import KafkaAdminClient
 from log_reading import Reading, click, item, until
 from small_bundle import write_small_bundle
+from topic_changes import recreate
 
 from peft_adapters.manifest import manifest_bytes
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer
 from streams.control import forget_record
 from streams.producer import EventProducer
-from streams.topics import Topics, ensure_topics
+from streams.topics import Topics
 
 pytestmark = pytest.mark.kafka
 
@@ -40,15 +41,6 @@ def topics(connection: KafkaConnection, make_topics: Callable[..., Topics]) -> T
 def blocked(reading: Reading, item_id: str) -> bool:
     row = reading.items.rows.get(item_id)
     return row is not None and bool(reading.items._blocked[row])
-
-
-def recreate(admin: KafkaAdminClient, connection: KafkaConnection, topics: Topics, topic: str) -> None:
-    admin.delete_topics([topic])
-    deadline = time.monotonic() + 30
-    while topic in admin.list_topics():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    ensure_topics(connection, topics, partitions=1)
 
 
 @pytest.mark.parametrize("dialect", ["segment", "metarank"])
@@ -161,8 +153,7 @@ def test_recreated_topics_are_read_from_their_start(
     reading = Reading(connection, topics)
     with reading.running():
         assert reading.reader.caught_up.wait(30)
-        for topic in (topics.items, topics.clicks):
-            recreate(admin, connection, topics, topic)
+        recreate(admin, connection, topics, topics.items, topics.clicks)
         with EventProducer(connection, topics) as producer:
             for number in range(60):  # more than before: a position of the old log would be in range
                 producer.send(item(f"b{number}", status="blocked"))

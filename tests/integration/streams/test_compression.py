@@ -1,5 +1,7 @@
 """Compressed batches are read on each broker; one that cannot be decoded is named."""
 
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import kafka.codec
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
+from kafka import TopicPartition as KafkaPartition
 from segments import damage_batch, segment_of
 
 from streams import KafkaConnection, Topics
@@ -132,6 +135,27 @@ def test_damaged_batches_are_named_and_their_neighbours_are_read(
             found = find(broker.connection, topic, offset)
             assert found is not None
             assert found.value == value * 100
+    with closing(PartitionConsumer(broker.connection, list(damage))) as consumer:
+        records = poll_until(consumer, lambda: len(consumer.problems()) == len(damage))
+        assert sorted(record.topic for record in records) == sorted(damage), "the first record of each topic"
+        for topic, (_, _, named) in damage.items():
+            sentence = consumer.problems()[f"{topic}/0"]
+            assert re.search(rf"partition 0 of topic '{topic}' cannot be read at offset 1 \({named}", sentence)
+        with closing(KafkaAdminClient(**broker.connection.client_options())) as admin:
+            admin.delete_records({KafkaPartition(topics.clicks, 0): 2})
+        records = poll_until(consumer, lambda: f"{topics.clicks}/0" not in consumer.problems())
+        assert [(record.topic, record.offset) for record in records] == [(topics.clicks, 2)]
+        assert [gap.missed for gap in consumer.gaps] == [1]
+
+
+def poll_until(consumer: PartitionConsumer, holds: Callable[[], bool]) -> list[Record]:
+    """Poll until a condition holds, and a moment longer."""
+    records: list[Record] = []
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, consumer.problems()
+        records += consumer.poll(0.5)
+    return records + consumer.poll(0.5)
 
 
 def test_the_libraries_of_all_codecs_are_dependencies() -> None:
