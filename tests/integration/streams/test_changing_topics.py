@@ -1,69 +1,24 @@
 """Topics that are deleted, recreated, widened, cut or missing while they are read, on Apache Kafka."""
 
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
-from kafka.admin import NewPartitions, NewTopic
+from changing_topics import ChangingTopics
+from kafka import KafkaProducer
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import TopicAlreadyExistsError
 from structlog.testing import capture_logs
 
-from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer, Record
 
 pytestmark = pytest.mark.kafka
 
 
-class Log:
-    """Topics of one test on Apache Kafka, and what can happen to them."""
-
-    def __init__(self, connection: KafkaConnection) -> None:
-        self.connection = connection
-        self.admin = KafkaAdminClient(**connection.client_options())
-        self.prefix = uuid.uuid4().hex[:8]
-
-    def topic(self, name: str, partitions: int = 1) -> str:
-        topic = f"{self.prefix}.{name}"
-        self.admin.create_topics([NewTopic(topic, partitions, 1)])
-        return topic
-
-    def delete(self, topic: str) -> None:
-        self.admin.delete_topics([topic])
-
-    def create(self, topic: str, partitions: int = 1) -> None:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                self.admin.create_topics([NewTopic(topic, partitions, 1)])
-                return
-            except TopicAlreadyExistsError:  # a topic is deleted in the background
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-
-    def widen(self, topic: str, partitions: int) -> None:
-        self.admin.create_partitions({topic: NewPartitions(partitions)})
-
-    def cut(self, topic: str, before: int, partition: int = 0) -> None:
-        """Delete the records before an offset, as retention does."""
-        self.admin.delete_records({TopicPartition(topic, partition): before})
-
-    def send(self, topic: str, values: range, partition: int = 0, **options: Any) -> None:
-        producer = KafkaProducer(**self.connection.client_options(), **options)
-        for value in values:
-            producer.send(topic, str(value).encode(), partition=partition)
-        producer.flush(20)
-        producer.close()
-
-
 @pytest.fixture
-def log(apache_kafka: Any) -> Iterator[Log]:
-    found = Log(apache_kafka.connection)
+def log(apache_kafka: Any) -> Iterator[ChangingTopics]:
+    found = ChangingTopics(apache_kafka.connection)
     yield found
     found.admin.close()
 
@@ -86,7 +41,7 @@ def poll_until(consumer: PartitionConsumer, true: Callable[[], bool], *, seconds
         assert consumer.poll(0.2) == []
 
 
-def test_topic_recreated_while_it_is_read(log: Log) -> None:
+def test_topic_recreated_while_it_is_read(log: ChangingTopics) -> None:
     clicks, items = log.topic("clicks"), log.topic("items")
     log.send(clicks, range(100))
     with capture_logs() as lines, closing(PartitionConsumer(log.connection, [items, clicks])) as consumer:
@@ -115,7 +70,7 @@ def test_topic_recreated_while_it_is_read(log: Log) -> None:
     ]
 
 
-def test_topic_recreated_at_once_while_it_is_read(log: Log) -> None:
+def test_topic_recreated_at_once_while_it_is_read(log: ChangingTopics) -> None:
     """Deleted and created between two looks: the new log is longer than what was read of the old one."""
     clicks = log.topic("clicks", 2)
     log.send(clicks, range(50))
@@ -132,7 +87,7 @@ def test_topic_recreated_at_once_while_it_is_read(log: Log) -> None:
 
 
 @pytest.mark.parametrize("records", [20, 500])
-def test_topic_recreated_while_nobody_reads(log: Log, records: int) -> None:
+def test_topic_recreated_while_nobody_reads(log: ChangingTopics, records: int) -> None:
     clicks = log.topic("clicks")
     log.send(clicks, range(100))
     with closing(PartitionConsumer(log.connection, [clicks])) as consumer:
@@ -150,7 +105,7 @@ def test_topic_recreated_while_nobody_reads(log: Log, records: int) -> None:
         assert [gap.cause for gap in consumer.gaps] == ["truncation"]
 
 
-def test_partitions_that_are_added_are_read_from_their_first_record(log: Log) -> None:
+def test_partitions_that_are_added_are_read_from_their_first_record(log: ChangingTopics) -> None:
     clicks, others = log.topic("clicks"), log.topic("others")
     log.send(clicks, range(10))
     with closing(PartitionConsumer(log.connection, [clicks, others], start="latest")) as consumer:
@@ -167,7 +122,7 @@ def test_partitions_that_are_added_are_read_from_their_first_record(log: Log) ->
         assert consumer.gaps == []
 
 
-def test_partitions_that_were_added_while_nobody_read(log: Log) -> None:
+def test_partitions_that_were_added_while_nobody_read(log: ChangingTopics) -> None:
     clicks = log.topic("clicks")
     log.send(clicks, range(10))
     with closing(PartitionConsumer(log.connection, [clicks])) as consumer:
@@ -181,7 +136,7 @@ def test_partitions_that_were_added_while_nobody_read(log: Log) -> None:
         assert [(gap.partition, gap.missed) for gap in consumer.gaps] == [(1, 15)]
 
 
-def test_records_deleted_before_they_were_read_are_missed(log: Log) -> None:
+def test_records_deleted_before_they_were_read_are_missed(log: ChangingTopics) -> None:
     clicks = log.topic("clicks")
     log.send(clicks, range(100))
     with closing(PartitionConsumer(log.connection, [clicks], start={(clicks, 0): 10})) as consumer:
@@ -190,7 +145,7 @@ def test_records_deleted_before_they_were_read_are_missed(log: Log) -> None:
         assert [(gap.cause, gap.missed) for gap in consumer.gaps] == [("retention", 50)]
 
 
-def test_lag_counts_what_lies_behind_a_hanging_transaction(log: Log) -> None:
+def test_lag_counts_what_lies_behind_a_hanging_transaction(log: ChangingTopics) -> None:
     clicks = log.topic("clicks")
     log.send(clicks, range(5))
     producer = KafkaProducer(**log.connection.client_options(), transactional_id=f"{log.prefix}-hangs")
@@ -212,7 +167,7 @@ def test_lag_counts_what_lies_behind_a_hanging_transaction(log: Log) -> None:
         assert consumer.lag() == {(clicks, 0): 0}
 
 
-def test_one_missing_topic_of_several(log: Log) -> None:
+def test_one_missing_topic_of_several(log: ChangingTopics) -> None:
     clicks, missing = log.topic("clicks"), f"{log.prefix}.missing"
     log.send(clicks, range(20))
     with (
@@ -231,7 +186,7 @@ def test_one_missing_topic_of_several(log: Log) -> None:
     assert [line["event"] for line in lines] == ["topic_unreadable", "topic_readable"]
 
 
-def test_all_topics_missing(log: Log) -> None:
+def test_all_topics_missing(log: ChangingTopics) -> None:
     missing = f"{log.prefix}.missing"
     with closing(PartitionConsumer(log.connection, [missing])) as consumer:
         assert consumer.poll(0.5) == []
@@ -242,7 +197,7 @@ def test_all_topics_missing(log: Log) -> None:
         assert values(read(consumer, 3)) == [0, 1, 2]
 
 
-def test_partition_whose_records_cannot_be_parsed_is_set_aside(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partition_that_cannot_be_parsed_is_set_aside(log: ChangingTopics, monkeypatch: pytest.MonkeyPatch) -> None:
     """The failure is injected where the client parses records; the other partitions are read."""
     clicks = log.topic("clicks", 2)
     log.send(clicks, range(10), 0)
