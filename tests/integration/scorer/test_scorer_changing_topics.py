@@ -161,3 +161,44 @@ def test_recreated_topics_are_read_from_their_start(
         until(lambda: all(blocked(reading, f"b{number}") for number in range(60)))
         until(lambda: len(reading.shoppers) == 100)
         until(lambda: not reading.reader.topic_problems())
+
+
+def test_shoppers_topics_whose_leader_is_away_hold_up_no_blocked_item(apache_kafka_cluster: list[Any]) -> None:
+    """Our own topics are on two brokers; shoppers' topics are on the third one alone, which is killed."""
+    first, _, third = apache_kafka_cluster
+    connection = KafkaConnection(
+        bootstrap_servers=",".join(broker.connection.bootstrap_servers for broker in apache_kafka_cluster)
+    )
+    topics = Topics.under("leaders")
+    elsewhere = [topics.items, topics.control, topics.adapters]
+    with closing(KafkaAdminClient(**first.connection.client_options())) as admin:
+        admin.create_topics(
+            {
+                name: {"assignments": {0: [1, 2] if name in elsewhere else [3]}, "configs": {"min.insync.replicas": 1}}
+                for name in topics.names()
+            }
+        )
+        admin.wait_for_topics(topics.names())
+    with EventProducer(connection, topics) as producer:
+        producer.send(item("a"))
+        producer.send(click(1, "u", "a"))
+        producer.flush()
+        reading = Reading(connection, topics)
+        with reading.running():
+            assert reading.reader.caught_up.wait(60)
+            third.kill()
+            producer.send(item("a", status="blocked"))
+            producer.flush()
+            until(lambda: blocked(reading, "a"), timeout_seconds=20)
+            until(lambda: any(name.startswith(topics.clicks) for name in reading.reader.topic_problems()))
+            assert not any(name.startswith(topics.items) for name in reading.reader.topic_problems())
+            assert reading.reader.problem() is None
+            again = Reading(connection, topics)
+            with again.running():
+                assert again.reader.caught_up.wait(60), "a scorer that starts now gets ready without shoppers' events"
+                assert blocked(again, "a")
+            third.start()
+            producer.send(click(2, "v", "a"))
+            producer.flush()
+            until(lambda: reading.seen("v") == [0], timeout_seconds=60)
+            until(lambda: not reading.reader.topic_problems(), timeout_seconds=60)
