@@ -1,8 +1,8 @@
 """Reads the log: partitions assigned by rule, offsets kept by whoever reads, broker and topic losses survived."""
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
@@ -19,9 +19,11 @@ from streams.connection import KafkaConnection
 from streams.errors import BrokerUnreachableError, ConsumeError, TopicError
 from streams.group import GroupCommitter
 from streams.log_client import LogClient, Offsets, TopicPartition, failed_partition
+from streams.log_positions import Gap, LogPositions
 from streams.outage import Outage
+from streams.pacing import Pacing
 from streams.read_problems import ReadProblems
-from streams.topic_metadata import Metadata, MetadataLookup, is_other_log
+from streams.topic_metadata import Metadata, MetadataLookup
 
 __all__ = ["Gap", "Offsets", "PartitionConsumer", "Record", "TopicPartition"]
 
@@ -30,8 +32,6 @@ log = structlog.get_logger(__name__)
 CHECK_SECONDS = 1.0  # how often an idle consumer asks whether the broker is still there
 CHECK_TIMEOUT_MS = 1_000
 STALLED_CHECKS = 15  # so many in a row that find records which do not come: the client is stuck
-FEW_RECORDS = 100  # after a look that brought so many, or all it might, there is no pause: the log is long
-LONGEST_PAUSE_SECONDS = 0.1  # how much later than the broker could a record is noticed after a quiet second
 LOOKUP_TIMEOUT_MS = 10_000
 
 
@@ -45,34 +45,6 @@ class Record:
     key: bytes | None
     value: bytes | None
     timestamp_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A place in the log that could not be read as asked.
-
-    Attributes:
-        wanted: The offset that was to be read next.
-        resumed: The offset from which it goes on.
-        log_start: The first offset of the log.
-        log_end: Its end.
-        cause: `retention`: the records between `wanted` and `resumed` were deleted before they were read.
-            `truncation`: the log is the same and shorter than it was, as after an unclean election.
-            `recreated`: the topic was deleted and created again; the new log is read from its start.
-    """
-
-    topic: str
-    partition: int
-    wanted: int
-    resumed: int
-    log_start: int
-    log_end: int
-    cause: Literal["retention", "truncation", "recreated"]
-
-    @property
-    def missed(self) -> int:
-        """How many offsets were deleted before they were read."""
-        return self.resumed - self.wanted if self.cause == "retention" else 0
 
 
 class PartitionConsumer:
@@ -98,7 +70,6 @@ class PartitionConsumer:
 
     Attributes:
         topics: Which topics.
-        gaps: Where the log did not have what was asked for, in the order found.
 
     Raises:
         BrokerUnreachableError: If no broker answers.
@@ -121,24 +92,26 @@ class PartitionConsumer:
             raise ValueError(f"`rank` must be from 0 to world_size - 1 ({world_size - 1}), got {rank}")
         if idle_pause_seconds < 0:
             raise ValueError(f"`idle_pause_seconds` must be at least 0, got {idle_pause_seconds}")
-        self.gaps: list[Gap] = []
         self._connection = connection
         self.topics = list(topics)
-        self._rank, self._world_size = rank, world_size
-        self._from_latest = start == "latest"
-        self._positions: Offsets = _of_topics(start, topics) if isinstance(start, dict) else {}
-        self._ids = {topic: id_ for topic, id_ in (topic_ids or {}).items() if topic in topics}
-        self._first: dict[str, frozenset[int]] = {topic: frozenset() for topic, _ in self._positions}
+        self._problems = ReadProblems()
+        self._positions = LogPositions(
+            self.topics,
+            rank=rank,
+            world_size=world_size,
+            start=start,
+            topic_ids=dict(topic_ids or {}),
+            problems=self._problems,
+        )
         self._assigned: list[TopicPartition] = []
         self._held: set[TopicPartition] = set()
         self._changed = False  # partitions or positions, in this poll, by other than reading
         self._hanging: Offsets = {}  # stable ends that were read up to, with records of open transactions behind
-        self._problems = ReadProblems()
         self._idle_pause_seconds = idle_pause_seconds
+        self._pacing = Pacing(idle_pause_seconds)
         self._outage = Outage(connection)
         self._lookup = MetadataLookup(topics)
         self._next_check = 0.0  # monotonic seconds
-        self._next_look, self._last_came = 0.0, time.monotonic()  # likewise
         self._unread_checks = 0
         self._committer = GroupCommitter(connection, group_id) if group_id else None
         self._client = LogClient(connection)
@@ -166,39 +139,22 @@ class PartitionConsumer:
             ConsumeError: If the broker refuses the records of all topics.
         """
         deadline = time.monotonic() + timeout_seconds
-        while self._wait_for_turn(deadline):
+        while self._pacing.wait_for_turn(deadline):
             self._changed = False
             self._look()
             if self._changed:
                 return []
             records = self._poll_once(max(0.0, deadline - time.monotonic()), max_records)
-            now = time.monotonic()
+            self._pacing.looked(len(records), max_records) if self._assigned else self._pacing.rest()
             if records:
                 self._outage.over()
                 self._unread_checks = 0
-                self._last_came, self._next_check = now, now + CHECK_SECONDS
-            many = len(records) >= min(FEW_RECORDS, max_records)
-            self._next_look = now if many else now + self._pause_seconds()
-            if records:
+                self._next_check = time.monotonic() + CHECK_SECONDS
                 return records
             self._check()
             if self._changed:
                 return []
         return []
-
-    def _wait_for_turn(self, deadline: float) -> bool:
-        """Wait until the next look; False where that comes after a deadline, monotonic seconds."""
-        time.sleep(max(0.0, min(self._next_look, deadline) - time.monotonic()))
-        return self._next_look <= deadline
-
-    def _pause_seconds(self) -> float:
-        """How long to wait for another look: each costs a millisecond or more, whatever it brings."""
-        if not self._assigned:
-            return LONGEST_PAUSE_SECONDS
-        if not self._idle_pause_seconds:
-            return 0.0
-        quiet_seconds = time.monotonic() - self._last_came
-        return max(self._idle_pause_seconds, min(LONGEST_PAUSE_SECONDS, quiet_seconds / 10))
 
     @property
     def is_away(self) -> bool:
@@ -223,13 +179,18 @@ class PartitionConsumer:
         for problem in self.problems().values():
             raise TopicError(problem)
 
+    @property
+    def gaps(self) -> list[Gap]:
+        """Where the log did not have what was asked for, in the order found."""
+        return self._positions.gaps
+
     def positions(self) -> Offsets:
         """The next offset to read, of every known partition of this rank, those in `problems` included."""
-        return dict(self._positions)
+        return dict(self._positions.offsets)
 
     def topic_ids(self) -> dict[str, str]:
         """Return the identity of the logs that `positions` belongs to, by topic, where the broker tells it."""
-        return dict(self._ids)
+        return dict(self._positions.ids)
 
     def is_behind(self, at: TopicPartition) -> bool:
         """Whether the log is known to have more to read of a partition; it asks nobody."""
@@ -297,7 +258,7 @@ class PartitionConsumer:
     def _look(self) -> None:
         """Look at the topics' metadata when it is time to, without waiting for them."""
         topics = {topic for topic, _ in self._assigned}
-        urgent = any(self._client.differs(topic, self._ids.get(topic)) for topic in topics)
+        urgent = any(self._client.differs(topic, self._positions.ids.get(topic)) for topic in topics)
         try:
             metadata = self._lookup.poll(self._client.manager, urgent=urgent, problems=self._problems.any)
             if metadata is not None:
@@ -314,94 +275,32 @@ class PartitionConsumer:
             BrokerUnreachableError: Likewise.
         """
         self._problems.clear_tried()
-        other = {topic for topic in self.topics if is_other_log(self._ids.get(topic), metadata[topic].identity)}
-        readable = [at for topic in self.topics for at in self._readable(topic, metadata)]
+        recreated, readable = self._positions.recreated(metadata), self._positions.readable(metadata)
         before = set(self._assigned)
-        gained = [at for at in readable if at not in before or at[0] in other]
+        gained = [at for at in readable if at not in before or at[0] in recreated]
         lost = before - set(readable)
         if not gained and not lost:
-            self._adopt_ids(metadata)
+            self._positions.adopt_ids(metadata)
             return False
         starts, ends = self._bounds(gained, timeout_ms)
-        if other or any(not metadata[topic].partitions for topic, _ in lost):
+        if recreated or any(not metadata[topic].partitions for topic, _ in lost):
             self._client.reopen()  # what it has fetched, its sessions and its metadata are of a log that is gone
-        for topic in other:
-            self._forget(topic, starts, ends)
-        self._adopt_ids(metadata)
-        for at in starts:
-            wanted = self._positions.get(at, self._first_offset(at, starts, ends))
-            self._positions[at] = self._nearest(at, wanted, wanted, starts[at], ends[at])
+        for topic in recreated:
+            self._positions.forget(topic, starts, ends)
+        self._positions.adopt_ids(metadata)
+        self._positions.place(starts, ends)
         self._assigned = [at for at in readable if at in starts or (at in before and at not in gained)]
-        self._client.assign({at: self._positions[at] for at in self._assigned}, self._held)
+        self._client.assign(self._here(), self._held)
         self._changed = True
         return True
-
-    def _readable(self, topic: str, metadata: Metadata) -> Iterable[TopicPartition]:
-        """Return the partitions of a topic that are this rank's and can be read; note what cannot."""
-        found = metadata[topic]
-        if found.error is not None and not found.partitions:
-            if not found.exists:
-                self._first.setdefault(topic, frozenset())
-            was_read = any(name == topic for name, _ in self._positions)
-            self._problems.note(topic, read_problems.absent(topic, found, was_read=was_read))
-            return []
-        self._problems.clear_seen(topic)
-        self._first.setdefault(topic, found.partitions)
-        mine = [number for number in sorted(found.partitions) if number % self._world_size == self._rank]
-        for number in mine:
-            if number in found.leaderless:
-                self._problems.note(f"{topic}/{number}", read_problems.leaderless(topic, number))
-            else:
-                self._problems.clear_seen(f"{topic}/{number}")
-        return [
-            (topic, number)
-            for number in mine
-            if number not in found.leaderless and not self._problems.holds_back(topic, number)
-        ]
-
-    def _first_offset(self, at: TopicPartition, starts: Offsets, ends: Offsets) -> int:
-        """Where a partition without a position begins: one that came to be while its topic was read, at 0."""
-        topic, number = at
-        if number not in self._first[topic]:
-            return 0
-        return ends[at] if self._from_latest else starts[at]
-
-    def _forget(self, topic: str, starts: Offsets, ends: Offsets) -> None:
-        """Forget the log that a topic was before it was recreated; the new one is read from its first record."""
-        for at in [at for at in self._positions if at[0] == topic]:
-            start, end = starts.get(at, 0), ends.get(at, 0)
-            self._add(
-                Gap(*at, wanted=self._positions.pop(at), resumed=0, log_start=start, log_end=end, cause="recreated")
-            )
-        self._first[topic] = frozenset()
-        self._ids.pop(topic, None)
-
-    def _adopt_ids(self, metadata: Metadata) -> None:
-        for topic in self.topics:
-            identity = metadata[topic].identity
-            if identity is not None and metadata[topic].partitions:
-                self._ids.setdefault(topic, identity)
 
     def _set_aside(self, name: str, sentence: str) -> None:
         """Stop reading a topic or partition that fails, for a while; the others go on."""
         self._problems.note(name, sentence, retry=True)
         self._assigned = [at for at in self._assigned if not self._problems.holds_back(*at)]
-        self._client.assign({at: self._positions[at] for at in self._assigned}, self._held)
+        self._client.assign(self._here(), self._held)
 
     # ---- where they are read
-
-    def _nearest(self, at: TopicPartition, wanted: int, target: int, log_start: int, log_end: int) -> int:
-        """Return the offset nearest to a target that the log has; if that is not what was wanted, note the gap."""
-        resumed = min(max(target, log_start), log_end)
-        if resumed != wanted:
-            cause: Literal["retention", "truncation"] = "retention" if resumed > wanted else "truncation"
-            self._add(Gap(*at, wanted, resumed, log_start, log_end, cause))
-        return resumed
-
-    def _add(self, gap: Gap) -> None:
-        self.gaps.append(gap)
-        self._changed = True
-        log.warning("log_gap", **asdict(gap), missed=gap.missed)
 
     def _bounds(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> tuple[Offsets, Offsets]:
         """Ask for both ends of some logs; a topic that we may not ask about is left out, and noted."""
@@ -421,9 +320,9 @@ class PartitionConsumer:
         try:
             return self._in_order(self._client.fetch(timeout_ms, max_records))
         except OffsetOutOfRangeError:
-            self._realign(self._positions)
+            self._realign(self._positions.offsets)
         except LogTruncationError as error:
-            self._realign(self._positions | _divergence(error))
+            self._realign(self._positions.offsets | _divergence(error))
         except RetriableError as error:
             self._go_back()
             self._noticed(str(error))
@@ -447,7 +346,7 @@ class PartitionConsumer:
 
     def _go_back(self) -> None:
         """Has the client read again what it took out of its buffers before it failed: it will not hand that out."""
-        self._client.seek({at: self._positions[at] for at in self._assigned})
+        self._client.seek(self._here())
 
     def _in_order(self, fetched: Mapping[TopicPartition, list[Any]]) -> list[Record]:
         records: list[Record] = []
@@ -456,7 +355,7 @@ class PartitionConsumer:
             if batch:
                 topic, number = at
                 records += [Record(topic, number, r.offset, r.key, r.value, r.timestamp) for r in batch]
-                self._positions[at] = batch[-1].offset + 1
+                self._positions.offsets[at] = batch[-1].offset + 1
                 if self._problems.any:
                     self._problems.clear(topic)
                     self._problems.clear(f"{topic}/{number}")
@@ -476,8 +375,8 @@ class PartitionConsumer:
             return
         self._outage.over()
         self._next_check = time.monotonic() + CHECK_SECONDS
-        if any(self._positions[at] > end for at, end in ends.items()):
-            self._realign(self._positions)
+        if any(self._positions.offsets[at] > end for at, end in ends.items()):
+            self._realign(self._positions.offsets)
             return
         self._note_hanging(ends)
         self._notice_stall(ends)
@@ -499,7 +398,7 @@ class PartitionConsumer:
             self._noticed(error.reason)
             return
         self._unread_checks = 0
-        self._client.assign({at: self._positions[at] for at in self._assigned}, self._held)
+        self._client.assign(self._here(), self._held)
 
     def _realign(self, wanted: Offsets) -> None:
         """Moves positions that the log does not have, or no longer, to the nearest that it has."""
@@ -512,21 +411,19 @@ class PartitionConsumer:
             return
         self._outage.over()
         for at in starts:
-            position = self._positions[at]
-            if wanted[at] != position or not starts[at] <= position <= ends[at]:
-                self._positions[at] = self._nearest(at, position, min(wanted[at], ends[at]), starts[at], ends[at])
+            self._positions.move(at, self._positions.offsets[at], wanted[at], starts, ends)
+        self._changed = True
         self._go_back()
 
     def _noticed(self, reason: str) -> None:
         self._next_check = time.monotonic() + self._outage.noticed(reason)
 
+    def _here(self) -> Offsets:
+        return {at: self._positions.offsets[at] for at in self._assigned}
+
     def _read_up_to(self, at: TopicPartition) -> int:
         """The client's own position: it passes over the markers of transactions, which are no records."""
-        return max(self._client.position(at) or 0, self._positions[at])
-
-
-def _of_topics(offsets: Offsets, topics: Collection[str]) -> Offsets:
-    return {at: offset for at, offset in offsets.items() if at[0] in topics}
+        return max(self._client.position(at) or 0, self._positions.offsets[at])
 
 
 def _topics_of(error: TopicAuthorizationFailedError) -> set[str]:
