@@ -145,14 +145,14 @@ def refusal(connection: KafkaConnection) -> str | None:
     """Why no server takes a connection: quicker than a client, and it leaves nothing open."""
     reasons = []
     for server in connection.servers():
-        reason = _refused(*_address(server))
+        reason = connection_refusal(*_address(server))
         if reason is None:
             return None
         reasons.append(reason)
     return reasons[0]
 
 
-def _refused(host: str, port: int) -> str | None:
+def connection_refusal(host: str, port: int) -> str | None:
     """Return why an address takes no connection, or None if it does."""
     try:
         socket.create_connection((host, port), timeout=PROBE_TIMEOUT_MS / 1000).close()
@@ -179,7 +179,7 @@ class _ConnectionManager(KafkaConnectionManager):  # type: ignore[misc]  # kafka
             try:
                 self.run(self._connect_to, broker.node_id, timeout_ms)
             except Exception as error:  # besides KafkaError whatever the resolver and the TLS library raise
-                cause = _refused(broker.host, broker.port) or str(error.args[0] if error.args else error)
+                cause = connection_refusal(broker.host, broker.port) or str(error.args[0] if error.args else error)
                 reasons.append(f"it advertises {broker.host}:{broker.port}, which cannot be connected to ({cause})")
             else:
                 return

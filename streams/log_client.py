@@ -9,7 +9,7 @@ from kafka import TopicPartition as KafkaPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import StaleMetadata
 
-from streams.connection import KafkaConnection, open_client
+from streams.connection import KafkaConnection, connection_refusal, open_client
 from streams.record_batches import name_undecodable_batches
 
 TopicPartition = tuple[str, int]
@@ -116,6 +116,18 @@ class LogClient:
         # The isolation level of a request for offsets is its fetcher's. This one fetches nothing.
         lookup = Fetcher(self._consumer._client, self._consumer._subscription, isolation_level="read_uncommitted")
         return _listed(lookup.end_offsets, partitions, timeout_ms)
+
+    def cut_off(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[str, str]]:
+        """Return the partitions whose leader takes no connection, with its advertised address and the cause."""
+        cluster = self.manager.cluster
+        leaders = {at: cluster.leader_for_partition(KafkaPartition(*at)) for at in partitions}
+        brokers = {broker.node_id: broker for broker in cluster.brokers() if broker.node_id in set(leaders.values())}
+        causes = {node: connection_refusal(broker.host, broker.port) for node, broker in brokers.items()}
+        return {
+            at: (f"{brokers[node].host}:{brokers[node].port}", cause)
+            for at, node in leaders.items()
+            if (cause := causes.get(node)) is not None
+        }
 
     def differs(self, topic: str, identity: str | None) -> bool:
         """Return whether the client's cached metadata show a topic to be gone, or to be another log."""

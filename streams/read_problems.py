@@ -105,6 +105,14 @@ def leaderless(topic: str, partition: int) -> str:
     )
 
 
+def cut_off(topic: str, partition: int) -> str:
+    """Return the sentence for a partition whose leader takes no connection at the address that it advertises."""
+    return (
+        f"partition {partition} of topic {topic!r} cannot be read, since its leader takes no connection; start that "
+        "broker, or correct its `advertised.listeners`: the log of this process names the address"
+    )
+
+
 def unauthorized(topic: str) -> str:
     """Return the sentence for a topic that this process may not read."""
     return f"topic {topic!r} may not be read; give this process the right to read it; reading goes on where it stopped"

@@ -77,6 +77,10 @@ class ApacheKafka:
         own = properties.replace("@PORT@", str(self.port)).replace("@C@", str(self.controller_port))
         self._properties.write_text(own)
 
+    def properties(self) -> str:
+        """What it starts with, beside ports and directories."""
+        return self._properties.read_text()
+
     def start(self, *, wait: bool = True) -> Self:
         with (self.directory / "kafka.log").open("ab") as output:
             self._process = subprocess.Popen(

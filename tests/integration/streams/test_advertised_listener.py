@@ -7,10 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient
 from structlog.testing import capture_logs
 
 from streams import EventProducer, Topics
@@ -160,3 +162,54 @@ def test_commands_name_the_host_and_processes_go_on_when_it_is_put_right(
         assert "Traceback" not in process.output()
     for process in (updater, scorer):
         assert process.output().count(HOST) == 1, process.output()
+
+
+def test_a_single_broker_that_is_misadvertised_holds_up_only_what_it_leads(
+    apache_kafka_cluster: list[Any],
+) -> None:
+    first, _, third = apache_kafka_cluster
+    topics = Topics.under("misadvertised")
+    with closing(KafkaAdminClient(**first.connection.client_options())) as admin:
+        leaders = {name: 3 if name == topics.clicks else 1 for name in topics.names()}
+        admin.create_topics(
+            {
+                name: {"assignments": {0: [leader]}, "configs": {"min.insync.replicas": 1}}
+                for name, leader in leaders.items()
+            }
+        )
+        admin.wait_for_topics(topics.names())
+    with EventProducer(first.connection, topics) as producer:
+        for name in (topics.clicks, topics.purchases):
+            producer.send_raw(name, b"u", b"1")
+    third.stop()
+    third.configure(f"{third.properties()}advertised.listeners=PLAINTEXT://{HOST}\n")
+    third.start(wait=False)
+    wait_until_advertised(first.connection)
+    with (
+        capture_logs() as logs,
+        closing(PartitionConsumer(first.connection, [topics.clicks, topics.purchases])) as consumer,
+    ):
+        assert list(consumer.problems()) == [f"{topics.clicks}/0"]
+        assert [record.topic for record in consumer.poll(10)] == [topics.purchases]
+        assert not consumer.is_away
+        assert [entry["advertised"] for entry in logs if entry["event"] == "leader_unreachable"] == [HOST]
+        third.stop()
+        third.configure(third.properties().replace(HOST, f"127.0.0.1:{third.port}"))
+        third.start(wait=False)
+        deadline = time.monotonic() + 90
+        records: list[Any] = []
+        while not records:
+            assert time.monotonic() < deadline, consumer.problems()
+            records = consumer.poll(0.5)
+        assert [record.topic for record in records] == [topics.clicks]
+
+
+def wait_until_advertised(connection: Any) -> None:
+    """Wait until the cluster's metadata name the address that cannot be used."""
+    deadline = time.monotonic() + 60
+    while True:
+        with closing(KafkaAdminClient(**connection.client_options())) as admin:
+            if any(broker.host == HOST.split(":")[0] for broker in admin._manager.cluster.brokers()):
+                return
+        assert time.monotonic() < deadline, "the broker did not start"
+        time.sleep(0.2)
