@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 from log_reading import Reading, click, item, until
 from small_bundle import write_small_bundle
 from topic_changes import recreate
@@ -202,3 +203,26 @@ def test_shoppers_topics_whose_leader_is_away_hold_up_no_blocked_item(apache_kaf
             producer.flush()
             until(lambda: reading.seen("v") == [0], timeout_seconds=60)
             until(lambda: not reading.reader.topic_problems(), timeout_seconds=60)
+
+
+def test_each_topic_may_compress_with_another_codec(
+    connection: KafkaConnection, topics: Topics, admin: KafkaAdminClient, tmp_path: Path
+) -> None:
+    codecs = {topics.items: "zstd", topics.clicks: "snappy", topics.adapters: "lz4", topics.control: "gzip"}
+    admin.alter_configs(
+        [
+            ConfigResource(ConfigResourceType.TOPIC, topic, configs={"compression.type": codec})
+            for topic, codec in codecs.items()
+        ]
+    )
+    manifest = write_small_bundle(tmp_path / "1", 1)
+    with EventProducer(connection, topics) as producer:
+        for number in range(50):
+            producer.send(item(f"a{number}", status="blocked"))
+            producer.send(click(number + 1, f"u{number}", f"a{number}"))
+        producer.send_raw(topics.adapters, b"home", manifest_bytes(manifest))
+    reading = Reading(connection, topics)
+    with reading.running():
+        assert reading.reader.caught_up.wait(30)
+        assert len(reading.items) == len(reading.shoppers) == 50
+        assert reading.announcements.news("home").latest == manifest
