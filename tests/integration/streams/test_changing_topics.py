@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from changing_topics import ChangingTopics
 from kafka import KafkaProducer
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from kafka.consumer.fetcher import Fetcher
 from structlog.testing import capture_logs
 
+from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer, Record
 
 pytestmark = pytest.mark.kafka
@@ -218,4 +220,35 @@ def test_partition_that_cannot_be_parsed_is_set_aside(log: ChangingTopics, monke
         assert "cannot be read at offset 0: torn batch" in consumer.problems()[f"{clicks}/0"]
         monkeypatch.setattr(take, whole)
         assert values(read(consumer, 10)) == list(range(10))
+        assert consumer.problems() == {}
+
+
+@pytest.fixture
+def guarded(apache_kafka_sasl_ssl: Any) -> Iterator[ChangingTopics]:
+    found = ChangingTopics(apache_kafka_sasl_ssl.connection)
+    yield found
+    found.admin.close()
+
+
+def test_topic_that_may_not_be_read_is_named_and_holds_up_nothing(
+    guarded: ChangingTopics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allow(topic: str, operation: ACLOperation) -> None:
+        pattern = ResourcePattern(ResourceType.TOPIC, topic)
+        guarded.admin.create_acls([ACL("User:nobody", "*", operation, ACLPermissionType.ALLOW, pattern)])
+
+    monkeypatch.setattr("streams.read_problems.RETRY_SECONDS", 3.0)
+    clicks, described, hidden = (guarded.topic(name) for name in ("clicks", "described", "hidden"))
+    for topic in (clicks, described, hidden):
+        guarded.send(topic, range(10))
+    allow(clicks, ACLOperation.READ)
+    allow(described, ACLOperation.DESCRIBE)
+    nobody = KafkaConnection(**guarded.connection.model_dump() | {"sasl_username": "nobody"})
+    with closing(PartitionConsumer(nobody, [hidden, described, clicks])) as consumer:
+        assert values(read(consumer, 10)) == list(range(10))
+        assert set(consumer.problems()) == {described, hidden}
+        assert all("may not be read" in problem for problem in consumer.problems().values())
+        for topic in (described, hidden):
+            allow(topic, ACLOperation.READ)
+        assert values(read(consumer, 20)) == [*range(10), *range(10)]
         assert consumer.problems() == {}
