@@ -5,11 +5,12 @@ from base64 import b64encode
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
 from streams.dialects import DECODERS
-from streams.events import MODELS, Event, Item
+from streams.events import MODELS, TIME_ERROR, Event, Item, time_problem
 from streams.topics import Topics
 
 __all__ = ["MAX_EVENT_BYTES", "ItemRemoved", "Reason", "decode", "refused"]
@@ -22,9 +23,15 @@ _READERS = {kind: TypeAdapter(model).validator.validate_json for kind, model in 
 
 @dataclass(frozen=True, slots=True)
 class ItemRemoved:
-    """An item left the catalogue: a record with its key and no value."""
+    """An item left the catalogue: a record with its key and no value.
+
+    Attributes:
+        item_id: which item.
+        ts: the record's time, epoch milliseconds.
+    """
 
     item_id: str
+    ts: int
 
 
 def decode(
@@ -69,7 +76,7 @@ def _removed(record: Record, kind: str | None) -> list[Event | ItemRemoved] | De
         return refused(record, Reason.WRONG_KEY, f"the key of a removal must be an item_id: {error}")
     if not item_id:
         return refused(record, Reason.WRONG_KEY, "the key of a removal must be an item_id, got none")
-    return [ItemRemoved(item_id)]
+    return [ItemRemoved(item_id, record.timestamp_ms)]
 
 
 def _reason(error: ValidationError) -> Reason:
@@ -82,8 +89,13 @@ def _reason(error: ValidationError) -> Reason:
 
 
 def _problem(error: ValidationError) -> str:
-    details = error.errors(include_url=False, include_input=False)
-    return "; ".join(": ".join(filter(None, (".".join(map(str, d["loc"])), d["msg"]))) for d in details[:5])
+    details = error.errors(include_url=False)
+    return "; ".join(": ".join(filter(None, (".".join(map(str, d["loc"])), _message(d)))) for d in details[:5])
+
+
+def _message(detail: ErrorDetails) -> str:
+    problem = time_problem(detail["input"]) if detail["type"] == TIME_ERROR else None
+    return problem or detail["msg"]
 
 
 def refused(record: Record, reason: Reason, problem: str) -> DeadLetter:

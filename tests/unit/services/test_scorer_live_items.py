@@ -47,8 +47,8 @@ def test_blocked_and_removed_items_are_not_offered_until_they_come_back() -> Non
         items.take_in(event)
     assert offered(items) == [True, True, False]
     items.take_in(item("a", status="blocked"))
-    items.take_in(ItemRemoved("b"))
-    items.take_in(ItemRemoved("never-seen"))
+    items.take_in(ItemRemoved("b", 1))
+    items.take_in(ItemRemoved("never-seen", 1))
     assert offered(items) == [False, False, False]
     for item_id in ("a", "b", "c"):
         items.take_in(item(item_id))
@@ -62,8 +62,8 @@ def test_only_what_takes_an_item_away_counts_as_withdrawn() -> None:
         (item("a"), 0),
         (item("b", status="blocked"), 1),
         (item("b"), 1),
-        (ItemRemoved("never-seen"), 1),
-        (ItemRemoved("a"), 2),
+        (ItemRemoved("never-seen", 1), 1),
+        (ItemRemoved("a", 1), 2),
         (item("b", status="blocked"), 3),
     ):
         items.take_in(event)

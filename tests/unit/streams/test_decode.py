@@ -78,7 +78,7 @@ def test_largest_event_is_read_and_one_byte_more_is_refused_unread() -> None:
 
 
 def test_item_without_a_value_is_removed() -> None:
-    assert decode(record(None, b"i-1", TOPICS.items), TOPICS) == [ItemRemoved("i-1")]
+    assert decode(record(None, b"i-1", TOPICS.items), TOPICS) == [ItemRemoved("i-1", 1_700_000_000_000)]
 
 
 @pytest.mark.parametrize(
