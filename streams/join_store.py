@@ -224,6 +224,18 @@ class JoinStore:
         self._by_request |= {shown.request: seq for seq, shown in self._cache.items() if shown.request in requests}
         return gone
 
+    def bound(self, now_ms: int) -> None:
+        """Take back event times that are after a time, of impressions and of held events.
+
+        Args:
+            now_ms: epoch milliseconds.
+        """
+        self.save()
+        self._db.execute("UPDATE shown SET ts = ? WHERE ts > ?", (now_ms, now_ms))
+        self._db.execute("UPDATE held SET ts = ? WHERE ts > ?", (now_ms, now_ms))
+        for shown in self._cache.values():
+            shown.ts = min(shown.ts, now_ms)
+
     def _older(self, where: str, *values: int) -> Iterator[Shown]:
         """Impressions that are no longer cached."""
         if self._impressions == len(self._cache):

@@ -325,6 +325,15 @@ class Joiner:
         if end:
             self.store.drop_before(end)
 
+    def bound(self, now_ms: int) -> None:
+        """Take back times that the reader's clock has not reached: what waits would wait, and hold up others, for them.
+
+        Args:
+            now_ms: what the reader's clock shows, epoch milliseconds.
+        """
+        self.store.bound(now_ms)
+        self._early = OrderedDict((key, (min(ts, now_ms), bought)) for key, (ts, bought) in self._early.items())
+
     def forget(self, user_id: str) -> None:
         """Drop all that waits of a user."""
         for shown in self.store.forget(user_id):

@@ -113,6 +113,7 @@ def _wired(
         items=items,
         shoppers=shoppers,
         announcements=announcements,
+        clock=settings.clock,
     )
     worker = Worker(
         scenario=settings.scenario,

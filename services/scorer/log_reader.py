@@ -13,11 +13,12 @@ import structlog
 from services.scorer.announcements import Announcements
 from services.scorer.live_items import LiveItems
 from services.scorer.shopper_state import StateSource
+from streams.clocks import ClockSettings, ReaderClock, decode_bounded
 from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
 from streams.consumer import Offsets, PartitionConsumer, Record
 from streams.control import Forget, parse_control
 from streams.dead_letters import DeadLetter
-from streams.decode import ItemRemoved, decode
+from streams.decode import ItemRemoved
 from streams.errors import HeadwaterStreamError
 from streams.events import Click, Item, Purchase
 from streams.look_back import look_back
@@ -39,6 +40,7 @@ class LogReader:
         items: Takes in the catalogue.
         shoppers: Takes in clicks and purchases, and whom to forget.
         announcements: Takes in published manifests.
+        clock: How far times may be ahead of this machine's clock.
 
     Attributes:
         catalogue_read: Set once catalogue, commands and announcements were read to the end that they had at start.
@@ -54,11 +56,13 @@ class LogReader:
         items: LiveItems,
         shoppers: StateSource,
         announcements: Announcements,
+        clock: ClockSettings = ClockSettings(),  # noqa: B008  # frozen
     ) -> None:
         self.catalogue_read = threading.Event()
         self.caught_up = threading.Event()
         self._connection, self._topics, self._look_back_events = connection, topics, look_back_events
         self._items, self._shoppers, self._announcements = items, shoppers, announcements
+        self._clock_settings = clock
         self._positions: Offsets = {}
         self._following: PartitionConsumer | None = None  # while the log is being read
         self._stop = threading.Event()
@@ -128,26 +132,27 @@ class LogReader:
 
     def _poll(self, consumer: PartitionConsumer) -> int:
         records = consumer.poll(POLL_SECONDS, MAX_RECORDS)
+        clock = ReaderClock.of(records, self._clock_settings)
         for record in records:
-            self._take_in(record)
+            self._take_in(record, clock)
         self._positions |= consumer.positions()
         return len(records)
 
-    def _take_in(self, record: Record) -> None:
+    def _take_in(self, record: Record, clock: ReaderClock) -> None:
         if record.topic == self._topics.adapters:
             self._announcements.hear(record.key, record.value)
             return
         if record.topic == self._topics.control:
-            command = parse_control(record)
+            command = parse_control(clock.record(record))
             if isinstance(command, Forget):
                 self._shoppers.forget(command.user, until_ms=command.ts_ms)
             return
-        decoded = decode(record, self._topics)
+        record, decoded, _ = decode_bounded(record, self._topics, clock)
         if isinstance(decoded, DeadLetter):
             return  # the updater's to report, once
         for event in decoded:
             if isinstance(event, Click | Purchase):
-                self._shoppers.take_in(event, publish_ts_ms=record.timestamp_ms)
+                self._shoppers.take_in(event, publish_ts_ms=clock.not_ahead(record))
             elif isinstance(event, Item | ItemRemoved):
-                self._items.take_in(event)
+                self._items.take_in(event, latest_ms=clock.latest_ms)
                 self._shoppers.item_arrived(event.item_id)
