@@ -32,18 +32,23 @@ class Watermarks:
         self._now_ms = _UNBOUNDED_MS
         self.stream_ms = 0
 
-    def bound(self, now_ms: int) -> None:
+    def bound(self, now_ms: int) -> bool:
         """Bound all watermarks by the reader's clock: those that there are, and what comes until the next call.
 
         Args:
             now_ms: what the reader's clock shows, epoch milliseconds.
+
+        Returns:
+            Whether one was later, as where the clock was set back or an earlier release had kept it.
         """
         self._now_ms = now_ms
+        newest_ms = max(self.stream_ms, *self._event_ms.values(), *self._log_ms.values(), 0)
+        if newest_ms <= now_ms:
+            return False
         self.stream_ms = min(self.stream_ms, now_ms)
-        for times in (self._event_ms, self._log_ms):
-            for partition, time_ms in times.items():
-                if time_ms > now_ms:
-                    times[partition] = now_ms
+        self._event_ms = {at: min(time_ms, now_ms) for at, time_ms in self._event_ms.items()}
+        self._log_ms = {at: min(time_ms, now_ms) for at, time_ms in self._log_ms.items()}
+        return True
 
     def see(self, partition: TopicPartition, *, event_ms: int, log_ms: int) -> None:
         """Take in an event.

@@ -16,7 +16,7 @@ from streams.consumer import Record
 from streams.control import Forget, Released, parse_control
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import ItemRemoved, refused
-from streams.events import MAX_TS_MS, SHOPPER_EVENTS, Click, Event, Impression, Item, Purchase
+from streams.events import SHOPPER_EVENTS, Click, Event, Impression, Item, Purchase
 from streams.guard import Guard
 from streams.item_times import ItemTimes
 from streams.join_store import JoinStore
@@ -75,7 +75,6 @@ class Intake:
         self.guard = Guard(settings.guard)
         self.watermarks = Watermarks(idle_seconds=own.idle_seconds)
         self._item_times = ItemTimes()
-        self._now_ms = 0  # of the slice before
         self._clamped: Counter[str] = Counter()  # by topic
         self._outcomes: Counter[tuple[str, str]] = Counter()  # (topic, outcome), of what the joiner does not count
         self._reasons: Counter[tuple[str, str]] = Counter()  # (topic, reason) of dead letters
@@ -101,7 +100,7 @@ class Intake:
             now_ms: the reader's clock when the slice was cut, epoch milliseconds; no time counts as much later.
         """
         clock = ReaderClock.of(records, self._clock_settings, now_ms=now_ms)
-        self._bound(now_ms)
+        self._bound(clock)
         taken, items = Taken(), list[Item]()
         events: list[tuple[Record, Impression | Click | Purchase | Forget | Released]] = []
         for record in records:
@@ -135,17 +134,16 @@ class Intake:
         taken.lists = self._not_quarantined(self.guard.weigh_lists(lists))
         return taken
 
-    def _bound(self, now_ms: int) -> None:
-        """Take back kept times that the reader's clock has not reached.
+    def _bound(self, clock: ReaderClock) -> None:
+        """Take back kept times that the reader's clock has not reached, before a slice is taken in.
 
-        What waits is only looked through where the clock went back, or where an earlier release wrote the checkpoint:
-        otherwise nothing in it can be ahead.
+        There are some where the clock was set back, or where an earlier release wrote the checkpoint. No impression is
+        later than its partition's watermark, so all that wait are only looked through where one was taken back.
         """
-        self.watermarks.bound(now_ms)
-        self.guard.bound(now_ms)
-        if now_ms < self._now_ms:
-            self._joiner.bound(now_ms)
-        self._now_ms = now_ms
+        self.guard.bound(clock.now_ms)
+        self._joiner.bound_held(clock.latest_ms)
+        if self.watermarks.bound(clock.now_ms):
+            self._joiner.bound(clock.now_ms)
 
     def _decoded(self, record: Record, clock: ReaderClock) -> tuple[Record, list[Event | ItemRemoved] | DeadLetter]:
         """What a record gives; an item whose vectors do not fit those before it is refused, and stays what it was."""
@@ -256,7 +254,6 @@ class Intake:
             "joiner": self._joiner.state(),
             "guard": self.guard.state(),
             "watermarks": self.watermarks.state(),
-            "now_ms": self._now_ms,
             "clamped": dict(self._clamped),
             "item_times": self._item_times.state(),
         }
@@ -267,8 +264,7 @@ class Intake:
         self._joiner.restore(state["joiner"])
         self.guard.restore(state["guard"])
         self.watermarks.restore(state["watermarks"])
-        # A checkpoint of a release that bounded no times has none of these, and may hold times of any year.
-        self._now_ms = state.get("now_ms", MAX_TS_MS)
+        # A checkpoint of an earlier release has none of these.
         self._clamped = Counter(state.get("clamped", {}))
         self._item_times.restore(state.get("item_times", {}))
 

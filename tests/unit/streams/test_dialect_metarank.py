@@ -107,11 +107,11 @@ def test_an_event_without_an_id_has_one_of_its_bytes() -> None:
         (METARANK_RANKING | {"timestamp": "soon"}, "timestamp"),
         (
             METARANK_RANKING | {"timestamp": "1599391467"},
-            "timestamp: looks like seconds; `ts` must be epoch milliseconds, got 1599391467",
+            "timestamp: looks like seconds",
         ),
         (
             METARANK_ITEM | {"timestamp": 1_599_391_467},
-            "timestamp: looks like seconds; `ts` must be epoch milliseconds, got 1599391467",
+            "timestamp: looks like seconds",
         ),
         (changed(METARANK_RANKING, "timestamp", to=...), "timestamp: Field required"),
         (METARANK_RANKING | {"user": None, "session": ""}, "user_id: Field required"),

@@ -122,7 +122,7 @@ def test_other_calls_say_nothing(said: dict[str, Any]) -> None:
         (changed(SEGMENT_CLICK, "timestamp", to="yesterday"), "timestamp"),
         (
             changed(SEGMENT_CLICK, "timestamp", to=1_449_720_511),
-            "timestamp: looks like seconds; `ts` must be epoch milliseconds, got 1449720511",
+            "timestamp: looks like seconds",
         ),
         (changed(SEGMENT_LIST, "properties", "products", to=[]), "properties.products"),
         (changed(SEGMENT_LIST, "properties", "products", to=None), "properties.products"),
