@@ -12,8 +12,8 @@ from typing_extensions import TypedDict
 
 MAX_ID_CHARS = 256
 MAX_TS_MS = 253_402_300_799_999  # the last millisecond of the year 9999
-# As seconds these are 1973 to 5138, as milliseconds two days to three years after January 1970.
-SECONDS_FROM, SECONDS_UNTIL = 10**8, 10**11
+# As seconds these are 1985 to 5138, as milliseconds five days to three years after the beginning of 1970.
+SECONDS_FROM, SECONDS_UNTIL = 5 * 10**8, 10**11
 _NANOSECONDS_FROM = 10**17
 TIME_ERROR = "time"  # type of pydantic's error about a time in JSON
 _MAX_DIGITS = 25  # of a number in a text that is read to name its unit
