@@ -87,8 +87,8 @@ def test_where_most_records_are_ahead_the_readers_own_time_counts() -> None:
 
 
 def test_an_item_is_not_later_than_its_record() -> None:
-    (item,) = decode_bounded(item_record(NOW_MS + 50_000, log_ms=NOW_MS - 3), TOPICS, CLOCK).decoded
-    assert item.ts == NOW_MS - 3
+    bounded = decode_bounded(item_record(NOW_MS + 50_000, log_ms=NOW_MS - 3), TOPICS, CLOCK)
+    assert times(bounded) == (NOW_MS - 3, [NOW_MS - 3], False)
     removal = Record(TOPICS.items, 0, 8, b"i", None, NOW_MS + DAY_MS * 9)
     assert decode_bounded(removal, TOPICS, CLOCK).decoded == [ItemRemoved("i", NOW_MS)]
 
