@@ -94,7 +94,7 @@ class Bounded(NamedTuple):
     """
 
     record: Record
-    decoded: list[Event | ItemRemoved] | DeadLetter
+    decoded: list[Event | ItemRemoved | DeadLetter] | DeadLetter
     clamped: bool
 
 
@@ -115,6 +115,8 @@ def decode_bounded(record: Record, topics: Topics, clock: ReaderClock) -> Bounde
         return Bounded(bounded, decoded, False)
     clamped = record.timestamp_ms > clock.latest_ms
     for index, event in enumerate(decoded):
+        if isinstance(event, DeadLetter):
+            continue
         if event.ts > clock.now_ms + DAY_MS:
             return Bounded(bounded, refused(record, Reason.FROM_THE_FUTURE, _too_far(event.ts, clock)), False)
         ts = clock.bounded(event.ts)

@@ -109,14 +109,16 @@ class Intake:
                 continue
             record, decoded = self._decoded(record, clock)  # with its time bounded
             if not isinstance(decoded, list):
-                self._refuse(decoded)
-                taken.letters.append(decoded)
+                self._refuse(decoded, taken)
                 continue
             if not decoded:
                 self._count(record.topic, "ignored")
             for event in decoded:
                 if isinstance(event, SHOPPER_EVENTS):
                     events.append((record, event))
+                    continue
+                if isinstance(event, DeadLetter):
+                    self._refuse(event, taken)
                     continue
                 # The row of a removed item stays: events and counts may name it. Scorers stop showing it themselves.
                 is_newest = self._item_times.take(event, latest_ms=clock.latest_ms)
@@ -145,7 +147,9 @@ class Intake:
         if self.watermarks.bound(clock.now_ms):
             self._joiner.bound(clock.now_ms)
 
-    def _decoded(self, record: Record, clock: ReaderClock) -> tuple[Record, list[Event | ItemRemoved] | DeadLetter]:
+    def _decoded(
+        self, record: Record, clock: ReaderClock
+    ) -> tuple[Record, list[Event | ItemRemoved | DeadLetter] | DeadLetter]:
         """What a record gives; an item whose vectors do not fit those before it is refused, and stays what it was."""
         record, decoded, clamped = decode_bounded(record, self._topics, clock)
         self._clamped[record.topic] += clamped
@@ -193,7 +197,9 @@ class Intake:
                 self._outcomes[positive.topic, "quarantined"] += 1
         return [positive for positive in weighed if positive.weight > 0]
 
-    def _refuse(self, letter: DeadLetter) -> None:
+    def _refuse(self, letter: DeadLetter, taken: Taken) -> None:
+        """Count a dead letter: of a record as a whole, or of one line of it beside those that were taken."""
+        taken.letters.append(letter)
         self._outcomes[letter.topic, "in"] += 1
         self._outcomes[letter.topic, "dead_letter"] += 1
         self._reasons[letter.topic, letter.reason.value] += 1
