@@ -42,6 +42,7 @@ DEAD_LETTER_REASONS = (
     "wrong_key",
     "unknown_topic",
     "wrong_vector",
+    "from_the_future",
 )
 ROLLOUT_ARMS = ("stable", "canary", "shadow")
 SCORER_ROUTES = (
@@ -136,7 +137,8 @@ class UpdaterMetrics:
         self.events_pending = Gauge(
             "headwater_events_pending", "Events taken in and not yet settled.", ["topic"], registry=registry
         )
-        for topic in (names.impressions, names.clicks, names.purchases, names.items, names.control, *names.dialects):
+        read = (names.impressions, names.clicks, names.purchases, names.items, names.control, *names.dialects)
+        for topic in read:
             self.events_pending.labels(topic)
             for outcome in EVENT_OUTCOMES:
                 self.events.labels(topic, outcome)
@@ -160,6 +162,14 @@ class UpdaterMetrics:
             ["topic", "late_by"],
             registry=registry,
         )
+        self.clamped_times = Counter(
+            "headwater_clamped_times_total",
+            "Records whose event or record time lay ahead of the reader's clock and was replaced by it.",
+            ["topic"],
+            registry=registry,
+        )
+        for topic in read:
+            self.clamped_times.labels(topic)
         self.consumer_lag_records = Gauge(
             "headwater_consumer_lag_records",
             "Records in the log and not yet learnt, those behind an open transaction included.",

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import islice
 
 import structlog
 
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 MAX_RECORDS = 500  # of one poll
 # Of its longest wait a slice gathers records so long, however old they are: timestamps are for producers to set.
 _GATHERED = 0.2
+_LOOK_BEHIND = 64  # records whose times say when one that is dated ahead was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ class SliceReader:
         self._queues: dict[TopicPartition, deque[Record]] = {}
         self._gaps: list[Gap] = []  # of deleted records, not passed yet
         self._gaps_seen = 0
+        # Partition and offset of records dated later than they were read -> when they were read, epoch ms.
+        self._ahead: dict[tuple[TopicPartition, int], int] = {}
         self._events = self._bytes = 0  # waiting
         self._since: float | None = None  # monotonic seconds, of the first record that waits
         self._follow()
@@ -118,7 +122,7 @@ class SliceReader:
         if missing:
             return None
         records = self._merge(lambda at: self._queues[at][0].offset < ends.get(at, 0))
-        return self._taken(records, ends)
+        return self._taken(self._in_order(records) if self._ahead else records, ends)
 
     def _missing(self, ends: Offsets) -> set[TopicPartition]:
         positions = self._consumer.positions()
@@ -141,6 +145,7 @@ class SliceReader:
                 self._gaps = [other for other in self._gaps if (other.topic, other.partition) != at]
                 self.ends.pop(at, None)
                 self._queues.pop(at, None)
+                self._ahead = {place: ms for place, ms in self._ahead.items() if place[0] != at}
             self._gaps_seen += 1
         for at, position in self._consumer.positions().items():
             if at not in self._queues:
@@ -160,8 +165,13 @@ class SliceReader:
         """Read what is there, and keep it for the slices to come."""
         if not self._follow():
             return
-        for record in self._consumer.poll(timeout_seconds, MAX_RECORDS):
-            self._queues[record.topic, record.partition].append(record)
+        records = self._consumer.poll(timeout_seconds, MAX_RECORDS)
+        now_ms = time.time_ns() // 1_000_000
+        for record in records:
+            at = record.topic, record.partition
+            self._queues[at].append(record)
+            if record.timestamp_ms > now_ms:
+                self._ahead[at, record.offset] = now_ms
             self._events += record.topic in self._counted
             self._bytes += _size_bytes(record)
             if self._since is None:
@@ -174,7 +184,7 @@ class SliceReader:
         """Whether all that is known of was read, and the first of it is old by its timestamp."""
         if any(self._consumer.is_behind(at) for at in self._queues):
             return False
-        oldest_ms = min(queue[0].timestamp_ms for queue in self._queues.values() if queue)
+        oldest_ms = min(self._due_ms(queue[0]) for queue in self._queues.values() if queue)
         return time.time() - oldest_ms / 1_000 >= self._max_age_seconds
 
     def _cut(self, *, patient: bool) -> Slice:
@@ -190,6 +200,8 @@ class SliceReader:
             return events < self._max_events and size_bytes < self._max_bytes and not starved
 
         records = self._merge(lambda _: True, goes_on)
+        if self._ahead:
+            records = self._in_order(records)
         ends = {(r.topic, r.partition): r.offset + 1 for r in records}
         for gap in self._gaps:  # in the order of their offsets
             at = gap.topic, gap.partition
@@ -222,7 +234,33 @@ class SliceReader:
         return records
 
     def _head(self, at: TopicPartition) -> tuple[int, tuple[int, int], TopicPartition]:
-        return self._queues[at][0].timestamp_ms, (self._ranks[at[0]], at[1]), at
+        return self._due_ms(self._queues[at][0]), self._rank(at), at
+
+    def _rank(self, at: TopicPartition) -> tuple[int, int]:
+        return self._ranks[at[0]], at[1]
+
+    def _due_ms(self, record: Record) -> int:
+        """Return the time by which a record has its turn.
+
+        It is the record's own. One that was dated later than it was read would hold up its partition for as long as the
+        others are busy, so it has its turn when it was read, or with the earliest of the next records behind it.
+        """
+        at = record.topic, record.partition
+        read_ms = self._ahead.get((at, record.offset))
+        if read_ms is None:
+            return record.timestamp_ms
+        return min(read_ms, *(behind.timestamp_ms for behind in islice(self._queues[at], _LOOK_BEHIND)))
+
+    def _in_order(self, records: list[Record]) -> list[Record]:
+        """Merge a slice's records by their timestamps alone, which a repeat has too."""
+        parts: dict[TopicPartition, list[Record]] = {}
+        for record in records:
+            parts.setdefault((record.topic, record.partition), []).append(record)
+
+        def turn(record: Record) -> tuple[int, tuple[int, int]]:
+            return record.timestamp_ms, self._rank((record.topic, record.partition))
+
+        return list(heapq.merge(*parts.values(), key=turn))
 
     def _taken(self, records: list[Record], ends: Offsets) -> Slice:
         missed = self._missed(ends)
@@ -230,6 +268,8 @@ class SliceReader:
         self._gaps = [gap for gap in self._gaps if self.ends[gap.topic, gap.partition] < gap.resumed]
         self._events -= sum(record.topic in self._counted for record in records)
         self._bytes -= sum(_size_bytes(record) for record in records)
+        if self._ahead:
+            self._ahead = {place: ms for place, ms in self._ahead.items() if place[1] >= self.ends[place[0]]}
         self._since = time.monotonic() if any(self._queues.values()) else None
         return Slice(records, dict(self.ends), missed, dict(self._topic_ids))
 

@@ -19,6 +19,7 @@ What the files leave open is settled the same way every time, so that two readin
 import csv
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -27,10 +28,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from services.faults import one_line
-from streams.events import Click, Event, Impression, Item, Purchase
+from streams.events import Click, Event, Impression, Item, Purchase, unit_problem
 
 INVENTED_EPOCH_MS = 1_577_836_800_000  # 2020-01-01T00:00:00Z
 DEFAULT_SCENARIO = "home"
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 _VECTORS = "vectors."  # before a modality in the name of a column
 
 Row = dict[str, str]
@@ -191,6 +193,8 @@ def _ts_ms(row: Row) -> int:
 @lru_cache(maxsize=1024)  # all lines of an order share one time
 def _iso_ms(text: str) -> int:
     """Reads an ISO 8601 time as epoch milliseconds; without a zone it is UTC."""
+    if _NUMBER.fullmatch(text) and (problem := unit_problem(float(text))):
+        raise ValueError(problem)
     moment = datetime.fromisoformat(text)
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 

@@ -113,6 +113,7 @@ def _wired(
         items=items,
         shoppers=shoppers,
         announcements=announcements,
+        clock=settings.clock,
     )
     metrics.declare_topics(reader.topics)
     worker = Worker(

@@ -5,6 +5,7 @@ blocked, a shopper from being forgotten, or an adapter from being heard of.
 """
 
 import threading
+from collections.abc import Sequence
 
 import structlog
 
@@ -12,11 +13,12 @@ from services.scorer.announcements import Announcements
 from services.scorer.live_items import LiveItems
 from services.scorer.shopper_state import StateSource
 from services.scorer.topic_reader import TopicReader
+from streams.clocks import ClockSettings, ReaderClock, decode_bounded
 from streams.connection import KafkaConnection
 from streams.consumer import Record
 from streams.control import Forget, parse_control
 from streams.dead_letters import DeadLetter
-from streams.decode import ItemRemoved, decode
+from streams.decode import ItemRemoved
 from streams.events import Click, Item, Purchase
 from streams.look_back import look_back
 from streams.topics import Topics
@@ -40,6 +42,7 @@ class LogReader:
         items: Takes in the catalogue.
         shoppers: Takes in clicks and purchases, and whom to forget.
         announcements: Takes in published manifests.
+        clock: How far times may be ahead of this machine's clock.
 
     Attributes:
         catalogue_read: Set once catalogue, commands and announcements were read to the end that they had at start.
@@ -55,11 +58,13 @@ class LogReader:
         items: LiveItems,
         shoppers: StateSource,
         announcements: Announcements,
+        clock: ClockSettings = ClockSettings(),  # noqa: B008  # frozen
     ) -> None:
         self.catalogue_read = threading.Event()
         self.caught_up = threading.Event()
         self._connection, self._topics, self._look_back_events = connection, topics, look_back_events
         self._items, self._shoppers, self._announcements = items, shoppers, announcements
+        self._clock_settings = clock
         self._stop = threading.Event()
         self._catalogues = [topic for topic in topics.catalogues() if topic != topics.items]  # of others
         self._behaviour = self._behaviour_topics()
@@ -70,10 +75,10 @@ class LogReader:
         if not self._catalogues:
             self._catalogues_read.set()
         self._ours = TopicReader(
-            connection, [topics.items, topics.control, topics.adapters], take_in=self._take_in, stop=self._stop
+            connection, [topics.items, topics.control, topics.adapters], take_in=self._take_in_all, stop=self._stop
         )
         self._others = TopicReader(
-            connection, [*self._catalogues, *self._behaviour], take_in=self._take_in, stop=self._stop
+            connection, [*self._catalogues, *self._behaviour], take_in=self._take_in_all, stop=self._stop
         )
 
     @property
@@ -160,22 +165,27 @@ class LogReader:
         others = [topic for topic in self._topics.dialects if topic not in self._catalogues]
         return [self._topics.clicks, self._topics.purchases, *others]
 
-    def _take_in(self, record: Record) -> None:
+    def _take_in_all(self, records: Sequence[Record]) -> None:
+        clock = ReaderClock.of(records, self._clock_settings)
+        for record in records:
+            self._take_in(record, clock)
+
+    def _take_in(self, record: Record, clock: ReaderClock) -> None:
         if record.topic == self._topics.adapters:
             self._announcements.hear(record.key, record.value)
             return
         if record.topic == self._topics.control:
-            command = parse_control(record)
+            command = parse_control(clock.record(record))
             if isinstance(command, Forget):
                 self._shoppers.forget(command.user, until_ms=command.ts_ms)
             return
-        decoded = decode(record, self._topics)
+        record, decoded, _ = decode_bounded(record, self._topics, clock)
         if isinstance(decoded, DeadLetter):
             return  # the updater's to report, once
         for event in decoded:
             if isinstance(event, Click | Purchase):
-                self._shoppers.take_in(event, publish_ts_ms=record.timestamp_ms)
+                self._shoppers.take_in(event, publish_ts_ms=clock.not_ahead(record))
             elif isinstance(event, Item | ItemRemoved):
                 with self._one_writer:
-                    self._items.take_in(event)
+                    self._items.take_in(event, latest_ms=clock.latest_ms)
                 self._shoppers.item_arrived(event.item_id)

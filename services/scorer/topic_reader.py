@@ -22,7 +22,7 @@ class TopicReader:
     Args:
         connection: The brokers.
         topics: The topics to follow.
-        take_in: Called with each record.
+        take_in: Called with the records of each poll.
         stop: Ends the reading when set.
     """
 
@@ -31,7 +31,7 @@ class TopicReader:
         connection: KafkaConnection,
         topics: Sequence[str],
         *,
-        take_in: Callable[[Record], None],
+        take_in: Callable[[Sequence[Record]], None],
         stop: threading.Event,
     ) -> None:
         self.topics = tuple(topics)
@@ -127,8 +127,7 @@ class TopicReader:
 
     def poll(self, consumer: PartitionConsumer) -> None:
         """Take in the records that are there."""
-        for record in consumer.poll(POLL_SECONDS, MAX_RECORDS):
-            self._take_in(record)
+        self._take_in(consumer.poll(POLL_SECONDS, MAX_RECORDS))
         read = {topic for topic, _ in consumer.positions()}
         kept = {at: offset for at, offset in self._positions.items() if at[0] not in read}
         self._positions = kept | consumer.positions()

@@ -114,9 +114,9 @@ class Updater:
         with closing(Home(root, keep_checkpoints=self._own.keep_checkpoints, stop=self._stop)) as self._home:
             self._begin()
             while not self._done():
-                piece = self._next_slice()
-                if piece is not None:
-                    self._learn(*piece)
+                next_ = self._next_slice()
+                if next_ is not None:
+                    self._learn(*next_)
                 self._checkpoint_when_due()
                 self._publish_when_due()
                 self._commit()
@@ -127,8 +127,11 @@ class Updater:
         limit = self._own.max_events
         return self._stop.is_set() or (limit is not None and self.learner.events_learned >= limit)
 
-    def _next_slice(self) -> tuple[Slice, bool] | None:
-        """The slice that a run before this one had recorded and not kept; without one, the next. Is LoRA to wait?"""
+    def _next_slice(self) -> tuple[Slice, Recorded] | None:
+        """Return the next slice and what was journaled of it.
+
+        Slices journaled since the last checkpoint are repeated first; then the log is read on.
+        """
         recorded = self._home.journal.recorded
         if recorded:
             if (obstacle := self._replay.obstacle(recorded[0])) is not None:
@@ -142,29 +145,33 @@ class Updater:
                 return None
             self._replay.compare(piece, recorded[0])
             self._settle(recorded[0].decision)
-            return piece, recorded.popleft().late
+            return piece, recorded.popleft()
         return self._recorded(self._reader.poll(_POLL_SECONDS))
 
-    def _recorded(self, piece: Slice | None) -> tuple[Slice, bool] | None:
+    def _recorded(self, piece: Slice | None) -> tuple[Slice, Recorded] | None:
         """Where a slice ends is on the disk before it is learnt: a restart cuts it there again.
 
         So is what the gate has decided since the slice before, and only then is the consequence drawn; and so is
-        whether LoRA waits.
+        whether LoRA waits, and the clock that bounds the slice's times.
         """
         if piece is None:
             return None
         self._home.verify()
         late = self._lets_lora_wait(piece)
         now_ms = time.time_ns() // 1_000_000
-        self._home.journal.record(Recorded(piece.ends, self._decided, late, now_ms, piece.topic_ids, piece.missed))
+        recorded = Recorded(piece.ends, self._decided, late, now_ms, piece.topic_ids, piece.missed)
+        self._home.journal.record(recorded)
         self._settle(self._decided)
         self._decided = None
-        return piece, late
+        return piece, recorded
 
     def _lets_lora_wait(self, piece: Slice) -> bool:
-        """Whether a slice is so late that LoRA, most of what learning takes, is put off; not for ever."""
-        first_ms = piece.records[0].timestamp_ms if piece.records else math.inf
-        late = time.time() - first_ms / 1_000 > self._own.late_seconds
+        """Whether a slice is so late that LoRA, most of what learning takes, is put off; not for ever.
+
+        The record in its middle says how late it is: a single producer whose clock is behind makes no slice late.
+        """
+        middle_ms = piece.records[len(piece.records) // 2].timestamp_ms if piece.records else math.inf
+        late = time.time() - middle_ms / 1_000 > self._own.late_seconds
         self._lora_waited = self._lora_waited + 1 if late and self._lora_waited < _LORA_WAITS_SLICES else 0
         return self._lora_waited > 0
 
@@ -173,18 +180,18 @@ class Updater:
             self._publisher.begin_anew()
             self._unpublished = True
 
-    def _learn(self, piece: Slice, late: bool) -> None:
+    def _learn(self, piece: Slice, recorded: Recorded) -> None:
         """Take a slice in, and learn what it gives: positives, each batch judged before it is learnt, then lists."""
         self._intake.miss(piece.missed)
-        taken = self._intake.take(piece.records)
-        self._metrics.late_slices.inc(late and bool(taken.examples))
+        taken = self._intake.take(piece.records, now_ms=recorded.now_ms)
+        self._metrics.late_slices.inc(recorded.late and bool(taken.examples))
         for letter in taken.letters:
             self._letters.write(letter)
         for examples in _batches(taken.examples, self._own.batch_events):
             with self._metrics.learn_seconds.time():
                 batch = self.learner.observe(examples, whole=False)
                 self._watch.judge(self.learner.first_of(batch, _JUDGED_EVENTS))
-                loss = self.learner.learn(batch, texts=not late)
+                loss = self.learner.learn(batch, texts=not recorded.late)
             self._count(loss)
         for lists in _batches(taken.lists, self._own.batch_events):
             with self._metrics.learn_seconds.time():

@@ -13,7 +13,7 @@ from peft_adapters.manifest import manifest_bytes
 from streams.connection import KafkaConnection
 from streams.control import forget_record
 from streams.embedded_broker import EmbeddedBroker
-from streams.events import Purchase
+from streams.events import Click, Purchase
 from streams.producer import EventProducer
 from streams.topics import Topics, ensure_topics
 
@@ -157,3 +157,39 @@ def test_whom_it_is_told_to_forget_it_forgets_also_at_the_next_start(
         assert again.reader.caught_up.wait(30)
         assert again.seen("v") == [0]
         assert again.seen("u") == [0], "what came after alone"
+
+
+def test_a_click_of_the_year_2100_makes_it_forget_nobodys_click(
+    kafka_connection: KafkaConnection, topics: Topics
+) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    reading = Reading(kafka_connection, topics)
+    with EventProducer(kafka_connection, topics) as producer, reading.running():
+        producer.send(item("a"))
+        producer.flush()
+        assert reading.reader.caught_up.wait(30)
+        until(lambda: "a" in reading.items)
+        producer.send(Click(event_id="c1", ts=now_ms, user_id="u", item_id="late"))
+        for number, ts in enumerate((4_102_444_800_000, now_ms + 23 * 3_600_000)):
+            producer.send(Click(event_id=f"f{number}", ts=ts, user_id="zed", item_id="a"))
+        producer.flush()
+        until(lambda: bool(reading.seen("zed")))
+        producer.send(item("late"))
+        producer.flush()
+        until(lambda: reading.seen("u") == [reading.items.rows.get("late")])
+        assert len(reading.seen("zed")) == 1, "the one of 2100 is refused"
+
+
+def test_an_older_item_event_that_arrives_later_does_not_undo_a_block(
+    kafka_connection: KafkaConnection, topics: Topics
+) -> None:
+    reading = Reading(kafka_connection, topics)
+    with EventProducer(kafka_connection, topics) as producer, reading.running():
+        producer.send(item("a", status="blocked").model_copy(update={"ts": 2}))
+        producer.send(item("a"))
+        producer.send(item("b"))
+        producer.flush()
+        until(lambda: "b" in reading.items)
+        until(lambda: "a" in reading.items)
+        assert reading.reader.caught_up.wait(30)
+        assert reading.items._blocked[reading.items.rows["a"]]

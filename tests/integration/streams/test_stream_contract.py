@@ -73,7 +73,7 @@ class TestProducerToConsumer:
         with consumer_of(kafka_connection, list(sent)) as consumer:
             records = read(consumer, 5)
         decoded = [(record.topic, event) for record in records for event in decode(record, topics)]
-        assert decoded == [*sent.items(), (topics.items, ItemRemoved("i-1"))]
+        assert decoded == [*sent.items(), (topics.items, ItemRemoved("i-1", records[-1].timestamp_ms))]
         assert {record.timestamp_ms > TS for record in records} == {True}
 
     def test_every_delivery_is_reported(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
