@@ -15,6 +15,7 @@ from services.fit.cli import fit
 from services.options import Config, Events, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
 from services.options import settings_from as _settings
 from services.state.cli import state_writer
+from services.topics.cli import topics
 from services.tune.cli import tune
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ app.add_typer(dead_letters)
 app.add_typer(adapters)
 app.add_typer(bench)
 app.add_typer(keys)
+app.add_typer(topics)
 
 app.command()(backtest)
 

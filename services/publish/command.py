@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import IO
 
 import rich.progress
+import structlog
 from rich.console import Console
 
 from services.publish.lines import read_lines
 from services.settings import Settings
 from streams.connection import wait_for_broker
-from streams.errors import EventTooLargeError
+from streams.errors import EventTooLargeError, TopicError
 from streams.producer import EventProducer
 from streams.topics import ensure_topics
+
+log = structlog.get_logger(__name__)
 
 BROKER_TIMEOUT_SECONDS = 30.0
 BAD_LINES_SHOWN = 5
@@ -80,17 +83,21 @@ def run(settings: Settings, path: Path, *, kind: str | None = None) -> PublishSu
 
 
 def open_producer(settings: Settings) -> EventProducer:
-    """Waits for the broker, creates the topics that are missing, and gives a producer.
+    """Wait for the broker, create the topics that are missing, and open a producer.
+
+    Where topics may not be created, the producer waits for each topic that it needs, and fails if it does not come.
 
     Args:
         settings: Which Kafka, which topics.
 
     Raises:
         BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
-        TopicError: A topic is missing and cannot be created.
     """
     wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
-    ensure_topics(settings.kafka, settings.topics)
+    try:
+        ensure_topics(settings.kafka, settings.topics)
+    except TopicError as error:
+        log.warning("topics_not_created", problem=str(error), goes_on="with the topics that exist")
     return EventProducer(settings.kafka, settings.topics)
 
 

@@ -30,10 +30,12 @@ COMMANDS = [
     "dead-letters",
     "adapters",
     "keys",
+    "topics",
 ]
 PARTS = [f"dead-letters {part}" for part in ("list", "show", "replay", "purge")]
 PARTS += [f"adapters {part}" for part in ("list", "show", "diff", "pin", "unpin", "rollback", "canary", "shadow")]
 PARTS += ["adapters promote"]
+PARTS += [f"topics {part}" for part in ("create", "check")]
 PARTS += [f"keys {part}" for part in ("new", "list", "revoke")]
 
 

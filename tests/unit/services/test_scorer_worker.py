@@ -22,6 +22,7 @@ from peft_adapters.serving import BuildStoppedError, build
 from peft_adapters.texts_ahead import TextsAhead
 from services.scorer import worker as worker_module
 from services.scorer.ahead import Ahead
+from streams.decode import ItemRemoved
 
 
 @pytest.fixture(scope="module")
@@ -364,3 +365,16 @@ class TestAhead:
             coming.publish(1, full=True)
             until(lambda: any(entry["event"] == "texts_not_made_ahead" for entry in logs))
         assert coming.version == 1
+
+
+def test_a_catalogue_far_smaller_than_the_adapter_s_is_a_problem(stage: Stage) -> None:
+    stage.publications.learner.add_items([(f"item-{number}", f"item {number}") for number in range(12, 25)])
+    stage.publish(1, full=True)
+    with stage.running():
+        until(lambda: stage.version == 1)
+        assert "the catalogue holds 12 of the 25 items" in stage.worker.problems()["catalogue"]
+        stage.item("item-12", "item 12")
+        until(lambda: "catalogue" not in stage.worker.problems())
+        assert stage.series.get_sample_value("headwater_catalogue_items") == 13
+        stage.items.take_in(ItemRemoved("item-12"))
+        until(lambda: stage.series.get_sample_value("headwater_catalogue_items") == 12)
