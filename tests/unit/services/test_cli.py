@@ -193,6 +193,7 @@ def test_backtest_passes_its_options_on(run: Any, called: dict[str, Any]) -> Non
         "json_path": Path("o.json"),
         "ranks_path": Path("r.csv.gz"),
         "report_dir": None,
+        "strict": False,
     }
 
 
