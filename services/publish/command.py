@@ -68,11 +68,12 @@ def run(settings: Settings, path: Path, *, kind: str | None = None, strict: bool
         DeliveryError: The broker did not confirm every event.
     """
     summary = PublishSummary()
+    name = Path("standard input") if path == STANDARD_INPUT else path
     with _opened(path) as file, open_producer(settings) as producer:
-        for number, event in read_file(file, path, kind=kind):
+        for number, event in read_file(file, name, kind=kind):
             fault = event if isinstance(event, str) else _sent(producer, event)
             if fault is not None and strict:
-                raise InputError(f"{path}, line {number}: {fault}; nothing from there on was sent")
+                raise InputError(f"{name}, line {number}: {fault}; nothing from there on was sent")
             if fault is not None:
                 summary.refuse(number, fault)
     summary.delivered = producer.delivered
