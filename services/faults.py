@@ -2,30 +2,24 @@
 
 from pydantic import ValidationError
 
+from streams.faults import rule
+
 FAULTS_SHOWN = 3
-VALUE_CHARS = 40
 
 
-def one_line(error: Exception, *, values: bool = False) -> str:
+def one_line(error: Exception, *, with_values: bool = False) -> str:
     """Renders an error on one line: for a validation error, the first few fields and the rules they break.
 
     Args:
         error: Any error.
-        values: Show the values, too; only to whoever gave them, since they may name a person.
+        with_values: Whether to name the values too; not where they may be secrets.
     """
     if not isinstance(error, ValidationError):
         return str(error)
-    faults = error.errors(include_url=False, include_input=values)
+    faults = error.errors(include_url=False)
     shown = [
-        f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}{_got(fault.get('input'))}"
+        f"`{'.'.join(map(str, fault['loc']))}`: {rule(fault) if with_values else fault['msg']}"
         for fault in faults[:FAULTS_SHOWN]
     ]
     more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
     return "; ".join(shown + more).replace("Value error, ", "")
-
-
-def _got(value: object) -> str:
-    if not isinstance(value, str | int | float):
-        return ""
-    text = repr(value)
-    return f", got {text if len(text) <= VALUE_CHARS else text[:VALUE_CHARS] + '...'}"

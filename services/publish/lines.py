@@ -132,7 +132,7 @@ def _rows(lines: Iterator[str], path: Path, kind: str | None) -> Iterator[Result
                 raise ValueError(row.fault)
             yield row.line, _event_of_row(row.cells, kind)
         except ValueError as error:
-            yield row.line, one_line(error, values=True)
+            yield row.line, one_line(error, with_values=True)
 
 
 def _event_of_row(row: Row, kind: str | None) -> Event:

@@ -259,4 +259,4 @@ def _usable(row: InputRow) -> Row:
 
 
 def _problem(path: Path, row: InputRow, error: ValueError) -> str:
-    return f"{path}, row {row.number}: {one_line(error, values=True)} (line {row.line})"
+    return f"{path}, row {row.number}: {one_line(error, with_values=True)} (line {row.line})"
