@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import RegistryAddressError, RegistryReadOnlyError
+from peft_adapters.internal_http import internal_client
 
 CHUNK_BYTES = 2**20
 HTTP_TIMEOUT_SECONDS = 10.0
@@ -116,9 +117,8 @@ class HttpStore:
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
         self._url = url.rstrip("/")
-        transport = httpx.HTTPTransport(retries=2)  # of the connection only
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx.Client(timeout=HTTP_TIMEOUT_SECONDS, transport=transport, headers=headers)
+        self._client = internal_client(retries=2, timeout=HTTP_TIMEOUT_SECONDS, headers=headers)
         weakref.finalize(self, self._client.close)
 
     def files(self, path: str) -> list[str]:

@@ -8,6 +8,7 @@ import httpx
 from pydantic import ValidationError
 
 from peft_adapters.errors import RegistryError, RegistryUnavailableError
+from peft_adapters.internal_http import internal_client
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from services.audit import AuditLog
@@ -75,7 +76,8 @@ class OverHttp:
         """
         url = f"{self._url}/v1/adapters/{scenario}/{PATHS[type(change)]}"
         try:
-            answer = httpx.post(url, json=asked(change), headers=self._headers, timeout=TIMEOUT_SECONDS)
+            with internal_client(headers=self._headers, timeout=TIMEOUT_SECONDS) as client:
+                answer = client.post(url, json=asked(change))
             if answer.status_code == httpx.codes.OK:
                 return Rollout.model_validate_json(answer.content)
         except (httpx.HTTPError, ValidationError) as error:

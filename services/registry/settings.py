@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+# Updater, registry process and scorer meet here by default: in the directory that all of them are started in.
+DEFAULT_REGISTRY_URL = ".headwater/registry"
+
 
 class RegistrySettings(BaseModel):
     """Where the adapters are kept and where they are served.
@@ -18,7 +21,7 @@ class RegistrySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str = Field(default="registry", min_length=1)
+    url: str = Field(default=DEFAULT_REGISTRY_URL, min_length=1)
     host: str = "127.0.0.1"
     port: int = Field(default=8084, ge=0, le=65535)
     announce_rollouts: bool = True

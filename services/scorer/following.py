@@ -11,6 +11,7 @@ import httpx
 import structlog
 
 from peft_adapters.errors import HeadwaterModelError, RegistryUnavailableError
+from peft_adapters.internal_http import internal_client
 from peft_adapters.manifest import parse_manifest
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import parse_rollout
@@ -92,7 +93,7 @@ class RegistryFollower:
 
     def _wait(self, scenario: str, ask: Callable[[str, httpx.Client, str], str]) -> None:
         pauses, tag = backoff_seconds(), ""
-        with httpx.Client(
+        with internal_client(
             base_url=self._registry.url.rstrip("/").removesuffix(FILES_PATH),
             timeout=WAIT_SECONDS + NO_ANSWER_SECONDS,
             headers=self._headers,

@@ -20,6 +20,7 @@ from services.scorer.ahead import Ahead
 from services.scorer.announcements import Announcements
 from services.scorer.answers import Answers
 from services.scorer.bundles import BundleSource
+from services.scorer.catalogue_check import CatalogueCheck, far_smaller
 from services.scorer.lineup import STABLE, Lineup
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
@@ -58,6 +59,7 @@ class Worker:
         kept_rows: Rows of models kept beside those that are served, by scenario.
         pinned_scenarios: Loaded at the start and never let go, beside `scenario`.
         max_scenarios: Held at a time; those that are not pinned go, the longest unasked first.
+        catalogue_check: Looks at the configuration of the catalogue topics; None without Kafka.
 
     Attributes:
         answers: Answers from what is served.
@@ -80,6 +82,7 @@ class Worker:
         kept_rows: int = 20_000,
         pinned_scenarios: Sequence[str] = (),
         max_scenarios: int = 4,
+        catalogue_check: CatalogueCheck | None = None,
     ) -> None:
         self.scenario, self.shoppers = scenario, shoppers
         self.answers = Answers(items, shoppers, scenario=scenario)
@@ -90,6 +93,7 @@ class Worker:
             seat=lambda name: Seat(name, kept_rows=kept_rows, show=self._show),
         )
         self._encoder, self._catalogue, self._bundles, self._items = encoder, catalogue, bundles, items
+        self._catalogue_check = catalogue_check
         self._reader, self._announcements, self._metrics = reader, announcements, metrics
         self._items_refresh_seconds = items_refresh_seconds
         self._stop = threading.Event()
@@ -119,8 +123,15 @@ class Worker:
         """What a worker depends on and cannot have at present, while it serves what it has; why, by name."""
         registry = None if self._away is None else "the registry does not answer; the adapter that is held is served"
         found = {"kafka": self._reader.problem(), "registry": registry, "state": self.shoppers.problem()}
+        found["catalogue"] = self._catalogue_problem()
         topics = {f"kafka/{name}": problem for name, problem in self._reader.topic_problems().items()}
         return {name: problem for name, problem in found.items() if problem is not None} | topics
+
+    def _catalogue_problem(self) -> str | None:
+        problem = None if self._catalogue_check is None else self._catalogue_check.problem
+        if problem is None and self._reader.catalogue_read.is_set() and self.answers.model is not None:
+            problem = far_smaller(self.answers.model)
+        return problem
 
     def stop(self) -> None:
         """Have `run` return soon."""
@@ -184,6 +195,7 @@ class Worker:
 
     def _take_items(self, limit: int = ITEMS_A_ROUND) -> None:
         """Encode items that came or changed, in order of arrival."""
+        self._metrics.catalogue_items.set(self._items.present)
         end = self._changes + limit
         while self._changes < end and not self._interrupt.is_set():
             items = self._items.take_changes(ITEMS_CHUNK)
