@@ -140,9 +140,18 @@ def _under(deadline: Deadline | None) -> Iterator[None]:
         _current.deadline = before
 
 
-def _timeout(operation_seconds: float | None) -> float | None:
+@contextmanager
+def _timeout(operation_seconds: float | None) -> Iterator[float | None]:
+    """Yield the time that one operation gets; its timeout names the deadline where that has passed."""
     deadline: Deadline | None = getattr(_current, "deadline", None)
-    return operation_seconds if deadline is None else deadline.timeout(operation_seconds)
+    if deadline is None:
+        yield operation_seconds
+        return
+    try:
+        yield deadline.timeout(operation_seconds)
+    except httpcore.TimeoutException:
+        deadline.timeout(None)
+        raise
 
 
 class _DeadlineBackend(httpcore.NetworkBackend):
@@ -159,11 +168,9 @@ class _DeadlineBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        return _DeadlineStream(
-            self._backend.connect_tcp(
-                host, port, timeout=_timeout(timeout), local_address=local_address, socket_options=socket_options
-            )
-        )
+        with _timeout(timeout) as seconds:
+            stream = self._backend.connect_tcp(host, port, seconds, local_address, socket_options)
+        return _DeadlineStream(stream)
 
     def sleep(self, seconds: float) -> None:
         self._backend.sleep(seconds)
@@ -174,10 +181,12 @@ class _DeadlineStream(httpcore.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, timeout=_timeout(timeout))
+        with _timeout(timeout) as seconds:
+            return self._stream.read(max_bytes, seconds)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, timeout=_timeout(timeout))
+        with _timeout(timeout) as seconds:
+            self._stream.write(buffer, seconds)
 
     def close(self) -> None:
         self._stream.close()
@@ -185,7 +194,8 @@ class _DeadlineStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, timeout=_timeout(timeout)))
+        with _timeout(timeout) as seconds:
+            return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, seconds))
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

@@ -99,7 +99,7 @@ class BundleSource:
         """Refuse a version that was made for another encoder before its files are downloaded."""
         if link.base_digest != self._base_digest:
             raise BundleBaseMismatchError(
-                f"version {link.version} was made for the base model {link.base_digest}, this scorer has "
+                f"version {link.version} was made for another base model, {link.base_digest}; this scorer has "
                 f"{self._base_digest}; start the scorer with the `encoder` settings that the updater has"
             )
 

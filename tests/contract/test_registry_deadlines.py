@@ -16,6 +16,8 @@ from peft_adapters.errors import RegistryUnavailableError
 from peft_adapters.http_deadline import Deadline, read_whole
 from peft_adapters.internal_http import internal_client
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.rollout import Rollout
+from peft_adapters.stores import LISTING_NAME
 from services.adapters import access
 from services.adapters.access import OverHttp
 from services.metrics import ScorerMetrics
@@ -32,6 +34,8 @@ SLACK_SECONDS = 3.0  # of a busy machine; without a deadline each of these reads
 def root(tmp_path: Path) -> Path:
     registry = AdapterRegistry(str(tmp_path / "registry"))
     registry.publish(tmp_path / "1", write_small_bundle(tmp_path / "1", 1))
+    registry.set_rollout(Rollout(scenario="home", revision=1, stable_version=1))
+    (tmp_path / "registry" / "home" / LISTING_NAME).write_text('["00000001/manifest.json"]')
     return tmp_path / "registry"
 
 
