@@ -14,7 +14,7 @@ from peft_adapters.counters import FloatArray, IntArray
 from peft_adapters.encoder import MergedSuffix
 from peft_adapters.retrieval import best
 from peft_adapters.rollout import Rollout
-from peft_adapters.serving import ServedModel, require_finite_scores
+from peft_adapters.serving import ServedModel
 from peft_adapters.shoppers import Contexts
 from services.scorer.diversity import diversified, pool_size
 from services.scorer.lineup import Lineup
@@ -144,12 +144,7 @@ class Answers:
         self._recent.append(request)
 
     def warm(self, model: ServedModel) -> None:
-        """Check that a model scores all items, and have it answer the latest requests before it is served.
-
-        Raises:
-            BundleFormatError: An item has no finite score.
-        """
-        require_finite_scores(model)
+        """Have a model answer the latest requests, so that nothing is done for the first time once it is served."""
         for request in list(self._recent) or [RecommendRequest(), RankRequest(candidates=("none",))]:
             if isinstance(request, RankRequest):
                 with suppress(ProbabilityUnknownError):  # the asker's to mend, not a fault of the model

@@ -1,5 +1,6 @@
 """Brings the bundles that a version needs, and only those that the served one does not hold already."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,6 +11,10 @@ from peft_adapters.errors import BundleBaseMismatchError, BundleError, VersionNo
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from peft_adapters.serving import ServedModel
+
+FILES_PATH = "/v1/files"
+
+_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"]+")
 
 
 class BundleSource:
@@ -40,6 +45,18 @@ class BundleSource:
             RegistryError: The registry does not answer.
         """
         return self._registry.absence(scenario)
+
+    def without_addresses(self, text: str) -> str:
+        """A text fit for anyone who may ask whether the scorer is ready: it does not say where the registry is.
+
+        Args:
+            text: Names files of the registry, or of this process.
+        """
+        url = self._registry.url
+        local = str(Path(url).absolute()) if "://" not in url else url.removesuffix(FILES_PATH)
+        for address in sorted({url, local} if "/" in url else {local}, key=len, reverse=True):
+            text = text.replace(address.rstrip("/"), "<registry>")
+        return _ADDRESS.sub("<address>", text.replace(str(self._directory), "<copy>"))
 
     def newest_readable(self, scenario: str) -> Manifest | None:
         """Manifest of the newest version whose manifest can be read; None when there is none.

@@ -22,10 +22,10 @@ from peft_adapters.manifest import MANIFEST_LIMIT_BYTES, parse_manifest
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import parse_rollout
 from services.scorer.announcements import Announcements
+from services.scorer.bundles import FILES_PATH
 from services.scorer.registry_status import REGISTRY, Cause, cause_of
 from streams.connection import backoff_seconds
 
-FILES_PATH = "/v1/files"
 WAIT_SECONDS = 20.0  # of one long poll; the registry allows 30
 NO_ANSWER_SECONDS = 5.0  # beyond that
 NOTHING_PUBLISHED = "nothing has been published"  # as the registry process says it
@@ -97,9 +97,12 @@ class RegistryFollower:
             self._announcements.offer(latest, only_newer=True)
 
     def _failed(self, scenario: str, part: str, cause: Cause) -> None:
-        if scenario in self._announcements.followed():  # not let go meanwhile
-            self._status.failed(scenario, part, cause)
-        log.debug("registry_not_followed", scenario=scenario, part=part, problem=cause.text)
+        if scenario not in self._announcements.followed():  # let go meanwhile
+            return
+        if self._status.failed(scenario, part, cause):
+            log.warning(
+                "registry_not_followed", scenario=scenario, part=part, problem=cause.text, retry="after a pause"
+            )
 
     def _keep_waiting(self, scenario: str, what: str, ask: Callable[[str, httpx.Client, str], str]) -> None:
         """Have one thread wait for each of the two; a long poll that hangs holds up only its own."""

@@ -20,7 +20,7 @@ from peft_adapters.errors import (
 )
 from peft_adapters.manifest import Manifest
 from peft_adapters.rollout import Rollout
-from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed
+from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed, require_finite_scores
 from peft_adapters.texts_before import TextsBefore
 from services import memory
 from services.metrics import ScorerMetrics
@@ -146,7 +146,7 @@ class Worker:
             if causes:
                 meanwhile = "nothing is served yet" if stable is None else f"version {stable.version} is served"
                 sentences.append(f"{'; '.join(causes)}; {meanwhile}")
-        return "; ".join(sentences) or None
+        return self._bundles.without_addresses("; ".join(sentences)) or None
 
     def stop(self) -> None:
         """Have `run` return soon."""
@@ -302,7 +302,7 @@ class Worker:
             older = Target(STABLE, version)
             try:
                 model = self._built(seat, older)
-                self.answers.warm(model)
+                self._warm(model)
             except (BuildStoppedError, RegistryUnavailableError, OSError):
                 raise
             except Exception as error:
@@ -334,13 +334,22 @@ class Worker:
 
     def _bring(self, seat: Seat, target: Target, heard: float) -> None:
         model = self._built(seat, target)  # 2. verified, 3. built
-        self.answers.warm(model)  # 4. warmed
+        self._warm(model)  # 4. warmed
         self._refusals.loaded(seat.scenario, target)
         self._pauses.pop(seat.scenario, None)
         if seat.place(target, model):  # 5. flipped
             self._metrics.swap_seconds.observe(time.perf_counter() - heard)
             if target.arm == STABLE and not seat.is_pinned:
                 self._ahead.follow(seat.scenario, model)
+
+    def _warm(self, model: ServedModel) -> None:
+        """Check that a model scores all items, and have it answer the latest requests before it is served.
+
+        Raises:
+            BundleFormatError: An item has no finite score.
+        """
+        require_finite_scores(model)
+        self.answers.warm(model)
 
     def _built(self, seat: Seat, target: Target) -> ServedModel:
         """A version: by deltas on a model that is held where they fit, else from its last full bundle."""

@@ -4,7 +4,6 @@ import time
 
 from streams.connection import backoff_seconds
 
-
 LONGEST_PAUSE_SECONDS = 10.0  # after a failure
 
 
