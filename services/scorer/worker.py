@@ -1,10 +1,9 @@
 """The loop of a scorer: announced, verified, built, warmed, flipped; what is served goes on meanwhile."""
 
-import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import structlog
 
@@ -12,13 +11,11 @@ from peft_adapters.bundle import Bundle
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
 from peft_adapters.errors import (
-    BundleError,
     BundleFormatError,
     HeadwaterModelError,
     RegistryError,
     RegistryUnavailableError,
 )
-from peft_adapters.manifest import Manifest
 from peft_adapters.rollout import Rollout
 from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed, require_finite_scores
 from peft_adapters.texts_before import TextsBefore
@@ -27,6 +24,7 @@ from services.metrics import ScorerMetrics
 from services.scorer.ahead import Ahead
 from services.scorer.announcements import Announcements
 from services.scorer.answers import Answers
+from services.scorer.asking import Asking
 from services.scorer.bundles import BundleSource
 from services.scorer.lineup import STABLE, Lineup
 from services.scorer.live_items import LiveItems
@@ -36,7 +34,6 @@ from services.scorer.registry_status import ADAPTER, REGISTRY, Cause, cause_of
 from services.scorer.scenarios import Scenarios
 from services.scorer.seat import Seat, Target, same_version
 from services.scorer.shopper_state import StateSource
-from streams.connection import backoff_seconds
 
 log = structlog.get_logger(__name__)
 
@@ -110,8 +107,7 @@ class Worker:
         self._next_refresh = self._next_trim = 0.0  # monotonic seconds
         self._refusals = Refusals()
         self._status = announcements.status
-        self._pauses: dict[str, Iterator[float]] = {}  # of scenarios whose registry does not answer
-        self._next_look: dict[str, float] = {}  # monotonic seconds, of scenarios with something left to load
+        self._asking = Asking(bundles, announcements, pinned=self.scenarios.pinned)
         self.answers.ask = self.scenarios.ask
         announcements.on_rollout = self._obey
 
@@ -162,7 +158,7 @@ class Worker:
             self._interrupt.clear()
             if self._stop.is_set():
                 return
-            self._look_again()
+            self._asking.look_again()
             if scenario is not None or time.monotonic() >= self._next_refresh:
                 self._take_items()
                 if scenario is not None:
@@ -180,8 +176,7 @@ class Worker:
         pause_seconds = (
             self._items_refresh_seconds if self._settled else min(_START_SECONDS, self._items_refresh_seconds)
         )
-        until_look_seconds = min(self._next_look.values(), default=math.inf) - time.monotonic()
-        return max(0.0, min(pause_seconds, until_look_seconds))
+        return min(pause_seconds, self._asking.seconds_until_next())
 
     def _begin(self) -> None:
         """Wait for the catalogue; with nothing announced, ask the registry for its latest."""
@@ -189,50 +184,7 @@ class Worker:
             self._take_items(ITEMS_CHUNK)  # encode while the rest is being read
         self._take_items(len(self._items))
         for scenario in self.scenarios.pinned:
-            self._ask(scenario)
-
-    def _ask(self, scenario: str) -> None:
-        """Ask the registry for what nobody has announced; what fails is asked again after a pause."""
-        try:
-            part = "rollout"
-            self._announcements.offer_rollout(self._bundles.rollout(scenario))
-            self._status.answered(scenario, part)
-            part = "latest"
-            latest = self._bundles.latest(scenario)
-            if latest is None and scenario in self.scenarios.pinned:
-                self._status.failed(scenario, part, Cause(REGISTRY, self._bundles.absence(scenario)))
-                self._look_later(scenario)
-            else:
-                self._status.answered(scenario, part)
-        except (RegistryError, BundleError) as error:
-            if self._status.failed(scenario, part, cause_of(error, scenario)):
-                log.warning(
-                    "registry_not_read", scenario=scenario, part=part, problem=str(error), retry="after a pause"
-                )
-            self._look_later(scenario)
-            latest = self._newest_readable(scenario) if part == "latest" else None
-        if latest is not None:
-            self._announcements.offer(latest, only_newer=True)
-
-    def _newest_readable(self, scenario: str) -> Manifest | None:
-        """The newest version whose manifest can be read, where that of the latest cannot."""
-        try:
-            return self._bundles.newest_readable(scenario)
-        except RegistryError:
-            return None  # reported by the failure before it
-
-    def _look_later(self, scenario: str, at: float | None = None) -> None:
-        """Look at a scenario again at a time, or after the next pause."""
-        if at is None:
-            at = time.monotonic() + next(self._pauses.setdefault(scenario, backoff_seconds()))
-        self._next_look[scenario] = min(at, self._next_look.get(scenario, math.inf))
-
-    def _look_again(self) -> None:
-        """Have those scenarios looked at whose pause is over."""
-        now = time.monotonic()
-        for scenario in [scenario for scenario, at in self._next_look.items() if at <= now]:
-            del self._next_look[scenario]
-            self._announcements.put_back(scenario)
+            self._asking.ask(scenario)
 
     def _settle(self) -> None:
         """Once all is there that answers need, and before anyone is told so: the collection holds up whoever asks."""
@@ -284,7 +236,7 @@ class Worker:
         self._status.answered(scenario, "bundle")
         next_try = self._refusals.next_try(scenario, missing)
         if next_try is not None:
-            self._look_later(scenario, next_try)
+            self._asking.later(scenario, next_try)
 
     def _bring_or_go_back(self, seat: Seat, target: Target, heard: float) -> None:
         """Serve a version; where it cannot be loaded and nothing is served yet, the newest before it that can."""
@@ -316,7 +268,7 @@ class Worker:
         """What is to be built for a scenario; what is held is flipped at once."""
         news = self._announcements.news(scenario)
         if news.rollout is None or (news.latest is None and scenario not in self.scenarios.pinned):
-            self._ask(scenario)
+            self._asking.ask(scenario)
             news = self._announcements.news(scenario)
         if news.latest is None and scenario not in self.scenarios.pinned:
             self.scenarios.nothing(scenario)
@@ -336,7 +288,7 @@ class Worker:
         model = self._built(seat, target)  # 2. verified, 3. built
         self._warm(model)  # 4. warmed
         self._refusals.loaded(seat.scenario, target)
-        self._pauses.pop(seat.scenario, None)
+        self._asking.loaded(seat.scenario)
         if seat.place(target, model):  # 5. flipped
             self._metrics.swap_seconds.observe(time.perf_counter() - heard)
             if target.arm == STABLE and not seat.is_pinned:
@@ -441,4 +393,4 @@ class Worker:
             cause = Cause(ADAPTER, f"a version of {scenario!r} cannot be kept on this host while it is loaded: {error}")
         if self._status.failed(scenario, "bundle", cause):
             log.warning("registry_lost", problem=str(error), retry="until it answers")
-        self._look_later(scenario)
+        self._asking.later(scenario)

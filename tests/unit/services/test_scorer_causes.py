@@ -143,7 +143,9 @@ def publish_a_good_one(stage: Stage) -> None:
 
 def overflowing(stage: Stage) -> None:
     stage.publications.learner.ranker.heads.fill_(3e38)
-    stage.publish(2, full=True)
+    directory = stage.publications.full(2)
+    stage.registry.publish(directory, read_manifest(directory))
+    stage.announcements.offer(read_manifest(directory))
 
 
 CASES = {
