@@ -17,6 +17,8 @@ class RegistrySettings(BaseModel):
             Kafka.
         api_key: What workers and commands show a registry process that asks for a key: of scope `read` for workers,
             `read` and `admin` for commands that change what is served.
+        read_seconds: Deadline of one read from a registry process as a whole, for workers and commands; a file that
+            arrives at 100 kB/s or faster gets the time that its bytes take at that rate on top.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +28,7 @@ class RegistrySettings(BaseModel):
     port: int = Field(default=8084, ge=0, le=65535)
     announce_rollouts: bool = True
     api_key: SecretStr | None = None
+    read_seconds: float = Field(default=20.0, gt=0, le=600)
 
     def shown_key(self) -> str | None:
         """The key in the clear."""
