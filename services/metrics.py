@@ -8,7 +8,7 @@ A process that resumes from a checkpoint raises its counters to what the checkpo
 ``in = the sum of all other outcomes + pending`` holds on each scrape, not only on a first run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
@@ -176,12 +176,7 @@ class UpdaterMetrics:
 
     def _declare_log(self, registry: CollectorRegistry, names: Topics) -> None:
         """Declare what shows the state of the topics that are read."""
-        self.topic_readable = Gauge(
-            "headwater_topic_readable",
-            "1 if a topic can be read; 0 if it is missing, or a part of it cannot be read.",
-            ["topic"],
-            registry=registry,
-        )
+        self.topic_readable = _topic_readable(registry)
         for topic in (names.impressions, names.clicks, names.purchases, names.items, names.control, *names.dialects):
             self.topic_readable.labels(topic).set(1)
         self.log_changes = Counter(
@@ -410,6 +405,8 @@ class ScorerMetrics:
             ["dependency"],
             registry=registry,
         )
+        self.topic_readable = _topic_readable(registry)
+        self._topics: set[str] = set()
         self.stand_with({})
         self.state_users = Gauge("headwater_state_users", "Users whose state is held.", registry=registry)
         self.state = StateMetrics(registry)
@@ -423,6 +420,15 @@ class ScorerMetrics:
         """
         for name in DEPENDENCIES:
             self.dependencies.labels(name).set(name not in problems)
+        unreadable = {name.split("/")[1] for name in problems if name.startswith("kafka/")}
+        self._topics |= unreadable
+        for topic in self._topics:
+            self.topic_readable.labels(topic).set(topic not in unreadable)
+
+    def declare_topics(self, topics: Iterable[str]) -> None:
+        """Show topics that are read as readable, until a problem says otherwise."""
+        self._topics |= set(topics)
+        self.stand_with({})
 
 
 class StateMetrics:
@@ -457,6 +463,15 @@ class StateMetrics:
         )
 
 
+def _topic_readable(registry: CollectorRegistry) -> Gauge:
+    return Gauge(
+        "headwater_topic_readable",
+        "1 if a topic can be read; 0 if it is missing, or a part of it cannot be read.",
+        ["topic"],
+        registry=registry,
+    )
+
+
 class StateWriterMetrics:
     """What the writer of shoppers' states wrote.
 
@@ -485,6 +500,18 @@ class StateWriterMetrics:
         self.watermark_timestamp_seconds = Gauge(
             "headwater_state_watermark_timestamp_seconds", "Event time of the newest event written.", registry=registry
         )
+        self.topic_readable = _topic_readable(registry)
+
+    def show_topics(self, topics: Iterable[str], problems: Iterable[str]) -> None:
+        """Show which topics can be read.
+
+        Args:
+            topics: All that are read.
+            problems: Those that cannot be read, as a topic or as `topic/partition`.
+        """
+        unreadable = {name.partition("/")[0] for name in problems}
+        for topic in topics:
+            self.topic_readable.labels(topic).set(topic not in unreadable)
 
 
 class RolloutMetrics:

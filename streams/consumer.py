@@ -15,7 +15,7 @@ from kafka.errors import (
 )
 
 from streams import read_problems
-from streams.connection import KafkaConnection
+from streams.connection import KafkaConnection, refusal
 from streams.errors import BrokerUnreachableError, ConsumeError, TopicError
 from streams.group import GroupCommitter
 from streams.log_client import LogClient, Offsets, TopicPartition, failed_partition
@@ -161,6 +161,11 @@ class PartitionConsumer:
         """Whether the broker was last found to be away."""
         return self._outage.is_on
 
+    @property
+    def has_no_answers(self) -> bool:
+        """Whether the brokers of these topics do not answer, though others may."""
+        return self._outage.has_no_answers
+
     def problems(self) -> dict[str, str]:
         """Return what cannot be read, by topic or `topic/partition`, in a sentence each. Safe from another thread."""
         return self._problems.sentences()
@@ -243,6 +248,7 @@ class PartitionConsumer:
 
     def close(self) -> None:
         """Lets go of the connections."""
+        self._outage.close()
         self._client.close()
         if self._committer is not None:
             self._committer.close()
@@ -297,7 +303,7 @@ class PartitionConsumer:
     # ---- where they are read
 
     def _bounds(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> tuple[Offsets, Offsets]:
-        """Ask for both ends of some logs; a topic that we may not ask about is left out, and noted."""
+        """Ask for both ends of some logs; what we may not ask about, or cannot, is left out, and noted."""
         while True:
             partitions = [at for at in partitions if not self._problems.holds_back(*at)]
             try:
@@ -306,6 +312,20 @@ class PartitionConsumer:
             except TopicAuthorizationFailedError as error:
                 for topic in _topics_of(error):
                     self._problems.note(topic, read_problems.unauthorized(topic), retry=True)
+            except KafkaError:
+                if refusal(self._connection) is not None or not self._note_cut_off(partitions):
+                    raise
+
+    def _note_cut_off(self, partitions: Sequence[TopicPartition]) -> bool:
+        """Note the partitions whose leader takes no connection, while other brokers do; False if there are none."""
+        cut_off = self._client.cut_off(partitions)
+        known = self._problems.sentences()
+        for (topic, number), (address, cause) in cut_off.items():
+            name = f"{topic}/{number}"
+            if name not in known:  # the address is for the log of the process alone
+                log.warning("leader_unreachable", partition=name, advertised=address, cause=cause)
+            self._problems.note(name, read_problems.cut_off(topic, number), retry=True)
+        return bool(cut_off)
 
     def _poll_once(self, timeout_seconds: float, max_records: int) -> list[Record]:
         if not self._assigned:

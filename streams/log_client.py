@@ -9,7 +9,8 @@ from kafka import TopicPartition as KafkaPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import StaleMetadata
 
-from streams.connection import KafkaConnection, open_client
+from streams.connection import KafkaConnection, connection_refusal, open_client
+from streams.record_batches import name_undecodable_batches
 
 TopicPartition = tuple[str, int]
 Offsets = dict[TopicPartition, int]  # the next offset to read
@@ -116,6 +117,18 @@ class LogClient:
         lookup = Fetcher(self._consumer._client, self._consumer._subscription, isolation_level="read_uncommitted")
         return _listed(lookup.end_offsets, partitions, timeout_ms)
 
+    def cut_off(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[str, str]]:
+        """Return the partitions whose leader takes no connection, with its advertised address and the cause."""
+        cluster = self.manager.cluster
+        leaders = {at: cluster.leader_for_partition(KafkaPartition(*at)) for at in partitions}
+        brokers = {broker.node_id: broker for broker in cluster.brokers() if broker.node_id in set(leaders.values())}
+        causes = {node: connection_refusal(broker.host, broker.port) for node, broker in brokers.items()}
+        return {
+            at: (f"{brokers[node].host}:{brokers[node].port}", cause)
+            for at, node in leaders.items()
+            if (cause := causes.get(node)) is not None
+        }
+
     def differs(self, topic: str, identity: str | None) -> bool:
         """Return whether the client's cached metadata show a topic to be gone, or to be another log."""
         cluster = self.manager.cluster
@@ -125,7 +138,7 @@ class LogClient:
         return identity is not None and topic_id is not None and not identity.endswith(f"/{topic_id}")
 
     def _open(self) -> KafkaConsumer:
-        return open_client(
+        consumer = open_client(
             KafkaConsumer,
             self._connection,
             auto_offset_reset="none",  # a jump in the log is ours to report, not the client's to make
@@ -136,6 +149,8 @@ class LogClient:
             metadata_max_age_ms=60_000,
             metrics_enabled=False,
         )
+        name_undecodable_batches(consumer)
+        return consumer
 
     def _unpark(self) -> None:
         """Have the client go on with what it had fetched of a partition when that was paused.

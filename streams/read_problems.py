@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from streams.errors import UndecodableBatchError
 from streams.topic_metadata import TopicMetadata
 
 log = structlog.get_logger(__name__)
@@ -104,6 +105,14 @@ def leaderless(topic: str, partition: int) -> str:
     )
 
 
+def cut_off(topic: str, partition: int) -> str:
+    """Return the sentence for a partition whose leader takes no connection at the address that it advertises."""
+    return (
+        f"partition {partition} of topic {topic!r} cannot be read, since its leader takes no connection; start that "
+        "broker, or correct its `advertised.listeners`: the log of this process names the address"
+    )
+
+
 def unauthorized(topic: str) -> str:
     """Return the sentence for a topic that this process may not read."""
     return f"topic {topic!r} may not be read; give this process the right to read it; reading goes on where it stopped"
@@ -118,6 +127,11 @@ def sentence(topic: str, partition: int, offset: int, error: Exception) -> str:
         offset: The offset from which it could not be read.
         error: What the client raised.
     """
+    if isinstance(error, UndecodableBatchError):
+        return (
+            f"partition {partition} of topic {topic!r} cannot be read at offset {offset} (codec {error.codec}): "
+            f"{error.reason}; {error.remedy}"
+        )
     return (
         f"partition {partition} of topic {topic!r} cannot be read at offset {offset}: {str(error) or repr(error)}; "
         "check the rights and the disks of the brokers"

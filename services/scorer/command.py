@@ -114,6 +114,7 @@ def _wired(
         shoppers=shoppers,
         announcements=announcements,
     )
+    metrics.declare_topics(reader.topics)
     worker = Worker(
         scenario=settings.scenario,
         encoder=encoder,

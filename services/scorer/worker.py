@@ -119,7 +119,8 @@ class Worker:
         """What a worker depends on and cannot have at present, while it serves what it has; why, by name."""
         registry = None if self._away is None else "the registry does not answer; the adapter that is held is served"
         found = {"kafka": self._reader.problem(), "registry": registry, "state": self.shoppers.problem()}
-        return {name: problem for name, problem in found.items() if problem is not None}
+        topics = {f"kafka/{name}": problem for name, problem in self._reader.topic_problems().items()}
+        return {name: problem for name, problem in found.items() if problem is not None} | topics
 
     def stop(self) -> None:
         """Have `run` return soon."""

@@ -20,7 +20,7 @@ from streams.consumer import Offsets, PartitionConsumer, Record
 from streams.control import Forget, parse_control
 from streams.dead_letters import DeadLetter
 from streams.decode import decode
-from streams.errors import HeadwaterStreamError
+from streams.errors import ConsumeError, HeadwaterStreamError, TopicError
 from streams.events import Click, Purchase
 from streams.look_back import look_back
 from streams.topics import Topics
@@ -95,18 +95,22 @@ class StateWriter:
 
     def _follow(self) -> None:
         """Read and write for as long as the turn lasts."""
-        held = self._store.offsets()
+        held, topic_ids = self._store.offsets(), self._store.topic_ids()
         behaviour = self._behaviour()
-        start = held or look_back(self._connection, behaviour, self._look_back_events)
+        start = held
+        if not held:
+            start, topic_ids = look_back(self._connection, behaviour, self._look_back_events)
         log.info("state_writing", first_time=not held, partitions=len(start))
         self._learn_forgotten()
         beat_at = 0.0
-        with closing(PartitionConsumer(self._connection, [self._topics.control, *behaviour], start=start)) as consumer:
+        topics = [self._topics.control, *behaviour]
+        with closing(PartitionConsumer(self._connection, topics, start=start, topic_ids=topic_ids)) as consumer:
             while not self._stop.is_set() and self._store.claim(self._name):
                 self._metrics.writing.set(1)
                 records = consumer.poll(POLL_SECONDS, MAX_RECORDS)
                 if records or time.monotonic() >= beat_at:
-                    held = self._write(records, held, consumer.positions())
+                    held = self._write(records, held, consumer)
+                    self._metrics.show_topics(topics, consumer.problems())
                     beat_at = time.monotonic() + BEAT_SECONDS
         self._metrics.writing.set(0)
 
@@ -116,19 +120,24 @@ class StateWriter:
 
     def _learn_forgotten(self) -> None:
         """Know of all who were to be forgotten so far, whatever is read first."""
-        for record in read_to_end(self._connection, self._topics.control):
-            command = parse_control(record)
-            if isinstance(command, Forget):
-                self._forgotten[command.user] = command.ts_ms
+        try:
+            for record in read_to_end(self._connection, self._topics.control):
+                command = parse_control(record)
+                if isinstance(command, Forget):
+                    self._forgotten[command.user] = command.ts_ms
+        except (TopicError, ConsumeError) as error:  # shoppers' events do not wait for it; it is read once it can be
+            log.warning("control_not_read", problem=str(error), retry="until it can be read")
 
-    def _write(self, records: Sequence[Record], held: Offsets, positions: Offsets) -> Offsets:
+    def _write(self, records: Sequence[Record], held: Offsets, consumer: PartitionConsumer) -> Offsets:
         """Write what records change; the offsets that the store has then."""
         changes, taken, newest_ms = Changes(), Counter[str](), 0
         for record in records:
             newest_ms = max(newest_ms, self._take_in(record, changes, taken))
-        after = held | positions
+        positions = consumer.positions()
+        followed = {topic for topic, _ in positions}  # of a topic that was recreated, no old partition stays
+        after = {at: offset for at, offset in held.items() if at[0] not in followed} | positions
         began = time.perf_counter()
-        self._store.write(changes, before=held, after=after, beat=secrets.token_hex(8))
+        self._store.write(changes, before=held, after=after, beat=secrets.token_hex(8), topic_ids=consumer.topic_ids())
         if records:
             self._metrics.write_seconds.observe(time.perf_counter() - began)
         for outcome, count in taken.items():

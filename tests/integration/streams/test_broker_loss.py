@@ -258,7 +258,7 @@ class TestUnreachable:
         assert line["log_level"] == "warning"
         assert line["problem"] == (
             "no Kafka broker answers at 127.0.0.1:1: Connection refused; "
-            "check `bootstrap_servers` and the security settings, and that the broker runs"
+            "check `bootstrap_servers`, the security settings, the broker's `advertised.listeners`, and that it runs"
         )
 
     def test_stop_ends_the_wait(self) -> None:
