@@ -41,14 +41,6 @@ class ProblemError(Exception):
         self.headers = dict(headers or {})
         self.extensions = extensions
 
-    def response(self, request: Request) -> JSONResponse:
-        """Render the problem details.
-
-        Args:
-            request: The request that is answered.
-        """
-        return problem_response(request, self.status, self.detail, headers=self.headers, **self.extensions)
-
 
 def problem_response(
     request: Request, status: int, detail: str, *, headers: Mapping[str, str] | None = None, **extensions: Any
@@ -82,7 +74,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ProblemError)
     async def own(request: Request, error: ProblemError) -> Response:
-        return error.response(request)
+        return problem_response(request, error.status, error.detail, headers=error.headers, **error.extensions)
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:

@@ -51,8 +51,8 @@ def request_body(*, max_events: int) -> dict[str, Any]:
     examples = {"one event": {"value": CLICK}, "a batch": {"value": {"events": [CLICK, PURCHASE]}}}
     return {
         "required": True,
-        "description": "JSON. `Content-Encoding: gzip` is unpacked. `text/plain`, which `navigator.sendBeacon` sends, is "
-        "read as JSON too: from pages of `cors_origins`, of the collector's own origin, or from no browser.",
+        "description": "JSON. `Content-Encoding: gzip` is unpacked. `text/plain`, which `navigator.sendBeacon` sends, "
+        "is read as JSON too: from pages of `cors_origins`, of the collector's own origin, or from no browser.",
         "content": {"application/json": {"schema": {"anyOf": [event, batch]}, "examples": examples}},
     }
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 
 from services.door.settings import LimitSettings
-from services.http import RETRY, ProblemError
+from services.http import RETRY
 from services.metrics import DoorMetrics
 
 BODILESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -74,7 +75,7 @@ class BodyReader:
             receive: Gives the parts of its body.
 
         Raises:
-            ProblemError: 400 if the body is damaged or incomplete, 408 if it is slow, 413 if it is large, 415 if its
+            HTTPException: 400 if the body is damaged or incomplete, 408 if it is slow, 413 if it is large, 415 if its
                 encoding is not known, 503 if the memory for unfinished bodies ran out.
         """
         packed = _is_packed(Headers(scope=scope))
@@ -128,19 +129,19 @@ class BodyReader:
 
     def _require_small(self, size_bytes: int) -> None:
         if size_bytes > self._rules.max_bytes:
-            raise ProblemError(
+            raise HTTPException(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the body, unpacked, must have at most {self._rules.max_bytes} bytes; {self._rules.remedy}",
             )
 
-    def _gave_up(self, reading: _Reading) -> ProblemError:
+    def _gave_up(self, reading: _Reading) -> HTTPException:
         if reading.evicted:
             self._metrics.shed.inc()
             detail = "too many large bodies are being received at once; send it again, or send less at a time"
-            return ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=RETRY | CLOSE)
+            return HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=RETRY | CLOSE)
         self._metrics.slow_clients.labels("body").inc()
         detail = f"the body must be there within {self._body_seconds:g} s; send it faster, or less of it"
-        return ProblemError(HTTPStatus.REQUEST_TIMEOUT, detail, headers=CLOSE)
+        return HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail, headers=CLOSE)
 
 
 class _Gunzip:
@@ -168,17 +169,19 @@ class _Gunzip:
             raise _bad_request("the body must be complete gzip, got one that is cut off; send it whole")
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes | HTTPException, receive: Receive) -> Receive:
     """Give a body that was already received as one message, and then whatever else the client does.
 
     Args:
-        body: The whole body.
+        body: The whole body, or why there is none: raised in its place, so that a route answers, or 404 or 405.
         receive: The rest of the connection.
     """
     pending = True
 
     async def replayed() -> Message:
         nonlocal pending
+        if isinstance(body, HTTPException):
+            raise body  # the one error that FastAPI lets pass while it reads a body
         if pending:
             pending = False
             return {"type": "http.request", "body": body, "more_body": False}
@@ -195,8 +198,8 @@ def _is_packed(headers: Headers) -> bool:
     if encoding in GZIP_NAMES:
         return True
     detail = f"`Content-Encoding` must be gzip, or be left out, got {encoding[:100]!r}; send the body plain or as gzip"
-    raise ProblemError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, headers={"Accept-Encoding": "gzip, identity"})
+    raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail, headers={"Accept-Encoding": "gzip, identity"})
 
 
-def _bad_request(detail: str) -> ProblemError:
-    return ProblemError(HTTPStatus.BAD_REQUEST, detail)
+def _bad_request(detail: str) -> HTTPException:
+    return HTTPException(HTTPStatus.BAD_REQUEST, detail)

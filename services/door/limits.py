@@ -5,11 +5,12 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from fastapi import Request
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.door.bodies import BODILESS_METHODS, BodyReader, replay
 from services.door.settings import LimitSettings
-from services.http import RETRY, ProblemError, problem_response
+from services.http import RETRY, problem_response
 from services.metrics import DoorMetrics
 
 
@@ -49,10 +50,9 @@ class RequestLimits:
             return await self._shed(scope, receive, send)
         if scope["method"] not in BODILESS_METHODS:
             try:
-                body = await self._bodies.read(scope, receive)
-            except ProblemError as error:
-                return await error.response(Request(scope))(scope, receive, send)
-            receive = replay(body, receive)
+                receive = replay(await self._bodies.read(scope, receive), receive)
+            except HTTPException as error:
+                receive = replay(error, receive)
             if self._is_full():  # others came while the body was received
                 return await self._shed(scope, receive, send)
         await self._answer(scope, receive, send, until_seconds)
