@@ -236,7 +236,7 @@ class TestHead:
             assert head.headers.get("content-type") == got.headers.get("content-type")
             assert client.get("/healthz").json() == {"status": "ok"}  # nothing was left on the connection
 
-    def test_a_file_is_not_read_to_its_end(self, urls: dict[str, str]) -> None:
+    def test_head_of_a_file_names_its_size_and_its_tag(self, urls: dict[str, str]) -> None:
         registry = f"{urls['registry']}/v1/files/home/1"
         manifest = httpx.get(f"{registry}/manifest.json").json()
         name = next(iter(manifest["files"]))

@@ -39,6 +39,7 @@ console.log(JSON.stringify({ status, beacon: (await beacons[0]).status }));
 
 def example(url: str, origin: str) -> str:
     """The page's only script, with the address of a real collector in the place of its own."""
+    script: str
     [script] = re.findall(r"```js\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert "https://events.shop.example" in script
     return BROWSER.replace("ORIGIN", origin) + script.replace("https://events.shop.example", url) + RUN

@@ -302,3 +302,14 @@ def test_head_answers_as_get_does(client: httpx.Client, worker: StandingWorker, 
     worker.flip(7)
     head = client.head(path)
     assert (head.status_code, head.content) == (200, b"")
+
+
+def test_pages_of_the_origins_in_the_settings_may_call(worker: StandingWorker) -> None:
+    series, settings = CollectorRegistry(), ScorerSettings(cors_origins=("https://shop.example",))
+    app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=hidden)  # type: ignore[arg-type]
+    asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+    with running(app) as url, httpx.Client(base_url=url) as client:
+        assert client.options("/v1/recommend", headers=asked).status_code == 200
+        refused = client.post("/v1/recommend", json={}, headers={"Origin": "https://shop.example"})
+        assert refused.status_code == 503
+        assert refused.headers["access-control-allow-origin"] == "https://shop.example"
