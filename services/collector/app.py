@@ -158,7 +158,7 @@ def _add_health(
         """
         disk = await run_in_threadpool(spool.problem)
         away = forwarder.problem is not None and not forwarder.waits_for_disk
-        waiting = {
+        waiting: dict[str, Any] = {
             "broker": "away" if away else "connected",
             "spool_events": len(spool),
             "spool_bytes": spool.size_bytes,

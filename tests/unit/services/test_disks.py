@@ -71,9 +71,9 @@ def test_one_without_a_lock_goes_once_nothing_has_changed_in_it_for_a_day(tempor
 def test_without_a_writable_directory_the_error_names_tmpdir(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
-    with pytest.raises(TemporaryDirectoryError, match="no temporary directory can be made.*set .* TMPDIR"):
-        with temporary_directory(PREFIX):
-            raise AssertionError
+    message = r"no temporary directory can be made.*set .* TMPDIR"
+    with pytest.raises(TemporaryDirectoryError, match=message), temporary_directory(PREFIX):
+        raise AssertionError
 
 
 @pytest.mark.parametrize(
