@@ -98,14 +98,16 @@ class Intake:
                 continue
             decoded = self._decoded(record)
             if not isinstance(decoded, list):
-                self._refuse(decoded)
-                taken.letters.append(decoded)
+                self._refuse(decoded, taken)
                 continue
             if not decoded:
                 self._count(record.topic, "ignored")
             for event in decoded:
                 if isinstance(event, SHOPPER_EVENTS):
                     events.append((record, event))
+                    continue
+                if isinstance(event, DeadLetter):
+                    self._refuse(event, taken)
                     continue
                 # The row of a removed item stays: events and counts may name it. Scorers stop showing it themselves.
                 self._count(record.topic, "learnt")
@@ -122,7 +124,7 @@ class Intake:
         taken.lists = self._not_quarantined(self.guard.weigh_lists(lists))
         return taken
 
-    def _decoded(self, record: Record) -> list[Event | ItemRemoved] | DeadLetter:
+    def _decoded(self, record: Record) -> list[Event | ItemRemoved | DeadLetter] | DeadLetter:
         """What a record gives; an item whose vectors do not fit those before it is refused, and stays what it was."""
         decoded = decode(record, self._topics)
         for event in decoded if isinstance(decoded, list) else ():
@@ -167,7 +169,9 @@ class Intake:
                 self._outcomes[positive.topic, "quarantined"] += 1
         return [positive for positive in weighed if positive.weight > 0]
 
-    def _refuse(self, letter: DeadLetter) -> None:
+    def _refuse(self, letter: DeadLetter, taken: Taken) -> None:
+        """Count a dead letter: of a record as a whole, or of one line of it beside those that were taken."""
+        taken.letters.append(letter)
         self._outcomes[letter.topic, "in"] += 1
         self._outcomes[letter.topic, "dead_letter"] += 1
         self._reasons[letter.topic, letter.reason.value] += 1

@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from forked import run_command
 
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer, Record
@@ -39,8 +39,7 @@ def env(kafka_connection: KafkaConnection, topics: Topics) -> dict[str, str]:
 
 
 def headwater(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.cli", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return run_command(arguments, env=env)
 
 
 def commands(connection: KafkaConnection, topics: Topics) -> list[Forget | Quarantined | Released | None]:

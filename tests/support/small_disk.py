@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ class SmallDisk:
     @staticmethod
     def _takes(write: object, block: bytes) -> bool:
         try:
-            return write(block) == len(block)  # type: ignore[operator]
+    X
         except OSError:
             return False
 

@@ -1,8 +1,6 @@
 """The writer of shoppers' states, from a real broker to a real server, and what happens when either side is lost."""
 
 import os
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -11,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from forked import ForkedCommand
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from redis_server import RedisServer
@@ -226,7 +225,7 @@ SECRET = "of-this-test-alone"  # noqa: S105
 
 
 @contextmanager
-def _process(shop: Deployment, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _process(shop: Deployment, directory: Path) -> Iterator[ForkedCommand]:
     own = {
         "KAFKA__BOOTSTRAP_SERVERS": shop.connection.bootstrap_servers,
         "PRIVACY__SECRET": SECRET,
@@ -236,9 +235,8 @@ def _process(shop: Deployment, directory: Path) -> Iterator[subprocess.Popen[byt
         **{f"TOPICS__{name.upper()}": topic for name, topic in shop.topics.model_dump(exclude={"dialects"}).items()},
     }
     environment = os.environ | {f"HEADWATER_{name}": value for name, value in own.items()}
-    program = [sys.executable, "-m", "services.cli", "state-writer"]
     with (directory / "writer.log").open("ab") as output:
-        process = subprocess.Popen(program, env=environment, stdout=output, stderr=output)
+        process = ForkedCommand(["state-writer"], env=environment, stdout=output, stderr=output)
     try:
         yield process
     finally:
