@@ -21,15 +21,9 @@ class SmallDisk:
         """Leave no room."""
         with self._filler.open("ab", buffering=0) as file:
             for block in (_BLOCK, _BLOCK[:4_096], b"\0"):
-                while self._takes(file.write, block):
-                    pass
-
-    @staticmethod
-    def _takes(write: object, block: bytes) -> bool:
-        try:
-    X
-        except OSError:
-            return False
+                with suppress(OSError):
+                    while file.write(block) == len(block):
+                        pass
 
     def make_room(self) -> None:
         self._filler.unlink()
