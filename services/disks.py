@@ -18,6 +18,7 @@ STALE_SECONDS = 86_400.0  # after which a directory without a lock, as earlier r
 _DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE}
 )
+_TEMPORARY = frozenset({"/tmp", "/var/tmp", "/usr/tmp"})  # noqa: S108
 _NO_TEMPORARY = "No usable temporary directory"  # the standard library's words
 
 
@@ -39,8 +40,16 @@ def disk_problem(error: Exception) -> str | None:
         return _no_temporary_directory(error)
     if error.errno not in _DISK_ERRORS:
         return None
+    if _is_temporary(error.filename):
+        return _no_temporary_directory(error)
     where = f"{error.filename} cannot be used" if error.filename else "a file or standard output cannot be written"
     return f"{where}: {error.strerror}; make room or give rights there"
+
+
+def _is_temporary(name: object) -> bool:
+    """Whether a path lies in a directory for temporary files; libraries make some of their own."""
+    parents = Path(name).parents if isinstance(name, str) else ()
+    return any(str(parent) in _TEMPORARY or str(parent) == os.environ.get("TMPDIR") for parent in parents)
 
 
 @contextmanager

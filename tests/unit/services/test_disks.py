@@ -80,6 +80,7 @@ def test_without_a_writable_directory_the_error_names_tmpdir(monkeypatch: pytest
     ("error", "problem"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x cannot be used: No space left"),
+        (OSError(errno.EROFS, "Read-only", "/tmp/torchinductor"), "no temporary directory can be made: "),  # noqa: S108
         (OSError(errno.EROFS, "Read-only file system"), "a file or standard output cannot be written: Read-only"),
         (
             sqlite3.OperationalError("database or disk is full"),
