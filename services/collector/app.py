@@ -157,14 +157,21 @@ def _add_health(
 
     @app.get("/readyz", responses=problems({503: "the spool is full; `Retry-After` says when to look again"}))
     async def readyz() -> dict[str, Any]:
-        """Whether there is room for events; with the broker away there is, until the spool is full."""
-        waiting = {
-            "broker": "connected" if forwarder.problem is None else "away",
+        """Whether there is room for events; with the broker away there is, until the spool is full.
+
+        `problems` names what does not work at present: a disk that takes no events is tried again with each request.
+        """
+        disk = await run_in_threadpool(spool.problem)
+        away = forwarder.problem is not None and not forwarder.waits_for_disk
+        waiting: dict[str, Any] = {
+            "broker": "away" if away else "connected",
             "spool_events": len(spool),
             "spool_bytes": spool.size_bytes,
         }
+        if disk is not None:
+            waiting["problems"] = {"spool": disk}
         if not spool.has_room:
-            detail = "the spool is full" + ("" if forwarder.problem is None else " and the broker is away")
+            detail = "the spool is full" + (" and the broker is away" if away else "")
             retry = {"Retry-After": _retry_after(forwarder)}
             raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=retry, **waiting)
         return {"status": "ready", **waiting}
