@@ -8,7 +8,6 @@ dead letters, repeats as duplicates, and every other click and purchase learnt o
 import json
 import os
 import random
-import shutil
 import subprocess
 import time
 from collections import Counter
@@ -22,13 +21,14 @@ from crash_replay import ITEMS, NONSENSE, WINDOWS, Traffic, random_death
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka import TopicPartition as KafkaPartition
 from kafka.admin import NewPartitions
+from small_disk import small_disk
 from updater_shop import SETTLED, Shop, UpdaterProcess, items, newest_checkpoint, wait_until
 
 from peft_adapters.checkpoint import checkpoint_numbers
 from streams.connection import open_client
 from streams.topics import ensure_topics
 
-DISK_MEGABYTES = 64
+DISK_MEBIBYTES = 64
 CLOCK_SECONDS = 3_000.0  # below a day, beyond which events would be dead letters
 MOST_PARTITIONS = 6
 SHOPPER_KINDS = ("impression", "click", "purchase")
@@ -86,15 +86,16 @@ class FaultRun:
     def prepared(self) -> Iterator[None]:
         """Mount the disk, send the catalogue, and tidy up in the end."""
         with self._undo:
-            self._disk = _small_disk(self.shop.directory / "checkpoints", self._undo)
+            self._disk = self._undo.enter_context(small_disk(self._root.parent, mebibytes=DISK_MEBIBYTES))
             self.shop.send(*items(ITEMS))
             yield
 
     def faults(self) -> list[Callable[[], None]]:
-        """The faults that this machine and broker can have."""
-        always = [self.kill, self.tear_checkpoint, self.tear_journal, self.future_event, self.wrong_clock]
-        of_kafka = [self.recreate_topic, self.add_partition, self.delete_unread]
-        return [*always, *of_kafka, *([self.fill_disk] if self._disk else [])]
+        """The kinds of fault."""
+        of_processes = [self.kill, self.wrong_clock]
+        of_disks = [self.tear_checkpoint, self.tear_journal, self.fill_disk]
+        of_logs = [self.recreate_topic, self.add_partition, self.delete_unread, self.future_event]
+        return [*of_processes, *of_disks, *of_logs]
 
     def run(self, faults: int) -> None:
         """Let so many faults happen, each kind as often as the others, and check the account."""
@@ -170,7 +171,7 @@ class FaultRun:
                 ends[at] = max(ends.get(at, 0), sent.offset + 1)
 
         def is_read() -> bool:
-            with suppress(OSError, KeyError, ValueError):  # a checkpoint that is pruned while it is read
+            with suppress(AssertionError, OSError, KeyError, ValueError):  # none yet, or pruned while it is read
                 offsets = self.shop.checkpointed()["offsets"]
                 return all(offsets.get(at, 0) >= end for at, end in ends.items())
             return False
@@ -283,20 +284,20 @@ class FaultRun:
 
     def fill_disk(self) -> None:
         """Fill the disk of the checkpoints under a running updater; it says so, and goes on once there is room."""
-        ballast = self._root.parent / "ballast"
         with self.life() as updater:
             self.wait_until_read()
-            _fill(ballast)
+            self._disk.fill()
             self.send(10)
             wait_until(
                 lambda: updater.has_ended() or "No space left" in updater.log() or "is full" in updater.log(),
                 what="the full disk is named",
             )
+            self._disk.make_room()
+            with suppress(subprocess.TimeoutExpired):
+                assert updater.ended(seconds=3) != 0
             if updater.has_ended():
-                assert updater.ended() != 0
                 assert str(self._root.parent) in updater.log()
-            ballast.unlink()
-            if not updater.has_ended():
+            else:
                 self.wait_until_read()
 
     def _renew_producer(self) -> None:
@@ -315,23 +316,6 @@ def _event_id(value: bytes) -> str:
 def _truncate(path: Path, rng: random.Random) -> None:
     size = path.stat().st_size
     os.truncate(path, rng.randrange(size))
-
-
-def _fill(ballast: Path) -> None:
-    with suppress(OSError), ballast.open("wb") as file:
-        while True:
-            file.write(bytes(1 << 20))
-            file.flush()
-
-
-def _small_disk(root: Path, undo: ExitStack) -> bool:
-    """Mount a small disk, where the machine lets a test do that."""
-    root.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "headwater-faults", str(root)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        return False
-    undo.callback(subprocess.run, ["umount", "--lazy", str(root)], check=True)
-    return True
 
 
 @contextmanager
