@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeVar
+
+import structlog
 
 from peft_adapters.learner import Learner
 from services.items import catalogue_item
@@ -17,12 +20,15 @@ from streams.dead_letters import DeadLetter, Reason
 from streams.decode import ItemRemoved, decode, refused
 from streams.events import SHOPPER_EVENTS, Click, Event, Impression, Item, Purchase
 from streams.guard import Guard
+from streams.guard_accounts import HOUR_MS
 from streams.join_store import JoinStore
 from streams.joiner import Example, Joiner, ShownList
 from streams.privacy import Pseudonymiser
 from streams.watermarks import Watermarks
 
 Weighed = TypeVar("Weighed", Example, ShownList)
+
+log = structlog.get_logger(__name__)
 
 LISTS_A_SLICE = 4  # batches of lists at most: after a silence very many windows close at once
 
@@ -118,8 +124,9 @@ class Intake:
             else:
                 taken.examples += self._take_event(record, one)
         lists = self._joiner.advance(self.watermarks.advance(), max_lists=self._max_lists)
-        taken.examples = self._not_quarantined(self.guard.weigh(taken.examples))
-        taken.lists = self._not_quarantined(self.guard.weigh_lists(lists))
+        taken.examples = self._counting(self.guard.weigh(taken.examples))
+        taken.lists = self._counting(self.guard.weigh_lists(lists))
+        self._log_capped()
         return taken
 
     def _decoded(self, record: Record) -> list[Event | ItemRemoved] | DeadLetter:
@@ -161,11 +168,26 @@ class Intake:
             self._outcomes[example.topic, "forgotten"] += example.user_id == user
         return [example for example in examples if example.user_id != user]
 
-    def _not_quarantined(self, weighed: list[Weighed]) -> list[Weighed]:
+    def _counting(self, weighed: list[Weighed]) -> list[Weighed]:
+        """Return what counts; what the guard left out is counted under its outcome."""
         for positive in weighed:
-            if positive.weight == 0 and not (isinstance(positive, ShownList) and positive.late):
-                self._outcomes[positive.topic, "quarantined"] += 1
-        return [positive for positive in weighed if positive.weight > 0]
+            if positive.left_out and not (isinstance(positive, ShownList) and positive.late):
+                self._outcomes[positive.topic, positive.left_out] += 1
+        return [positive for positive in weighed if not positive.left_out]
+
+    def _log_capped(self) -> None:
+        """Log each item of which something was left out, once an hour of event time. Users stay out of the logs."""
+        for cap in self.guard.newly_capped():
+            kind, _, name = cap.key.partition("/")
+            if kind == "item":
+                log.warning(
+                    "item_capped",
+                    item=name,
+                    rule=cap.rule,
+                    left_out_so_far=cap.left_out,
+                    hour=datetime.fromtimestamp(cap.hour * HOUR_MS / 1_000, UTC).isoformat(timespec="minutes"),
+                    see="headwater guard list",
+                )
 
     def _refuse(self, letter: DeadLetter) -> None:
         self._outcomes[letter.topic, "in"] += 1
@@ -184,7 +206,7 @@ class Intake:
         for topic in self.topics:
             own = {outcome: self._outcomes[topic, outcome] for outcome in EVENT_OUTCOMES}
             joined = self._joiner.counts(topic)
-            joined["learnt"] -= own["quarantined"] + own["forgotten"]
+            joined["learnt"] -= own["quarantined"] + own["capped"] + own["forgotten"]
             counts[topic] = {name: own.get(name, 0) + joined.get(name, 0) for name in (*EVENT_OUTCOMES, "pending")}
         return counts
 
