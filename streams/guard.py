@@ -115,29 +115,26 @@ class Guard:
         """Weigh a slice's positives, in their order; what does not count has the weight 0, and says so in `left_out`."""
         ruled = [self._rule(example) for example in examples]
         # What does not count must not take weight from what does: else spam could bury an item.
-        counting = [example for example, (rule, _) in zip(examples, ruled, strict=True) if rule is None]
+        counting = [example for example, (left_out, _) in zip(examples, ruled, strict=True) if not left_out]
         users = Counter(example.user_id for example in counting)
         items = Counter(
             example.item_id
-            for example, (rule, vouched) in zip(examples, ruled, strict=True)
-            if rule is None and not vouched
+            for example, (left_out, vouched) in zip(examples, ruled, strict=True)
+            if not (left_out or vouched)
         )
         weighed = []
-        for example, (rule, vouched) in zip(examples, ruled, strict=True):
-            if rule is not None:
-                weighed.append(replace(example, weight=0.0, left_out=self._outcome(rule, example.item_id)))
-                continue
-            item_batch = 0 if vouched else items[example.item_id]
-            weight = self._shared(example, users[example.user_id], item_batch, len(counting))
-            weighed.append(example if weight == example.weight else replace(example, weight=weight))
+        for example, (left_out, vouched) in zip(examples, ruled, strict=True):
+            weight = 0.0
+            if not left_out:
+                item_batch = 0 if vouched else items[example.item_id]
+                weight = self._shared(example, users[example.user_id], item_batch, len(counting))
+            weighed.append(
+                example if weight == example.weight else replace(example, weight=weight, left_out=left_out)
+            )
         return weighed
 
-    def _outcome(self, rule: str, item_id: str) -> str:
-        in_quarantine = rule == "quarantine" or (rule == "item_burst" and f"item/{item_id}" in self.quarantined)
-        return "quarantined" if in_quarantine else "capped"
-
-    def _rule(self, example: Example) -> tuple[str | None, bool]:
-        """Enter an event into the accounts; return the rule by which it does not count, and whether it is vouched."""
+    def _rule(self, example: Example) -> tuple[str, bool]:
+        """Enter an event into the accounts; return the outcome if it does not count, and whether it is vouched."""
         user, item, stream = self._users.touch(example.user_id), self._items.touch(example.item_id), self._stream
         # A producer may say what time it likes, but nothing happens after it was published.
         stream.advance(min(example.ts, example.publish_ts_ms), self._memory_ms)
@@ -150,9 +147,14 @@ class Guard:
         if rule is not None:
             self._downweighted[rule] += 1
             self._note(rule, example.user_id, example.item_id, left_out=True)
-        elif user.events - pair.events >= self._settings.vouch_events:
+            return self._outcome(rule, example.item_id), vouched
+        if user.events - pair.events >= self._settings.vouch_events:
             self._reach(item, user)
-        return rule, vouched
+        return "", vouched
+
+    def _outcome(self, rule: str, item_id: str) -> str:
+        in_quarantine = rule == "quarantine" or (rule == "item_burst" and f"item/{item_id}" in self.quarantined)
+        return "quarantined" if in_quarantine else "capped"
 
     def _reach(self, item: ItemAccount, user: UserAccount) -> None:
         """Count a user among the shoppers who look at an item: with all events of an hour about once."""
@@ -238,7 +240,7 @@ class Guard:
     def _hourly(self, item: ItemAccount) -> float:
         """Return how many events of an item count in an hour, of users who do not vouch for it."""
         settings, stream = self._settings, self._stream
-        even = settings.item_hour_factor / len(self._items)
+        even = settings.item_hour_factor / max(1, len(self._items))
         share = max(settings.item_hour_share, even) + settings.item_hour_factor * self._usual(item)
         return settings.item_hour_events + share * max(stream.hour_events, stream.hour_before)
 
