@@ -3,12 +3,13 @@
 The guard limits attention that is concentrated, never popularity. It asks of each event, from strong to weak:
 
 1. **Vouched**: the user also looks at other items. Each event with an item needs `vouch_events` with others, before or
-   after; fewer for an item that other shoppers look at that often, too (`_needed`). Such events count, however many.
+   after (a click and its purchase are one here); fewer for an item that other shoppers look at that often, too
+   (`_needed`). Such events count, however many.
 2. **Shown**: the event joined an impression. It counts up to the hourly limit below.
 3. Neither: a new user comes for one item alone. It counts up to the burst limit and the hourly limit.
 
 **Burst limit** (`item_burst`). Of the events of users who do not vouch, with `U` of them counted in the stream, an item
-is allowed a few, as many as shoppers who vouched for it lately (`R_i`), and about its share of vouched attention `V`:
+is allowed a few, as many as shoppers who lately vouched for it beyond its usual (`R_i`), and about its share of vouched attention `V`:
 
     burst_events * (1 + 2 U / V) + R_i + burst_factor * U * (V_i + 0.1 (U_i + V_i)) / (V + 0.1 (U + V))
 
@@ -54,7 +55,7 @@ _OWN_SHARE = 0.1  # of an item's own past, where vouching is rare
 _BOT_HOURS = 10  # times `user_hour_events` in one hour: no basket is that large
 _QUARANTINE_FACTOR = 5  # times what an item is allowed
 _TIMES_OTHERS = 4  # what a user may look at an item, against what other shoppers do
-_UNKNOWN_SHOPPERS = 10  # who have looked at nothing: so that the first few shoppers say little
+_UNKNOWN_SHOPPERS = 4  # who have looked at nothing: so that the first few shoppers say little
 
 
 class GuardSettings(BaseModel):
@@ -65,7 +66,9 @@ class GuardSettings(BaseModel):
     user_batch_events: int = Field(default=128, ge=1, description="of one user in a batch; more share the weight")
     user_hour_events: int = Field(default=2_000, ge=1, description="of one user in an hour that count")
     user_item_hour_events: int = Field(default=5, ge=1, description="of one user with one item in an hour that count")
-    item_batch_events: int = Field(default=32, ge=1, description="of one item in a batch of users who do not vouch; more share")
+    item_batch_events: int = Field(
+        default=32, ge=1, description="of one item in a batch of users who do not vouch; more share"
+    )
     item_hour_events: int = Field(
         default=20, ge=1, description="of one item in an hour of users who do not vouch, beside its share"
     )
@@ -128,9 +131,7 @@ class Guard:
             if not left_out:
                 item_batch = 0 if vouched else items[example.item_id]
                 weight = self._shared(example, users[example.user_id], item_batch, len(counting))
-            weighed.append(
-                example if weight == example.weight else replace(example, weight=weight, left_out=left_out)
-            )
+            weighed.append(example if weight == example.weight else replace(example, weight=weight, left_out=left_out))
         return weighed
 
     def _rule(self, example: Example) -> tuple[str, bool]:
@@ -140,7 +141,7 @@ class Guard:
         stream.advance(min(example.ts, example.publish_ts_ms), self._memory_ms)
         item.advance(stream.at_ms, self._memory_ms)
         stream.hour_events += 1
-        pair = user.see(example.item_id, stream.hour)
+        pair = user.see(example.item_id, stream.hour, is_purchase=example.kind == "purchase")
         if user.doubted:
             self._believe(user)
         rule, vouched = self._broken(example, user, item, pair)
@@ -172,14 +173,13 @@ class Guard:
 
     def _spread(self, item: ItemAccount) -> float:
         """Return the share of an item in what shoppers look at, each shopper counted about once an hour."""
-        stream = self._stream
-        lasting = item.spread / (stream.spread + _UNKNOWN_SHOPPERS)
-        recent = item.recent_spread / (stream.recent_spread + _UNKNOWN_SHOPPERS)
-        return max(lasting, recent)
+        return item.spread / (self._stream.spread + _UNKNOWN_SHOPPERS)
 
     def _needed(self, item_id: str) -> float:
         """Return how many events with other items an event with this one needs to be vouched for."""
-        spread = self._spread(self._items.get(item_id))
+        item = self._items.get(item_id)
+        recent = item.recent_spread / (self._stream.recent_spread + _UNKNOWN_SHOPPERS)
+        spread = max(self._spread(item), recent)
         most = self._settings.vouch_events
         return most if spread * (1 + _TIMES_OTHERS * most) <= 1 else max(0.5, (1 / spread - 1) / _TIMES_OTHERS)
 
@@ -197,18 +197,16 @@ class Guard:
                 self._quarantine("user", example.user_id, example, rule, user.strikes)
         return rule, vouched
 
-    def _broken_by_user(
-        self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount
-    ) -> str | None:
+    def _broken_by_user(self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount) -> str | None:
         if self._is_trusted(f"user/{example.user_id}"):
             return None
         if user.hour_events > self._settings.user_hour_events:
             if user.hour_events >= _BOT_HOURS * self._settings.user_hour_events:
                 self._quarantine("user", example.user_id, example, "user_hour", user.hour_events)
             return "user_hour"
-        if pair.hour_events <= self._settings.user_item_hour_events:
+        if pair.hour_looks <= self._settings.user_item_hour_events:
             return None
-        return "user_item" if pair.hour_events > _TIMES_OTHERS * self._spread(item) * user.hour_events else None
+        return "user_item" if pair.hour_looks > _TIMES_OTHERS * self._spread(item) * user.hour_events else None
 
     def _broken_by_item(
         self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount
@@ -233,9 +231,7 @@ class Guard:
 
     def _vouches(self, user: UserAccount, item_id: str, item: ItemAccount) -> bool:
         most = self._settings.vouch_events
-        return user.vouches_for(item_id, most) or (
-            item.spread > 0 and user.vouches_for(item_id, self._needed(item_id))
-        )
+        return user.vouches_for(item_id, most) or (item.spread > 0 and user.vouches_for(item_id, self._needed(item_id)))
 
     def _hourly(self, item: ItemAccount) -> float:
         """Return how many events of an item count in an hour, of users who do not vouch for it."""
@@ -256,7 +252,12 @@ class Guard:
         attention = stream.vouched + _OWN_SHARE * stream.events
         share = (item.vouched + _OWN_SHARE * item.events) / attention if attention else 0.0
         few = settings.burst_events * (1 + 2 * stream.unvouched / (1 + stream.vouched))
-        return few + item.recent_spread + settings.burst_factor * stream.unvouched * share
+        return few + self._surge(item) + settings.burst_factor * stream.unvouched * share
+
+    def _surge(self, item: ItemAccount) -> float:
+        """Return how many more shoppers vouched for an item in these two hours than usually do."""
+        usual = item.spread / stream.spread if (stream := self._stream).spread else 0.0
+        return max(0.0, item.recent_spread - usual * stream.recent_spread)
 
     def _exceed(self, example: Example, item: ItemAccount) -> None:
         item.excess += 1

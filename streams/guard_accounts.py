@@ -20,16 +20,30 @@ class PairAccount:
         hour_events: in the user's latest hour.
         waiting: events that counted, and that the user has not vouched for.
         refused: events that did not, likewise.
+        purchases: events that are purchases.
+        hour_purchases: likewise, in the user's latest hour.
     """
 
     events: int = 0
     hour_events: int = 0
     waiting: int = 0
     refused: int = 0
+    purchases: int = 0
+    hour_purchases: int = 0
+
+    @property
+    def looks(self) -> int:
+        """Events, where a click and the purchase that follows it are one."""
+        return max(self.purchases, self.events - self.purchases)
+
+    @property
+    def hour_looks(self) -> int:
+        """Likewise, in the user's latest hour."""
+        return max(self.hour_purchases, self.hour_events - self.hour_purchases)
 
     def row(self) -> list[int]:
         """All of it, as JSON can hold it."""
-        return [self.events, self.hour_events, self.waiting, self.refused]
+        return [self.events, self.hour_events, self.waiting, self.refused, self.purchases, self.hour_purchases]
 
 
 @dataclass(slots=True)
@@ -52,18 +66,20 @@ class UserAccount:
     doubted: int = 0
     items: dict[str, PairAccount] = field(default_factory=dict)
 
-    def see(self, item_id: str, hour: int) -> PairAccount:
+    def see(self, item_id: str, hour: int, *, is_purchase: bool) -> PairAccount:
         """Take in an event. An hour that is over does not begin again."""
         if hour > self.hour:
             self.strikes *= 0.5 ** ((hour - self.hour) / _STRIKES_HALF_LIFE_HOURS)
             self.hour, self.hour_events = hour, 0
             for pair in self.items.values():
-                pair.hour_events = 0
+                pair.hour_events = pair.hour_purchases = 0
         self.events += 1
         self.hour_events += 1
         pair = self.items.pop(item_id) if item_id in self.items else PairAccount()
         pair.events += 1
         pair.hour_events += 1
+        pair.purchases += is_purchase
+        pair.hour_purchases += is_purchase
         self.items[item_id] = pair
         if len(self.items) > ITEMS_A_USER:
             oldest = self.items.pop(next(iter(self.items)))
@@ -71,10 +87,11 @@ class UserAccount:
         return pair
 
     def vouches_for(self, item_id: str, others: float) -> bool:
-        """Whether each event with an item is matched by so many with others."""
+        """Return whether each look at an item is matched by so many events with others."""
         pair = self.items.get(item_id)
-        own = 1 if pair is None else pair.events
-        return self.events - own >= others * own
+        if pair is None:
+            return self.events - 1 >= others
+        return self.events - pair.events >= others * pair.looks
 
     def doubt(self, pair: PairAccount, *, counted: bool) -> None:
         """Note an event with an item that the user does not vouch for."""

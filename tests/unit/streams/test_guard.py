@@ -71,7 +71,7 @@ def test_a_wholesale_basket_and_a_bestseller_weigh_what_they_are(guard: Guard) -
 
 
 def test_the_same_item_again_and_again_counts_a_few_times_an_hour(guard: Guard) -> None:
-    guard.weigh(visits(["u"], ITEMS * 4))
+    guard.weigh(visits(["u", *(f"u{number}" for number in range(30))], ITEMS * 4))
     repeats = [event(n, "u", "i1", ts=HOUR_MS + n) for n in range(8)]
     assert one_by_one(guard, repeats) == [1.0] * 5 + [0.0] * 3
     assert guard.downweighted["user_item"] == 3
@@ -196,7 +196,10 @@ def test_many_of_one_user_or_newcomers_for_one_item_in_a_batch_share_the_limits_
     assert weighed[:8] + weighed[11:] == [0.5] * 8 + [1.0] * 3
     assert 2 / 3 <= weighed[8] == weighed[9] == weighed[10] < 0.8, "the limit, and ten times its usual share"
     assert (guard.downweighted["user_batch"], guard.downweighted["item_batch"]) == (8, 3)
-    assert [(cap.key, cap.left_out, cap.weighed_down) for cap in guard.caps] == [("user/u", 0, 8), ("item/target", 0, 3)]
+    assert [(cap.key, cap.left_out, cap.weighed_down) for cap in guard.caps] == [
+        ("user/u", 0, 8),
+        ("item/target", 0, 3),
+    ]
 
 
 def test_a_time_ahead_of_the_log_makes_nothing_fade(guard: Guard) -> None:
