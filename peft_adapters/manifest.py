@@ -77,6 +77,7 @@ class Manifest(BaseModel):
     events_learned: int = Field(ge=0)
     metrics: dict[str, float] = {}
     gate: dict[str, Any] = {}
+    secret_fingerprint: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")  # of the updater's `privacy.secret`
     code_version: str = Field(default_factory=lambda: installed_version("headwater"))
     files: dict[str, FileEntry]
     signature: Signature | None = None
@@ -185,9 +186,10 @@ def verified_bytes(path: Path, entry: FileEntry) -> bytes:
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The manifest as the bytes that lie in a bundle and travel over HTTP.
 
-    One that is not signed says nothing of signatures: releases that know of none read it.
+    Optional fields without a value are left out: releases that do not know them read it.
     """
-    return manifest.model_dump_json(indent=1, exclude={"signature"} if manifest.signature is None else None).encode()
+    absent = {name for name in ("signature", "secret_fingerprint") if getattr(manifest, name) is None}
+    return manifest.model_dump_json(indent=1, exclude=absent).encode()
 
 
 def signed_bytes(manifest: Manifest) -> bytes:

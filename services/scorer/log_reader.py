@@ -15,7 +15,7 @@ from services.scorer.live_items import LiveItems
 from services.scorer.shopper_state import StateSource
 from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
 from streams.consumer import Offsets, PartitionConsumer, Record
-from streams.control import Forget, parse_control
+from streams.control import Forget, Secret, SecretReset, parse_control
 from streams.dead_letters import DeadLetter
 from streams.decode import ItemRemoved, decode
 from streams.errors import HeadwaterStreamError
@@ -43,6 +43,7 @@ class LogReader:
     Attributes:
         catalogue_read: Set once catalogue, commands and announcements were read to the end that they had at start.
         caught_up: Set once shoppers' events were, too.
+        secret_fingerprint: Of the secret that the control topic names; None if it names none.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LogReader:
     ) -> None:
         self.catalogue_read = threading.Event()
         self.caught_up = threading.Event()
+        self.secret_fingerprint: str | None = None
         self._connection, self._topics, self._look_back_events = connection, topics, look_back_events
         self._items, self._shoppers, self._announcements = items, shoppers, announcements
         self._positions: Offsets = {}
@@ -141,6 +143,8 @@ class LogReader:
             command = parse_control(record)
             if isinstance(command, Forget):
                 self._shoppers.forget(command.user, until_ms=command.ts_ms)
+            elif isinstance(command, Secret | SecretReset):
+                self.secret_fingerprint = command.fingerprint if isinstance(command, Secret) else None
             return
         decoded = decode(record, self._topics)
         if isinstance(decoded, DeadLetter):

@@ -16,6 +16,7 @@ from peft_adapters.serving import BuildStoppedError, ServedModel, build, refresh
 from peft_adapters.texts_before import TextsBefore
 from services import memory
 from services.metrics import ScorerMetrics
+from services.secrets import mismatch
 from services.scorer.ahead import Ahead
 from services.scorer.announcements import Announcements
 from services.scorer.answers import Answers
@@ -57,6 +58,7 @@ class Worker:
         before: Keeps texts' vectors under former adapters.
         kept_rows: Rows of models kept beside those that are served, by scenario.
         pinned_scenarios: Loaded at the start and never let go, beside `scenario`.
+        secret_fingerprint: Of the secret of this process; None checks nothing.
         max_scenarios: Held at a time; those that are not pinned go, the longest unasked first.
 
     Attributes:
@@ -80,6 +82,7 @@ class Worker:
         kept_rows: int = 20_000,
         pinned_scenarios: Sequence[str] = (),
         max_scenarios: int = 4,
+        secret_fingerprint: str | None = None,
     ) -> None:
         self.scenario, self.shoppers = scenario, shoppers
         self.answers = Answers(items, shoppers, scenario=scenario)
@@ -90,6 +93,7 @@ class Worker:
             seat=lambda name: Seat(name, kept_rows=kept_rows, show=self._show),
         )
         self._encoder, self._catalogue, self._bundles, self._items = encoder, catalogue, bundles, items
+        self._secret_fingerprint = secret_fingerprint
         self._reader, self._announcements, self._metrics = reader, announcements, metrics
         self._items_refresh_seconds = items_refresh_seconds
         self._stop = threading.Event()
@@ -109,6 +113,9 @@ class Worker:
         """What is not there yet for an answer that uses all there is; None when the worker is ready."""
         if not self._reader.catalogue_read.is_set():
             return "the catalogue has not been read yet; is Kafka reachable, and do its topics exist?"
+        other_secret = self._other_secret()
+        if other_secret is not None:
+            return other_secret
         if self.answers.model is None:
             return f"no adapter of scenario {self.scenario!r} is held yet; has an updater published one?"
         if not self._reader.caught_up.is_set():
@@ -118,8 +125,24 @@ class Worker:
     def problems(self) -> dict[str, str]:
         """What a worker depends on and cannot have at present, while it serves what it has; why, by name."""
         registry = None if self._away is None else "the registry does not answer; the adapter that is held is served"
-        found = {"kafka": self._reader.problem(), "registry": registry, "state": self.shoppers.problem()}
+        found = {
+            "kafka": self._reader.problem(),
+            "registry": registry,
+            "state": self.shoppers.problem(),
+            "privacy": self._other_secret(),
+        }
         return {name: problem for name, problem in found.items() if problem is not None}
+
+    def _other_secret(self) -> str | None:
+        """Say that the deployment's secret is another than this process's: it would not know its shoppers."""
+        if self._secret_fingerprint is None:
+            return None
+        model = self.answers.model
+        made_with = None if model is None else model.manifest.secret_fingerprint
+        agreed = self._reader.secret_fingerprint
+        return mismatch(self._secret_fingerprint, agreed, source="the control topic") or mismatch(
+            self._secret_fingerprint, None if agreed else made_with, source="the adapter that is held"
+        )
 
     def stop(self) -> None:
         """Have `run` return soon."""

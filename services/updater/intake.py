@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from services.items import catalogue_item
 from services.metrics import EVENT_OUTCOMES, LATENESS_SECONDS, UpdaterMetrics
 from services.settings import Settings
 from streams.consumer import Record
-from streams.control import Forget, Released, parse_control
+from streams.control import MAX_REPORTED, Capped, Forget, GuardReport, Released, parse_control
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import ItemRemoved, decode, refused
 from streams.events import SHOPPER_EVENTS, Click, Event, Impression, Item, Purchase
@@ -188,6 +190,26 @@ class Intake:
                     hour=datetime.fromtimestamp(cap.hour * HOUR_MS / 1_000, UTC).isoformat(timespec="minutes"),
                     see="headwater guard list",
                 )
+
+    def guard_report(self, scenario: str) -> GuardReport:
+        """Return what the guard leaves out or weighs down at present."""
+        caps = self.guard.caps
+        return GuardReport(
+            event_id=str(uuid.uuid4()),
+            ts=time.time_ns() // 1_000_000,
+            scenario=scenario,
+            caps=tuple(
+                Capped(
+                    key=cap.key,
+                    rule=cap.rule,
+                    hour_ms=cap.hour * HOUR_MS,
+                    left_out=cap.left_out,
+                    weighed_down=cap.weighed_down,
+                )
+                for cap in caps[:MAX_REPORTED]
+            ),
+            others=max(0, len(caps) - MAX_REPORTED),
+        )
 
     def _refuse(self, letter: DeadLetter) -> None:
         self._outcomes[letter.topic, "in"] += 1

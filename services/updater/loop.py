@@ -29,6 +29,7 @@ from peft_adapters.registry import AdapterRegistry, Owner
 from peft_adapters.signing import signer
 from peft_adapters.warm_start import start_from
 from services.metrics import UpdaterMetrics
+from services.secrets import agree
 from services.settings import Settings
 from services.updater.home import Home
 from services.updater.intake import Intake
@@ -36,7 +37,7 @@ from services.updater.journal import Recorded, by_name, by_partition
 from services.updater.schedule import Schedule
 from services.updater.watch import Watch
 from streams.consumer import Offsets, PartitionConsumer
-from streams.control import Quarantined, quarantine_record
+from streams.control import Capped, Quarantined, guard_record, quarantine_record
 from streams.dead_letters import DeadLetterWriter
 from streams.errors import BrokerUnreachableError, DeliveryError, HeadwaterStreamError
 from streams.privacy import pseudonymiser
@@ -92,6 +93,7 @@ class Updater:
         self._checkpointed: Offsets = {}
         self._committed: Offsets = {}
         self._untold: list[Quarantined] = []
+        self._reported: tuple[Capped, ...] = ()  # what the control topic says is capped
         self._unannounced: Manifest | None = None
         self._checkpoints = Schedule(own.checkpoint_seconds)
         self._publications = Schedule(own.publish_seconds, share=own.publish_share)
@@ -251,6 +253,7 @@ class Updater:
             try:
                 self._letters.flush(_CONFIRM_SECONDS)
                 self._tell_quarantined()
+                self._report_caps()
             except (BrokerUnreachableError, DeliveryError) as error:
                 log.warning("checkpoint_put_off", problem=str(error), retries="after a pause")
                 return False
@@ -287,6 +290,13 @@ class Updater:
         if self._untold:
             self._say(self._settings.topics.control, [quarantine_record(new.key, new.why) for new in self._untold])
             self._untold.clear()
+
+    def _report_caps(self) -> None:
+        """Publish what the guard leaves out or weighs down at present, if that has changed."""
+        report = self._intake.guard_report(self._settings.scenario)
+        if report.caps != self._reported:
+            self._say(self._settings.topics.control, [guard_record(report)])
+            self._reported = report.caps
 
     def _announce(self, manifest: Manifest) -> None:
         self._home.verify()  # who hung meanwhile announces nothing older than its successor's
@@ -332,12 +342,14 @@ class Updater:
             snapshot_every=own.snapshot_every,
             keep_versions=own.keep_versions,
             keep_minutes=own.keep_minutes,
+            secret_fingerprint=self._pseudonymise.fingerprint(),
             sign=signer(settings.signing),
         )
         self._resume()
         if not self._offsets and not self._home.journal.recorded:
             self._learn_catalogue()
         self._consumer = self._open(self._intake.topics)
+        agree(settings, self._pseudonymise)
         self._reader = self._slices_of(self._consumer)
         log.info("updater_started", items=len(self.learner.catalogue), events_learned=self.learner.events_learned)
 
