@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 
 import structlog
@@ -24,7 +24,6 @@ from streams.decode import decode
 from streams.errors import HeadwaterStreamError, SecretError, SecretMismatchError
 from streams.events import Click, Purchase
 from streams.look_back import look_back
-from streams.privacy import Pseudonymiser
 from streams.topics import Topics
 from streams.whole_topic import read_to_end
 
@@ -54,13 +53,12 @@ class StateWriter:
         store: StateStore,
         *,
         look_back_events: int,
-        pseudonymise: Pseudonymiser,
+        pseudonymise: Callable[[str], str],
         metrics: StateWriterMetrics,
     ) -> None:
         self._connection, self._topics, self._store = connection, topics, store
         self._look_back_events, self._pseudonymise, self._metrics = look_back_events, pseudonymise, metrics
         self._forgotten: dict[str, int] = {}  # who, and up to when in the log's time, epoch ms
-        self._fingerprint = pseudonymise.fingerprint()
         self._agreed: str | None = None  # fingerprint of the deployment's secret
         self._name = secrets.token_hex(8)
         self._stop = threading.Event()
@@ -132,7 +130,7 @@ class StateWriter:
                 self._forgotten[command.user] = command.ts_ms
             elif isinstance(command, Secret | SecretReset):
                 self._agreed = command.fingerprint if isinstance(command, Secret) else None
-        problem = mismatch(self._fingerprint, self._agreed, source=f"the topic {self._topics.control}")
+        problem = mismatch(self._store.fingerprint, self._agreed, source=f"the topic {self._topics.control}")
         if problem is not None:
             raise SecretMismatchError(problem)
 
