@@ -10,6 +10,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from peft_adapters.encoder import MAX_TEXT_CHARS
 from peft_adapters.modalities import CatalogueItem, ItemVectors
 from peft_adapters.prefix_cache import PrefixCache
 
@@ -119,9 +120,9 @@ class Catalogue:
 
 
 def item_text(*, title: str, brand: str = "", category: str = "", description: str = "") -> str:
-    """The text an item is encoded from.
+    """The text an item is encoded from and found by, cut to what the encoder reads at most.
 
     >>> item_text(title="Mug", brand="Acme", description="Blue.")
     'Mug. Acme. Blue.'
     """
-    return ". ".join(part for part in (title, brand, category, description) if part)
+    return ". ".join(part for part in (title, brand, category, description) if part)[:MAX_TEXT_CHARS]

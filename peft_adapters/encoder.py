@@ -37,6 +37,9 @@ from peft_adapters.suffix import ATTENTION, Suffix
 # one order, so that a text's activations are the same to the last bit whatever was encoded beside it.
 _PREFIX_BATCH = 8
 _SHORTEST_PREFIX = 8  # tokens
+# Of a text, tokenised at most; more than `max_tokens` allows any real text to use. A tokenizer reads all it is given
+# before it cuts: 1 MB takes it up to 9 s, this up to 0.08 s.
+MAX_TEXT_CHARS = 16_384
 _FILLER = 0  # a token id; any would do after a text, where no token of it looks
 _PROBES = ("mug", "as long as a text may be, " * 128)
 _SPLIT_TOLERANCE = 1e-4  # of the largest value; all of it runs in fp32
@@ -142,7 +145,8 @@ class Encoder:
         if not texts:
             return []
         most = self.settings.max_tokens
-        tokens: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
+        cut = [text[:MAX_TEXT_CHARS] for text in texts]
+        tokens: list[list[int]] = self.tokenizer(cut, truncation=True, max_length=most)["input_ids"]
         return [ids or [self._blank] for ids in tokens]
 
     @property

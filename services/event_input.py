@@ -52,7 +52,7 @@ def reason_of(error: Exception) -> str:
         return f"not JSON: {error.msg} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason} at byte {error.start + 1}"
-    return "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
+    return "nested too deeply" if isinstance(error, RecursionError) else one_line(error, with_values=True)
 
 
 def _require_unicode(event: Event) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 
+import structlog
+
 from peft_adapters.errors import HeadwaterModelError
 from peft_adapters.registry import AdapterRegistry
 from services.publish.command import open_producer
 from services.settings import Settings
 from streams.control import SECRET, Secret, parse_control, secret_record
-from streams.errors import SecretMismatchError
+from streams.errors import ConsumeError, SecretMismatchError, TopicError
 from streams.privacy import Pseudonymiser
 from streams.producer import EventProducer
 from streams.whole_topic import read_to_end
+
+log = structlog.get_logger(__name__)
 
 CONFIRM_SECONDS = 10.0
 
@@ -29,9 +33,9 @@ def mismatch(own: str, deployment: str | None, *, source: str) -> str | None:
         return None
     return (
         f"`privacy.secret` must be the same in all processes of a deployment, {source} has the fingerprint "
-        f"{deployment[:8]}, this process {own[:8]}: it would know shoppers by other pseudonyms; give it the deployment's "
-        "secret (HEADWATER_PRIVACY__SECRET, or the file of `privacy.secret_file`), or, to change the secret for good, "
-        "see `headwater secret reset --help`"
+        f"{deployment[:8]}, this process {own[:8]}: it would know shoppers by other pseudonyms; give it the "
+        "deployment's secret (HEADWATER_PRIVACY__SECRET, or the file of `privacy.secret_file`), or, to change the "
+        "secret for good, see `headwater secret reset --help`"
     )
 
 
@@ -87,7 +91,12 @@ def agree(settings: Settings, pseudonymise: Pseudonymiser) -> None:
         SecretMismatchError: The topic names another.
         DeliveryError: The broker did not confirm the record.
     """
-    own, found = pseudonymise.fingerprint(), published_fingerprint(settings)
+    own = pseudonymise.fingerprint()
+    try:
+        found = published_fingerprint(settings)
+    except (TopicError, ConsumeError) as error:  # learning does not wait for the control topic
+        log.warning("secret_not_compared", problem=str(error), remedy="headwater topics check; then start again")
+        return
     problem = mismatch(own, found, source=f"the topic {settings.topics.control}")
     if problem is not None:
         raise SecretMismatchError(problem)

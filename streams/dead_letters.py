@@ -40,6 +40,7 @@ class Reason(StrEnum):
     WRONG_KEY = "wrong_key"
     UNKNOWN_TOPIC = "unknown_topic"
     WRONG_VECTOR = "wrong_vector"
+    FROM_THE_FUTURE = "from_the_future"
 
 
 class DeadLetter(BaseModel):
@@ -58,10 +59,12 @@ class DeadLetter(BaseModel):
     first_seen_ts: int  # epoch ms
     payload_policy: PayloadPolicy = "keep"
     replayed_ts: int | None = None  # epoch ms; when it was last put back
+    line: str | None = None  # path to the refused line; the rest of its record was taken, `payload` is the line
 
     def record_key(self) -> str:
-        """Its key on Kafka: the same record refused again takes the place of its first letter."""
-        return f"{self.topic}/{self.partition}/{self.offset}"
+        """Its key on Kafka: the same record, or line of it, refused again takes the place of its first letter."""
+        record = f"{self.topic}/{self.partition}/{self.offset}"
+        return record if self.line is None else f"{record}/{self.line}"
 
     def original(self) -> bytes | None:
         """The bytes of the refused record's value."""

@@ -2,14 +2,15 @@
 
 import time
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter, ValidationError
 
 from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
-from streams.dialects import DECODERS
+from streams.dialects import DECODERS, BadLine, Source
 from streams.events import MODELS, Event, Item
+from streams.faults import faults_of
 from streams.topics import Topics
 
 __all__ = ["MAX_EVENT_BYTES", "ItemRemoved", "Reason", "decode", "refused"]
@@ -22,17 +23,24 @@ _READERS = {kind: TypeAdapter(model).validator.validate_json for kind, model in 
 
 @dataclass(frozen=True, slots=True)
 class ItemRemoved:
-    """An item left the catalogue: a record with its key and no value."""
+    """An item left the catalogue: a record with its key and no value.
+
+    Attributes:
+        item_id: which item.
+        ts: the record's time, epoch milliseconds.
+    """
 
     item_id: str
+    ts: int
 
 
 def decode(
     record: Record, topics: Topics, *, max_event_bytes: int = MAX_EVENT_BYTES
-) -> list[Event | ItemRemoved] | DeadLetter:
+) -> list[Event | ItemRemoved | DeadLetter] | DeadLetter:
     """Reads one record; what cannot be read becomes a dead letter, never an exception.
 
-    A record of ours is one event. A record in another dialect can be several, or none where it says nothing to us.
+    A record of ours is one event. A record in another dialect can be several, or none where it says nothing to us. If
+    only some of its lines can be read, each of the others is a dead letter in the list.
 
     Args:
         record: From one of the event topics.
@@ -49,10 +57,10 @@ def decode(
         return refused(record, Reason.OVERSIZED, problem)
     try:
         if kind is None:
-            return [*DECODERS[topics.dialects[record.topic]](value, record.timestamp_ms)]
+            return _translated(record, value, topics)
         event: Event = _READERS[kind](value)
     except ValidationError as error:
-        return refused(record, _reason(error), _problem(error))
+        return refused(record, _reason(error), faults_of(error))
     if record.key != event.key().encode():
         field = "item_id" if kind == Item.KIND else "user_id"
         problem = f"the key of the record must be its {field}, got {'none' if record.key is None else 'another'}"
@@ -60,7 +68,22 @@ def decode(
     return [event]
 
 
-def _removed(record: Record, kind: str | None) -> list[Event | ItemRemoved] | DeadLetter:
+def _translated(record: Record, value: bytes, topics: Topics) -> list[Event | ItemRemoved | DeadLetter] | DeadLetter:
+    place = record.topic, record.partition, record.offset
+    found = DECODERS[topics.dialects[record.topic]](Source(value, record.timestamp_ms, place))
+    bad = [one for one in found if isinstance(one, BadLine)]
+    if bad and len(bad) == len(found):
+        return refused(record, Reason.INVALID_SCHEMA, "; ".join(dict.fromkeys(one.problem for one in bad)))
+    return [_refused_line(record, one) if isinstance(one, BadLine) else one for one in found]
+
+
+def _refused_line(record: Record, line: BadLine) -> DeadLetter:
+    """The dead letter of a line; its payload is the line, as an event of ours: mended, it can be put back."""
+    letter = refused(replace(record, value=line.payload()), Reason.INVALID_SCHEMA, line.problem)
+    return letter.model_copy(update={"line": line.where})
+
+
+def _removed(record: Record, kind: str | None) -> list[Event | ItemRemoved | DeadLetter] | DeadLetter:
     if kind != Item.KIND:
         return refused(record, Reason.MALFORMED_JSON, "a record without a value is no event; only items can be removed")
     try:
@@ -69,7 +92,7 @@ def _removed(record: Record, kind: str | None) -> list[Event | ItemRemoved] | De
         return refused(record, Reason.WRONG_KEY, f"the key of a removal must be an item_id: {error}")
     if not item_id:
         return refused(record, Reason.WRONG_KEY, "the key of a removal must be an item_id, got none")
-    return [ItemRemoved(item_id)]
+    return [ItemRemoved(item_id, record.timestamp_ms)]
 
 
 def _reason(error: ValidationError) -> Reason:
@@ -79,11 +102,6 @@ def _reason(error: ValidationError) -> Reason:
     if any(detail["loc"] == ("schema_version",) for detail in details):
         return Reason.UNKNOWN_VERSION
     return Reason.INVALID_SCHEMA
-
-
-def _problem(error: ValidationError) -> str:
-    details = error.errors(include_url=False, include_input=False)
-    return "; ".join(": ".join(filter(None, (".".join(map(str, d["loc"])), d["msg"]))) for d in details[:5])
 
 
 def refused(record: Record, reason: Reason, problem: str) -> DeadLetter:

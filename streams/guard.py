@@ -9,7 +9,8 @@ The guard limits attention that is concentrated, never popularity. It asks of ea
 3. Neither: a new user comes for one item alone. It counts up to the burst limit and the hourly limit.
 
 **Burst limit** (`item_burst`). Of the events of users who do not vouch, with `U` of them counted in the stream, an item
-is allowed a few, as many as shoppers who lately vouched for it beyond its usual (`R_i`), and about its share of vouched attention `V`:
+is allowed a few, as many as shoppers who lately vouched for it beyond its usual (`R_i`), and about its share of vouched
+attention `V`:
 
     burst_events * (1 + 2 U / V) + R_i + burst_factor * U * (V_i + 0.1 (U_i + V_i)) / (V + 0.1 (U + V))
 
@@ -26,7 +27,7 @@ a few busy users cannot raise it.
 | rule | of what goes beyond |
 |---|---|
 | `user_hour`, `user_item`, `item_hour`, `item_burst` | nothing counts |
-| `user_batch`, `item_batch`: events in a batch; of an item, those not vouched for | all of them share the limit's weight |
+| `user_batch`, `item_batch`: events in a batch; of an item, those not vouched for | all share the limit's weight |
 | `quarantine`: a user in quarantine | nothing counts |
 
 An item in quarantine still counts for users who vouch for it or were shown it: else spam would be a way to bury what a
@@ -44,6 +45,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from streams.control import Quarantine, Quarantined
+from streams.events import MAX_TS_MS
 from streams.guard_accounts import HOUR_MS, Accounts, ItemAccount, PairAccount, UserAccount
 from streams.guard_caps import Cap, Caps
 from streams.joiner import Example, ShownList
@@ -105,6 +107,7 @@ class Guard:
         self._users = Accounts(UserAccount, settings.max_users)
         self._items = Accounts(ItemAccount, settings.max_items)
         self._stream = ItemAccount()
+        self._now_ms = MAX_TS_MS
         self.quarantined: dict[str, Quarantine] = {}
         self._trusted: dict[str, int] = {}  # released, until then (event time, ms)
         self._new: list[Quarantined] = []
@@ -112,10 +115,26 @@ class Guard:
         self._quarantines: Counter[str] = Counter()  # by kind
         self._caps = Caps()
 
+    def bound(self, now_ms: int) -> None:
+        """Bound the guard's time by the reader's clock: what it has counted so far, and what comes until the next call.
+
+        Args:
+            now_ms: what the reader's clock shows, epoch milliseconds.
+        """
+        self._now_ms = now_ms
+        if self._stream.at_ms <= now_ms:
+            return  # no account is ahead of the stream's
+        for account in (self._stream, *self._items.all()):
+            account.bound(now_ms)
+        for user in self._users.all():
+            user.bound(now_ms // HOUR_MS)
+        latest_ms = now_ms + int(self._memory_ms)
+        self._trusted = {key: min(until_ms, latest_ms) for key, until_ms in self._trusted.items()}
+
     # ---- positives
 
     def weigh(self, examples: Sequence[Example]) -> list[Example]:
-        """Weigh a slice's positives, in their order; what does not count has the weight 0, and says so in `left_out`."""
+        """Weigh a slice's positives, in their order; what does not count has weight 0 and a reason in `left_out`."""
         ruled = [self._rule(example) for example in examples]
         # What does not count must not take weight from what does: else spam could bury an item.
         counting = [example for example, (left_out, _) in zip(examples, ruled, strict=True) if not left_out]
@@ -138,7 +157,7 @@ class Guard:
         """Enter an event into the accounts; return the outcome if it does not count, and whether it is vouched."""
         user, item, stream = self._users.touch(example.user_id), self._items.touch(example.item_id), self._stream
         # A producer may say what time it likes, but nothing happens after it was published.
-        stream.advance(min(example.ts, example.publish_ts_ms), self._memory_ms)
+        stream.advance(min(example.ts, example.publish_ts_ms, self._now_ms), self._memory_ms)
         item.advance(stream.at_ms, self._memory_ms)
         stream.hour_events += 1
         pair = user.see(example.item_id, stream.hour, is_purchase=example.kind == "purchase")

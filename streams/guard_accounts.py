@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -86,6 +86,10 @@ class UserAccount:
             self.doubted -= oldest.waiting + oldest.refused
         return pair
 
+    def bound(self, hour: int) -> None:
+        """Take back an hour that the reader's clock has not reached."""
+        self.hour = min(self.hour, hour)
+
     def vouches_for(self, item_id: str, others: float) -> bool:
         """Return whether each look at an item is matched by so many events with others."""
         pair = self.items.get(item_id)
@@ -168,7 +172,7 @@ class ItemAccount:
         return self.hour_spread + self.spread_before
 
     def advance(self, ts_ms: int, half_life_ms: float) -> None:
-        """Let time pass; it never goes back."""
+        """Let time pass; only `bound` takes it back."""
         if ts_ms <= self.at_ms:
             return
         if self.events or self.excess:
@@ -186,6 +190,11 @@ class ItemAccount:
         """Add to the shoppers who vouch for it."""
         self.spread += shoppers
         self.hour_spread += shoppers
+
+    def bound(self, now_ms: int) -> None:
+        """Take back a time that the reader's clock has not reached."""
+        self.at_ms = min(self.at_ms, now_ms)
+        self.hour = min(self.hour, now_ms // HOUR_MS)
 
     def believe(self, events: int, *, of_unvouched: int) -> None:
         """Take events for vouched after all, some of which were taken for unvouched."""
@@ -236,6 +245,10 @@ class Accounts(Generic[A]):
     def get(self, key: str) -> A:
         """The account of an id, as if new if there is none; it is not kept for that."""
         return self._accounts.get(key) or self._kind()
+
+    def all(self) -> Iterable[A]:
+        """All accounts."""
+        return self._accounts.values()
 
     def drop(self, key: str) -> None:
         """Forget an id."""

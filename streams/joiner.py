@@ -6,12 +6,15 @@
 - Until its purchase window has passed, a click or purchase of what was learnt as a negative corrects it, and so does a
   purchase of what was learnt as clicked: a list of one, `late`. How that is weighed is the learner's matter.
 
+A purchase that names its order is a repeat of one with the same order and item, on whichever topic; any other event is
+a repeat of one with the same topic, kind and event id.
+
 A click finds its impression by request; without one, by user, item and time: the newest impression of the item to the
 user before it. Whatever comes in is accounted for, by topic: in = learnt + duplicate + expired + forgotten + pending.
 """
 
 import json
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -19,6 +22,7 @@ from typing import Any, Literal
 
 from streams.events import Click, Impression, Purchase, UserEvent, asked_in_words
 from streams.join_store import DIGEST_BYTES, JoinStore, Shown, request_digest
+from streams.recent_ids import RecentIds
 
 STATE_VERSION = 4
 MAX_EARLY = 10_000  # clicks remembered that came before their impression
@@ -134,8 +138,8 @@ class Joiner:
         self._purchase_window_ms = int(purchase_window_seconds * 1000)
         self._hold_ms = int(hold_seconds * 1000)
         self._max_held, self._max_impressions, self._horizon = max_held, max_impressions, dedupe_horizon
-        self._order = deque(self.store.digests(dedupe_horizon))  # of event ids, oldest first
-        self._digests = set(self._order)
+        self._recent_ids = RecentIds(dedupe_horizon)
+        self._recent_ids.update(map(_as_number, self.store.digests(dedupe_horizon)))
         # (request, item) -> ms and whether bought, of what came before its impression
         self._early: OrderedDict[tuple[int, str], tuple[int, bool]] = OrderedDict()
         self._late: list[ShownList] = []  # corrections, to go with the next lists
@@ -157,7 +161,7 @@ class Joiner:
             The positive that it is; nothing if it is a duplicate, an impression, or waits for its item.
         """
         self._counts[topic, "in"] += 1
-        if not self._remember(f"{topic}/{event.KIND}/{event.event_id}"):
+        if not self._remember(event.order_line() or f"{topic}/{event.KIND}/{event.event_id}"):
             self._counts[topic, "duplicate"] += 1
             return []
         user_id = self._pseudonymise(event.user_id)
@@ -333,6 +337,21 @@ class Joiner:
         if end:
             self.store.drop_before(end)
 
+    def bound_held(self, latest_ms: int) -> None:
+        """Take back event times later than a time, of events that wait for their item: they would never expire."""
+        self.store.bound_held(latest_ms)
+
+    def bound(self, now_ms: int) -> None:
+        """Take back event times that the reader's clock has not reached, of impressions and of early clicks.
+
+        An impression that is ahead would keep all that came after it waiting until its time comes.
+
+        Args:
+            now_ms: what the reader's clock shows, epoch milliseconds.
+        """
+        self.store.bound(now_ms)
+        self._early = OrderedDict((key, (min(ts, now_ms), bought)) for key, (ts, bought) in self._early.items())
+
     def forget(self, user_id: str) -> None:
         """Drop all that waits of a user."""
         for shown in self.store.forget(user_id):
@@ -358,13 +377,9 @@ class Joiner:
     def _remember(self, event: str) -> bool:
         """Whether an event is new; it is remembered then."""
         event_digest = blake2b(event.encode(), digest_size=DIGEST_BYTES).digest()
-        if event_digest in self._digests:
+        if not self._recent_ids.add(_as_number(event_digest)):
             return False
-        self._digests.add(event_digest)
-        self._order.append(event_digest)
         self.store.saw(event_digest)
-        if len(self._order) > self._horizon:
-            self._digests.discard(self._order.popleft())
         return True
 
     # ---- what a checkpoint keeps beside the store
@@ -415,6 +430,10 @@ def example_of(event: Click | Purchase, *, publish_ts_ms: int, query: str | None
         publish_ts_ms=publish_ts_ms,
         query=query,
     )
+
+
+def _as_number(event_digest: bytes) -> int:
+    return int.from_bytes(event_digest, "little")
 
 
 def _at(whole: tuple[Any, ...], indices: list[int]) -> tuple[Any, ...]:

@@ -51,6 +51,8 @@ class Originals:
         topics = self._settings.topics
         if topics.kind_of(letter.topic) is None and letter.topic not in topics.dialects:
             return NotReplayable(f"topic {letter.topic!r} carries no events; replay mended ones")
+        if letter.line is not None:
+            return NotReplayable("it is one line of a record whose other lines count already; replay it mended")
         if not self._lookup.has_topic(letter.topic):
             return NotReplayable(f"topic {letter.topic!r} does not exist")
         if letter.is_whole():

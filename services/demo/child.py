@@ -1,30 +1,106 @@
-"""Runs one `headwater` command as a child that the kernel ends when the demo dies, however that dies.
+"""Runs `headwater` commands as forks of one process that has imported the libraries.
 
-``python -m services.demo.child PARENT_PID COMMAND [OPTIONS]``
+Importing torch, transformers and peft takes several seconds of processor time; a fork of a process that has them
+starts at once and shares their memory.
 """
 
-import ctypes
+import atexit
+import contextlib
+import multiprocessing
 import os
+import select
 import signal
 import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerContext
 
-PR_SET_PDEATHSIG = 1
+PRELOADED = (
+    "services.cli",
+    "services.collector.command",
+    "services.control.command",
+    "services.dead_letters.command",
+    "services.demo.child",
+    "services.publish.command",
+    "services.registry.command",
+    "services.replay.command",
+    "services.scorer.command",
+    "services.state.command",
+    "services.updater.command",
+)
 
 
-def end_with_parent(parent_pid: int) -> None:
-    """Asks the kernel for a SIGTERM when the thread that started this process ends.
+def fork_context(*more: str) -> ForkServerContext:
+    """Return the context whose children are forks of the process with the libraries.
+
+    Args:
+        more: further modules to import in that process, before its first child starts.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED, *more])
+    return context
+
+
+def run_child(parent_pid: int, arguments: Sequence[str], environment: Mapping[str, str], log_file: str) -> None:
+    """Run a command in this process, in a session of its own, until it ends or its parent does.
+
+    Args:
+        parent_pid: the process that wants it; not the one that forked it.
+        arguments: the command and its options.
+        environment: the whole environment.
+        log_file: where its output goes.
+    """
+    end_with(parent_pid)
+    os.setsid()
+    output = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    run_command(arguments, environment, [os.open(os.devnull, os.O_RDONLY), output, output])
+
+
+def end_with(parent_pid: int) -> None:
+    """Send this process a SIGTERM when another one ends, however that ends. Only Linux can tell.
 
     Raises:
-        SystemExit: The parent is gone already.
+        SystemExit: the other one has ended already.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent_pid:
-        raise SystemExit("the demo is gone")
+    if not hasattr(os, "pidfd_open"):
+        return
+    try:
+        parent = os.pidfd_open(parent_pid)
+    except ProcessLookupError:
+        raise SystemExit(f"the parent process {parent_pid} has ended") from None
+
+    def wait() -> None:
+        select.select([parent], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
 
 
-if __name__ == "__main__":
-    end_with_parent(int(sys.argv.pop(1)))
+def run_command(arguments: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int]) -> None:
+    """Run a command in this process, which is a fresh fork.
+
+    Args:
+        arguments: the command and its options.
+        environment: the whole environment.
+        descriptors: what become standard input, output and error; they are closed.
+    """
     from services.cli import main
 
-    main()
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+    for descriptor in set(descriptors) - {0, 1, 2}:
+        os.close(descriptor)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process's own
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None  # found anew in the environment
+    sys.argv = ["headwater", *arguments]
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # a child of multiprocessing ends without them
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()

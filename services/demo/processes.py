@@ -3,16 +3,17 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 from pydantic import BaseModel, SecretStr
 
+from peft_adapters import internal_http
+from services.demo.child import fork_context, run_child
 from services.demo.errors import DemoError
 from services.settings import ENV_PREFIX, Settings
 
@@ -24,7 +25,7 @@ ANNOUNCEMENT = re.compile(r"^listening (\S+) (\d+)$", re.MULTILINE)
 
 
 class Child:
-    """One `headwater` process. Start it from a thread that stays: it ends with that thread.
+    """One `headwater` process; it ends when the process that started it ends.
 
     Args:
         name: What people call it; also the name of its log file.
@@ -38,20 +39,14 @@ class Child:
         self.log_file = log_dir / f"{name}.log"
         self._arguments = list(arguments)
         self._environment = environment
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkServerProcess | None = None
 
     def start(self) -> Self:
         """Starts the process, in a session of its own: Ctrl-C is for the demo, which ends its children in order."""
-        command = [sys.executable, "-m", "services.demo.child", str(os.getpid()), *self._arguments]
-        with self.log_file.open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,
-            )
+        self.log_file.write_bytes(b"")
+        given = (os.getpid(), self._arguments, self._environment, str(self.log_file))
+        self._process = fork_context().Process(target=run_child, args=given)
+        self._process.start()
         return self
 
     @property
@@ -65,9 +60,9 @@ class Child:
         Raises:
             DemoError: It has ended.
         """
-        status = None if self._process is None else self._process.poll()
+        status = None if self._process is None else self._process.exitcode
         if status is not None:
-            lines = self.log_file.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
+            lines = self.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST_LINES:]
             raise DemoError("\n  ".join([f"the {self.name} ended with status {status}; its last words:", *lines]))
 
     def url(self, *, timeout_seconds: float) -> str:
@@ -79,7 +74,7 @@ class Child:
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             self.check()
-            announced = ANNOUNCEMENT.search(self.log_file.read_text(errors="replace"))
+            announced = ANNOUNCEMENT.search(self.log_file.read_text(encoding="utf-8", errors="replace"))
             if announced:
                 return f"http://{announced[1]}:{announced[2]}"
             time.sleep(POLL_SECONDS)
@@ -89,18 +84,17 @@ class Child:
 
     def terminate(self) -> None:
         """Asks the process to end."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._process.exitcode is None:
             self._process.terminate()
 
     def wait(self) -> None:
         """Waits for its end, and ends it by force when it takes too long."""
         if self._process is None:
             return
-        try:
-            self._process.wait(STOP_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
+        self._process.join(STOP_TIMEOUT_SECONDS)
+        if self._process.exitcode is None:
             self._process.kill()
-            self._process.wait()
+            self._process.join()
 
 
 def wait_ready(urls: Sequence[str], *, children: Sequence[Child], timeout_seconds: float) -> None:
@@ -127,7 +121,7 @@ def wait_ready(urls: Sequence[str], *, children: Sequence[Child], timeout_second
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_SECONDS).is_success
+        return internal_http.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_SECONDS).is_success
     except httpx.HTTPError:
         return False
 

@@ -24,7 +24,7 @@ class Entry:
 
     Attributes:
         kind: click or purchase.
-        event: Digest of kind and event id.
+        event: Digest of kind and event id, or of order and item.
         ts_ms: Event time, epoch milliseconds.
         publish_ts_ms: When it was published, epoch milliseconds.
         session_id: Pseudonym of the session, where one is known.
@@ -41,7 +41,8 @@ class Entry:
 
 def packed(event: Click | Purchase, *, publish_ts_ms: int, pseudonymise: Callable[[str], str]) -> str:
     """An event as an entry of its shopper's list."""
-    digest = blake2b(f"{event.KIND}/{event.event_id}".encode(), digest_size=DIGEST_BYTES).hexdigest()
+    identity = event.order_line() or f"{event.KIND}/{event.event_id}"
+    digest = blake2b(identity.encode(), digest_size=DIGEST_BYTES).hexdigest()
     session_id = None if event.session_id is None else pseudonymise(event.session_id)
     entry = [event.KIND, digest, event.ts, publish_ts_ms, session_id, event.item_id]
     return json.dumps(entry, ensure_ascii=False, separators=(",", ":"))

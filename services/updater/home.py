@@ -192,7 +192,7 @@ def _own(path: Path, stop: threading.Event) -> IO[str]:
         with _locked(path) as file:
             if file is not None:
                 return file
-        holder = path.read_text(errors="replace").strip() or "unknown"
+        holder = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
         if _beats(path, stop):
             raise AlreadyRunningError(
                 f"another updater ({holder}) is at work in {path.parent}; stop it first, or give this one another "
@@ -205,7 +205,7 @@ def _own(path: Path, stop: threading.Event) -> IO[str]:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[IO[str] | None]:
     """The file, locked and saying who we are; None, and closed, where another holds it."""
-    file = path.open("a+")
+    file = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

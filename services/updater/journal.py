@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peft_adapters.durable import sync_directory
 from peft_adapters.gate import Decision
 from streams.consumer import Offsets
 
@@ -70,6 +71,19 @@ class Journal:
         self._file.close()
         self._file = _path(self._directory, checkpoint).open("a", encoding="utf-8")
         self._write(self.recorded)
+
+    def abandon(self) -> None:
+        """Drop the slices that are still to be repeated, on disk too: a restart then repeats only what follows."""
+        path = Path(self._file.name)
+        repeated = _read(path)[: -len(self.recorded) or None]
+        self.recorded.clear()
+        self._file.close()
+        whole = path.with_suffix(".new")
+        with whole.open("w", encoding="utf-8") as self._file:
+            self._write(repeated)
+        whole.replace(path)
+        sync_directory(self._directory)
+        self._file = path.open("a", encoding="utf-8")
 
     def _write(self, slices: Iterable[Recorded]) -> None:
         self._file.writelines(json.dumps(_line(each)) + "\n" for each in slices)

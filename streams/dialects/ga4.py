@@ -7,22 +7,28 @@ event of ours between a click and a purchase, and as a purchase it would teach s
 
 from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from streams.dialects.common import (
-    FIRST_MS,
+    BadLine,
     Common,
+    Decoded,
     Foreign,
     Line,
-    Place,
-    Raw,
+    OrderId,
+    Source,
     Text,
+    amount,
     bought,
     clicked,
-    content_id,
+    given,
+    lines_of,
+    order_id,
     shown,
+    whole,
 )
-from streams.events import Event
+from streams.dialects.times import epoch_microseconds
+from streams.faults import brief, faults_of
 
 CLICKS = frozenset({"select_item", "view_item", "add_to_cart"})
 UNDERSTOOD = CLICKS | {"view_item_list", "purchase"}
@@ -41,16 +47,15 @@ def _typed(value: object) -> object:
     return next((one for one in value.values() if one is not None), None) if isinstance(value, dict) else value
 
 
-class _Item(Foreign):
-    item_id: Text = None
-    index: Place = None
-    item_list_index: Place = None  # the export's name for `index`
-    quantity: Raw = None
-    price: Raw = None
-
-    def line(self) -> Line:
-        position = self.item_list_index if self.index is None else self.index
-        return Line(self.item_id, position, self.quantity, self.price)
+def _line(item: dict[str, Any], where: str) -> Line:
+    place = whole(item.get("index"))
+    return Line(
+        where,
+        item_id=item.get("item_id"),
+        position=whole(item.get("item_list_index")) if place is None else place,  # the export's name for `index`
+        quantity=item.get("quantity"),
+        price=amount(item.get("price")),
+    )
 
 
 class _Params(Foreign):
@@ -58,12 +63,13 @@ class _Params(Foreign):
     search_term: Text = None
     request_id: Text = None
     event_id: Text = None
-    items: list[_Item] | None = None
+    transaction_id: OrderId = None
+    items: list[Any] | None = None
 
 
 class _Event(Foreign):
     name: str = Field(validation_alias=AliasChoices("event_name", "name"))
-    micros: Annotated[int, Field(ge=FIRST_MS * 1000)] | None = Field(
+    micros: Annotated[Annotated[int, BeforeValidator(epoch_microseconds)] | None, BeforeValidator(given)] = Field(
         None, validation_alias=AliasChoices("event_timestamp", "timestamp_micros")
     )
     user_id: Text = None
@@ -71,7 +77,8 @@ class _Event(Foreign):
     params: Annotated[_Params, BeforeValidator(_by_name)] = Field(
         _Params(), validation_alias=AliasChoices("event_params", "params")
     )
-    items: list[_Item] | None = None
+    ecommerce: Any = None  # of the export
+    items: list[Any] | None = None
 
     @model_validator(mode="after")
     def _has_items(self) -> Self:
@@ -79,24 +86,28 @@ class _Event(Foreign):
             raise ValueError(f"`items` of {self.name} must have at least one item, got none")
         return self
 
-    def lines(self) -> list[Line]:
-        return [item.line() for item in self.items or self.params.items or ()]
+    def lines(self, within: str) -> list[Line]:
+        return lines_of(self.items or self.params.items or (), _line, path=f"{within}items")
 
-    def common(self, event_id: str, received_ms: int) -> Common:
+    def common(self, source: Source, place: str) -> Common:
         return Common(
-            event_id=self.params.event_id or event_id,
-            ts=received_ms if self.micros is None else self.micros // 1000,
+            event_id=self.params.event_id or source.event_id(has_time=self.micros is not None) + place,
+            ts=source.received_ms if self.micros is None else self.micros // 1000,
             user_id=self.user_id or self.device,
             session_id=self.params.session,
             request_id=self.params.request_id,
+            order_id=self.params.transaction_id or self._exported_order_id(),
         )
+
+    def _exported_order_id(self) -> str | None:
+        return order_id(self.ecommerce.get("transaction_id")) if isinstance(self.ecommerce, dict) else None
 
 
 class _Envelope(Foreign):
     """One event, or several under ``events`` that share user and time, as the Measurement Protocol sends them."""
 
     name: str | None = Field(None, validation_alias=AliasChoices("event_name", "name"))
-    events: list[dict[str, Any]] | None = None
+    events: list[Any] | None = None
 
     @model_validator(mode="after")
     def _is_an_event(self) -> Self:
@@ -108,32 +119,52 @@ class _Envelope(Foreign):
 _json_object = TypeAdapter(dict[str, Any]).validator
 
 
-def decode_ga4(payload: bytes, received_ms: int) -> list[Event]:
-    """Reads one record.
+def decode_ga4(source: Source) -> Decoded:
+    """Reads one record. An event that has no time of its own has that of the record, as the protocol says.
 
     Args:
-        payload: A row of the export, a request of the Measurement Protocol, or one event.
-        received_ms: Stands in where an event has no time of its own, which is what the protocol says of it.
+        source: A row of the export, a request of the Measurement Protocol, or one event.
 
     Raises:
-        ValidationError: If it, or one of the events in it, is not as GA4 or our own rules have it.
+        ValidationError: If it is not as GA4 has it.
     """
-    record = _json_object.validate_json(payload)
-    events, event_id = _Envelope.model_validate(record).events, content_id(payload)
+    record = _json_object.validate_json(source.payload)
+    events = _Envelope.model_validate(record).events
     if events is None:
-        return _read(record, event_id, received_ms)
-    found: list[Event] = []
+        return _read(record, source)
+    shared = {name: value for name, value in record.items() if name != "events"}
+    found: Decoded = []
     for number, event in enumerate(events):
-        found += _read(record | event, event_id if len(events) == 1 else f"{event_id}/{number}", received_ms)
+        found += _of_request(shared, event, source, number, len(events))
     return found
 
 
-def _read(record: dict[str, Any], event_id: str, received_ms: int) -> list[Event]:
-    name = record.get("event_name") or record.get("name")
+def _of_request(shared: dict[str, Any], event: Any, source: Source, number: int, count: int) -> Decoded:
+    """Reads one event of a request; a bad one does not take the others with it."""
+    where = f"events.{number}"
+    if not isinstance(event, dict):
+        return [BadLine(where, f"{where}: must be an object, got {brief(event)}", {"event": event})]
+    try:
+        found = _read(shared | event, source, place="" if count == 1 else f"/{number}", within=f"{where}.")
+        return [one.within(where) if isinstance(one, BadLine) else one for one in found]
+    except ValidationError as error:
+        return [BadLine(where, f"{where}: {faults_of(error)}", event)]
+
+
+def _read(event: dict[str, Any], source: Source, *, place: str = "", within: str = "") -> Decoded:
+    """Reads one event.
+
+    Args:
+        event: With what its request says of all.
+        source: The record.
+        place: Added to the id of the record where it has several events.
+        within: The path to the event, which ends in a dot.
+    """
+    name = event.get("event_name") or event.get("name")
     if not isinstance(name, str) or name not in UNDERSTOOD:
         return []
-    event = _Event.model_validate(record)
-    common, lines = event.common(event_id, received_ms), event.lines()
+    said = _Event.model_validate(event)
+    common, lines = said.common(source, place), said.lines(within)
     if name in CLICKS:
         return clicked(common, lines)
-    return bought(common, lines) if name == "purchase" else shown(common, lines, query=event.params.search_term)
+    return bought(common, lines) if name == "purchase" else shown(common, lines, query=said.params.search_term)

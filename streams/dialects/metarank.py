@@ -2,62 +2,75 @@
 
 Of interactions, whose types each shop names for itself, ``click``, ``view`` and ``like`` are clicks and ``purchase``
 is a purchase; other types (a dislike would be one) say nothing to us, nor does ``user``.
+
+A shop adds fields of its own to any of them, under any name and of any type: what is of no use here is left out.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from streams.dialects.common import Common, Foreign, Line, Text, Time, bought, clicked, content_id, shown
-from streams.events import Event, Item
+from streams.dialects.common import (
+    BadLine,
+    Common,
+    Decoded,
+    Foreign,
+    Line,
+    Source,
+    Text,
+    Time,
+    amount,
+    bought,
+    clicked,
+    lines_of,
+    order_id,
+    shown,
+)
+from streams.events import Item, ItemKind
+from streams.faults import brief
 
 CLICKS = frozenset({"click", "view", "like"})
 PURCHASE = "purchase"
-ITEM_FIELDS = ("title", "description", "category", "brand", "price", "kind", "status")
-
-
-def _from_digits(value: object) -> object:
-    """Epoch milliseconds as a string are what Metarank recommends."""
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20 else value
-
-
-class _Field(Foreign):
-    name: str
-    value: Any = None
+ITEM_TEXTS = ("title", "description", "category", "brand")
+ITEM_CHOICES = {"kind": get_args(ItemKind), "status": get_args(Item.model_fields["status"].annotation)}
 
 
 class _Event(Foreign):
     id: Text = None
-    ts: Annotated[Time, BeforeValidator(_from_digits)] = Field(validation_alias="timestamp")
-    fields: list[_Field] | None = None
+    ts: Time = Field(validation_alias="timestamp")
+    fields: Any = None
 
-    def event_id(self, payload: bytes) -> str:
-        return self.id or content_id(payload)
+    def event_id(self, source: Source) -> str:
+        return self.id or source.event_id(has_time=True)
 
-    def named(self, *names: str) -> Any:
-        """The value of the first field of that name, None where there is none."""
-        return next((field.value for field in self.fields or () if field.name in names), None)
+    def named(self, *names: str) -> Iterator[Any]:
+        """The values of the fields of these names, in their order."""
+        for field in self.fields if isinstance(self.fields, list) else ():
+            if isinstance(field, dict) and field.get("name") in names:
+                yield field.get("value")
+
+    def text(self, name: str) -> str | None:
+        """The text of the first field of a name that has one; None where none has."""
+        return next((text for value in self.named(name) if (text := _text(value)) is not None), None)
 
 
 class _Feedback(_Event):
     user: Text = None
     session: Text = None
 
-    def common(self, payload: bytes, request_id: str | None) -> Common:
-        return Common(self.event_id(payload), self.ts, self.user or self.session, self.session, request_id)
-
-
-class _Shown(Foreign):
-    id: Text = None
+    def common(self, source: Source, *, request_id: str | None, order_id: str | None = None) -> Common:
+        user_id = self.user or self.session
+        return Common(self.event_id(source), self.ts, user_id, self.session, request_id, order_id)
 
 
 class _Ranking(_Feedback):
-    items: Annotated[list[_Shown], Field(min_length=1)]
+    items: list[Any] = Field(min_length=1)
 
 
 class _Interaction(_Feedback):
     type: str
-    item: Text = None
+    item: Any = None
     ranking: Text = None
 
 
@@ -69,51 +82,74 @@ class _Envelope(Foreign):
     event: Literal["item", "metadata", "user", "ranking", "interaction"]  # `metadata`: an older name of `item`
 
 
-def decode_metarank(payload: bytes, received_ms: int) -> list[Event]:
+def decode_metarank(source: Source) -> Decoded:
     """Reads one record.
 
     Args:
-        payload: One event.
-        received_ms: Not needed: Metarank's events have a time.
+        source: One event.
 
     Raises:
         ValidationError: If it is not as Metarank or our own rules have it.
     """
-    kind = _Envelope.model_validate_json(payload).event
+    kind = _Envelope.model_validate_json(source.payload).event
     if kind == "ranking":
-        return _ranking(payload)
+        return _ranking(source)
     if kind == "interaction":
-        return _interaction(payload)
-    return [] if kind == "user" else [_item(payload)]
+        return _interaction(source)
+    return [] if kind == "user" else [_item(source)]
 
 
-def _ranking(payload: bytes) -> list[Event]:
-    ranking = _Ranking.model_validate_json(payload)
-    common = ranking.common(payload, ranking.id)
-    return shown(common, [Line(item.id) for item in ranking.items], query=_text(ranking.named("query")))
+def _ranking(source: Source) -> Decoded:
+    ranking = _Ranking.model_validate_json(source.payload)
+    common = ranking.common(source, request_id=ranking.id)
+    lines = lines_of(ranking.items, lambda item, where: Line(where, item.get("id")), path="items")
+    return shown(common, lines, query=ranking.text("query"))
 
 
-def _interaction(payload: bytes) -> list[Event]:
-    interaction = _Interaction.model_validate_json(payload)
-    common = interaction.common(payload, interaction.ranking)
+def _interaction(source: Source) -> Decoded:
+    interaction = _Interaction.model_validate_json(source.payload)
     if interaction.type in CLICKS:
-        return clicked(common, [Line(interaction.item)])
+        return clicked(interaction.common(source, request_id=interaction.ranking), [Line("", interaction.item)])
     if interaction.type != PURCHASE:
         return []
-    quantity, price = interaction.named("quantity", "count"), interaction.named("price")
-    return bought(common, [Line(interaction.item, quantity=quantity, price=price)])
+    order = next(filter(None, map(order_id, interaction.named("order_id", "transaction_id"))), None)
+    common = interaction.common(source, request_id=interaction.ranking, order_id=order)
+    quantity = next(interaction.named("quantity", "count"), None)
+    return bought(common, [Line("", interaction.item, quantity=quantity, price=_price(interaction))])
 
 
-def _item(payload: bytes) -> Item:
-    item = _Item.model_validate_json(payload)
-    fields = {name: _text(value) for name in ITEM_FIELDS if (value := item.named(name)) is not None}
-    return Item.model_validate(
-        {"kind": "product"} | fields | {"event_id": item.event_id(payload), "ts": item.ts, "item_id": item.item}
-    )
+def _item(source: Source) -> Item | BadLine:
+    item = _Item.model_validate_json(source.payload)
+    fields: dict[str, Any] = {"event_id": item.event_id(source), "ts": item.ts, "item_id": item.item, "kind": "product"}
+    fields |= {name: text for name in ITEM_TEXTS if (text := item.text(name)) is not None}
+    for name, known in ITEM_CHOICES.items():
+        if (value := item.text(name)) in known:
+            fields[name] = value
+    price = _price(item)
+    if price is not None and price >= 0:
+        fields["price"] = price
+    if "title" not in fields:
+        title = brief(next(item.named("title"), None))
+        problem = f"title: must be a text each time, because an item replaces the one before it whole, got {title}"
+        return BadLine("", problem, fields)
+    return Item.model_validate({name: value for name, value in fields.items() if value is not None})
 
 
-def _text(value: Any) -> Any:
-    """A field may have several values (a film its genres), or a number (the book 1984); ours are one text."""
+def _price(event: _Event) -> float | None:
+    """The first price that is a number; a list of one is that one."""
+    values = (value[0] if isinstance(value, list) and len(value) == 1 else value for value in event.named("price"))
+    return next((price for value in values if (price := amount(value)) is not None), None)
+
+
+def _text(value: Any) -> str | None:
+    """Reads a field as one text; None where it is none.
+
+    It may have several values (a film its genres), or be a number (the book 1984).
+    """
     if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value) if isinstance(value, int | float) else value
+        return ", ".join(filter(None, map(_text_of_one, value))) or None
+    return _text_of_one(value)
+
+
+def _text_of_one(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None

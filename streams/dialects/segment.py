@@ -6,25 +6,29 @@ as much interest as opening the product does, there is no event of ours between 
 purchase it would teach sales that mostly never happen.
 """
 
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from streams.dialects.common import (
     Common,
+    Decoded,
     Foreign,
     Line,
-    Place,
-    Raw,
+    OrderId,
+    Source,
     Text,
     Time,
+    amount,
     bought,
     clicked,
-    content_id,
     given,
+    lines_of,
     shown,
+    whole,
 )
-from streams.events import Event
+from streams.faults import brief
 
 LISTS = frozenset({"Product List Viewed", "Product List Filtered"})
 CLICKS = frozenset({"Product Clicked", "Product Viewed", "Product Added"})
@@ -33,35 +37,46 @@ ORDER = "Order Completed"
 TimeOrNone = Annotated[Time | None, BeforeValidator(given)]
 
 
-class _Product(Foreign):
-    product_id: Text = None
-    sku: Text = None
-    position: Place = None
-    quantity: Raw = None
-    price: Raw = None
+def _line(product: dict[str, Any], where: str, *, first: int = 1) -> Line:
+    """A product as ours, counting places from 0.
 
-    def line(self, *, first: int = 1) -> Line:
-        """As ours, counting places from 0.
+    Args:
+        product: As it was sent.
+        where: The path to it within the call.
+        first: The place that the first of the list has in theirs.
+    """
+    place = whole(product.get("position"))
+    product_id, sku = product.get("product_id"), product.get("sku")
+    return Line(
+        where,
+        item_id=product_id if given(product_id) is not None or given(sku) is None else sku,
+        position=None if place is None else max(0, place - first),
+        quantity=product.get("quantity"),
+        price=amount(product.get("price")),
+    )
 
-        Args:
-            first: The place that the first of the list has in theirs.
-        """
-        position = None if self.position is None else max(0, self.position - first)
-        return Line(self.product_id or self.sku, position, self.quantity, self.price)
+
+def _products(value: object) -> object:
+    if not isinstance(value, list) or not value:
+        got = "none" if value is None or value == [] else brief(value)
+        raise ValueError(f"must be a list of at least one product, got {got}")
+    return value
 
 
 class _Listed(Foreign):
-    products: Annotated[list[_Product], Field(min_length=1)]
+    products: Annotated[list[Any], BeforeValidator(_products)] = Field(None, validate_default=True)
     request_id: Text = None
     query: Text = None
+    order_id: OrderId = None
 
     def lines(self) -> list[Line]:
         # The spec counts from 1; a list with a 0 in it was counted from there.
-        first = 0 if any(product.position == 0 for product in self.products) else 1
-        return [product.line(first=first) for product in self.products]
+        places = [whole(product.get("position")) for product in self.products if isinstance(product, dict)]
+        first = 0 if 0 in places else 1
+        return lines_of(self.products, partial(_line, first=first), path="properties.products")
 
 
-class _Single(_Product):
+class _Single(Foreign):
     request_id: Text = None
 
 
@@ -82,14 +97,15 @@ class _Track(Foreign):
     own_time: TimeOrNone = Field(None, validation_alias="originalTimestamp")
     context: _Context | None = None
 
-    def common(self, payload: bytes, request_id: str | None, received_ms: int) -> Common:
-        times = (self.time, self.own_time, received_ms)
+    def common(self, source: Source, *, request_id: str | None, order_id: str | None = None) -> Common:
+        time = self.own_time if self.time is None else self.time
         return Common(
-            event_id=self.message_id or content_id(payload),
-            ts=next(time for time in times if time is not None),
+            event_id=self.message_id or source.event_id(has_time=time is not None),
+            ts=source.received_ms if time is None else time,
             user_id=self.user or self.device,
             session_id=self.context.session if self.context else None,
             request_id=request_id,
+            order_id=order_id,
         )
 
 
@@ -98,28 +114,30 @@ class _ListTrack(_Track):
 
 
 class _SingleTrack(_Track):
-    properties: _Single
+    properties: dict[str, Any]
 
 
-def decode_segment(payload: bytes, received_ms: int) -> list[Event]:
-    """Reads one record.
+def decode_segment(source: Source) -> Decoded:
+    """Reads one record. A call that has no time of its own has that of the record.
 
     Args:
-        payload: One call as Segment or RudderStack deliver it.
-        received_ms: Stands in where a call has no time of its own.
+        source: One call as Segment or RudderStack deliver it.
 
     Raises:
-        ValidationError: If it is not as their specification or our own rules have it.
+        ValidationError: If it is not as their specification has it.
     """
-    call = _Call.model_validate_json(payload)
+    call = _Call.model_validate_json(source.payload)
     if call.type != "track" or not isinstance(call.event, str):
         return []
     if call.event in CLICKS:
-        single = _SingleTrack.model_validate_json(payload)
-        common = single.common(payload, single.properties.request_id, received_ms)
-        return clicked(common, [single.properties.line()])
+        single = _SingleTrack.model_validate_json(source.payload)
+        common = single.common(source, request_id=_Single.model_validate(single.properties).request_id)
+        return clicked(common, [_line(single.properties, "properties")])
     if call.event not in LISTS and call.event != ORDER:
         return []
-    track = _ListTrack.model_validate_json(payload)
-    common, lines = track.common(payload, track.properties.request_id, received_ms), track.properties.lines()
-    return bought(common, lines) if call.event == ORDER else shown(common, lines, query=track.properties.query)
+    track = _ListTrack.model_validate_json(source.payload)
+    said = track.properties
+    common = track.common(source, request_id=said.request_id, order_id=said.order_id)
+    if call.event == ORDER:
+        return bought(common, said.lines())
+    return shown(common, said.lines(), query=said.query)

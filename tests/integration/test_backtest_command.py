@@ -5,7 +5,6 @@ import gzip
 import json
 import re
 import subprocess
-import sys
 from collections import defaultdict
 from math import log2
 from pathlib import Path
@@ -13,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
+from forked import run_command
 from tiny_model import paired_stream, tiny_bert, titled
 
 from services.backtest.command import run
@@ -49,11 +49,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def backtest(data: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", "from services.cli import main; main()"]
     files = ["--items", str(data / "items.csv"), "--events", str(data / "events.csv.gz"), "--encoder", str(tiny_bert())]
-    return subprocess.run(
-        [*command, "backtest", *files, *arguments], capture_output=True, text=True, check=False, cwd=data, timeout=200
-    )
+    return run_command(["backtest", *files, *arguments], cwd=data, timeout=200)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from forked import run_command
 
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer, Record
@@ -19,7 +19,6 @@ from streams.control import (
     Forget,
     GuardReport,
     Quarantine,
-    Quarantined,
     Released,
     guard_record,
     parse_control,
@@ -52,8 +51,7 @@ def env(kafka_connection: KafkaConnection, topics: Topics) -> dict[str, str]:
 
 
 def headwater(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.cli", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return run_command(arguments, env=env)
 
 
 def commands(connection: KafkaConnection, topics: Topics) -> list[Command | None]:

@@ -31,16 +31,17 @@ def demo(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
 
 
 def processes_naming(text: str) -> list[str]:
-    """Command lines of running processes that have `text` in them."""
-    lines = []
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
+    """Running processes that have `text` in their command line, or a file open whose path has it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            line = status.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            files = [str(descriptor.readlink()) for descriptor in (process / "fd").iterdir()]
         except OSError:  # it ended meanwhile
             continue
-        if text in line:
-            lines.append(line)
-    return lines
+        if any(text in each for each in (line, *files)):
+            found.append(line)
+    return found
 
 
 def wait_until(condition: Any, within_seconds: float) -> None:

@@ -78,13 +78,20 @@ def outcome(refused: Record) -> None:
         assert result.error
         assert DeadLetter.model_validate_json(result.model_dump_json()) == result
         return
+    letters = [one for one in result if isinstance(one, DeadLetter)]
+    assert len({letter.record_key() for letter in letters}) == len(letters) < len(result) or not letters
+    for letter in letters:
+        assert letter.line
+        assert letter.error
+        assert isinstance(json.loads(letter.original() or b""), dict)
+        assert DeadLetter.model_validate_json(letter.model_dump_json()) == letter
     for event in result:
-        if isinstance(event, ItemRemoved):
+        if isinstance(event, ItemRemoved | DeadLetter):
             continue
         model = MODELS[event.KIND]
         assert type(event) is model
         assert model.model_validate_json(event.model_dump_json()) == event  # so that all our rules hold for it
-    ids = [event.event_id for event in result if not isinstance(event, ItemRemoved)]
+    ids = [event.event_id for event in result if not isinstance(event, ItemRemoved | DeadLetter)]
     assert len(set(ids)) == len(ids) or TOPICS.dialects[refused.topic] == "ga4"
 
 

@@ -27,7 +27,7 @@ SLICE = 400
 NOW_MS = 1_770_000_000_000
 ITEMS = 30
 ODD_VALUES: tuple[Any, ...] = (
-    *(None, True, "", "\0", "é" * 300, "x" * 5_000, "2026-01-01T00:00:00Z", "NaN", "\ud800"),
+    *(None, True, "", "(not set)", "12,50", "\0", "é" * 300, "x" * 5_000, "2026-01-01T00:00:00Z", "NaN", "\ud800"),
     *(0, -1, 2**31, 2**63, 10**400, 1.5, 1e308, -0.0, float("nan"), float("inf")),
     *([], {}, [[]], [None], {"a": {"b": {"c": []}}}, ["i1", "i2"]),
 )
@@ -108,7 +108,7 @@ def test_fuzzed_records_are_each_learnt_or_refused_with_a_reason(fuzzed: int) ->
             batch.append(record)
         if len(batch) < SLICE and record is not None:
             continue
-        taken = intake.take(batch)
+        taken = intake.take(batch, now_ms=NOW_MS + 50 * fuzzed)
         assert all(letter.reason and letter.error for letter in taken.letters)
         letters, taken_in, batch = letters + len(taken.letters), taken_in + len(batch), []
         if taken.examples:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+from forked import ForkedCommand
 from prometheus_client.parser import text_string_to_metric_families
 
 from streams.connection import KafkaConnection
@@ -37,10 +38,7 @@ class CollectorProcess:
     def __enter__(self) -> Self:
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "services.cli", "collector"],
-                env=self.env, stdout=subprocess.PIPE, stderr=log, text=True,
-            )  # fmt: skip
+            self._process = ForkedCommand(["collector"], env=self.env, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
         said = self._process.stdout.readline().split()
         assert said[:1] == ["listening"], self.log()

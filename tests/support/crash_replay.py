@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -13,12 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from forked import fork_context
 from updater_shop import START_MS, WAIT_SECONDS, Shop, items, newest_checkpoint, wait_until
 
 from peft_adapters.stores import FsspecStore
@@ -203,7 +203,7 @@ class CrashReplay:
 
     def start(self, settings: Settings | None = None, fault: Death | StoreFault | None = None) -> ForkServerProcess:
         self._lives += 1
-        process = _context().Process(target=_live, args=(settings or self.settings, fault, self.log()))
+        process = fork_context().Process(target=_live, args=(settings or self.settings, fault, self.log()))
         process.start()
         return process
 
@@ -323,8 +323,8 @@ class CrashReplay:
 
 
 def _records_read(line: str) -> int:
-    """Before the end of a slice, which is a line of a journal; what the gate decided stands there too."""
-    return sum(value for value in json.loads(line).values() if isinstance(value, int))
+    """Before the end of a slice, which is a line of a journal."""
+    return sum(json.loads(line)["ends"].values())
 
 
 def _stands_at(root: Path, ends: dict[str, int]) -> bool:
@@ -367,13 +367,6 @@ def _rows(path: Path, table: str) -> list[tuple[Any, ...]]:
 def _with_secret(settings: Settings) -> Settings:
     secret = settings.privacy.model_validate({"secret": "only for tests"})
     return settings.model_copy(update={"privacy": secret})
-
-
-def _context() -> ForkServerContext:
-    """Children of a process that has the libraries loaded: a life begins within a fraction of a second."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["services.updater.loop", "crash_replay"])
-    return context
 
 
 def _live(settings: Settings, fault: Death | StoreFault | None, log: Path) -> None:

@@ -117,7 +117,7 @@ def record(dialect: Dialect, value: bytes | None, key: bytes | None = b"any") ->
     return Record(f"of.{dialect}", 0, 5, key, value, LOG_MS)
 
 
-def read(dialect: Dialect, said: object) -> list[Event | ItemRemoved] | DeadLetter:
+def read(dialect: Dialect, said: object) -> list[Event | ItemRemoved | DeadLetter] | DeadLetter:
     """What `decode` makes of it."""
     return decode(record(dialect, json.dumps(said).encode()), TOPICS)
 

@@ -5,7 +5,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+from forked import ForkedCommand
 from kafka import KafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_model import tiny_bert
@@ -184,10 +184,7 @@ class UpdaterProcess:
 
     def __enter__(self) -> Self:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "services.cli", "updater"],
-                env=self._env, stdout=subprocess.PIPE, stderr=log, text=True,
-            )  # fmt: skip
+            self._process = ForkedCommand(["updater"], env=self._env, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
         said = self._process.stdout.readline().split()
         assert said[:1] == ["listening"], self.log()

@@ -1,8 +1,6 @@
 """`headwater collector` as a process: what is accepted arrives, in order, whoever dies in between."""
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from collector_process import CollectorProcess, arrived, first_copies, wait_until
+from forked import run_command
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
@@ -249,10 +248,7 @@ class TestKilled:
 
 def test_a_spool_in_use_is_one_clear_line(embedded: KafkaConnection, tmp_path: Path) -> None:
     with CollectorProcess(embedded, Topics(), tmp_path) as collector:
-        second = subprocess.run(
-            [sys.executable, "-m", "services.cli", "collector"],
-            env=collector.env, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        second = run_command(["collector"], env=collector.env)
         assert second.returncode == 1
         assert second.stderr.startswith("headwater: the spool ")
         assert "no other collector has it" in second.stderr

@@ -17,7 +17,7 @@ from streams.consumer import PartitionConsumer, Record
 from streams.dead_letters import DeadLetter, DeadLetterWriter
 from streams.decode import decode
 from streams.errors import DeliveryError
-from streams.events import Click
+from streams.events import Click, Purchase
 from streams.privacy import PayloadPolicy, Pseudonymiser
 from streams.producer import EventProducer
 from streams.topics import Topics
@@ -282,6 +282,34 @@ class TestMended:
         (record,) = desk.read(desk.topics.purchases)
         assert record.key == b"eve"
         assert desk.clicks() == BAD[:1]
+
+    def test_a_line_of_an_order_goes_back_mended_and_only_so(
+        self, desk: Desk, mend: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        topics = desk.topics.model_copy(update={"dialects": {desk.topics.clicks: "segment"}, "clicks": "others"})
+        monkeypatch.setenv("HEADWATER_TOPICS__DIALECTS", '{"shop.orders": "segment"}')
+        products = [{"product_id": "mug-1"}, {"product_id": "mug-2", "quantity": -1}, {"sku": "(not set)"}]
+        order = {"type": "track", "event": "Order Completed", "messageId": "m-1", "userId": "ann",
+                 "properties": {"order_id": "o-1", "products": products}}  # fmt: skip
+        (sent,) = desk.send([(b"ann", json.dumps(order).encode())])
+        decoded = decode(sent, topics)
+        assert isinstance(decoded, list)
+        letters = [one.model_copy(update={"topic": "shop.orders"}) for one in decoded if isinstance(one, DeadLetter)]
+        with closing(DeadLetterWriter(desk.connection, desk.topics)) as writer:
+            for letter in letters:
+                writer.write(letter)
+        key = f"shop.orders/{sent.partition}/0/properties.products.1"
+        assert [one["letter"] for one in desk.listed()] == [key, key[:-1] + "2"]
+        why = "it is one line of a record whose other lines count already; replay it mended"
+        assert desk.run("replay", status=1) == ["0 records put back", f"2 not replayable: {why}"]
+        event = json.loads(letters[0].original() or b"") | {"quantity": 1}
+        assert desk.run("replay", "--mended", str(mend({"letter": key, "event": event}))) == [
+            f"1 records put back: 1 to {desk.topics.purchases}"
+        ]
+        (back,) = desk.read(desk.topics.purchases)
+        (purchase,) = decode(back, desk.topics)
+        assert isinstance(purchase, Purchase)
+        assert (purchase.user_id, purchase.item_id, purchase.order_id) == ("ann", "mug-2", "o-1")
 
     def test_one_that_is_wrong_sends_none(self, desk: Desk, mend: Callable[..., Path]) -> None:
         good, bad = (letter.record_key() for letter in desk.refuse(desk.send(BAD[:2])))

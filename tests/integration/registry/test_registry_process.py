@@ -1,9 +1,7 @@
 """`headwater registry` as a process of its own."""
 
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+from forked import ForkedCommand, run_command
 from small_bundle import write_small_bundle
 
 from peft_adapters.bundle import read_bundle
@@ -19,15 +18,14 @@ from peft_adapters.errors import VersionNotFoundError
 from peft_adapters.registry import AdapterRegistry
 
 
-def command(*arguments: str) -> list[str]:
-    return [str(Path(sys.executable).with_name("headwater")), "registry", *arguments]
-
-
 @contextmanager
-def registry_process(root: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def registry_process(root: Path) -> Iterator[tuple[ForkedCommand, str]]:
     """The process and its base URL."""
-    process = subprocess.Popen(
-        command("--registry-url", str(root), "--port", "0"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    process = ForkedCommand(
+        ["registry", "--registry-url", str(root), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     with process:
         try:
@@ -109,10 +107,7 @@ def test_killed_and_started_again_it_serves_the_same(tmp_path: Path) -> None:
 
 
 def test_an_address_that_no_store_has_is_one_clear_line(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        command("--registry-url", "no-such-store://x", "--port", "0"),
-        capture_output=True, text=True, timeout=60, env=os.environ, check=False,
-    )  # fmt: skip
+    ended = run_command(["registry", "--registry-url", "no-such-store://x", "--port", "0"])
     assert ended.returncode in (1, 2)
     assert "no-such-store" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from forked import ForkedCommand
 from learnt_chain import Publications
 from tiny_model import tiny_bert, titled
 
@@ -34,7 +34,7 @@ START_SECONDS = 60.0
 class Scorer:
     """The process, and a client to it."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
+    def __init__(self, process: ForkedCommand, url: str, log: Path) -> None:
         self.process, self.url, self._log = process, url, log
         self.client = httpx.Client(base_url=url)
 
@@ -105,8 +105,8 @@ class Shop:
         log = self.directory / "scorer.log"
         options = ["--registry-url", self.registry.url, "--port", "0", "--cache-dir", str(self.directory / "cache")]
         with log.open("w") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "services.cli", "scorer", *options],
+            process = ForkedCommand(
+                ["scorer", *options],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,

@@ -61,3 +61,49 @@ def test_it_learns_from_topics_of_others_alone(
     counts = shop.checkpointed()["intake"]["outcomes"]
     assert [theirs.purchases, "ignored", 1] in counts
     assert [theirs.purchases, "dead_letter", 1] in counts
+
+
+def _ga4_order(number: int, *, seconds: int, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """An order as gtag sends it, so many seconds after the start."""
+    micros = 1_000 * (START_MS + 1_000 * seconds)
+    order = {"transaction_id": f"T-{number}", "items": lines}
+    return {"name": "purchase", "client_id": f"c{number}", "event_timestamp": micros, "params": order}
+
+
+def test_reloads_untimed_looks_and_bad_lines_are_each_counted_for_what_they_are(
+    kafka_connection: KafkaConnection, topics: Topics, make_topics: Callable[..., Topics], tmp_path: Path
+) -> None:
+    theirs = make_topics(kafka_connection)
+    config = tmp_path / "headwater.toml"
+    config.write_text(f'[topics.dialects]\n"{theirs.clicks}" = "ga4"\n"{theirs.purchases}" = "ga4"\n')
+    shop = Shop(kafka_connection, topics, tmp_path)
+    shop.send(*items(20))
+    look = {"client_id": "111.222", "events": [{"name": "view_item", "params": {"items": [{"item_id": "i1"}]}}]}
+    lines: list[dict[str, Any]] = [
+        {"item_id": "i1", "price": "12,50"},
+        {"item_id": "(not set)"},
+        {"item_id": "i2"},
+        {"item_id": "i3", "quantity": -1},
+    ]
+    with EventProducer(kafka_connection, topics) as producer:
+        for _ in range(3):
+            producer.send_raw(theirs.clicks, b"111.222", json.dumps(look).encode())
+        for number in range(10):  # each sent again by a reload, a minute later
+            for seconds in (number, number + 60):
+                order = _ga4_order(number, seconds=seconds, lines=lines)
+                producer.send_raw(theirs.purchases, order["client_id"].encode(), json.dumps(order).encode())
+
+    env = shop.process()._env | {"HEADWATER_CONFIG": str(config)}
+    with UpdaterProcess(env, tmp_path / "updater.log", topics) as updater:
+        wait_until(lambda: updater.counts(theirs.purchases).get("in") == 80, what="all lines in")
+        wait_until(lambda: updater.counts(theirs.purchases)["learnt"] == 20, what="all orders learnt")
+        wait_until(lambda: updater.counts(theirs.clicks).get("learnt") == 3, what="all looks learnt")
+        counts = updater.counts(theirs.purchases)
+        assert (counts["duplicate"], counts["dead_letter"]) == (20, 40)
+        assert updater.end() == 0
+    letters = shop.letters()
+    assert len({letter.record_key() for letter in letters}) == len(letters) == 40
+    assert {letter.line for letter in letters} == {"items.1", "items.3"}
+    assert {letter.error for letter in letters if letter.line == "items.1"} == {
+        "items.1.item_id: Field required, got '(not set)'"
+    }

@@ -17,9 +17,9 @@ from services.metrics import UpdaterMetrics, new_registry
 from services.settings import Settings
 from services.updater.loop import Updater
 from streams.connection import KafkaConnection
-from streams.control import GuardReport, Quarantined, Released, Secret, parse_control, release_key
+from streams.control import GuardReport, Quarantined, Released, Secret, forget_record, parse_control, release_key
 from streams.embedded_broker import EmbeddedBroker
-from streams.errors import DeliveryError, SecretMismatchError
+from streams.errors import DeliveryError, HeadwaterStreamError, SecretMismatchError
 from streams.events import Click, Impression, Shown
 from streams.privacy import PrivacySettings, Pseudonymiser
 from streams.producer import EventProducer
@@ -208,7 +208,7 @@ def test_an_updater_with_another_secret_than_the_deployments_learns_nothing(shop
     assert shop.latest().secret_fingerprint == PSEUDONYM.fingerprint()
     version = shop.latest().version
     other = settings_of(shop, secret="another secret", checkpoint_dir=shop.directory / "elsewhere")  # noqa: S106
-    with updater(other) as made, pytest.raises(SecretMismatchError, match="`privacy.secret` must be the same"):
+    with updater(other) as made, pytest.raises(SecretMismatchError, match="must be the same in all processes"):
         made.run()
     assert shop.latest().version == version
     assert len(shop.records(shop.topics.control)) == len(found), "it has published nothing"

@@ -5,7 +5,7 @@ import torch
 from tiny_model import tiny_encoder
 
 from peft_adapters.catalogue import Catalogue, item_text
-from peft_adapters.encoder import Encoder
+from peft_adapters.encoder import MAX_TEXT_CHARS, Encoder
 from peft_adapters.prefix_cache import PrefixCache
 
 
@@ -91,3 +91,11 @@ def test_activations_beyond_what_memory_may_hold_come_from_the_cache_and_are_the
     bounded.upsert([("a", "rug")])  # gives its room back, to whoever comes next
     bounded.upsert([("e", "bird")])
     assert [states is not None for states in bounded.hidden] == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize("field", ["title", "brand", "category", "description"])
+def test_the_text_of_an_item_is_cut_whichever_field_is_long(field: str) -> None:
+    said = {"title": "Mug"} | {field: "x" * 2**20}
+    assert len(item_text(**said)) == MAX_TEXT_CHARS
+    just_under = {"title": "Mug"} | {field: "x" * (MAX_TEXT_CHARS - 10)}
+    assert just_under[field] in item_text(**just_under)

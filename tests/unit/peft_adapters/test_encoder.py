@@ -5,15 +5,16 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_model import tiny_bert, tiny_encoder, tiny_roberta
 from torch import Tensor
 
-from peft_adapters.encoder import Encoder, text_digest
+from peft_adapters.encoder import MAX_TEXT_CHARS, Encoder, text_digest
 from peft_adapters.errors import EncoderError
 from peft_adapters.settings import EncoderSettings
 
@@ -196,3 +197,40 @@ def test_activations_do_not_depend_on_what_is_encoded_beside_a_text() -> None:
     for order in (range(22, -1, -1), range(0, 23, 2), [7]):
         for index, alone in zip(order, encoder.prefix([texts[index] for index in order]), strict=True):
             assert torch.equal(alone, together[index])
+
+
+@pytest.mark.parametrize("text", ["red mug " * 131_072, "x" * 2**20, "茶" * 350_000, " " * 2**20])
+def test_a_text_of_1_mb_is_cut_before_it_is_tokenised(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = tiny_encoder()
+    tokenizer, lengths = encoder.tokenizer, list[int]()
+
+    def tokenise(texts: list[str], **kwargs: object) -> object:
+        lengths.extend(map(len, texts))
+        return tokenizer(texts, **kwargs)
+
+    monkeypatch.setattr(encoder, "tokenizer", Tokenise(tokenise, tokenizer))
+    (alone,) = encoder.prefix([text])
+    (cut,) = encoder.prefix([text[:MAX_TEXT_CHARS]])
+    encoder.frozen_prefix()(text)
+    assert torch.equal(alone, cut)
+    assert max(lengths) == MAX_TEXT_CHARS
+
+
+def test_a_text_under_the_bound_is_tokenised_whole() -> None:
+    encoder = tiny_encoder()
+    text = "x" * (MAX_TEXT_CHARS - 8) + " red mug"
+    whole = encoder.tokenizer(text, truncation=True, max_length=encoder.settings.max_tokens)["input_ids"]
+    assert encoder._token_ids([text]) == [whole]
+
+
+class Tokenise:
+    """A tokenizer that is called through a function."""
+
+    def __init__(self, called: Callable[..., object], whole: Any) -> None:
+        self._called, self._whole = called, whole
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._called(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)

@@ -71,6 +71,31 @@ def test_a_field_of_whatever_type_is_text(value: object, text: str) -> None:
     assert item.title == shown.query == text
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [{"name": "title", "value": "Heat"}, {"name": "price", "value": "12,50"}],
+        [{"name": "price", "value": -1}, {"name": "title", "value": "Heat"}],
+        [{"name": "title", "value": None}, {"name": "title", "value": "Heat"}, {"name": "kind", "value": "dress"}],
+        [{"name": "title", "value": ["Heat", None, {}]}, {"name": "status", "value": ["sold", "out"]}],
+        [{"name": "title", "value": "Heat"}, {"name": "brand", "value": {"en": "X"}}],
+        [{"name": "category", "value": True}, {"name": "title", "value": "Heat"}],
+        [{"name": "title", "value": "Heat"}, {"name": 7, "value": "x"}, "stray", None, {"value": 1}, ["title"]],
+        [{"name": "title", "value": "Heat"}, {"name": "vectors", "value": [1, 2]}, {"name": "ts", "value": "x"}],
+    ],
+)
+def test_a_foreign_field_of_an_item_refuses_nothing(fields: list[object]) -> None:
+    expected = Item(event_id=METARANK_ITEM["id"], ts=TS, item_id="item1", kind="product", title="Heat")
+    assert read("metarank", METARANK_ITEM | {"fields": fields}) == [expected]
+
+
+@pytest.mark.parametrize("fields", [["query"], {"query": "cat"}, [{"name": "query", "value": {"text": "cat"}}], "x"])
+def test_a_foreign_field_of_a_ranking_refuses_nothing(fields: object) -> None:
+    (shown,) = read("metarank", METARANK_RANKING | {"fields": fields})
+    assert isinstance(shown, Impression)
+    assert shown.query is None
+
+
 @pytest.mark.parametrize("said", [METARANK_USER, METARANK_INTERACTION | {"type": "dislike"}])
 def test_users_and_other_interactions_say_nothing(said: dict[str, Any]) -> None:
     assert read("metarank", said) == []
@@ -103,17 +128,17 @@ def test_an_event_without_an_id_has_one_of_its_bytes() -> None:
         (METARANK_RANKING | {"event": "clickstream"}, "event"),
         (changed(METARANK_RANKING, "event", to=...), "event: Field required"),
         (METARANK_RANKING | {"items": []}, "items"),
-        (changed(METARANK_RANKING, "items", 1, "id", to=""), "items.1.item_id: Field required"),
+        (METARANK_RANKING | {"items": [{"id": ""}, "item2"]}, "items.0.item_id: Field required, got ''; items.1: must"),
         (METARANK_RANKING | {"timestamp": "soon"}, "timestamp"),
-        (METARANK_RANKING | {"timestamp": "1599391467"}, "timestamp: Input should be greater than or equal to 10"),
-        (METARANK_ITEM | {"timestamp": 1_599_391_467}, "timestamp: Input should be greater than or equal to 10"),
+        (METARANK_RANKING | {"timestamp": "1599391467"}, "milliseconds, got 1599391467, which looks like seconds"),
+        (METARANK_ITEM | {"timestamp": 1_599_391_467}, "which looks like seconds"),
+        (METARANK_ITEM | {"timestamp": 1_599_391_467_000_000}, "which looks like microseconds"),
         (changed(METARANK_RANKING, "timestamp", to=...), "timestamp: Field required"),
         (METARANK_RANKING | {"user": None, "session": ""}, "user_id: Field required"),
-        (METARANK_RANKING | {"fields": ["query"]}, "fields.0"),
-        (METARANK_RANKING | {"fields": [{"name": "query", "value": {"text": "cat"}}]}, "query"),
         (changed(METARANK_INTERACTION, "item", to=...), "item_id: Field required"),
-        (METARANK_ITEM | {"fields": [{"name": "price", "value": 25.0}]}, "title: Field required"),
-        (METARANK_ITEM | {"fields": [{"name": "title", "value": {"en": "Heat"}}]}, "title"),
+        (METARANK_ITEM | {"fields": [{"name": "price", "value": 25.0}]}, "title: must be a text each time"),
+        (METARANK_ITEM | {"fields": [{"name": "title", "value": None}]}, "replaces the one before it whole, got None"),
+        (METARANK_ITEM | {"fields": [{"name": "title", "value": {"en": "Heat"}}]}, "got an object"),
     ],
 )
 def test_what_breaks_a_rule_is_a_dead_letter(said: dict[str, Any], text: str) -> None:

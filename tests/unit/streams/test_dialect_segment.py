@@ -27,9 +27,10 @@ def test_opening_a_product_or_putting_it_into_the_cart_is_a_click(name: str) -> 
 
 
 def test_an_order_is_a_purchase_of_each_product() -> None:
+    order = COMMON | {"order_id": "50314b8e9bcf000000000000"}
     assert read("segment", SEGMENT_ORDER) == [
-        Purchase(**COMMON | {"event_id": f"{ID}/0"}, item_id="507f1f77bcf86cd799439011", quantity=1, price=19),
-        Purchase(**COMMON | {"event_id": f"{ID}/1"}, item_id="505bd76785ebb509fc183733", quantity=2, price=3),
+        Purchase(**order | {"event_id": f"{ID}/0"}, item_id="507f1f77bcf86cd799439011", quantity=1, price=19),
+        Purchase(**order | {"event_id": f"{ID}/1"}, item_id="505bd76785ebb509fc183733", quantity=2, price=3),
     ]
 
 
@@ -120,10 +121,12 @@ def test_other_calls_say_nothing(said: dict[str, Any]) -> None:
         (changed(SEGMENT_CLICK, "properties", to=...), "properties: Field required"),
         (changed(SEGMENT_CLICK, "properties", to={}), "item_id: Field required"),
         (changed(SEGMENT_CLICK, "timestamp", to="yesterday"), "timestamp"),
-        (changed(SEGMENT_CLICK, "timestamp", to=1_449_720_511), "timestamp: Input should be greater than or equal to"),
+        (changed(SEGMENT_CLICK, "timestamp", to=1_449_720_511), "got 1449720511, which looks like seconds"),
         (changed(SEGMENT_LIST, "properties", "products", to=[]), "properties.products"),
         (changed(SEGMENT_LIST, "properties", "products", to=None), "properties.products"),
-        (changed(SEGMENT_ORDER, "properties", "products", 0, "quantity", to=1.5), "quantity"),
+        (changed(SEGMENT_ORDER, "properties", "products", to=...), "products: must be a list of at least one"),
+        (changed(SEGMENT_ORDER, "properties", "products", to="mug"), "at least one product, got 'mug'"),
+        (changed(SEGMENT_CLICK, "properties", "product_id", to={"en": 7}), "properties.item_id"),
         (changed(SEGMENT_CLICK, "messageId", to="m" * 257), "event_id"),
         (changed(SEGMENT_CLICK, "type", to=...), "type: Field required"),
         ("Product Clicked", "object"),
