@@ -23,7 +23,7 @@ from typing import NamedTuple
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from peft_adapters.durable import sync_directory
+from peft_adapters.durable import naming, sync_directory
 from peft_adapters.errors import (
     AlreadyRunningError,
     BundleError,
@@ -358,7 +358,8 @@ class AdapterRegistry:
             arriving.mkdir()
             for name, entry in manifest.files.items():
                 self._files.download(f"{source}/{name}", entry, arriving / name)
-            (arriving / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
+            with naming(arriving / MANIFEST_NAME):
+                (arriving / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
             verify_copy(arriving)
             shutil.rmtree(target, ignore_errors=True)
             arriving.rename(target)
@@ -468,7 +469,9 @@ class AdapterRegistry:
             except FileNotFoundError:
                 return None
             except ValidationError as error:
-                raise BundleFormatError(f"{self.url}/{path}: expected an owner, found: {error}; delete it") from error
+                raise BundleFormatError(
+                    f"{self.url}/{path}: expected an owner, found {error.errors()[0]['msg']}; delete it"
+                ) from error
 
     def _check_owner(self, scenario: str, owner: Owner | None) -> None:
         if owner is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from peft_adapters.durable import naming
 from peft_adapters.errors import BundleDigestError, BundleSizeError, RegistryUnavailableError, VersionNotFoundError
 from peft_adapters.manifest import MANIFEST_NAME, MAX_VERSION, FileEntry, Manifest, manifest_bytes
 from peft_adapters.stores import Store
@@ -87,7 +88,7 @@ class VersionFiles:
             RegistryUnavailableError: the store failed.
         """
         found_bytes, sha256 = 0, hashlib.sha256()
-        with target.open("xb") as file:
+        with naming(target), target.open("xb") as file:
             for chunk in self.chunks(path, limit_bytes=entry.bytes + 1):
                 found_bytes += file.write(chunk)
                 sha256.update(chunk)

@@ -11,6 +11,7 @@ import typer
 from services.adapters.cli import adapters
 from services.backtest.cli import backtest
 from services.bench.cli import app as bench
+from services.checkpoints.cli import checkpoints
 from services.control.cli import guard, secret
 from services.door.cli import keys
 from services.fit.cli import fit
@@ -73,6 +74,7 @@ app.add_typer(dead_letters)
 
 app.add_typer(adapters)
 app.add_typer(bench)
+app.add_typer(checkpoints)
 app.add_typer(keys)
 app.add_typer(topics)
 
@@ -521,10 +523,15 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        status = _exit_status(error)
+        from services.disks import disk_problem
+
+        status, problem = _exit_status(error), str(error)
         if status is None:
-            raise
-        sys.stderr.write(f"headwater: {error}\n")
+            found = disk_problem(error)
+            if found is None:
+                raise
+            status, problem = FAILURE, found
+        sys.stderr.write(f"headwater: {problem}\n")
         sys.exit(status)
 
 
@@ -559,6 +566,7 @@ def _exit_status(error: Exception) -> int | None:
     from peft_adapters.errors import HeadwaterModelError
     from services.collector.spool import SpoolError
     from services.dead_letters.errors import LetterError
+    from services.disks import TemporaryDirectoryError
     from services.door.keys import KeysError
     from services.input_file import InputError
     from services.serving import ServeError
@@ -569,6 +577,7 @@ def _exit_status(error: Exception) -> int | None:
     if isinstance(error, SettingsError | InputError | LetterError | KeysError):
         return USAGE_ERROR
     failures = HeadwaterStreamError | HeadwaterModelError | ServeError | SpoolError | StateError
+    failures |= TemporaryDirectoryError
     return FAILURE if isinstance(error, failures) else None
 
 

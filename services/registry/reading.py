@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,6 +10,7 @@ from peft_adapters.manifest import Manifest
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from peft_adapters.signing import Verifier
+from services.disks import temporary_directory
 
 
 def manifests(registry: AdapterRegistry, scenario: str) -> Iterator[Manifest]:
@@ -98,8 +97,8 @@ def verified(registry: AdapterRegistry, scenario: str, version: int | None, veri
         manifest = registry.manifest(scenario, link)
         if verify is not None:
             verify(manifest)
-        with TemporaryDirectory(prefix="headwater-verify-") as directory:
-            registry.fetch(scenario, link, Path(directory))
+        with temporary_directory("headwater-verify-") as directory:
+            registry.fetch(scenario, link, directory)
         lines.append(f"version {link}: {len(manifest.files)} files as digested; {signature_state(manifest, verify)}")
     return lines
 

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import structlog
 import torch
@@ -18,6 +17,7 @@ from peft_adapters.registry import AdapterRegistry
 from peft_adapters.signing import verifier
 from peft_adapters.texts_before import TextsBefore
 from services import memory
+from services.disks import temporary_directory
 from services.door.wiring import Door
 from services.metrics import ScorerMetrics, new_registry
 from services.scorer.announcements import Announcements
@@ -60,6 +60,7 @@ def run(settings: Settings) -> None:
         RegistryAddressError: No kind of store is known for the registry's address.
         ServeError: The address cannot be listened on.
         SecretError: The secret that user ids are hidden with cannot be had.
+        TemporaryDirectoryError: No temporary directory can be made.
         StateError: Shoppers' states are to come from Redis, and its client is not installed or its address is none.
     """
     memory.give_back()
@@ -70,13 +71,11 @@ def run(settings: Settings) -> None:
     metrics = ScorerMetrics(series)
     pseudonymise = pseudonymiser(settings.privacy)
     door = Door.of(settings.limits, settings.security)
-    with TemporaryDirectory(prefix="headwater-scorer-") as directory:
+    with temporary_directory("headwater-scorer-") as directory:
         registry = _registry(settings)
         announcements = Announcements(settings.scenario, metrics)
         check = CatalogueCheck(settings.kafka, settings.topics)
-        worker, reader, search = _wired(
-            settings, metrics, registry, announcements, Path(directory), pseudonymise, check
-        )
+        worker, reader, search = _wired(settings, metrics, registry, announcements, directory, pseudonymise, check)
         follower = RegistryFollower(
             registry,
             announcements,

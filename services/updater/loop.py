@@ -109,11 +109,12 @@ class Updater:
         Raises:
             BrokerUnreachableError: no broker answered at the start.
             AlreadyRunningError: another updater is at work on the same checkpoints.
-            CheckpointError: the checkpoint cannot be gone on from.
+            CheckpointError: the checkpoint cannot be gone on from, or the disk refused.
             FencedError: another updater has taken over.
         """
         root = self._own.checkpoint_dir / self._settings.scenario
-        with closing(Home(root, keep_checkpoints=self._own.keep_checkpoints, stop=self._stop)) as self._home:
+        home = Home(root, keep_checkpoints=self._own.keep_checkpoints, stop=self._stop)
+        with closing(home) as self._home, home.disk_errors():
             self._begin()
             while not self._done():
                 next_ = self._next_slice()

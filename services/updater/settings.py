@@ -40,7 +40,11 @@ class UpdaterSettings(BaseModel):
     keep_minutes: int = Field(
         default=30, ge=0, description="but of older full ones the first of each minute stays so long, to go back to"
     )
-    keep_checkpoints: int = Field(default=2, ge=1, description="older ones are deleted")
+    keep_checkpoints: int = Field(
+        default=2,
+        ge=2,
+        description="older ones are deleted; a start falls back to an older one if the newest is damaged",
+    )
     click_window_seconds: float = Field(
         default=600.0, gt=0, description="event time after which what was shown and not clicked is a negative"
     )
