@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run, so that `headwater --help` answers at once."""
 
+import io
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,9 +14,10 @@ from services.bench.cli import app as bench
 from services.checkpoints.cli import checkpoints
 from services.door.cli import keys
 from services.fit.cli import fit
-from services.options import Config, Events, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
+from services.options import Config, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers, Strict
 from services.options import settings_from as _settings
 from services.state.cli import state_writer
+from services.topics.cli import topics
 from services.tune.cli import tune
 
 if TYPE_CHECKING:
@@ -26,13 +28,33 @@ FAILURE = 1
 
 app = typer.Typer(
     name="headwater",
-    help="Keeps a shop's ranking model as fresh as its click stream.\n\nStart with: headwater demo",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"headwater {version('headwater')}")
+        raise typer.Exit
+
+
+@app.callback()
+def headwater(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Keeps a shop's ranking model as fresh as its click stream.
+
+    Start with: headwater demo
+    """
+
 
 quarantine = typer.Typer(
     help="Look at the users and items that do not count for now, and let them out.", no_args_is_help=True
@@ -51,6 +73,7 @@ app.add_typer(adapters)
 app.add_typer(bench)
 app.add_typer(checkpoints)
 app.add_typer(keys)
+app.add_typer(topics)
 
 app.command()(backtest)
 
@@ -86,25 +109,31 @@ def schema(
 
 @app.command()
 def publish(
-    file: Annotated[Path, typer.Argument(metavar="FILE|-", help="Events as JSON lines; - is standard input.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE|-", help="Events as JSON or as a table with a header; - is standard input.")
+    ],
     kind: Annotated[
-        EventKind | None, typer.Option("--kind", help="Kind of every event; else each line's `type`.")
+        EventKind | None, typer.Option("--kind", help="Kind of every event; else each line's `type` or `event_type`.")
     ] = None,
+    strict: Strict = False,
     config: Config = None,
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Send events from a file or standard input, one JSON object a line.
+    """Send events from a file or standard input: one JSON object a line, a JSON array, or a table with a header.
 
-    A line without event_id gets one, a line without ts the present time. Bad lines are named and passed over; the exit
-    status is then 1.
+    Tables are separated by commas, semicolons or tabs; their columns are those of `headwater replay`. Gzip, UTF-8 and
+    UTF-16 are recognised. An event without event_id gets one, an event without a time the present time. Bad lines are
+    named and passed over; the exit status is then 1.
+
+    A catalogue: headwater publish items.csv --kind item
 
     Example: echo '{"type": "click", "user_id": "u1", "item_id": "i1"}' | headwater publish -
     """
     settings = _settings(config, bootstrap_servers, log_level)
     from services.publish.command import run
 
-    summary = run(settings, file, kind=kind.value if kind else None)
+    summary = run(settings, file, kind=kind.value if kind else None, strict=strict)
     for number, reason in summary.first_bad:
         typer.echo(f"line {number}: {reason}", err=True)
     if summary.bad > len(summary.first_bad):
@@ -117,7 +146,9 @@ def publish(
 @app.command()
 def replay(
     items: Items,
-    events: Events,
+    events: Annotated[
+        Path | None, typer.Option("--events", metavar="FILE", help="Events, likewise; without it the catalogue alone.")
+    ] = None,
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.01, metavar="EVENTS_PER_S", help="So many events a second.")
     ] = None,
@@ -125,6 +156,7 @@ def replay(
         float | None, typer.Option("--speed-up", min=0.01, metavar="X", help="The data's own time, X times as fast.")
     ] = None,
     max_events: MaxEvents = None,
+    strict: Strict = False,
     config: Config = None,
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
@@ -132,7 +164,8 @@ def replay(
 ) -> None:
     """Send a data set: its catalogue, then its events in order, at a chosen pace.
 
-    Event ids are the file's name and the row, so what is replayed twice counts once.
+    Event ids are the file's name and the row, so what is replayed twice counts once. Bad rows are named and skipped;
+    the exit status is then 1.
 
     Example: headwater replay --items items.csv.gz --events events.csv.gz --rate 300
     """
@@ -141,9 +174,15 @@ def replay(
 
     if rate is not None and speed_up is not None:
         raise typer.BadParameter("--rate and --speed-up exclude each other; give one")
-    summary = run(settings, items=items, events=events, rate=rate, speed_up=speed_up, max_events=max_events)
+    summary = run(
+        settings, items=items, events=events, rate=rate, speed_up=speed_up, max_events=max_events, strict=strict
+    )
+    for line in summary.refused.lines():
+        typer.echo(line, err=True)
     skipped = "".join(f", {count} {kind or 'untyped'} rows passed over" for kind, count in summary.skipped.items())
     typer.echo(f"{summary.items} items and {summary.events} events delivered in {summary.seconds:.1f} s{skipped}")
+    if summary.refused.count:
+        raise typer.Exit(FAILURE)
 
 
 @app.command()
@@ -470,6 +509,7 @@ def purge_dead_letters(
 
 def main() -> None:
     """Runs the command line: an expected error is one line on standard error and an exit status."""
+    _write_on_any_terminal()
     try:
         app()
     except Exception as error:
@@ -483,6 +523,13 @@ def main() -> None:
             status, problem = FAILURE, found
         sys.stderr.write(f"headwater: {problem}\n")
         sys.exit(status)
+
+
+def _write_on_any_terminal() -> None:
+    """Escape characters that the terminal's encoding lacks, instead of failing on them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _selection(
@@ -511,14 +558,13 @@ def _exit_status(error: Exception) -> int | None:
     from services.dead_letters.errors import LetterError
     from services.disks import TemporaryDirectoryError
     from services.door.keys import KeysError
-    from services.publish.command import InputError
-    from services.replay.dataset import DatasetError
+    from services.input_file import InputError
     from services.serving import ServeError
     from services.settings import SettingsError
     from services.state.errors import StateError
     from streams.errors import HeadwaterStreamError
 
-    if isinstance(error, SettingsError | DatasetError | InputError | LetterError | KeysError):
+    if isinstance(error, SettingsError | InputError | LetterError | KeysError):
         return USAGE_ERROR
     failures = HeadwaterStreamError | HeadwaterModelError | ServeError | SpoolError | StateError
     failures |= TemporaryDirectoryError

@@ -8,7 +8,7 @@ A process that resumes from a checkpoint raises its counters to what the checkpo
 ``in = the sum of all other outcomes + pending`` holds on each scrape, not only on a first run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
@@ -29,6 +29,7 @@ EVENT_OUTCOMES = (
     "capped",
     "missed",
 )
+LOG_CHANGES = ("recreated", "truncated")
 LATENESS_SECONDS = (10, 60, 600, 3_600, 86_400)
 QUALITY_METRICS = ("roc_auc", "log_loss", "ndcg10", "hr20", "normalised_entropy")
 GATE_RULES = ("not_finite", "bound", "loss", "norm", "calibration")
@@ -41,6 +42,7 @@ DEAD_LETTER_REASONS = (
     "wrong_key",
     "unknown_topic",
     "wrong_vector",
+    "from_the_future",
 )
 ROLLOUT_ARMS = ("stable", "canary", "shadow")
 SCORER_ROUTES = (
@@ -64,7 +66,7 @@ COLLECTOR_ROUTES = ("/v1/events",)
 COLLECTOR_OUTCOMES = ("accepted", "rejected", "refused_full")
 KEY_REASONS = ("missing", "unknown", "expired", "revoked", "scope")
 SLOW_OVER = ("head", "body", "answer", "connections")
-DEPENDENCIES = ("kafka", "registry", "state")
+DEPENDENCIES = ("kafka", "registry", "adapter", "state", "catalogue")
 UNKNOWN_KIND = "unknown"
 OTHER_ROUTE = "other"
 
@@ -135,7 +137,8 @@ class UpdaterMetrics:
         self.events_pending = Gauge(
             "headwater_events_pending", "Events taken in and not yet settled.", ["topic"], registry=registry
         )
-        for topic in (names.impressions, names.clicks, names.purchases, names.items, names.control, *names.dialects):
+        read = (names.impressions, names.clicks, names.purchases, names.items, names.control, *names.dialects)
+        for topic in read:
             self.events_pending.labels(topic)
             for outcome in EVENT_OUTCOMES:
                 self.events.labels(topic, outcome)
@@ -159,18 +162,42 @@ class UpdaterMetrics:
             ["topic", "late_by"],
             registry=registry,
         )
+        self.clamped_times = Counter(
+            "headwater_clamped_times_total",
+            "Records whose event or record time lay ahead of the reader's clock and was replaced by it.",
+            ["topic"],
+            registry=registry,
+        )
+        for topic in read:
+            self.clamped_times.labels(topic)
         self.consumer_lag_records = Gauge(
             "headwater_consumer_lag_records",
-            "Records in the log and not yet read.",
+            "Records in the log and not yet learnt, those behind an open transaction included.",
             ["topic", "partition"],
             registry=registry,
         )
+        self._declare_log(registry, names)
         self._declare_guard(registry)
         self.records_waiting = Gauge(
             "headwater_records_waiting", "Records read and waiting for their micro-batch to close.", registry=registry
         )
+        self.catalogue_items = _catalogue_items(registry)
         self._declare_learning(registry)
         self.adapter = AdapterMetrics(registry)
+
+    def _declare_log(self, registry: CollectorRegistry, names: Topics) -> None:
+        """Declare what shows the state of the topics that are read."""
+        self.topic_readable = _topic_readable(registry)
+        for topic in (names.impressions, names.clicks, names.purchases, names.items, names.control, *names.dialects):
+            self.topic_readable.labels(topic).set(1)
+        self.log_changes = Counter(
+            "headwater_log_changes_total",
+            "Topics found recreated, and partitions found shorter than what had been read of them.",
+            ["change"],
+            registry=registry,
+        )
+        for change in LOG_CHANGES:
+            self.log_changes.labels(change)
 
     def _declare_guard(self, registry: CollectorRegistry) -> None:
         """Declares what counts abuse, and what was done about it."""
@@ -378,6 +405,7 @@ class ScorerMetrics:
             self.swaps.labels(outcome)
         self.swap_seconds = _timed("headwater_swap_seconds", "Time from an announcement to the flip.", registry)
         self.items = Gauge("headwater_items", "Items that can be ranked.", registry=registry)
+        self.catalogue_items = _catalogue_items(registry)
         self.unused_vectors = Gauge(
             "headwater_unused_vectors",
             "Vectors of items that have another length than the adapter takes; the items are served by their texts.",
@@ -389,6 +417,8 @@ class ScorerMetrics:
             ["dependency"],
             registry=registry,
         )
+        self.topic_readable = _topic_readable(registry)
+        self._topics: set[str] = set()
         self.stand_with({})
         self.state_users = Gauge("headwater_state_users", "Users whose state is held.", registry=registry)
         self.state = StateMetrics(registry)
@@ -402,6 +432,15 @@ class ScorerMetrics:
         """
         for name in DEPENDENCIES:
             self.dependencies.labels(name).set(name not in problems)
+        unreadable = {name.split("/")[1] for name in problems if name.startswith("kafka/")}
+        self._topics |= unreadable
+        for topic in self._topics:
+            self.topic_readable.labels(topic).set(topic not in unreadable)
+
+    def declare_topics(self, topics: Iterable[str]) -> None:
+        """Show topics that are read as readable, until a problem says otherwise."""
+        self._topics |= set(topics)
+        self.stand_with({})
 
 
 class StateMetrics:
@@ -436,6 +475,15 @@ class StateMetrics:
         )
 
 
+def _topic_readable(registry: CollectorRegistry) -> Gauge:
+    return Gauge(
+        "headwater_topic_readable",
+        "1 if a topic can be read; 0 if it is missing, or a part of it cannot be read.",
+        ["topic"],
+        registry=registry,
+    )
+
+
 class StateWriterMetrics:
     """What the writer of shoppers' states wrote.
 
@@ -464,6 +512,18 @@ class StateWriterMetrics:
         self.watermark_timestamp_seconds = Gauge(
             "headwater_state_watermark_timestamp_seconds", "Event time of the newest event written.", registry=registry
         )
+        self.topic_readable = _topic_readable(registry)
+
+    def show_topics(self, topics: Iterable[str], problems: Iterable[str]) -> None:
+        """Show which topics can be read.
+
+        Args:
+            topics: All that are read.
+            problems: Those that cannot be read, as a topic or as `topic/partition`.
+        """
+        unreadable = {name.partition("/")[0] for name in problems}
+        for topic in topics:
+            self.topic_readable.labels(topic).set(topic not in unreadable)
 
 
 class RolloutMetrics:
@@ -635,6 +695,12 @@ class CollectorMetrics:
             "When the event that waits longest was accepted; the time of the scrape when none waits.",
             registry=registry,
         )
+
+
+def _catalogue_items(registry: CollectorRegistry) -> Gauge:
+    return Gauge(
+        "headwater_catalogue_items", "Items that the catalogue topics hold, as far as read.", registry=registry
+    )
 
 
 def _timed(name: str, documentation: str, registry: CollectorRegistry) -> Histogram:

@@ -30,6 +30,7 @@ from services.scorer.search_settings import SearchSettings
 from services.scorer.settings import ScorerSettings
 from services.state.settings import StateSettings
 from services.updater.settings import UpdaterSettings
+from streams.clocks import ClockSettings
 from streams.connection import KafkaConnection
 from streams.events import Scenario
 from streams.guard import GuardSettings
@@ -60,6 +61,7 @@ class Settings(BaseSettings):
         log_level: The least severe level that is logged.
         kafka: How to reach and trust the brokers.
         topics: The names of the topics.
+        clock: How far times of events and records may be ahead of the reader's clock.
         registry: Where the registry process keeps and serves adapters.
         collector: Where events are collected over HTTP, and how many may wait for Kafka.
         updater: When batches close and adapters are published.
@@ -86,6 +88,7 @@ class Settings(BaseSettings):
     log_level: LogLevel = "info"
     kafka: KafkaConnection = KafkaConnection()
     topics: Topics = Topics()
+    clock: ClockSettings = ClockSettings()
     registry: RegistrySettings = RegistrySettings()
     collector: CollectorSettings = CollectorSettings()
     scorer: ScorerSettings = ScorerSettings()

@@ -6,13 +6,15 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Self, TypeVar
 
 import structlog
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 from pydantic import BaseModel, ConfigDict, FilePath, SecretStr, field_validator, model_validator
 
 from streams.errors import BrokerUnreachableError
@@ -105,7 +107,8 @@ def open_client(build: Callable[..., Client], connection: KafkaConnection, **opt
     A client's constructor starts a thread and leaves it running when it fails; here it is stopped.
 
     Raises:
-        BrokerUnreachableError: If no broker answers within `bootstrap_timeout_ms`, or it turns us away.
+        BrokerUnreachableError: If no broker answers within `bootstrap_timeout_ms`, or it turns us away, or no broker
+            can be reached at the address that it advertises.
     """
     refused = refusal(connection)
     if refused is not None:
@@ -113,7 +116,8 @@ def open_client(build: Callable[..., Client], connection: KafkaConnection, **opt
     started: list[KafkaNetClient] = []
 
     def start(**settings: Any) -> KafkaNetClient:
-        started.append(KafkaNetClient(**settings))
+        net = NetworkSelector(**settings)
+        started.append(KafkaNetClient(net=net, manager=_ConnectionManager(net, **settings)))
         return started[0]
 
     with _complaints() as complaints:
@@ -122,23 +126,68 @@ def open_client(build: Callable[..., Client], connection: KafkaConnection, **opt
         except (KafkaError, OSError) as error:
             for client in started:
                 client.close()
-            reason = complaints[0] if complaints else str(error)
-            if connection.sasl_mechanism is not None:
-                reason += " (a wrong `sasl_username` or `sasl_password` may end so)"
-            raise BrokerUnreachableError(connection.bootstrap_servers, reason) from error
+            raise BrokerUnreachableError(
+                connection.bootstrap_servers, _client_reason(error, complaints, connection)
+            ) from error
+
+
+def _client_reason(error: Exception, complaints: Sequence[str], connection: KafkaConnection) -> str:
+    """Return why a client could not be built."""
+    if isinstance(error, _AdvertisedListenerError):
+        return str(error.args[0])
+    reason = complaints[0] if complaints else str(error)
+    if connection.sasl_mechanism is not None:
+        reason += " (a wrong `sasl_username` or `sasl_password` may end so)"
+    return reason
 
 
 def refusal(connection: KafkaConnection) -> str | None:
     """Why no server takes a connection: quicker than a client, and it leaves nothing open."""
     reasons = []
     for server in connection.servers():
-        try:
-            socket.create_connection(_address(server), timeout=PROBE_TIMEOUT_MS / 1000).close()
-        except OSError as error:
-            reasons.append(error.strerror or str(error))
-        else:
+        reason = connection_refusal(*_address(server))
+        if reason is None:
             return None
+        reasons.append(reason)
     return reasons[0]
+
+
+def connection_refusal(host: str, port: int) -> str | None:
+    """Return why an address takes no connection, or None if it does."""
+    try:
+        socket.create_connection((host, port), timeout=PROBE_TIMEOUT_MS / 1000).close()
+    except (OSError, UnicodeError, OverflowError) as error:  # the last two: no host name, no port number
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+class _AdvertisedListenerError(KafkaError):  # type: ignore[misc]  # kafka-python has no types
+    """A bootstrap server answers, but no broker can be reached at the address that it advertises."""
+
+
+class _ConnectionManager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python has no types
+    """The client's own connections; bootstrapping includes a connection to an advertised address.
+
+    A client learns the brokers' own addresses from a bootstrap server and then uses only these. The connection that is
+    made here is the one that the client goes on with.
+    """
+
+    def bootstrap(self, timeout_ms: int, refresh: bool = True) -> None:
+        super().bootstrap(timeout_ms, refresh)
+        reasons: list[str] = []
+        for broker in self.cluster.brokers():
+            try:
+                self.run(self._connect_to, broker.node_id, timeout_ms)
+            except Exception as error:  # besides KafkaError whatever the resolver and the TLS library raise
+                cause = connection_refusal(broker.host, broker.port) or str(error.args[0] if error.args else error)
+                reasons.append(f"it advertises {broker.host}:{broker.port}, which cannot be connected to ({cause})")
+            else:
+                return
+        raise _AdvertisedListenerError(reasons[0] if reasons else "it names no brokers")
+
+    async def _connect_to(self, node_id: int, timeout_ms: int) -> None:
+        connection = self.get_connection(node_id, timeout_ms=timeout_ms)
+        await self.wait_for(connection.init_future, timeout_ms)
 
 
 def unreachable_reason(connection: KafkaConnection) -> str | None:

@@ -1,32 +1,38 @@
-"""Reads the log: partitions assigned by rule, offsets kept by whoever reads, broker losses survived."""
+"""Reads the log: partitions assigned by rule, offsets kept by whoever reads, broker and topic losses survived."""
 
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
-from kafka import KafkaConsumer
-from kafka import TopicPartition as KafkaPartition
-from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError, RetriableError
+from kafka.errors import (
+    KafkaError,
+    LogTruncationError,
+    OffsetOutOfRangeError,
+    RetriableError,
+    TopicAuthorizationFailedError,
+)
 
-from streams.connection import FIRST_BACKOFF_SECONDS, KafkaConnection, backoff_seconds, open_client, refusal
+from streams import read_problems
+from streams.connection import KafkaConnection, refusal
 from streams.errors import BrokerUnreachableError, ConsumeError, TopicError
 from streams.group import GroupCommitter
+from streams.log_client import LogClient, Offsets, TopicPartition, failed_partition
+from streams.log_positions import Gap, LogPositions
+from streams.outage import Outage
+from streams.pacing import Pacing
+from streams.read_problems import ReadProblems
+from streams.topic_metadata import Metadata, MetadataLookup
+
+__all__ = ["Gap", "Offsets", "PartitionConsumer", "Record", "TopicPartition"]
 
 log = structlog.get_logger(__name__)
-
-TopicPartition = tuple[str, int]
-Offsets = dict[TopicPartition, int]  # the next offset to read
 
 CHECK_SECONDS = 1.0  # how often an idle consumer asks whether the broker is still there
 CHECK_TIMEOUT_MS = 1_000
 STALLED_CHECKS = 15  # so many in a row that find records which do not come: the client is stuck
-FEW_RECORDS = 100  # after a look that brought so many, or all it might, there is no pause: the log is long
-LONGEST_PAUSE_SECONDS = 0.1  # how much later than the broker could a record is noticed after a quiet second
-FETCH_WAIT_MS = 100  # a broker answers one request after the other: whoever asks for offsets waits behind an idle fetch
 LOOKUP_TIMEOUT_MS = 10_000
-CLOSE_TIMEOUT_MS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +47,11 @@ class Record:
     timestamp_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A place in the log that could not be read as asked: the records from there are gone."""
-
-    topic: str
-    partition: int
-    wanted: int  # the offset that was to be read next
-    resumed: int  # the offset from which it goes on
-    log_start: int
-    log_end: int
-
-
 class PartitionConsumer:
     """Reads partitions that are assigned, never subscribed: partition p belongs to rank p mod world size.
 
+    Partitions that are added while it reads are found within seconds and read from their first record. A topic or
+    partition that cannot be read is set aside, named in `problems`, and tried again; the others are read meanwhile.
     Not safe to be used from several threads at once.
 
     Args:
@@ -63,19 +59,20 @@ class PartitionConsumer:
         topics: Which topics; within a poll their records come in this order.
         rank: Which of the readers this one is.
         world_size: How many readers share the partitions.
-        start: The next offset of each partition, or one end of the log. A partition that is not named begins at its
-            earliest record.
+        start: The next offset of each partition, or one end of the log. A topic that is not named begins at its
+            earliest record, and so does a partition that was added to a topic that is.
+        topic_ids: The logs that `start` belongs to, as `topic_ids` gave them. A topic that is another log by now is
+            read from its start.
         group_id: Under which name `commit` records the offsets, for tools that show the lag.
         idle_pause_seconds: Pause between two looks when nothing or little is there. The embedded broker answers an
             empty fetch at once, and without a pause an idle reader takes a whole core; 0 leaves the waiting to the
             broker. Where nothing has come for long, a tenth of that time, to a tenth of a second at most.
 
     Attributes:
-        gaps: Where the log did not have what was asked for, in the order found.
+        topics: Which topics.
 
     Raises:
         BrokerUnreachableError: If no broker answers.
-        TopicError: If a topic does not exist.
         ValueError: If an argument is out of its range.
     """
 
@@ -87,6 +84,7 @@ class PartitionConsumer:
         rank: int = 0,
         world_size: int = 1,
         start: Offsets | Literal["earliest", "latest"] = "earliest",
+        topic_ids: Mapping[str, str] | None = None,
         group_id: str | None = None,
         idle_pause_seconds: float = 0.02,
     ) -> None:
@@ -94,20 +92,34 @@ class PartitionConsumer:
             raise ValueError(f"`rank` must be from 0 to world_size - 1 ({world_size - 1}), got {rank}")
         if idle_pause_seconds < 0:
             raise ValueError(f"`idle_pause_seconds` must be at least 0, got {idle_pause_seconds}")
-        self.gaps: list[Gap] = []
-        self._held: set[KafkaPartition] = set()
         self._connection = connection
-        self._topics = list(topics)
+        self.topics = list(topics)
+        self._problems = ReadProblems()
+        self._positions = LogPositions(
+            self.topics,
+            rank=rank,
+            world_size=world_size,
+            start=start,
+            topic_ids=dict(topic_ids or {}),
+            problems=self._problems,
+        )
+        self._assigned: list[TopicPartition] = []
+        self._held: set[TopicPartition] = set()
+        self._changed = False  # partitions or positions, in this poll, by other than reading
+        self._hanging: Offsets = {}  # stable ends that were read up to, with records of open transactions behind
         self._idle_pause_seconds = idle_pause_seconds
-        self._outage = _Outage(connection)
+        self._pacing = Pacing(idle_pause_seconds)
+        self._outage = Outage(connection)
+        self._lookup = MetadataLookup(topics)
         self._next_check = 0.0  # monotonic seconds
-        self._next_look, self._last_came = 0.0, time.monotonic()  # likewise
         self._unread_checks = 0
         self._committer = GroupCommitter(connection, group_id) if group_id else None
-        self._consumer = self._open()
+        self._client = LogClient(connection)
         try:
-            self._assigned = self._assign(rank, world_size)
-            self._positions = self._seek_all(start)
+            self._follow(self._lookup.look_now(self._client.manager, LOOKUP_TIMEOUT_MS), LOOKUP_TIMEOUT_MS)
+        except KafkaError as error:
+            self.close()
+            raise BrokerUnreachableError(connection.bootstrap_servers, str(error)) from error
         except BaseException:
             self.close()
             raise
@@ -116,190 +128,251 @@ class PartitionConsumer:
         """Reads what is there: in the order of the topics, partitions and offsets.
 
         With the broker away it says so once, and goes on when the broker is back; then, and when nothing comes, it may
-        take a second longer than asked for.
+        take a second longer than asked for. When partitions were added or the log has a gap it returns nothing once:
+        `positions` and `gaps` show the change before any record that follows it.
 
         Args:
             timeout_seconds: How long to wait for the first record.
             max_records: How many at most.
 
         Raises:
-            ConsumeError: If the broker refuses the records, or they are corrupt.
+            ConsumeError: If the broker refuses the records of all topics.
         """
         deadline = time.monotonic() + timeout_seconds
-        while self._wait_for_turn(deadline):
+        while self._pacing.wait_for_turn(deadline):
+            self._changed = False
+            self._look()
+            if self._changed:
+                return []
             records = self._poll_once(max(0.0, deadline - time.monotonic()), max_records)
-            now = time.monotonic()
+            self._pacing.looked(len(records), max_records) if self._assigned else self._pacing.rest()
             if records:
                 self._outage.over()
                 self._unread_checks = 0
-                self._last_came, self._next_check = now, now + CHECK_SECONDS
-            many = len(records) >= min(FEW_RECORDS, max_records)
-            self._next_look = now if many else now + self._pause_seconds()
-            if records:
+                self._next_check = time.monotonic() + CHECK_SECONDS
                 return records
             self._check()
+            if self._changed:
+                return []
         return []
-
-    def _wait_for_turn(self, deadline: float) -> bool:
-        """Wait until the next look; False where that comes after a deadline, monotonic seconds."""
-        time.sleep(max(0.0, min(self._next_look, deadline) - time.monotonic()))
-        return self._next_look <= deadline
-
-    def _pause_seconds(self) -> float:
-        """How long to wait for another look: each costs a millisecond or more, whatever it brings."""
-        if not self._idle_pause_seconds:
-            return 0.0
-        quiet_seconds = time.monotonic() - self._last_came
-        return max(self._idle_pause_seconds, min(LONGEST_PAUSE_SECONDS, quiet_seconds / 10))
 
     @property
     def is_away(self) -> bool:
         """Whether the broker was last found to be away."""
         return self._outage.is_on
 
+    @property
+    def has_no_answers(self) -> bool:
+        """Whether the brokers of these topics do not answer, though others may."""
+        return self._outage.has_no_answers
+
+    def problems(self) -> dict[str, str]:
+        """Return what cannot be read, by topic or `topic/partition`, in a sentence each. Safe from another thread."""
+        return self._problems.sentences()
+
+    def require(self) -> None:
+        """Check that all topics can be read, for a reader that does not wait.
+
+        Raises:
+            TopicError: One cannot.
+        """
+        for problem in self.problems().values():
+            raise TopicError(problem)
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """Where the log did not have what was asked for, in the order found."""
+        return self._positions.gaps
+
     def positions(self) -> Offsets:
-        """The next offset to read, of every partition of this rank."""
-        return dict(self._positions)
+        """The next offset to read, of every known partition of this rank, those in `problems` included."""
+        return dict(self._positions.offsets)
+
+    def topic_ids(self) -> dict[str, str]:
+        """Return the identity of the logs that `positions` belongs to, by topic, where the broker tells it."""
+        return dict(self._positions.ids)
 
     def is_behind(self, at: TopicPartition) -> bool:
-        """Whether the log is known to go on beyond what was read of a partition; it asks nobody."""
-        end: int | None = self._consumer.highwater(KafkaPartition(*at))
-        return end is not None and self._read_up_to(at) < end
+        """Whether the log is known to have more to read of a partition; it asks nobody."""
+        if at not in self._assigned:
+            return False
+        end, read = self._client.high_watermark(at), self._read_up_to(at)
+        return end is not None and read < end and self._hanging.get(at) != read
 
     def hold(self, partitions: Collection[TopicPartition]) -> None:
         """Reads nothing of these partitions, and of all others again, until the next call."""
-        held = {KafkaPartition(*at) for at in partitions}
+        held = set(partitions)
         if held != self._held:
-            self._consumer.resume(*(self._held - held))
-            self._consumer.pause(*(held - self._held))
+            self._client.resume([at for at in self._held - held if at in self._assigned])
+            self._client.pause([at for at in held - self._held if at in self._assigned])
             self._held = held
 
     def end_offsets(self, timeout_seconds: float = 10.0) -> Offsets:
-        """Where each partition ends now.
+        """Return up to where each partition that can be read can be read now; an open transaction ends it.
 
         Raises:
             BrokerUnreachableError: If no broker answers in time.
         """
         try:
-            return _plain(self._consumer.end_offsets(self._assigned, timeout_ms=int(timeout_seconds * 1000)))
+            return self._client.stable_ends(self._assigned, int(timeout_seconds * 1000))
         except KafkaError as error:
             raise BrokerUnreachableError(self._connection.bootstrap_servers, str(error)) from error
 
+    def reached(self, ends: Offsets) -> bool:
+        """Return whether all records before some ends were read, markers of transactions and compacted ones aside.
+
+        Partitions that cannot be read now are left out: see `problems`.
+        """
+        return all(self._read_up_to(at) >= end for at, end in ends.items() if at in self._assigned)
+
     def lag(self, timeout_seconds: float = 10.0) -> Offsets:
-        """How many offsets are still to be read, of every partition.
+        """How many offsets lie between what was read and the log's end, of every partition that can be read.
+
+        Records of a transaction that is still open count.
 
         Raises:
             BrokerUnreachableError: If no broker answers in time.
         """
-        return {at: max(0, end - self._read_up_to(at)) for at, end in self.end_offsets(timeout_seconds).items()}
+        try:
+            self._note_hanging(self._client.stable_ends(self._assigned, int(timeout_seconds * 1000)))
+            ends = self._client.log_ends(self._assigned, int(timeout_seconds * 1000))
+        except KafkaError as error:
+            raise BrokerUnreachableError(self._connection.bootstrap_servers, str(error)) from error
+        return {at: max(0, end - self._read_up_to(at)) for at, end in ends.items()}
 
     def commit(self, offsets: Offsets) -> None:
         """Records offsets under the group, for tools that show the lag. A failure is logged, and does no harm."""
-        if self._committer is not None and offsets:
-            self._committer.commit(offsets)
+        readable = {at: offset for at, offset in offsets.items() if at in self._assigned}
+        if self._committer is not None and readable:
+            self._committer.commit(readable)
 
     def close(self) -> None:
         """Lets go of the connections."""
-        self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
+        self._outage.close()
+        self._client.close()
         if self._committer is not None:
             self._committer.close()
 
-    def _open(self) -> KafkaConsumer:
-        return open_client(
-            KafkaConsumer,
-            self._connection,
-            auto_offset_reset="none",  # a jump in the log is ours to report, not the client's to make
-            enable_auto_commit=False,
-            isolation_level="read_committed",
-            allow_auto_create_topics=False,
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-            metadata_max_age_ms=60_000,
-            metrics_enabled=False,
-        )
+    # ---- which partitions are read
 
-    def _assign(self, rank: int, world_size: int) -> list[KafkaPartition]:
-        existing = self._consumer.topics()  # asking for one topic by name would have some brokers create it
-        assigned = []
-        for topic in self._topics:
-            if topic not in existing:
-                raise TopicError(
-                    f"topic {topic!r} does not exist, or may not be read; create it, for example with `ensure_topics`"
-                )
-            partitions = self._consumer.partitions_for_topic(topic)
-            assigned += [KafkaPartition(topic, p) for p in sorted(partitions) if p % world_size == rank]
-        self._consumer.assign(assigned)
-        return assigned
-
-    def _seek_all(self, start: Offsets | Literal["earliest", "latest"]) -> Offsets:
-        starts, ends = self._bounds(LOOKUP_TIMEOUT_MS)
-        if start == "latest":
-            wanted = ends
-        elif start == "earliest":
-            wanted = starts
-        else:
-            wanted = starts | {at: offset for at, offset in start.items() if at in starts}
-        return {at: self._seek(at, wanted[at], wanted[at], starts[at], ends[at]) for at in starts}
-
-    def _seek(self, at: TopicPartition, wanted: int, target: int, log_start: int, log_end: int) -> int:
-        """Seeks to a target, or to the nearest that the log has; if that is not what was wanted, the gap is told."""
-        resumed = min(max(target, log_start), log_end)
-        if resumed != wanted:
-            gap = Gap(*at, wanted=wanted, resumed=resumed, log_start=log_start, log_end=log_end)
-            self.gaps.append(gap)
-            log.warning("log_gap", **asdict(gap))
-        self._consumer.seek(KafkaPartition(*at), resumed)
-        return resumed
-
-    def _bounds(self, timeout_ms: int) -> tuple[Offsets, Offsets]:
+    def _look(self) -> None:
+        """Look at the topics' metadata when it is time to, without waiting for them."""
+        topics = {topic for topic, _ in self._assigned}
+        urgent = any(self._client.differs(topic, self._positions.ids.get(topic)) for topic in topics)
         try:
-            starts = self._consumer.beginning_offsets(self._assigned, timeout_ms=timeout_ms)
-            ends = self._consumer.end_offsets(self._assigned, timeout_ms=timeout_ms)
-        except KafkaError as error:
-            raise BrokerUnreachableError(self._connection.bootstrap_servers, str(error)) from error
-        return _plain(starts), _plain(ends)
+            metadata = self._lookup.poll(self._client.manager, urgent=urgent, problems=self._problems.any)
+            if metadata is not None:
+                self._follow(metadata, CHECK_TIMEOUT_MS)
+        except (KafkaError, BrokerUnreachableError) as error:
+            if not self._assigned:  # else a check of what is read notices it
+                self._noticed(str(error))
+
+    def _follow(self, metadata: Metadata, timeout_ms: int) -> bool:
+        """Read the partitions that metadata show, and no others; True if that is a change.
+
+        Raises:
+            KafkaError: The broker did not answer; nothing has changed.
+            BrokerUnreachableError: Likewise.
+        """
+        self._problems.clear_tried()
+        recreated, readable = self._positions.recreated(metadata), self._positions.readable(metadata)
+        before = set(self._assigned)
+        gained = [at for at in readable if at not in before or at[0] in recreated]
+        lost = before - set(readable)
+        if not gained and not lost:
+            self._positions.adopt_ids(metadata)
+            return False
+        starts, ends = self._bounds(gained, timeout_ms)
+        if recreated or any(not metadata[topic].partitions for topic, _ in lost):
+            self._client.reopen()  # what it has fetched, its sessions and its metadata are of a log that is gone
+        for topic in recreated:
+            self._positions.forget(topic, starts, ends)
+        self._positions.adopt_ids(metadata)
+        self._positions.place(starts, ends)
+        self._assigned = [at for at in readable if at in starts or (at in before and at not in gained)]
+        self._client.assign(self._here(), self._held)
+        self._changed = True
+        return True
+
+    def _set_aside(self, name: str, sentence: str) -> None:
+        """Stop reading a topic or partition that fails, for a while; the others go on."""
+        self._problems.note(name, sentence, retry=True)
+        self._assigned = [at for at in self._assigned if not self._problems.holds_back(*at)]
+        self._client.assign(self._here(), self._held)
+
+    # ---- where they are read
+
+    def _bounds(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> tuple[Offsets, Offsets]:
+        """Ask for both ends of some logs; what we may not ask about, or cannot, is left out, and noted."""
+        while True:
+            partitions = [at for at in partitions if not self._problems.holds_back(*at)]
+            try:
+                starts = self._client.starts(partitions, timeout_ms)
+                return starts, self._client.stable_ends(partitions, timeout_ms)
+            except TopicAuthorizationFailedError as error:
+                for topic in _topics_of(error):
+                    self._problems.note(topic, read_problems.unauthorized(topic), retry=True)
+            except KafkaError:
+                if refusal(self._connection) is not None or not self._note_cut_off(partitions):
+                    raise
+
+    def _note_cut_off(self, partitions: Sequence[TopicPartition]) -> bool:
+        """Note the partitions whose leader takes no connection, while other brokers do; False if there are none."""
+        cut_off = self._client.cut_off(partitions)
+        known = self._problems.sentences()
+        for (topic, number), (address, cause) in cut_off.items():
+            name = f"{topic}/{number}"
+            if name not in known:  # the address is for the log of the process alone
+                log.warning("leader_unreachable", partition=name, advertised=address, cause=cause)
+            self._problems.note(name, read_problems.cut_off(topic, number), retry=True)
+        return bool(cut_off)
 
     def _poll_once(self, timeout_seconds: float, max_records: int) -> list[Record]:
+        if not self._assigned:
+            return []
         timeout_ms = 0 if self._idle_pause_seconds else int(timeout_seconds * 1000)
-        self._unpark()
         try:
-            fetched = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
+            return self._in_order(self._client.fetch(timeout_ms, max_records))
         except OffsetOutOfRangeError:
-            self._realign(self._positions)
-            return []
+            self._realign(self._positions.offsets)
         except LogTruncationError as error:
-            self._realign(self._positions | _divergence(error))
-            return []
+            self._realign(self._positions.offsets | _divergence(error))
         except RetriableError as error:
             self._go_back()
             self._noticed(str(error))
-            return []
-        except KafkaError as error:
-            raise ConsumeError(f"{self._topics} cannot be read: {error}; check the rights and the disks") from error
-        return self._in_order(fetched)
+        except Exception as error:  # of one partition; whatever its records made the client raise
+            self._isolate(error)
+        return []
+
+    def _isolate(self, error: Exception) -> None:
+        """Set the partition aside that an error is about, and have the client read the others again."""
+        at = failed_partition(error)
+        if isinstance(error, TopicAuthorizationFailedError):
+            for topic in _topics_of(error):
+                self._set_aside(topic, read_problems.unauthorized(topic))
+        elif at is not None:
+            self._set_aside(f"{at[0]}/{at[1]}", read_problems.sentence(*at, self._read_up_to(at), error))
+        elif isinstance(error, KafkaError):
+            raise ConsumeError(f"{self.topics} cannot be read: {error}; check the rights and the disks") from error
+        else:
+            raise error
+        self._go_back()
 
     def _go_back(self) -> None:
         """Has the client read again what it took out of its buffers before it failed: it will not hand that out."""
-        for at, position in self._positions.items():
-            self._consumer.seek(KafkaPartition(*at), position)
+        self._client.seek(self._here())
 
-    def _unpark(self) -> None:
-        """Have the client go on with what it had fetched of a partition when that was held.
-
-        kafka-python 3.0.12 puts it aside, and takes it up again only while `_next_partition_records` is None; which it
-        is not once anything was read, exhausted or not. Without this a partition once held may never be read again.
-        """
-        fetcher = self._consumer._fetcher
-        if not fetcher._next_partition_records:
-            fetcher._next_partition_records = None
-
-    def _in_order(self, fetched: dict[KafkaPartition, list[Any]]) -> list[Record]:
+    def _in_order(self, fetched: Mapping[TopicPartition, list[Any]]) -> list[Record]:
         records: list[Record] = []
-        for partition in self._assigned:  # in the order of topics and partitions
-            batch = fetched.get(partition)
+        for at in self._assigned if fetched else ():  # in the order of topics and partitions
+            batch = fetched.get(at)
             if batch:
-                topic, number = partition
+                topic, number = at
                 records += [Record(topic, number, r.offset, r.key, r.value, r.timestamp) for r in batch]
-                self._positions[topic, number] = batch[-1].offset + 1
+                self._positions.offsets[at] = batch[-1].offset + 1
+                if self._problems.any:
+                    self._problems.clear(topic)
+                    self._problems.clear(f"{topic}/{number}")
         return records
 
     def _check(self) -> None:
@@ -307,98 +380,68 @@ class PartitionConsumer:
 
         The client hides a lost broker; and the embedded broker answers beyond its end with silence.
         """
-        if time.monotonic() < self._next_check:
+        if time.monotonic() < self._next_check or not self._assigned:
             return
         try:
-            ends = _plain(self._consumer.end_offsets(self._assigned, timeout_ms=CHECK_TIMEOUT_MS))
+            ends = self._client.stable_ends(self._assigned, CHECK_TIMEOUT_MS)
         except KafkaError as error:
             self._noticed(str(error))
             return
         self._outage.over()
         self._next_check = time.monotonic() + CHECK_SECONDS
-        if any(position > ends[at] for at, position in self._positions.items()):
-            self._realign(self._positions)
+        if any(self._positions.offsets[at] > end for at, end in ends.items()):
+            self._realign(self._positions.offsets)
+            return
+        self._note_hanging(ends)
         self._notice_stall(ends)
+
+    def _note_hanging(self, stable_ends: Offsets) -> None:
+        """Note where all was read that can be: records of an open transaction behind are not to be waited for."""
+        self._hanging = {at: end for at, end in stable_ends.items() if self._read_up_to(at) == end}
 
     def _notice_stall(self, ends: Offsets) -> None:
         """Goes on with a new client when the log holds records and this one, its broker there, brings none."""
-        unread = {
-            at for at, end in ends.items() if KafkaPartition(*at) not in self._held and self._read_up_to(at) < end
-        }
+        unread = {at for at, end in ends.items() if at not in self._held and self._read_up_to(at) < end}
         self._unread_checks = self._unread_checks + 1 if unread else 0
         if self._unread_checks < STALLED_CHECKS:
             return
         log.warning("consumer_stalled", unread=sorted(unread), checks=STALLED_CHECKS, goes_on="with a new connection")
         try:
-            stuck, self._consumer = self._consumer, self._open()
+            self._client.reopen()
         except BrokerUnreachableError as error:
             self._noticed(error.reason)
             return
-        stuck.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
         self._unread_checks = 0
-        self._consumer.assign(self._assigned)
-        for at, position in self._positions.items():
-            self._consumer.seek(KafkaPartition(*at), position)
-        self._consumer.pause(*self._held)
+        self._client.assign(self._here(), self._held)
 
     def _realign(self, wanted: Offsets) -> None:
         """Moves positions that the log does not have, or no longer, to the nearest that it has."""
         try:
-            starts, ends = self._bounds(CHECK_TIMEOUT_MS)
-        except BrokerUnreachableError as error:
-            self._noticed(error.reason)
+            if self._follow(self._lookup.look_now(self._client.manager, CHECK_TIMEOUT_MS), CHECK_TIMEOUT_MS):
+                return  # a topic that was recreated is no shorter log
+            starts, ends = self._bounds(self._assigned, CHECK_TIMEOUT_MS)
+        except (KafkaError, BrokerUnreachableError) as error:
+            self._noticed(str(error))
             return
         self._outage.over()
-        for at, position in self._positions.items():
-            if wanted[at] != position or not starts[at] <= position <= ends[at]:
-                self._positions[at] = self._seek(at, position, min(wanted[at], ends[at]), starts[at], ends[at])
+        for at in starts:
+            self._positions.move(at, self._positions.offsets[at], wanted[at], starts, ends)
+        self._changed = True
+        self._go_back()
 
     def _noticed(self, reason: str) -> None:
         self._next_check = time.monotonic() + self._outage.noticed(reason)
 
+    def _here(self) -> Offsets:
+        return {at: self._positions.offsets[at] for at in self._assigned}
+
     def _read_up_to(self, at: TopicPartition) -> int:
         """The client's own position: it passes over the markers of transactions, which are no records."""
-        position: int | None = self._consumer.position(KafkaPartition(*at), timeout_ms=0)
-        return max(position or 0, self._positions[at])
+        return max(self._client.position(at) or 0, self._positions.offsets[at])
 
 
-class _Outage:
-    """One line when the broker is lost, one when it is back, and the pauses between."""
-
-    def __init__(self, connection: KafkaConnection) -> None:
-        self._connection = connection
-        self._began: float | None = None
-        self._misses = 0
-        self._pauses = backoff_seconds()
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it is sure, and not over."""
-        return self._began is not None
-
-    def noticed(self, reason: str) -> float:
-        """Says so once it is sure, and gives the seconds to wait until the next look."""
-        self._misses += 1
-        if self._began is None:
-            refused = refusal(self._connection)
-            if refused is None and self._misses == 1:  # slow, for once
-                return FIRST_BACKOFF_SECONDS
-            self._began = time.monotonic()
-            self._pauses = backoff_seconds()
-            error = BrokerUnreachableError(self._connection.bootstrap_servers, refused or reason)
-            log.warning("kafka_lost", problem=str(error), retry="until it answers")
-        return next(self._pauses)
-
-    def over(self) -> None:
-        self._misses = 0
-        if self._began is not None:
-            away_seconds = round(time.monotonic() - self._began, 1)
-            log.info("kafka_back", bootstrap_servers=self._connection.bootstrap_servers, away_seconds=away_seconds)
-            self._began = None
-
-
-def _plain(offsets: dict[KafkaPartition, int]) -> Offsets:
-    return {(partition.topic, partition.partition): offset for partition, offset in offsets.items()}
+def _topics_of(error: TopicAuthorizationFailedError) -> set[str]:
+    return {topic for part in error.args if isinstance(part, set | frozenset | list) for topic in part}
 
 
 def _divergence(error: LogTruncationError) -> Offsets:

@@ -32,11 +32,13 @@ class Quarantine(_Command):
     """Why a user or an item does not count for now.
 
     Attributes:
+        ts: when, epoch milliseconds.
         reason: which limit was passed.
         count: by how many events.
         limit: and what it is.
     """
 
+    ts: int  # of an event that was accepted; a checkpoint may hold one that would be refused by now
     reason: str
     count: float
     limit: float

@@ -40,6 +40,7 @@ class Reason(StrEnum):
     WRONG_KEY = "wrong_key"
     UNKNOWN_TOPIC = "unknown_topic"
     WRONG_VECTOR = "wrong_vector"
+    FROM_THE_FUTURE = "from_the_future"
 
 
 class DeadLetter(BaseModel):

@@ -23,9 +23,15 @@ _READERS = {kind: TypeAdapter(model).validator.validate_json for kind, model in 
 
 @dataclass(frozen=True, slots=True)
 class ItemRemoved:
-    """An item left the catalogue: a record with its key and no value."""
+    """An item left the catalogue: a record with its key and no value.
+
+    Attributes:
+        item_id: which item.
+        ts: the record's time, epoch milliseconds.
+    """
 
     item_id: str
+    ts: int
 
 
 def decode(
@@ -86,7 +92,7 @@ def _removed(record: Record, kind: str | None) -> list[Event | ItemRemoved | Dea
         return refused(record, Reason.WRONG_KEY, f"the key of a removal must be an item_id: {error}")
     if not item_id:
         return refused(record, Reason.WRONG_KEY, "the key of a removal must be an item_id, got none")
-    return [ItemRemoved(item_id)]
+    return [ItemRemoved(item_id, record.timestamp_ms)]
 
 
 def _reason(error: ValidationError) -> Reason:

@@ -4,6 +4,7 @@ HeadwaterStreamError
 ├── BrokerUnreachableError   no broker answered in the time allowed
 ├── TopicError               a topic is missing or could not be created
 ├── ConsumeError             the broker answers, but will not give the records
+│   └── UndecodableBatchError  one batch of records cannot be decompressed or is corrupt
 ├── DeliveryError            records were not confirmed by the broker
 │   └── EventTooLargeError   one event is larger than a broker takes
 ├── EmbeddedBrokerError      the embedded broker did not start, or its directory is taken
@@ -31,7 +32,7 @@ class BrokerUnreachableError(HeadwaterStreamError):
     def __init__(self, bootstrap_servers: str, reason: str) -> None:
         super().__init__(
             f"no Kafka broker answers at {bootstrap_servers}: {reason}; "
-            "check `bootstrap_servers` and the security settings, and that the broker runs"
+            "check `bootstrap_servers`, the security settings, the broker's `advertised.listeners`, and that it runs"
         )
         self.reason = reason
 
@@ -42,6 +43,29 @@ class TopicError(HeadwaterStreamError):
 
 class ConsumeError(HeadwaterStreamError):
     """The broker answers but refuses the records, or they are corrupt: waiting will not help."""
+
+
+class UndecodableBatchError(ConsumeError):
+    """A batch of records cannot be decompressed, or is corrupt. Only its partition is affected.
+
+    Attributes:
+        topic: Name of the topic.
+        partition: Number of the partition.
+        offset: The offset that was to be read next, which is in the batch.
+        end: The first offset after the batch.
+        codec: Name of the compression codec.
+        reason: Error of the client or of the decompression library.
+        remedy: What to do about it.
+    """
+
+    def __init__(
+        self, topic: str, partition: int, offset: int, *, end: int, codec: str, reason: str, remedy: str
+    ) -> None:
+        super().__init__(
+            f"the batch at {topic}/{partition}/{offset} (codec {codec}) cannot be decoded: {reason}; {remedy}"
+        )
+        self.topic, self.partition, self.offset, self.end = topic, partition, offset, end
+        self.codec, self.reason, self.remedy = codec, reason, remedy
 
 
 class DeliveryError(HeadwaterStreamError):

@@ -12,6 +12,11 @@ from typing_extensions import TypedDict
 
 MAX_ID_CHARS = 256
 MAX_TS_MS = 253_402_300_799_999  # the last millisecond of the year 9999
+# As seconds these are 1985 to 5138, as milliseconds five days to three years after the beginning of 1970.
+SECONDS_FROM, SECONDS_UNTIL = 5 * 10**8, 10**11
+_NANOSECONDS_FROM = 10**17
+TIME_ERROR = "time"  # type of pydantic's error about a time in JSON
+_MAX_DIGITS = 25  # of a number in a text that is read to name its unit
 MAX_QUERY_CHARS = 512  # of a search that is learnt from; what is longer is cut
 MAX_COUNT = 2**31 - 1  # of places and quantities: what stores and tensors hold
 MAX_VECTOR_LENGTH = 2_048
@@ -28,16 +33,35 @@ Vector = Annotated[
 ]
 
 
+def unit_problem(value: float) -> str | None:
+    """Return why a number cannot be epoch milliseconds because of its unit, None if it can.
+
+    Args:
+        value: a time as a number.
+
+    >>> unit_problem(1_764_500_000)
+    'looks like seconds; `ts` must be epoch milliseconds, got 1764500000'
+    >>> unit_problem(1_764_500_000_000)
+    """
+    if SECONDS_FROM <= value < SECONDS_UNTIL:
+        unit = "seconds"
+    elif value > MAX_TS_MS:
+        unit = "microseconds" if value < _NANOSECONDS_FROM else "nanoseconds"
+    else:
+        return None
+    return f"looks like {unit}; `ts` must be epoch milliseconds, got {str(value)[:40]}"
+
+
 def epoch_ms(value: object) -> object:
     """Turns an RFC 3339 time into epoch milliseconds and leaves anything else to pydantic.
 
     Raises:
-        ValueError: If a text is no RFC 3339 time, or a time carries no UTC offset.
+        ValueError: If a text is no RFC 3339 time, a time carries no UTC offset, or a number is not in milliseconds.
 
-    >>> epoch_ms("1970-01-01T00:00:01.5Z")
-    1500
+    >>> epoch_ms("2026-01-01T00:00:01.5Z")
+    1767225601500
     """
-    if type(value) is int:  # most are; a bool is not
+    if type(value) is int and SECONDS_UNTIL <= value <= MAX_TS_MS:  # most are
         return value
     if isinstance(value, bool):
         raise ValueError(f"`ts` must be epoch milliseconds or an RFC 3339 time, got {value}")
@@ -46,27 +70,38 @@ def epoch_ms(value: object) -> object:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ValueError(f"`ts` must carry a UTC offset, got {value.isoformat()}; add `Z` for UTC")
-        return round(value.timestamp() * 1000)
+        value = round(value.timestamp() * 1000)
+    if isinstance(value, int | float) and (problem := unit_problem(value)):
+        raise ValueError(problem)
     return value
 
 
 def _rfc_3339(text: str) -> datetime:
+    if text.isascii() and text.isdigit() and len(text) < _MAX_DIGITS and (problem := unit_problem(int(text))):
+        raise ValueError(problem)
     try:
         return datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"`ts` must be epoch milliseconds or an RFC 3339 time, got {text[:40]!r}") from None
 
 
-# RFC 3339 from 1971 to 9998: at either end an offset would lead out of what an event's time may be. Requests over HTTP
-# are held to it; on Kafka a time may be written in each way that Python reads.
+# RFC 3339 from 1974 to 9998: an earlier time is one in seconds that was read as milliseconds, and at the other end an
+# offset would lead out of what an event's time may be. Requests over HTTP are held to it; on Kafka a time may be
+# written in each way that Python reads.
 MOMENT_PATTERN = (
-    r"^(197[1-9]|19[89]\d|[2-8]\d{3}|9[0-8]\d{2}|99[0-8]\d|999[0-8])-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
+    r"^(197[4-9]|19[89]\d|[2-8]\d{3}|9[0-8]\d{2}|99[0-8]\d|999[0-8])-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
     r"(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$"
 )
 _TIME_SCHEMA = {
     "anyOf": [
-        {"type": "integer", "minimum": 0, "maximum": MAX_TS_MS, "description": "epoch milliseconds, UTC"},
+        {"type": "integer", "minimum": SECONDS_UNTIL, "maximum": MAX_TS_MS, "description": "epoch milliseconds, UTC"},
         {"type": "string", "format": "date-time", "pattern": MOMENT_PATTERN, "description": "RFC 3339"},
+        {
+            "type": "integer",
+            "minimum": 0,
+            "exclusiveMaximum": SECONDS_FROM,
+            "description": "milliseconds from an origin of its own, as in data sets without dates",
+        },
     ]
 }
 
@@ -74,14 +109,27 @@ _TIME_SCHEMA = {
 def _time(_source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
     """A number of JSON is judged without a call of Python, which would take a fifth of the time of a click."""
     any_form = core_schema.no_info_before_validator_function(epoch_ms, core_schema.int_schema(ge=0, le=MAX_TS_MS))
-    number = core_schema.int_schema(strict=True, ge=0, le=MAX_TS_MS)
+    number = core_schema.int_schema(strict=True, ge=SECONDS_UNTIL, le=MAX_TS_MS)
     of_json = core_schema.union_schema(
         [number, any_form],
         mode="left_to_right",
-        custom_error_type="time",
+        custom_error_type=TIME_ERROR,
         custom_error_message="must be epoch milliseconds or an RFC 3339 time with its UTC offset, such as `Z`",
     )
     return core_schema.json_or_python_schema(of_json, any_form)
+
+
+def time_problem(value: object) -> str | None:
+    """Return what is wrong with a time that was refused with `TIME_ERROR`, None if nothing more is known.
+
+    Args:
+        value: the refused value.
+    """
+    try:
+        epoch_ms(value)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 EpochMs = Annotated[int, GetPydanticSchema(_time), WithJsonSchema(_TIME_SCHEMA)]

@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from streams.events import TIME_ERROR, time_problem
+
 VALUE_CHARS = 60
 MAX_FAULTS = 5
 
@@ -32,6 +34,8 @@ def rule(detail: ErrorDetails) -> str:
     Args:
         detail: Of `ValidationError.errors`.
     """
+    if detail["type"] == TIME_ERROR and (problem := time_problem(detail["input"])):
+        return problem
     said = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("missing", "json_invalid", "value_error"):  # the last is our own, which says the value
         return said

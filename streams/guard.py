@@ -34,6 +34,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from streams.control import Quarantine, Quarantined
+from streams.events import MAX_TS_MS
 from streams.guard_accounts import HOUR_MS, Accounts, ItemAccount, PairAccount, UserAccount
 from streams.joiner import Example, ShownList
 
@@ -90,11 +91,28 @@ class Guard:
         self._users = Accounts(UserAccount, settings.max_users)
         self._items = Accounts(ItemAccount, settings.max_items)
         self._stream = ItemAccount()
+        self._now_ms = MAX_TS_MS
         self.quarantined: dict[str, Quarantine] = {}
         self._trusted: dict[str, int] = {}  # released, until then (event time, ms)
         self._new: list[Quarantined] = []
         self._downweighted: Counter[str] = Counter()  # by rule
         self._quarantines: Counter[str] = Counter()  # by kind
+
+    def bound(self, now_ms: int) -> None:
+        """Bound the guard's time by the reader's clock: what it has counted so far, and what comes until the next call.
+
+        Args:
+            now_ms: what the reader's clock shows, epoch milliseconds.
+        """
+        self._now_ms = now_ms
+        if self._stream.at_ms <= now_ms:
+            return  # no account is ahead of the stream's
+        for account in (self._stream, *self._items.all()):
+            account.bound(now_ms)
+        for user in self._users.all():
+            user.bound(now_ms // HOUR_MS)
+        latest_ms = now_ms + int(self._memory_ms)
+        self._trusted = {key: min(until_ms, latest_ms) for key, until_ms in self._trusted.items()}
 
     # ---- positives
 
@@ -114,7 +132,7 @@ class Guard:
         """The rule by which an event does not count, None if it does; it is in the accounts then."""
         user, item = self._users.touch(example.user_id), self._items.touch(example.item_id)
         # A producer may say what time it likes, but nothing happens after it was published.
-        self._stream.advance(min(example.ts, example.publish_ts_ms), self._memory_ms)
+        self._stream.advance(min(example.ts, example.publish_ts_ms, self._now_ms), self._memory_ms)
         item.advance(self._stream.at_ms, self._memory_ms)
         self._stream.hour_events += 1
         pair = user.see(example.item_id, self._stream.hour)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -69,6 +70,10 @@ class UserAccount:
             self.doubted -= oldest.waiting + oldest.refused
         return pair
 
+    def bound(self, hour: int) -> None:
+        """Take back an hour that the reader's clock has not reached."""
+        self.hour = min(self.hour, hour)
+
     def vouches_for(self, item_id: str, others: int) -> bool:
         """Whether each event with an item is matched by so many with others."""
         pair = self.items.get(item_id)
@@ -135,7 +140,7 @@ class ItemAccount:
         return self.vouched + self.unvouched
 
     def advance(self, ts_ms: int, half_life_ms: float) -> None:
-        """Let time pass; it never goes back."""
+        """Let time pass; only `bound` takes it back."""
         if ts_ms <= self.at_ms:
             return
         if self.events or self.excess:
@@ -146,6 +151,11 @@ class ItemAccount:
         if hour > self.hour:
             self.hour_before = self.hour_events if hour == self.hour + 1 else 0
             self.hour, self.hour_events = hour, 0
+
+    def bound(self, now_ms: int) -> None:
+        """Take back a time that the reader's clock has not reached."""
+        self.at_ms = min(self.at_ms, now_ms)
+        self.hour = min(self.hour, now_ms // HOUR_MS)
 
     def count(self, *, vouched: bool) -> None:
         """Take in an event of the item that counts."""
@@ -199,6 +209,10 @@ class Accounts(Generic[A]):
     def get(self, key: str) -> A:
         """The account of an id, as if new if there is none; it is not kept for that."""
         return self._accounts.get(key) or self._kind()
+
+    def all(self) -> Iterable[A]:
+        """All accounts."""
+        return self._accounts.values()
 
     def drop(self, key: str) -> None:
         """Forget an id."""

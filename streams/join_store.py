@@ -226,6 +226,13 @@ class JoinStore:
         self._by_request |= {shown.request: seq for seq, shown in self._cache.items() if shown.request in requests}
         return gone
 
+    def bound(self, now_ms: int) -> None:
+        """Take back event times of impressions that are later than a time. It looks through all of them."""
+        self.save()
+        self._db.execute("UPDATE shown SET ts = ? WHERE ts > ?", (now_ms, now_ms))
+        for shown in self._cache.values():
+            shown.ts = min(shown.ts, now_ms)
+
     def _older(self, where: str, *values: int) -> Iterator[Shown]:
         """Impressions that are no longer cached."""
         if self._impressions == len(self._cache):
@@ -252,6 +259,11 @@ class JoinStore:
         self._db.execute("INSERT INTO held VALUES (?, ?, ?, ?, ?, ?)", row)
         self._next_ticket += 1
         self.held_count += 1
+
+    def bound_held(self, latest_ms: int) -> None:
+        """Take back event times of held events that are later than a time."""
+        if self.held_count:
+            self._db.execute("UPDATE held SET ts = ? WHERE ts > ?", (latest_ms, latest_ms))
 
     def release(self, item_id: str) -> list[str]:
         """Take out what waited for an item, in the order in which it came."""

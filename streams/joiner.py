@@ -329,6 +329,21 @@ class Joiner:
         if end:
             self.store.drop_before(end)
 
+    def bound_held(self, latest_ms: int) -> None:
+        """Take back event times later than a time, of events that wait for their item: they would never expire."""
+        self.store.bound_held(latest_ms)
+
+    def bound(self, now_ms: int) -> None:
+        """Take back event times that the reader's clock has not reached, of impressions and of early clicks.
+
+        An impression that is ahead would keep all that came after it waiting until its time comes.
+
+        Args:
+            now_ms: what the reader's clock shows, epoch milliseconds.
+        """
+        self.store.bound(now_ms)
+        self._early = OrderedDict((key, (min(ts, now_ms), bought)) for key, (ts, bought) in self._early.items())
+
     def forget(self, user_id: str) -> None:
         """Drop all that waits of a user."""
         for shown in self.store.forget(user_id):

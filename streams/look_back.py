@@ -7,8 +7,10 @@ from streams.connection import KafkaConnection
 from streams.consumer import Offsets, PartitionConsumer
 
 
-def look_back(connection: KafkaConnection, topics: Sequence[str], events: int) -> Offsets:
-    """The offset of each partition to begin with, evenly from all.
+def look_back(connection: KafkaConnection, topics: Sequence[str], events: int) -> tuple[Offsets, dict[str, str]]:
+    """Return the offset of each partition to begin with, evenly from all, and the ids of the topics.
+
+    Topics that cannot be read now are left out: they are read from their first record.
 
     Args:
         connection: Which Kafka.
@@ -17,11 +19,10 @@ def look_back(connection: KafkaConnection, topics: Sequence[str], events: int) -
 
     Raises:
         BrokerUnreachableError: No broker answers.
-        TopicError: A topic does not exist.
     """
     if not topics:
-        return {}
+        return {}, {}
     with closing(PartitionConsumer(connection, topics)) as probe:
-        starts, ends = probe.positions(), probe.end_offsets()
+        starts, ends, topic_ids = probe.positions(), probe.end_offsets(), probe.topic_ids()
     each = -(-events // max(1, len(starts)))
-    return {at: max(start, ends[at] - each) for at, start in starts.items()}
+    return {at: max(start, ends.get(at, start) - each) for at, start in starts.items()}, topic_ids

@@ -8,8 +8,10 @@ from kafka import TopicPartition as KafkaPartition
 from kafka.errors import KafkaError
 
 from streams.connection import KafkaConnection, open_client
-from streams.consumer import CLOSE_TIMEOUT_MS, LOOKUP_TIMEOUT_MS, Record
+from streams.consumer import LOOKUP_TIMEOUT_MS, Record
 from streams.errors import BrokerUnreachableError, ConsumeError
+from streams.log_client import CLOSE_TIMEOUT_MS
+from streams.record_batches import name_undecodable_batches
 
 _PAUSE_SECONDS = 0.02  # the embedded broker answers an empty fetch at once
 
@@ -36,6 +38,7 @@ class RecordLookup:
             allow_auto_create_topics=False,
             metrics_enabled=False,
         )
+        name_undecodable_batches(self._consumer)
         try:
             self._topics: set[str] = self._consumer.topics()  # asking for one by name would have some brokers create it
         except KafkaError as error:
@@ -56,7 +59,8 @@ class RecordLookup:
 
         Raises:
             BrokerUnreachableError: If no broker answers in time.
-            ConsumeError: If the broker refuses the record, or it is corrupt.
+            ConsumeError: If the broker refuses the record.
+            UndecodableBatchError: If its batch is corrupt, or compressed with a codec that is not available.
         """
         at = KafkaPartition(topic, partition)
         try:

@@ -4,31 +4,46 @@ A slice is a set of offsets by partition. Its records are merged by their timest
 kept, so that the same offsets give the same records in the same order, however they arrive. What is not in the log is
 where a slice ends: that depends on what had arrived when it was full or old enough. Whoever wants to repeat a slice
 keeps its `ends`, and hands them to `repeat`.
+
+A log can change while it is read. Partitions that are added join the slices as they come. Records that were deleted
+before they were read are counted in the slice that passes over them. What was read of a log that has been recreated
+since, or cut, is given out before anything is read of the new one, so that all offsets of a slice belong to one log.
 """
 
 import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 import structlog
 
-from streams.consumer import Offsets, PartitionConsumer, Record, TopicPartition
+from streams.consumer import Gap, Offsets, PartitionConsumer, Record, TopicPartition
 
 log = structlog.get_logger(__name__)
 
 MAX_RECORDS = 500  # of one poll
 # Of its longest wait a slice gathers records so long, however old they are: timestamps are for producers to set.
 _GATHERED = 0.2
+_LOOK_BEHIND = 64  # records whose times say when one that is dated ahead was written
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Records in their order, and the next offset of every partition after them."""
+    """A stretch of the log.
+
+    Attributes:
+        records: its records, in their order.
+        ends: the next offset of every partition after them.
+        missed: by partition, how many offsets it passes over whose records were deleted before they were read.
+        topic_ids: the logs that the offsets belong to, by topic, where the broker tells it.
+    """
 
     records: list[Record]
     ends: Offsets
+    missed: Offsets = field(default_factory=dict)
+    topic_ids: dict[str, str] = field(default_factory=dict)
 
 
 class SliceReader:
@@ -61,12 +76,17 @@ class SliceReader:
         self._consumer = consumer
         self._counted = frozenset(counted)
         self._max_events, self._max_bytes, self._max_age_seconds = max_events, max_bytes, max_age_seconds
-        rank = {topic: place for place, topic in enumerate(topics)}
-        self.ends: Offsets = dict(consumer.positions())
-        self._rank = {at: (rank[at[0]], at[1]) for at in self.ends}
-        self._queues: dict[TopicPartition, deque[Record]] = {at: deque() for at in self.ends}
+        self._ranks = {topic: place for place, topic in enumerate(topics)}
+        self.ends: Offsets = {}
+        self._topic_ids: dict[str, str] = {}
+        self._queues: dict[TopicPartition, deque[Record]] = {}
+        self._gaps: list[Gap] = []  # of deleted records, not passed yet
+        self._gaps_seen = 0
+        # Partition and offset of records dated later than they were read -> when they were read, epoch ms.
+        self._ahead: dict[tuple[TopicPartition, int], int] = {}
         self._events = self._bytes = 0  # waiting
         self._since: float | None = None  # monotonic seconds, of the first record that waits
+        self._follow()
 
     @property
     def waiting(self) -> dict[TopicPartition, int]:
@@ -75,11 +95,13 @@ class SliceReader:
 
     def poll(self, timeout_seconds: float) -> Slice | None:
         """Read what is there; the next slice once it is due."""
+        if not self._follow():
+            return self._cut(patient=False)
         if not self._is_full() or self._is_starved():
             self._consumer.hold([at for at, queue in self._queues.items() if len(queue) > 2 * MAX_RECORDS])
             self.read(timeout_seconds)
         if self._since is None:
-            return None
+            return self._cut(patient=False) if self._has_missed() else None
         waited = (time.monotonic() - self._since) / self._max_age_seconds
         old, gathered = waited >= 1, waited >= _GATHERED
         due = old or (self._is_full() and not self._is_starved()) or (gathered and self._has_waited_in_the_log())
@@ -87,7 +109,8 @@ class SliceReader:
 
     def rest(self) -> Slice | None:
         """What waits, as it stands: no more is to come."""
-        return self._cut(patient=False) if self._since is not None else None
+        self._follow()
+        return self._cut(patient=False) if self._since is not None or self._has_missed() else None
 
     def repeat(self, ends: Offsets, timeout_seconds: float) -> Slice | None:
         """Read on; the slice that ends at `ends` once all of it is there."""
@@ -99,19 +122,56 @@ class SliceReader:
         if missing:
             return None
         records = self._merge(lambda at: self._queues[at][0].offset < ends.get(at, 0))
-        return self._taken(records, ends)
+        return self._taken(self._in_order(records) if self._ahead else records, ends)
 
     def _missing(self, ends: Offsets) -> set[TopicPartition]:
         positions = self._consumer.positions()
-        return {at for at, end in ends.items() if at in positions and positions[at] < end}
+        return {at for at, end in ends.items() if at[0] in self._ranks and positions.get(at, -1) < end}
+
+    def _follow(self) -> bool:
+        """Take in how the logs have changed; False while records wait that must be given out before."""
+        gaps = self._consumer.gaps
+        while self._gaps_seen < len(gaps):
+            gap = gaps[self._gaps_seen]
+            at = gap.topic, gap.partition
+            if gap.cause == "retention":
+                self._gaps.append(gap)
+                self.ends[at] = min(self.ends.get(at, gap.wanted), gap.wanted)
+            elif self._queues.get(at):
+                return False
+            elif gap.cause == "truncation":
+                self.ends[at] = gap.resumed
+            else:
+                self._gaps = [other for other in self._gaps if (other.topic, other.partition) != at]
+                self.ends.pop(at, None)
+                self._queues.pop(at, None)
+                self._ahead = {place: ms for place, ms in self._ahead.items() if place[0] != at}
+            self._gaps_seen += 1
+        for at, position in self._consumer.positions().items():
+            if at not in self._queues:
+                self._queues[at] = deque()
+                self.ends.setdefault(at, position)
+        self._topic_ids = self._consumer.topic_ids()
+        return True
+
+    def _has_missed(self) -> bool:
+        """Whether deleted records come next, with nothing before them that could be read."""
+        return any(self.ends[gap.topic, gap.partition] >= gap.wanted for gap in self._gaps)
 
     def _is_full(self) -> bool:
         return self._events >= self._max_events or self._bytes >= self._max_bytes
 
     def read(self, timeout_seconds: float) -> None:
         """Read what is there, and keep it for the slices to come."""
-        for record in self._consumer.poll(timeout_seconds, MAX_RECORDS):
-            self._queues[record.topic, record.partition].append(record)
+        if not self._follow():
+            return
+        records = self._consumer.poll(timeout_seconds, MAX_RECORDS)
+        now_ms = time.time_ns() // 1_000_000
+        for record in records:
+            at = record.topic, record.partition
+            self._queues[at].append(record)
+            if record.timestamp_ms > now_ms:
+                self._ahead[at, record.offset] = now_ms
             self._events += record.topic in self._counted
             self._bytes += _size_bytes(record)
             if self._since is None:
@@ -124,7 +184,7 @@ class SliceReader:
         """Whether all that is known of was read, and the first of it is old by its timestamp."""
         if any(self._consumer.is_behind(at) for at in self._queues):
             return False
-        oldest_ms = min(queue[0].timestamp_ms for queue in self._queues.values() if queue)
+        oldest_ms = min(self._due_ms(queue[0]) for queue in self._queues.values() if queue)
         return time.time() - oldest_ms / 1_000 >= self._max_age_seconds
 
     def _cut(self, *, patient: bool) -> Slice:
@@ -140,7 +200,15 @@ class SliceReader:
             return events < self._max_events and size_bytes < self._max_bytes and not starved
 
         records = self._merge(lambda _: True, goes_on)
-        return self._taken(records, {(r.topic, r.partition): r.offset + 1 for r in records})
+        if self._ahead:
+            records = self._in_order(records)
+        ends = {(r.topic, r.partition): r.offset + 1 for r in records}
+        for gap in self._gaps:  # in the order of their offsets
+            at = gap.topic, gap.partition
+            end = ends.get(at, self.ends[at])
+            if end >= gap.wanted:
+                ends[at] = max(end, gap.resumed)
+        return self._taken(records, ends)
 
     def _merge(
         self, belongs: Callable[[TopicPartition], bool], goes_on: Callable[[Record], bool] = lambda _: True
@@ -166,14 +234,54 @@ class SliceReader:
         return records
 
     def _head(self, at: TopicPartition) -> tuple[int, tuple[int, int], TopicPartition]:
-        return self._queues[at][0].timestamp_ms, self._rank[at], at
+        return self._due_ms(self._queues[at][0]), self._rank(at), at
+
+    def _rank(self, at: TopicPartition) -> tuple[int, int]:
+        return self._ranks[at[0]], at[1]
+
+    def _due_ms(self, record: Record) -> int:
+        """Return the time by which a record has its turn.
+
+        It is the record's own. One that was dated later than it was read would hold up its partition for as long as the
+        others are busy, so it has its turn when it was read, or with the earliest of the next records behind it.
+        """
+        at = record.topic, record.partition
+        read_ms = self._ahead.get((at, record.offset))
+        if read_ms is None:
+            return record.timestamp_ms
+        return min(read_ms, *(behind.timestamp_ms for behind in islice(self._queues[at], _LOOK_BEHIND)))
+
+    def _in_order(self, records: list[Record]) -> list[Record]:
+        """Merge a slice's records by their timestamps alone, which a repeat has too."""
+        parts: dict[TopicPartition, list[Record]] = {}
+        for record in records:
+            parts.setdefault((record.topic, record.partition), []).append(record)
+
+        def turn(record: Record) -> tuple[int, tuple[int, int]]:
+            return record.timestamp_ms, self._rank((record.topic, record.partition))
+
+        return list(heapq.merge(*parts.values(), key=turn))
 
     def _taken(self, records: list[Record], ends: Offsets) -> Slice:
+        missed = self._missed(ends)
         self.ends |= ends
+        self._gaps = [gap for gap in self._gaps if self.ends[gap.topic, gap.partition] < gap.resumed]
         self._events -= sum(record.topic in self._counted for record in records)
         self._bytes -= sum(_size_bytes(record) for record in records)
+        if self._ahead:
+            self._ahead = {place: ms for place, ms in self._ahead.items() if place[1] >= self.ends[place[0]]}
         self._since = time.monotonic() if any(self._queues.values()) else None
-        return Slice(records, dict(self.ends))
+        return Slice(records, dict(self.ends), missed, dict(self._topic_ids))
+
+    def _missed(self, ends: Offsets) -> Offsets:
+        """Return how many offsets of deleted records lie between the last slice's ends and these, by partition."""
+        missed: Offsets = {}
+        for gap in self._gaps:
+            at = gap.topic, gap.partition
+            count = min(gap.resumed, ends.get(at, 0)) - max(gap.wanted, self.ends[at])
+            if count > 0:
+                missed[at] = missed.get(at, 0) + count
+        return missed
 
 
 def _size_bytes(record: Record) -> int:

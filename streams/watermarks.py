@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from streams.consumer import TopicPartition
 
+_UNBOUNDED_MS = 2**63 - 1
+
 IDLE_SECONDS = 60.0
 
 
@@ -13,6 +15,9 @@ class Watermarks:
     A partition with nothing to say must not hold the others back: it is idle, and left out, once its newest record is
     `idle_seconds` older than the newest record of all. That is told by the records' own times and not by a clock, so
     that the same log gives the same watermarks again.
+
+    No time counts as later than the reader's clock (`bound`): a producer whose clock is ahead would close the windows
+    of all others, and make their partitions look idle.
 
     Args:
         idle_seconds: after how long, in the log's time, a silent partition is left out.
@@ -24,7 +29,26 @@ class Watermarks:
         self._idle_ms = int(idle_seconds * 1000)
         self._event_ms: dict[TopicPartition, int] = {}
         self._log_ms: dict[TopicPartition, int] = {}
+        self._now_ms = _UNBOUNDED_MS
         self.stream_ms = 0
+
+    def bound(self, now_ms: int) -> bool:
+        """Bound all watermarks by the reader's clock: those that there are, and what comes until the next call.
+
+        Args:
+            now_ms: what the reader's clock shows, epoch milliseconds.
+
+        Returns:
+            Whether one was later, as where the clock was set back or an earlier release had kept it.
+        """
+        self._now_ms = now_ms
+        newest_ms = max(self.stream_ms, *self._event_ms.values(), *self._log_ms.values(), 0)
+        if newest_ms <= now_ms:
+            return False
+        self.stream_ms = min(self.stream_ms, now_ms)
+        self._event_ms = {at: min(time_ms, now_ms) for at, time_ms in self._event_ms.items()}
+        self._log_ms = {at: min(time_ms, now_ms) for at, time_ms in self._log_ms.items()}
+        return True
 
     def see(self, partition: TopicPartition, *, event_ms: int, log_ms: int) -> None:
         """Take in an event.
@@ -35,6 +59,7 @@ class Watermarks:
                 says so counts as of its publication.
             log_ms: when it was published.
         """
+        log_ms = min(log_ms, self._now_ms)
         event_ms = min(event_ms, log_ms)
         if event_ms > self._event_ms.get(partition, -1):
             self._event_ms[partition] = event_ms
@@ -42,7 +67,7 @@ class Watermarks:
             self._log_ms[partition] = log_ms
 
     def advance(self) -> int:
-        """Compute the stream's watermark anew; it never goes back. Epoch milliseconds, 0 before the first event."""
+        """Compute the stream's watermark anew; only `bound` takes it back. Epoch milliseconds, 0 without events."""
         if self._log_ms:
             awake_ms = max(self._log_ms.values()) - self._idle_ms
             slowest = min(at for partition, at in self._event_ms.items() if self._log_ms[partition] >= awake_ms)

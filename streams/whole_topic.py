@@ -25,10 +25,11 @@ def read_to_end(connection: KafkaConnection, topic: str) -> Iterator[Record]:
         ConsumeError: The broker does not give what is there.
     """
     with closing(PartitionConsumer(connection, [topic])) as consumer:
+        consumer.require()
         ends, heard = consumer.end_offsets(), time.monotonic()
-        # Where the end is behind the last record, nothing but marks of transactions is left there.
-        while any(consumer.positions()[at] < end for at, end in ends.items()) and any(consumer.lag().values()):
+        while not consumer.reached(ends):
             records = consumer.poll(_POLL_SECONDS)
+            consumer.require()
             if records:
                 heard = time.monotonic()
             elif time.monotonic() > heard + SILENCE_SECONDS:

@@ -62,7 +62,7 @@ class ApacheKafka:
     """One Apache Kafka broker on loopback; the same directory and ports when it is started again."""
 
     def __init__(self, directory: Path, *, properties: str = "", format_args: str = "", **security: object) -> None:
-        self._directory = directory
+        self.directory = directory
         self.controller_port = _free_port()
         self._format_args = format_args
         self.port = _free_port()
@@ -77,8 +77,12 @@ class ApacheKafka:
         own = properties.replace("@PORT@", str(self.port)).replace("@C@", str(self.controller_port))
         self._properties.write_text(own)
 
+    def properties(self) -> str:
+        """What it starts with, beside ports and directories."""
+        return self._properties.read_text()
+
     def start(self, *, wait: bool = True) -> Self:
-        with (self._directory / "kafka.log").open("ab") as output:
+        with (self.directory / "kafka.log").open("ab") as output:
             self._process = subprocess.Popen(
                 [*_ends_with_parent(), *self._command()],
                 stdout=output,
@@ -92,7 +96,7 @@ class ApacheKafka:
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while reason := unreachable_reason(self.connection):
-            assert time.monotonic() < deadline, f"Apache Kafka did not start: {reason}; see {self._directory}/kafka.log"
+            assert time.monotonic() < deadline, f"Apache Kafka did not start: {reason}; see {self.directory}/kafka.log"
             time.sleep(0.1)
 
     def kill(self) -> None:
@@ -108,10 +112,10 @@ class ApacheKafka:
     def _command(self) -> list[str]:
         kafka = Path(os.environ["HEADWATER_TEST_KAFKA"]).resolve()
         if not kafka.is_dir():
-            return [str(kafka), str(self._directory), str(self.port), str(self.controller_port), str(self._properties)]
-        settings = self._directory / "server.properties"
+            return [str(kafka), str(self.directory), str(self.port), str(self.controller_port), str(self._properties)]
+        settings = self.directory / "server.properties"
         settings.write_text(self._base_properties() + self._properties.read_text())
-        if not (self._directory / "log" / "meta.properties").exists():
+        if not (self.directory / "log" / "meta.properties").exists():
             tool = [str(kafka / "bin" / "kafka-storage.sh"), "format", "--cluster-id", "4L6g3nShT-eMCtK--X86sw"]
             tool += ["--config", str(settings), *self._format_args.split()]
             subprocess.run(tool, check=True, capture_output=True)
@@ -126,7 +130,7 @@ listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self.control
 advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL
-log.dirs={self._directory}/log
+log.dirs={self.directory}/log
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4

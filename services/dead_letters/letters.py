@@ -10,7 +10,9 @@ import structlog
 from pydantic import ValidationError
 
 from services.dead_letters.errors import LetterError
+from services.publish.command import BROKER_TIMEOUT_SECONDS
 from services.settings import Settings
+from streams.connection import wait_for_broker
 from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
 from streams.events import epoch_ms
@@ -157,6 +159,7 @@ def _newest(
     settings: Settings, takes: Callable[[DeadLetter], bool], *, payloads: bool
 ) -> dict[bytes | None, DeadLetter | None]:
     """The newest letter of each key, None where it is not readable; a record without value deletes."""
+    wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
     newest: dict[bytes | None, DeadLetter | None] = {}
     for record in read_to_end(settings.kafka, settings.topics.dead_letters):
         newest.pop(record.key, None)

@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx
 from pydantic import BaseModel, SecretStr
 
+from peft_adapters import internal_http
 from services.demo.child import fork_context, run_child
 from services.demo.errors import DemoError
 from services.settings import ENV_PREFIX, Settings
@@ -61,7 +62,7 @@ class Child:
         """
         status = None if self._process is None else self._process.exitcode
         if status is not None:
-            lines = self.log_file.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
+            lines = self.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST_LINES:]
             raise DemoError("\n  ".join([f"the {self.name} ended with status {status}; its last words:", *lines]))
 
     def url(self, *, timeout_seconds: float) -> str:
@@ -73,7 +74,7 @@ class Child:
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             self.check()
-            announced = ANNOUNCEMENT.search(self.log_file.read_text(errors="replace"))
+            announced = ANNOUNCEMENT.search(self.log_file.read_text(encoding="utf-8", errors="replace"))
             if announced:
                 return f"http://{announced[1]}:{announced[2]}"
             time.sleep(POLL_SECONDS)
@@ -120,7 +121,7 @@ def wait_ready(urls: Sequence[str], *, children: Sequence[Child], timeout_second
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_SECONDS).is_success
+        return internal_http.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_SECONDS).is_success
     except httpx.HTTPError:
         return False
 

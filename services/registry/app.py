@@ -23,16 +23,15 @@ from peft_adapters.errors import (
     ScenarioNameError,
     VersionNotFoundError,
 )
-from peft_adapters.manifest import MANIFEST_NAME, Manifest, manifest_bytes
+from peft_adapters.manifest import MANIFEST_NAME, MAX_VERSION, Manifest, manifest_bytes
 from peft_adapters.registry import LATEST_NAME, AdapterRegistry
 from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
 from peft_adapters.stores import LISTING_NAME
+from services.door.bodies import BodyRules
 from services.door.guard import reads_and_changes
 from services.door.wiring import Door, add_door
 from services.http import (
-    BodyLimit,
     ProblemError,
-    RequestMeter,
     add_problem_handlers,
     metrics_response,
     problem_response,
@@ -50,7 +49,6 @@ from services.registry.answers import (
     ScenarioName,
     Version,
 )
-from services.registry.changes import MAX_VERSION
 from services.registry.comparing import Comparison, compare
 from services.registry.reading import Shown, manifests, shown
 from services.registry.watch import Watcher
@@ -88,10 +86,16 @@ def create_app(
     series = new_registry()
     app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers))
     metrics = RegistryMetrics(series)
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, remedy="no call takes more")
     door = door or Door()
-    add_door(app, door, metrics.door, needs=reads_and_changes, waits=_is_long_poll)
-    app.add_middleware(RequestMeter, metrics=metrics.http)
+    add_door(
+        app,
+        door,
+        metrics.door,
+        needs=reads_and_changes,
+        waits=_is_long_poll,
+        requests=metrics.http,
+        bodies=BodyRules(max_bytes=MAX_BODY_BYTES, remedy="no call takes more"),
+    )
     add_problem_handlers(app)
     _add_registry_errors(app)
     _add_adapters(app, registry, watchers.latest)

@@ -59,6 +59,7 @@ class CanaryWatch:
         self._pseudonymise, self._settings, self._metrics, self._end = pseudonymise, settings, metrics, end
         self._trials: dict[str, Trial] = {}
         self._positions: Offsets | None = None  # None: from the end of the log
+        self._topic_ids: dict[str, str] = {}  # the logs that the positions belong to
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -67,16 +68,18 @@ class CanaryWatch:
 
     def run(self) -> None:
         """Watch until stopped; what fails is tried again."""
-        pauses = backoff_seconds()
+        pauses, known = backoff_seconds(), None
         while not self._stop.wait(LOOK_SECONDS):
             if not self.look():
-                self._positions = None
+                self._positions, self._topic_ids = None, {}
                 continue
             try:
                 self._read()
-                pauses = backoff_seconds()
+                pauses, known = backoff_seconds(), None
             except HeadwaterStreamError as error:
-                log.warning("canary_not_watched", problem=str(error), retry="until the log can be read")
+                if str(error) != known:
+                    log.warning("canary_not_watched", problem=str(error), retry="until the log can be read")
+                known = str(error)
                 self._stop.wait(next(pauses))
             except Exception:  # a fault of ours: shoppers are answered all the same
                 log.exception("canary_watch_failed")
@@ -126,11 +129,13 @@ class CanaryWatch:
 
     def _read(self) -> None:
         topics = list(dict.fromkeys((self._topics.impressions, self._topics.clicks, *self._topics.dialects)))
-        with closing(PartitionConsumer(self._connection, topics, start=self._positions or "latest")) as consumer:
+        with closing(
+            PartitionConsumer(self._connection, topics, start=self._positions or "latest", topic_ids=self._topic_ids)
+        ) as consumer:
             while not self._stop.is_set() and self.look():
                 for record in consumer.poll(LOOK_SECONDS, MAX_RECORDS):
                     self._take_in_record(record)
-                self._positions = consumer.positions()
+                self._positions, self._topic_ids = consumer.positions(), consumer.topic_ids()
                 self.judge()
 
     def _take_in_record(self, record: Record) -> None:

@@ -24,6 +24,7 @@ from services.scorer.announcements import Announcements
 from services.scorer.app import create_app
 from services.scorer.bundles import BundleSource
 from services.scorer.canaries import CanaryWatch
+from services.scorer.catalogue_check import CatalogueCheck
 from services.scorer.ending import ends_canaries
 from services.scorer.following import RegistryFollower
 from services.scorer.live_items import LiveItems
@@ -73,7 +74,8 @@ def run(settings: Settings) -> None:
     with temporary_directory("headwater-scorer-") as directory:
         registry = _registry(settings)
         announcements = Announcements(settings.scenario, metrics)
-        worker, reader, search = _wired(settings, metrics, registry, announcements, directory, pseudonymise)
+        check = CatalogueCheck(settings.kafka, settings.topics)
+        worker, reader, search = _wired(settings, metrics, registry, announcements, directory, pseudonymise, check)
         follower = RegistryFollower(
             registry,
             announcements,
@@ -91,7 +93,7 @@ def run(settings: Settings) -> None:
         )
         followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
         app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, door=door)
-        with _in_threads(reader, worker, follower, watch, *search.refreshers(), *followers):
+        with _in_threads(reader, worker, follower, watch, check, *search.refreshers(), *followers):
             serve(app, settings.scorer.host, settings.scorer.port)
 
 
@@ -102,6 +104,7 @@ def _wired(
     announcements: Announcements,
     directory: Path,
     pseudonymise: Pseudonymiser,
+    check: CatalogueCheck,
 ) -> tuple[Worker, LogReader, Search]:
     encoder = Encoder(settings.encoder)
     cache = PrefixCache.of(encoder)
@@ -114,7 +117,9 @@ def _wired(
         items=items,
         shoppers=shoppers,
         announcements=announcements,
+        clock=settings.clock,
     )
+    metrics.declare_topics(reader.topics)
     worker = Worker(
         scenario=settings.scenario,
         encoder=encoder,
@@ -130,6 +135,7 @@ def _wired(
         kept_rows=settings.scorer.kept_rows,
         pinned_scenarios=settings.scorer.pinned_scenarios,
         max_scenarios=settings.scorer.max_scenarios,
+        catalogue_check=check,
     )
     return worker, reader, _search(settings.search, encoder, worker)
 
@@ -152,12 +158,17 @@ def _shoppers(settings: Settings, items: LiveItems, metrics: ScorerMetrics, pseu
 
 def _registry(settings: Settings) -> AdapterRegistry:
     return AdapterRegistry(
-        settings.scorer.registry_url, verify=verifier(settings.signing), api_key=settings.registry.shown_key()
+        settings.scorer.registry_url,
+        verify=verifier(settings.signing),
+        api_key=settings.registry.shown_key(),
+        read_seconds=settings.registry.read_seconds,
     )
 
 
 @contextmanager
-def _in_threads(*parts: LogReader | Worker | RegistryFollower | CanaryWatch | RedisState | Refresher) -> Iterator[None]:
+def _in_threads(
+    *parts: LogReader | Worker | CatalogueCheck | RegistryFollower | CanaryWatch | RedisState | Refresher,
+) -> Iterator[None]:
     """Run parts beside the serving, and end them after it."""
     threads = [threading.Thread(target=part.run, name=type(part).__name__, daemon=True) for part in parts]
     for thread in threads:

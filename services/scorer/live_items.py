@@ -12,7 +12,8 @@ from services.items import catalogue_item
 from services.scorer.blocklist import Blocklist
 from services.scorer.filters import FIRST_CAPACITY, Filters, ItemFacts
 from streams.decode import ItemRemoved
-from streams.events import Item
+from streams.events import MAX_TS_MS, Item
+from streams.item_times import ItemTimes
 
 NOTHING_LISTED = Blocklist()
 
@@ -21,7 +22,7 @@ class LiveItems:
     """Items in order of arrival; one thread writes, any number read.
 
     An item has its row here, which it keeps, before it has its text vectors in a model. Whether it is blocked counts at
-    once, whatever model answers.
+    once, whatever model answers. Of several events of an item the newest counts, by event time.
 
     Args:
         blocklist: What is blocked beside what the catalogue itself blocks.
@@ -34,8 +35,9 @@ class LiveItems:
     def __init__(self, blocklist: Blocklist = NOTHING_LISTED) -> None:
         self.rows: dict[str, int] = {}
         self.withdrawn = 0
-        self._blocklist, self._facts = blocklist, ItemFacts()
+        self._blocklist, self._facts, self._times = blocklist, ItemFacts(), ItemTimes()
         self._blocked = np.zeros(FIRST_CAPACITY, dtype=np.bool_)
+        self._removed: set[str] = set()
         self._changed: dict[str, CatalogueItem] = {}  # by id, in order of arrival
         self._lock = threading.Lock()
 
@@ -43,15 +45,28 @@ class LiveItems:
         """How many items were ever seen."""
         return len(self.rows)
 
+    @property
+    def present(self) -> int:
+        """How many items there are, those that were removed left out."""
+        return len(self.rows) - len(self._removed)
+
     def __contains__(self, item_id: object) -> bool:
         """Whether an item was ever seen."""
         return item_id in self.rows
 
-    def take_in(self, event: Item | ItemRemoved) -> None:
-        """Take in an event of the catalogue. A removed item is blocked: shoppers' histories still lead on from it."""
+    def take_in(self, event: Item | ItemRemoved, *, latest_ms: int = MAX_TS_MS) -> None:
+        """Take in an event of the catalogue. A removed item is blocked: shoppers' histories still lead on from it.
+
+        Args:
+            event: an item or its removal; one that is older than what was taken in before changes nothing.
+            latest_ms: the latest time that the reader accepts, epoch milliseconds.
+        """
+        if not self._times.take(event, latest_ms=latest_ms):
+            return
         if isinstance(event, ItemRemoved):
             if event.item_id in self.rows:
                 self._blocked[self.rows[event.item_id]] = True
+                self._removed.add(event.item_id)
                 self.withdrawn += 1
             return
         item = catalogue_item(event)
@@ -61,6 +76,7 @@ class LiveItems:
         self._blocked[row] = event.status == "blocked" or self._blocklist.blocks(event)
         self.withdrawn += bool(self._blocked[row])
         self._facts.put(row, event)
+        self._removed.discard(event.item_id)
         with self._lock:
             self._changed[event.item_id] = item
             self.rows[event.item_id] = row

@@ -1,36 +1,39 @@
-"""One thread reads the log: catalogue, commands and announcements first, then shoppers' events, then all as it comes.
+"""Reads what a scorer follows, in two threads: our own catalogue, commands and announcements, and everything else.
 
-The embedded broker wants each consumer to ask again and again, so that one consumer for everything is also the
-cheapest.
+Each has a consumer of its own, so that a topic of shoppers' events that cannot be read never keeps an item from being
+blocked, a shopper from being forgotten, or an adapter from being heard of.
 """
 
 import threading
 from collections.abc import Sequence
-from contextlib import closing
 
 import structlog
 
 from services.scorer.announcements import Announcements
 from services.scorer.live_items import LiveItems
 from services.scorer.shopper_state import StateSource
-from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
-from streams.consumer import Offsets, PartitionConsumer, Record
+from services.scorer.topic_reader import TopicReader
+from streams.clocks import ClockSettings, ReaderClock, decode_bounded
+from streams.connection import KafkaConnection
+from streams.consumer import Record
 from streams.control import Forget, parse_control
 from streams.dead_letters import DeadLetter
-from streams.decode import ItemRemoved, decode
-from streams.errors import HeadwaterStreamError
+from streams.decode import ItemRemoved
 from streams.events import Click, Item, Purchase
 from streams.look_back import look_back
 from streams.topics import Topics
 
 log = structlog.get_logger(__name__)
 
-POLL_SECONDS = 0.5
-MAX_RECORDS = 1_000
+_WAIT_SECONDS = 0.1
+_PATIENCE = 4  # attempts
 
 
 class LogReader:
     """Reads what a scorer follows, for as long as the process lives.
+
+    The catalogues that come in other dialects are read before shoppers' events, as our own is. They are no condition
+    of readiness: a topic of others that cannot be read is one of the `problems`, and holds up nothing.
 
     Args:
         connection: Which Kafka.
@@ -39,10 +42,11 @@ class LogReader:
         items: Takes in the catalogue.
         shoppers: Takes in clicks and purchases, and whom to forget.
         announcements: Takes in published manifests.
+        clock: How far times may be ahead of this machine's clock.
 
     Attributes:
         catalogue_read: Set once catalogue, commands and announcements were read to the end that they had at start.
-        caught_up: Set once shoppers' events were, too.
+        caught_up: Set once shoppers' events were, too, as far as they can be read.
     """
 
     def __init__(
@@ -54,21 +58,42 @@ class LogReader:
         items: LiveItems,
         shoppers: StateSource,
         announcements: Announcements,
+        clock: ClockSettings = ClockSettings(),  # noqa: B008  # frozen
     ) -> None:
         self.catalogue_read = threading.Event()
         self.caught_up = threading.Event()
         self._connection, self._topics, self._look_back_events = connection, topics, look_back_events
         self._items, self._shoppers, self._announcements = items, shoppers, announcements
-        self._positions: Offsets = {}
-        self._following: PartitionConsumer | None = None  # while the log is being read
+        self._clock_settings = clock
         self._stop = threading.Event()
+        self._catalogues = [topic for topic in topics.catalogues() if topic != topics.items]  # of others
+        self._behaviour = self._behaviour_topics()
+        self._one_writer = threading.Lock()  # of the catalogue: both threads read items
+        self._looked_back = False
+        self._failures = 0  # of the others in a row, while our own were read
+        self._catalogues_read = threading.Event()
+        if not self._catalogues:
+            self._catalogues_read.set()
+        self._ours = TopicReader(
+            connection, [topics.items, topics.control, topics.adapters], take_in=self._take_in_all, stop=self._stop
+        )
+        self._others = TopicReader(
+            connection, [*self._catalogues, *self._behaviour], take_in=self._take_in_all, stop=self._stop
+        )
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics that are read."""
+        return [*self._ours.topics, *self._others.topics]
 
     def problem(self) -> str | None:
         """What is wrong with Kafka; None when the log is being read. Addresses are for the process's log alone."""
-        following = self._following
-        if following is not None:
-            return "Kafka does not answer; what has been read of it is served" if following.is_away else None
-        return "Kafka cannot be read; what has been read of it is served, and the log of the process says why"
+        others = self._others.problem() if self._others.topics and self.caught_up.is_set() else None
+        return self._ours.problem() or others
+
+    def topic_problems(self) -> dict[str, str]:
+        """Return what cannot be read of the log, by topic or `topic/partition`, in a sentence each."""
+        return self._ours.topic_problems() | self._others.topic_problems()
 
     def stop(self) -> None:
         """Have `run` return soon."""
@@ -76,78 +101,91 @@ class LogReader:
 
     def run(self) -> None:
         """Read until stopped; what fails is tried again from where it was."""
-        pauses, told = backoff_seconds(), None
-        while not self._stop.is_set():
-            try:
-                if wait_for_broker(self._connection, stop=self._stop):
-                    self._read()
-            except HeadwaterStreamError as error:
-                if str(error) != told:
-                    log.warning("log_not_read", problem=str(error), retry="until it can be read")
-                told = str(error)
-            except Exception:  # a fault of ours: what is held goes on being served
-                log.exception("log_reader_failed")
-            self._following = None
-            self._stop.wait(next(pauses))
+        others = threading.Thread(target=self._run_others, name="LogReader of others", daemon=True)
+        others.start()
+        self._ours.run(self._read_ours)
+        others.join()
 
-    def _read(self) -> None:
-        catalogue = [*self._topics.catalogues(), self._topics.control, self._topics.adapters]
-        behaviour = self._behaviour(catalogue)
-        if not self.catalogue_read.is_set():
-            with closing(self._open(catalogue)) as consumer:
-                self._read_to_end(consumer)
-            self.catalogue_read.set()
-        if not any(topic in behaviour for topic, _ in self._positions):
-            self._positions |= look_back(self._connection, behaviour, self._look_back_events)
-        with closing(self._open([*catalogue, *behaviour])) as consumer:
-            self._read_to_end(consumer)
+    def _read_ours(self) -> None:
+        with self._ours.opened(self._ours.topics) as consumer:
+            self._ours.read_to_end(consumer, required=[self._topics.items])
+            while not self._catalogues_read.is_set() and not self._stop.is_set():
+                self._ours.poll(consumer)
             if not self._stop.is_set():
+                self.catalogue_read.set()
+            self._ours.follow(consumer)
+
+    def _run_others(self) -> None:
+        while not self._ours.is_reading:  # one line is enough of a broker that is away
+            if self._stop.wait(_WAIT_SECONDS):
+                return
+        if self._others.topics:
+            self._others.run(self._read_others, failed=self._others_failed)
+        else:
+            self._catch_up()
+
+    def _read_others(self) -> None:
+        if not self._catalogues_read.is_set():
+            with self._others.opened(self._catalogues) as consumer:
+                self._others.read_to_end(consumer)
+            self._catalogues_read.set()
+        if not self._wait_for_catalogue():
+            return
+        if self._behaviour and not self._looked_back:
+            self._others.start_at(*look_back(self._connection, self._behaviour, self._look_back_events))
+            self._looked_back = True
+        with self._others.opened(self._others.topics) as consumer:
+            self._others.read_to_end(consumer)
+            self._catch_up()
+            self._others.follow(consumer)
+
+    def _others_failed(self) -> None:
+        """Have readiness wait no longer for topics that fail again and again while our own are read."""
+        self._failures = self._failures + 1 if self._ours.is_reading else 0
+        if self._failures >= _PATIENCE:
+            self._catalogues_read.set()
+            if self.catalogue_read.is_set():
                 self.caught_up.set()
-            while not self._stop.is_set():
-                self._poll(consumer)
 
-    def _open(self, topics: Sequence[str]) -> PartitionConsumer:
-        self._following = PartitionConsumer(self._connection, topics, start=self._positions)
-        return self._following
+    def _catch_up(self) -> None:
+        if self._wait_for_catalogue():
+            self.caught_up.set()
 
-    def _behaviour(self, catalogue: Sequence[str]) -> list[str]:
+    def _wait_for_catalogue(self) -> bool:
+        """Wait until our own catalogue is read; False when stopped."""
+        while not self.catalogue_read.wait(_WAIT_SECONDS):
+            if self._stop.is_set():
+                return False
+        return not self._stop.is_set()
+
+    def _behaviour_topics(self) -> list[str]:
         """The topics that tell what shoppers do; none where their states come from elsewhere."""
         if not self._shoppers.reads_events:
             return []
-        others = [topic for topic in self._topics.dialects if topic not in catalogue]
+        others = [topic for topic in self._topics.dialects if topic not in self._catalogues]
         return [self._topics.clicks, self._topics.purchases, *others]
 
-    def _read_to_end(self, consumer: PartitionConsumer) -> None:
-        """Read up to where the log ends now."""
-        ends = consumer.end_offsets()
-        while not self._stop.is_set():
-            if all(consumer.positions()[at] >= end for at, end in ends.items()):
-                return
-            if not self._poll(consumer) and not any(consumer.lag().values()):
-                return  # what lies before the end are no records: compacted, or marks of transactions
-
-    def _poll(self, consumer: PartitionConsumer) -> int:
-        records = consumer.poll(POLL_SECONDS, MAX_RECORDS)
+    def _take_in_all(self, records: Sequence[Record]) -> None:
+        clock = ReaderClock.of(records, self._clock_settings)
         for record in records:
-            self._take_in(record)
-        self._positions |= consumer.positions()
-        return len(records)
+            self._take_in(record, clock)
 
-    def _take_in(self, record: Record) -> None:
+    def _take_in(self, record: Record, clock: ReaderClock) -> None:
         if record.topic == self._topics.adapters:
             self._announcements.hear(record.key, record.value)
             return
         if record.topic == self._topics.control:
-            command = parse_control(record)
+            command = parse_control(clock.record(record))
             if isinstance(command, Forget):
                 self._shoppers.forget(command.user, until_ms=command.ts_ms)
             return
-        decoded = decode(record, self._topics)
+        record, decoded, _ = decode_bounded(record, self._topics, clock)
         if isinstance(decoded, DeadLetter):
             return  # the updater's to report, once
         for event in decoded:
             if isinstance(event, Click | Purchase):
-                self._shoppers.take_in(event, publish_ts_ms=record.timestamp_ms)
+                self._shoppers.take_in(event, publish_ts_ms=clock.not_ahead(record))
             elif isinstance(event, Item | ItemRemoved):
-                self._items.take_in(event)
+                with self._one_writer:
+                    self._items.take_in(event, latest_ms=clock.latest_ms)
                 self._shoppers.item_arrived(event.item_id)

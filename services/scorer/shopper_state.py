@@ -1,6 +1,7 @@
 """What shoppers have done lately: what any source of it does, and the worker's own reading of clicks and purchases."""
 
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -115,7 +116,9 @@ class ShopperState:
             if isinstance(event, Purchase):
                 self._bought.add(self._pseudonymise(event.user_id), event.item_id)
             self._update(joiner.offer(event, publish_ts_ms=publish_ts_ms))
-            self._watermark_ms = max(self._watermark_ms, event.ts)
+            # Not after now: a clock that was ahead, a producer's or this machine's, must not let others' events expire.
+            now_ms = time.time_ns() // 1_000_000
+            self._watermark_ms = min(max(self._watermark_ms, min(event.ts, publish_ts_ms)), now_ms)
             joiner.advance(self._watermark_ms)
 
     def forget(self, user_id: str, *, until_ms: int) -> None:

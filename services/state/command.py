@@ -41,6 +41,7 @@ def run(settings: Settings) -> None:
             look_back_events=state.look_back_events,
             pseudonymise=pseudonymise,
             metrics=StateWriterMetrics(registry),
+            clock=settings.clock,
         )
 
         def ask_to_stop(number: int, _frame: FrameType | None) -> None:

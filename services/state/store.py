@@ -4,7 +4,8 @@
 |---|---|
 | `<prefix>:shopper:<pseudonym>` | list of entries, newest first |
 | `<prefix>:bought:<pseudonym>` | the same of purchases alone |
-| `<prefix>:written` | hash: `format`, `secret`, `beat`, and `<topic>/<partition>`, the next offset of each |
+| `<prefix>:written` | hash: `format`, `secret`, `beat`; `<topic>/<partition>`, the next offset of each; `<topic>/id`, \
+the cluster and the topic that the offsets belong to |
 | `<prefix>:writer` | who writes, until when |
 
 States and offsets change in one transaction, and only from the offsets that the writer had before. So each record of
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from services.state.client import connect, redis_errors, shown
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS = 5.0
 DAY_SECONDS = 86_400
+_ID = "/id"  # no topic and no partition has a slash in its name
 
 _Encodable = bytes | bytearray | memoryview | str | int | float  # as the client's types have it
 
@@ -122,6 +125,16 @@ class StateStore:
         """
         return _offsets(self._checked())
 
+    def topic_ids(self) -> dict[str, str]:
+        """Return the identity of the log that each topic's offsets belong to, where it was known.
+
+        Raises:
+            StateAwayError: Redis does not answer.
+            StateForeignError: What is there was written in another format, or under another secret.
+        """
+        written = self._checked()
+        return {name.removesuffix(_ID): value for name, value in written.items() if name.endswith(_ID)}
+
     def _checked(self) -> dict[str, str]:
         with redis_errors(self._settings):
             written = cast(dict[str, str], self._client.hgetall(self._written))
@@ -161,14 +174,23 @@ class StateStore:
             if self._client.get(self._lease) == writer:
                 self._client.delete(self._lease)
 
-    def write(self, changes: Changes, *, before: Offsets, after: Offsets, beat: str) -> None:
+    def write(
+        self,
+        changes: Changes,
+        *,
+        before: Offsets,
+        after: Offsets,
+        beat: str,
+        topic_ids: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Write what a part of the log changes, and where it ended: all of it or nothing.
 
         Args:
             changes: Of all records from `before` to `after`.
             before: The offsets that Redis is to have now.
-            after: Those that it has then.
+            after: Those that it has then; the others of `before` go.
             beat: Something else each time.
+            topic_ids: The identity of the logs that `after` belongs to, by topic.
 
         Raises:
             StateAwayError: Redis does not answer.
@@ -188,7 +210,9 @@ class StateStore:
                 self._push(pipe, self._shopper(user_id), entries, KEPT_EVENTS)
             for user_id, entries in changes.bought.items():
                 self._push(pipe, self._bought(user_id), entries, KEPT_PURCHASES)
-            pipe.hset(self._written, mapping=self._mark(after, beat))  # 3. and the offsets they came from
+            pipe.hset(self._written, mapping=self._mark(after, topic_ids, beat))  # 3. and the offsets they came from
+            if gone := before.keys() - after.keys():
+                pipe.hdel(self._written, *(f"{topic}/{partition}" for topic, partition in gone))
             try:
                 pipe.execute()  # 4. at once
             except WatchError:
@@ -200,8 +224,9 @@ class StateStore:
         pipe.ltrim(key, 0, kept - 1)
         pipe.expire(key, self._keep_seconds)
 
-    def _mark(self, offsets: Offsets, beat: str) -> dict[_Encodable, _Encodable]:
+    def _mark(self, offsets: Offsets, topic_ids: Mapping[str, str], beat: str) -> dict[_Encodable, _Encodable]:
         own: dict[_Encodable, _Encodable] = {"format": FORMAT, "secret": self._fingerprint, "beat": beat}
+        own |= {f"{topic}{_ID}": topic_id for topic, topic_id in topic_ids.items()}
         return own | {f"{topic}/{partition}": str(offset) for (topic, partition), offset in offsets.items()}
 
     def _shopper(self, user_id: str) -> str:

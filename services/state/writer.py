@@ -15,12 +15,12 @@ from services.metrics import StateWriterMetrics
 from services.state.entries import packed
 from services.state.errors import StateError, StateTakenError
 from services.state.store import LEASE_SECONDS, Changes, StateStore
+from streams.clocks import ClockSettings, ReaderClock, decode_bounded
 from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
 from streams.consumer import Offsets, PartitionConsumer, Record
 from streams.control import Forget, parse_control
 from streams.dead_letters import DeadLetter
-from streams.decode import decode
-from streams.errors import HeadwaterStreamError
+from streams.errors import ConsumeError, HeadwaterStreamError, TopicError
 from streams.events import Click, Purchase
 from streams.look_back import look_back
 from streams.topics import Topics
@@ -43,6 +43,7 @@ class StateWriter:
         look_back_events: Newest clicks and purchases to begin with where the store is empty.
         pseudonymise: What becomes of ids of users and sessions.
         metrics: Where to count.
+        clock: How far times may be ahead of this machine's clock.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class StateWriter:
         look_back_events: int,
         pseudonymise: Callable[[str], str],
         metrics: StateWriterMetrics,
+        clock: ClockSettings = ClockSettings(),  # noqa: B008  # frozen
     ) -> None:
+        self._clock_settings = clock
         self._connection, self._topics, self._store = connection, topics, store
         self._look_back_events, self._pseudonymise, self._metrics = look_back_events, pseudonymise, metrics
         self._forgotten: dict[str, int] = {}  # who, and up to when in the log's time, epoch ms
@@ -95,18 +98,22 @@ class StateWriter:
 
     def _follow(self) -> None:
         """Read and write for as long as the turn lasts."""
-        held = self._store.offsets()
+        held, topic_ids = self._store.offsets(), self._store.topic_ids()
         behaviour = self._behaviour()
-        start = held or look_back(self._connection, behaviour, self._look_back_events)
+        start = held
+        if not held:
+            start, topic_ids = look_back(self._connection, behaviour, self._look_back_events)
         log.info("state_writing", first_time=not held, partitions=len(start))
         self._learn_forgotten()
         beat_at = 0.0
-        with closing(PartitionConsumer(self._connection, [self._topics.control, *behaviour], start=start)) as consumer:
+        topics = [self._topics.control, *behaviour]
+        with closing(PartitionConsumer(self._connection, topics, start=start, topic_ids=topic_ids)) as consumer:
             while not self._stop.is_set() and self._store.claim(self._name):
                 self._metrics.writing.set(1)
                 records = consumer.poll(POLL_SECONDS, MAX_RECORDS)
                 if records or time.monotonic() >= beat_at:
-                    held = self._write(records, held, consumer.positions())
+                    held = self._write(records, held, consumer)
+                    self._metrics.show_topics(topics, consumer.problems())
                     beat_at = time.monotonic() + BEAT_SECONDS
         self._metrics.writing.set(0)
 
@@ -116,19 +123,26 @@ class StateWriter:
 
     def _learn_forgotten(self) -> None:
         """Know of all who were to be forgotten so far, whatever is read first."""
-        for record in read_to_end(self._connection, self._topics.control):
-            command = parse_control(record)
-            if isinstance(command, Forget):
-                self._forgotten[command.user] = command.ts_ms
+        clock = ReaderClock.of((), self._clock_settings)
+        try:
+            for record in read_to_end(self._connection, self._topics.control):
+                command = parse_control(clock.record(record))
+                if isinstance(command, Forget):
+                    self._forgotten[command.user] = command.ts_ms
+        except (TopicError, ConsumeError) as error:  # shoppers' events do not wait for it; it is read once it can be
+            log.warning("control_not_read", problem=str(error), retry="until it can be read")
 
-    def _write(self, records: Sequence[Record], held: Offsets, positions: Offsets) -> Offsets:
+    def _write(self, records: Sequence[Record], held: Offsets, consumer: PartitionConsumer) -> Offsets:
         """Write what records change; the offsets that the store has then."""
         changes, taken, newest_ms = Changes(), Counter[str](), 0
+        clock = ReaderClock.of(records, self._clock_settings)
         for record in records:
-            newest_ms = max(newest_ms, self._take_in(record, changes, taken))
-        after = held | positions
+            newest_ms = max(newest_ms, self._take_in(record, clock, changes, taken))
+        positions = consumer.positions()
+        followed = {topic for topic, _ in positions}  # of a topic that was recreated, no old partition stays
+        after = {at: offset for at, offset in held.items() if at[0] not in followed} | positions
         began = time.perf_counter()
-        self._store.write(changes, before=held, after=after, beat=secrets.token_hex(8))
+        self._store.write(changes, before=held, after=after, beat=secrets.token_hex(8), topic_ids=consumer.topic_ids())
         if records:
             self._metrics.write_seconds.observe(time.perf_counter() - began)
         for outcome, count in taken.items():
@@ -137,20 +151,21 @@ class StateWriter:
             self._metrics.watermark_timestamp_seconds.set(newest_ms / 1000)
         return after
 
-    def _take_in(self, record: Record, changes: Changes, taken: Counter[str]) -> int:
+    def _take_in(self, record: Record, clock: ReaderClock, changes: Changes, taken: Counter[str]) -> int:
         """Add what a record changes; the event time of what it holds, 0 where that is nothing of a shopper's."""
         if record.topic == self._topics.control:
-            command = parse_control(record)
+            command = parse_control(clock.record(record))
             if isinstance(command, Forget):
                 self._forgotten[command.user] = command.ts_ms
                 changes.forget(command.user)
             return 0
-        decoded = decode(record, self._topics)
+        record, decoded, _ = decode_bounded(record, self._topics, clock)
         newest_ms = 0
         for event in () if isinstance(decoded, DeadLetter) else decoded:  # dead letters are the updater's to report
             if isinstance(event, Click | Purchase):
-                newest_ms = max(newest_ms, event.ts)
-                taken[self._add(event, record.timestamp_ms, changes)] += 1
+                publish_ts_ms = clock.not_ahead(record)
+                newest_ms = max(newest_ms, min(event.ts, publish_ts_ms))
+                taken[self._add(event, publish_ts_ms, changes)] += 1
         return newest_ms
 
     def _add(self, event: Click | Purchase, publish_ts_ms: int, changes: Changes) -> str:

@@ -286,7 +286,7 @@ def _own(path: Path, stop: threading.Event) -> IO[str]:
         file = _locked(path)
         if file is not None:
             return file
-        holder = path.read_text(errors="replace").strip() or "unknown"
+        holder = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
         if _beats(path, stop):
             raise AlreadyRunningError(
                 f"another updater ({holder}) is at work in {path.parent}; stop it first, or give this one another "
@@ -298,7 +298,7 @@ def _own(path: Path, stop: threading.Event) -> IO[str]:
 
 def _locked(path: Path) -> IO[str] | None:
     """The file, locked and saying who we are; None, and closed, where another holds it."""
-    file = path.open("a+")
+    file = path.open("a+", encoding="utf-8")
     try:
         with naming(path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,12 +11,14 @@ from peft_adapters.learner import Learner
 from services.items import catalogue_item
 from services.metrics import EVENT_OUTCOMES, LATENESS_SECONDS, UpdaterMetrics
 from services.settings import Settings
-from streams.consumer import Record
+from streams.clocks import ReaderClock, decode_bounded
+from streams.consumer import Offsets, Record
 from streams.control import Forget, Released, parse_control
 from streams.dead_letters import DeadLetter, Reason
-from streams.decode import ItemRemoved, decode, refused
+from streams.decode import ItemRemoved, refused
 from streams.events import SHOPPER_EVENTS, Click, Event, Impression, Item, Purchase
 from streams.guard import Guard
+from streams.item_times import ItemTimes
 from streams.join_store import JoinStore
 from streams.joiner import Example, Joiner, ShownList
 from streams.privacy import Pseudonymiser
@@ -58,7 +60,7 @@ class Intake:
 
     def __init__(self, learner: Learner, settings: Settings, *, store: JoinStore, pseudonymise: Pseudonymiser) -> None:
         own = settings.updater
-        self._learner, self._topics = learner, settings.topics
+        self._learner, self._topics, self._clock_settings = learner, settings.topics, settings.clock
         self._max_lists = LISTS_A_SLICE * own.batch_events
         self._joiner = Joiner(
             is_known=learner.catalogue.__contains__,
@@ -72,6 +74,8 @@ class Intake:
         )
         self.guard = Guard(settings.guard)
         self.watermarks = Watermarks(idle_seconds=own.idle_seconds)
+        self._item_times = ItemTimes()
+        self._clamped: Counter[str] = Counter()  # by topic
         self._outcomes: Counter[tuple[str, str]] = Counter()  # (topic, outcome), of what the joiner does not count
         self._reasons: Counter[tuple[str, str]] = Counter()  # (topic, reason) of dead letters
         self._late: Counter[tuple[str, str]] = Counter()  # (topic, by how much)
@@ -88,15 +92,32 @@ class Intake:
         """Topics whose records fill a micro-batch: what is learnt at once."""
         return [self._topics.clicks, self._topics.purchases, *self._topics.dialects]
 
-    def take(self, records: Sequence[Record]) -> Taken:
-        """Take the records of a slice in: its items first, together, then its other events in their order."""
+    def miss(self, missed: Offsets) -> None:
+        """Count records that were deleted before they were read.
+
+        Args:
+            missed: how many, by partition.
+        """
+        for (topic, _), records in missed.items():
+            self._outcomes[topic, "in"] += records
+            self._outcomes[topic, "missed"] += records
+
+    def take(self, records: Sequence[Record], *, now_ms: int) -> Taken:
+        """Take the records of a slice in: its items first, together, then its other events in their order.
+
+        Args:
+            records: the slice.
+            now_ms: the reader's clock when the slice was cut, epoch milliseconds; no time counts as much later.
+        """
+        clock = ReaderClock.of(records, self._clock_settings, now_ms=now_ms)
+        self._bound(clock)
         taken, items = Taken(), list[Item]()
         events: list[tuple[Record, Impression | Click | Purchase | Forget | Released]] = []
         for record in records:
             if record.topic == self._topics.control:
                 events += [(record, command) for command in self._command(record)]
                 continue
-            decoded = self._decoded(record)
+            record, decoded = self._decoded(record, clock)  # with its time bounded
             if not isinstance(decoded, list):
                 self._refuse(decoded, taken)
                 continue
@@ -110,44 +131,61 @@ class Intake:
                     self._refuse(event, taken)
                     continue
                 # The row of a removed item stays: events and counts may name it. Scorers stop showing it themselves.
-                self._count(record.topic, "learnt")
-                if isinstance(event, Item):
+                is_newest = self._item_times.take(event, latest_ms=clock.latest_ms)
+                self._count(record.topic, "learnt" if is_newest else "ignored")
+                if isinstance(event, Item) and is_newest:
                     items.append(event)
         taken.examples += self._take_items(items)
         for record, one in events:
             if isinstance(one, Forget):
                 taken.examples = self._forget(one.user, taken.examples)
             else:
-                taken.examples += self._take_event(record, one)
+                taken.examples += self._take_event(record, one, clock)
         lists = self._joiner.advance(self.watermarks.advance(), max_lists=self._max_lists)
         taken.examples = self._not_quarantined(self.guard.weigh(taken.examples))
         taken.lists = self._not_quarantined(self.guard.weigh_lists(lists))
         return taken
 
-    def _decoded(self, record: Record) -> list[Event | ItemRemoved | DeadLetter] | DeadLetter:
+    def _bound(self, clock: ReaderClock) -> None:
+        """Take back kept times that the reader's clock has not reached, before a slice is taken in.
+
+        There are some where the clock was set back, or where an earlier release wrote the checkpoint. No impression is
+        later than its partition's watermark, so all that wait are only looked through where one was taken back.
+        """
+        self.guard.bound(clock.now_ms)
+        self._joiner.bound_held(clock.latest_ms)
+        if self.watermarks.bound(clock.now_ms):
+            self._joiner.bound(clock.now_ms)
+
+    def _decoded(
+        self, record: Record, clock: ReaderClock
+    ) -> tuple[Record, list[Event | ItemRemoved | DeadLetter] | DeadLetter]:
         """What a record gives; an item whose vectors do not fit those before it is refused, and stays what it was."""
-        decoded = decode(record, self._topics)
+        record, decoded, clamped = decode_bounded(record, self._topics, clock)
+        self._clamped[record.topic] += clamped
         for event in decoded if isinstance(decoded, list) else ():
             if isinstance(event, Item) and event.vectors:
                 problem = self._learner.projections.claim({name: len(one) for name, one in event.vectors.items()})
                 if problem is not None:
-                    return refused(record, Reason.WRONG_VECTOR, problem)
-        return decoded
+                    return record, refused(record, Reason.WRONG_VECTOR, problem)
+        return record, decoded
 
     def _take_items(self, items: Sequence[Item]) -> list[Example]:
         self._learner.add_items([catalogue_item(item) for item in items])
         return [example for item in items for example in self._joiner.item_arrived(item.item_id)]
 
-    def _take_event(self, record: Record, event: Impression | Click | Purchase | Released) -> list[Example]:
+    def _take_event(
+        self, record: Record, event: Impression | Click | Purchase | Released, clock: ReaderClock
+    ) -> list[Example]:
         if isinstance(event, Released):
             self.guard.release(event.key)
             return []
         late_ms = self.watermarks.stream_ms - event.ts
         if late_ms > 0:
             self._late[record.topic, _lateness(late_ms)] += 1
-        at = record.topic, record.partition
-        self.watermarks.see(at, event_ms=event.ts, log_ms=record.timestamp_ms)
-        return self._joiner.offer(event, publish_ts_ms=record.timestamp_ms, topic=record.topic)
+        publish_ts_ms = clock.not_ahead(record)
+        self.watermarks.see((record.topic, record.partition), event_ms=event.ts, log_ms=publish_ts_ms)
+        return self._joiner.offer(event, publish_ts_ms=publish_ts_ms, topic=record.topic)
 
     def _command(self, record: Record) -> list[Forget | Released]:
         self._count(record.topic, "learnt")
@@ -202,6 +240,8 @@ class Intake:
             self._raise(metrics.dead_letters.labels(reason), (topic, reason, "dead"), count)
         for (topic, lateness), count in self._late.items():
             self._raise(metrics.late_events.labels(topic, lateness), (topic, lateness, "late"), count)
+        for topic, count in self._clamped.items():
+            self._raise(metrics.clamped_times.labels(topic), (topic, "clamped"), count)
         self._export_guard(metrics)
         metrics.event_watermark_timestamp_seconds.set(self.watermarks.latest_ms / 1_000)
         for (topic, partition), event_ms in self.watermarks.partitions.items():
@@ -230,6 +270,8 @@ class Intake:
             "joiner": self._joiner.state(),
             "guard": self.guard.state(),
             "watermarks": self.watermarks.state(),
+            "clamped": dict(self._clamped),
+            "item_times": self._item_times.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -238,6 +280,9 @@ class Intake:
         self._joiner.restore(state["joiner"])
         self.guard.restore(state["guard"])
         self.watermarks.restore(state["watermarks"])
+        # A checkpoint of an earlier release has none of these.
+        self._clamped = Counter(state.get("clamped", {}))
+        self._item_times.restore(state.get("item_times", {}))
 
 
 def _lateness(late_ms: int) -> str:

@@ -18,6 +18,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
+from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import CheckpointError
 from peft_adapters.gate import Decision
 from streams.consumer import Offsets
@@ -82,6 +83,23 @@ class Journal:
         self._path = journal_path(self._directory, checkpoint)
         self._file = _opened(self._path, "wb")
         self._write("".join(map(_text, self.recorded)))
+
+    def abandon(self) -> None:
+        """Drop the slices that are still to be repeated, on disk too: a restart then repeats only what follows.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        repeated = [line for line, _ in _read(self._path)][: -len(self.recorded) or None]
+        self._file.close()
+        try:
+            with durable_file(self._path) as file:
+                file.write("".join(f"{line}\n" for line in repeated).encode())
+            sync_directory(self._directory)
+        except OSError as error:
+            raise _refused(self._path, error) from error
+        self.recorded.clear()
+        self._file = _opened(self._path, "ab")
 
     def write_lines(self, lines: Iterable[str]) -> None:
         """Write slices as lines of another journal; they are on the disk when this returns.

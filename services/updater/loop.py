@@ -33,6 +33,8 @@ from services.settings import Settings
 from services.updater.home import Home
 from services.updater.intake import Intake
 from services.updater.journal import Recorded, by_name, by_partition
+from services.updater.log_metrics import LogMetrics
+from services.updater.replay import ReplayCheck
 from services.updater.schedule import Schedule
 from services.updater.watch import Watch
 from streams.consumer import Offsets, PartitionConsumer
@@ -49,8 +51,6 @@ _POLL_SECONDS = 0.05
 _LORA_WAITS_SLICES = 3  # in a row, at most
 _JUDGED_EVENTS = 32  # of a batch, the first; judging all of a large one would take a third of what learning takes
 _EXPORT_SECONDS = 0.25  # how old gauges are at most, but for a slice that takes longer
-_LAG_SECONDS = 2.0  # how often the lag is asked for
-_LAG_TIMEOUT_SECONDS = 1.0  # a metric does not hold the loop up
 _CONFIRM_SECONDS = 10.0  # within the grace that a process is given to end
 _WORTH_ANOTHER_TRY = (
     RegistryUnavailableError,
@@ -89,6 +89,7 @@ class Updater:
         self._lora_waited = 0  # slices in a row
         self._announcer: EventProducer | None = None  # made at its first word, and anew when it failed
         self._offsets: Offsets = {}
+        self._topic_ids: dict[str, str] = {}  # of the logs that the offsets belong to
         self._checkpointed: Offsets = {}
         self._committed: Offsets = {}
         self._untold: list[Quarantined] = []
@@ -96,7 +97,7 @@ class Updater:
         self._checkpoints = Schedule(own.checkpoint_seconds)
         self._publications = Schedule(own.publish_seconds, share=own.publish_share)
         self._unpublished = True  # a version that has learnt nothing is worth publishing: scorers can begin
-        self._next_export = self._next_lag = self._next_look = 0.0  # monotonic seconds
+        self._next_export = 0.0  # monotonic seconds
 
     # ---- the loop
 
@@ -114,9 +115,9 @@ class Updater:
         with closing(home) as self._home, home.disk_errors():
             self._begin()
             while not self._done():
-                piece = self._next_slice()
-                if piece is not None:
-                    self._learn(*piece)
+                next_ = self._next_slice()
+                if next_ is not None:
+                    self._learn(*next_)
                 self._checkpoint_when_due()
                 self._publish_when_due()
                 self._commit()
@@ -127,51 +128,51 @@ class Updater:
         limit = self._own.max_events
         return self._stop.is_set() or (limit is not None and self.learner.events_learned >= limit)
 
-    def _next_slice(self) -> tuple[Slice, bool] | None:
-        """The slice that a run before this one had recorded and not kept; without one, the next. Is LoRA to wait?"""
+    def _next_slice(self) -> tuple[Slice, Recorded] | None:
+        """Return the next slice and what was journaled of it.
+
+        Slices journaled since the last checkpoint are repeated first; then the log is read on.
+        """
         recorded = self._home.journal.recorded
         if recorded:
+            if (obstacle := self._replay.obstacle(recorded[0])) is not None:
+                log.error(
+                    "slices_not_repeated", problem=obstacle, slices=len(recorded), goes_on="with what the log has"
+                )
+                self._home.journal.abandon()
+                return None
             piece = self._reader.repeat(recorded[0].ends, _POLL_SECONDS)
-            if piece is not None:
-                self._settle(recorded[0].decision)
-                return piece, recorded.popleft().late
-            if self._log_lacks(recorded[0].ends):
-                recorded.clear()
-            return None
+            if piece is None:
+                return None
+            self._replay.compare(piece, recorded[0])
+            self._settle(recorded[0].decision)
+            return piece, recorded.popleft()
         return self._recorded(self._reader.poll(_POLL_SECONDS))
 
-    def _log_lacks(self, ends: Offsets) -> bool:
-        """Whether the log ends before a recorded end, as after a broker that lost what it had confirmed."""
-        if time.monotonic() < self._next_look:
-            return False
-        self._next_look = time.monotonic() + _LAG_SECONDS
-        with suppress(HeadwaterStreamError):  # the consumer says itself that the broker is away
-            log_ends = self._consumer.end_offsets()
-            short = {at: end for at, end in ends.items() if log_ends.get(at, end) < end}
-            if short:
-                log.error("log_shorter_than_recorded", recorded=by_name(short), goes_on="with what the log has")
-            return bool(short)
-        return False
-
-    def _recorded(self, piece: Slice | None) -> tuple[Slice, bool] | None:
+    def _recorded(self, piece: Slice | None) -> tuple[Slice, Recorded] | None:
         """Where a slice ends is on the disk before it is learnt: a restart cuts it there again.
 
         So is what the gate has decided since the slice before, and only then is the consequence drawn; and so is
-        whether LoRA waits.
+        whether LoRA waits, and the clock that bounds the slice's times.
         """
         if piece is None:
             return None
         self._home.verify()
         late = self._lets_lora_wait(piece)
         now_ms = time.time_ns() // 1_000_000
-        self._home.journal.record(Recorded(piece.ends, self._decided, late, now_ms))
+        recorded = Recorded(piece.ends, self._decided, late, now_ms, piece.topic_ids, piece.missed)
+        self._home.journal.record(recorded)
         self._settle(self._decided)
         self._decided = None
-        return piece, late
+        return piece, recorded
 
     def _lets_lora_wait(self, piece: Slice) -> bool:
-        """Whether a slice is so late that LoRA, most of what learning takes, is put off; not for ever."""
-        late = time.time() - piece.records[0].timestamp_ms / 1_000 > self._own.late_seconds
+        """Whether a slice is so late that LoRA, most of what learning takes, is put off; not for ever.
+
+        The record in its middle says how late it is: a single producer whose clock is behind makes no slice late.
+        """
+        middle_ms = piece.records[len(piece.records) // 2].timestamp_ms if piece.records else math.inf
+        late = time.time() - middle_ms / 1_000 > self._own.late_seconds
         self._lora_waited = self._lora_waited + 1 if late and self._lora_waited < _LORA_WAITS_SLICES else 0
         return self._lora_waited > 0
 
@@ -180,23 +181,24 @@ class Updater:
             self._publisher.begin_anew()
             self._unpublished = True
 
-    def _learn(self, piece: Slice, late: bool) -> None:
+    def _learn(self, piece: Slice, recorded: Recorded) -> None:
         """Take a slice in, and learn what it gives: positives, each batch judged before it is learnt, then lists."""
-        taken = self._intake.take(piece.records)
-        self._metrics.late_slices.inc(late and bool(taken.examples))
+        self._intake.miss(piece.missed)
+        taken = self._intake.take(piece.records, now_ms=recorded.now_ms)
+        self._metrics.late_slices.inc(recorded.late and bool(taken.examples))
         for letter in taken.letters:
             self._letters.write(letter)
         for examples in _batches(taken.examples, self._own.batch_events):
             with self._metrics.learn_seconds.time():
                 batch = self.learner.observe(examples, whole=False)
                 self._watch.judge(self.learner.first_of(batch, _JUDGED_EVENTS))
-                loss = self.learner.learn(batch, texts=not late)
+                loss = self.learner.learn(batch, texts=not recorded.late)
             self._count(loss)
         for lists in _batches(taken.lists, self._own.batch_events):
             with self._metrics.learn_seconds.time():
                 loss = self.learner.learn_lists(self.learner.observe_lists(lists))
             self._count(loss)
-        self._offsets |= piece.ends
+        self._offsets, self._topic_ids = piece.ends, piece.topic_ids
         self._unpublished |= bool(taken.examples or taken.lists)
 
     def _count(self, loss: float) -> None:
@@ -258,6 +260,7 @@ class Updater:
             tensors, watch = self._watch.state()
             extra = watch | {
                 "offsets": by_name(self._offsets),
+                "topic_ids": self._topic_ids,
                 "intake": self._intake.state(),
                 "pseudonyms": self._pseudonymise.fingerprint(),
             }
@@ -340,6 +343,8 @@ class Updater:
             self._learn_catalogue()
         self._consumer = self._open(self._intake.topics)
         self._reader = self._slices_of(self._consumer)
+        self._replay = ReplayCheck(self._consumer)
+        self._log_metrics = LogMetrics(self._consumer, self._metrics, self._intake.topics)
         log.info("updater_started", items=len(self.learner.catalogue), events_learned=self.learner.events_learned)
 
     def _resume(self) -> None:
@@ -354,6 +359,7 @@ class Updater:
                 "not be known again; put the secret back, or start in an empty directory"
             )
         self._offsets = by_partition(saved["offsets"])
+        self._topic_ids = saved.get("topic_ids", {})  # checkpoints of earlier releases know none
         self._checkpointed = dict(self._offsets)
         self._intake.restore(saved["intake"])
         self._watch.restore(tensors, saved)
@@ -379,10 +385,12 @@ class Updater:
         log.info("started_warm", directory=str(directory), events_learned=self.learner.events_learned)
 
     def _learn_catalogue(self) -> None:
-        """The first slices of all: the items that are there, up to the end of their topic."""
-        with closing(self._open([self._settings.topics.items])) as consumer:
-            reader = self._slices_of(consumer)
-            while not self._stop.is_set() and any(consumer.lag().values()):
+        """Learn the items that are there, up to the end of their topic; wait for the topic to be there."""
+        topics = [self._settings.topics.items]
+        with closing(self._open(topics)) as consumer:
+            reader, metrics = self._slices_of(consumer), LogMetrics(consumer, self._metrics, topics)
+            while not self._stop.is_set() and (consumer.problems() or not consumer.reached(consumer.end_offsets())):
+                metrics.export(reader.waiting)
                 reader.read(0.5)
             self._learn_rest(reader)
 
@@ -393,7 +401,13 @@ class Updater:
 
     def _open(self, topics: list[str]) -> PartitionConsumer:
         group_id = f"headwater-updater-{self._settings.scenario}"
-        return PartitionConsumer(self._settings.kafka, topics, start=self._offsets or "earliest", group_id=group_id)
+        return PartitionConsumer(
+            self._settings.kafka,
+            topics,
+            start=self._offsets or "earliest",
+            topic_ids=self._topic_ids,
+            group_id=group_id,
+        )
 
     def _slices_of(self, consumer: PartitionConsumer) -> SliceReader:
         return SliceReader(
@@ -415,15 +429,7 @@ class Updater:
         self._watch.export()
         waiting = self._reader.waiting
         self._metrics.records_waiting.set(sum(waiting.values()))
-        if time.monotonic() >= self._next_lag:
-            self._next_lag = time.monotonic() + _LAG_SECONDS
-            try:
-                lag = self._consumer.lag(_LAG_TIMEOUT_SECONDS)
-            except HeadwaterStreamError:
-                return  # the consumer says itself that the broker is away
-            for at, records in lag.items():
-                topic, partition = at
-                self._metrics.consumer_lag_records.labels(topic, str(partition)).set(records + waiting[at])
+        self._log_metrics.export(waiting)
 
     def _finish(self) -> None:
         """Learn what waits, checkpoint and publish it, let go of the connections."""

@@ -108,7 +108,7 @@ def test_fuzzed_records_are_each_learnt_or_refused_with_a_reason(fuzzed: int) ->
             batch.append(record)
         if len(batch) < SLICE and record is not None:
             continue
-        taken = intake.take(batch)
+        taken = intake.take(batch, now_ms=NOW_MS + 50 * fuzzed)
         assert all(letter.reason and letter.error for letter in taken.letters)
         letters, taken_in, batch = letters + len(taken.letters), taken_in + len(batch), []
         if taken.examples:

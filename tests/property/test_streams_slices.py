@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.consumer import Offsets, PartitionConsumer, Record, TopicPartition
+from streams.consumer import Gap, Offsets, PartitionConsumer, Record, TopicPartition
 from streams.slices import Slice, SliceReader
 
 TOPICS = ["items", "clicks"]
@@ -23,6 +23,7 @@ class Arrivals:
         self._log, self._order = log, list(order)
         self._read = dict.fromkeys(PARTITIONS, 0)
         self._held: set[TopicPartition] = set()
+        self.gaps: list[Gap] = []
 
     def poll(self, timeout_seconds: float = 0.0, max_records: int = 500) -> list[Record]:
         del timeout_seconds, max_records
@@ -39,6 +40,9 @@ class Arrivals:
 
     def positions(self) -> Offsets:
         return dict(self._read)
+
+    def topic_ids(self) -> dict[str, str]:
+        return {}
 
     def is_behind(self, at: TopicPartition) -> bool:
         return self._read[at] < len(self._log[at])
@@ -150,3 +154,34 @@ def test_what_has_waited_in_the_log_waits_no_longer_than_it_takes_to_gather_it(m
 
 def test_however_old_records_say_they_are_they_are_gathered_for_a_while() -> None:
     assert with_age(10_000_000, order=[(2, 9)], polls=1) == []
+
+
+HOUR_MS = 3_600_000
+
+
+def test_a_record_dated_ahead_holds_back_neither_itself_nor_its_partition_and_is_repeated_in_its_place() -> None:
+    now_ms = time.time_ns() // 1_000_000
+    busy = [now_ms - 500 + 2 * n for n in range(100)]
+    log = log_of([[], [], [now_ms - 400, now_ms + HOUR_MS, now_ms - 398, now_ms - 397], busy])
+    order = [(2, 4), (3, 100)]
+    live = reader(Arrivals(log, order), max_events=20)
+    found = [piece for _ in range(5) if (piece := live.poll(0.0)) is not None]
+    taken = [record for piece in found for record in piece.records if record.partition == 0]
+    assert taken == log["clicks", 0], "all have had their turn among records of their own time"
+    assert len(found) > 2
+    again = reader(Arrivals(log, [(3, 30), (2, 1), (3, 70), (2, 3)]), max_events=1)
+    for piece in found:
+        repeated = None
+        while repeated is None:
+            repeated = again.repeat(piece.ends, 0.0)
+        assert repeated == piece
+
+
+def test_a_slice_of_one_record_dated_ahead_is_due_after_its_age() -> None:
+    ahead = int(time.time() * 1_000) + HOUR_MS
+    live = reader(Arrivals(log_of([[], [], [ahead], []]), [(2, 1)] * 3), max_age_seconds=0.05)
+    live.poll(0.0)
+    time.sleep(0.06)
+    due = live.poll(0.0)
+    assert due is not None
+    assert [record.timestamp_ms for record in due.records] == [ahead]

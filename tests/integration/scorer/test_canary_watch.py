@@ -4,13 +4,16 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
+from kafka import KafkaAdminClient
 from prometheus_client import CollectorRegistry
 from small_bundle import write_small_bundle
 from structlog.testing import capture_logs
+from topic_changes import recreate
 
 from peft_adapters.manifest import Manifest
 from peft_adapters.registry import AdapterRegistry
@@ -126,3 +129,44 @@ def test_a_worse_canary_is_told_and_ended_where_it_is_to_end_by_itself(
         assert lists > 50
         assert (series.get_sample_value("headwater_canary_p_value", {"scenario": "home"}) or 1) < 0.01
     assert json.loads(now.model_dump_json())["scenario"] == "home"
+
+
+@pytest.mark.kafka
+def test_topics_recreated_while_a_canary_runs_are_read_from_their_start(
+    apache_kafka: Any, make_topics: Callable[..., Topics], tmp_path: Path
+) -> None:
+    connection = apache_kafka.connection
+    topics = make_topics(connection, partitions=1)
+    topics = Topics(**topics.model_dump() | {"dialects": {f"missing-{topics.clicks}": "ga4"}})
+    rollout = Rollout(scenario="home", revision=1, stable_version=1, canary=Canary(version=2, percent=50))
+    models = [cast(ServedModel, Standing(write_small_bundle(tmp_path / str(version), version))) for version in (1, 2)]
+    series = CollectorRegistry()
+    watch = CanaryWatch(
+        connection,
+        topics,
+        lineups={"home": Lineup(rollout, stable=models[0], canary=models[1])},
+        pseudonymise=str,
+        settings=CanarySettings(min_shoppers=20),
+        metrics=ScorerMetrics(series).rollouts,
+        end=lambda *_: None,
+    )
+
+    def lists() -> float:
+        arms = [{"scenario": "home", "arm": arm} for arm in ("stable", "canary")]
+        return sum(series.get_sample_value("headwater_canary_lists", labels) or 0 for labels in arms)
+
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    try:
+        until(lambda: watch._positions is not None)
+        with EventProducer(connection, topics) as producer:
+            traffic(producer, rollout, shoppers=20)
+        until(lambda: lists() == 20)
+        with closing(KafkaAdminClient(**connection.client_options())) as admin:
+            recreate(admin, connection, topics, topics.impressions, topics.clicks)
+        with EventProducer(connection, topics) as producer:
+            traffic(producer, rollout, shoppers=60)  # the first 20 lists again, which count once
+        until(lambda: lists() == 60)
+    finally:
+        watch.stop()
+        thread.join(30)

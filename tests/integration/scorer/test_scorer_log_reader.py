@@ -1,76 +1,21 @@
 """A scorer's reading of the log, on a real broker."""
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+from log_reading import Reading, click, item, until
 from small_bundle import write_small_bundle
 from structlog.testing import capture_logs
 
 from peft_adapters.manifest import manifest_bytes
-from services.metrics import ScorerMetrics
-from services.scorer.announcements import Announcements
-from services.scorer.live_items import LiveItems
-from services.scorer.log_reader import LogReader
-from services.scorer.shopper_state import ShopperState
 from streams.connection import KafkaConnection
 from streams.control import forget_record
 from streams.embedded_broker import EmbeddedBroker
-from streams.events import Click, Item, Purchase
+from streams.events import Click, Purchase
 from streams.producer import EventProducer
 from streams.topics import Topics, ensure_topics
-
-
-class Reading:
-    """A reader and what it has read."""
-
-    def __init__(self, connection: KafkaConnection, topics: Topics, *, look_back_events: int = 10_000) -> None:
-        self.items = LiveItems()
-        self.shoppers = ShopperState(self.items.rows, max_shoppers=1_000, pseudonymise=str)
-        self.announcements = Announcements("home", ScorerMetrics(CollectorRegistry()))
-        self.reader = LogReader(
-            connection,
-            topics,
-            look_back_events=look_back_events,
-            items=self.items,
-            shoppers=self.shoppers,
-            announcements=self.announcements,
-        )
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        thread = threading.Thread(target=self.reader.run)
-        thread.start()
-        try:
-            yield
-        finally:
-            self.reader.stop()
-            thread.join(30)
-            assert not thread.is_alive()
-
-    def seen(self, user_id: str) -> list[int]:
-        return self.shoppers.context(user_id, None, 0, session=None)[0]
-
-
-def until(holds: Callable[[], bool], *, timeout_seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.01)
-
-
-def item(item_id: str, **fields: str) -> Item:
-    return Item.model_validate(
-        {"event_id": f"e-{item_id}", "ts": 1, "item_id": item_id, "kind": "product", "title": "Mug", **fields}
-    )
-
-
-def click(number: int, user_id: str, item_id: str) -> Click:
-    return Click(event_id=f"c{number}", ts=number, user_id=user_id, item_id=item_id)
 
 
 def test_it_reads_what_is_there_and_then_what_comes(
@@ -154,8 +99,9 @@ def test_without_topics_it_says_so_once_and_goes_on_when_they_are_there(embedded
         assert not reading.reader.catalogue_read.is_set()
         ensure_topics(connection, topics, bounded=True)
         assert reading.reader.caught_up.wait(30)
-    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["log_not_read"]
-    assert "later.items" in logs[0]["problem"]
+    lines = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert {entry["event"] for entry in lines} == {"topic_unreadable"}
+    assert sorted(entry["topic"] for entry in lines) == ["later.adapters", "later.control", "later.items"]
 
 
 def test_a_broker_that_comes_late_and_goes_is_outlived(tmp_path: Path, free_port: int) -> None:
@@ -211,3 +157,39 @@ def test_whom_it_is_told_to_forget_it_forgets_also_at_the_next_start(
         assert again.reader.caught_up.wait(30)
         assert again.seen("v") == [0]
         assert again.seen("u") == [0], "what came after alone"
+
+
+def test_a_click_of_the_year_2100_makes_it_forget_nobodys_click(
+    kafka_connection: KafkaConnection, topics: Topics
+) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    reading = Reading(kafka_connection, topics)
+    with EventProducer(kafka_connection, topics) as producer, reading.running():
+        producer.send(item("a"))
+        producer.flush()
+        assert reading.reader.caught_up.wait(30)
+        until(lambda: "a" in reading.items)
+        producer.send(Click(event_id="c1", ts=now_ms, user_id="u", item_id="late"))
+        for number, ts in enumerate((4_102_444_800_000, now_ms + 23 * 3_600_000)):
+            producer.send(Click(event_id=f"f{number}", ts=ts, user_id="zed", item_id="a"))
+        producer.flush()
+        until(lambda: bool(reading.seen("zed")))
+        producer.send(item("late"))
+        producer.flush()
+        until(lambda: reading.seen("u") == [reading.items.rows.get("late")])
+        assert len(reading.seen("zed")) == 1, "the one of 2100 is refused"
+
+
+def test_an_older_item_event_that_arrives_later_does_not_undo_a_block(
+    kafka_connection: KafkaConnection, topics: Topics
+) -> None:
+    reading = Reading(kafka_connection, topics)
+    with EventProducer(kafka_connection, topics) as producer, reading.running():
+        producer.send(item("a", status="blocked").model_copy(update={"ts": 2}))
+        producer.send(item("a"))
+        producer.send(item("b"))
+        producer.flush()
+        until(lambda: "b" in reading.items)
+        until(lambda: "a" in reading.items)
+        assert reading.reader.caught_up.wait(30)
+        assert reading.items._blocked[reading.items.rows["a"]]

@@ -73,7 +73,7 @@ class TestProducerToConsumer:
         with consumer_of(kafka_connection, list(sent)) as consumer:
             records = read(consumer, 5)
         decoded = [(record.topic, event) for record in records for event in decode(record, topics)]
-        assert decoded == [*sent.items(), (topics.items, ItemRemoved("i-1"))]
+        assert decoded == [*sent.items(), (topics.items, ItemRemoved("i-1", records[-1].timestamp_ms))]
         assert {record.timestamp_ms > TS for record in records} == {True}
 
     def test_every_delivery_is_reported(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
@@ -200,7 +200,7 @@ class TestReading:
                 return look(*arguments)
 
             monkeypatch.setattr(consumer, "_poll_once", noting)
-            consumer._last_came -= 60.0
+            consumer._pacing._last_came -= 60.0
             assert consumer.poll(1.0) == []
             assert 0 < len(looks) <= 11
             send_clicks(kafka_connection, topics, range(1))
@@ -213,7 +213,7 @@ class TestReading:
         with consumer_of(kafka_connection, [topics.clicks], idle_pause_seconds=3_600.0) as consumer:
             found: list[Record] = []
             while not found:  # until the first fetch has come
-                consumer._next_look = 0.0
+                consumer._pacing._next_look = 0.0
                 found = consumer.poll(1.0, 4)
             assert len(found) == 4
             assert len(consumer.poll(1.0, 4)) == 4
@@ -270,8 +270,13 @@ class TestReading:
         assert (gap.wanted, gap.resumed, gap.log_start, gap.log_end) == (2, 6, 6, 10)
 
     def test_missing_topic_is_named(self, kafka_connection: KafkaConnection) -> None:
-        with pytest.raises(TopicError, match=r"'no\.such\.topic' does not exist"):
-            PartitionConsumer(kafka_connection, ["no.such.topic"])
+        with (
+            closing(PartitionConsumer(kafka_connection, ["no.such.topic"])) as consumer,
+            pytest.raises(
+                TopicError, match=r"'no\.such\.topic' does not exist; create it with `headwater topics create`"
+            ),
+        ):
+            consumer.require()
 
 
 class TestCommit:

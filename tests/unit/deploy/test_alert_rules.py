@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 METRIC = re.compile(r"(?<![:\w])(headwater_\w+)(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)="([^"]*)"')
-ALERTS = {"dead-letters": 2, "gate-and-drift": 4}  # a guide in docs of the same name
+ALERTS = {"clocks": 2, "dead-letters": 2, "gate-and-drift": 4, "log": 3}  # a guide in docs of the same name
 
 
 @pytest.fixture(scope="module", params=ALERTS)

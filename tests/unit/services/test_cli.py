@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,10 +30,12 @@ COMMANDS = [
     "dead-letters",
     "adapters",
     "keys",
+    "topics",
 ]
 PARTS = [f"dead-letters {part}" for part in ("list", "show", "replay", "purge")]
 PARTS += [f"adapters {part}" for part in ("list", "show", "diff", "pin", "unpin", "rollback", "canary", "shadow")]
 PARTS += ["adapters promote"]
+PARTS += [f"topics {part}" for part in ("create", "check")]
 PARTS += [f"keys {part}" for part in ("new", "list", "revoke")]
 
 
@@ -190,6 +193,7 @@ def test_backtest_passes_its_options_on(run: Any, called: dict[str, Any]) -> Non
         "json_path": Path("o.json"),
         "ranks_path": Path("r.csv.gz"),
         "report_dir": None,
+        "strict": False,
     }
 
 
@@ -202,3 +206,9 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("services.logs.configure_logging", lambda **_: None)
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+def test_version_is_printed(run: Any) -> None:
+    outcome = run("--version")
+    assert outcome.status == 0
+    assert re.fullmatch(r"headwater \d+\.\d+\.\d+\S*\n", outcome.out)

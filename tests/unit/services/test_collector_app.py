@@ -70,6 +70,13 @@ class TestTaken:
     def test_what_json_schema_calls_right(self, door: Door, event: dict[str, Any]) -> None:
         assert door.post(event).status_code == 202
 
+    @pytest.mark.parametrize(("ts", "unit"), [(1_764_500_000, "seconds"), (1_764_500_000_000_000, "microseconds")])
+    def test_a_time_in_another_unit_is_refused_with_that_reason(self, door: Door, ts: int, unit: str) -> None:
+        answer = door.post(CLICK | {"ts": ts})
+        assert answer.status_code == 422
+        assert f"looks like {unit}; `ts` must be epoch milliseconds, got {ts}" in answer.text
+        assert spooled(door) == []
+
     def test_a_mixed_batch_has_an_outcome_for_each_in_order(self, door: Door) -> None:
         no_item = {name: value for name, value in CLICK.items() if name != "item_id"}
         answer = door.post({"events": [no_item, CLICK, {"type": "view"}, ITEM, "click"]})
@@ -184,9 +191,11 @@ class TestRefused:
             assert answer.status_code == 400
             assert told in answer.json()["detail"]
 
-    @pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}, {"content-type": "application/jsonp"}])
+    @pytest.mark.parametrize(
+        "headers",
+        [{}, {"content-type": "application/x-www-form-urlencoded"}, {"content-type": "application/jsonp"}],
+    )
     def test_json_must_say_that_it_is_json(self, door: Door, headers: dict[str, str]) -> None:
-        """A page of another site can have a browser send other types without asking."""
         answer = door.client.post("/v1/events", content=json.dumps(CLICK), headers=headers)
         assert answer.status_code == 415
         assert "-H 'content-type: application/json'" in answer.json()["detail"]

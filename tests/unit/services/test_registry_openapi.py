@@ -45,4 +45,17 @@ def test_what_a_call_never_answers_is_not_said_of_it(client: httpx.Client) -> No
     assert set(paths["/healthz"]["get"]["responses"]) == {"200"}
     reading, changing = paths["/v1/adapters/{scenario}/rollout"]["get"], paths["/v1/adapters/{scenario}/pin"]["post"]
     assert set(reading["responses"]) == {"200", "304", "401", "403", "422", "500", "503"}
-    assert set(changing["responses"]) == {"200", "400", "401", "403", "404", "408", "409", "413", "422", "500", "503"}
+    assert set(changing["responses"]) == {
+        "200",
+        "400",
+        "401",
+        "403",
+        "404",
+        "408",
+        "409",
+        "413",
+        "415",
+        "422",
+        "500",
+        "503",
+    }

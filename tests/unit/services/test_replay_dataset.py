@@ -158,3 +158,11 @@ def test_the_bundled_sample_is_read_whole() -> None:
     assert len(items) == 1_865
     assert {event.item_id for event in events if isinstance(event, Purchase)} <= items
     assert [event.ts for event in events] == sorted(event.ts for event in events)
+
+
+@pytest.mark.parametrize("column", ["timestamp", "timestamp_ms"])
+def test_times_in_seconds_are_refused_with_that_reason(tmp_path: Path, column: str) -> None:
+    file = tmp_path / "events.csv"
+    file.write_text(f"user_id,event_type,item_id,{column}\nann,click,i1,1764500000\n")
+    with pytest.raises(DatasetError, match=r"row 1: .*looks like seconds; `ts` must be epoch milliseconds"):
+        list(read_events(file))

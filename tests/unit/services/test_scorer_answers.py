@@ -103,7 +103,7 @@ def blocked(shop: Shop, item_id: str) -> None:
 
 
 def removed(shop: Shop, item_id: str) -> None:
-    shop.items.take_in(ItemRemoved(item_id))
+    shop.items.take_in(ItemRemoved(item_id, 1))
 
 
 @pytest.mark.parametrize("withdraw", [blocked, removed])

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from services.scorer.filters import FIRST_CAPACITY
+from services.scorer.filters import FIRST_CAPACITY, Filters
 from services.scorer.live_items import LiveItems
 from streams.decode import ItemRemoved
 from streams.events import Item
@@ -47,8 +47,8 @@ def test_blocked_and_removed_items_are_not_offered_until_they_come_back() -> Non
         items.take_in(event)
     assert offered(items) == [True, True, False]
     items.take_in(item("a", status="blocked"))
-    items.take_in(ItemRemoved("b"))
-    items.take_in(ItemRemoved("never-seen"))
+    items.take_in(ItemRemoved("b", 1))
+    items.take_in(ItemRemoved("never-seen", 1))
     assert offered(items) == [False, False, False]
     for item_id in ("a", "b", "c"):
         items.take_in(item(item_id))
@@ -62,8 +62,8 @@ def test_only_what_takes_an_item_away_counts_as_withdrawn() -> None:
         (item("a"), 0),
         (item("b", status="blocked"), 1),
         (item("b"), 1),
-        (ItemRemoved("never-seen"), 1),
-        (ItemRemoved("a"), 2),
+        (ItemRemoved("never-seen", 1), 1),
+        (ItemRemoved("a", 1), 2),
         (item("b", status="blocked"), 3),
     ):
         items.take_in(event)
@@ -87,3 +87,26 @@ def test_changes_given_back_come_first_again_but_never_undo_a_newer_text() -> No
     items.take_in(item("b", "Jug"))
     items.give_back(taken)
     assert items.take_changes(10) == [("a", "Mug"), ("b", "Jug"), ("c", "Mug")]
+
+
+def test_an_older_event_that_arrives_later_does_not_undo_a_newer_one() -> None:
+    items = LiveItems()
+    for event in (item("c"), item("a", status="blocked"), item("b", in_stock=False)):
+        items.take_in(event.model_copy(update={"ts": 9}))
+    items.take_in(ItemRemoved("c", 9))
+    items.take_changes(10)
+    for item_id in "abc":
+        items.take_in(item(item_id, "Old").model_copy(update={"ts": 8}))
+    assert offered(items) == [False, False, True]
+    assert items.rows == {"c": 0, "a": 1, "b": 2}
+    assert list(items.fitting(np.arange(3), Filters(in_stock=True))) == [True, True, False]
+    assert items.take_changes(10) == []
+    items.take_in(item("a", "New").model_copy(update={"ts": 9}))
+    assert offered(items) == [False, True, True]
+
+
+def test_a_time_from_before_the_clock_was_set_back_freezes_no_item() -> None:
+    items = LiveItems()
+    items.take_in(item("a", status="blocked").model_copy(update={"ts": 3_600_000}), latest_ms=3_600_000)
+    items.take_in(item("a").model_copy(update={"ts": 60_000}), latest_ms=60_000)
+    assert offered(items) == [True]

@@ -173,7 +173,7 @@ def test_the_ranking_is_told_what_was_searched_for(
 def test_what_is_withdrawn_is_in_no_answer_from_the_next_one_on(client: httpx.Client, shop: Shop, kind: str) -> None:
     item_id, text = ITEMS[5]
     for withdrawn, told in ((item_id, text), HELP[0]):
-        shop.items.take_in(item(withdrawn, told, status="blocked") if kind == "blocked" else ItemRemoved(withdrawn))
+        shop.items.take_in(item(withdrawn, told, status="blocked") if kind == "blocked" else ItemRemoved(withdrawn, 1))
     assert item_id not in found(client, text, k=50)
     answers = client.post("/v1/answer", json={"question": HELP[0][1], "k": 50}).json()["answers"]
     assert [each["item_id"] for each in answers if each["item_id"] == "help-1"] == []
@@ -253,7 +253,7 @@ def test_many_items_are_searched_through_a_graph_and_new_ones_beside_it(shop: Sh
         shop.items.take_in(item("item-new", "zebra teapot"))
         shop.refresh()
         assert found(client, "zebra teapot")[0] == "item-new", "the graph does not know it"
-        shop.items.take_in(ItemRemoved(ITEMS[0][0]))
+        shop.items.take_in(ItemRemoved(ITEMS[0][0], 1))
         assert ITEMS[0][0] not in found(client, ITEMS[0][1], k=50)
 
 
@@ -302,7 +302,7 @@ def test_below_the_confidence_that_is_asked_for_it_does_not_know(shop: Shop) -> 
         assert body["known"] is False
         assert len(body["answers"]) == 3
         for item_id, _ in HELP:
-            shop.items.take_in(ItemRemoved(item_id))
+            shop.items.take_in(ItemRemoved(item_id, 1))
         nothing = client.post("/v1/answer", json={"question": "red mug"}).json()
         assert (nothing["known"], nothing["confidence"], nothing["answers"]) == (False, 0.0, [])
 

@@ -1,6 +1,7 @@
 """What a scorer knows of shoppers, and what a request may say instead."""
 
 import threading
+import time
 
 from services.scorer.shopper_state import ShopperState
 from streams.events import Click, Purchase
@@ -110,3 +111,16 @@ def test_a_forgotten_shopper_leaves_nothing_and_what_is_read_of_the_time_before_
     assert state.context("<v>", None, 1, session=None) == ([0], [0])
     state.take_in(click(5, "a", ts=0), publish_ts_ms=201)
     assert state.context("<u>", None, 1, session=None) == ([0], [0])
+
+
+def test_a_click_dated_ahead_lets_no_other_one_expire() -> None:
+    rows = {"a": 0}
+    state = ShopperState(rows, max_shoppers=10, pseudonymise=str)
+    now_ms = time.time_ns() // 1_000_000
+    state.take_in(click(1, "late", ts=now_ms), publish_ts_ms=now_ms)
+    for number, ahead_ms in enumerate((59_000, 23 * 60 * MINUTE_MS), start=2):
+        state.take_in(click(number, "a", ts=now_ms + ahead_ms, user_id="ahead"), publish_ts_ms=now_ms)
+    state.take_in(click(4, "a", ts=now_ms + 300 * MINUTE_MS, user_id="v"), publish_ts_ms=now_ms + 300 * MINUTE_MS)
+    rows["late"] = 1
+    state.item_arrived("late")
+    assert state.context("u", None, now_ms, session=None) == ([1], [0])

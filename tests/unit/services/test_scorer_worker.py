@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from learnt_chain import Publications
+from prometheus_client import CollectorRegistry
 from scorer_stage import ITEMS, RecordingRegistry, Stage, until
 from structlog.testing import capture_logs
 from tiny_model import tiny_encoder
@@ -20,8 +21,10 @@ from peft_adapters.modalities import item_vectors
 from peft_adapters.rollout import Rollout
 from peft_adapters.serving import BuildStoppedError, build
 from peft_adapters.texts_ahead import TextsAhead
+from services.metrics import ScorerMetrics
 from services.scorer import worker as worker_module
 from services.scorer.ahead import Ahead
+from streams.decode import ItemRemoved
 
 
 @pytest.fixture(scope="module")
@@ -364,3 +367,40 @@ class TestAhead:
             coming.publish(1, full=True)
             until(lambda: any(entry["event"] == "texts_not_made_ahead" for entry in logs))
         assert coming.version == 1
+
+
+def test_topics_that_cannot_be_read_are_problems_and_metrics_by_name(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = ScorerMetrics(CollectorRegistry())
+    metrics.declare_topics(stage.reader.topics)
+    unreadable = {"headwater.clicks/3": "it has no leader", "shop.web": "it does not exist"}
+    monkeypatch.setattr(stage.reader, "problem", lambda: None)
+    monkeypatch.setattr(stage.reader, "topic_problems", lambda: unreadable)
+    assert stage.worker.problems() == {
+        "kafka/headwater.clicks/3": "it has no leader",
+        "kafka/shop.web": "it does not exist",
+    }
+    metrics.stand_with(stage.worker.problems())
+    readable = {
+        sample.labels["topic"]: sample.value for family in metrics.topic_readable.collect() for sample in family.samples
+    }
+    assert {topic for topic, value in readable.items() if value == 0} == {"headwater.clicks", "shop.web"}
+    assert readable["headwater.items"] == 1
+    unreadable.clear()
+    metrics.stand_with(stage.worker.problems())
+    assert metrics.topic_readable.labels("shop.web")._value.get() == 1
+    assert metrics.dependencies.labels("kafka")._value.get() == 1
+
+
+def test_a_catalogue_far_smaller_than_the_adapter_s_is_a_problem(stage: Stage) -> None:
+    stage.publications.learner.add_items([(f"item-{number}", f"item {number}") for number in range(12, 25)])
+    stage.publish(1, full=True)
+    with stage.running():
+        until(lambda: stage.version == 1)
+        assert "the catalogue holds 12 of the 25 items" in stage.worker.problems()["catalogue"]
+        stage.item("item-12", "item 12")
+        until(lambda: "catalogue" not in stage.worker.problems())
+        assert stage.series.get_sample_value("headwater_catalogue_items") == 13
+        stage.items.take_in(ItemRemoved("item-12", ts=2_000_000_000_000))
+        until(lambda: stage.series.get_sample_value("headwater_catalogue_items") == 12)

@@ -17,7 +17,7 @@ from peft_adapters.learner import Learner
 from peft_adapters.settings import LearnerSettings
 from services.updater import home as home_module
 from services.updater.home import Home
-from services.updater.journal import Recorded
+from services.updater.journal import Journal, Recorded
 from streams.join_store import Shown
 
 AT = ("clicks", 0)
@@ -191,3 +191,21 @@ def test_old_epochs_checkpoints_and_journals_are_pruned(tmp_path: Path, learner:
 def _ends(home: Home) -> list[dict[tuple[str, int], int]]:
     """Of the slices that are to be repeated."""
     return [recorded.ends for recorded in home.journal.recorded]
+
+
+def test_slices_that_cannot_be_repeated_are_dropped_and_those_learnt_since_stay(tmp_path: Path) -> None:
+    slices = [
+        Recorded({("clicks", 0): end}, topic_ids={"clicks": "c/1"}, missed={("clicks", 0): 2}) for end in range(5)
+    ]
+    journal = Journal(tmp_path, 1)
+    for each in slices[:4]:
+        journal.record(each)
+    journal.close()
+    journal = Journal(tmp_path, 1)
+    assert list(journal.recorded) == slices[:4]
+    journal.recorded.popleft()  # it was repeated
+    journal.abandon()
+    journal.record(slices[4])
+    journal.close()
+    with closing(Journal(tmp_path, 1)) as journal:
+        assert list(journal.recorded) == [slices[0], slices[4]]

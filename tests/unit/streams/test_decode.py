@@ -78,7 +78,7 @@ def test_largest_event_is_read_and_one_byte_more_is_refused_unread() -> None:
 
 
 def test_item_without_a_value_is_removed() -> None:
-    assert decode(record(None, b"i-1", TOPICS.items), TOPICS) == [ItemRemoved("i-1")]
+    assert decode(record(None, b"i-1", TOPICS.items), TOPICS) == [ItemRemoved("i-1", 1_700_000_000_000)]
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,11 @@ def test_letter_survives_json() -> None:
     assert isinstance(letter, DeadLetter)
     assert DeadLetter.model_validate_json(letter.model_dump_json()) == letter
     assert letter.record_key() == f"{TOPICS.clicks}/3/41"
+
+
+@pytest.mark.parametrize(("ts", "unit"), [(1_764_500_000, "seconds"), (1_764_500_000_000_000, "microseconds")])
+def test_a_time_in_another_unit_is_a_dead_letter_that_says_so(ts: int, unit: str) -> None:
+    letter = decode(record(as_json(CLICK | {"ts": ts})), TOPICS)
+    assert isinstance(letter, DeadLetter)
+    assert letter.reason is Reason.INVALID_SCHEMA
+    assert letter.error == f"ts: looks like {unit}; `ts` must be epoch milliseconds, got {ts}"

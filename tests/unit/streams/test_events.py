@@ -2,6 +2,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from streams.events import (
@@ -9,11 +11,14 @@ from streams.events import (
     MAX_VECTOR_LENGTH,
     MAX_VECTORS,
     MODELS,
+    SECONDS_FROM,
+    SECONDS_UNTIL,
     Click,
     Impression,
     Item,
     Purchase,
     json_schemas,
+    time_problem,
 )
 
 CLICK = {"event_id": "e-1", "ts": 1_700_000_000_000, "user_id": "u-1", "item_id": "i-1"}
@@ -116,3 +121,49 @@ def test_schemas_are_complete_and_name_both_forms_of_time() -> None:
         assert schema["properties"]["schema_version"]["const"] == 1
         json.dumps(schema)
     assert set(schemas["click"]["required"]) == {"event_id", "ts", "user_id", "item_id"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "unit"),
+    [
+        (1_764_500_000, "seconds"),
+        (1_764_500_000.0, "seconds"),
+        (1_764_500_000.25, "seconds"),
+        ("1764500000", "seconds"),
+        ("1970-01-21T10:08:20Z", "seconds"),
+        (SECONDS_FROM, "seconds"),
+        (SECONDS_UNTIL - 1, "seconds"),
+        (1_764_500_000_000_000, "microseconds"),
+        (1_764_500_000_000_000_000, "nanoseconds"),
+    ],
+)
+def test_a_time_in_another_unit_is_refused_with_that_reason(stated: Any, unit: str) -> None:
+    with pytest.raises(ValidationError, match=f"looks like {unit}; `ts` must be epoch milliseconds, got [159]"):
+        Click.model_validate(CLICK | {"ts": stated})
+    assert f"looks like {unit};" in (time_problem(stated) or "")
+    with pytest.raises(ValidationError, match="ts"):
+        Click.model_validate_json(json.dumps(CLICK | {"ts": stated}))
+
+
+@pytest.mark.parametrize(
+    "stated", [0, SECONDS_FROM - 1, SECONDS_UNTIL, 946_684_800_000, 1_764_500_000_000.0, MAX_TS_MS]
+)
+def test_milliseconds_are_taken_whatever_the_year(stated: float) -> None:
+    assert Click.model_validate(CLICK | {"ts": stated}).ts == stated
+    assert Click.model_validate_json(json.dumps(CLICK | {"ts": stated})).ts == stated
+
+
+@given(st.integers(-(10**19), 10**19))
+def test_the_schema_and_the_models_agree_on_numbers(number: int) -> None:
+    forms = json_schemas()["click"]["properties"]["ts"]["anyOf"]
+    is_stated = any(
+        form["minimum"] <= number <= form.get("maximum", form.get("exclusiveMaximum", 1) - 1)
+        for form in forms
+        if form["type"] == "integer"
+    )
+    try:
+        Click.model_validate_json(json.dumps(CLICK | {"ts": number}))
+    except ValidationError:
+        assert not is_stated
+    else:
+        assert is_stated

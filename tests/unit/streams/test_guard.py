@@ -233,3 +233,28 @@ def test_what_is_weighed_one_is_left_as_it_is(guard: Guard) -> None:
     assert guard.weigh([example]) == [example]
     (again,) = guard.weigh([replace(example, weight=0.25)])
     assert again.weight == 1.0, "the guard's word alone counts"
+
+
+def test_an_event_that_is_ahead_does_not_move_the_time_of_others_and_kept_times_heal() -> None:
+    guard, now_ms = Guard(GuardSettings()), 1_790_000_000_000
+    one_by_one(guard, visits(["u", "v", "w"], ITEMS, ts=now_ms))
+    before = guard.state()
+    guard.bound(now_ms)
+    weights(guard, [event(9, "ahead", "i1", ts=now_ms + 59_000)])
+    assert guard.state()["stream"][0] == now_ms
+    assert guard.state()["stream"][1] == before["stream"][1]
+
+    spoilt = Guard(GuardSettings())
+    one_by_one(spoilt, visits(["u", "v", "w"], ITEMS, ts=now_ms + 20 * HOUR_MS))
+    spoilt.bound(now_ms)
+    state = spoilt.state()
+    hours = {row[4] for row in (state["stream"], *state["items"].values())} | {
+        row[1] for row in state["users"].values()
+    }
+    assert {row[0] for row in (state["stream"], *state["items"].values())} == {now_ms}
+    assert hours == {now_ms // HOUR_MS}
+    weights(spoilt, [event(9, "u", "i1", ts=now_ms + HOUR_MS)])
+    assert spoilt.state()["stream"][0] == now_ms
+    spoilt.bound(now_ms + HOUR_MS)
+    weights(spoilt, [event(10, "u", "i1", ts=now_ms + HOUR_MS)])
+    assert spoilt.state()["stream"][0] == now_ms + HOUR_MS

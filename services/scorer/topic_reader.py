@@ -1,0 +1,137 @@
+"""Follows a group of topics: to their end, then everything that comes; after a failure from where it stopped."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import structlog
+
+from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
+from streams.consumer import Offsets, PartitionConsumer, Record
+from streams.errors import HeadwaterStreamError
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.5
+MAX_RECORDS = 1_000
+
+
+class TopicReader:
+    """Reads a group of topics in one thread, with a consumer of its own, so that no other group holds it up.
+
+    Args:
+        connection: The brokers.
+        topics: The topics to follow.
+        take_in: Called with the records of each poll.
+        stop: Ends the reading when set.
+    """
+
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        topics: Sequence[str],
+        *,
+        take_in: Callable[[Sequence[Record]], None],
+        stop: threading.Event,
+    ) -> None:
+        self.topics = tuple(topics)
+        self._connection, self._take_in, self._stop = connection, take_in, stop
+        self._positions: Offsets = {}
+        self._topic_ids: dict[str, str] = {}  # the logs that the positions belong to
+        self._consumer: PartitionConsumer | None = None
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the broker answers."""
+        consumer = self._consumer
+        return consumer is not None and not consumer.is_away
+
+    def problem(self) -> str | None:
+        """Return why nothing of Kafka can be read, or None. Addresses are for the log of the process alone."""
+        consumer = self._consumer
+        if consumer is None:
+            return "Kafka cannot be read; what has been read of it is served, and the log of the process says why"
+        return "Kafka does not answer; what has been read of it is served" if consumer.is_away else None
+
+    def topic_problems(self) -> dict[str, str]:
+        """Return what cannot be read, by topic or `topic/partition`. Safe to call from another thread."""
+        consumer = self._consumer
+        if consumer is None or consumer.is_away:
+            return {}
+        silent = self.topics if consumer.has_no_answers else ()
+        return consumer.problems() | {
+            topic: f"topic {topic!r} is not being read, since its broker does not answer; what has been read of it is "
+            "served; start the broker"
+            for topic in silent
+        }
+
+    def start_at(self, positions: Offsets, topic_ids: Mapping[str, str]) -> None:
+        """Set where reading begins; partitions that are not named begin at their first record."""
+        self._positions |= positions
+        self._topic_ids |= topic_ids
+
+    def run(self, read: Callable[[], None], *, failed: Callable[[], None] = lambda: None) -> None:
+        """Call a function until stopped; it opens the topics and reads them.
+
+        Args:
+            read: What to call, again after each error.
+            failed: Called after each error.
+        """
+        pauses, known = backoff_seconds(), None
+        while not self._stop.is_set():
+            try:
+                if wait_for_broker(self._connection, stop=self._stop):
+                    read()
+            except HeadwaterStreamError as error:
+                if str(error) != known:
+                    log.warning("log_not_read", topics=self.topics, problem=str(error), retry="until it can be read")
+                known = str(error)
+                failed()
+            except Exception:  # a fault of ours: what is held goes on being served
+                log.exception("log_reader_failed", topics=self.topics)
+                failed()
+            self._stop.wait(next(pauses))
+
+    @contextmanager
+    def opened(self, topics: Sequence[str]) -> Iterator[PartitionConsumer]:
+        """Open some of the topics where reading stopped.
+
+        Raises:
+            BrokerUnreachableError: No broker answers.
+        """
+        consumer = PartitionConsumer(self._connection, topics, start=self._positions, topic_ids=self._topic_ids)
+        try:
+            self._consumer = consumer
+            yield consumer
+        finally:
+            self._consumer = None
+            consumer.close()
+
+    def read_to_end(self, consumer: PartitionConsumer, *, required: Sequence[str] = ()) -> None:
+        """Read up to where the topics end now; a topic that cannot be read is passed over.
+
+        Args:
+            consumer: An opened one.
+            required: Topics that are waited for instead.
+        """
+        while not self._stop.is_set() and self._lacks(consumer, required):
+            self.poll(consumer)
+        ends = consumer.end_offsets()
+        while not self._stop.is_set() and (not consumer.reached(ends) or self._lacks(consumer, required)):
+            self.poll(consumer)
+
+    def follow(self, consumer: PartitionConsumer) -> None:
+        """Read what comes, until stopped."""
+        while not self._stop.is_set():
+            self.poll(consumer)
+
+    def poll(self, consumer: PartitionConsumer) -> None:
+        """Take in the records that are there."""
+        self._take_in(consumer.poll(POLL_SECONDS, MAX_RECORDS))
+        read = {topic for topic, _ in consumer.positions()}
+        kept = {at: offset for at, offset in self._positions.items() if at[0] not in read}
+        self._positions = kept | consumer.positions()
+        self._topic_ids |= consumer.topic_ids()
+
+    def _lacks(self, consumer: PartitionConsumer, required: Sequence[str]) -> bool:
+        return any(name.partition("/")[0] in required for name in consumer.problems())

@@ -1,0 +1,75 @@
+"""Whether the slices that a run before this one journaled can still be repeated."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+import structlog
+
+from services.updater.journal import Recorded, by_name
+from streams.consumer import Offsets, PartitionConsumer
+from streams.errors import HeadwaterStreamError
+from streams.slices import Slice
+from streams.topic_metadata import is_other_log
+
+log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 2.0  # how often the log's ends are asked for
+_UNREADABLE_SECONDS = 30.0  # how long the repetition waits for a topic that cannot be read
+
+
+class ReplayCheck:
+    """Compares journaled slices with what the log has by now.
+
+    A slice is repeated from the log, so it cannot be repeated when its topic is another log, when the log has become
+    shorter, or while its topic cannot be read.
+
+    Args:
+        consumer: Reads the log.
+    """
+
+    def __init__(self, consumer: PartitionConsumer) -> None:
+        self._consumer = consumer
+        self._next_look = 0.0  # monotonic seconds
+        self._unreadable_since: float | None = None  # monotonic seconds
+
+    def obstacle(self, recorded: Recorded) -> str | None:
+        """Return why a journaled slice cannot be repeated; None if it can, or as long as it may."""
+        ids = self._consumer.topic_ids()
+        other = [topic for topic, id_ in sorted(recorded.topic_ids.items()) if is_other_log(id_, ids.get(topic))]
+        if other:
+            return f"the topics {other} were deleted and created again since"
+        if time.monotonic() < self._next_look:
+            return None
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        with suppress(HeadwaterStreamError):  # the consumer reports itself that the broker is away
+            ends = self._consumer.end_offsets()
+            return self._cut_off(recorded, ends) or self._unreadable(recorded, ends)
+        return None
+
+    def compare(self, slice_: Slice, recorded: Recorded) -> None:
+        """Log it if records of a repeated slice were deleted since it was journaled."""
+        if slice_.missed != recorded.missed:
+            log.error(
+                "slice_not_repeated_exactly",
+                problem="retention deleted records after they were learnt and before the checkpoint; they are missed",
+                missed=by_name(slice_.missed),
+                journaled=by_name(recorded.missed),
+            )
+
+    def _cut_off(self, recorded: Recorded, ends: Offsets) -> str | None:
+        short = {at: ends[at] for at, end in recorded.ends.items() if at in ends and ends[at] < end}
+        return f"the log is shorter than it was, and ends at {by_name(short)}" if short else None
+
+    def _unreadable(self, recorded: Recorded, ends: Offsets) -> str | None:
+        positions = self._consumer.positions()
+        unread = {at[0] for at, end in recorded.ends.items() if at not in ends and positions.get(at, 0) < end}
+        unreadable = sorted(unread.intersection(self._consumer.topics))
+        if not unreadable:
+            self._unreadable_since = None
+            return None
+        self._unreadable_since = self._unreadable_since or time.monotonic()
+        if time.monotonic() < self._unreadable_since + _UNREADABLE_SECONDS:
+            return None
+        return f"the topics {unreadable} cannot be read for {_UNREADABLE_SECONDS:.0f} s"

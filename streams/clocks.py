@@ -1,0 +1,139 @@
+"""Times that producers and brokers state, bounded by the reader's own clock.
+
+A clock that is wrong must not move anybody else's: a time further ahead of the reader's clock than an allowance is
+replaced, and an event dated more than a day ahead is refused. The replacement is the newest time among the records read
+with it that is not ahead, because while a backlog is read the log is at that time and not at the reader's. Where most
+records are ahead, the reader's clock is the one that is wrong, and its own time replaces theirs.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from streams.consumer import Record
+from streams.dead_letters import DeadLetter, Reason
+from streams.decode import ItemRemoved, decode, refused
+from streams.events import Event, Item
+from streams.topics import Topics
+
+DAY_MS = 86_400_000
+
+
+class ClockSettings(BaseModel):
+    """How far the clocks of others may be ahead."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    allowance_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        le=86_400,
+        description="how far an event or a record may be ahead of the reader's clock; a time further ahead is clamped",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderClock:
+    """The reader's clock at one moment.
+
+    Attributes:
+        now_ms: what it shows, epoch milliseconds.
+        allowance_ms: how far ahead of it a time may be.
+        log_ms: what replaces a time that is too far ahead, `now_ms` at most.
+    """
+
+    now_ms: int
+    allowance_ms: int
+    log_ms: int
+
+    @classmethod
+    def of(cls, records: Sequence[Record], settings: ClockSettings, *, now_ms: int | None = None) -> "ReaderClock":
+        """Return the clock that bounds the times of some records.
+
+        Args:
+            records: what was read together.
+            settings: how far ahead a time may be.
+            now_ms: the reader's clock, epoch milliseconds; None reads that of this machine.
+        """
+        now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+        past = [record.timestamp_ms for record in records if 0 <= record.timestamp_ms <= now_ms]
+        log_ms = max(past) if past and 2 * len(past) >= len(records) else now_ms
+        return cls(now_ms, int(settings.allowance_seconds * 1000), log_ms)
+
+    @property
+    def latest_ms(self) -> int:
+        """The latest time that is taken as it is."""
+        return self.now_ms + self.allowance_ms
+
+    def bounded(self, time_ms: int) -> int:
+        """Return a time as it counts: `log_ms` if it is further ahead than the allowance."""
+        return time_ms if time_ms <= self.latest_ms else self.log_ms
+
+    def not_ahead(self, record: Record) -> int:
+        """Return the time of a record as it may move what is not its own, such as a watermark: not after now."""
+        return min(self.record(record).timestamp_ms, self.now_ms)
+
+    def record(self, record: Record) -> Record:
+        """Return a record with its time bounded; one without a time (-1) has `log_ms`."""
+        if 0 <= record.timestamp_ms <= self.latest_ms:
+            return record
+        return replace(record, timestamp_ms=self.log_ms)
+
+
+class Bounded(NamedTuple):
+    """A decoded record whose times are bounded.
+
+    Attributes:
+        record: the record, with its time bounded.
+        decoded: what `decode` gives, with event times bounded.
+        clamped: whether a time was replaced.
+    """
+
+    record: Record
+    decoded: list[Event | ItemRemoved | DeadLetter] | DeadLetter
+    clamped: bool
+
+
+def decode_bounded(record: Record, topics: Topics, clock: ReaderClock) -> Bounded:
+    """Decode a record and bound its time and those of its events.
+
+    An item counts as of its record at the latest: its time decides which of two is the newer one, and nothing that was
+    published before is dated after what was published later.
+
+    Args:
+        record: a record of one of the event topics.
+        topics: which topic carries what.
+        clock: the reader's clock.
+    """
+    bounded = clock.record(record)
+    decoded = decode(bounded, topics)
+    if isinstance(decoded, DeadLetter):
+        return Bounded(bounded, decoded, False)
+    clamped = record.timestamp_ms > clock.latest_ms
+    for index, event in enumerate(decoded):
+        if isinstance(event, DeadLetter):
+            continue
+        if event.ts > clock.now_ms + DAY_MS:
+            return Bounded(bounded, refused(record, Reason.FROM_THE_FUTURE, _too_far(event.ts, clock)), False)
+        ts = clock.bounded(event.ts)
+        clamped |= ts != event.ts
+        if isinstance(event, Item):
+            ts = min(ts, bounded.timestamp_ms)
+        if ts != event.ts and not isinstance(event, ItemRemoved):
+            decoded[index] = event.model_copy(update={"ts": ts})
+    return Bounded(bounded, decoded, clamped)
+
+
+def _too_far(ts: int, clock: ReaderClock) -> str:
+    return (
+        f"`ts` must be at most a day ahead of the reader's clock ({_moment(clock.now_ms)}), got {ts} ({_moment(ts)}); "
+        "correct the clock that set it, or the reader's"
+    )
+
+
+def _moment(epoch_ms: int) -> str:
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,112 @@
+"""The writer of shoppers' states and topics that are recreated, grow or are missing, on Apache Kafka."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient
+from redis_server import RedisServer
+from state_deployment import Deployment, click, until
+from topic_changes import recreate
+
+from streams.producer import EventProducer
+from streams.topics import Topics
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def shop(apache_kafka: Any, make_topics: Callable[..., Topics], valkey_server: RedisServer) -> Iterator[Deployment]:
+    connection = apache_kafka.connection
+    made = Deployment(connection, make_topics(connection, partitions=1), valkey_server)
+    with closing(made.store), made.producer:
+        yield made
+
+
+@pytest.fixture
+def admin(apache_kafka: Any) -> Iterator[KafkaAdminClient]:
+    with closing(KafkaAdminClient(**apache_kafka.connection.client_options())) as made:
+        yield made
+
+
+def send_anew(shop: Deployment, count: int) -> None:
+    """Send clicks with a producer that knows the topic as it is now."""
+    with EventProducer(shop.connection, shop.topics) as producer:
+        for number in range(count):
+            producer.send(click(number + 1_000, f"new{number}"))
+
+
+def recreate_clicks(shop: Deployment, admin: KafkaAdminClient) -> None:
+    recreate(admin, shop.connection, shop.topics, shop.topics.clicks)
+
+
+def test_a_topic_recreated_while_the_writer_is_away_is_read_from_its_start(
+    shop: Deployment, admin: KafkaAdminClient
+) -> None:
+    shop.send(*(click(number, "u") for number in range(20)))
+    with shop.writing():
+        until(lambda: len(shop.times("u")) == 20)
+        until(lambda: shop.topics.clicks in shop.store.topic_ids())
+    before = shop.store.topic_ids()
+    recreate_clicks(shop, admin)
+    send_anew(shop, 30)  # more than before: the offset of the old log would be in range
+    with shop.writing():
+        until(lambda: all(shop.times(f"new{number}") for number in range(30)))
+        until(lambda: shop.store.topic_ids()[shop.topics.clicks] != before[shop.topics.clicks])
+    assert shop.store.topic_ids()[shop.topics.purchases] == before[shop.topics.purchases]
+    assert len(shop.times("u")) == 20
+
+
+def test_a_topic_recreated_with_fewer_partitions_leaves_no_offsets_of_the_old_one(
+    shop: Deployment, admin: KafkaAdminClient
+) -> None:
+    admin.create_partitions({shop.topics.clicks: 3})
+    with shop.writing():
+        until(lambda: (shop.topics.clicks, 2) in shop.store.offsets())
+        recreate_clicks(shop, admin)
+        send_anew(shop, 5)
+        until(lambda: all(shop.times(f"new{number}") for number in range(5)))
+        until(lambda: (shop.topics.clicks, 2) not in shop.store.offsets())
+
+
+def test_partitions_that_are_added_are_read_from_their_first_record(shop: Deployment, admin: KafkaAdminClient) -> None:
+    shop.send(click(1, "u"))
+    with shop.writing():
+        until(lambda: shop.times("u") == [1])
+        admin.create_partitions({shop.topics.clicks: 4})
+        time.sleep(1)
+        send_anew(shop, 20)
+        until(lambda: all(shop.times(f"new{number}") for number in range(20)), timeout_seconds=30)
+
+
+def test_a_missing_topic_holds_up_no_other_and_is_shown(shop: Deployment, admin: KafkaAdminClient) -> None:
+    missing = [shop.topics.control, shop.topics.purchases]
+    admin.delete_topics(missing)
+
+    def readable(topic: str) -> float | None:
+        return shop.registry.get_sample_value("headwater_topic_readable", {"topic": topic})
+
+    shop.send(click(1, "u"))
+    with shop.writing():
+        until(lambda: shop.times("u") == [1])
+        until(lambda: all(readable(topic) == 0 for topic in missing))
+        assert readable(shop.topics.clicks) == 1
+        admin.create_topics({topic: {"num_partitions": 1, "replication_factor": 1} for topic in missing})
+        until(lambda: all(readable(topic) == 1 for topic in missing))
+
+
+def test_offsets_of_a_release_that_kept_no_ids_are_gone_on_from(shop: Deployment) -> None:
+    shop.send(click(1, "u"))
+    with shop.writing():
+        until(lambda: shop.times("u") == [1])
+    written = f"{shop.settings.prefix}:written"
+    client = shop.server.client()
+    client.hdel(written, *(name for name in client.hkeys(written) if str(name).endswith("/id")))
+    assert shop.store.topic_ids() == {}
+    shop.send(click(2, "u"))
+    with shop.writing():
+        until(lambda: shop.times("u") == [1, 2])
+        until(lambda: shop.topics.clicks in shop.store.topic_ids())
+    assert shop.written("click") == 2
