@@ -38,6 +38,7 @@ class Publisher:
         snapshot_every: versions from one full bundle to the next.
         keep_versions: older versions that no chain needs are deleted.
         keep_minutes: but of the older full ones the first of each minute stays, so far back.
+        secret_fingerprint: of the secret that shoppers' ids are hidden with; scorers must have the same.
         sign: gives manifests their signatures; None leaves them without. What the gate refused is never signed.
     """
 
@@ -53,13 +54,14 @@ class Publisher:
         snapshot_every: int = DEFAULT_SNAPSHOT_EVERY,
         keep_versions: int = 12 * DEFAULT_SNAPSHOT_EVERY,
         keep_minutes: int = 0,
+        secret_fingerprint: str | None = None,
         sign: Callable[[Manifest], Manifest] | None = None,
     ) -> None:
         self._learner, self._registry, self._scenario = learner, registry, scenario
         self._owner, self._is_owner = owner, False
         self._staging, self._gate = staging, gate
         self._snapshot_every, self._keep_versions, self._keep_minutes = snapshot_every, keep_versions, keep_minutes
-        self._sign = sign
+        self._sign, self._secret_fingerprint = sign, secret_fingerprint
         self._parent: Manifest | None = None  # published by this process; None: the next bundle is a full one
         self._published_items = 0
 
@@ -108,6 +110,7 @@ class Publisher:
             events_learned=self._learner.events_learned,
             metrics=dict(metrics),
             gate=judged,
+            secret_fingerprint=self._secret_fingerprint,
             sign=self._sign if judged["decision"] != "refused" else None,
         )
         return directory, manifest

@@ -12,6 +12,7 @@ from services.adapters.cli import adapters
 from services.backtest.cli import backtest
 from services.bench.cli import app as bench
 from services.checkpoints.cli import checkpoints
+from services.control.cli import guard, secret
 from services.door.cli import keys
 from services.fit.cli import fit
 from services.options import Config, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers, Strict
@@ -60,6 +61,8 @@ quarantine = typer.Typer(
     help="Look at the users and items that do not count for now, and let them out.", no_args_is_help=True
 )
 app.add_typer(quarantine, name="quarantine")
+app.add_typer(guard)
+app.add_typer(secret)
 
 dead_letters = typer.Typer(
     name="dead-letters",
@@ -330,9 +333,10 @@ def forget(
 ) -> None:
     """Have a shopper forgotten.
 
-    Updaters and scorers drop the shopper's history, what waits to be joined, and what the abuse guard knows; dead
-    letters that name the shopper are removed. It needs the secret of the deployment (`privacy`), because everything
-    knows shoppers by pseudonym alone. The events themselves stay on their topics until Kafka's retention ends.
+    Updaters and scorers that read the control topic drop the shopper's history, what waits to be joined, and what the
+    abuse guard knows; dead letters that name the shopper are removed. It needs the secret of the deployment
+    (`privacy`), because everything knows shoppers by pseudonym alone, and refuses another one. The events themselves
+    stay on their topics until Kafka's retention ends.
 
     Example: headwater forget ann --bootstrap-servers kafka:9092
     """
@@ -340,7 +344,13 @@ def forget(
     from services.control.command import forget as run
 
     forgotten = run(settings, user_id)
-    typer.echo(f"updaters and scorers forget {forgotten.user}; {forgotten.dead_letters} dead letters removed")
+    typer.echo(f"done: {forgotten.user} is to be forgotten, written to {settings.topics.control}")
+    typer.echo(f"done: {forgotten.dead_letters} dead letters removed")
+    typer.echo("not seen from here: updaters, scorers and state writers obey when they read that topic")
+    if not forgotten.is_checked:
+        typer.echo(
+            "not seen from here: whether this is the deployment's secret; no updater has published a fingerprint"
+        )
 
 
 @quarantine.command("list")

@@ -135,6 +135,7 @@ def _wired(
         kept_rows=settings.scorer.kept_rows,
         pinned_scenarios=settings.scorer.pinned_scenarios,
         max_scenarios=settings.scorer.max_scenarios,
+        secret_fingerprint=pseudonymise.fingerprint(),
         catalogue_check=check,
     )
     return worker, reader, _search(settings.search, encoder, worker)

@@ -190,12 +190,15 @@ class Home:
         return [number for number in checkpoint_numbers(self._path) if has_file(self._path, number, JOIN_NAME)]
 
     def _prune(self) -> None:
-        """Keep the newest checkpoint, those to fall back to, and the journals since the oldest of them."""
+        """Keep the newest checkpoint, those to fall back to, and the journals since the oldest of them.
+
+        No fewer than the newest `keep_checkpoints` journals stay, also while there are fewer checkpoints.
+        """
         older = [number for number in self._with_copy() if number < self.checkpoint]
         kept = {*older[1 - self._keep :], self.checkpoint}
         prune_checkpoints(self._path, keep=kept)
         self._saved_beside = {number: kept_ for number, kept_ in self._saved_beside.items() if number in kept}
-        self.journal.prune(since=min(kept))
+        self.journal.prune(since=min(*kept, self.checkpoint + 1 - self._keep))
 
     def verify(self) -> None:
         """See that this updater still owns the place.

@@ -18,7 +18,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from peft_adapters.durable import sync_directory
+from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import CheckpointError
 from peft_adapters.gate import Decision
 from streams.consumer import Offsets
@@ -88,20 +88,17 @@ class Journal:
         """Drop the slices that are still to be repeated, on disk too: a restart then repeats only what follows.
 
         Raises:
-            CheckpointError: the disk refused; the file is as it was before.
+            CheckpointError: the disk refused.
         """
-        repeated = _read(self._path)[: -len(self.recorded) or None]
-        aside = self._path.with_suffix(".new")
+        repeated = [line for line, _ in _read(self._path)][: -len(self.recorded) or None]
+        self._file.close()
         try:
-            with closing(_opened(aside, "wb")) as file:
-                _write_all(file, "".join(f"{line}\n" for line, _ in repeated).encode())
-                os.fsync(file.fileno())
-            aside.replace(self._path)
+            with durable_file(self._path) as file:
+                file.write("".join(f"{line}\n" for line in repeated).encode())
             sync_directory(self._directory)
         except OSError as error:
             raise _refused(self._path, error) from error
         self.recorded.clear()
-        self._file.close()
         self._file = _opened(self._path, "ab")
 
     def write_lines(self, lines: Iterable[str]) -> None:
