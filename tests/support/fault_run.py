@@ -117,13 +117,17 @@ class FaultRun:
         """See that the account is exact and that no process ended in a traceback."""
         with self.life() as updater:
             self.wait_until_read()
+            sent = Counter(each.topic for each in self._sent)
+            wait_until(
+                lambda: all(updater.counts(topic)["in"] >= count for topic, count in sent.items()), what="all counted"
+            )
             counts = {topic: updater.counts(topic) for topic in self._topics.values()}
         for topic, found in counts.items():
-            own = [sent for sent in self._sent if sent.topic == topic]
+            own = [each for each in self._sent if each.topic == topic]
             assert found["in"] == sum(found[outcome] for outcome in (*SETTLED, "pending")), (topic, found)
             assert found["in"] == len(own), (topic, found, len(own), self.happened)
-            assert found["missed"] == sum(sent in self._missed for sent in own), (topic, found, self.happened)
-            read = [sent.event for sent in own if sent not in self._missed]
+            assert found["missed"] == sum(each in self._missed for each in own), (topic, found, self.happened)
+            read = [each.event for each in own if each not in self._missed]
             assert found["dead_letter"] == read.count(None), (topic, found, self.happened)
             events = [event for event in read if event is not None]
             assert found["duplicate"] == len(events) - len(set(events)), (topic, found, self.happened)
