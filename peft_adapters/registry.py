@@ -31,6 +31,7 @@ from peft_adapters.errors import (
     FencedError,
     RegistryUnavailableError,
     RolloutConflictError,
+    RolloutFormatError,
     VersionConflictError,
     VersionNotFoundError,
 )
@@ -306,6 +307,8 @@ class AdapterRegistry:
                 data = self._store.read(path, limit_bytes=ROLLOUT_LIMIT_BYTES)
             except FileNotFoundError:
                 return Rollout(scenario=scenario)
+            except BundleFormatError as error:  # of a registry process that cannot use the file
+                raise RolloutFormatError(str(error)) from error
         return parse_rollout(data, scenario=scenario, source=f"{self.url}/{path}")
 
     def set_rollout(self, rollout: Rollout) -> None:

@@ -1,10 +1,12 @@
 """The command line. Commands import what they need when they run, so that `headwater --help` answers at once."""
 
 import io
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -518,8 +520,10 @@ def purge_dead_letters(
 
 
 def main() -> None:
-    """Runs the command line: an expected error is one line on standard error and an exit status."""
+    """Run the command line: an expected error is one line on standard error and an exit status."""
     _write_on_any_terminal()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _unwind)
     try:
         app()
     except Exception as error:
@@ -533,6 +537,11 @@ def main() -> None:
             status, problem = FAILURE, found
         sys.stderr.write(f"headwater: {problem}\n")
         sys.exit(status)
+
+
+def _unwind(number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave all contexts when a signal ends a command that has no handler yet: they delete temporary files."""
+    raise SystemExit(128 + number)
 
 
 def _write_on_any_terminal() -> None:

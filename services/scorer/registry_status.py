@@ -48,6 +48,13 @@ class RegistryStatus:
         with self._lock:
             self._causes.pop((scenario, part), None)
 
+    def bundle_read(self, scenario: str) -> None:
+        """Record that a version was read: the registry answers and is not empty, whatever was found before."""
+        with self._lock:
+            cause = self._causes.get((scenario, "latest"))
+            if cause is not None and cause.name == REGISTRY:
+                del self._causes[scenario, "latest"]
+
     def drop(self, scenario: str) -> None:
         """Forget a scenario."""
         with self._lock:

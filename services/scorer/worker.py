@@ -320,6 +320,7 @@ class Worker:
         self._warm(model)  # 4. warmed
         self._refusals.loaded(seat.scenario, target)
         self._asking.loaded(seat.scenario)
+        self._status.bundle_read(seat.scenario)
         if seat.place(target, model):  # 5. flipped
             self._metrics.swap_seconds.observe(time.perf_counter() - heard)
             if target.arm == STABLE and not seat.is_pinned:

@@ -321,7 +321,7 @@ class TestPolicies:
         value = b'{"event_id": "", "user_id": "ann", "item_id": "mug-1", "ts": "ann"}'
         found = self.kept(kafka_connection, topics, Record(topics.clicks, 0, 5, b"ann", value, 0), "drop")
         assert (found.payload, found.key, found.payload_policy, found.is_whole()) == (None, None, "drop", False)
-        assert "ts: must be epoch milliseconds or an RFC 3339 time" in found.error
+        assert "`ts` must be epoch milliseconds or an RFC 3339 time" in found.error
 
     def test_keep_keeps_the_bytes_and_says_so(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         found = self.kept(kafka_connection, topics, Record(topics.clicks, 0, 5, b"ann", b'{"ann', 0), "keep")
