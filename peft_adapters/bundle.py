@@ -28,6 +28,7 @@ from peft_adapters.manifest import (
     table_digest,
     verified_bytes,
 )
+from peft_adapters.tensor_rules import require_finite
 
 __all__ = [
     "Bundle",
@@ -117,7 +118,7 @@ def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
     Raises:
         BundleVersionError: The format is newer or older than this release reads.
         BundlePathError: A file name could leave the directory.
-        BundleFormatError: The manifest or a file cannot be read as what it must be.
+        BundleFormatError: The manifest or a file cannot be read as what it must be, or a value is not finite.
         BundleSizeError: A file is missing, cut short or too long.
         BundleDigestError: A file, or the table of files, differs from its digest.
         BundleBaseMismatchError: The bundle was made for another encoder.
@@ -134,6 +135,8 @@ def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
         for name, data in contents.items()
         if name.endswith(".safetensors")
     }
+    if manifest.gate.get("decision") != "refused":  # a refused candidate is kept, and read, to find out what is wrong
+        _require_finite(directory, groups)
     item_ids = _json(directory / ITEMS_NAME, contents.get(ITEMS_NAME), _ITEM_IDS)
     adapter_config = _json(directory / ADAPTER_CONFIG_NAME, contents.get(ADAPTER_CONFIG_NAME), _ADAPTER_CONFIG)
     return Bundle(manifest, groups, item_ids, adapter_config)
@@ -170,6 +173,13 @@ def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
         return safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type of number that torch does not have
         raise BundleFormatError(f"{path}: expected safetensors, found {error!r}; publish the bundle anew") from error
+
+
+def _require_finite(directory: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    try:
+        require_finite(groups)
+    except ValueError as error:
+        raise BundleFormatError(f"{directory}: {error}; publish a full bundle from an intact learner") from error
 
 
 def _json(path: Path, data: bytes | None, kind: TypeAdapter[_T]) -> _T:

@@ -26,6 +26,7 @@ from peft_adapters.modalities import added_norm
 from peft_adapters.ranker import ROLES, Ranker
 from peft_adapters.residual_rows import row_norms
 from peft_adapters.settings import GateSettings as GateSettings
+from peft_adapters.tensor_rules import fault_of, is_finite, rule_of
 
 Decision = Literal["published", "refused"]
 
@@ -66,6 +67,7 @@ def judge_candidate(
     """
     groups = {**groups, "residuals": {role: row_norms(groups["residuals"], role)[:, None] for role in ROLES}}
     broken = [("not_finite", reason) for reason in _not_finite(groups)]
+    broken += [("bound", reason) for reason in _not_counts(groups.get("counters", {}))]
     broken += [("bound", reason) for reason in _beyond_bounds(groups, settings)]
     figures: dict[str, Any] = {}
     if evidence is not None:
@@ -83,8 +85,19 @@ def _not_finite(groups: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
         f"{group}.{name} has {int((~torch.isfinite(value)).sum())} values that are not finite"
         for group, tensors in groups.items()
         for name, value in tensors.items()
-        if value.is_floating_point() and not torch.isfinite(value).all()
+        if value.is_floating_point() and not is_finite(value)
     ]
+
+
+def _not_counts(counters: Mapping[str, Tensor]) -> list[str]:
+    """Faults of counters whose values are finite, yet cannot be counts."""
+    reasons = []
+    for name, value in counters.items():
+        rule = rule_of(f"counters.{name}")
+        fault = fault_of(value, rule) if rule is not None and is_finite(value) else None
+        if fault is not None:
+            reasons.append(f"counters.{name} {fault}")
+    return reasons
 
 
 def _beyond_bounds(groups: Mapping[str, Mapping[str, Tensor]], settings: GateSettings) -> list[str]:

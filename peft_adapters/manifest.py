@@ -26,12 +26,23 @@ FORMAT_VERSION: Literal[2] = 2
 MANIFEST_NAME = "manifest.json"
 SCENARIO_PATTERN = "[a-z0-9_-]{1,64}"
 MANIFEST_LIMIT_BYTES = 16 * 2**20
+MAX_VERSION = 10**12  # the name of a directory holds no more than 255 digits
+MAX_COUNT = 2**53 - 1  # the largest whole number that every reader of JSON represents exactly
+MAX_TIME_MS = 253_402_300_799_999  # the last millisecond of the year 9999
+MAX_FILE_BYTES = 2**40
+MAX_ENTRIES = 10_000  # of a mapping in a manifest
+_MAX_DEPTH = 8  # of nested values in `gate`
+_FAULTS_SHOWN = 3
+_SHOWN_CHARS = 60  # of a value in an error
 SIGNED_PREFIX = b"headwater manifest 1\n"  # so that a signature of one thing is none of another
 
 # No separator, no leading dot, two endings: such a name can neither leave its directory nor be a pickle.
 _FILE_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}(\.safetensors|\.json)")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Version = Annotated[int, Field(ge=1, le=MAX_VERSION)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+TimeMs = Annotated[int, Field(ge=0, le=MAX_TIME_MS)]
 
 
 class FileEntry(BaseModel):
@@ -40,7 +51,7 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: Sha256
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
 
 
 class Signature(BaseModel):
@@ -65,20 +76,20 @@ class Manifest(BaseModel):
 
     format_version: Literal[2] = FORMAT_VERSION
     scenario: str = Field(pattern=f"^{SCENARIO_PATTERN}$")
-    version: int = Field(ge=1)
+    version: Version
     kind: Literal["full", "delta"]
-    parent: int | None = Field(default=None, ge=1)
-    snapshot: int = Field(ge=1)
+    parent: Version | None = None
+    snapshot: Version
     digest: Sha256
-    base_digest: str = Field(min_length=1)
-    offsets: dict[str, int]
-    watermark_ms: int
-    published_at_ms: int
-    events_learned: int = Field(ge=0)
-    metrics: dict[str, float] = {}
+    base_digest: str = Field(min_length=1, max_length=256)
+    offsets: dict[str, Count] = Field(max_length=MAX_ENTRIES)
+    watermark_ms: TimeMs
+    published_at_ms: TimeMs
+    events_learned: Count
+    metrics: dict[str, float] = Field(default={}, max_length=MAX_ENTRIES)
     gate: dict[str, Any] = {}
-    code_version: str = Field(default_factory=lambda: installed_version("headwater"))
-    files: dict[str, FileEntry]
+    code_version: str = Field(default_factory=lambda: installed_version("headwater"), max_length=256)
+    files: dict[str, FileEntry] = Field(max_length=MAX_ENTRIES)
     signature: Signature | None = None
 
     @property
@@ -92,6 +103,12 @@ class Manifest(BaseModel):
         for name in files:
             check_file_name(name)
         return files
+
+    @field_validator("gate")
+    @classmethod
+    def _gate_is_bounded(cls, gate: dict[str, Any]) -> dict[str, Any]:
+        _require_bounded(gate, depth=0)
+        return gate
 
     @model_validator(mode="after")
     def _chain_runs_backwards(self) -> Self:
@@ -138,7 +155,7 @@ def parse_manifest(data: bytes, *, source: str) -> Manifest:
         ) from error
     if found != FORMAT_VERSION:
         raise BundleVersionError(
-            f"{source}: expected format_version {FORMAT_VERSION}, found {found!r}; "
+            f"{source}: expected format_version {FORMAT_VERSION}, found {_shortened(found)}; "
             "read it with the release that wrote it, or upgrade this one; beside what an earlier release has written, "
             "publish to an empty registry"
         )
@@ -240,10 +257,46 @@ def _validated(raw: Any, source: str) -> Manifest:
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
-        raise BundleFormatError(f"{source}: not a manifest of format {FORMAT_VERSION}: {error}") from error
+        raise BundleFormatError(
+            f"{source}: not a manifest of format {FORMAT_VERSION}: {_faults(error)}; publish the version anew"
+        ) from error
     expected = table_digest(manifest.files)
     if manifest.digest != expected:
         raise BundleDigestError(
             f"{source}: expected digest {expected} for its table of files, found {manifest.digest}; fetch it again"
         )
     return manifest
+
+
+def _require_bounded(value: Any, *, depth: int) -> None:
+    """Check free-form JSON: no number beyond what JSON readers represent, and no deep nesting.
+
+    Raises:
+        ValueError: a number is too large, or values are nested too deeply.
+    """
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"values must be nested at most {_MAX_DEPTH} deep")
+    if isinstance(value, int) and abs(value) > MAX_COUNT:
+        raise ValueError(f"numbers must be at most {MAX_COUNT} in size")
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for part in parts:
+        _require_bounded(part, depth=depth + 1)
+
+
+def _faults(error: ValidationError) -> str:
+    """The first faults of a manifest on one line, each with field, rule and value."""
+    faults = error.errors(include_url=False)
+    shown = [
+        f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg'].removeprefix('Value error, ')}, got "
+        f"{_shortened(fault['input'])}"
+        for fault in faults[:_FAULTS_SHOWN]
+    ]
+    more = [f"and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
+    return "; ".join(shown + more)
+
+
+def _shortened(value: Any) -> str:
+    if isinstance(value, Mapping | list):
+        return f"{type(value).__name__} of {len(value)}"
+    text = f"a number of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > 10**50 else repr(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"

@@ -31,8 +31,8 @@ from peft_adapters.features import (
 from peft_adapters.one_shopper import OneShopper, QueryVectors
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
+from peft_adapters.tensor_rules import ROLES as ROLES
 
-ROLES = ("query", "candidate")
 _VECTORS_CHUNK = 1_024  # items whose vectors are made at a time: fresh memory costs more than sums do
 QUERY_ITEMS = 50_000  # of a larger catalogue, the vectors of a context's items are made when they are asked for
 GATE_EVENTS = 5.0  # an item's residual counts half after this many events

@@ -34,9 +34,11 @@ from peft_adapters.errors import (
     VersionConflictError,
     VersionNotFoundError,
 )
+from peft_adapters.http_deadline import READ_SECONDS
 from peft_adapters.manifest import (
     MANIFEST_LIMIT_BYTES,
     MANIFEST_NAME,
+    MAX_VERSION,
     Manifest,
     check_scenario,
     manifest_bytes,
@@ -88,6 +90,7 @@ class AdapterRegistry:
         store: Takes the place of what `url` names; for callers that bring a store of their own.
         verify: Raises `BundleSignatureError` for a manifest not signed as it must be; each that is read goes there.
         api_key: Shown to a registry process; of scope `read`.
+        read_seconds: Deadline of one read over HTTP as a whole.
     """
 
     def __init__(
@@ -97,9 +100,10 @@ class AdapterRegistry:
         store: Store | None = None,
         verify: Callable[[Manifest], object] | None = None,
         api_key: str | None = None,
+        read_seconds: float = READ_SECONDS,
     ) -> None:
         self.url, self._verify_signature = url, verify
-        self._store = store or open_store(url, api_key=api_key)
+        self._store = store or open_store(url, api_key=api_key, read_seconds=read_seconds)
         self._files = VersionFiles(url, self._store)
         self._links: dict[tuple[str, int], _Link] = {}  # versions never change; of those that `prune` has seen
 
@@ -136,9 +140,16 @@ class AdapterRegistry:
         """A version number that nothing has been written under, not even by a publication that was cut short.
 
         Raises:
+            VersionConflictError: The largest number is taken.
             RegistryUnavailableError: The store failed.
         """
-        return 1 + max(self._files.by_version(check_scenario(scenario)), default=0)
+        version = 1 + max(self._files.by_version(check_scenario(scenario)), default=0)
+        if version > MAX_VERSION:
+            raise VersionConflictError(
+                f"{self.url} holds version {version - 1} of scenario {scenario!r}, and no version may be above "
+                f"{MAX_VERSION}; remove that directory if it was not published, or publish to another registry"
+            )
+        return version
 
     def publish(self, directory: Path, manifest: Manifest, *, owner: Owner | None = None) -> None:
         """Make a bundle the latest version of its scenario.
@@ -209,6 +220,28 @@ class AdapterRegistry:
                 if version == overtaken:
                     raise
         return None
+
+    def absence(self, scenario: str) -> str:
+        """Explain in one sentence why a scenario has no latest version: the registry is missing, empty or damaged.
+
+        Raises:
+            RegistryUnavailableError: The store failed.
+        """
+        root = self._store.missing_root()
+        if root is not None:
+            return (
+                f"the registry is missing: the directory {root} does not exist; check the address and the mount, or "
+                "start an updater that publishes to it"
+            )
+        if versions := self.versions(scenario):
+            return (
+                f"the registry is damaged: {self.url} holds {len(versions)} versions of scenario {scenario!r} and no "
+                f"{LATEST_NAME}; write the number of the newest, {versions[-1]}, into {scenario}/{LATEST_NAME}"
+            )
+        return (
+            f"the registry is empty: {self.url} holds no version of scenario {scenario!r}; check that an updater "
+            "publishes this scenario to it"
+        )
 
     def manifest(self, scenario: str, version: int) -> Manifest:
         """Manifest of one version.
@@ -339,12 +372,14 @@ class AdapterRegistry:
 
         Raises:
             VersionNotFoundError: The version has no such file.
+            BundleSizeError: The file is cut short, or too long.
             RegistryUnavailableError: The store failed.
         """
         path = f"{self._version_path(manifest.scenario, manifest.version)}/{name}"
         entry = manifest.files.get(name)
         if entry is None:
             raise VersionNotFoundError(f"{path} is not a file of this version; it has {', '.join(manifest.files)}")
+        self._files.require_size(path, entry)
         yield from self._files.chunks(path, limit_bytes=entry.bytes)
 
     def prune(self, scenario: str, *, keep: int, keep_minutes: int = 0) -> list[int]:
@@ -457,7 +492,7 @@ class AdapterRegistry:
                 data = self._store.read(path, limit_bytes=LATEST_LIMIT_BYTES)
             except FileNotFoundError:
                 return None
-        if not data.strip().isdigit():
+        if not data.strip().isdigit() or not 1 <= int(data) <= MAX_VERSION:
             raise BundleFormatError(f"{self.url}/{path}: expected a version number, found {data!r}; write one there")
         return int(data)
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from peft_adapters.errors import RolloutError, RolloutFormatError
-from peft_adapters.manifest import SCENARIO_PATTERN, check_scenario
+from peft_adapters.manifest import SCENARIO_PATTERN, Count, TimeMs, Version, check_scenario
 
 ROLLOUT_NAME = "ROLLOUT.json"
 ROLLOUT_LIMIT_BYTES = 16_384
@@ -31,7 +31,7 @@ class Canary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int | None = Field(default=None, ge=1)
+    version: Version | None = None
     percent: float = Field(gt=0, le=100, allow_inf_nan=False)
     auto_rollback: bool = False
 
@@ -41,7 +41,7 @@ class Shadow(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int | None = Field(default=None, ge=1)
+    version: Version | None = None
 
 
 class Rollout(BaseModel):
@@ -61,11 +61,11 @@ class Rollout(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scenario: str = Field(pattern=f"^{SCENARIO_PATTERN}$")
-    revision: int = Field(default=0, ge=0)
-    stable_version: int | None = Field(default=None, ge=1)
+    revision: Count = 0
+    stable_version: Version | None = None
     canary: Canary | None = None
     shadow: Shadow | None = None
-    changed_at_ms: int = Field(default=0, ge=0)
+    changed_at_ms: TimeMs = 0
     changed_by: str = Field(default="", max_length=TEXT_LIMIT)
     reason: str = Field(default="", max_length=TEXT_LIMIT)
 

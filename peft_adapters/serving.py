@@ -20,7 +20,7 @@ from torch import Tensor
 from peft_adapters.bundle import Bundle, Manifest, require_encoder
 from peft_adapters.calibration import INPUTS, Probabilities
 from peft_adapters.catalogue import Catalogue
-from peft_adapters.counters import Counters, IntArray
+from peft_adapters.counters import HALF_LIVES_EVENTS, PER_ITEM, Counters, IntArray
 from peft_adapters.encoder import Encoder, MergedSuffix
 from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError, EncoderError, HeadwaterModelError
 from peft_adapters.modalities import count_unfit, with_vectors
@@ -28,10 +28,12 @@ from peft_adapters.ranker import ROLES, FrozenRanker, Ranker
 from peft_adapters.residual_rows import unpacked
 from peft_adapters.settings import FEATURES
 from peft_adapters.shoppers import Contexts
+from peft_adapters.tensor_rules import is_finite, require_tensors
 from peft_adapters.texts_ahead import TextsAhead
 from peft_adapters.texts_before import TextsBefore, same_adapter
 
 _NO_ROW = -1
+_HISTORY_ITEMS = 20  # of the shopper that a new model is tried with
 _STOP_CHUNK = 512  # text vectors between two looks at `stop`
 
 
@@ -147,11 +149,33 @@ def build(
     manifest = previous.manifest if previous is not None else None
     for bundle in bundles:
         _check_link(bundle, manifest, encoder)
-        learnt = _applied(bundle, learnt if bundle.manifest.kind == "delta" else None, encoder.dim)
+        learnt = learnt_from(bundle, learnt if bundle.manifest.kind == "delta" else None, dim=encoder.dim)
         manifest = bundle.manifest
     if learnt is None or manifest is None:
         raise ValueError("`bundles` must hold at least one bundle, got none; give the version's chain")
     return _assembled(manifest, learnt, previous, catalogue, _Texts(encoder, stop), ahead, before)
+
+
+def require_finite_scores(model: ServedModel) -> None:
+    """Score every item that can be offered, for a new shopper and for one with a history.
+
+    An item whose score is not finite would be missing from every list without notice.
+
+    Raises:
+        BundleFormatError: an item has no finite score, or no finite probability.
+    """
+    rows = np.flatnonzero(model.has_text)
+    busiest = np.argsort(-model.ranker.counters.events, kind="stable")[:_HISTORY_ITEMS]
+    for history in (busiest[:0], busiest):
+        context = Contexts(history[None], np.zeros_like(history)[None], np.empty((1, 0), dtype=np.int64))
+        scores, probabilities = model.ranker.judge(context, rows)
+        for name, values in {"score": scores, **probabilities}.items():
+            finite = int(np.isfinite(values).sum())
+            if finite < len(rows):
+                raise BundleFormatError(
+                    f"version {model.version} of {model.manifest.scenario!r}: expected a finite {name} for each of "
+                    f"{len(rows)} items, got {finite}; publish a full bundle from an intact learner"
+                )
 
 
 @torch.inference_mode()
@@ -178,14 +202,25 @@ def _check_link(bundle: Bundle, before: Manifest | None, encoder: Encoder) -> No
         )
 
 
-def _applied(bundle: Bundle, before: Learnt | None, dim: int) -> Learnt:
-    """What is learnt once a bundle is laid over what was learnt before; None is the start of a full one."""
+def learnt_from(bundle: Bundle, before: Learnt | None, *, dim: int) -> Learnt:
+    """Check all tensors of a bundle, and apply it to what was learnt up to the version it builds on.
+
+    Args:
+        bundle: a full bundle, or a delta on `before`.
+        before: state of the version that a delta builds on; None for a full bundle.
+        dim: length of the encoder's vectors.
+
+    Raises:
+        BundleFormatError: a tensor breaks its rule, or the parts of the bundle do not fit together.
+    """
     try:
+        require_tensors(bundle.groups)
         return _merged(bundle, before, dim)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise BundleFormatError(
             f"version {bundle.manifest.version} of {bundle.manifest.scenario!r}: its parts do not fit together: "
-            f"{error!r}; publish a full bundle"
+            f"{reason}; publish a full bundle"
         ) from error
 
 
@@ -198,11 +233,11 @@ def _merged(bundle: Bundle, before: Learnt | None, dim: int) -> Learnt:
     _require(taste.shape == (dim,), f"taste has shape {tuple(taste.shape)}, not that of an item's vector")
     lora = bundle.groups["adapter_model"]
     next_lora = bundle.groups.get("next_adapter", {})
-    weights = (heads, taste, *lora.values(), *next_lora.values())
-    _require(all(_finite(tensor) for tensor in weights), "a weight is not finite")
     counters = before.counters.copy() if before else Counters()
     counters.apply(bundle.groups["counters"])
-    _require(counters.popularity.shape[1] == len(counters.events) == len(item_ids), "counters are not one an item")
+    _require(counters.popularity.shape == (len(HALF_LIVES_EVENTS), len(item_ids)), "popularity is not one an item")
+    for name in PER_ITEM:
+        _require(getattr(counters, name).shape == (len(item_ids),), f"counters `{name}` are not one an item")
     residuals = _merged_residuals(bundle.groups["residuals"], before, len(item_ids), dim)
     projections, probabilities = _projections(bundle, dim), probabilities_in(bundle)
     return Learnt(item_ids, heads, taste, residuals, counters, lora, projections, probabilities, next_lora)
@@ -221,14 +256,13 @@ def probabilities_in(bundle: Bundle) -> Probabilities | None:
     for weights in known:
         if weights is not None:
             _require(weights.shape == (INPUTS,), f"weights of a probability have shape {tuple(weights.shape)}")
-            _require(_finite(weights), "a weight of a probability is not finite")
     return known
 
 
 def _projections(bundle: Bundle, dim: int) -> dict[str, Tensor]:
     projections = {name: weights.float() for name, weights in bundle.groups.get("projections", {}).items()}
     for name, weights in projections.items():
-        _require(weights.ndim == 2 and len(weights) == dim and _finite(weights), f"bad projection of {name}")
+        _require(weights.ndim == 2 and len(weights) == dim, f"bad projection of {name}")
     return projections
 
 
@@ -240,7 +274,7 @@ def _merged_residuals(
         rows, moved = unpacked(changed, role)
         _require(bool(((rows >= 0) & (rows < item_count)).all()), "a residual is of no item")
         moved = moved.half()
-        _require(moved.shape == (len(rows), dim) and _finite(moved), f"bad {role} residuals")
+        _require(moved.shape == (len(rows), dim) and is_finite(moved), f"bad {role} residuals")
         table = torch.zeros(item_count, dim, dtype=torch.float16)
         if before is not None:
             table[: len(before.item_ids)] = before.residuals[role]
@@ -391,10 +425,6 @@ def texts_ahead(model: ServedModel, before: TextsAhead | None, encoder: Encoder)
     if before is not None and same_adapter(coming, before.lora):
         return before
     return TextsAhead(coming, _Texts(encoder, None).suffix(coming))
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
 
 
 def _require(held: bool, otherwise: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peft_adapters.errors import BundleDigestError, BundleSizeError, RegistryUnavailableError, VersionNotFoundError
-from peft_adapters.manifest import MANIFEST_NAME, FileEntry, Manifest, manifest_bytes
+from peft_adapters.manifest import MANIFEST_NAME, MAX_VERSION, FileEntry, Manifest, manifest_bytes
 from peft_adapters.stores import Store
 
 _FILE_PATH = re.compile(r"([0-9]{8}|[1-9][0-9]{8,})/([^/]+)")
@@ -46,6 +46,7 @@ class VersionFiles:
         """
         with self.errors(f"list {path}"):
             matches = [match for match in map(_FILE_PATH.fullmatch, self._store.files(path)) if match]
+        matches = [match for match in matches if int(match[1]) <= MAX_VERSION]
         found: dict[int, set[str]] = {int(match[1]): set() for match in matches}
         for match in matches:
             found[int(match[1])].add(match[2])
@@ -77,19 +78,45 @@ class VersionFiles:
                 )
 
     def download(self, path: str, entry: FileEntry, target: Path) -> None:
-        """Bring one file here, and no more of it than it should be.
+        """Bring one file here, no more of it than it should be, and check its digest.
 
         Raises:
-            BundleSizeError: there is more.
+            BundleSizeError: it is cut short, or too long.
+            BundleDigestError: its bytes are others.
             VersionNotFoundError: it is gone.
             RegistryUnavailableError: the store failed.
         """
-        found_bytes = 0
+        found_bytes, sha256 = 0, hashlib.sha256()
         with target.open("xb") as file:
             for chunk in self.chunks(path, limit_bytes=entry.bytes + 1):
                 found_bytes += file.write(chunk)
-        if found_bytes > entry.bytes:
-            raise BundleSizeError(f"{self._url}/{path}: expected {entry.bytes} bytes, found more; publish it anew")
+                sha256.update(chunk)
+        if found_bytes != entry.bytes:
+            found = "more" if found_bytes > entry.bytes else f"{found_bytes}"
+            raise BundleSizeError(f"{self._url}/{path}: expected {entry.bytes} bytes, found {found}; publish it anew")
+        if sha256.hexdigest() != entry.sha256:
+            raise BundleDigestError(
+                f"{self._url}/{path}: expected sha256 {entry.sha256}, found {sha256.hexdigest()}; the file is damaged, "
+                "publish it anew"
+            )
+
+    def require_size(self, path: str, entry: FileEntry) -> None:
+        """Check the size of a file before any of it is sent on, where the store knows it.
+
+        Raises:
+            BundleSizeError: the file has another size.
+            VersionNotFoundError: it is gone.
+            RegistryUnavailableError: the store failed.
+        """
+        with self.errors(f"read {path}"):
+            try:
+                found_bytes = self._store.size(path)
+            except FileNotFoundError as error:
+                raise self._gone(path) from error
+        if found_bytes not in (None, entry.bytes):
+            raise BundleSizeError(
+                f"{self._url}/{path}: expected {entry.bytes} bytes, found {found_bytes}; publish it anew"
+            )
 
     def chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
         """At most the first `limit_bytes` bytes of a file, piece by piece.
@@ -102,9 +129,12 @@ class VersionFiles:
             try:
                 yield from self._store.chunks(path, limit_bytes=limit_bytes)
             except FileNotFoundError as error:
-                raise VersionNotFoundError(
-                    f"{self._url}/{path} is gone: the version was pruned meanwhile, or is damaged; take another version"
-                ) from error
+                raise self._gone(path) from error
+
+    def _gone(self, path: str) -> VersionNotFoundError:
+        return VersionNotFoundError(
+            f"{self._url}/{path} is gone: the version was pruned meanwhile, or is damaged; take another version"
+        )
 
     def remove(self, path: str) -> None:
         """Remove a version.

@@ -29,7 +29,7 @@ from peft_adapters.manifest import Manifest
 from peft_adapters.publishing import bundle_groups
 from peft_adapters.ranker import ROLES
 from peft_adapters.residual_rows import unpacked
-from peft_adapters.serving import probabilities_in
+from peft_adapters.serving import learnt_from, probabilities_in
 from peft_adapters.shoppers import Shoppers
 
 LEARNER_NAME = "learner"
@@ -186,7 +186,7 @@ def _require_fresh(learner: Learner) -> None:
 
 
 def _require_fit(bundle: Bundle, learner: Learner) -> None:
-    """Whether a bundle stands alone, passed the gate, and was made for this encoder and adapter."""
+    """Check that a bundle stands alone, is intact, passed the gate, and was made for this encoder and adapter."""
     manifest = bundle.manifest
     name = f"version {manifest.version} of {manifest.scenario!r}"
     if manifest.kind != "full":
@@ -201,3 +201,4 @@ def _require_fit(bundle: Bundle, learner: Learner) -> None:
         )
     encoder = learner.encoder
     require_encoder(bundle, base_digest=encoder.base_digest, adapter_config=encoder.adapter_config())
+    learnt_from(bundle, None, dim=encoder.dim)

@@ -25,13 +25,33 @@ FAILURE = 1
 
 app = typer.Typer(
     name="headwater",
-    help="Keeps a shop's ranking model as fresh as its click stream.\n\nStart with: headwater demo",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"headwater {version('headwater')}")
+        raise typer.Exit
+
+
+@app.callback()
+def headwater(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Keeps a shop's ranking model as fresh as its click stream.
+
+    Start with: headwater demo
+    """
+
 
 quarantine = typer.Typer(
     help="Look at the users and items that do not count for now, and let them out.", no_args_is_help=True

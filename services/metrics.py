@@ -66,7 +66,7 @@ COLLECTOR_ROUTES = ("/v1/events",)
 COLLECTOR_OUTCOMES = ("accepted", "rejected", "refused_full")
 KEY_REASONS = ("missing", "unknown", "expired", "revoked", "scope")
 SLOW_OVER = ("head", "body", "answer", "connections")
-DEPENDENCIES = ("kafka", "registry", "state")
+DEPENDENCIES = ("kafka", "registry", "adapter", "state")
 UNKNOWN_KIND = "unknown"
 OTHER_ROUTE = "other"
 

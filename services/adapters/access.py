@@ -8,6 +8,8 @@ import httpx
 from pydantic import ValidationError
 
 from peft_adapters.errors import RegistryError, RegistryUnavailableError
+from peft_adapters.http_deadline import READ_SECONDS, read_whole
+from peft_adapters.internal_http import internal_client
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from services.audit import AuditLog
@@ -17,6 +19,7 @@ from services.settings import Settings
 
 FILES_PATH = "/v1/files"
 TIMEOUT_SECONDS = 30.0
+ANSWER_LIMIT_BYTES = 2**20
 
 
 class Access(Protocol):
@@ -59,11 +62,12 @@ class OverHttp:
     Args:
         url: of the process.
         key: is shown to it; None where it asks for none.
+        read_seconds: deadline of one read as a whole.
     """
 
-    def __init__(self, url: str, key: str | None) -> None:
+    def __init__(self, url: str, key: str | None, *, read_seconds: float = READ_SECONDS) -> None:
         self._url = url.rstrip("/").removesuffix(FILES_PATH)
-        self.registry = AdapterRegistry(self._url + FILES_PATH, api_key=key)
+        self.registry = AdapterRegistry(self._url + FILES_PATH, api_key=key, read_seconds=read_seconds)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def change(self, scenario: str, change: Change) -> Rollout:
@@ -75,7 +79,10 @@ class OverHttp:
         """
         url = f"{self._url}/v1/adapters/{scenario}/{PATHS[type(change)]}"
         try:
-            answer = httpx.post(url, json=asked(change), headers=self._headers, timeout=TIMEOUT_SECONDS)
+            with internal_client(headers=self._headers, timeout=TIMEOUT_SECONDS) as client:
+                answer = read_whole(
+                    client, "POST", url, seconds=TIMEOUT_SECONDS, limit_bytes=ANSWER_LIMIT_BYTES, json=asked(change)
+                )
             if answer.status_code == httpx.codes.OK:
                 return Rollout.model_validate_json(answer.content)
         except (httpx.HTTPError, ValidationError) as error:
@@ -94,7 +101,7 @@ def access(settings: Settings) -> Access:
     """
     url = settings.registry.url
     return (
-        OverHttp(url, settings.registry.shown_key())
+        OverHttp(url, settings.registry.shown_key(), read_seconds=settings.registry.read_seconds)
         if url.startswith(("http://", "https://"))
         else Direct(settings, url)
     )

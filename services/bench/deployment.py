@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from peft_adapters import internal_http
 from peft_adapters.registry import AdapterRegistry
 from services.bench.driver import Server
 from services.bench.errors import BenchError
@@ -49,7 +50,7 @@ class Deployment:
             BenchError: It does not say that the scorer is ready.
         """
         try:
-            answer = httpx.get(f"{self.server.url}/readyz", headers=self.server.headers, timeout=PROBE_TIMEOUT_SECONDS)
+            answer = self._get("/readyz")
         except httpx.HTTPError as error:
             raise BenchError(f"{self.server.url} does not answer: {error}; is a scorer up there?") from error
         if not answer.is_success:
@@ -57,10 +58,13 @@ class Deployment:
         told: dict[str, Any] = answer.json()
         return told
 
+    def _get(self, path: str) -> httpx.Response:
+        return internal_http.get(f"{self.server.url}{path}", headers=self.server.headers, timeout=PROBE_TIMEOUT_SECONDS)
+
     def memory_bytes(self) -> int | None:
         """Resident memory of the scorer, as its `/metrics` say; None where they do not."""
         try:
-            page = httpx.get(f"{self.server.url}/metrics", headers=self.server.headers, timeout=PROBE_TIMEOUT_SECONDS)
+            page = self._get("/metrics")
         except httpx.HTTPError:
             return None
         for line in page.text.splitlines():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from peft_adapters import internal_http
 from services.metrics import EVENT_OUTCOMES
 from streams.topics import Topics
 
@@ -61,7 +62,7 @@ class Books:
     def refresh(self) -> None:
         """Asks the updater; when it is too busy to answer, the accounts of before stand."""
         with suppress(httpx.HTTPError):
-            page = httpx.get(self._metrics_url, timeout=TIMEOUT_SECONDS).raise_for_status().text
+            page = internal_http.get(self._metrics_url, timeout=TIMEOUT_SECONDS).raise_for_status().text
             self.now = parse_accounts(page, self._topics)
 
 

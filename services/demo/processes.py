@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx
 from pydantic import BaseModel, SecretStr
 
+from peft_adapters import internal_http
 from services.demo.child import fork_context, run_child
 from services.demo.errors import DemoError
 from services.settings import ENV_PREFIX, Settings
@@ -120,7 +121,7 @@ def wait_ready(urls: Sequence[str], *, children: Sequence[Child], timeout_second
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_SECONDS).is_success
+        return internal_http.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_SECONDS).is_success
     except httpx.HTTPError:
         return False
 

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import numpy as np
 
+from peft_adapters.internal_http import internal_client
+
 RECOMMEND_ROUTE = "/v1/recommend"
 RANK_ROUTE = "/v1/rank"
 SHOWN_ITEMS = 20
@@ -86,7 +88,7 @@ class Storefront:
         self._turn = itertools.cycle(range(len(urls)))
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="storefront")
         # Connections are let go before a server would close them under a request.
-        self._client = httpx.Client(timeout=TIMEOUT_SECONDS, limits=httpx.Limits(keepalive_expiry=2.0))
+        self._client = internal_client(timeout=TIMEOUT_SECONDS, limits=httpx.Limits(keepalive_expiry=2.0))
 
     def recommend(self, shopper: Mapping[str, Any]) -> "Future[Answer | None]":
         """Asks for the 20 best items of the catalogue.

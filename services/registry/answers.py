@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from fastapi import Path
 
-from peft_adapters.manifest import MANIFEST_NAME, SCENARIO_PATTERN
+from peft_adapters.manifest import MANIFEST_NAME, MAX_VERSION, SCENARIO_PATTERN
 from services.problems import KEYS, problems
-from services.registry.changes import MAX_VERSION, PATHS, Change
+from services.registry.changes import PATHS, Change
 
 # Stated, and left to the registry to enforce, which says what to do about it.
 ScenarioName = Annotated[str, Path(json_schema_extra={"pattern": f"^{SCENARIO_PATTERN}$"}, examples=["home"])]

@@ -23,7 +23,7 @@ from peft_adapters.errors import (
     ScenarioNameError,
     VersionNotFoundError,
 )
-from peft_adapters.manifest import MANIFEST_NAME, Manifest, manifest_bytes
+from peft_adapters.manifest import MANIFEST_NAME, MAX_VERSION, Manifest, manifest_bytes
 from peft_adapters.registry import LATEST_NAME, AdapterRegistry
 from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
 from peft_adapters.stores import LISTING_NAME
@@ -50,7 +50,6 @@ from services.registry.answers import (
     ScenarioName,
     Version,
 )
-from services.registry.changes import MAX_VERSION
 from services.registry.comparing import Comparison, compare
 from services.registry.reading import Shown, manifests, shown
 from services.registry.watch import Watcher

@@ -6,11 +6,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from peft_adapters.errors import RolloutConflictError, RolloutError, VersionNotFoundError
+from peft_adapters.manifest import MAX_VERSION
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import TEXT_LIMIT, Canary, Rollout, Shadow
 from services.json_types import NUMBER_ONLY, Flag
-
-MAX_VERSION = 10**12  # a file's name holds no more digits than 255
 
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION), NUMBER_ONLY]
 

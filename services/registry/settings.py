@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+# Updater, registry process and scorer meet here by default: in the directory that all of them are started in.
+DEFAULT_REGISTRY_URL = ".headwater/registry"
+
 
 class RegistrySettings(BaseModel):
     """Where the adapters are kept and where they are served.
@@ -14,15 +17,18 @@ class RegistrySettings(BaseModel):
             Kafka.
         api_key: What workers and commands show a registry process that asks for a key: of scope `read` for workers,
             `read` and `admin` for commands that change what is served.
+        read_seconds: Deadline of one read from a registry process as a whole, for workers and commands; a file that
+            arrives at 100 kB/s or faster gets the time that its bytes take at that rate on top.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str = Field(default="registry", min_length=1)
+    url: str = Field(default=DEFAULT_REGISTRY_URL, min_length=1)
     host: str = "127.0.0.1"
     port: int = Field(default=8084, ge=0, le=65535)
     announce_rollouts: bool = True
     api_key: SecretStr | None = None
+    read_seconds: float = Field(default=20.0, gt=0, le=600)
 
     def shown_key(self) -> str | None:
         """The key in the clear."""

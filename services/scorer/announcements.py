@@ -10,6 +10,7 @@ from peft_adapters.errors import BundleError, RolloutError
 from peft_adapters.manifest import Manifest, parse_manifest
 from peft_adapters.rollout import KEY_SUFFIX, Rollout, parse_rollout
 from services.metrics import ScorerMetrics
+from services.scorer.registry_status import RegistryStatus
 
 log = structlog.get_logger(__name__)
 
@@ -32,11 +33,13 @@ class Announcements:
         metrics: Where an unreadable announcement is counted.
 
     Attributes:
+        status: What keeps those who read the registry from it.
         on_rollout: Called with every rollout that is newer than the one before, by whoever brings it.
     """
 
     def __init__(self, scenario: str, metrics: ScorerMetrics) -> None:
         self.on_rollout: Callable[[Rollout], None] = lambda _: None
+        self.status = RegistryStatus()
         self._metrics = metrics
         self._news: dict[str, News] = {scenario: News()}
         self._published: set[str] = set()  # scenarios of which anything was ever heard
@@ -54,6 +57,7 @@ class Announcements:
         with self._there:
             self._news.pop(scenario, None)
             self._changed.pop(scenario, None)
+        self.status.drop(scenario)
 
     def is_published(self, scenario: str) -> bool:
         """Whether anything was heard of a scenario, be it followed or not."""

@@ -1,13 +1,20 @@
 """Brings the bundles that a version needs, and only those that the served one does not hold already."""
 
+import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from peft_adapters.bundle import Bundle, Manifest, read_bundle
+from peft_adapters.errors import BundleBaseMismatchError, BundleError, VersionNotFoundError
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from peft_adapters.serving import ServedModel
+
+FILES_PATH = "/v1/files"
+
+_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"]+")
 
 
 class BundleSource:
@@ -30,6 +37,45 @@ class BundleSource:
             BundleError: Its manifest is damaged.
         """
         return self._registry.latest(scenario)
+
+    def absence(self, scenario: str) -> str:
+        """Explain why the registry holds no version of a scenario.
+
+        Raises:
+            RegistryError: The registry does not answer.
+        """
+        return self._registry.absence(scenario)
+
+    def without_addresses(self, text: str) -> str:
+        """A text fit for anyone who may ask whether the scorer is ready: it does not say where the registry is.
+
+        Args:
+            text: Names files of the registry, or of this process.
+        """
+        url = self._registry.url
+        local = str(Path(url).absolute()) if "://" not in url else url.removesuffix(FILES_PATH)
+        for address in sorted({url, local} if "/" in url else {local}, key=len, reverse=True):
+            text = text.replace(address.rstrip("/"), "<registry>")
+        return _ADDRESS.sub("<address>", text.replace(str(self._directory), "<copy>"))
+
+    def newest_readable(self, scenario: str) -> Manifest | None:
+        """Manifest of the newest version whose manifest can be read; None when there is none.
+
+        Raises:
+            RegistryError: The registry does not answer.
+        """
+        for version in reversed(self._registry.versions(scenario)):
+            with suppress(BundleError, VersionNotFoundError):
+                return self._registry.manifest(scenario, version)
+        return None
+
+    def before(self, scenario: str, version: int) -> list[int]:
+        """The published versions below one, newest first.
+
+        Raises:
+            RegistryError: The registry does not answer.
+        """
+        return [own for own in reversed(self._registry.versions(scenario)) if own < version]
 
     def rollout(self, scenario: str) -> Rollout:
         """Which versions are to be served, for when nothing was announced.
@@ -62,7 +108,17 @@ class BundleSource:
             if base is not None:
                 break
             links.append(manifest)
+        for link in links:
+            self._require_base(link)
         return [self._read(link) for link in reversed(links)], base
+
+    def _require_base(self, link: Manifest) -> None:
+        """Refuse a version that was made for another encoder before its files are downloaded."""
+        if link.base_digest != self._base_digest:
+            raise BundleBaseMismatchError(
+                f"version {link.version} was made for another base model, {link.base_digest}; this scorer has "
+                f"{self._base_digest}; start the scorer with the `encoder` settings that the updater has"
+            )
 
     def _read(self, link: Manifest) -> Bundle:
         directory = self._registry.fetch(link.scenario, link.version, self._directory)

@@ -153,7 +153,10 @@ def _shoppers(settings: Settings, items: LiveItems, metrics: ScorerMetrics, pseu
 
 def _registry(settings: Settings) -> AdapterRegistry:
     return AdapterRegistry(
-        settings.scorer.registry_url, verify=verifier(settings.signing), api_key=settings.registry.shown_key()
+        settings.scorer.registry_url,
+        verify=verifier(settings.signing),
+        api_key=settings.registry.shown_key(),
+        read_seconds=settings.registry.read_seconds,
     )
 
 

@@ -10,16 +10,25 @@ from collections.abc import Callable
 import httpx
 import structlog
 
-from peft_adapters.errors import HeadwaterModelError, RegistryUnavailableError
-from peft_adapters.manifest import parse_manifest
+from peft_adapters.errors import (
+    BundleFormatError,
+    HeadwaterModelError,
+    RegistryUnavailableError,
+    VersionNotFoundError,
+)
+from peft_adapters.http_deadline import read_whole
+from peft_adapters.internal_http import detail_of, internal_client
+from peft_adapters.manifest import MANIFEST_LIMIT_BYTES, parse_manifest
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import parse_rollout
 from services.scorer.announcements import Announcements
+from services.scorer.bundles import FILES_PATH
+from services.scorer.registry_status import REGISTRY, Cause, cause_of
 from streams.connection import backoff_seconds
 
-FILES_PATH = "/v1/files"
 WAIT_SECONDS = 20.0  # of one long poll; the registry allows 30
 NO_ANSWER_SECONDS = 5.0  # beyond that
+NOTHING_PUBLISHED = "nothing has been published"  # as the registry process says it
 GRACE_SECONDS = 2.0  # for the topic to announce a version first, before it is taken from the registry
 
 log = structlog.get_logger(__name__)
@@ -45,6 +54,7 @@ class RegistryFollower:
     ) -> None:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._registry, self._announcements, self._poll_seconds = registry, announcements, poll_seconds
+        self._status = announcements.status
         self._over_http = registry.url.startswith(("http://", "https://"))
         self._stop = threading.Event()
         self._threads: dict[tuple[str, str], threading.Thread] = {}
@@ -65,34 +75,48 @@ class RegistryFollower:
                     self._look(scenario)
 
     def _look(self, scenario: str) -> None:
-        """One look at a store's files. What fails is the worker's to say, which asks the same store."""
+        """Look at a store's files once."""
+        part = "rollout"
         try:
             self._announcements.offer_rollout(self._registry.rollout(scenario))
+            self._status.answered(scenario, part)
+            part = "latest"
             latest = self._registry.latest(scenario)
+            absence = self._registry.absence(scenario) if latest is None else None
         except HeadwaterModelError as error:
-            log.debug("registry_not_followed", scenario=scenario, problem=str(error))
+            self._failed(scenario, part, cause_of(error, scenario))
             return
         if latest is None:
+            self._failed(scenario, part, Cause(REGISTRY, str(absence)))
             return
+        self._status.answered(scenario, part)
         version, since = self._seen.get(scenario, (0, 0.0))
         if version != latest.version:
             self._seen[scenario] = (latest.version, time.monotonic())
         elif time.monotonic() - since > GRACE_SECONDS:
             self._announcements.offer(latest, only_newer=True)
 
+    def _failed(self, scenario: str, part: str, cause: Cause) -> None:
+        if scenario not in self._announcements.followed():  # let go meanwhile
+            return
+        if self._status.failed(scenario, part, cause):
+            log.warning(
+                "registry_not_followed", scenario=scenario, part=part, problem=cause.text, retry="after a pause"
+            )
+
     def _keep_waiting(self, scenario: str, what: str, ask: Callable[[str, httpx.Client, str], str]) -> None:
         """Have one thread wait for each of the two; a long poll that hangs holds up only its own."""
         thread = self._threads.get((scenario, what))
         if thread is None or not thread.is_alive():
             thread = threading.Thread(
-                target=self._wait, args=(scenario, ask), name=f"{what} of {scenario}", daemon=True
+                target=self._wait, args=(scenario, what, ask), name=f"{what} of {scenario}", daemon=True
             )
             self._threads[scenario, what] = thread
             thread.start()
 
-    def _wait(self, scenario: str, ask: Callable[[str, httpx.Client, str], str]) -> None:
+    def _wait(self, scenario: str, part: str, ask: Callable[[str, httpx.Client, str], str]) -> None:
         pauses, tag = backoff_seconds(), ""
-        with httpx.Client(
+        with internal_client(
             base_url=self._registry.url.rstrip("/").removesuffix(FILES_PATH),
             timeout=WAIT_SECONDS + NO_ANSWER_SECONDS,
             headers=self._headers,
@@ -100,9 +124,11 @@ class RegistryFollower:
             while not self._stop.is_set() and scenario in self._announcements.followed():
                 try:
                     tag = ask(scenario, client, tag)
+                    self._status.answered(scenario, part)
                     pauses = backoff_seconds()
                 except (httpx.HTTPError, HeadwaterModelError) as error:
-                    log.debug("registry_not_followed", scenario=scenario, problem=str(error))
+                    self._failed(scenario, part, _cause(error, scenario))
+                    tag = ""  # so that the next answer comes at once, and ends the problem
                     self._stop.wait(next(pauses))
 
     def _wait_for_rollout(self, scenario: str, client: httpx.Client, tag: str) -> str:
@@ -119,9 +145,33 @@ class RegistryFollower:
 
 
 def _ask(client: httpx.Client, path: str, tag: str) -> httpx.Response:
-    """Wait for something other than `tag`. Nothing published is an error, too: it is asked for again after a pause."""
-    headers = {"If-None-Match": tag} if tag else {}
-    answer = client.get(path, params={"wait_seconds": WAIT_SECONDS}, headers=headers)
-    if answer.status_code not in (httpx.codes.OK, httpx.codes.NOT_MODIFIED):
-        raise RegistryUnavailableError(f"GET {path}: status {answer.status_code}")
-    return answer
+    """Wait for something other than `tag`.
+
+    Raises:
+        VersionNotFoundError: Nothing is published, or the newest version is missing.
+        BundleFormatError: The newest version is damaged.
+        RegistryUnavailableError: The registry process cannot answer.
+    """
+    answer = read_whole(
+        client,
+        "GET",
+        path,
+        seconds=WAIT_SECONDS + NO_ANSWER_SECONDS,
+        limit_bytes=MANIFEST_LIMIT_BYTES,
+        params={"wait_seconds": WAIT_SECONDS},
+        headers={"If-None-Match": tag} if tag else {},
+    )
+    if answer.status_code in (httpx.codes.OK, httpx.codes.NOT_MODIFIED):
+        return answer
+    problem = f"GET {answer.url}: status {answer.status_code}: {detail_of(answer.content)}"
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        raise VersionNotFoundError(problem)
+    if answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
+        raise BundleFormatError(problem)
+    raise RegistryUnavailableError(problem)
+
+
+def _cause(error: Exception, scenario: str) -> Cause:
+    if isinstance(error, VersionNotFoundError) and NOTHING_PUBLISHED in str(error):
+        return Cause(REGISTRY, f"the registry is empty: {error}; check that an updater publishes this scenario to it")
+    return cause_of(error, scenario)

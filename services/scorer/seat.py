@@ -84,6 +84,24 @@ class Seat:
             self._flip(Lineup(self.lineup.rollout, **(self.lineup.models | {target.arm: model})))
             return True
 
+    def stand_in(self, target: Target, model: ServedModel) -> bool:
+        """Put an older version into the stable arm while `target` cannot be loaded; False if the arm is not empty."""
+        with self._lock:
+            if self.lineup.stable is not None or target not in self._targets(self.lineup.rollout):
+                return False
+            self._flip(Lineup(self.lineup.rollout, **(self.lineup.models | {STABLE: model})))
+            return True
+
+    def unmet(self) -> list[Target]:
+        """The targets whose arms hold another version, or none."""
+        with self._lock:
+            lineup = self.lineup
+            return [
+                target
+                for target in self._targets(lineup.rollout)
+                if (model := lineup.model_of(target.arm)) is None or not target.is_met_by(model)
+            ]
+
     def renew(self, old: ServedModel, new: ServedModel) -> None:
         """Put the same version over other items in the place of what was there."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.registry.settings import DEFAULT_REGISTRY_URL
 from services.scorer.blocklist import Blocklist
 from streams.events import Scenario
 
@@ -27,7 +28,9 @@ class ScorerSettings(BaseModel):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     registry_url: str = Field(
-        default="registry", min_length=1, description="a path, any fsspec address, or a registry process's /v1/files"
+        default=DEFAULT_REGISTRY_URL,
+        min_length=1,
+        description="a path, any fsspec address, or a registry process's /v1/files",
     )
     state_look_back_events: int = Field(
         default=200_000, ge=0, description="newest clicks and purchases that shoppers' states are made from at start"

@@ -10,29 +10,35 @@ import structlog
 from peft_adapters.bundle import Bundle
 from peft_adapters.catalogue import Catalogue
 from peft_adapters.encoder import Encoder
-from peft_adapters.errors import BundleError, BundleFormatError, HeadwaterModelError, RegistryError
+from peft_adapters.errors import (
+    BundleFormatError,
+    HeadwaterModelError,
+    RegistryError,
+    RegistryUnavailableError,
+)
 from peft_adapters.rollout import Rollout
-from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed
+from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed, require_finite_scores
 from peft_adapters.texts_before import TextsBefore
 from services import memory
 from services.metrics import ScorerMetrics
 from services.scorer.ahead import Ahead
 from services.scorer.announcements import Announcements
 from services.scorer.answers import Answers
+from services.scorer.asking import Asking
 from services.scorer.bundles import BundleSource
 from services.scorer.lineup import STABLE, Lineup
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
+from services.scorer.refusals import Refusals
+from services.scorer.registry_status import ADAPTER, REGISTRY, Cause, cause_of
 from services.scorer.scenarios import Scenarios
 from services.scorer.seat import Seat, Target, same_version
 from services.scorer.shopper_state import StateSource
-from streams.connection import backoff_seconds
 
 log = structlog.get_logger(__name__)
 
 ITEMS_CHUNK = 128  # texts encoded at a time: another process of this host may have done the next ones meanwhile
 ITEMS_A_ROUND = 1_024  # so that an adapter never waits long behind a catalogue that changes as a whole
-REFUSED_REMEMBERED = 64
 _START_SECONDS = 0.1  # between two looks whether all is there
 _TRIM_SECONDS = 10.0
 
@@ -94,14 +100,14 @@ class Worker:
         self._items_refresh_seconds = items_refresh_seconds
         self._stop = threading.Event()
         self._interrupt = threading.Event()  # of a build, or of a pause: there is something more urgent
-        self._pauses = backoff_seconds()
         self._changes = 0  # of items, since the start
         self._changes_in: dict[int, int] = {}  # how many of them a model has, by its identity
         self._ahead, self._before = Ahead(encoder, catalogue), before
         self._settled = False
         self._next_refresh = self._next_trim = 0.0  # monotonic seconds
-        self._refused: dict[tuple[str, int, str], None] = {}  # scenario, version, digest
-        self._away: str | None = None  # what was last said of a registry that does not answer
+        self._refusals = Refusals()
+        self._status = announcements.status
+        self._asking = Asking(bundles, announcements, pinned=self.scenarios.pinned)
         self.answers.ask = self.scenarios.ask
         announcements.on_rollout = self._obey
 
@@ -110,17 +116,34 @@ class Worker:
         if not self._reader.catalogue_read.is_set():
             return "the catalogue has not been read yet; is Kafka reachable, and do its topics exist?"
         if self.answers.model is None:
-            return f"no adapter of scenario {self.scenario!r} is held yet; has an updater published one?"
+            found = self.problems()
+            why = found.get(ADAPTER) or found.get(REGISTRY) or "has an updater published one?"
+            return f"no adapter of scenario {self.scenario!r} is held yet; {why}"
         if not self._reader.caught_up.is_set():
             return "shoppers' latest events are still being read"
         return None if self._settled else "all is there, and is being settled"
 
     def problems(self) -> dict[str, str]:
-        """What a worker depends on and cannot have at present, while it serves what it has; why, by name."""
-        registry = None if self._away is None else "the registry does not answer; the adapter that is held is served"
-        found = {"kafka": self._reader.problem(), "registry": registry, "state": self.shoppers.problem()}
+        """What the worker cannot have at present, with the cause and what is served meanwhile, by dependency."""
+        found = {"kafka": self._reader.problem(), "state": self.shoppers.problem()}
+        found |= {name: self._problem(name) for name in (REGISTRY, ADAPTER)}
         topics = {f"kafka/{name}": problem for name, problem in self._reader.topic_problems().items()}
         return {name: problem for name, problem in found.items() if problem is not None} | topics
+
+    def _problem(self, name: str) -> str | None:
+        """Sentences about the registry, or about versions that cannot be loaded, for all scenarios."""
+        sentences = []
+        for scenario in dict.fromkeys((*self.scenarios.pinned, *(seat.scenario for seat in self.scenarios.seats()))):
+            seat = self.scenarios.get(scenario)
+            stable = None if seat is None else seat.lineup.stable
+            causes = self._status.causes(scenario, name)
+            if name == ADAPTER and seat is not None:
+                served = None if stable is None else stable.version
+                causes += self._refusals.problems(scenario, seat.unmet(), served)
+            if causes:
+                meanwhile = "nothing is served yet" if stable is None else f"version {stable.version} is served"
+                sentences.append(f"{'; '.join(causes)}; {meanwhile}")
+        return self._bundles.without_addresses("; ".join(sentences)) or None
 
     def stop(self) -> None:
         """Have `run` return soon."""
@@ -136,6 +159,7 @@ class Worker:
             self._interrupt.clear()
             if self._stop.is_set():
                 return
+            self._asking.look_again()
             if scenario is not None or time.monotonic() >= self._next_refresh:
                 self._take_items()
                 if scenario is not None:
@@ -150,7 +174,10 @@ class Worker:
         """How long to wait for an announcement before something else is to be done."""
         if self._ahead.is_behind:
             return 0.0
-        return self._items_refresh_seconds if self._settled else min(_START_SECONDS, self._items_refresh_seconds)
+        pause_seconds = (
+            self._items_refresh_seconds if self._settled else min(_START_SECONDS, self._items_refresh_seconds)
+        )
+        return min(pause_seconds, self._asking.seconds_until_next())
 
     def _begin(self) -> None:
         """Wait for the catalogue; with nothing announced, ask the registry for its latest."""
@@ -158,17 +185,7 @@ class Worker:
             self._take_items(ITEMS_CHUNK)  # encode while the rest is being read
         self._take_items(len(self._items))
         for scenario in self.scenarios.pinned:
-            try:
-                self._ask(scenario)
-            except (RegistryError, BundleError) as error:
-                log.warning("registry_not_asked", scenario=scenario, problem=str(error))
-
-    def _ask(self, scenario: str) -> None:
-        """Ask the registry for what nobody has announced."""
-        self._announcements.offer_rollout(self._bundles.rollout(scenario))
-        latest = self._bundles.latest(scenario)
-        if latest is not None:
-            self._announcements.offer(latest, only_newer=True)
+            self._asking.ask(scenario)
 
     def _settle(self) -> None:
         """Once all is there that answers need, and before anyone is told so: the collection holds up whoever asks."""
@@ -199,30 +216,60 @@ class Worker:
 
     def _obey(self, rollout: Rollout) -> None:
         """Flip what a rollout asks for and is held; called by whoever heard of it."""
-        self._refused.clear()
+        self._refusals.clear()
         seat = self.scenarios.get(rollout.scenario)
         if seat is not None and seat.obey(rollout, None):
             self._interrupt.set()
 
     def _follow(self, scenario: str, heard: float) -> None:
         """Bring the arms of a scenario to what was announced."""
-        target: Target | None = None
+        missing = self._missing(scenario)
         try:
-            for target in self._missing(scenario):
-                if self._name(scenario, target) not in self._refused:
-                    self._bring(self.scenarios.seat(scenario), target, heard)
+            for target in missing:
+                if self._refusals.may_try(scenario, target):
+                    self._bring_or_go_back(self.scenarios.seat(scenario), target, heard)
         except BuildStoppedError:
             self._announcements.put_back(scenario)
-        except (RegistryError, OSError) as error:
+            return
+        except (RegistryUnavailableError, OSError) as error:
             self._try_again(scenario, error)
+            return
+        self._status.answered(scenario, "bundle")
+        next_try = self._refusals.next_try(scenario, missing)
+        if next_try is not None:
+            self._asking.later(scenario, next_try)
+
+    def _bring_or_go_back(self, seat: Seat, target: Target, heard: float) -> None:
+        """Serve a version; where it cannot be loaded and nothing is served yet, the newest before it that can."""
+        try:
+            self._bring(seat, target, heard)
+        except (BuildStoppedError, RegistryUnavailableError, OSError):
+            raise
         except Exception as error:
-            self._refuse(scenario, target, error)
+            self._refuse(seat.scenario, target, error)
+            if target.arm == STABLE and seat.lineup.stable is None:
+                self._go_back(seat, target)
+
+    def _go_back(self, seat: Seat, target: Target) -> None:
+        for version in self._bundles.before(seat.scenario, target.version):
+            older = Target(STABLE, version)
+            try:
+                model = self._built(seat, older)
+                self._warm(model)
+            except (BuildStoppedError, RegistryUnavailableError, OSError):
+                raise
+            except Exception as error:
+                self._refuse(seat.scenario, older, error)
+                continue
+            if seat.stand_in(target, model):
+                log.warning("older_adapter_served", scenario=seat.scenario, version=version, refused=target.version)
+            return
 
     def _missing(self, scenario: str) -> list[Target]:
         """What is to be built for a scenario; what is held is flipped at once."""
         news = self._announcements.news(scenario)
         if news.rollout is None or (news.latest is None and scenario not in self.scenarios.pinned):
-            self._ask(scenario)
+            self._asking.ask(scenario)
             news = self._announcements.news(scenario)
         if news.latest is None and scenario not in self.scenarios.pinned:
             self.scenarios.nothing(scenario)
@@ -240,12 +287,22 @@ class Worker:
 
     def _bring(self, seat: Seat, target: Target, heard: float) -> None:
         model = self._built(seat, target)  # 2. verified, 3. built
-        self.answers.warm(model)  # 4. warmed
+        self._warm(model)  # 4. warmed
+        self._refusals.loaded(seat.scenario, target)
+        self._asking.loaded(seat.scenario)
         if seat.place(target, model):  # 5. flipped
-            self._pauses, self._away = backoff_seconds(), None
             self._metrics.swap_seconds.observe(time.perf_counter() - heard)
             if target.arm == STABLE and not seat.is_pinned:
                 self._ahead.follow(seat.scenario, model)
+
+    def _warm(self, model: ServedModel) -> None:
+        """Check that a model scores all items, and have it answer the latest requests before it is served.
+
+        Raises:
+            BundleFormatError: An item has no finite score.
+        """
+        require_finite_scores(model)
+        self.answers.warm(model)
 
     def _built(self, seat: Seat, target: Target) -> ServedModel:
         """A version: by deltas on a model that is held where they fit, else from its last full bundle."""
@@ -314,29 +371,27 @@ class Worker:
             log.warning("vectors_not_used", vectors=model.unused_vectors, why="another length than the adapter takes")
         self._metrics.unused_vectors.set(model.unused_vectors)
 
-    def _refuse(self, scenario: str, target: Target | None, error: Exception) -> None:
-        """Go on with what is served; a fault that is not the bundle's own is told with its traceback."""
-        if target is not None:
-            self._refused[self._name(scenario, target)] = None
-            while len(self._refused) > REFUSED_REMEMBERED:
-                self._refused.pop(next(iter(self._refused)))
+    def _refuse(self, scenario: str, target: Target, error: Exception) -> None:
+        """Go on with what is served; a fault that is not the bundle's own is logged with its traceback."""
+        problem = str(error) if isinstance(error, HeadwaterModelError) else f"it cannot be built: {error!r}"
+        if not self._refusals.add(scenario, target, problem):
+            return  # reported before
         self._metrics.swaps.labels("refused").inc()
         log.warning(
             "adapter_refused",
             scenario=scenario,
-            arm=target.arm if target else STABLE,
-            version=target.version if target else None,
+            arm=target.arm,
+            version=target.version,
             problem=str(error),
             exc_info=None if isinstance(error, HeadwaterModelError) else error,
         )
 
-    def _name(self, scenario: str, target: Target) -> tuple[str, int, str]:
-        return scenario, target.version, target.manifest.digest if target.manifest else ""
-
     def _try_again(self, scenario: str, error: Exception) -> None:
-        """Go on with what is served, and have another try later; said once an outage."""
-        if self._away is None:
+        """Go on with what is served, and try again after a pause; logged once an outage."""
+        if isinstance(error, RegistryError):
+            cause = cause_of(error, scenario)
+        else:
+            cause = Cause(ADAPTER, f"a version of {scenario!r} cannot be kept on this host while it is loaded: {error}")
+        if self._status.failed(scenario, "bundle", cause):
             log.warning("registry_lost", problem=str(error), retry="until it answers")
-        self._away = str(error)
-        self._announcements.put_back(scenario)
-        self._interrupt.wait(next(self._pauses))
+        self._asking.later(scenario)

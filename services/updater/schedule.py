@@ -4,9 +4,11 @@ import time
 
 from streams.connection import backoff_seconds
 
+LONGEST_PAUSE_SECONDS = 10.0  # after a failure
+
 
 class Schedule:
-    """Due at once, then some time after it was done; after a try that failed, when a growing pause is over as well.
+    """Due at once, then some time after it was done; after a failed try when a growing, bounded pause is over.
 
     Args:
         gap_seconds: Shortest time from one beginning to the next.
@@ -34,5 +36,10 @@ class Schedule:
         self._pauses, self.is_failing = backoff_seconds(), False
 
     def failed(self) -> None:
-        """It did not; a try that fails may take its time, and other work goes on between two."""
-        self._next, self.is_failing = time.monotonic() + max(self._gap_seconds, next(self._pauses)), True
+        """Record a failure: the next try is due after a growing pause of at most `LONGEST_PAUSE_SECONDS`.
+
+        The pause begins now, since a failed try may have taken long, and other work goes on between two tries. Neither
+        a long gap nor the share of the time applies: what failed is overdue.
+        """
+        pause_seconds = min(max(self._gap_seconds, next(self._pauses)), LONGEST_PAUSE_SECONDS)
+        self._next, self.is_failing = time.monotonic() + pause_seconds, True

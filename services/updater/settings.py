@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.registry.settings import DEFAULT_REGISTRY_URL
+
 
 class UpdaterSettings(BaseModel):
     """When a batch closes, when an adapter is published, and where things are kept."""
@@ -16,7 +18,7 @@ class UpdaterSettings(BaseModel):
     start_from: Path | None = Field(
         default=None, description="a directory of `headwater fit`, or a full bundle; used while there is no checkpoint"
     )
-    registry_url: str = Field(default=".headwater/registry", description="a directory or any fsspec address")
+    registry_url: str = Field(default=DEFAULT_REGISTRY_URL, description="a directory or any fsspec address")
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=9108, ge=0, le=65_535, description="0 takes a free one")
     max_events: int | None = Field(default=None, ge=1, description="stop once so many are learnt; None never stops")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -202,3 +203,9 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("services.logs.configure_logging", lambda **_: None)
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+def test_version_is_printed(run: Any) -> None:
+    outcome = run("--version")
+    assert outcome.status == 0
+    assert re.fullmatch(r"headwater \d+\.\d+\.\d+\S*\n", outcome.out)

@@ -139,3 +139,8 @@ def test_a_missing_file_and_a_broken_one_are_named(tmp_path: Path) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().scenario = "ads"  # type: ignore[misc]
+
+
+def test_updater_registry_and_scorer_meet_by_default() -> None:
+    settings = load_settings()
+    assert settings.updater.registry_url == settings.registry.url == settings.scorer.registry_url

@@ -56,3 +56,25 @@ def test_tries_that_fail_are_further_and_further_apart(clock: Clock, monkeypatch
     assert not own.is_failing
     clock.seconds += 0.5
     assert own.is_due()
+
+
+@pytest.mark.parametrize("own", [Schedule(300.0), Schedule(60.0, share=0.01), Schedule(0.5, share=0.25)])
+def test_after_a_failure_the_pause_is_never_longer_than_ten_seconds(clock: Clock, own: Schedule) -> None:
+    for _ in range(12):
+        clock.seconds += 1_000.0
+        assert own.is_due()
+        clock.seconds += 90.0  # the failed try itself
+        own.failed()
+        clock.seconds += 10.0
+        assert own.is_due()
+
+
+def test_after_a_success_the_gap_holds_again(clock: Clock) -> None:
+    own = Schedule(300.0)
+    assert own.is_due()
+    own.failed()
+    clock.seconds += 10.0
+    assert own.is_due()
+    own.done()
+    clock.seconds += 299.0
+    assert not own.is_due()
