@@ -333,8 +333,7 @@ class Updater:
             staging=own.checkpoint_dir / "staging",
             gate=self._watch.gate,
             snapshot_every=own.snapshot_every,
-            keep_versions=own.keep_versions,
-            keep_minutes=own.keep_minutes,
+            retention=own.retention,
             sign=signer(settings.signing),
         )
         self._resume()
