@@ -311,14 +311,14 @@ class AdapterRegistry:
 
         Raises:
             RolloutConflictError: Another has changed it meanwhile.
-            VersionNotFoundError: A version it names, or a link of its chain, is not here.
+            VersionNotFoundError: A version that it names anew, or a link of its chain, is not here.
             RegistryReadOnlyError: The registry is open over HTTP.
             RegistryUnavailableError: The store failed.
         """
         path, data = f"{rollout.scenario}/{ROLLOUT_NAME}", rollout_bytes(rollout)
-        for version in rollout.versions:
-            self.chain(rollout.scenario, version)
         there = self.rollout(rollout.scenario)
+        for version in rollout.versions - there.versions:
+            self.chain(rollout.scenario, version)
         if there.revision != rollout.revision - 1:
             raise _changed_meanwhile(rollout, there)
         with self._files.errors(f"write {path}"):
@@ -358,6 +358,18 @@ class AdapterRegistry:
             shutil.rmtree(arriving, ignore_errors=True)
         sync_directory(target.parent)
         return target
+
+    def verify(self, manifest: Manifest) -> None:
+        """Read every file of a version and compare it with the manifest; nothing is kept.
+
+        Raises:
+            VersionNotFoundError: A file is gone.
+            BundleSizeError: A file is cut short, or too long.
+            BundleDigestError: The bytes of a file are others.
+            RegistryUnavailableError: The store failed.
+        """
+        for name, entry in manifest.files.items():
+            self._files.verify(f"{self._version_path(manifest.scenario, manifest.version)}/{name}", entry)
 
     def chunks(self, manifest: Manifest, name: str) -> Iterator[bytes]:
         """The bytes of one file of a version, piece by piece and unverified.

@@ -12,6 +12,7 @@ from peft_adapters.http_deadline import READ_SECONDS, read_whole
 from peft_adapters.internal_http import internal_client
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
+from peft_adapters.signing import verifier
 from services.audit import AuditLog
 from services.registry.announcing import announce
 from services.registry.changes import PATHS, Change, action_of, asked, make
@@ -47,11 +48,12 @@ class Direct:
         """Make a change and return the rollout that holds now.
 
         Raises:
-            RegistryError: it is against the rules, names what is not there, or the store failed.
+            RegistryError: it is against the rules, names what is not there or cannot be served, or the store failed.
+        SigningKeyError: a public key of `signing.public_keys` cannot be read.
         """
         by = _user()
         with self._audit.call(action_of(change), by=by, scenario=scenario, asked=asked(change)):
-            rollout = make(self.registry, scenario, change, by=by)
+            rollout = make(self.registry, scenario, change, by=by, verify=verifier(self._settings.signing))
         announce(self._settings, rollout)
         return rollout
 

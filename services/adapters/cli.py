@@ -190,6 +190,10 @@ def unpin(
 @adapters.command("rollback")
 def rollback(
     version: AnyVersion = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="TIME|AGO", help="Go back to what was newest then: RFC 3339, or 30m, 2h, 3d."),
+    ] = None,
     reason: Reason = "",
     if_revision: IfRevision = None,
     registry_url: RegistryUrl = None,
@@ -200,15 +204,18 @@ def rollback(
 ) -> None:
     """Answer all from an earlier version, and stay there. A canary ends.
 
-    Without VERSION it is the stable one while a canary runs, else the one before that which is served. The updater goes
-    on learning and publishing; `unpin` follows it again.
+    Without VERSION it is the stable one while a canary runs, else the one before that which is served. With --to it is
+    the newest version that was published at or before that time and is still kept. The updater goes on learning and
+    publishing; `unpin` follows it again.
 
-    Example: headwater adapters rollback --reason "click-through fell"
+    Example: headwater adapters rollback --to 2h --reason "click-through fell"
     """
+    if to is not None:
+        _require_past(to, version)
     name, reached = _reached(registry_url, config, bootstrap_servers, log_level, scenario)
     from services.registry.changes import Rollback
 
-    _change(reached, name, Rollback(version=version, reason=reason, if_revision=if_revision))
+    _change(reached, name, Rollback(version=version, to=to, reason=reason, if_revision=if_revision))
 
 
 @adapters.command("canary")
@@ -286,6 +293,19 @@ def promote(
     from services.registry.changes import Promote
 
     _change(reached, name, Promote(reason=reason, if_revision=if_revision))
+
+
+def _require_past(to: str, version: int | None) -> None:
+    """Refuse a time to go back to that is none, before anything is asked of the registry."""
+    from pydantic import ValidationError
+
+    from services.registry.changes import Rollback
+
+    try:
+        Rollback(version=version, to=to)
+    except ValidationError as error:
+        text = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+        raise typer.BadParameter(text, param_hint="--to") from None
 
 
 def _reached(

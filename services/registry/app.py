@@ -22,10 +22,12 @@ from peft_adapters.errors import (
     RolloutFormatError,
     ScenarioNameError,
     VersionNotFoundError,
+    VersionNotKeptError,
 )
 from peft_adapters.manifest import MANIFEST_NAME, MAX_VERSION, Manifest, manifest_bytes
 from peft_adapters.registry import LATEST_NAME, AdapterRegistry
 from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
+from peft_adapters.signing import Verifier
 from peft_adapters.stores import LISTING_NAME
 from services.door.guard import reads_and_changes
 from services.door.wiring import Door, add_door
@@ -73,6 +75,7 @@ def create_app(
     *,
     door: Door | None = None,
     announce: Callable[[Rollout], object] | None = None,
+    verify: Verifier | None = None,
 ) -> FastAPI:
     """Build the application over a registry; all that it ever writes are rollouts.
 
@@ -80,6 +83,7 @@ def create_app(
         registry: Where the adapters are kept.
         door: Who may call, and where is told what calls change; without it everyone, and the process's log.
         announce: Is given each new rollout; None tells nobody.
+        verify: Checks the signatures of versions that are to be served; None checks none.
     """
     watchers = Watchers(
         Watcher(registry.latest, lambda manifest: manifest.digest), Watcher(registry.rollout, rollout_tag)
@@ -96,7 +100,7 @@ def create_app(
     _add_adapters(app, registry, watchers.latest)
     _add_looks(app, registry)
     _add_rollout(app, registry, watchers.rollout)
-    add_admin(app, registry, audit=door.audit, announce=announce)
+    add_admin(app, registry, audit=door.audit, announce=announce, verify=verify)
     _add_files(app, registry)
     _add_health(app, registry, series)
     return app
@@ -224,6 +228,8 @@ def _add_registry_errors(app: FastAPI) -> None:
         match error:
             case ScenarioNameError():
                 return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+            case VersionNotKeptError():
+                return problem_response(request, HTTPStatus.NOT_FOUND, str(error))
             case VersionNotFoundError():
                 return problem_response(request, HTTPStatus.NOT_FOUND, "no such version, or no such file in it")
             case RegistryReadOnlyError():

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict
 
@@ -79,7 +77,7 @@ def shown(registry: AdapterRegistry, scenario: str, version: int | None) -> Show
 
 
 def verified(registry: AdapterRegistry, scenario: str, version: int | None, verify: Verifier | None) -> list[str]:
-    """Fetch a version with all that it builds on, check every byte, and say how each link is signed.
+    """Read a version with all that it builds on, check every byte, and say how each link is signed.
 
     Args:
         registry: where it is.
@@ -98,8 +96,7 @@ def verified(registry: AdapterRegistry, scenario: str, version: int | None, veri
         manifest = registry.manifest(scenario, link)
         if verify is not None:
             verify(manifest)
-        with TemporaryDirectory(prefix="headwater-verify-") as directory:
-            registry.fetch(scenario, link, Path(directory))
+        registry.verify(manifest)
         lines.append(f"version {link}: {len(manifest.files)} files as digested; {signature_state(manifest, verify)}")
     return lines
 

@@ -48,10 +48,8 @@ def demanded(history: History, retention: Retention) -> set[int]:
     for window_ms, length in ((MINUTE_MS, retention.minutes), (HOUR_MS, retention.hours)):
         for version in full:
             own_ms = history[version].published_at_ms
-            earlier = [
-                v for v in full if v < version and history[v].published_at_ms // window_ms == own_ms // window_ms
-            ]
-            if not earlier and newest_ms - own_ms < length * window_ms:
+            older = {history[v].published_at_ms // window_ms for v in full if v < version}
+            if own_ms // window_ms not in older and newest_ms - own_ms < length * window_ms:
                 wanted.add(version)
     return {link for version in wanted for link in chain(history, version)}
 
@@ -83,10 +81,8 @@ def test_kept_versions_are_within_the_size_and_the_oldest_go_first(
     assert always <= kept <= unbounded
     assert all(chain(history, version) <= kept for version in kept)
     assert sum(history[v].size_bytes for v in kept) <= max(limit, sum(history[v].size_bytes for v in always))
-    oldest_thinned = max(unbounded - kept, default=0)
-    assert all(
-        version > oldest_thinned or version in always | chain_of_newer(history, kept, version) for version in kept
-    )
+    removed = max(unbounded - kept, default=0)
+    assert all(v > removed or v in always | chain_of_newer(history, kept, v) for v in kept)
     assert bounded.kept({v: history[v] for v in kept}, named=named) == kept
 
 
