@@ -29,7 +29,6 @@ from peft_adapters.registry import LATEST_NAME, AdapterRegistry
 from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
 from peft_adapters.signing import Verifier
 from peft_adapters.stores import LISTING_NAME
-from services.door.guard import reads_and_changes
 from services.door.wiring import Door, add_door
 from services.http import (
     BodyLimit,
@@ -53,6 +52,7 @@ from services.registry.answers import (
     Version,
 )
 from services.registry.comparing import Comparison, compare
+from services.registry.fleet import Fleet, add_fleet, needs
 from services.registry.reading import Shown, manifests, shown
 from services.registry.watch import Watcher
 
@@ -93,12 +93,13 @@ def create_app(
     metrics = RegistryMetrics(series)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, remedy="no call takes more")
     door = door or Door()
-    add_door(app, door, metrics.door, needs=reads_and_changes, waits=_is_long_poll)
+    add_door(app, door, metrics.door, needs=needs, waits=_is_long_poll)
     app.add_middleware(RequestMeter, metrics=metrics.http)
     add_problem_handlers(app)
     _add_registry_errors(app)
     _add_adapters(app, registry, watchers.latest)
     _add_looks(app, registry)
+    add_fleet(app, Fleet())
     _add_rollout(app, registry, watchers.rollout)
     add_admin(app, registry, audit=door.audit, announce=announce, verify=verify)
     _add_files(app, registry)

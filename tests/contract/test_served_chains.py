@@ -176,10 +176,10 @@ class TestBackInTime:
         assert access.registry.rollout("home").revision == 0
 
     def test_what_is_served_already_is_no_rollback(self, access: Access) -> None:
-        with pytest.raises(RegistryError, match="version 5, published at .*a rollback must go below version 5"):
+        with pytest.raises(RegistryError, match=r"version 5, published at .*a rollback must go below version 5"):
             access.change("home", Rollback(to="1m"))
         access.change("home", Pin(version=2))
-        with pytest.raises(RegistryError, match="version 4, published at .*a rollback must go below version 2"):
+        with pytest.raises(RegistryError, match=r"version 4, published at .*a rollback must go below version 2"):
             access.change("home", Rollback(to="2h"))
 
 
