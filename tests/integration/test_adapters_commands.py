@@ -144,7 +144,8 @@ def test_a_version_is_verified_with_all_that_it_builds_on(desk: Desk, tmp_path: 
 def test_changes_are_made_and_said(desk: Desk) -> None:
     said = desk.run("rollback", "--reason", "click-through fell")
     assert said.splitlines()[0] == "home: answers come from version 2, pinned"
-    assert said.rstrip().endswith("click-through fell")
+    assert said.splitlines()[1].endswith("click-through fell")
+    assert said.splitlines()[2].startswith("no worker can be seen: ")
     assert desk.rollout().stable_version == 2
     desk.run("canary", "--percent", "2.5", "--auto-rollback")
     assert desk.rollout().canary is not None
@@ -159,6 +160,20 @@ def test_changes_are_made_and_said(desk: Desk) -> None:
     assert (desk.rollout().stable_version, desk.rollout().shadow) == (1, None)
     desk.run("unpin", "--if-revision", "8")
     assert desk.rollout().stable_version is None
+
+
+def test_a_rollback_goes_back_in_time(desk: Desk) -> None:
+    said = desk.run("rollback", "--to", "1970-01-01T00:00:05Z").splitlines()  # version 2 is of the fourth second
+    assert said[0] == "home: answers come from version 2, pinned"
+    assert said[2] == "  version 2 was published at 1970-01-01T00:00:04Z"
+    assert desk.rollout().stable_version == 2
+    with pytest.raises(RegistryError, match="the oldest that is kept is version 1, published at 1970-01-01T00:00:02Z"):
+        desk.run("rollback", "--to", "1970-01-01T00:00:01Z")
+    for arguments in (("--to", "soon"), ("--to", "2999-01-01T00:00:00Z"), ("1", "--to", "2h"), ("--to", "1970-01-01")):
+        with pytest.raises(SystemExit) as ended:
+            desk.run("rollback", *arguments)
+        assert ended.value.code == 2
+    assert desk.rollout().revision == 1
 
 
 def test_changes_are_told_to_the_audit_log(desk: Desk, tmp_path: Path) -> None:
