@@ -4,6 +4,7 @@
 <root>/<number:010d>/model.safetensors    every tensor of the learner
 <root>/<number:010d>/beside.safetensors   others that go with it; a hard link where they are those of one before
 <root>/<number:010d>/state.json           everything else, the offsets it came from included
+<root>/<number:010d>/...                  files that the owner of the root adds with `add_file`
 <root>/<number:010d>/SHA256SUMS           of all of them, as `sha256sum --check` reads it
 ```
 
@@ -16,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.bundle import SAME_ADAPTER
-from peft_adapters.durable import durable_file, link, sync_directory
+from peft_adapters.durable import durable_file, link, naming, sync_directory, sync_file
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learner import Learner
 from peft_adapters.modalities import pack, unpack
@@ -71,10 +73,74 @@ def save_checkpoint(
         ) from error
 
 
-def prune_checkpoints(root: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for old in sorted(path for path in root.iterdir() if path.name.isdigit())[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+def prune_checkpoints(root: Path, *, keep: Collection[int]) -> None:
+    """Remove all checkpoints but those of the given numbers."""
+    for number in checkpoint_numbers(root):
+        if number not in keep:
+            shutil.rmtree(checkpoint_path(root, number), ignore_errors=True)
+
+
+def checkpoint_numbers(root: Path) -> list[int]:
+    """Numbers of the checkpoints in a root, oldest first."""
+    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
+
+
+def add_file(root: Path, number: int, name: str, make: Callable[[Path], None]) -> None:
+    """Add a file to a checkpoint that is already in place. It counts once `SHA256SUMS` lists it.
+
+    Args:
+        root: directory of all checkpoints of one updater.
+        number: of the checkpoint.
+        name: of the file.
+        make: writes the file at the path it is given.
+
+    Raises:
+        OSError: the disk refused; the checkpoint is as it was before.
+    """
+    path = checkpoint_path(root, number)
+    aside = path / f".{name}"
+    try:
+        aside.unlink(missing_ok=True)
+        make(aside)
+        sync_file(aside)
+        sums = _read_sums(path) | {name: _sha256(aside)}
+        aside.replace(path / name)
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+    with durable_file(path / SUMS_NAME) as file:
+        file.write(_sums(sums))
+    sync_directory(path)
+
+
+def has_file(root: Path, number: int, name: str) -> bool:
+    """Whether a checkpoint lists an added file."""
+    try:
+        return name in _read_sums(checkpoint_path(root, number))
+    except OSError:
+        return False
+
+
+def verify_checkpoint(root: Path, number: int) -> None:
+    """Read all files of a checkpoint and compare them with their digests.
+
+    Raises:
+        CheckpointError: a file is missing or not the one that was written.
+    """
+    path = checkpoint_path(root, number)
+    try:
+        sums = _read_sums(path)
+        missing = sorted({MODEL_NAME, STATE_NAME, BESIDE_NAME} - sums.keys())
+        damaged = missing or [name for name, digest in sums.items() if _sha256(path / name) != digest]
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    if damaged:
+        raise CheckpointError(f"checkpoint {path} is damaged: {damaged[0]} is not the file that {SUMS_NAME} names")
+
+
+def _sha256(path: Path) -> str:
+    with naming(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(root: Path, number: int, files: dict[str, bytes], *, linked: Path | None = None) -> None:
@@ -140,7 +206,8 @@ def load_beside(root: Path, number: int) -> dict[str, Tensor]:
 
 def _checked_state(path: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     """What `state.json` says, once all files are known to be those that were written."""
-    if _read_sums(path) != {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}:
+    sums = _read_sums(path)
+    if any(sums.get(name) != hashlib.sha256(data).hexdigest() for name, data in files.items()):
         raise ValueError(f"its files are not those that {SUMS_NAME} names")
     state: dict[str, Any] = json.loads(files[STATE_NAME])
     if state["version"] != STATE_VERSION:

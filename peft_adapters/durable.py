@@ -4,9 +4,24 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put a path into an OSError that has none: those of `write` and `fsync` do not say which file failed.
+
+    Raises:
+        OSError: The one raised within, with its file's name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -20,13 +35,14 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as file:
+        with naming(path), temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system: the error that matters is already on its way
+            temporary.unlink(missing_ok=True)
 
 
 def link(source: str | Path, target: str | Path) -> None:
@@ -39,8 +55,18 @@ def link(source: str | Path, target: str | Path) -> None:
 
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    _sync(directory)
+
+
+def sync_file(path: Path) -> None:
+    """Make the contents of a closed file survive a power cut."""
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

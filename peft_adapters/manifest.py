@@ -88,6 +88,7 @@ class Manifest(BaseModel):
     events_learned: Count
     metrics: dict[str, float] = Field(default={}, max_length=MAX_ENTRIES)
     gate: dict[str, Any] = {}
+    secret_fingerprint: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")  # of the updater's `privacy.secret`
     code_version: str = Field(default_factory=lambda: installed_version("headwater"), max_length=256)
     files: dict[str, FileEntry] = Field(max_length=MAX_ENTRIES)
     signature: Signature | None = None
@@ -202,9 +203,14 @@ def verified_bytes(path: Path, entry: FileEntry) -> bytes:
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The manifest as the bytes that lie in a bundle and travel over HTTP.
 
-    One that is not signed says nothing of signatures: releases that know of none read it.
+    Optional fields without a value are left out: releases that do not know them read it.
     """
-    return manifest.model_dump_json(indent=1, exclude={"signature"} if manifest.signature is None else None).encode()
+    return manifest.model_dump_json(indent=1, exclude=_absent(manifest)).encode()
+
+
+def _absent(manifest: Manifest) -> set[str]:
+    """Return the optional fields without a value, which are neither written nor signed."""
+    return {name for name in ("signature", "secret_fingerprint") if getattr(manifest, name) is None}
 
 
 def signed_bytes(manifest: Manifest) -> bytes:
@@ -212,7 +218,7 @@ def signed_bytes(manifest: Manifest) -> bytes:
 
     Fields that it did not say are left out, so that a release that knows more fields verifies it, too.
     """
-    said = json.loads(manifest.model_dump_json(exclude={"signature"}, exclude_unset=True))
+    said = json.loads(manifest.model_dump_json(exclude={"signature"} | _absent(manifest), exclude_unset=True))
     return SIGNED_PREFIX + json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
 
 

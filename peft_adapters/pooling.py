@@ -38,7 +38,7 @@ def chosen_pooling(asked: str, model: str, layers: nn.ModuleList) -> Pooling:
         model, _FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
     )
     if file is not None:
-        return _of_file(json.loads(Path(file).read_text()), model)
+        return _of_file(json.loads(Path(file).read_text(encoding="utf-8")), model)
     causal = any(getattr(module, "is_causal", False) for module in layers.modules())
     return "last" if causal else "mean"  # only the last token of a decoder has seen the whole text
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.encoder import Encoder, text_digest
+from peft_adapters.errors import EncoderError
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +28,7 @@ _LOG_SECONDS = 5.0  # between two lines on how far the encoding is
 _MEASURED_SHARE = 16  # the size of all entries is measured anew when this part of the bound was written
 _LOCK_SECONDS = 30.0  # how long one process waits for another's write
 _RETRY_SECONDS = 0.02
+_WARNING_SECONDS = 60.0  # between two lines about a disk that fails
 
 
 class PrefixCache:
@@ -40,6 +42,9 @@ class PrefixCache:
     Attributes:
         hits: texts found.
         misses: texts computed.
+
+    Raises:
+        EncoderError: the file cannot be opened or made, or is no SQLite file.
     """
 
     def __init__(self, encoder: Encoder, path: Path | None, *, max_bytes: int = 4 * 2**30) -> None:
@@ -48,14 +53,14 @@ class PrefixCache:
         self.hits = self.misses = 0
         self._written_bytes = max_bytes  # since all entries were measured, which has not been done yet
         self._told = 0.0  # when the log was last told how far the encoding is
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(
-            path or ":memory:", timeout=_LOCK_SECONDS, check_same_thread=False, isolation_level=None
-        )
-        _write_ahead(self._db)
-        self._db.execute("PRAGMA synchronous=OFF")  # a cache: what a power cut loses is computed again
-        self._db.execute("CREATE TABLE IF NOT EXISTS prefix (key TEXT PRIMARY KEY, hidden BLOB NOT NULL)")
+        self._path, self._next_warning = path, 0.0  # monotonic seconds
+        try:
+            self._db = _opened(path)
+        except (OSError, sqlite3.Error) as error:
+            raise EncoderError(
+                f"the cache {path} cannot be used: {error}; make room or give rights there, delete the file if it is "
+                "damaged, or name another `encoder.cache_dir`"
+            ) from error
 
     @classmethod
     def of(cls, encoder: Encoder) -> Self:
@@ -80,11 +85,14 @@ class PrefixCache:
 
     def _read(self, keys: Sequence[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for start in range(0, len(keys), _QUERY_CHUNK):
-            chunk = keys[start : start + _QUERY_CHUNK]
-            marks = ",".join("?" * len(chunk))
-            rows = self._db.execute(f"SELECT key, hidden FROM prefix WHERE key IN ({marks})", chunk)  # noqa: S608
-            found |= {key: self._tensor(blob) for key, blob in rows}
+        try:
+            for start in range(0, len(keys), _QUERY_CHUNK):
+                chunk = keys[start : start + _QUERY_CHUNK]
+                marks = ",".join("?" * len(chunk))
+                rows = self._db.execute(f"SELECT key, hidden FROM prefix WHERE key IN ({marks})", chunk)  # noqa: S608
+                found |= {key: self._tensor(blob) for key, blob in rows}
+        except sqlite3.Error as error:
+            self._warn("not read", error)
         return found
 
     def _compute(self, missing: dict[str, str], found: dict[str, Tensor]) -> None:
@@ -93,13 +101,30 @@ class PrefixCache:
             chunk = keys[start : start + _COMPUTE_CHUNK]
             hidden = self._encoder.prefix([missing[key] for key in chunk])
             found |= zip(chunk, hidden, strict=True)
-            self._write([(key, states.numpy().tobytes()) for key, states in zip(chunk, hidden, strict=True)])
+            self._keep([(key, states.numpy().tobytes()) for key, states in zip(chunk, hidden, strict=True)])
             self._tell(start + len(chunk), len(keys))
 
     def _tell(self, done: int, of: int) -> None:
         if of > _UNTOLD and time.monotonic() > self._told + _LOG_SECONDS:
             self._told = time.monotonic()
             log.info("prefix_cache_filling", done=done, of=of)
+
+    def _keep(self, entries: list[tuple[str, bytes]]) -> None:
+        """Write entries. A disk that fails costs computing them again, and is logged."""
+        try:
+            self._write(entries)
+        except sqlite3.Error as error:
+            self._warn("not written", error)
+
+    def _warn(self, failed: str, error: sqlite3.Error) -> None:
+        if time.monotonic() >= self._next_warning:
+            self._next_warning = time.monotonic() + _WARNING_SECONDS
+            log.warning(
+                "prefix_cache_failed",
+                path=str(self._path),
+                problem=f"{failed}: {error}",
+                follows="texts are encoded again",
+            )
 
     def _write(self, entries: list[tuple[str, bytes]]) -> None:
         with self._db:  # ends in a commit, or in a rollback when the disk is full
@@ -128,6 +153,20 @@ class PrefixCache:
         return torch.frombuffer(bytearray(blob), dtype=self._encoder.dtype).reshape(-1, self.dim)
 
 
+def _opened(path: Path | None) -> sqlite3.Connection:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path or ":memory:", timeout=_LOCK_SECONDS, check_same_thread=False, isolation_level=None)
+    try:
+        _write_ahead(db)
+        db.execute("PRAGMA synchronous=OFF")  # a cache: what a power cut loses is computed again
+        db.execute("CREATE TABLE IF NOT EXISTS prefix (key TEXT PRIMARY KEY, hidden BLOB NOT NULL)")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
 def _write_ahead(db: sqlite3.Connection) -> None:
     """Switch to write-ahead mode; SQLite itself does not wait here while another process switches a new file."""
     deadline = time.monotonic() + _LOCK_SECONDS
@@ -135,7 +174,9 @@ def _write_ahead(db: sqlite3.Connection) -> None:
         try:
             db.execute("PRAGMA journal_mode=WAL")
             return
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise  # a full or read-only disk, which waiting does not change
             if time.monotonic() > deadline:
                 raise
             time.sleep(_RETRY_SECONDS)

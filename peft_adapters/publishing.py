@@ -39,6 +39,7 @@ class Publisher:
         gate: which judges candidates.
         snapshot_every: versions from one full bundle to the next.
         retention: which published versions are kept.
+        secret_fingerprint: of the secret that shoppers' ids are hidden with; scorers must have the same.
         sign: gives manifests their signatures; None leaves them without. What the gate refused is never signed.
     """
 
@@ -53,13 +54,14 @@ class Publisher:
         gate: Gate,
         snapshot_every: int = DEFAULT_SNAPSHOT_EVERY,
         retention: Retention = DEFAULT_RETENTION,
+        secret_fingerprint: str | None = None,
         sign: Callable[[Manifest], Manifest] | None = None,
     ) -> None:
         self._learner, self._registry, self._scenario = learner, registry, scenario
         self._owner, self._is_owner = owner, False
         self._staging, self._gate = staging, gate
         self._snapshot_every, self._retention = snapshot_every, retention
-        self._sign = sign
+        self._sign, self._secret_fingerprint = sign, secret_fingerprint
         self._parent: Manifest | None = None  # published by this process; None: the next bundle is a full one
         self._published_items = 0
 
@@ -108,6 +110,7 @@ class Publisher:
             events_learned=self._learner.events_learned,
             metrics=dict(metrics),
             gate=judged,
+            secret_fingerprint=self._secret_fingerprint,
             sign=self._sign if judged["decision"] != "refused" else None,
         )
         return directory, manifest

@@ -22,7 +22,7 @@ from pathlib import Path
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from peft_adapters.durable import sync_directory
+from peft_adapters.durable import naming, sync_directory
 from peft_adapters.errors import (
     AlreadyRunningError,
     BundleError,
@@ -30,6 +30,7 @@ from peft_adapters.errors import (
     FencedError,
     RegistryUnavailableError,
     RolloutConflictError,
+    RolloutFormatError,
     VersionConflictError,
     VersionNotFoundError,
 )
@@ -298,6 +299,8 @@ class AdapterRegistry:
                 data = self._store.read(path, limit_bytes=ROLLOUT_LIMIT_BYTES)
             except FileNotFoundError:
                 return Rollout(scenario=scenario)
+            except BundleFormatError as error:  # a registry process that cannot read it
+                raise RolloutFormatError(str(error)) from error
         return parse_rollout(data, scenario=scenario, source=f"{self.url}/{path}")
 
     def set_rollout(self, rollout: Rollout) -> None:
@@ -350,7 +353,8 @@ class AdapterRegistry:
             arriving.mkdir()
             for name, entry in manifest.files.items():
                 self._files.download(f"{source}/{name}", entry, arriving / name)
-            (arriving / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
+            with naming(arriving / MANIFEST_NAME):
+                (arriving / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
             verify_copy(arriving)
             shutil.rmtree(target, ignore_errors=True)
             arriving.rename(target)
@@ -458,7 +462,9 @@ class AdapterRegistry:
             except FileNotFoundError:
                 return None
             except ValidationError as error:
-                raise BundleFormatError(f"{self.url}/{path}: expected an owner, found: {error}; delete it") from error
+                raise BundleFormatError(
+                    f"{self.url}/{path}: expected an owner, found {error.errors()[0]['msg']}; delete it"
+                ) from error
 
     def _check_owner(self, scenario: str, owner: Owner | None) -> None:
         if owner is None:

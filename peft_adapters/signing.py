@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from peft_adapters.durable import naming
 from peft_adapters.errors import BundleSignatureError, SigningKeyError
 from peft_adapters.manifest import Manifest, Signature, manifest_bytes, parse_manifest, signed_bytes
 from peft_adapters.settings import SigningSettings
@@ -137,7 +138,7 @@ def new_key(directory: Path) -> tuple[Path, Path]:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         except FileExistsError as error:
             raise SigningKeyError(f"{path} is there already; name another directory, or move that key away") from error
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
             file.write(data)
     return paths
 

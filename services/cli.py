@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run, so that `headwater --help` answers at once."""
 
+import io
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,11 +11,14 @@ import typer
 from services.adapters.cli import adapters
 from services.backtest.cli import backtest
 from services.bench.cli import app as bench
+from services.checkpoints.cli import checkpoints
+from services.control.cli import guard, secret
 from services.door.cli import keys
 from services.fit.cli import fit
-from services.options import Config, Events, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers
+from services.options import Config, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers, Strict
 from services.options import settings_from as _settings
 from services.state.cli import state_writer
+from services.topics.cli import topics
 from services.tune.cli import tune
 
 if TYPE_CHECKING:
@@ -57,6 +61,8 @@ quarantine = typer.Typer(
     help="Look at the users and items that do not count for now, and let them out.", no_args_is_help=True
 )
 app.add_typer(quarantine, name="quarantine")
+app.add_typer(guard)
+app.add_typer(secret)
 
 dead_letters = typer.Typer(
     name="dead-letters",
@@ -68,7 +74,9 @@ app.add_typer(dead_letters)
 
 app.add_typer(adapters)
 app.add_typer(bench)
+app.add_typer(checkpoints)
 app.add_typer(keys)
+app.add_typer(topics)
 
 app.command()(backtest)
 
@@ -104,25 +112,31 @@ def schema(
 
 @app.command()
 def publish(
-    file: Annotated[Path, typer.Argument(metavar="FILE|-", help="Events as JSON lines; - is standard input.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE|-", help="Events as JSON or as a table with a header; - is standard input.")
+    ],
     kind: Annotated[
-        EventKind | None, typer.Option("--kind", help="Kind of every event; else each line's `type`.")
+        EventKind | None, typer.Option("--kind", help="Kind of every event; else each line's `type` or `event_type`.")
     ] = None,
+    strict: Strict = False,
     config: Config = None,
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Send events from a file or standard input, one JSON object a line.
+    """Send events from a file or standard input: one JSON object a line, a JSON array, or a table with a header.
 
-    A line without event_id gets one, a line without ts the present time. Bad lines are named and passed over; the exit
-    status is then 1.
+    Tables are separated by commas, semicolons or tabs; their columns are those of `headwater replay`. Gzip, UTF-8 and
+    UTF-16 are recognised. An event without event_id gets one, an event without a time the present time. Bad lines are
+    named and passed over; the exit status is then 1.
+
+    A catalogue: headwater publish items.csv --kind item
 
     Example: echo '{"type": "click", "user_id": "u1", "item_id": "i1"}' | headwater publish -
     """
     settings = _settings(config, bootstrap_servers, log_level)
     from services.publish.command import run
 
-    summary = run(settings, file, kind=kind.value if kind else None)
+    summary = run(settings, file, kind=kind.value if kind else None, strict=strict)
     for number, reason in summary.first_bad:
         typer.echo(f"line {number}: {reason}", err=True)
     if summary.bad > len(summary.first_bad):
@@ -135,7 +149,9 @@ def publish(
 @app.command()
 def replay(
     items: Items,
-    events: Events,
+    events: Annotated[
+        Path | None, typer.Option("--events", metavar="FILE", help="Events, likewise; without it the catalogue alone.")
+    ] = None,
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.01, metavar="EVENTS_PER_S", help="So many events a second.")
     ] = None,
@@ -143,6 +159,7 @@ def replay(
         float | None, typer.Option("--speed-up", min=0.01, metavar="X", help="The data's own time, X times as fast.")
     ] = None,
     max_events: MaxEvents = None,
+    strict: Strict = False,
     config: Config = None,
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
@@ -150,7 +167,8 @@ def replay(
 ) -> None:
     """Send a data set: its catalogue, then its events in order, at a chosen pace.
 
-    Event ids are the file's name and the row, so what is replayed twice counts once.
+    Event ids are the file's name and the row, so what is replayed twice counts once. Bad rows are named and skipped;
+    the exit status is then 1.
 
     Example: headwater replay --items items.csv.gz --events events.csv.gz --rate 300
     """
@@ -159,9 +177,15 @@ def replay(
 
     if rate is not None and speed_up is not None:
         raise typer.BadParameter("--rate and --speed-up exclude each other; give one")
-    summary = run(settings, items=items, events=events, rate=rate, speed_up=speed_up, max_events=max_events)
+    summary = run(
+        settings, items=items, events=events, rate=rate, speed_up=speed_up, max_events=max_events, strict=strict
+    )
+    for line in summary.refused.lines():
+        typer.echo(line, err=True)
     skipped = "".join(f", {count} {kind or 'untyped'} rows passed over" for kind, count in summary.skipped.items())
     typer.echo(f"{summary.items} items and {summary.events} events delivered in {summary.seconds:.1f} s{skipped}")
+    if summary.refused.count:
+        raise typer.Exit(FAILURE)
 
 
 @app.command()
@@ -309,9 +333,10 @@ def forget(
 ) -> None:
     """Have a shopper forgotten.
 
-    Updaters and scorers drop the shopper's history, what waits to be joined, and what the abuse guard knows; dead
-    letters that name the shopper are removed. It needs the secret of the deployment (`privacy`), because everything
-    knows shoppers by pseudonym alone. The events themselves stay on their topics until Kafka's retention ends.
+    Updaters and scorers that read the control topic drop the shopper's history, what waits to be joined, and what the
+    abuse guard knows; dead letters that name the shopper are removed. It needs the secret of the deployment
+    (`privacy`), because everything knows shoppers by pseudonym alone, and refuses another one. The events themselves
+    stay on their topics until Kafka's retention ends.
 
     Example: headwater forget ann --bootstrap-servers kafka:9092
     """
@@ -319,7 +344,13 @@ def forget(
     from services.control.command import forget as run
 
     forgotten = run(settings, user_id)
-    typer.echo(f"updaters and scorers forget {forgotten.user}; {forgotten.dead_letters} dead letters removed")
+    typer.echo(f"done: {forgotten.user} is to be forgotten, written to {settings.topics.control}")
+    typer.echo(f"done: {forgotten.dead_letters} dead letters removed")
+    typer.echo("not seen from here: updaters, scorers and state writers obey when they read that topic")
+    if not forgotten.is_checked:
+        typer.echo(
+            "not seen from here: whether this is the deployment's secret; no updater has published a fingerprint"
+        )
 
 
 @quarantine.command("list")
@@ -488,14 +519,27 @@ def purge_dead_letters(
 
 def main() -> None:
     """Runs the command line: an expected error is one line on standard error and an exit status."""
+    _write_on_any_terminal()
     try:
         app()
     except Exception as error:
-        status = _exit_status(error)
+        from services.disks import disk_problem
+
+        status, problem = _exit_status(error), str(error)
         if status is None:
-            raise
-        sys.stderr.write(f"headwater: {error}\n")
+            found = disk_problem(error)
+            if found is None:
+                raise
+            status, problem = FAILURE, found
+        sys.stderr.write(f"headwater: {problem}\n")
         sys.exit(status)
+
+
+def _write_on_any_terminal() -> None:
+    """Escape characters that the terminal's encoding lacks, instead of failing on them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _selection(
@@ -524,17 +568,18 @@ def _exit_status(error: Exception) -> int | None:
     from peft_adapters.errors import HeadwaterModelError
     from services.collector.spool import SpoolError
     from services.dead_letters.errors import LetterError
+    from services.disks import TemporaryDirectoryError
     from services.door.keys import KeysError
-    from services.publish.command import InputError
-    from services.replay.dataset import DatasetError
+    from services.input_file import InputError
     from services.serving import ServeError
     from services.settings import SettingsError
     from services.state.errors import StateError
     from streams.errors import HeadwaterStreamError
 
-    if isinstance(error, SettingsError | DatasetError | InputError | LetterError | KeysError):
+    if isinstance(error, SettingsError | InputError | LetterError | KeysError):
         return USAGE_ERROR
     failures = HeadwaterStreamError | HeadwaterModelError | ServeError | SpoolError | StateError
+    failures |= TemporaryDirectoryError
     return FAILURE if isinstance(error, failures) else None
 
 

@@ -1,4 +1,4 @@
-"""What the applications over HTTP share: problem details, the metrics page, a limit to bodies."""
+"""What the applications over HTTP share: problem details and the metrics page."""
 
 import time
 from collections.abc import Mapping
@@ -10,7 +10,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +17,7 @@ from services.metrics import OTHER_ROUTE, RequestMetrics
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 FAULTS_TOLD = 20
+RETRY = {"Retry-After": "1"}
 
 _log = structlog.get_logger(__name__)
 
@@ -144,36 +144,3 @@ class RequestMeter:
         finally:
             route = getattr(scope.get("route"), "path", OTHER_ROUTE)
             self._metrics.observe(route, status, time.perf_counter() - began)
-
-
-class BodyLimit:
-    """ASGI middleware that answers 413 to a request whose body is larger than allowed, without reading it whole.
-
-    Args:
-        app: The application inside.
-        max_bytes: The largest body.
-        remedy: What the client is to do instead.
-    """
-
-    def __init__(self, app: ASGIApp, *, max_bytes: int, remedy: str) -> None:
-        self._app, self._max_bytes, self._remedy = app, max_bytes, remedy
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes one connection on, counting what its client sends."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        declared = Headers(scope=scope).get("content-length", "0")
-        received_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal received_bytes
-            message = await receive()
-            received_bytes += len(message.get("body", b""))
-            if max(received_bytes, int(declared)) > self._max_bytes:
-                raise HTTPException(  # the one error that FastAPI lets pass while it reads a body
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"the body must have at most {self._max_bytes} bytes; {self._remedy}",
-                )
-            return message
-
-        await self._app(scope, counted, send)

@@ -66,7 +66,7 @@ COLLECTOR_ROUTES = ("/v1/events",)
 COLLECTOR_OUTCOMES = ("accepted", "rejected", "refused_full")
 KEY_REASONS = ("missing", "unknown", "expired", "revoked", "scope")
 SLOW_OVER = ("head", "body", "answer", "connections")
-DEPENDENCIES = ("kafka", "registry", "adapter", "state")
+DEPENDENCIES = ("kafka", "registry", "adapter", "state", "catalogue")
 UNKNOWN_KIND = "unknown"
 OTHER_ROUTE = "other"
 
@@ -181,6 +181,7 @@ class UpdaterMetrics:
         self.records_waiting = Gauge(
             "headwater_records_waiting", "Records read and waiting for their micro-batch to close.", registry=registry
         )
+        self.catalogue_items = _catalogue_items(registry)
         self._declare_learning(registry)
         self.adapter = AdapterMetrics(registry)
 
@@ -404,6 +405,7 @@ class ScorerMetrics:
             self.swaps.labels(outcome)
         self.swap_seconds = _timed("headwater_swap_seconds", "Time from an announcement to the flip.", registry)
         self.items = Gauge("headwater_items", "Items that can be ranked.", registry=registry)
+        self.catalogue_items = _catalogue_items(registry)
         self.unused_vectors = Gauge(
             "headwater_unused_vectors",
             "Vectors of items that have another length than the adapter takes; the items are served by their texts.",
@@ -693,6 +695,12 @@ class CollectorMetrics:
             "When the event that waits longest was accepted; the time of the scrape when none waits.",
             registry=registry,
         )
+
+
+def _catalogue_items(registry: CollectorRegistry) -> Gauge:
+    return Gauge(
+        "headwater_catalogue_items", "Items that the catalogue topics hold, as far as read.", registry=registry
+    )
 
 
 def _timed(name: str, documentation: str, registry: CollectorRegistry) -> Histogram:

@@ -36,8 +36,13 @@ Port = Annotated[
     int | None, typer.Option("--port", min=0, max=65535, metavar="PORT", help="Port to listen on; 0 takes a free one.")
 ]
 MaxEvents = Annotated[int | None, typer.Option("--max-events", min=1, metavar="N", help="Stop after N events.")]
-Items = Annotated[Path, typer.Option("--items", metavar="FILE", help="Catalogue, CSV or CSV.GZ.")]
-Events = Annotated[Path, typer.Option("--events", metavar="FILE", help="Events, CSV or CSV.GZ.")]
+Items = Annotated[
+    Path, typer.Option("--items", metavar="FILE", help="Catalogue: CSV or TSV with a header, or gzip of it.")
+]
+Events = Annotated[
+    Path, typer.Option("--events", metavar="FILE", help="Events: CSV or TSV with a header, or gzip of it.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad row instead of skipping it.")]
 FirstPercent = Annotated[
     float, typer.Option("--first-percent", min=0.001, max=100.0, metavar="P", help="Use the oldest P % of events.")
 ]

@@ -144,12 +144,12 @@ class EmbeddedBroker:
             )
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
-            announced = ANNOUNCEMENT.search(self._log_file.read_text(errors="replace"))
+            announced = ANNOUNCEMENT.search(self._log_file.read_text(encoding="utf-8", errors="replace"))
             if announced:
                 return int(announced[1])
             time.sleep(0.01)
         raise EmbeddedBrokerError(f"the embedded broker did not start: {self._last_words()}; see {self._log_file}")
 
     def _last_words(self) -> str:
-        lines = self._log_file.read_text(errors="replace").strip().splitlines()
+        lines = self._log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " / ".join(lines[-3:]) or "it said nothing"

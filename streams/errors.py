@@ -9,6 +9,7 @@ HeadwaterStreamError
 │   └── EventTooLargeError   one event is larger than a broker takes
 ├── EmbeddedBrokerError      the embedded broker did not start, or its directory is taken
 └── SecretError              the secret that user ids are hidden with cannot be had
+    └── SecretMismatchError  it is another than the deployment's
 """
 
 from collections.abc import Sequence
@@ -90,3 +91,7 @@ class EmbeddedBrokerError(HeadwaterStreamError):
 
 class SecretError(HeadwaterStreamError):
     """The secret that user ids are hidden with cannot be read or made."""
+
+
+class SecretMismatchError(SecretError):
+    """`privacy.secret` of this process is another than the deployment's."""

@@ -1,26 +1,37 @@
 """What a user or an item may weigh in what is learnt, so that nobody clicks an item to the top.
 
-Volume alone says nothing: there are bestsellers, and baskets of hundreds of items. What is told apart is attention
-that comes from nowhere. A user **vouches** for an item once each event with it is matched by `vouch_events`
-with other items, before or after; who comes for one item alone, once or often, does not. Under however many ids spam
-comes, its users do not vouch for what it is about, and honest users do, of a bestseller as of all else. So of the
-events of users who do not vouch, `U` that counted in the stream, an item is allowed a few, and about its share of all
-other attention, the vouched `V`:
+The guard limits attention that is concentrated, never popularity. It asks of each event, from strong to weak:
 
-    allowed_i = burst_events * (1 + 2 U / V) + burst_factor * U * (V_i + 0.1 (U_i + V_i)) / (V + 0.1 (U + V))
+1. **Vouched**: the user also looks at other items. Each event with an item needs `vouch_events` with others, before or
+   after (a click and its purchase are one here); fewer for an item that other shoppers look at that often, too
+   (`_needed`). Such events count, however many.
+2. **Shown**: the event joined an impression. It counts up to the hourly limit below.
+3. Neither: a new user comes for one item alone. It counts up to the burst limit and the hourly limit.
 
-`U / V` and 0.1 are for streams in which hardly anybody vouches, because people come,
-click once and go: there an item is measured by itself, and the rule fades out. All these counts fade with
-`memory_hours`, in event time.
+**Burst limit** (`item_burst`). Of the events of users who do not vouch, with `U` of them counted in the stream, an item
+is allowed a few, as many as shoppers who lately vouched for it beyond its usual (`R_i`), and about its share of vouched
+attention `V`:
+
+    burst_events * (1 + 2 U / V) + R_i + burst_factor * U * (V_i + 0.1 (U_i + V_i)) / (V + 0.1 (U + V))
+
+`U / V` and 0.1 are for streams in which hardly anybody vouches, because people come, click once and go: there an item
+is measured by itself, and the rule fades out.
+
+**Hourly limit** (`item_hour`), of events of users who do not vouch: a share of the hour, and ten times the share that
+the item has of all events so far.
+
+**Shopper limit** (`user_item`): a user counts a few times an hour with one item, or four times as often as others look
+at it. How often others do is measured by shoppers, not by events: a shopper's n-th event in an hour adds 1/n, so that
+a few busy users cannot raise it.
 
 | rule | of what goes beyond |
 |---|---|
-| `user_hour`, `user_item`, `item_hour`: events in an hour | nothing counts |
-| `item_burst`: `allowed`, above | nothing counts; in quarantine nothing of users who do not vouch |
-| `user_batch`, `item_batch`: events in a batch | all of them share the limit's weight |
+| `user_hour`, `user_item`, `item_hour`, `item_burst` | nothing counts |
+| `user_batch`, `item_batch`: events in a batch; of an item, those not vouched for | all share the limit's weight |
 | `quarantine`: a user in quarantine | nothing counts |
 
-An item in quarantine still counts for users who vouch for it: else spam would be a way to bury what a rival sells.
+An item in quarantine still counts for users who vouch for it or were shown it: else spam would be a way to bury what a
+rival sells. All counts fade with `memory_hours`, in event time.
 """
 
 from __future__ import annotations
@@ -36,6 +47,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from streams.control import Quarantine, Quarantined
 from streams.events import MAX_TS_MS
 from streams.guard_accounts import HOUR_MS, Accounts, ItemAccount, PairAccount, UserAccount
+from streams.guard_caps import Cap, Caps
 from streams.joiner import Example, ShownList
 
 RULES = ("user_batch", "user_hour", "user_item", "item_batch", "item_hour", "item_burst", "quarantine")
@@ -44,6 +56,8 @@ KINDS = ("user", "item")
 _OWN_SHARE = 0.1  # of an item's own past, where vouching is rare
 _BOT_HOURS = 10  # times `user_hour_events` in one hour: no basket is that large
 _QUARANTINE_FACTOR = 5  # times what an item is allowed
+_TIMES_OTHERS = 4  # what a user may look at an item, against what other shoppers do
+_UNKNOWN_SHOPPERS = 4  # who have looked at nothing: so that the first few shoppers say little
 
 
 class GuardSettings(BaseModel):
@@ -54,13 +68,15 @@ class GuardSettings(BaseModel):
     user_batch_events: int = Field(default=128, ge=1, description="of one user in a batch; more share the weight")
     user_hour_events: int = Field(default=2_000, ge=1, description="of one user in an hour that count")
     user_item_hour_events: int = Field(default=5, ge=1, description="of one user with one item in an hour that count")
-    item_batch_events: int = Field(default=32, ge=1, description="of one item in a batch; more share the weight")
-    item_hour_events: int = Field(
-        default=20, ge=1, description="of one item in an hour that count, beside its share and its usual"
+    item_batch_events: int = Field(
+        default=32, ge=1, description="of one item in a batch of users who do not vouch; more share"
     )
-    item_hour_share: float = Field(default=0.05, ge=0, le=1, description="of the hour's events that count for one item")
+    item_hour_events: int = Field(
+        default=20, ge=1, description="of one item in an hour of users who do not vouch, beside its share"
+    )
+    item_hour_share: float = Field(default=0.05, ge=0, le=1, description="of the hour's events, likewise")
     item_hour_factor: float = Field(
-        default=10.0, ge=1, description="times an item's usual hour that count, and times an even share of an hour"
+        default=10.0, ge=1, description="times an item's usual share of the hour, likewise, and times an even share"
     )
     vouch_events: int = Field(
         default=3, ge=1, description="events with other items that make one event with an item believed"
@@ -97,6 +113,7 @@ class Guard:
         self._new: list[Quarantined] = []
         self._downweighted: Counter[str] = Counter()  # by rule
         self._quarantines: Counter[str] = Counter()  # by kind
+        self._caps = Caps()
 
     def bound(self, now_ms: int) -> None:
         """Bound the guard's time by the reader's clock: what it has counted so far, and what comes until the next call.
@@ -117,80 +134,134 @@ class Guard:
     # ---- positives
 
     def weigh(self, examples: Sequence[Example]) -> list[Example]:
-        """Weights of a slice's positives, in their order; what does not count has the weight 0."""
-        rules = [self._rule(example) for example in examples]
+        """Weigh a slice's positives, in their order; what does not count has weight 0 and a reason in `left_out`."""
+        ruled = [self._rule(example) for example in examples]
         # What does not count must not take weight from what does: else spam could bury an item.
-        counting = [example for example, rule in zip(examples, rules, strict=True) if rule is None]
+        counting = [example for example, (left_out, _) in zip(examples, ruled, strict=True) if not left_out]
         users = Counter(example.user_id for example in counting)
-        items = Counter(example.item_id for example in counting)
-        return [
-            _weighed(example, 0.0 if rule else self._shared(users[example.user_id], items[example.item_id]))
-            for example, rule in zip(examples, rules, strict=True)
-        ]
+        items = Counter(
+            example.item_id
+            for example, (left_out, vouched) in zip(examples, ruled, strict=True)
+            if not (left_out or vouched)
+        )
+        weighed = []
+        for example, (left_out, vouched) in zip(examples, ruled, strict=True):
+            weight = 0.0
+            if not left_out:
+                item_batch = 0 if vouched else items[example.item_id]
+                weight = self._shared(example, users[example.user_id], item_batch, len(counting))
+            weighed.append(example if weight == example.weight else replace(example, weight=weight, left_out=left_out))
+        return weighed
 
-    def _rule(self, example: Example) -> str | None:
-        """The rule by which an event does not count, None if it does; it is in the accounts then."""
-        user, item = self._users.touch(example.user_id), self._items.touch(example.item_id)
+    def _rule(self, example: Example) -> tuple[str, bool]:
+        """Enter an event into the accounts; return the outcome if it does not count, and whether it is vouched."""
+        user, item, stream = self._users.touch(example.user_id), self._items.touch(example.item_id), self._stream
         # A producer may say what time it likes, but nothing happens after it was published.
-        self._stream.advance(min(example.ts, example.publish_ts_ms, self._now_ms), self._memory_ms)
-        item.advance(self._stream.at_ms, self._memory_ms)
-        self._stream.hour_events += 1
-        pair = user.see(example.item_id, self._stream.hour)
-        self._believe(user)
-        rule = self._broken(example, user, item, pair)
+        stream.advance(min(example.ts, example.publish_ts_ms, self._now_ms), self._memory_ms)
+        item.advance(stream.at_ms, self._memory_ms)
+        stream.hour_events += 1
+        pair = user.see(example.item_id, stream.hour, is_purchase=example.kind == "purchase")
+        if user.doubted:
+            self._believe(user)
+        rule, vouched = self._broken(example, user, item, pair)
         if rule is not None:
             self._downweighted[rule] += 1
-        return rule
+            self._note(rule, example.user_id, example.item_id, left_out=True)
+            return self._outcome(rule, example.item_id), vouched
+        if user.events - pair.events >= self._settings.vouch_events:
+            self._reach(item, user)
+        return "", vouched
+
+    def _outcome(self, rule: str, item_id: str) -> str:
+        in_quarantine = rule == "quarantine" or (rule == "item_burst" and f"item/{item_id}" in self.quarantined)
+        return "quarantined" if in_quarantine else "capped"
+
+    def _reach(self, item: ItemAccount, user: UserAccount) -> None:
+        """Count a user among the shoppers who look at an item: with all events of an hour about once."""
+        shopper = 1 / user.hour_events
+        item.reach(shopper)
+        self._stream.reach(shopper)
 
     def _believe(self, user: UserAccount) -> None:
         """Believe earlier events with items that a user vouches for by now."""
-        for item_id, counted, refused in user.newly_vouched(self._settings.vouch_events):
-            for account in (self._items.get(item_id), self._stream):
+        for item_id, counted, refused in user.newly_vouched(self._needed):
+            item = self._items.get(item_id)
+            for account in (item, self._stream):
                 account.believe(counted + refused, of_unvouched=counted)
+            self._reach(item, user)
 
-    def _broken(self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount) -> str | None:
-        if f"user/{example.user_id}" in self.quarantined:
-            return "quarantine"
-        rule = self._broken_by_user(example, user, pair) or self._broken_by_item(example, user, item, pair)
+    def _spread(self, item: ItemAccount) -> float:
+        """Return the share of an item in what shoppers look at, each shopper counted about once an hour."""
+        return item.spread / (self._stream.spread + _UNKNOWN_SHOPPERS)
+
+    def _needed(self, item_id: str) -> float:
+        """Return how many events with other items an event with this one needs to be vouched for."""
+        item = self._items.get(item_id)
+        recent = item.recent_spread / (self._stream.recent_spread + _UNKNOWN_SHOPPERS)
+        spread = max(self._spread(item), recent)
+        most = self._settings.vouch_events
+        return most if spread * (1 + _TIMES_OTHERS * most) <= 1 else max(0.5, (1 / spread - 1) / _TIMES_OTHERS)
+
+    def _broken(
+        self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount
+    ) -> tuple[str | None, bool]:
+        if self.quarantined and f"user/{example.user_id}" in self.quarantined:
+            return "quarantine", False
+        rule, vouched = self._broken_by_user(example, user, item, pair), False
+        if rule is None:
+            rule, vouched = self._broken_by_item(example, user, item, pair)
         if rule in ("user_item", "item_burst"):
             user.strikes += 1
             if user.strikes >= self._settings.user_quarantine_events:
                 self._quarantine("user", example.user_id, example, rule, user.strikes)
-        return rule
+        return rule, vouched
 
-    def _broken_by_user(self, example: Example, user: UserAccount, pair: PairAccount) -> str | None:
+    def _broken_by_user(self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount) -> str | None:
         if self._is_trusted(f"user/{example.user_id}"):
             return None
         if user.hour_events > self._settings.user_hour_events:
             if user.hour_events >= _BOT_HOURS * self._settings.user_hour_events:
                 self._quarantine("user", example.user_id, example, "user_hour", user.hour_events)
             return "user_hour"
-        return "user_item" if pair.hour_events > self._settings.user_item_hour_events else None
+        if pair.hour_looks <= self._settings.user_item_hour_events:
+            return None
+        return "user_item" if pair.hour_looks > _TIMES_OTHERS * self._spread(item) * user.hour_events else None
 
-    def _broken_by_item(self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount) -> str | None:
-        trusted = self._is_trusted(f"item/{example.item_id}")
-        vouched = user.vouches_for(example.item_id, self._settings.vouch_events)
+    def _broken_by_item(
+        self, example: Example, user: UserAccount, item: ItemAccount, pair: PairAccount
+    ) -> tuple[str | None, bool]:
+        if self._vouches(user, example.item_id, item):
+            item.vouched += 1
+            self._stream.vouched += 1
+            return None, True
         rule = None
-        if not (vouched or trusted) and item.unvouched + 1 > self._allowed(example.item_id, item):
-            self._exceed(example, item)
-            rule = "item_burst"
-        elif not trusted and item.hour_events >= self._hourly(item):
-            rule = "item_hour"
-        else:
-            item.count(vouched=vouched)
-            self._stream.vouched += vouched
-            self._stream.unvouched += not vouched
-        if not vouched:
-            user.doubt(pair, counted=rule is None)
-        return rule
+        if not self._is_trusted(f"item/{example.item_id}"):
+            if not example.shown and item.unvouched + 1 > self._allowed(example.item_id, item):
+                self._exceed(example, item)
+                rule = "item_burst"
+            elif item.hour_events >= self._hourly(item):
+                rule = "item_hour"
+        if rule is None:
+            item.hour_events += 1
+            item.unvouched += 1
+            self._stream.unvouched += 1
+        user.doubt(pair, counted=rule is None)
+        return rule, False
+
+    def _vouches(self, user: UserAccount, item_id: str, item: ItemAccount) -> bool:
+        most = self._settings.vouch_events
+        return user.vouches_for(item_id, most) or (item.spread > 0 and user.vouches_for(item_id, self._needed(item_id)))
 
     def _hourly(self, item: ItemAccount) -> float:
-        """Events of an item in an hour that count."""
+        """Return how many events of an item count in an hour, of users who do not vouch for it."""
         settings, stream = self._settings, self._stream
-        usual = item.events * 0.693 / settings.memory_hours  # ln 2: what fades in an hour is what came in one
-        share = max(settings.item_hour_share, settings.item_hour_factor / len(self._items))
-        of_hour = share * max(stream.hour_events, stream.hour_before)
-        return settings.item_hour_events + of_hour + settings.item_hour_factor * usual
+        even = settings.item_hour_factor / max(1, len(self._items))
+        share = max(settings.item_hour_share, even) + settings.item_hour_factor * self._usual(item)
+        return settings.item_hour_events + share * max(stream.hour_events, stream.hour_before)
+
+    def _usual(self, item: ItemAccount) -> float:
+        """Return the share of an item in all events that counted."""
+        return item.events / self._stream.events if self._stream.events else 0.0
 
     def _allowed(self, item_id: str, item: ItemAccount) -> float:
         """Fading count of an item's events that may come from users who do not vouch for it."""
@@ -200,7 +271,12 @@ class Guard:
         attention = stream.vouched + _OWN_SHARE * stream.events
         share = (item.vouched + _OWN_SHARE * item.events) / attention if attention else 0.0
         few = settings.burst_events * (1 + 2 * stream.unvouched / (1 + stream.vouched))
-        return few + settings.burst_factor * stream.unvouched * share
+        return few + self._surge(item) + settings.burst_factor * stream.unvouched * share
+
+    def _surge(self, item: ItemAccount) -> float:
+        """Return how many more shoppers vouched for an item in these two hours than usually do."""
+        usual = item.spread / stream.spread if (stream := self._stream).spread else 0.0
+        return max(0.0, item.recent_spread - usual * stream.recent_spread)
 
     def _exceed(self, example: Example, item: ItemAccount) -> None:
         item.excess += 1
@@ -209,14 +285,26 @@ class Guard:
         if item.excess >= max(self._settings.item_quarantine_events, allowed, item.vouched):
             self._quarantine("item", example.item_id, example, "item_burst", item.excess)
 
-    def _shared(self, user_batch: int, item_batch: int) -> float:
-        weight = 1.0
-        for rule, count in (("user_batch", user_batch), ("item_batch", item_batch)):
-            limit = self._settings.user_batch_events if rule == "user_batch" else self._settings.item_batch_events
-            if count > limit:
-                self._downweighted[rule] += 1
-                weight = min(weight, limit / count)
+    def _shared(self, example: Example, user_batch: int, item_batch: int, batch: int) -> float:
+        settings, weight = self._settings, 1.0
+        if user_batch > settings.user_batch_events:
+            weight = settings.user_batch_events / user_batch
+            self._weigh_down("user_batch", example.user_id, example.item_id)
+        if item_batch > settings.item_batch_events:
+            usual = settings.item_hour_factor * self._usual(self._items.get(example.item_id))
+            limit = max(settings.item_batch_events, usual * batch)
+            if item_batch > limit:
+                weight = min(weight, limit / item_batch)
+                self._weigh_down("item_batch", example.user_id, example.item_id)
         return weight
+
+    def _weigh_down(self, rule: str, user_id: str, item_id: str) -> None:
+        self._downweighted[rule] += 1
+        self._note(rule, user_id, item_id, left_out=False)
+
+    def _note(self, rule: str, user_id: str, item_id: str, *, left_out: bool) -> None:
+        key = f"item/{item_id}" if rule.startswith("item_") else f"user/{user_id}"
+        self._caps.note(key, rule, self._stream.hour, left_out=left_out)
 
     # ---- lists
 
@@ -227,25 +315,33 @@ class Guard:
 
     def _weighed_list(self, shown: ShownList, user_batch: int) -> ShownList:
         limit = self._settings.user_batch_events
-        rule = self._broken_by_list(shown) or ("user_batch" if user_batch > limit else None)
-        if rule is None:
-            return shown
-        self._downweighted[rule] += 1
-        return replace(shown, weight=limit / user_batch if rule == "user_batch" else 0.0)
+        rule, item_id = self._broken_by_list(shown)
+        if rule is not None:
+            self._downweighted[rule] += 1
+            self._note(rule, shown.user_id, item_id, left_out=True)
+            return replace(shown, weight=0.0, left_out="quarantined" if rule == "quarantine" else "capped")
+        if user_batch > limit:
+            self._weigh_down("user_batch", shown.user_id, "")
+            return replace(shown, weight=limit / user_batch)
+        return shown
 
-    def _broken_by_list(self, shown: ShownList) -> str | None:
+    def _broken_by_list(self, shown: ShownList) -> tuple[str | None, str]:
+        """Return the rule by which a list does not count, and the item that it names."""
         if f"user/{shown.user_id}" in self.quarantined:
-            return "quarantine"
+            return "quarantine", ""
         user = self._users.get(shown.user_id)
         answered = zip(shown.item_ids, shown.clicked, shown.bought, strict=True)
-        chosen = [item_id for item_id, clicked, bought in answered if clicked or bought]
-        return "item_burst" if any(self._is_spam(item_id, user) for item_id in chosen) else None
+        for item_id in [item_id for item_id, clicked, bought in answered if clicked or bought]:
+            if self._is_capped(item_id, user):
+                return "item_hour", item_id
+        return None, ""
 
-    def _is_spam(self, item_id: str, user: UserAccount) -> bool:
-        if user.vouches_for(item_id, self._settings.vouch_events) or self._is_trusted(f"item/{item_id}"):
-            return False
+    def _is_capped(self, item_id: str, user: UserAccount) -> bool:
+        """Return whether an event with an item that this user was shown would be left out now."""
         item = self._items.get(item_id)
-        return item.unvouched + 1 > self._allowed(item_id, item)
+        if item.hour < self._stream.hour or item.hour_events < self._hourly(item):
+            return False
+        return not (self._vouches(user, item_id, item) or self._is_trusted(f"item/{item_id}"))
 
     # ---- quarantine
 
@@ -298,8 +394,18 @@ class Guard:
         self.quarantined.pop(f"user/{user_id}", None)
         self._trusted.pop(f"user/{user_id}", None)
         self._new = [new for new in self._new if new.key != f"user/{user_id}"]
+        self._caps.drop(f"user/{user_id}")
 
     # ---- counts and state
+
+    @property
+    def caps(self) -> list[Cap]:
+        """What is left out or weighed down in this hour of event time and the one before, the most first."""
+        return self._caps.current(self._stream.hour)
+
+    def newly_capped(self) -> list[Cap]:
+        """Return the users and items of which something was left out for the first time in an hour of event time."""
+        return self._caps.take_new()
 
     @property
     def downweighted(self) -> dict[str, int]:
@@ -327,6 +433,7 @@ class Guard:
             "new": [[new.key, new.why.model_dump()] for new in self._new],
             "downweighted": dict(self._downweighted),
             "quarantines": dict(self._quarantines),
+            "caps": self._caps.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -338,10 +445,7 @@ class Guard:
         self._trusted = dict(state["trusted"])
         self._new = [Quarantined(key, Quarantine.model_validate(why)) for key, why in state["new"]]
         self._downweighted, self._quarantines = Counter(state["downweighted"]), Counter(state["quarantines"])
-
-
-def _weighed(example: Example, weight: float) -> Example:
-    return example if weight == example.weight else replace(example, weight=weight)
+        self._caps.restore(state.get("caps", []))  # earlier releases kept none
 
 
 def _keep_newest(kept: dict[str, Any], limit: int) -> None:

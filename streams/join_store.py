@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -120,7 +121,8 @@ class JoinStore:
 
     def close(self) -> None:
         """Let go of the file; what was not committed is forgotten."""
-        self._db.rollback()
+        with suppress(sqlite3.Error):  # a failed disk has ended the transaction already
+            self._db.rollback()
         self._db.close()
 
     def save(self) -> None:
@@ -317,13 +319,36 @@ class JoinStore:
 
 
 def copy_store(source: Path, target: Path) -> None:
-    """Copy what a store last committed, be it in use or not."""
+    """Copy what a store last committed, be it in use or not. Syncing the copy to disk is left to the caller.
+
+    Raises:
+        sqlite3.Error: the source is damaged, or the disk of the copy refused.
+    """
     old, new = sqlite3.connect(source), sqlite3.connect(target)
     try:
+        new.execute("PRAGMA journal_mode=OFF")  # an unfinished copy is thrown away
+        new.execute("PRAGMA synchronous=OFF")
         old.backup(new)
     finally:
         new.close()
         old.close()
+
+
+def check_store(path: Path) -> dict[str, str]:
+    """Check a store's file for damage without writing to it; its values of `JoinStore.meta`.
+
+    Raises:
+        sqlite3.Error: it is damaged, or no store.
+    """
+    in_use = path.with_name(f"{path.name}-wal").exists()
+    uri = f"{path.resolve().as_uri()}?mode=ro{'' if in_use else '&immutable=1'}"
+    with closing(sqlite3.connect(uri, uri=True)) as db:
+        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            return {}
+        return dict(db.execute("SELECT key, value FROM meta"))
 
 
 def _digest(text: str) -> int:

@@ -48,6 +48,8 @@ class Example:
     topic: str = ""
     weight: float = 1.0
     query: str | None = None  # what the user had searched for
+    shown: bool = False  # joined to an impression of this user
+    left_out: str = ""  # outcome of an event that the guard left out: capped or quarantined
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class ShownList:
             clicked; `clicked` and `bought` say which of it is new.
         bought: whether each was bought before its negatives were due; left out, nothing was.
         query: what the user had searched for, where that is why it was shown.
+        left_out: outcome of a list that the guard left out: capped or quarantined.
     """
 
     user_id: str
@@ -75,6 +78,7 @@ class ShownList:
     weight: float = 1.0
     bought: tuple[bool, ...] = ()
     query: str | None = None
+    left_out: str = ""
 
     def __post_init__(self) -> None:
         """One flag an item."""
@@ -165,11 +169,11 @@ class Joiner:
         if not isinstance(event, (Click, Purchase)):  # ruling out a model is slow: clicks first
             self._show(event, user_id, session_id, publish_ts_ms, topic)
             return []
-        position, query = self._join(event, user_id)
+        position, query, shown = self._join(event, user_id)
         kind: Literal["click", "purchase"] = "click" if isinstance(event, Click) else "purchase"
         example = Example(  # by position: this is done for every event, and names cost a third more
             event.event_id, user_id, session_id, event.item_id, event.ts, kind, event.scenario, position, publish_ts_ms,
-            topic, 1.0, query,
+            topic, 1.0, query, shown,
         )  # fmt: skip
         if self._is_known(event.item_id):
             self._counts[topic, "learnt"] += 1
@@ -218,15 +222,19 @@ class Joiner:
                 if early is not None:
                     self.store.mark(shown, index, bought=early[1])
 
-    def _join(self, event: Click | Purchase, user_id: str) -> tuple[int | None, str | None]:
-        """Mark what was shown as clicked or bought; its position and what was searched for, where they are known."""
+    def _join(self, event: Click | Purchase, user_id: str) -> tuple[int | None, str | None, bool]:
+        """Mark what was shown as clicked or bought.
+
+        Returns:
+            Its position and what was searched for, where they are known, and whether an impression was found.
+        """
         own_position = event.position if isinstance(event, Click) else None
         if not len(self.store):
-            return own_position, None
+            return own_position, None, False
         shown = self._shown(event, user_id)
         if shown is None:
             self._keep_early(event)
-            return own_position, None
+            return own_position, None, False
         index = shown.item_ids.index(event.item_id)
         bought = isinstance(event, Purchase) and not shown.bought()[index]
         clicked = not shown.marks >> index & 1
@@ -234,7 +242,7 @@ class Joiner:
             self.store.mark(shown, index, bought=bought)
             if shown.seq < self._due_seq and self._is_known(event.item_id):
                 self._late.append(_correction(shown, index, clicked=clicked, bought=bought))
-        return shown.positions[index] if own_position is None else own_position, shown.query
+        return shown.positions[index] if own_position is None else own_position, shown.query, True
 
     def _keep_early(self, event: Click | Purchase) -> None:
         """Remember what may have come before its impression."""

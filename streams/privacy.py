@@ -6,6 +6,7 @@ secret nobody can tell whose it is, not even by trying all ids.
 
 import hmac
 import os
+import re
 import secrets
 from contextlib import suppress
 from functools import lru_cache
@@ -18,7 +19,10 @@ from streams.errors import SecretError
 
 CACHED_IDS = 65_536
 PSEUDONYM_BYTES = 16
+MADE_DIGITS = 64  # hexadecimal, of a secret made here
+MIN_BYTES = 8
 _FINGERPRINT = "headwater fingerprint"
+_CUT_SHORT = re.compile(rb"[0-9a-f]{1,%d}" % (MADE_DIGITS - 1))  # without the end of the line
 
 PayloadPolicy = Literal["keep", "redact", "drop"]
 
@@ -29,7 +33,7 @@ class PrivacySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     secret: SecretStr | None = Field(
-        default=None, min_length=8, description="of the deployment, the same for all its processes"
+        default=None, min_length=MIN_BYTES, description="of the deployment, the same for all its processes"
     )
     secret_file: Path = Field(
         default=Path(".headwater/user-id-secret"), description="holds the secret where none is set; made at first use"
@@ -82,15 +86,21 @@ def _kept_secret(path: Path, *, make: bool) -> bytes:
     try:
         if make and not path.exists():
             _make_secret(path)
-        secret = path.read_bytes().strip()
+        content = path.read_bytes()
     except OSError as error:
         raise SecretError(
             f"`privacy.secret_file` {path} cannot be read{' or made' if make else ''}: {error}; "
             "set `privacy.secret`, or give rights there"
         ) from error
+    secret = content.strip()
     if not secret:
         raise SecretError(
-            f"`privacy.secret_file` {path} must hold a secret, it is empty; write one, or delete the file"
+            f"`privacy.secret_file` {path} must hold a secret, it is empty; write one, or put the file back from a copy"
+        )
+    if len(secret) < MIN_BYTES or _CUT_SHORT.fullmatch(content):
+        raise SecretError(
+            f"`privacy.secret_file` {path} looks cut short: it must hold {MIN_BYTES} bytes or more and, if they are "
+            f"hexadecimal digits and fewer than {MADE_DIGITS}, end with a newline; put the file back from a copy"
         )
     return secret
 
@@ -102,7 +112,7 @@ def _make_secret(path: Path) -> None:
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(secrets.token_hex(32) + "\n")
+            file.write(secrets.token_hex(MADE_DIGITS // 2) + "\n")
             file.flush()
             os.fsync(file.fileno())
         with suppress(FileExistsError):

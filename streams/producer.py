@@ -17,7 +17,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from streams.connection import KafkaConnection, open_client
 from streams.errors import DeliveryError, EventTooLargeError
 from streams.events import Event
-from streams.topics import Topics
+from streams.topics import CREATE_COMMAND, Topics
 
 log = structlog.get_logger(__name__)
 
@@ -204,7 +204,8 @@ class EventProducer:
 def _refusal(topic: str, error: Exception) -> DeliveryError:
     if isinstance(error, MessageSizeTooLargeError):
         return EventTooLargeError(f"an event must fit into one record: {error}; shorten its texts")
-    return DeliveryError(f"topic {topic!r} takes no records: {error}; create it, or check the rights on it")
+    remedy = f"create it with `{CREATE_COMMAND}`, or check the rights on it"
+    return DeliveryError(f"topic {topic!r} takes no records: {error}; {remedy}")
 
 
 def _summary(failures: list[Delivery]) -> str:

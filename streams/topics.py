@@ -1,6 +1,6 @@
-"""The topics of a deployment: their names, and their creation."""
+"""The topics of a deployment: their names, what each needs, and their creation."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import structlog
 from kafka import KafkaAdminClient
@@ -17,8 +17,33 @@ Dialect = Literal["ga4", "segment", "metarank"]
 
 # The smallest that Apache Kafka accepts; the embedded broker rewrites all it holds about once a second.
 BOUNDED_BYTES = "1048576"
+# The largest event that `EventProducer` sends, with the 12 bytes that Kafka's own default adds for a batch's header.
+EVENT_MAX_BYTES = 1024 * 1024 + 12
 # A dead letter carries up to 1 MiB of refused bytes as base64, and its reason.
 DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
+BROKER_DEFAULT = -1  # the broker's `default.replication.factor`
+CREATE_COMMAND = "headwater topics create"
+CREATE_REMEDY = f"run `{CREATE_COMMAND}` as a user that may create topics"
+
+
+class TopicNeeds(NamedTuple):
+    """The configuration that a topic needs.
+
+    Attributes:
+        cleanup_policy: Value of `cleanup.policy`.
+        max_message_bytes: Least value of `max.message.bytes`.
+    """
+
+    cleanup_policy: str
+    max_message_bytes: int = EVENT_MAX_BYTES
+
+
+# Events are deleted by retention. Compaction by user would keep only the last event of each.
+EVENTS = TopicNeeds("delete")
+# Readers start from the first record, so the last one of each key must stay for ever.
+LATEST_OF_EACH_KEY = TopicNeeds("compact")
+# A record refused again takes the place of its first letter.
+LETTERS = TopicNeeds("compact,delete", DEAD_LETTER_MAX_BYTES)
 
 
 class Topics(BaseModel):
@@ -87,6 +112,14 @@ class Topics(BaseModel):
         """All topics of our own."""
         return list(self.model_dump(exclude={"dialects"}).values())
 
+    def needs(self) -> dict[str, TopicNeeds]:
+        """The configuration that each topic of our own needs, by topic; creation and checks both follow it."""
+        return {
+            **dict.fromkeys((self.impressions, self.clicks, self.purchases), EVENTS),
+            **dict.fromkeys((self.items, self.adapters, self.control), LATEST_OF_EACH_KEY),
+            self.dead_letters: LETTERS,
+        }
+
     def catalogues(self) -> list[str]:
         """Topics in which there may be items: whoever needs the whole catalogue reads all of these."""
         return [self.items, *(name for name, dialect in self.dialects.items() if dialect == "metarank")]
@@ -97,7 +130,7 @@ def ensure_topics(
     topics: Topics,
     *,
     partitions: int = 4,
-    replication_factor: int = 1,
+    replication_factor: int = BROKER_DEFAULT,
     bounded: bool = False,
 ) -> list[str]:
     """Creates the topics that are missing. What exists stays as it is, whatever its settings.
@@ -106,7 +139,7 @@ def ensure_topics(
         connection: Where.
         topics: Which.
         partitions: Of each new topic; it bounds how many updater ranks can share the reading.
-        replication_factor: Of each new topic.
+        replication_factor: Of each new topic; without one, what the broker is configured to use.
         bounded: Keep about 1 MiB a partition, as the embedded broker needs it.
 
     Returns:
@@ -123,9 +156,9 @@ def ensure_topics(
             name: {
                 "num_partitions": partitions,
                 "replication_factor": replication_factor,
-                "configs": _settings(name, topics, bounded=bounded),
+                "configs": _settings(needs, bounded=bounded),
             }
-            for name in topics.names()
+            for name, needs in topics.needs().items()
             if name not in existing
         }
         if missing:
@@ -137,17 +170,12 @@ def ensure_topics(
         admin.close()
 
 
-def _settings(name: str, topics: Topics, *, bounded: bool) -> dict[str, str]:
-    settings = {}
-    if name in (topics.items, topics.adapters, topics.control):
-        settings["cleanup.policy"] = "compact"
+def _settings(needs: TopicNeeds, *, bounded: bool) -> dict[str, str]:
+    settings = {"cleanup.policy": needs.cleanup_policy, "max.message.bytes": str(needs.max_message_bytes)}
     if bounded:
         settings |= {"segment.bytes": BOUNDED_BYTES, "retention.bytes": BOUNDED_BYTES}
-    if name == topics.dead_letters:
-        settings["cleanup.policy"] = "compact,delete"  # a record refused again takes the place of its first letter
-        settings["max.message.bytes"] = str(DEAD_LETTER_MAX_BYTES)
-        if bounded:
-            settings["segment.bytes"] = str(DEAD_LETTER_MAX_BYTES)  # a segment must hold at least one
+    if bounded and needs.max_message_bytes > EVENT_MAX_BYTES:
+        settings["segment.bytes"] = str(needs.max_message_bytes)  # a segment must hold at least one record
     return settings
 
 
@@ -157,6 +185,6 @@ def _create(admin: KafkaAdminClient, missing: dict[str, dict[str, object]]) -> N
         error = for_code(topic["error_code"])
         if topic["error_code"] and error is not TopicAlreadyExistsError:  # another process was faster: as good
             reason = topic.get("error_message") or error.__name__
-            raise TopicError(f"topic {topic['name']!r} could not be created: {reason}; create it, or ask for the right")
+            raise TopicError(f"topic {topic['name']!r} could not be created: {reason}; {CREATE_REMEDY}")
     admin.wait_for_topics(list(missing))
     log.info("topics_created", topics=list(missing))

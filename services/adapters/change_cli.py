@@ -100,7 +100,7 @@ def rollback(
     Example: headwater adapters rollback --to 2h --reason "click-through fell"
     """
     if to is not None:
-        _require_past(to, version)
+        _require_moment(to, version)
     name, access = reached(registry_url, config, bootstrap_servers, log_level, scenario)
     from services.registry.changes import Rollback
 
@@ -189,17 +189,16 @@ def promote(
     _change(access, name, workers, wait_seconds, Promote(reason=reason, if_revision=if_revision))
 
 
-def _require_past(to: str, version: int | None) -> None:
-    """Refuse a time to go back to that is none, before anything is asked of the registry."""
-    from pydantic import ValidationError
+def _require_moment(to: str, version: int | None) -> None:
+    """Refuse a time that is none, or one beside a version, before anything is asked of the registry."""
+    from services.moments import moment_ms
 
-    from services.registry.changes import Rollback
-
+    if version is not None:
+        raise typer.BadParameter("give VERSION or --to, not both")
     try:
-        Rollback(version=version, to=to)
-    except ValidationError as error:
-        text = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
-        raise typer.BadParameter(text, param_hint="--to") from None
+        moment_ms(to)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--to") from None
 
 
 def _change(access: "Access", scenario: str, workers: list[str] | None, wait_seconds: float, change: "Change") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from services.options import Config, EncoderName, Events, Items, LogLevel, MaxEvents, settings_from
+from services.options import Config, EncoderName, Events, Items, LogLevel, MaxEvents, Strict, settings_from
 
 
 def backtest(
@@ -55,6 +55,7 @@ def backtest(
         typer.Option("--start-from", metavar="DIR", help="Begin from a fit; what it has learnt is not judged."),
     ] = None,
     encoder: EncoderName = None,
+    strict: Strict = False,
     config: Config = None,
     log_level: LogLevel = None,
 ) -> None:
@@ -88,4 +89,5 @@ def backtest(
         label_delay_seconds=label_delay_seconds,
         judge_after=max(judge_after, start.learnt if start else 0.0),
         start=start,
+        strict=strict,
     )

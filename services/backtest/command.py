@@ -17,6 +17,8 @@ from services.backtest.stream import read_stream
 from services.backtest.summary import summary
 from services.backtest.tables import figures_table, gains_table, notes
 from services.backtest.workers import Job, Run, console, run_all
+from services.input_rows import RefusedRows, show_refused
+from services.outputs import require_writable_directories, require_writable_files
 from services.settings import Settings
 
 DEFAULT_BATCH_EVENTS = 128
@@ -39,6 +41,7 @@ def run(
     judge_after: float = 0.0,
     report_dir: Path | None = None,
     start: Start | None = None,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Run every policy with every seed, print tables, write what was asked for; the figures as JSON holds them.
 
@@ -58,17 +61,24 @@ def run(
         judge_after: events after this share of the stream are judged.
         report_dir: where a report with plots goes.
         start: what learners start from; it is sent to other processes.
+        strict: stop at the first bad row instead of skipping it.
 
     Raises:
-        SettingsError: a policy is not known, or plots cannot be drawn.
+        SettingsError: a policy is not known, plots cannot be drawn, or an output cannot be written.
         DatasetError: the data cannot be read.
     """
+    require_writable_files({"--json": json_path, "--ranks": ranks_path})
+    require_writable_directories({"--report": report_dir})
     rivals = parse_policies(policies)
     if report_dir:
         require_plots()
-    catalogue = read_catalogue(items)
+    refused = RefusedRows(strict=strict)
+    catalogue = read_catalogue(items, refused=refused)
     known = {item[0] for item in catalogue}
-    stream = read_stream(events, known, max_events=max_events, click_window_seconds=click_window_seconds)
+    stream = read_stream(
+        events, known, max_events=max_events, click_window_seconds=click_window_seconds, refused=refused
+    )
+    show_refused(refused)
     earlier = read_warm_up(warm_up, known, stream.examples[0].ts) if warm_up else []
     data = Data(
         catalogue,
@@ -104,7 +114,7 @@ def _write(
     for note in notes(report):
         console.print(note)
     if json_path:
-        json_path.write_text(json.dumps(report, indent=2) + "\n")
+        json_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if ranks_path:
         _write_ranks(ranks_path, by_policy)
     if report_dir:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,8 @@ from services.backtest.replay import Data, Outcome, Replay
 from services.backtest.rivals import LearnerRival
 from services.backtest.river_rival import RiverRival
 from services.backtest.stream import chunks
+from services.input_file import opened_text
+from services.input_rows import RefusedRows, table_rows
 from services.items import catalogue_item
 from services.replay.dataset import DatasetError, read_items
 from streams.joiner import Example
@@ -39,9 +39,14 @@ class Start:
     learnt: float = 0.0
 
 
-def read_catalogue(path: Path) -> list[CatalogueItem]:
-    """Items in file order: ids, texts and, where they have any, vectors."""
-    return [catalogue_item(item) for item in read_items(path)]
+def read_catalogue(path: Path, *, refused: RefusedRows | None = None) -> list[CatalogueItem]:
+    """Items in file order: ids, texts and, where they have any, vectors.
+
+    Args:
+        path: a table of items.
+        refused: takes the rows that are no valid items; without it the first one is an error.
+    """
+    return [catalogue_item(item) for item in read_items(path, refused=refused)]
 
 
 def read_warm_up(path: Path, known: set[str], before_ms: int) -> list[Example]:
@@ -50,10 +55,7 @@ def read_warm_up(path: Path, known: set[str], before_ms: int) -> list[Example]:
     Raises:
         DatasetError: the file cannot be read, or has not those columns.
     """
-    try:
-        pairs = [(user, item) for user, prior in _histories(path) for item in prior.split() if item in known]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
+    pairs = [(user, item) for user, prior in _histories(path) for item in prior.split() if item in known]
     start = before_ms - _WARM_UP_GAP_MS - 1_000 * len(pairs)
     return [
         Example(
@@ -72,15 +74,12 @@ def read_warm_up(path: Path, known: set[str], before_ms: int) -> list[Example]:
 
 
 def _histories(path: Path) -> Iterator[tuple[str, str]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
-        if not {"user_id", "prior_items"} <= set(reader.fieldnames or ()):
-            raise DatasetError(
-                f"{path}: expected columns user_id and prior_items, found {reader.fieldnames}; see the README"
-            )
-        for row in reader:
-            yield row["user_id"], row["prior_items"]
+    columns = ("user_id", "prior_items")
+    with opened_text(path) as text:
+        for row in table_rows(text, path, required=columns, known=columns):
+            if row.fault is not None:
+                raise DatasetError(f"{path}, row {row.number}: {row.fault} (line {row.line})")
+            yield row.cells["user_id"], row.cells["prior_items"]
 
 
 def run_policy(

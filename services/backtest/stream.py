@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
+from services.input_rows import RefusedRows
 from services.replay.dataset import DatasetError, read_events
 from streams.events import Click, Impression, Purchase, asked_in_words
 from streams.joiner import Example, ShownList, example_of
@@ -47,7 +48,14 @@ class Chunk:
     end_ms: int
 
 
-def read_stream(path: Path, known: set[str], *, max_events: int | None, click_window_seconds: float) -> Stream:
+def read_stream(
+    path: Path,
+    known: set[str],
+    *,
+    max_events: int | None,
+    click_window_seconds: float,
+    refused: RefusedRows | None = None,
+) -> Stream:
     """Clicks, purchases and impressions; other rows are passed over. Impressions are joined by `request_id`.
 
     Args:
@@ -55,16 +63,22 @@ def read_stream(path: Path, known: set[str], *, max_events: int | None, click_wi
         known: items of the catalogue.
         max_events: ends after that many clicks and purchases.
         click_window_seconds: a list is learnt when so much time has passed.
+        refused: takes the rows that are no valid events, and events of items whose own rows were refused; without it
+            the first one is an error.
 
     Raises:
         DatasetError: there is no click or purchase, or one is of an item that the catalogue does not have.
     """
-    signals = (event for event in read_events(path) if isinstance(event, Click | Purchase | Impression))
+    refused = refused or RefusedRows()
+    events = read_events(path, refused=refused)
+    signals = (event for event in events if isinstance(event, Click | Purchase | Impression))
     positives: list[Click | Purchase] = []
     impressions: list[Impression] = []
     for event in signals:
         if isinstance(event, Impression):
             impressions.append(event)
+        elif event.item_id in refused.item_ids and event.item_id not in known:
+            refused.refuse(f"{path}, event {event.event_id}: the row of its item {event.item_id!r} was refused")
         elif len(positives) == max_events:
             break
         else:

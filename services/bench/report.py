@@ -61,4 +61,4 @@ def provenance() -> dict[str, Any]:
 def write(path: Path | None, figures: dict[str, Any]) -> None:
     """Writes the figures as JSON, where a file is named."""
     if path is not None:
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -15,10 +15,11 @@ PURCHASE = {
 }
 
 REFUSALS = KEYS | {
-    400: "not JSON",
+    403: "the key shown is not good for this call, or text/plain came from a page of no allowed origin",
+    400: "not JSON, or gzip that is damaged or cut off",
     408: "the body did not arrive in time",
-    413: "the body is larger than `max_body_bytes`",
-    415: "the `Content-Type` is not application/json",
+    413: "the body, as sent or unpacked, is larger than `max_body_bytes`",
+    415: "the `Content-Type` is neither application/json nor text/plain, or the `Content-Encoding` is not gzip",
     422: "no event is acceptable, `errors` says why for each; or there are more than `max_batch_events`",
     429: "the spool has no room: no event of the request was taken; send it again after `Retry-After` seconds",
     503: "the disk fails, or too much is sent at once: no event of the request was taken; send it again after "
@@ -50,6 +51,8 @@ def request_body(*, max_events: int) -> dict[str, Any]:
     examples = {"one event": {"value": CLICK}, "a batch": {"value": {"events": [CLICK, PURCHASE]}}}
     return {
         "required": True,
+        "description": "JSON. `Content-Encoding: gzip` is unpacked. `text/plain`, which `navigator.sendBeacon` sends, "
+        "is read as JSON too: from pages of `cors_origins`, of the collector's own origin, or from no browser.",
         "content": {"application/json": {"schema": {"anyOf": [event, batch]}, "examples": examples}},
     }
 

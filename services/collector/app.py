@@ -16,12 +16,11 @@ from services.collector.forwarder import Forwarder
 from services.collector.intake import Examined, examine
 from services.collector.settings import CollectorSettings
 from services.collector.spool import Spool, SpoolError, SpoolFullError
+from services.door.bodies import BodyRules
 from services.door.guard import takes_events
 from services.door.wiring import Door, add_door
 from services.http import (
-    BodyLimit,
     ProblemError,
-    RequestMeter,
     add_problem_handlers,
     metrics_response,
     problem_response,
@@ -71,9 +70,16 @@ def create_app(
         door: Who may call; without it everyone.
     """
     app = FastAPI(title="Headwater collector")
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, remedy="send fewer events at a time")
-    add_door(app, door or Door(), metrics.door, needs=takes_events)
-    app.add_middleware(RequestMeter, metrics=metrics.http)
+    add_door(
+        app,
+        door or Door(),
+        metrics.door,
+        needs=takes_events,
+        requests=metrics.http,
+        bodies=BodyRules(max_bytes=settings.max_body_bytes, remedy="send fewer events at a time"),
+        cors_origins=settings.cors_origins,
+        beacons=True,
+    )
     add_problem_handlers(app)
     _add_events(app, _Door(spool, forwarder, settings, metrics), max_events=settings.max_batch_events)
     _add_health(app, spool, forwarder, metrics, series)
@@ -89,9 +95,9 @@ class _Door:
         self._spool, self._forwarder, self._metrics = spool, forwarder, metrics
         self._max_batch_events = settings.max_batch_events
 
-    def take(self, body: bytes, content_type: str) -> Collected:
+    def take(self, body: bytes) -> Collected:
         """Spools what is acceptable: all of it or, when there is no room, nothing."""
-        examined = examine(body, content_type, max_events=self._max_batch_events)
+        examined = examine(body, max_events=self._max_batch_events)
         rejected = [event for event in examined if event.spooled is None]
         self._count(rejected, "rejected")
         if len(rejected) == len(examined):
@@ -130,8 +136,7 @@ def _add_events(app: FastAPI, door: _Door, *, max_events: int) -> None:
         the present time. 202 answers for each event, in order. What was accepted is on disk, and goes to Kafka in the
         order of acceptance, now or when it is back. Send an event again with the same `event_id` and it counts once.
         """
-        body = await request.body()
-        collected = await run_in_threadpool(door.take, body, request.headers.get("content-type", ""))
+        collected = await run_in_threadpool(door.take, await request.body())
         return JSONResponse(collected.model_dump(exclude_none=True), status_code=HTTPStatus.ACCEPTED)
 
     @app.exception_handler(SpoolError)
@@ -152,14 +157,21 @@ def _add_health(
 
     @app.get("/readyz", responses=problems({503: "the spool is full; `Retry-After` says when to look again"}))
     async def readyz() -> dict[str, Any]:
-        """Whether there is room for events; with the broker away there is, until the spool is full."""
-        waiting = {
-            "broker": "connected" if forwarder.problem is None else "away",
+        """Whether there is room for events; with the broker away there is, until the spool is full.
+
+        `problems` names what does not work at present: a disk that takes no events is tried again with each request.
+        """
+        disk = await run_in_threadpool(spool.problem)
+        away = forwarder.problem is not None and not forwarder.waits_for_disk
+        waiting: dict[str, Any] = {
+            "broker": "away" if away else "connected",
             "spool_events": len(spool),
             "spool_bytes": spool.size_bytes,
         }
+        if disk is not None:
+            waiting["problems"] = {"spool": disk}
         if not spool.has_room:
-            detail = "the spool is full" + ("" if forwarder.problem is None else " and the broker is away")
+            detail = "the spool is full" + (" and the broker is away" if away else "")
             retry = {"Retry-After": _retry_after(forwarder)}
             raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=retry, **waiting)
         return {"status": "ready", **waiting}

@@ -30,7 +30,8 @@ class Forwarder:
     """Sends from a thread of its own: one connection until it fails, then another one.
 
     A chunk is taken from the head of the spool, sent, confirmed by all replicas, and removed; only then comes the next.
-    What fails is sent again from the head of the chunk, so that the first copies of all events arrive in order.
+    What fails is sent again from the head of the chunk, so that the first copies of all events arrive in order. A chunk
+    that was confirmed and cannot be removed, as on a full disk, is not sent again: forwarding pauses until it can.
 
     Args:
         spool: Where events wait.
@@ -40,16 +41,19 @@ class Forwarder:
 
     Attributes:
         problem: Why nothing goes out at present; None when it does.
+        waits_for_disk: Whether it is the spool's disk that fails, not the broker.
     """
 
     def __init__(self, spool: Spool, connection: KafkaConnection, topics: Topics, metrics: CollectorMetrics) -> None:
         self.problem: str | None = "not connected yet"
+        self.waits_for_disk = False
         self._spool, self._connection, self._topics, self._metrics = spool, connection, topics, metrics
         self._arrived = threading.Event()
         self._ending = threading.Event()
         self._deadline = math.inf  # monotonic seconds
         self._stopped_at: float | None = None  # monotonic seconds
         self._pauses = backoff_seconds()
+        self._sent: Sequence[Waiting] = ()  # confirmed by the broker, and still in the spool
 
     def wake(self) -> None:
         """Has it look into the spool now."""
@@ -76,9 +80,13 @@ class Forwarder:
     def run(self) -> None:
         """Forwards until ended; what fails is tried again."""
         while not self._done():
+            self.waits_for_disk = False
             try:
                 self._forward()
-            except (HeadwaterStreamError, SpoolError) as error:
+            except SpoolError as error:
+                self.waits_for_disk = True
+                self._note_stopped(str(error))
+            except HeadwaterStreamError as error:
                 self._note_stopped(str(error))
             except Exception as error:  # whatever it is, accepted events must not wait behind a dead thread
                 log.exception("forwarder_failed")
@@ -93,6 +101,7 @@ class Forwarder:
             ensure_topics(self._connection, self._topics)
             while not self._done():
                 self._arrived.clear()
+                self._remove_sent()
                 waiting = self._spool.oldest(max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES)
                 if waiting:
                     self._deliver(producer, waiting)
@@ -108,9 +117,16 @@ class Forwarder:
         for _, event in waiting:
             producer.send_raw(self._topics.of_kind(event.kind), event.key, event.value)
         self._confirm(producer)
-        self._spool.remove_through(waiting)
+        self._sent = waiting
         for kind, count in Counter(entry.event.kind for entry in waiting).items():
             self._metrics.forwarded.labels(kind).inc(count)
+        self._remove_sent()
+
+    def _remove_sent(self) -> None:
+        """Removes what the broker has confirmed. If the disk refuses, the next try comes before anything else."""
+        if self._sent:
+            self._spool.remove_through(self._sent)
+            self._sent = ()
 
     def _confirm(self, producer: EventProducer) -> None:
         """Waits for the broker's word on a chunk for as long as somebody is there to give it."""

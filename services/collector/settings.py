@@ -5,6 +5,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from services.door.origins import Origins
+
 # What defaults, a made-up id and the key may add to an event as it came.
 MADE_UP_BYTES = 1_024
 
@@ -24,7 +26,10 @@ class CollectorSettings(BaseModel):
         default=268_435_456, ge=1, description="of waiting events, likewise; the file may be a third larger"
     )
     max_batch_events: int = Field(default=1_000, ge=1, description="events of one request")
-    max_body_bytes: int = Field(default=1_048_576, ge=1_024, description="larger requests are answered 413")
+    max_body_bytes: int = Field(
+        default=1_048_576, ge=1_024, description="larger requests, as sent or unpacked, are answered 413"
+    )
+    cors_origins: Origins = ()
     flush_grace_seconds: float = Field(
         default=5.0, ge=0, description="at the end, how long to go on sending; what is left waits for the next start"
     )

@@ -18,7 +18,10 @@ CREATE TABLE IF NOT EXISTS spool (
     accepted_ms INTEGER NOT NULL
 )
 """
+_PROBED = "CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, written BLOB)"
 _SIZE = "length(key) + length(value)"
+_PROBE = "INSERT OR REPLACE INTO probe VALUES (1, randomblob(4096))"  # no smaller than an event
+_EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"  # it holds users' ids of removed events until then
 
 
 class SpoolError(Exception):
@@ -64,10 +67,8 @@ class Spool:
     def __init__(self, path: Path, *, max_events: int, max_bytes: int) -> None:
         self._path, self._max_events, self._max_bytes = path, max_events, max_bytes
         self._lock = threading.Lock()
-        self._db = _opened(path)
-        counted = self._db.execute(f"SELECT count(*), coalesce(sum({_SIZE}), 0) FROM spool").fetchone()  # noqa: S608
-        self._events: int = counted[0]
-        self._bytes: int = counted[1]
+        self._problem: str | None = None  # of the last write
+        self._db, (self._events, self._bytes) = _opened(path)
 
     def __len__(self) -> int:
         """Events that wait."""
@@ -125,7 +126,7 @@ class Spool:
         return found
 
     def remove_through(self, waiting: Sequence[Waiting]) -> None:
-        """Forgets events from the head of the queue.
+        """Forgets events from the head of the queue. Nothing of them is left in the file or its write-ahead log.
 
         Args:
             waiting: What `oldest` gave, or the first of it.
@@ -137,6 +138,15 @@ class Spool:
             self._write("DELETE FROM spool WHERE sequence <= ?", [(waiting[-1].sequence,)])
             self._events -= len(waiting)
             self._bytes -= sum(entry.event.size_bytes for entry in waiting)
+            with suppress(sqlite3.Error):  # they are removed; the log is emptied with the next ones
+                self._db.execute(_EMPTY_LOG)
+
+    def problem(self) -> str | None:
+        """Why the disk takes no events at present; None when it does. After a write that failed, it tries another."""
+        if self._problem is not None:
+            with self._lock, suppress(SpoolError):
+                self._write(_PROBE, [()])
+        return self._problem
 
     def oldest_accepted_ms(self) -> int | None:
         """When the event that waits longest was accepted, epoch milliseconds; None when none waits.
@@ -155,15 +165,23 @@ class Spool:
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         """One transaction, durable once committed."""
-        with _as_spool_error(self._path):
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.executemany(statement, rows)
-                self._db.execute("COMMIT")
-            except sqlite3.Error:
-                with suppress(sqlite3.Error):  # some errors have ended the transaction already
-                    self._db.execute("ROLLBACK")
-                raise
+        try:
+            with _as_spool_error(self._path):
+                self._transact(statement, rows)
+        except SpoolError as error:
+            self._problem = str(error)
+            raise
+        self._problem = None
+
+    def _transact(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(statement, rows)
+            self._db.execute("COMMIT")
+        except sqlite3.Error:
+            with suppress(sqlite3.Error):  # some errors have ended the transaction already
+                self._db.execute("ROLLBACK")
+            raise
 
 
 @contextmanager
@@ -172,13 +190,18 @@ def _as_spool_error(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise SpoolError(
-            f"the spool {path} cannot be used: {error}; free space on its disk, check its rights, "
-            "and that no other collector has it"
-        ) from error
+        damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+        remedy = (
+            "the file is damaged: put it back from a copy, or move it away to begin an empty one, which loses the "
+            "events that wait in it"
+            if damaged
+            else "free space on its disk, check its rights, and that no other collector has it"
+        )
+        raise SpoolError(f"the spool {path} cannot be used: {error}; {remedy}") from error
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _opened(path: Path) -> tuple[sqlite3.Connection, tuple[int, int]]:
+    """Opens the file; also the number of events in it, and the bytes of their keys and values."""
     with _as_spool_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)  # SQLite gives its log the same rights
@@ -189,7 +212,18 @@ def _opened(path: Path) -> sqlite3.Connection:
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA secure_delete=ON")  # what has been sent is no longer in the file
             db.execute(_SCHEMA)
+            db.execute(_PROBED)
+            db.execute(_EMPTY_LOG)
+            _check(db)
+            counted = db.execute(f"SELECT count(*), coalesce(sum({_SIZE}), 0) FROM spool").fetchone()  # noqa: S608
         except BaseException:
             db.close()
             raise
-    return db
+    return db, counted
+
+
+def _check(db: sqlite3.Connection) -> None:
+    """Finds damage at the start rather than in the middle of a request."""
+    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)

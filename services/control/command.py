@@ -1,4 +1,4 @@
-"""`headwater forget`, `headwater quarantine list` and `headwater quarantine release`."""
+"""`headwater forget`, `headwater quarantine list`, `headwater quarantine release` and `headwater guard list`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from services.publish.command import BROKER_TIMEOUT_SECONDS, open_producer
+from services.secrets import require_same
 from services.settings import Settings
 from streams.connection import wait_for_broker
-from streams.control import Quarantined, forget_record, parse_control, release_key
+from streams.control import Command, GuardReport, Quarantined, forget_record, parse_control, release_key
 from streams.dead_letters import DeadLetter
+from streams.errors import SecretError
 from streams.privacy import pseudonymiser
 from streams.whole_topic import read_to_end
 
@@ -26,16 +28,18 @@ class Forgotten:
     """What `forget` did.
 
     Attributes:
-        user: the pseudonym that was told to everyone.
+        user: the pseudonym that is to be forgotten.
         dead_letters: how many were removed.
+        is_checked: whether the deployment's fingerprint was found, and is that of the secret used here.
     """
 
     user: str
     dead_letters: int
+    is_checked: bool
 
 
 def forget(settings: Settings, user_id: str) -> Forgotten:
-    """Tell updaters and scorers to forget a user, and remove the dead letters that name them.
+    """Write that a user is to be forgotten, and remove the dead letters that name them.
 
     Args:
         settings: which Kafka, which topics, and the secret that the user is known by.
@@ -43,20 +47,23 @@ def forget(settings: Settings, user_id: str) -> Forgotten:
 
     Raises:
         SecretError: the secret cannot be had.
+        SecretMismatchError: the deployment uses another; nothing was written.
         BrokerUnreachableError: no broker answers.
         DeliveryError: the broker did not confirm it.
     """
     # A secret made here would be nobody else's: its pseudonyms name no one.
-    user = pseudonymiser(settings.privacy, make=False)(user_id)
+    pseudonymise = pseudonymiser(settings.privacy, make=False)
+    user = pseudonymise(user_id)
     names, topics = {user_id, user}, settings.topics
     with open_producer(settings) as producer:
+        is_checked = require_same(settings, pseudonymise)
         producer.send_raw(topics.control, *forget_record(user, ts_ms=time.time_ns() // 1_000_000))
         producer.send_raw(topics.control, release_key(f"user/{user}"), None)
         letters = _letters_naming(names, settings)
         for key in letters:
             producer.send_raw(topics.dead_letters, key, None)
         producer.flush(BROKER_TIMEOUT_SECONDS)
-    return Forgotten(user, len(letters))
+    return Forgotten(user, len(letters), is_checked)
 
 
 def quarantined(settings: Settings) -> list[Quarantined]:
@@ -67,9 +74,39 @@ def quarantined(settings: Settings) -> list[Quarantined]:
         TopicError: there is no control topic.
         ConsumeError: the broker does not give what is there.
     """
+    found = [command for command in _newest(settings).values() if isinstance(command, Quarantined)]
+    return sorted(found, key=lambda inside: inside.why.ts, reverse=True)
+
+
+def guard_reports(settings: Settings) -> list[GuardReport]:
+    """Return what the guards leave out or weigh down at present, as each scenario's updater reported last.
+
+    Raises:
+        BrokerUnreachableError: no broker answers.
+        TopicError: there is no control topic.
+        ConsumeError: the broker does not give what is there.
+    """
+    found = [command for command in _newest(settings).values() if isinstance(command, GuardReport)]
+    return sorted(found, key=lambda report: report.scenario)
+
+
+def _newest(settings: Settings) -> dict[bytes | None, Command | None]:
+    """Return the newest command of each key of the control topic."""
     wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
-    newest = {record.key: parse_control(record) for record in read_to_end(settings.kafka, settings.topics.control)}
-    return sorted((c for c in newest.values() if isinstance(c, Quarantined)), key=lambda c: c.why.ts, reverse=True)
+    newest = {}
+    for record in read_to_end(settings.kafka, settings.topics.control):
+        newest[record.key] = parse_control(record)
+    _require_same_if_known(settings)
+    return newest
+
+
+def _require_same_if_known(settings: Settings) -> None:
+    """Refuse a secret that is set here and is not the deployment's; these commands work without one."""
+    try:
+        pseudonymise = pseudonymiser(settings.privacy, make=False)
+    except SecretError:
+        return
+    require_same(settings, pseudonymise)
 
 
 def release(settings: Settings, key: str) -> bool:

@@ -28,6 +28,7 @@ from services.demo.summary import Claim, Pace, Summary, claims, summarise, tell
 from services.demo.view import View, opened
 from services.demo.watch import Watch
 from services.logs import configure_logging
+from services.outputs import require_writable_files
 from services.replay.dataset import read_events, read_items
 from services.settings import Settings
 from streams.events import Item, Purchase
@@ -75,7 +76,9 @@ def run(
 
     Raises:
         HeadwaterStreamError: The broker did not start, or failed.
+        SettingsError: The summary cannot be written.
     """
+    require_writable_files({"--summary-json": summary_json})
     console = Console()
     if "log_level" not in settings.model_fields_set:
         configure_logging(level="warning")  # the picture says the rest
@@ -83,7 +86,7 @@ def run(
         with stopped_by_signals(), work_directory(work_dir) as directory:
             outcome = _run(settings, directory, console, rate=rate, max_events=max_events, keep=keep, out=summary_json)
             if not outcome.holds:
-                raise DemoError("not everything that is claimed is true, see the crosses above")
+                raise DemoError("not everything that is claimed is true, see what failed above")
     except Stopped as stopped:
         console.print(f"stopped by {signal.Signals(stopped.number).name}; nothing is left running")
         return SIGNALLED + stopped.number
@@ -110,7 +113,7 @@ def _run(
         outcome = _show(up, directory, console, items=items, purchases=purchases, rate=rate)
         tell(console, outcome.summary, outcome.found, pace=outcome.pace, judged=outcome.judged)
         if out is not None:
-            out.write_text(json.dumps(outcome.summary.as_json(), indent=2) + "\n")
+            out.write_text(json.dumps(outcome.summary.as_json(), indent=2) + "\n", encoding="utf-8")
         if keep:
             _keep(up, console, purchases[-1])
     return outcome

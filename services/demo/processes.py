@@ -62,7 +62,7 @@ class Child:
         """
         status = None if self._process is None else self._process.exitcode
         if status is not None:
-            lines = self.log_file.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
+            lines = self.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST_LINES:]
             raise DemoError("\n  ".join([f"the {self.name} ended with status {status}; its last words:", *lines]))
 
     def url(self, *, timeout_seconds: float) -> str:
@@ -74,7 +74,7 @@ class Child:
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             self.check()
-            announced = ANNOUNCEMENT.search(self.log_file.read_text(errors="replace"))
+            announced = ANNOUNCEMENT.search(self.log_file.read_text(encoding="utf-8", errors="replace"))
             if announced:
                 return f"http://{announced[1]}:{announced[2]}"
             time.sleep(POLL_SECONDS)

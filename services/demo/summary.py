@@ -196,9 +196,14 @@ def tell(console: Console, summary: Summary, found: Sequence[Claim], *, pace: Pa
         table.add_row(f"  {name}", f"[bold]{value}[/]", meaning)
     console.print(table)
     console.print("\n[bold]What is claimed[/]")
-    marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]-[/]"}
     for claim in found:
-        console.print(f"  {marks[claim.holds]} {claim.text}", highlight=False, soft_wrap=not console.is_terminal)
+        console.print(f"  {mark_of(console, claim)} {claim.text}", highlight=False, soft_wrap=not console.is_terminal)
+
+
+def mark_of(console: Console, claim: Claim) -> str:
+    """Render whether a claim holds, in characters that the terminal has."""
+    good, bad = ("✓", "✗") if console.encoding.startswith("utf") else ("ok", "FAILED")
+    return {True: f"[green]{good}[/]", False: f"[red]{bad}[/]", None: "[yellow]-[/]"}[claim.holds]
 
 
 def _happened(summary: Summary, pace: Pace, judged: int) -> str:

@@ -8,45 +8,66 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.door.bodies import BODILESS_METHODS, BodyReader, replay
 from services.door.settings import LimitSettings
-from services.http import problem_response
+from services.http import RETRY, problem_response
 from services.metrics import DoorMetrics
-
-RETRY = {"Retry-After": "1"}
 
 
 class RequestLimits:
     """ASGI middleware that sheds what is too much, and answers when time is up.
 
-    A request keeps its place until its work has ended, be it that its client has been told 503 by then: threads cannot
-    be stopped, and work that goes on is load.
+    A request takes a place once its body has been received, so that slow clients hold up nobody else. It keeps its
+    place until its work has ended, be it that its client has been told 503 by then: threads cannot be stopped, and work
+    that goes on is load.
 
     Args:
         app: The application inside.
         limits: How many, how long.
         metrics: Where those are counted that were turned away.
+        bodies: Receives the bodies of requests.
         exempt: Says of a path that it is bound to neither number nor time: probes, long polls.
     """
 
     def __init__(
-        self, app: ASGIApp, *, limits: LimitSettings, metrics: DoorMetrics, exempt: Callable[[str], bool]
+        self,
+        app: ASGIApp,
+        *,
+        limits: LimitSettings,
+        metrics: DoorMetrics,
+        bodies: BodyReader,
+        exempt: Callable[[str], bool],
     ) -> None:
-        self._app, self._limits, self._metrics, self._exempt = app, limits, metrics, exempt
+        self._app, self._limits, self._metrics, self._bodies, self._exempt = app, limits, metrics, bodies, exempt
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes one connection on, or says that there is no room."""
         if scope["type"] != "http" or self._exempt(scope["path"]):
             return await self._app(scope, receive, send)
-        if self._in_flight >= self._limits.max_requests:
+        until_seconds = asyncio.get_running_loop().time() + self._limits.request_seconds
+        if self._is_full():
             return await self._shed(scope, receive, send)
+        if scope["method"] not in BODILESS_METHODS:
+            try:
+                receive = replay(await self._bodies.read(scope, receive), receive)
+            except HTTPException as error:
+                receive = replay(error, receive)
+            if self._is_full():  # others came while the body was received
+                return await self._shed(scope, receive, send)
+        await self._answer(scope, receive, send, until_seconds)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, until_seconds: float) -> None:
         self._count(1)
-        exchange = _Exchange(scope, receive, send, self._limits, self._metrics)
+        exchange = _Exchange(scope, receive, send, self._limits, self._metrics, until_seconds)
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._app(scope, receive, exchange.send)
         finally:
             self._count(-1)
             await exchange.end()
+
+    def _is_full(self) -> bool:
+        return self._in_flight >= self._limits.max_requests
 
     def _count(self, change: int) -> None:
         self._in_flight += change
@@ -60,41 +81,32 @@ class RequestLimits:
 
 
 class _Exchange:
-    """One request and its answer, against the clock.
+    """The answer to one request, against the clock.
 
     Args:
-        scope: Of the request.
+        scope: The request.
         receive: Gives its body.
         send: Takes its answer.
-        limits: How long each may take.
-        metrics: Where is counted who took longer.
+        limits: How long an answer may take.
+        metrics: Counts late answers.
+        until_seconds: When the answer must have begun, on the event loop's clock.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: LimitSettings, metrics: DoorMetrics) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        limits: LimitSettings,
+        metrics: DoorMetrics,
+        until_seconds: float,
+    ) -> None:
         self._scope, self._receive, self._send = scope, receive, send
         self._limits, self._metrics = limits, metrics
         self._loop = asyncio.get_running_loop()
-        self._body_by_seconds = self._loop.time() + limits.body_seconds
-        self._timer = self._loop.call_later(limits.request_seconds, self._time_is_up)
-        self._body_read = self._answer_began = False
+        self._timer = self._loop.call_at(until_seconds, self._time_is_up)
+        self._answer_began = False
         self._apology: asyncio.Task[None] | None = None
-
-    async def receive(self) -> Message:
-        """The next piece of the body, in time or not at all."""
-        if self._body_read:  # what may come now is the client's leaving
-            return await self._receive()
-        try:
-            async with asyncio.timeout_at(self._body_by_seconds):
-                message = await self._receive()
-        except TimeoutError:
-            self._metrics.slow_clients.labels("body").inc()
-            raise HTTPException(  # the one error that FastAPI lets pass while it reads a body
-                HTTPStatus.REQUEST_TIMEOUT,
-                f"the body must be there within {self._limits.body_seconds:g} s; send it faster, or less of it",
-                headers={"Connection": "close"},
-            ) from None
-        self._body_read = not message.get("more_body", False)
-        return message
 
     async def send(self, message: Message) -> None:
         """Passes on a piece of the answer; what comes after time was up is dropped."""

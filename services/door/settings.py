@@ -42,6 +42,11 @@ class LimitSettings(BaseModel):
     request_seconds: float = Field(default=10.0, gt=0, description="from a request's head to its answer, else 503")
     head_seconds: float = Field(default=5.0, gt=0, description="a client may take over the head of a request")
     body_seconds: float = Field(default=5.0, gt=0, description="a client may take over its body, else 408")
+    unfinished_body_bytes: int = Field(
+        default=64 * 2**20,
+        ge=1,
+        description="of bodies that are being received at once; beyond it the largest is refused with 503",
+    )
     answer_seconds: float = Field(default=30.0, gt=0, description="a client may leave an answer unread")
     idle_seconds: int = Field(default=5, ge=1, description="a connection is kept without a request")
 

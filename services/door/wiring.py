@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 from fastapi import FastAPI
 
 from services.audit import AuditLog
+from services.door.bodies import BodyReader, BodyRules
+from services.door.content_types import json_route
+from services.door.cors import allow_origins
 from services.door.guard import OPEN_PATHS, KeyGuard, KeyRing, Needs
+from services.door.head import HeadAsGet
 from services.door.limits import RequestLimits
 from services.door.openapi import state_keys
 from services.door.settings import LimitSettings, SecuritySettings
-from services.metrics import DoorMetrics
+from services.http import RequestMeter
+from services.metrics import DoorMetrics, RequestMetrics
 from services.serving import Listening
 
 UNBOUND_PATHS = OPEN_PATHS | {"/metrics"}  # an overloaded process must still be able to say so
@@ -50,10 +55,15 @@ def add_door(
     *,
     needs: Needs,
     waits: Callable[[str], bool] = lambda path: False,
+    requests: RequestMetrics | None = None,
+    bodies: BodyRules | None = None,
+    cors_origins: tuple[str, ...] = (),
+    beacons: bool = False,
 ) -> None:
     """Lets nobody into an application but through a door, and has it listened for as the door says.
 
-    Middleware that is added later goes before it.
+    Call it before routes are added. A request passes these layers in order: CORS, HEAD as GET, the request metrics,
+    keys, the body, a place among those being answered, and the content type.
 
     Args:
         app: The application.
@@ -61,15 +71,29 @@ def add_door(
         metrics: Where those are counted that were turned away.
         needs: The scope that a call needs, by method and path.
         waits: Says of a path that to wait is what it is for: a long poll is bound to neither number nor time.
+        requests: Counts and times requests by route; None counts none.
+        bodies: Limits to bodies, which must be JSON; None takes the default limits and any content type.
+        cors_origins: Origins of pages whose scripts may call.
+        beacons: Whether `text/plain`, which `navigator.sendBeacon` sends, is taken for JSON.
 
     Raises:
         KeysError: The keys file cannot be used.
     """
     app.state.listening = Listening(limits=door.limits, security=door.security, metrics=metrics)
+    if bodies is not None:
+        app.router.route_class = json_route(beacon_origins=cors_origins if beacons else None)
     app.add_middleware(
-        RequestLimits, limits=door.limits, metrics=metrics, exempt=lambda path: path in UNBOUND_PATHS or waits(path)
+        RequestLimits,
+        limits=door.limits,
+        metrics=metrics,
+        bodies=BodyReader(bodies or BodyRules(), door.limits, metrics),
+        exempt=lambda path: path in UNBOUND_PATHS or waits(path),
     )
     if door.security.keys_file is not None:
         ring = KeyRing(door.security.keys_file, metrics)
         state_keys(app, needs)
         app.add_middleware(KeyGuard, ring=ring, needs=needs, metrics=metrics, audit=door.audit)
+    if requests is not None:
+        app.add_middleware(RequestMeter, metrics=requests)
+    app.add_middleware(HeadAsGet)
+    allow_origins(app, cors_origins)

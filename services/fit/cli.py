@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from services.options import Config, EncoderName, Events, FirstPercent, Items, LogLevel, Scenario, settings_from
+from services.options import Config, EncoderName, Events, FirstPercent, Items, LogLevel, Scenario, Strict, settings_from
 
 
 def fit(
@@ -24,6 +24,7 @@ def fit(
         int | None, typer.Option("--patience", min=1, metavar="N", help="Stop after N epochs that are no better.")
     ] = None,
     encoder: EncoderName = None,
+    strict: Strict = False,
     config: Config = None,
     log_level: LogLevel = None,
     scenario: Scenario = None,
@@ -44,4 +45,4 @@ def fit(
     settings = settings_from(config, None, log_level, scenario, fit=section, encoder={"model": encoder})
     from services.fit.command import run
 
-    run(settings, items=items, events=events, out=out, first_percent=first_percent)
+    run(settings, items=items, events=events, out=out, first_percent=first_percent, strict=strict)

@@ -15,25 +15,33 @@ from services.backtest.run import new_learner, read_catalogue
 from services.fit.data import read_split
 from services.fit.fitting import Task, fit
 from services.fit.progress import Passes
-from services.settings import Settings, SettingsError
+from services.input_rows import RefusedRows, show_refused
+from services.outputs import require_writable_directories
+from services.settings import Settings
 from streams.privacy import pseudonymiser
 
 console = Console(stderr=True)
 
 
-def run(settings: Settings, *, items: Path, events: Path, out: Path, first_percent: float) -> dict[str, Any]:
+def run(
+    settings: Settings, *, items: Path, events: Path, out: Path, first_percent: float, strict: bool = False
+) -> dict[str, Any]:
     """Fit, print a table, write the warm start into `out`; the report.
 
     Raises:
-        SettingsError: `out` holds something else.
+        SettingsError: `out` cannot be written.
         DatasetError: the data cannot be read, or is too little.
     """
-    _require_place(out)
+    require_writable_directories({"--out": out})
     torch.set_num_threads(settings.updater.torch_threads)  # sums do not depend on how many cores there are
     pseudonymise = pseudonymiser(settings.privacy)
-    catalogue = read_catalogue(items)
+    refused = RefusedRows(strict=strict)
+    catalogue = read_catalogue(items, refused=refused)
     known = {item[0] for item in catalogue}
-    split = read_split(events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise)
+    split = read_split(
+        events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise, refused=refused
+    )
+    show_refused(refused)
     console.print(f"{split.events:,} events of {len(catalogue):,} items; encoding what is new to the cache")
 
     def new_model(with_items: bool) -> Learner:
@@ -57,11 +65,6 @@ def run(settings: Settings, *, items: Path, events: Path, out: Path, first_perce
     console.print(_table(report))
     console.print(f"warm start of {report['events_learned']:,} events in {out}; set `updater.start_from` to it")
     return report
-
-
-def _require_place(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise SettingsError(f"`--out` must be a directory, {out} is a file; give another one")
 
 
 def _arguments(settings: Settings, items: Path, events: Path, first_percent: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from services.backtest.stream import Shown, Stream, read_stream
 from services.fit.settings import FitSettings
+from services.input_rows import RefusedRows
 from services.replay.dataset import DatasetError
 from streams.joiner import Example, ShownList
 
@@ -41,7 +42,13 @@ class Split:
 
 
 def read_split(
-    path: Path, known: set[str], own: FitSettings, *, first_percent: float, pseudonymise: Callable[[str], str]
+    path: Path,
+    known: set[str],
+    own: FitSettings,
+    *,
+    first_percent: float,
+    pseudonymise: Callable[[str], str],
+    refused: RefusedRows | None = None,
 ) -> Split:
     """Read a stream and split it.
 
@@ -51,11 +58,12 @@ def read_split(
         own: how to split.
         first_percent: how much of the events is read, the oldest; the rest is left for a backtest.
         pseudonymise: what becomes of ids of users and sessions.
+        refused: takes the rows that are no valid events; without it the first one is an error.
 
     Raises:
         DatasetError: the file cannot be read, or has too few events for three parts.
     """
-    stream = read_stream(path, known, max_events=None, click_window_seconds=own.click_window_seconds)
+    stream = read_stream(path, known, max_events=None, click_window_seconds=own.click_window_seconds, refused=refused)
     kept = until_percent(stream, first_percent)
     split = split_by_time(_hidden(kept, pseudonymise), own)
     if not all(part.examples for part in split.parts):

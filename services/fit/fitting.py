@@ -22,7 +22,7 @@ from typing import Any
 
 import structlog
 
-from peft_adapters.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from peft_adapters.checkpoint import checkpoint_numbers, load_checkpoint, prune_checkpoints, save_checkpoint
 from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.learner import Learner
 from peft_adapters.warm_start import begin_again, put_back, write_warm_start
@@ -116,7 +116,7 @@ def _learn_epochs(task: Task) -> list[dict[str, Any]]:
     while not _is_over(epochs, task.own):
         epochs.append(_epoch(task, model, len(epochs) + 1))
         save_checkpoint(root, len(epochs), model, {"arguments": dict(task.arguments), "epochs": epochs})
-        prune_checkpoints(root, keep=task.own.patience + 1)  # the best is among them
+        prune_checkpoints(root, keep=checkpoint_numbers(root)[-1 - task.own.patience :])  # the best is among them
     return epochs
 
 

@@ -12,6 +12,7 @@ from peft_adapters.learner import Learner
 from peft_adapters.warm_start import start_from
 from services.backtest.run import Start
 from services.fit.fitting import REPORT_NAME
+from services.input_rows import RefusedRows
 from services.replay.dataset import read_events
 from services.settings import Settings
 from streams.events import Item
@@ -29,14 +30,15 @@ def backtest_start(settings: Settings, directory: Path, events: Path) -> Start:
         SecretError: there is no secret to know the fit's shoppers by.
     """
     try:
-        report = json.loads((directory / REPORT_NAME).read_text())
+        report = json.loads((directory / REPORT_NAME).read_text(encoding="utf-8"))
         known, share = report["data"].values(), report["first_percent"] / 100
     except (OSError, ValueError, KeyError) as error:
         raise BundleFormatError(
             f"{directory / REPORT_NAME}: expected the report of a finished fit, found {error!r}; run `headwater fit`"
         ) from error
     pseudonymise = pseudonymiser(settings.privacy)
-    users = {event.user_id for event in read_events(events) if not isinstance(event, Item)}
+    read = read_events(events, refused=RefusedRows(strict=False))
+    users = {event.user_id for event in read if not isinstance(event, Item)}
     names = {pseudonymise(user): user for user in users}
     same = hashlib.sha256(events.read_bytes()).hexdigest() in known
     return Start(partial(_begin, directory, names), share if same else 0.0)

@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import IO
 
 import rich.progress
+import structlog
 from rich.console import Console
 
-from services.publish.lines import read_lines
+from services.input_file import InputError
+from services.publish.lines import read_file
 from services.settings import Settings
 from streams.connection import wait_for_broker
-from streams.errors import EventTooLargeError
+from streams.errors import EventTooLargeError, TopicError
+from streams.events import Event
 from streams.producer import EventProducer
 from streams.topics import ensure_topics
+
+log = structlog.get_logger(__name__)
 
 BROKER_TIMEOUT_SECONDS = 30.0
 BAD_LINES_SHOWN = 5
 STANDARD_INPUT = Path("-")
-
-
-class InputError(ValueError):
-    """An input file cannot be read."""
 
 
 @dataclass(slots=True)
@@ -52,45 +53,58 @@ class PublishSummary:
             self.first_bad.append((number, reason))
 
 
-def run(settings: Settings, path: Path, *, kind: str | None = None) -> PublishSummary:
-    """Publishes a file of JSON lines; a bad line is passed over and counted.
+def run(settings: Settings, path: Path, *, kind: str | None = None, strict: bool = False) -> PublishSummary:
+    """Publish a file of JSON documents or rows of a table; what is no event is skipped and counted.
 
     Args:
         settings: Which Kafka, which topics.
         path: The file; ``-`` is standard input.
         kind: The kind of every event; None leaves it to each line.
+        strict: Stop at the first line that is no event.
 
     Raises:
-        InputError: The file cannot be read.
+        InputError: The file cannot be read, or has a bad line that is not to be skipped.
         BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
         DeliveryError: The broker did not confirm every event.
     """
     summary = PublishSummary()
+    name = Path("standard input") if path == STANDARD_INPUT else path
     with _opened(path) as file, open_producer(settings) as producer:
-        for number, event in read_lines(file, kind=kind):
-            if isinstance(event, str):
-                summary.refuse(number, event)
-                continue
-            try:
-                producer.send(event)
-            except EventTooLargeError as error:
-                summary.refuse(number, str(error))
+        for number, event in read_file(file, name, kind=kind):
+            fault = event if isinstance(event, str) else _sent(producer, event)
+            if fault is not None and strict:
+                raise InputError(f"{name}, line {number}: {fault}; nothing from there on was sent")
+            if fault is not None:
+                summary.refuse(number, fault)
     summary.delivered = producer.delivered
     return summary
 
 
+def _sent(producer: EventProducer, event: Event) -> str | None:
+    """Send an event; the reason if it is too large."""
+    try:
+        producer.send(event)
+    except EventTooLargeError as error:
+        return str(error)
+    return None
+
+
 def open_producer(settings: Settings) -> EventProducer:
-    """Waits for the broker, creates the topics that are missing, and gives a producer.
+    """Wait for the broker, create the topics that are missing, and open a producer.
+
+    Where topics may not be created, the producer waits for each topic that it needs, and fails if it does not come.
 
     Args:
         settings: Which Kafka, which topics.
 
     Raises:
         BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
-        TopicError: A topic is missing and cannot be created.
     """
     wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
-    ensure_topics(settings.kafka, settings.topics)
+    try:
+        ensure_topics(settings.kafka, settings.topics)
+    except TopicError as error:
+        log.warning("topics_not_created", problem=str(error), goes_on="with the topics that exist")
     return EventProducer(settings.kafka, settings.topics)
 
 

@@ -30,12 +30,13 @@ REPORTS = problems(
 CHANGES = problems(
     _READS
     | {
-        400: "the body is not text",
+        400: "the body is not text, or gzip that is damaged or cut off",
         403: "the key shown is not good for this, or this process only reads from another",
         404: "there is no such version, or nothing has been published",
         408: "the body did not arrive in time",
         409: "another has changed the rollout meanwhile, or as it stands the change would break one of its rules",
-        413: "the body is larger than any call takes",
+        413: "the body, as sent or unpacked, is larger than any call takes",
+        415: "the `Content-Type` is not application/json, or the `Content-Encoding` is not gzip",
         503: "the store, or the audit log, does not answer; or there are too many calls at once",
     }
 )

@@ -29,11 +29,10 @@ from peft_adapters.registry import LATEST_NAME, AdapterRegistry
 from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
 from peft_adapters.signing import Verifier
 from peft_adapters.stores import LISTING_NAME
+from services.door.bodies import BodyRules
 from services.door.wiring import Door, add_door
 from services.http import (
-    BodyLimit,
     ProblemError,
-    RequestMeter,
     add_problem_handlers,
     metrics_response,
     problem_response,
@@ -91,10 +90,16 @@ def create_app(
     series = new_registry()
     app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers))
     metrics = RegistryMetrics(series)
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, remedy="no call takes more")
     door = door or Door()
-    add_door(app, door, metrics.door, needs=needs, waits=_is_long_poll)
-    app.add_middleware(RequestMeter, metrics=metrics.http)
+    add_door(
+        app,
+        door,
+        metrics.door,
+        needs=needs,
+        waits=_is_long_poll,
+        requests=metrics.http,
+        bodies=BodyRules(max_bytes=MAX_BODY_BYTES, remedy="no call takes more"),
+    )
     add_problem_handlers(app)
     _add_registry_errors(app)
     _add_adapters(app, registry, watchers.latest)

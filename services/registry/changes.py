@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from peft_adapters.errors import (
     BundleError,
@@ -20,10 +20,9 @@ from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import TEXT_LIMIT, Canary, Rollout, Shadow
 from peft_adapters.signing import Verifier
 from services.json_types import NUMBER_ONLY, Flag
-from services.moments import moment_ms
+from services.moments import MOMENT_OR_AGO, moment_ms
 from services.registry.chains import verify_chain
 
-MOMENT_LIMIT = 40  # characters of a time
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION), NUMBER_ONLY]
 
 
@@ -87,20 +86,7 @@ class Rollback(Change):
     """
 
     version: VersionNumber | None = None
-    to: Annotated[str, Field(max_length=MOMENT_LIMIT, examples=["2h", "2026-01-31T09:00:00Z"])] | None = None
-
-    @field_validator("to")
-    @classmethod
-    def _is_moment(cls, to: str | None) -> str | None:
-        if to is not None and moment_ms(to) > _now_ms():
-            raise ValueError(f"`to` must be a time in the past, got {to!r}")
-        return to
-
-    @model_validator(mode="after")
-    def _names_one(self) -> Self:
-        if self.version is not None and self.to is not None:
-            raise ValueError(f"give `version` or `to`, got both: {self.version} and {self.to!r}")
-        return self
+    to: Annotated[str, Field(pattern=MOMENT_OR_AGO, examples=["2h", "2026-01-31T09:00:00Z"])] | None = None
 
     def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
         """The rollout after the change.
@@ -224,7 +210,8 @@ def make(
             f"nothing has been published for scenario {scenario!r} yet; nothing can be rolled out"
         )
     if isinstance(change, Rollback) and change.to is not None:
-        version = _version_at(registry, scenario, published, change.to, below=_newest_served(now, published[-1]))
+        below = _newest_served(now, published[-1])
+        version = _version_at(registry, scenario, published, _past_ms(change), below=below)
         change = Rollback(version=version, reason=change.reason)
     rollout = change.made(now, published, by=by)
     for version in dict.fromkeys(_brought(change, now, rollout, latest=published[-1])):
@@ -251,21 +238,38 @@ def _brought(change: Change, now: Rollout, after: Rollout, *, latest: int) -> It
         yield change.version or latest
 
 
-def _version_at(registry: AdapterRegistry, scenario: str, published: Sequence[int], to: str, *, below: int) -> int:
+def _past_ms(change: Rollback) -> int:
+    """The time to go back to, in epoch milliseconds.
+
+    Raises:
+        RolloutError: It is no time, lies ahead, or a version is named, too.
+    """
+    if change.version is not None:
+        raise RolloutError(f"a rollback takes `version` or `to`, got both: {change.version} and {change.to!r}")
+    try:
+        at_ms = moment_ms(str(change.to))
+    except ValueError as error:
+        raise RolloutError(f"`to`: {error}") from None
+    if at_ms > time.time_ns() // 1_000_000:
+        raise RolloutError(f"`to` must be a time in the past, got {change.to!r}")
+    return at_ms
+
+
+def _version_at(registry: AdapterRegistry, scenario: str, published: Sequence[int], at_ms: int, *, below: int) -> int:
     """Find the newest kept version that was published at or before a time.
 
     Args:
         registry: Where the versions are.
         scenario: Of which ranking.
         published: All published versions, oldest first.
-        to: The time, or how long ago.
+        at_ms: The time, epoch milliseconds.
         below: The newest version that is served.
 
     Raises:
         RolloutError: None is kept that far back, or the one found is not below the version that is served.
         RegistryUnavailableError: The store failed.
     """
-    at_ms, oldest = moment_ms(to), None
+    oldest = None
     for version in reversed(published):
         with suppress(BundleError, VersionNotFoundError):  # damaged, or deleted meanwhile
             oldest = registry.manifest(scenario, version)
@@ -294,7 +298,3 @@ def _version_at(registry: AdapterRegistry, scenario: str, published: Sequence[in
 
 def _moment(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from peft_adapters.manifest import Manifest
 from peft_adapters.registry import AdapterRegistry
+from services.disks import temporary_directory
 
 WHOLE_GROUPS = ("adapter_model", "heads", "projections")  # whole in every bundle; the others are changes alone
 
@@ -100,10 +100,9 @@ def _figures(one: Manifest, other: Manifest) -> Iterator[tuple[str, tuple[float 
 
 
 def _tensors(registry: AdapterRegistry, one: Manifest, other: Manifest) -> dict[str, Moved]:
-    with TemporaryDirectory(prefix="headwater-diff-") as directory:
+    with temporary_directory("headwater-diff-") as directory:
         pair = [
-            dict(_read(registry.fetch(manifest.scenario, manifest.version, Path(directory))))
-            for manifest in (one, other)
+            dict(_read(registry.fetch(manifest.scenario, manifest.version, directory))) for manifest in (one, other)
         ]
     return {name: _moved(pair[0][name], pair[1][name]) for name in sorted(pair[0].keys() & pair[1].keys())}
 

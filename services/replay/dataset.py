@@ -1,4 +1,4 @@
-"""Reads a data set's CSV files, plain or gzipped, as the events that a shop would have published.
+"""Reads a data set's tables, plain or gzipped, as the events that a shop would have published.
 
 Columns of items: ``item_id, title`` and, where there, ``kind, description, tags, category, brand, price, first_seen``;
 tags, split by ``|``, are put before the description. A column ``vectors.<name>`` holds vectors of that modality, each a
@@ -16,18 +16,18 @@ What the files leave open is settled the same way every time, so that two readin
   same file is therefore dropped as duplicates.
 """
 
-import csv
-import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from services.faults import one_line
+from services.input_file import InputError, opened_text
+from services.input_rows import InputRow, RefusedRows, table_rows
 from streams.events import Click, Event, Impression, Item, Purchase, unit_problem
 
 INVENTED_EPOCH_MS = 1_577_836_800_000  # 2020-01-01T00:00:00Z
@@ -35,18 +35,27 @@ DEFAULT_SCENARIO = "home"
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _VECTORS = "vectors."  # before a modality in the name of a column
 
+ITEM_COLUMNS = frozenset(
+    {"item_id", "title", "kind", "description", "tags", "category", "brand", "price", "first_seen"}
+)
+EVENT_COLUMNS = frozenset(
+    {
+        *("timestamp", "timestamp_ms", "seq", "user_id", "session_id", "event_type", "item_id"),
+        *("request_id", "position", "quantity", "price", "shown_items"),
+    }
+)
+
 Row = dict[str, str]
 
-
-class DatasetError(ValueError):
-    """A data-set file cannot be read; the message names file, row, rule and value."""
+DatasetError = InputError  # the message names file, row, rule and value
 
 
-def read_items(path: Path) -> Iterator[Item]:
+def read_items(path: Path, *, refused: RefusedRows | None = None) -> Iterator[Item]:
     """Reads a catalogue.
 
     Args:
-        path: A ``.csv`` or ``.csv.gz`` file.
+        path: A table, see `services.input_file` and `services.input_rows`.
+        refused: Takes the rows that are no valid items; without it the first one is an error.
 
     Yields:
         One item a row, in file order.
@@ -55,12 +64,15 @@ def read_items(path: Path) -> Iterator[Item]:
         DatasetError: The file cannot be read, lacks a column, or a row is not a valid item.
     """
     stem, lengths = _stem(path), dict[str, int]()
-    for number, row in _rows(path, required=("item_id", "title")):
+    refused = refused or RefusedRows()
+    for row in _rows(path, required=("item_id", "title"), known=ITEM_COLUMNS):
         try:
-            item = _item(row, f"{stem}-{number}")
+            item = item_of_row(_usable(row), event_id=f"{stem}-{row.number}", ts=_first_seen_ms(row.cells))
             _require_lengths(item, lengths)
         except ValueError as error:
-            raise _bad_row(path, number, error) from error
+            refused.item_ids.add(row.cells["item_id"])
+            refused.refuse(_problem(path, row, error))
+            continue
         yield item
 
 
@@ -70,14 +82,16 @@ def read_events(
     max_events: int | None = None,
     scenario: str = DEFAULT_SCENARIO,
     skipped: Counter[str] | None = None,
+    refused: RefusedRows | None = None,
 ) -> Iterator[Event]:
     """Reads purchases, clicks and impressions.
 
     Args:
-        path: A ``.csv`` or ``.csv.gz`` file.
+        path: A table, see `services.input_file` and `services.input_rows`.
         max_events: Ends after that many events; rows passed over do not count.
         scenario: The scenario given to every event.
         skipped: Counts the rows passed over (returns, and other types that are no signal) by their type.
+        refused: Takes the rows that are no valid events; without it the first one is an error.
 
     Yields:
         One event a row, in file order.
@@ -86,30 +100,43 @@ def read_events(
         DatasetError: The file cannot be read, lacks a column, or a row is not a valid event.
     """
     stem, taken = _stem(path), 0
-    for number, row in _rows(path, required=("user_id", "event_type", "item_id")):
+    refused = refused or RefusedRows()
+    for row in _rows(path, required=("user_id", "event_type", "item_id"), known=EVENT_COLUMNS):
         if taken == max_events:
             return
-        build = _EVENT_BUILDERS.get(row["event_type"])
-        if build is None:
+        kind = row.cells["event_type"]
+        if row.fault is None and kind not in _EVENT_BUILDERS:
             if skipped is not None:
-                skipped[row["event_type"]] += 1
+                skipped[kind] += 1
             continue
         try:
-            event = build(row, _common(row, f"{stem}-{number}", scenario))
+            cells = _usable(row)
+            event = event_of_row(cells, kind, event_id=f"{stem}-{row.number}", ts=row_time_ms(cells), scenario=scenario)
         except ValueError as error:
-            raise _bad_row(path, number, error) from error
+            refused.refuse(_problem(path, row, error))
+            continue
         taken += 1
         yield event
 
 
-def _item(row: Row, event_id: str) -> Item:
+def item_of_row(row: Row, *, event_id: str, ts: int) -> Item:
+    """Build an item from the cells of a row.
+
+    Args:
+        row: Cells by column.
+        event_id: Of the item event.
+        ts: Its time, epoch milliseconds.
+
+    Raises:
+        ValueError: A cell breaks a rule.
+    """
     return Item.model_validate(
         {
             "event_id": event_id,
-            "ts": _iso_ms(row["first_seen"]) if row.get("first_seen") else INVENTED_EPOCH_MS,
-            "item_id": row["item_id"],
+            "ts": ts,
+            "item_id": row.get("item_id", ""),
             "kind": row.get("kind") or "product",
-            "title": row["title"],
+            "title": row.get("title", ""),
             "description": ". ".join(part for part in (_tags(row), row.get("description", "")) if part),
             "category": row.get("category", ""),
             "brand": row.get("brand", ""),
@@ -123,6 +150,31 @@ def _item(row: Row, event_id: str) -> Item:
     )
 
 
+def event_of_row(row: Row, kind: str, *, event_id: str, ts: int, scenario: str) -> Event:
+    """Build a click, purchase or impression from the cells of a row.
+
+    Args:
+        row: Cells by column.
+        kind: One of those three.
+        event_id: Of the event.
+        ts: Its time, epoch milliseconds.
+        scenario: Of the event.
+
+    Raises:
+        ValueError: A cell breaks a rule.
+    """
+    session_id = row.get("session_id") or None
+    common = {
+        "event_id": event_id,
+        "ts": ts,
+        "user_id": row.get("user_id") or f"guest-{session_id or event_id}",
+        "session_id": session_id,
+        "scenario": scenario,
+        "request_id": row.get("request_id") or None,
+    }
+    return _EVENT_BUILDERS[kind](row, common)
+
+
 def _require_lengths(item: Item, lengths: dict[str, int]) -> None:
     """See that each vector has the length of the first of its name, and remember the lengths of new names."""
     for name, vector in item.vectors.items():
@@ -134,28 +186,15 @@ def _tags(row: Row) -> str:
     return ", ".join(tag for tag in row.get("tags", "").split("|") if tag)
 
 
-def _common(row: Row, event_id: str, scenario: str) -> dict[str, Any]:
-    """Gives the fields that every user event has."""
-    session_id = row.get("session_id") or None
-    return {
-        "event_id": event_id,
-        "ts": _ts_ms(row),
-        "user_id": row["user_id"] or f"guest-{session_id or event_id}",
-        "session_id": session_id,
-        "scenario": scenario,
-        "request_id": row.get("request_id") or None,
-    }
-
-
 def _click(row: Row, common: dict[str, Any]) -> Click:
-    return Click.model_validate({**common, "item_id": row["item_id"], "position": row.get("position") or None})
+    return Click.model_validate({**common, "item_id": row.get("item_id", ""), "position": row.get("position") or None})
 
 
 def _purchase(row: Row, common: dict[str, Any]) -> Purchase:
     return Purchase.model_validate(
         {
             **common,
-            "item_id": row["item_id"],
+            "item_id": row.get("item_id", ""),
             "quantity": row.get("quantity") or 1,
             "price": row.get("price") or None,
         }
@@ -179,7 +218,11 @@ _EVENT_BUILDERS: dict[str, Callable[[Row, dict[str, Any]], Event]] = {
 }
 
 
-def _ts_ms(row: Row) -> int:
+def _first_seen_ms(row: Row) -> int:
+    return _iso_ms(row["first_seen"]) if row.get("first_seen") else INVENTED_EPOCH_MS
+
+
+def row_time_ms(row: Row) -> int:
     """Takes the row's time, epoch milliseconds."""
     if timestamp := row.get("timestamp"):
         return _iso_ms(timestamp)
@@ -203,26 +246,21 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".csv")
 
 
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+def _rows(path: Path, *, required: tuple[str, ...], known: Collection[str]) -> Iterator[InputRow]:
+    with opened_text(path) as text:
+        yield from table_rows(text, path, required=required, known=known)
 
 
-def _rows(path: Path, *, required: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
-    """Reads a CSV file's rows with their numbers, from 1; a cell that is not there is empty."""
-    try:
-        with _open(path) as file:
-            reader = csv.DictReader(file, restval="")
-            if missing := [name for name in required if name not in (reader.fieldnames or ())]:
-                raise DatasetError(
-                    f"{path} must have the columns {', '.join(required)}, lacks {', '.join(missing)}; "
-                    f"it has {', '.join(reader.fieldnames or ()) or 'no header'}"
-                )
-            yield from enumerate(reader, start=1)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
+def _usable(row: InputRow) -> Row:
+    """Give the cells of a row.
+
+    Raises:
+        ValueError: The row cannot be used.
+    """
+    if row.fault is not None:
+        raise ValueError(row.fault)
+    return row.cells
 
 
-def _bad_row(path: Path, number: int, error: ValueError) -> DatasetError:
-    return DatasetError(f"{path}, row {number}: {one_line(error)}")
+def _problem(path: Path, row: InputRow, error: ValueError) -> str:
+    return f"{path}, row {row.number}: {one_line(error, with_values=True)} (line {row.line})"

@@ -11,9 +11,10 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry
 
+from services.door.bodies import BodyRules
 from services.door.guard import reads
 from services.door.wiring import Door, add_door
-from services.http import BodyLimit, ProblemError, RequestMeter, add_problem_handlers, metrics_response
+from services.http import ProblemError, add_problem_handlers, metrics_response
 from services.metrics import ScorerMetrics
 from services.problems import problems
 from services.scorer.explain import add_explain
@@ -50,9 +51,15 @@ def create_app(
         name: Of this worker, as it reports itself.
     """
     app = FastAPI(title="Headwater scorer", lifespan=_few_threads(settings.answer_threads))
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, remedy="send fewer candidates at a time")
-    add_door(app, door or Door(), metrics.door, needs=reads)
-    app.add_middleware(RequestMeter, metrics=metrics.http)
+    add_door(
+        app,
+        door or Door(),
+        metrics.door,
+        needs=reads,
+        requests=metrics.http,
+        bodies=BodyRules(max_bytes=settings.max_body_bytes, remedy="send fewer candidates at a time"),
+        cors_origins=settings.cors_origins,
+    )
     add_problem_handlers(app)
     add_rankings(app, worker, settings, pseudonymise, Turns(worker.answers, metrics.rollouts))
     add_explain(app, worker.answers, served=lambda request: served(worker, request), pseudonymise=pseudonymise)

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import structlog
 import torch
@@ -18,12 +17,14 @@ from peft_adapters.registry import AdapterRegistry
 from peft_adapters.signing import verifier
 from peft_adapters.texts_before import TextsBefore
 from services import memory
+from services.disks import temporary_directory
 from services.door.wiring import Door
 from services.metrics import ScorerMetrics, new_registry
 from services.scorer.announcements import Announcements
 from services.scorer.app import create_app
 from services.scorer.bundles import BundleSource
 from services.scorer.canaries import CanaryWatch
+from services.scorer.catalogue_check import CatalogueCheck
 from services.scorer.ending import ends_canaries
 from services.scorer.following import RegistryFollower
 from services.scorer.live_items import LiveItems
@@ -45,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 # How long a build may hold up a request. Python's own 5 ms cost up to 8 ms at the 99th percentile of answers.
 SWITCH_SECONDS = 0.001
+_Part = LogReader | Worker | CatalogueCheck | RegistryFollower | CanaryWatch | WorkerReporter | RedisState | Refresher
 END_SECONDS = 5.0  # for a thread to notice; a build under way is not waited for
 
 
@@ -60,6 +62,7 @@ def run(settings: Settings) -> None:
         RegistryAddressError: No kind of store is known for the registry's address.
         ServeError: The address cannot be listened on.
         SecretError: The secret that user ids are hidden with cannot be had.
+        TemporaryDirectoryError: No temporary directory can be made.
         StateError: Shoppers' states are to come from Redis, and its client is not installed or its address is none.
     """
     memory.give_back()
@@ -70,10 +73,11 @@ def run(settings: Settings) -> None:
     metrics = ScorerMetrics(series)
     pseudonymise = pseudonymiser(settings.privacy)
     door = Door.of(settings.limits, settings.security)
-    with TemporaryDirectory(prefix="headwater-scorer-") as directory:
+    with temporary_directory("headwater-scorer-") as directory:
         registry = _registry(settings)
         announcements = Announcements(settings.scenario, metrics)
-        worker, reader, search = _wired(settings, metrics, registry, announcements, Path(directory), pseudonymise)
+        check = CatalogueCheck(settings.kafka, settings.topics)
+        worker, reader, search = _wired(settings, metrics, registry, announcements, directory, pseudonymise, check)
         follower = RegistryFollower(
             registry,
             announcements,
@@ -97,7 +101,7 @@ def run(settings: Settings) -> None:
         app = create_app(
             worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, door=door, name=name
         )
-        with _in_threads(reader, worker, follower, watch, reporter, *search.refreshers(), *followers):
+        with _in_threads(reader, worker, follower, watch, check, reporter, *search.refreshers(), *followers):
             serve(app, settings.scorer.host, settings.scorer.port)
 
 
@@ -108,6 +112,7 @@ def _wired(
     announcements: Announcements,
     directory: Path,
     pseudonymise: Pseudonymiser,
+    check: CatalogueCheck,
 ) -> tuple[Worker, LogReader, Search]:
     encoder = Encoder(settings.encoder)
     cache = PrefixCache.of(encoder)
@@ -138,6 +143,8 @@ def _wired(
         kept_rows=settings.scorer.kept_rows,
         pinned_scenarios=settings.scorer.pinned_scenarios,
         max_scenarios=settings.scorer.max_scenarios,
+        secret_fingerprint=pseudonymise.fingerprint(),
+        catalogue_check=check,
     )
     return worker, reader, _search(settings.search, encoder, worker)
 
@@ -169,7 +176,14 @@ def _registry(settings: Settings) -> AdapterRegistry:
 
 @contextmanager
 def _in_threads(
-    *parts: LogReader | Worker | RegistryFollower | CanaryWatch | WorkerReporter | RedisState | Refresher,
+    *parts: LogReader
+    | Worker
+    | CatalogueCheck
+    | RegistryFollower
+    | CanaryWatch
+    | WorkerReporter
+    | RedisState
+    | Refresher,
 ) -> Iterator[None]:
     """Run parts beside the serving, and end them after it."""
     threads = [threading.Thread(target=part.run, name=type(part).__name__, daemon=True) for part in parts]

@@ -37,12 +37,18 @@ class LiveItems:
         self.withdrawn = 0
         self._blocklist, self._facts, self._times = blocklist, ItemFacts(), ItemTimes()
         self._blocked = np.zeros(FIRST_CAPACITY, dtype=np.bool_)
+        self._removed: set[str] = set()
         self._changed: dict[str, CatalogueItem] = {}  # by id, in order of arrival
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """How many items were ever seen."""
         return len(self.rows)
+
+    @property
+    def present(self) -> int:
+        """How many items there are, those that were removed left out."""
+        return len(self.rows) - len(self._removed)
 
     def __contains__(self, item_id: object) -> bool:
         """Whether an item was ever seen."""
@@ -60,6 +66,7 @@ class LiveItems:
         if isinstance(event, ItemRemoved):
             if event.item_id in self.rows:
                 self._blocked[self.rows[event.item_id]] = True
+                self._removed.add(event.item_id)
                 self.withdrawn += 1
             return
         item = catalogue_item(event)
@@ -69,6 +76,7 @@ class LiveItems:
         self._blocked[row] = event.status == "blocked" or self._blocklist.blocks(event)
         self.withdrawn += bool(self._blocked[row])
         self._facts.put(row, event)
+        self._removed.discard(event.item_id)
         with self._lock:
             self._changed[event.item_id] = item
             self.rows[event.item_id] = row

@@ -16,7 +16,7 @@ from services.scorer.topic_reader import TopicReader
 from streams.clocks import ClockSettings, ReaderClock, decode_bounded
 from streams.connection import KafkaConnection
 from streams.consumer import Record
-from streams.control import Forget, parse_control
+from streams.control import Forget, Secret, SecretReset, parse_control
 from streams.dead_letters import DeadLetter
 from streams.decode import ItemRemoved
 from streams.events import Click, Item, Purchase
@@ -47,6 +47,7 @@ class LogReader:
     Attributes:
         catalogue_read: Set once catalogue, commands and announcements were read to the end that they had at start.
         caught_up: Set once shoppers' events were, too, as far as they can be read.
+        secret_fingerprint: Of the secret that the control topic names; None if it names none.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class LogReader:
     ) -> None:
         self.catalogue_read = threading.Event()
         self.caught_up = threading.Event()
+        self.secret_fingerprint: str | None = None
         self._connection, self._topics, self._look_back_events = connection, topics, look_back_events
         self._items, self._shoppers, self._announcements = items, shoppers, announcements
         self._clock_settings = clock
@@ -178,6 +180,8 @@ class LogReader:
             command = parse_control(clock.record(record))
             if isinstance(command, Forget):
                 self._shoppers.forget(command.user, until_ms=command.ts_ms)
+            elif isinstance(command, Secret | SecretReset):
+                self.secret_fingerprint = command.fingerprint if isinstance(command, Secret) else None
             return
         record, decoded, _ = decode_bounded(record, self._topics, clock)
         if isinstance(decoded, DeadLetter):

@@ -23,9 +23,11 @@ from services.scorer.worker import Worker
 from streams.events import MAX_ID_CHARS
 
 REFUSALS = {
-    400: "not JSON, or not text",
+    400: "not JSON, not text, or gzip that is damaged or cut off",
     404: "no adapter of the `scenario` was published",
-    413: "the body is larger than `max_body_bytes`",
+    408: "the body did not arrive in time",
+    413: "the body, as sent or unpacked, is larger than `max_body_bytes`",
+    415: "the `Content-Type` is not application/json, or the `Content-Encoding` is not gzip",
     422: "a field breaks its rule; `errors` says which, and the rule",
     503: "no adapter is held yet, or too much is asked at once; try again after `Retry-After` seconds",
 }

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.door.origins import Origins
 from services.registry.settings import DEFAULT_REGISTRY_URL
 from services.scorer.blocklist import Blocklist
 from streams.events import Scenario
@@ -64,7 +65,10 @@ class ScorerSettings(BaseModel):
     max_k: int = Field(default=200, ge=20, description="items of one list; 20 are given when no `k` is")
     max_batch_requests: int = Field(default=16, ge=1, description="requests of one /v1/batch")
     blocklist: Blocklist = Blocklist()
-    max_body_bytes: int = Field(default=1_048_576, ge=1_024, description="larger requests are answered 413")
+    max_body_bytes: int = Field(
+        default=1_048_576, ge=1_024, description="larger requests, as sent or unpacked, are answered 413"
+    )
+    cors_origins: Origins = ()
     max_hidden_bytes: int = Field(
         default=128 * 2**20,
         ge=0,

@@ -26,6 +26,7 @@ from services.scorer.announcements import Announcements
 from services.scorer.answers import Answers
 from services.scorer.asking import Asking
 from services.scorer.bundles import BundleSource
+from services.scorer.catalogue_check import CatalogueCheck, far_smaller
 from services.scorer.lineup import STABLE, Lineup
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
@@ -34,6 +35,7 @@ from services.scorer.registry_status import ADAPTER, REGISTRY, Cause, cause_of
 from services.scorer.scenarios import Scenarios
 from services.scorer.seat import Seat, Target, same_version
 from services.scorer.shopper_state import StateSource
+from services.secrets import mismatch
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +65,9 @@ class Worker:
         before: Keeps texts' vectors under former adapters.
         kept_rows: Rows of models kept beside those that are served, by scenario.
         pinned_scenarios: Loaded at the start and never let go, beside `scenario`.
+        secret_fingerprint: Of the secret of this process; None checks nothing.
         max_scenarios: Held at a time; those that are not pinned go, the longest unasked first.
+        catalogue_check: Looks at the configuration of the catalogue topics; None without Kafka.
 
     Attributes:
         answers: Answers from what is served.
@@ -86,6 +90,8 @@ class Worker:
         kept_rows: int = 20_000,
         pinned_scenarios: Sequence[str] = (),
         max_scenarios: int = 4,
+        secret_fingerprint: str | None = None,
+        catalogue_check: CatalogueCheck | None = None,
     ) -> None:
         self.scenario, self.shoppers = scenario, shoppers
         self.answers = Answers(items, shoppers, scenario=scenario)
@@ -96,6 +102,8 @@ class Worker:
             seat=lambda name: Seat(name, kept_rows=kept_rows, show=self._show),
         )
         self._encoder, self._catalogue, self._bundles, self._items = encoder, catalogue, bundles, items
+        self._secret_fingerprint = secret_fingerprint
+        self._catalogue_check = catalogue_check
         self._reader, self._announcements, self._metrics = reader, announcements, metrics
         self._items_refresh_seconds = items_refresh_seconds
         self._stop = threading.Event()
@@ -115,6 +123,9 @@ class Worker:
         """What is not there yet for an answer that uses all there is; None when the worker is ready."""
         if not self._reader.catalogue_read.is_set():
             return "the catalogue has not been read yet; is Kafka reachable, and do its topics exist?"
+        other_secret = self._other_secret()
+        if other_secret is not None:
+            return other_secret
         if self.answers.model is None:
             found = self.problems()
             why = found.get(ADAPTER) or found.get(REGISTRY) or "has an updater published one?"
@@ -127,8 +138,15 @@ class Worker:
         """What the worker cannot have at present, with the cause and what is served meanwhile, by dependency."""
         found = {"kafka": self._reader.problem(), "state": self.shoppers.problem()}
         found |= {name: self._problem(name) for name in (REGISTRY, ADAPTER)}
+        found |= {"catalogue": self._catalogue_problem(), "privacy": self._other_secret()}
         topics = {f"kafka/{name}": problem for name, problem in self._reader.topic_problems().items()}
         return {name: problem for name, problem in found.items() if problem is not None} | topics
+
+    def _catalogue_problem(self) -> str | None:
+        problem = None if self._catalogue_check is None else self._catalogue_check.problem
+        if problem is None and self._reader.catalogue_read.is_set() and self.answers.model is not None:
+            problem = far_smaller(self.answers.model)
+        return problem
 
     def _problem(self, name: str) -> str | None:
         """Sentences about the registry, or about versions that cannot be loaded, for all scenarios."""
@@ -144,6 +162,17 @@ class Worker:
                 meanwhile = "nothing is served yet" if stable is None else f"version {stable.version} is served"
                 sentences.append(f"{'; '.join(causes)}; {meanwhile}")
         return self._bundles.without_addresses("; ".join(sentences)) or None
+
+    def _other_secret(self) -> str | None:
+        """Say that the deployment's secret is another than this process's: it would not know its shoppers."""
+        if self._secret_fingerprint is None:
+            return None
+        model = self.answers.model
+        made_with = None if model is None else model.manifest.secret_fingerprint
+        agreed = self._reader.secret_fingerprint
+        return mismatch(self._secret_fingerprint, agreed, source="the control topic") or mismatch(
+            self._secret_fingerprint, None if agreed else made_with, source="the adapter that is held"
+        )
 
     def stop(self) -> None:
         """Have `run` return soon."""
@@ -201,6 +230,7 @@ class Worker:
 
     def _take_items(self, limit: int = ITEMS_A_ROUND) -> None:
         """Encode items that came or changed, in order of arrival."""
+        self._metrics.catalogue_items.set(self._items.present)
         end = self._changes + limit
         while self._changes < end and not self._interrupt.is_set():
             items = self._items.take_changes(ITEMS_CHUNK)

@@ -76,7 +76,7 @@ class StateStore:
     """
 
     def __init__(self, settings: StateSettings, *, fingerprint: str, timeout_seconds: float) -> None:
-        self._settings, self._fingerprint = settings, fingerprint
+        self._settings, self.fingerprint = settings, fingerprint
         self._client: Redis = connect(settings, timeout_seconds=timeout_seconds)
         self._written, self._lease = f"{settings.prefix}:written", f"{settings.prefix}:writer"
         self._keep_seconds = max(1, int(settings.keep_days * DAY_SECONDS))
@@ -138,7 +138,7 @@ class StateStore:
     def _checked(self) -> dict[str, str]:
         with redis_errors(self._settings):
             written = cast(dict[str, str], self._client.hgetall(self._written))
-        for name, expected in (("format", FORMAT), ("secret", self._fingerprint)):
+        for name, expected in (("format", FORMAT), ("secret", self.fingerprint)):
             if written and written.get(name) != expected:
                 raise StateForeignError(
                     f"`{self._written}` at {shown(self._settings)} must have {name} {expected!r}, got "
@@ -225,7 +225,7 @@ class StateStore:
         pipe.expire(key, self._keep_seconds)
 
     def _mark(self, offsets: Offsets, topic_ids: Mapping[str, str], beat: str) -> dict[_Encodable, _Encodable]:
-        own: dict[_Encodable, _Encodable] = {"format": FORMAT, "secret": self._fingerprint, "beat": beat}
+        own: dict[_Encodable, _Encodable] = {"format": FORMAT, "secret": self.fingerprint, "beat": beat}
         own |= {f"{topic}{_ID}": topic_id for topic, topic_id in topic_ids.items()}
         return own | {f"{topic}/{partition}": str(offset) for (topic, partition), offset in offsets.items()}
 

@@ -12,15 +12,16 @@ from contextlib import closing, suppress
 import structlog
 
 from services.metrics import StateWriterMetrics
+from services.secrets import mismatch
 from services.state.entries import packed
 from services.state.errors import StateError, StateTakenError
 from services.state.store import LEASE_SECONDS, Changes, StateStore
 from streams.clocks import ClockSettings, ReaderClock, decode_bounded
 from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
 from streams.consumer import Offsets, PartitionConsumer, Record
-from streams.control import Forget, parse_control
+from streams.control import Forget, Secret, SecretReset, parse_control
 from streams.dead_letters import DeadLetter
-from streams.errors import ConsumeError, HeadwaterStreamError, TopicError
+from streams.errors import ConsumeError, HeadwaterStreamError, SecretError, SecretMismatchError, TopicError
 from streams.events import Click, Purchase
 from streams.look_back import look_back
 from streams.topics import Topics
@@ -61,6 +62,7 @@ class StateWriter:
         self._connection, self._topics, self._store = connection, topics, store
         self._look_back_events, self._pseudonymise, self._metrics = look_back_events, pseudonymise, metrics
         self._forgotten: dict[str, int] = {}  # who, and up to when in the log's time, epoch ms
+        self._agreed: str | None = None  # fingerprint of the deployment's secret
         self._name = secrets.token_hex(8)
         self._stop = threading.Event()
 
@@ -75,6 +77,8 @@ class StateWriter:
             try:
                 if self._claimed() and wait_for_broker(self._connection, stop=self._stop):
                     self._follow()
+            except SecretError:
+                raise
             except StateTakenError as error:
                 log.info("state_taken", reason=str(error))
             except (StateError, HeadwaterStreamError) as error:
@@ -122,15 +126,24 @@ class StateWriter:
         return list(dict.fromkeys([self._topics.clicks, self._topics.purchases, *self._topics.dialects]))
 
     def _learn_forgotten(self) -> None:
-        """Know of all who were to be forgotten so far, whatever is read first."""
+        """Know of all who were to be forgotten so far, whatever is read first.
+
+        Raises:
+            SecretMismatchError: the deployment uses another secret.
+        """
         clock = ReaderClock.of((), self._clock_settings)
         try:
             for record in read_to_end(self._connection, self._topics.control):
                 command = parse_control(clock.record(record))
                 if isinstance(command, Forget):
                     self._forgotten[command.user] = command.ts_ms
+                elif isinstance(command, Secret | SecretReset):
+                    self._agreed = command.fingerprint if isinstance(command, Secret) else None
         except (TopicError, ConsumeError) as error:  # shoppers' events do not wait for it; it is read once it can be
             log.warning("control_not_read", problem=str(error), retry="until it can be read")
+        problem = mismatch(self._store.fingerprint, self._agreed, source=f"the topic {self._topics.control}")
+        if problem is not None:
+            raise SecretMismatchError(problem)
 
     def _write(self, records: Sequence[Record], held: Offsets, consumer: PartitionConsumer) -> Offsets:
         """Write what records change; the offsets that the store has then."""

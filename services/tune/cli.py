@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from services.options import Config, EncoderName, Events, FirstPercent, Items, LogLevel, settings_from
+from services.options import Config, EncoderName, Events, FirstPercent, Items, LogLevel, Strict, settings_from
 
 
 def tune(
@@ -15,6 +15,7 @@ def tune(
     trials: Annotated[int, typer.Option("--trials", min=1, metavar="N", help="Trials in all, earlier ones too.")] = 20,
     first_percent: FirstPercent = 100.0,
     encoder: EncoderName = None,
+    strict: Strict = False,
     config: Config = None,
     log_level: LogLevel = None,
 ) -> None:
@@ -28,4 +29,4 @@ def tune(
     settings = settings_from(config, None, log_level, encoder={"model": encoder})
     from services.tune.command import run
 
-    run(settings, items=items, events=events, out=out, trials=trials, first_percent=first_percent)
+    run(settings, items=items, events=events, out=out, trials=trials, first_percent=first_percent, strict=strict)

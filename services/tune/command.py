@@ -15,6 +15,8 @@ from services.backtest.judging import Ranks, figures
 from services.backtest.run import new_learner, read_catalogue
 from services.fit.data import Split, read_split, waiting_after
 from services.fit.passes import count, learn
+from services.input_rows import RefusedRows, show_refused
+from services.outputs import require_writable_directories
 from services.settings import Settings, SettingsError
 from streams.privacy import pseudonymiser
 
@@ -26,21 +28,27 @@ STUDY_NAME, WINNER_NAME = "study.journal", "tuned.toml"
 console = Console(stderr=True)
 
 
-def run(settings: Settings, *, items: Path, events: Path, out: Path, trials: int, first_percent: float) -> float:
+def run(
+    settings: Settings, *, items: Path, events: Path, out: Path, trials: int, first_percent: float, strict: bool = False
+) -> float:
     """Go on with the study in `out` until it has so many trials, and write the winner; its validation NDCG@20.
 
     Raises:
-        SettingsError: Optuna is not installed.
+        SettingsError: Optuna is not installed, or `out` cannot be written.
         DatasetError: the data cannot be read, or is too little.
     """
     if find_spec("optuna") is None:
         raise SettingsError("`tune` searches with Optuna, which is not installed; pip install 'headwater[tune]'")
+    require_writable_directories({"--out": out})
     torch.set_num_threads(settings.updater.torch_threads)
-    catalogue = read_catalogue(items)
+    refused = RefusedRows(strict=strict)
+    catalogue = read_catalogue(items, refused=refused)
     known = {item[0] for item in catalogue}
     pseudonymise = pseudonymiser(settings.privacy)
-    split = read_split(events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise)
-    out.mkdir(parents=True, exist_ok=True)
+    split = read_split(
+        events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise, refused=refused
+    )
+    show_refused(refused)
     study = _study(out)
     while (done := _done(study)) < trials:
         _seed(study, settings.learner.seed + done)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeVar
+
+import structlog
 
 from peft_adapters.learner import Learner
 from services.items import catalogue_item
@@ -13,11 +18,12 @@ from services.metrics import EVENT_OUTCOMES, LATENESS_SECONDS, UpdaterMetrics
 from services.settings import Settings
 from streams.clocks import ReaderClock, decode_bounded
 from streams.consumer import Offsets, Record
-from streams.control import Forget, Released, parse_control
+from streams.control import MAX_REPORTED, Capped, Forget, GuardReport, Released, parse_control
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import ItemRemoved, refused
 from streams.events import SHOPPER_EVENTS, Click, Event, Impression, Item, Purchase
 from streams.guard import Guard
+from streams.guard_accounts import HOUR_MS
 from streams.item_times import ItemTimes
 from streams.join_store import JoinStore
 from streams.joiner import Example, Joiner, ShownList
@@ -25,6 +31,8 @@ from streams.privacy import Pseudonymiser
 from streams.watermarks import Watermarks
 
 Weighed = TypeVar("Weighed", Example, ShownList)
+
+log = structlog.get_logger(__name__)
 
 LISTS_A_SLICE = 4  # batches of lists at most: after a silence very many windows close at once
 
@@ -142,8 +150,9 @@ class Intake:
             else:
                 taken.examples += self._take_event(record, one, clock)
         lists = self._joiner.advance(self.watermarks.advance(), max_lists=self._max_lists)
-        taken.examples = self._not_quarantined(self.guard.weigh(taken.examples))
-        taken.lists = self._not_quarantined(self.guard.weigh_lists(lists))
+        taken.examples = self._counting(self.guard.weigh(taken.examples))
+        taken.lists = self._counting(self.guard.weigh_lists(lists))
+        self._log_capped()
         return taken
 
     def _bound(self, clock: ReaderClock) -> None:
@@ -201,11 +210,46 @@ class Intake:
             self._outcomes[example.topic, "forgotten"] += example.user_id == user
         return [example for example in examples if example.user_id != user]
 
-    def _not_quarantined(self, weighed: list[Weighed]) -> list[Weighed]:
+    def _counting(self, weighed: list[Weighed]) -> list[Weighed]:
+        """Return what counts; what the guard left out is counted under its outcome."""
         for positive in weighed:
-            if positive.weight == 0 and not (isinstance(positive, ShownList) and positive.late):
-                self._outcomes[positive.topic, "quarantined"] += 1
-        return [positive for positive in weighed if positive.weight > 0]
+            if positive.left_out and not (isinstance(positive, ShownList) and positive.late):
+                self._outcomes[positive.topic, positive.left_out] += 1
+        return [positive for positive in weighed if not positive.left_out]
+
+    def _log_capped(self) -> None:
+        """Log each item of which something was left out, once an hour of event time. Users stay out of the logs."""
+        for cap in self.guard.newly_capped():
+            kind, _, name = cap.key.partition("/")
+            if kind == "item":
+                log.warning(
+                    "item_capped",
+                    item=name,
+                    rule=cap.rule,
+                    left_out_so_far=cap.left_out,
+                    hour=datetime.fromtimestamp(cap.hour * HOUR_MS / 1_000, UTC).isoformat(timespec="minutes"),
+                    see="headwater guard list",
+                )
+
+    def guard_report(self, scenario: str) -> GuardReport:
+        """Return what the guard leaves out or weighs down at present."""
+        caps = self.guard.caps
+        return GuardReport(
+            event_id=str(uuid.uuid4()),
+            ts=time.time_ns() // 1_000_000,
+            scenario=scenario,
+            caps=tuple(
+                Capped(
+                    key=cap.key,
+                    rule=cap.rule,
+                    hour_ms=cap.hour * HOUR_MS,
+                    left_out=cap.left_out,
+                    weighed_down=cap.weighed_down,
+                )
+                for cap in caps[:MAX_REPORTED]
+            ),
+            others=max(0, len(caps) - MAX_REPORTED),
+        )
 
     def _refuse(self, letter: DeadLetter, taken: Taken) -> None:
         """Count a dead letter: of a record as a whole, or of one line of it beside those that were taken."""
@@ -226,7 +270,7 @@ class Intake:
         for topic in self.topics:
             own = {outcome: self._outcomes[topic, outcome] for outcome in EVENT_OUTCOMES}
             joined = self._joiner.counts(topic)
-            joined["learnt"] -= own["quarantined"] + own["forgotten"]
+            joined["learnt"] -= own["quarantined"] + own["capped"] + own["forgotten"]
             counts[topic] = {name: own.get(name, 0) + joined.get(name, 0) for name in (*EVENT_OUTCOMES, "pending")}
         return counts
 

@@ -12,11 +12,14 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from peft_adapters.durable import sync_directory
+from peft_adapters.durable import durable_file, sync_directory
+from peft_adapters.errors import CheckpointError
 from peft_adapters.gate import Decision
 from streams.consumer import Offsets
 
@@ -51,68 +54,164 @@ class Journal:
 
     Attributes:
         recorded: what was found at the start and is still to be repeated, oldest first.
+
+    Raises:
+        CheckpointError: the file cannot be opened, or one of its lines is damaged.
     """
 
     def __init__(self, directory: Path, checkpoint: int) -> None:
         self._directory = directory
-        self.recorded = deque(_read(_path(directory, checkpoint)))
-        self._file = _path(directory, checkpoint).open("a", encoding="utf-8")
+        self._path = journal_path(directory, checkpoint)
+        self.recorded = deque(recorded for _, recorded in _read(self._path))
+        self._file = _opened(self._path, "ab")
 
     def record(self, slice_: Recorded) -> None:
         """Write a slice down; it is on the disk when this returns.
 
         Raises:
-            OSError: the disk refused.
+            CheckpointError: the disk refused; the file is as it was before.
         """
-        self._write([slice_])
+        self._write(_text(slice_))
 
     def begin(self, checkpoint: int) -> None:
-        """Begin anew after a checkpoint; what is still to be repeated comes along."""
+        """Begin a new file for the next checkpoint; slices that are still to be repeated are carried over.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
         self._file.close()
-        self._file = _path(self._directory, checkpoint).open("a", encoding="utf-8")
-        self._write(self.recorded)
+        self._path = journal_path(self._directory, checkpoint)
+        self._file = _opened(self._path, "wb")
+        self._write("".join(map(_text, self.recorded)))
 
     def abandon(self) -> None:
-        """Drop the slices that are still to be repeated, on disk too: a restart then repeats only what follows."""
-        path = Path(self._file.name)
-        repeated = _read(path)[: -len(self.recorded) or None]
-        self.recorded.clear()
+        """Drop the slices that are still to be repeated, on disk too: a restart then repeats only what follows.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        repeated = [line for line, _ in _read(self._path)][: -len(self.recorded) or None]
         self._file.close()
-        whole = path.with_suffix(".new")
-        with whole.open("w", encoding="utf-8") as self._file:
-            self._write(repeated)
-        whole.replace(path)
-        sync_directory(self._directory)
-        self._file = path.open("a", encoding="utf-8")
+        try:
+            with durable_file(self._path) as file:
+                file.write("".join(f"{line}\n" for line in repeated).encode())
+            sync_directory(self._directory)
+        except OSError as error:
+            raise _refused(self._path, error) from error
+        self.recorded.clear()
+        self._file = _opened(self._path, "ab")
 
-    def _write(self, slices: Iterable[Recorded]) -> None:
-        self._file.writelines(json.dumps(_line(each)) + "\n" for each in slices)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def write_lines(self, lines: Iterable[str]) -> None:
+        """Write slices as lines of another journal; they are on the disk when this returns.
 
-    def prune(self, *, keep: int) -> None:
-        """Remove all but the newest `keep` files."""
-        for old in sorted(self._directory.glob("journal-*.jsonl"))[:-keep]:
-            old.unlink(missing_ok=True)
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        self._write("".join(f"{line}\n" for line in lines))
+
+    def _write(self, text: str) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            _write_all(self._file, text.encode())
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._file.fileno(), size)
+            raise _refused(self._path, error) from error
+
+    def prune(self, *, since: int) -> None:
+        """Remove the files of checkpoints before `since`."""
+        for number in journal_numbers(self._directory):
+            if number < since:
+                journal_path(self._directory, number).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
-    @staticmethod
-    def copy(source: Path, target: Path, checkpoint: int) -> None:
-        """Bring what was recorded since a checkpoint to another directory."""
-        copied = Journal(target, checkpoint)
-        copied._write(_read(_path(source, checkpoint)))
-        copied.close()
+
+def read_chain(directory: Path, checkpoint: int) -> list[str]:
+    """Read the lines of all slices recorded since a checkpoint, from its own journal and all later ones.
+
+    Slices that a later journal carried over from the one before have the same line in both, and are returned once.
+
+    Raises:
+        CheckpointError: a journal is missing or damaged.
+    """
+    lines: dict[str, None] = {}
+    newest = max(journal_numbers(directory), default=0)
+    for number in range(checkpoint, newest + 1):
+        path = journal_path(directory, number)
+        if number < newest and not path.exists():
+            raise CheckpointError(f"journal {path} is missing; put it back from a copy")
+        lines |= {line: None for line, _ in _read(path, is_open=number == newest)}
+    return list(lines)
 
 
-def _read(path: Path) -> list[Recorded]:
-    if not path.exists():
+def write_chain(source: Path, target: Path, checkpoint: int) -> None:
+    """Write what `read_chain` gives as one journal in another directory.
+
+    Raises:
+        CheckpointError: a journal is missing or damaged, or the disk refused.
+    """
+    with closing(Journal(target, checkpoint)) as journal:
+        journal.write_lines(read_chain(source, checkpoint))
+
+
+def _read(path: Path, *, is_open: bool = True) -> list[tuple[str, Recorded]]:
+    """Lines of a journal, each as text and as the slice it means.
+
+    Args:
+        path: of the journal.
+        is_open: whether the last line may have been cut short by a kill; its slice was never learnt.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    whole = lines[:-1]  # a line without its end was cut short, and its slice never learnt
-    return [_recorded(json.loads(line)) for line in whole]
+    except OSError as error:
+        raise CheckpointError(f"journal {path} cannot be read: {error}; put it back from a copy") from error
+    *whole, rest = data.split(b"\n")
+    if rest and not is_open:
+        whole.append(rest)
+    return [_parsed(path, number, line) for number, line in enumerate(whole, start=1)]
+
+
+def _parsed(path: Path, number: int, line: bytes) -> tuple[str, Recorded]:
+    try:
+        text = line.decode()
+        return text, _recorded(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"line {number} of journal {path} is damaged: {type(error).__name__}: {error}; put the file back from a "
+            "copy, or delete that line and all lines after it: their slices are then read from the log again, and may "
+            "be cut otherwise"
+        ) from error
+
+
+def _opened(path: Path, mode: Literal["ab", "wb"]) -> FileIO:
+    """Open a journal unbuffered: what failed to be written is not written later, at close."""
+    try:
+        return path.open(mode, buffering=0)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    """Write all bytes; a disk that is nearly full takes a part first, and refuses the rest."""
+    while data:
+        data = data[file.write(data) :]
+
+
+def _refused(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"journal {path} cannot be written: {error.strerror or error}; make room or give rights there, and start the "
+        "updater again: it goes on where it was"
+    )
+
+
+def _text(slice_: Recorded) -> str:
+    return json.dumps(_line(slice_)) + "\n"
 
 
 def _line(slice_: Recorded) -> dict[str, Any]:
@@ -150,5 +249,12 @@ def by_partition(offsets: Mapping[str, int]) -> Offsets:
     return {(topic, int(partition)): offset for (topic, partition), offset in parted}
 
 
-def _path(directory: Path, checkpoint: int) -> Path:
+def journal_path(directory: Path, checkpoint: int) -> Path:
+    """The journal of slices learnt since a checkpoint."""
     return directory / f"journal-{checkpoint:010d}.jsonl"
+
+
+def journal_numbers(directory: Path) -> list[int]:
+    """Numbers of the checkpoints that have a journal in a directory, oldest first."""
+    names = (path.stem.removeprefix("journal-") for path in directory.glob("journal-*.jsonl"))
+    return sorted(int(name) for name in names if name.isdigit())

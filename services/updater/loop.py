@@ -29,6 +29,7 @@ from peft_adapters.registry import AdapterRegistry, Owner
 from peft_adapters.signing import signer
 from peft_adapters.warm_start import start_from
 from services.metrics import UpdaterMetrics
+from services.secrets import agree
 from services.settings import Settings
 from services.updater.home import Home
 from services.updater.intake import Intake
@@ -38,7 +39,7 @@ from services.updater.replay import ReplayCheck
 from services.updater.schedule import Schedule
 from services.updater.watch import Watch
 from streams.consumer import Offsets, PartitionConsumer
-from streams.control import Quarantined, quarantine_record
+from streams.control import Capped, Quarantined, guard_record, quarantine_record
 from streams.dead_letters import DeadLetterWriter
 from streams.errors import BrokerUnreachableError, DeliveryError, HeadwaterStreamError
 from streams.privacy import pseudonymiser
@@ -93,6 +94,7 @@ class Updater:
         self._checkpointed: Offsets = {}
         self._committed: Offsets = {}
         self._untold: list[Quarantined] = []
+        self._reported: tuple[Capped, ...] = ()  # what the control topic says is capped
         self._unannounced: Manifest | None = None
         self._checkpoints = Schedule(own.checkpoint_seconds)
         self._publications = Schedule(own.publish_seconds, share=own.publish_share)
@@ -107,11 +109,12 @@ class Updater:
         Raises:
             BrokerUnreachableError: no broker answered at the start.
             AlreadyRunningError: another updater is at work on the same checkpoints.
-            CheckpointError: the checkpoint cannot be gone on from.
+            CheckpointError: the checkpoint cannot be gone on from, or the disk refused.
             FencedError: another updater has taken over.
         """
         root = self._own.checkpoint_dir / self._settings.scenario
-        with closing(Home(root, keep_checkpoints=self._own.keep_checkpoints, stop=self._stop)) as self._home:
+        home = Home(root, keep_checkpoints=self._own.keep_checkpoints, stop=self._stop)
+        with closing(home) as self._home, home.disk_errors():
             self._begin()
             while not self._done():
                 next_ = self._next_slice()
@@ -264,6 +267,7 @@ class Updater:
                 "pseudonyms": self._pseudonymise.fingerprint(),
             }
             self._home.save(self.learner, extra, tensors)
+        self._report_caps()
         self._checkpointed = dict(self._offsets)
         log.debug("checkpoint_saved", number=self._home.checkpoint, events_learned=self.learner.events_learned)
         return True
@@ -290,6 +294,16 @@ class Updater:
         if self._untold:
             self._say(self._settings.topics.control, [quarantine_record(new.key, new.why) for new in self._untold])
             self._untold.clear()
+
+    def _report_caps(self) -> None:
+        """Send what the guard leaves out or weighs down at present, if that has changed; nothing waits for it."""
+        report = self._intake.guard_report(self._settings.scenario)
+        if report.caps == self._reported:
+            return
+        with suppress(DeliveryError):
+            self._announcer = self._announcer or EventProducer(self._settings.kafka)
+            self._announcer.send_raw(self._settings.topics.control, *guard_record(report))
+            self._reported = report.caps
 
     def _announce(self, manifest: Manifest) -> None:
         self._home.verify()  # who hung meanwhile announces nothing older than its successor's
@@ -334,12 +348,14 @@ class Updater:
             gate=self._watch.gate,
             snapshot_every=own.snapshot_every,
             retention=own.retention,
+            secret_fingerprint=self._pseudonymise.fingerprint(),
             sign=signer(settings.signing),
         )
         self._resume()
         if not self._offsets and not self._home.journal.recorded:
             self._learn_catalogue()
         self._consumer = self._open(self._intake.topics)
+        agree(settings, self._pseudonymise)
         self._reader = self._slices_of(self._consumer)
         self._replay = ReplayCheck(self._consumer)
         self._log_metrics = LogMetrics(self._consumer, self._metrics, self._intake.topics)

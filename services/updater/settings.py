@@ -50,7 +50,11 @@ class UpdaterSettings(BaseModel):
         description="size of all kept versions together; the oldest are deleted first, but never the newest version, "
         "one that the rollout names, or what these build on",
     )
-    keep_checkpoints: int = Field(default=2, ge=1, description="older ones are deleted")
+    keep_checkpoints: int = Field(
+        default=2,
+        ge=2,
+        description="older ones are deleted; a start falls back to an older one if the newest is damaged",
+    )
     click_window_seconds: float = Field(
         default=600.0, gt=0, description="event time after which what was shown and not clicked is a negative"
     )

@@ -93,6 +93,7 @@ class Watch:
             error = judged.error()
             if error is not None:
                 self._metrics.calibration_error.labels(self._scenario, head).set(error)
+        self._metrics.catalogue_items.set(len(self._learner.catalogue))
         self._metrics.gate_refusals_in_a_row.set(self.gate.refusals)
         self._metrics.drift_rate_factor.set(self._learner.rate_factor)
         self._metrics.drift_recovering.set(self.drift.recovering)

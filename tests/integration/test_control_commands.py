@@ -1,5 +1,6 @@
 """`headwater forget` and `headwater quarantine` as processes, on each broker: what they write, say and refuse."""
 
+import json
 import os
 import subprocess
 from base64 import b64encode
@@ -12,7 +13,18 @@ from forked import run_command
 
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer, Record
-from streams.control import Forget, Quarantine, Quarantined, Released, parse_control, quarantine_record
+from streams.control import (
+    Capped,
+    Command,
+    Forget,
+    GuardReport,
+    Quarantine,
+    Released,
+    guard_record,
+    parse_control,
+    quarantine_record,
+    secret_record,
+)
 from streams.dead_letters import DeadLetter, DeadLetterWriter, Reason
 from streams.privacy import Pseudonymiser
 from streams.producer import EventProducer
@@ -42,7 +54,7 @@ def headwater(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProce
     return run_command(arguments, env=env)
 
 
-def commands(connection: KafkaConnection, topics: Topics) -> list[Forget | Quarantined | Released | None]:
+def commands(connection: KafkaConnection, topics: Topics) -> list[Command | None]:
     written = newest(connection, topics.control).items()
     return [parse_control(Record(topics.control, 0, 0, key, value, 0)) for key, value in written]
 
@@ -87,13 +99,55 @@ def test_forget_tells_everybody_and_removes_the_letters_that_name_the_user(
     writer.close()
     done = headwater("forget", "ann", env=env)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"updaters and scorers forget {ANN}; 4 dead letters removed\n"
+    assert done.stdout.splitlines() == [
+        f"done: {ANN} is to be forgotten, written to {topics.control}",
+        "done: 4 dead letters removed",
+        "not seen from here: updaters, scorers and state writers obey when they read that topic",
+        "not seen from here: whether this is the deployment's secret; no updater has published a fingerprint",
+    ]
     told = commands(kafka_connection, topics)
     assert any(isinstance(command, Forget) and command.user == ANN for command in told)
     assert Released(f"user/{ANN}") in told
     left = newest(kafka_connection, topics.dead_letters)
     assert {key for key, value in left.items() if value is not None} == {b"clicks/0/5", b"clicks/0/6"}
     assert all(b"ann" not in key + (value or b"") for key, value in newest(kafka_connection, topics.control).items())
+
+
+def test_with_another_secret_than_the_deployments_nobody_is_forgotten(
+    kafka_connection: KafkaConnection, topics: Topics, env: dict[str, str]
+) -> None:
+    other = Pseudonymiser(b"another secret of a test")
+    with EventProducer(kafka_connection, topics) as producer:
+        producer.send_raw(topics.control, *secret_record(other.fingerprint(), ts_ms=1))
+    before = newest(kafka_connection, topics.control)
+    for arguments in (["forget", "ann"], ["quarantine", "list"], ["quarantine", "release", "item/mug"]):
+        refused = headwater(*arguments, env=env)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith("headwater: `privacy.secret` must be the same in all processes of a deployment")
+        assert other.fingerprint()[:8] in line
+        assert "HEADWATER_PRIVACY__SECRET" in line
+    assert newest(kafka_connection, topics.control) == before, "nothing was written"
+    same = headwater("forget", "ann", env=env | {"HEADWATER_PRIVACY__SECRET": "another secret of a test"})
+    assert same.returncode == 0
+    assert "whether this is the deployment's secret" not in same.stdout
+    assert "forget" not in headwater("secret", "reset", env=env).stderr
+    assert headwater("forget", "ann", env=env).returncode == 0
+
+
+def test_guard_list_shows_what_each_updater_reported(
+    kafka_connection: KafkaConnection, topics: Topics, env: dict[str, str]
+) -> None:
+    capped = Capped(key="item/mug", rule="item_burst", hour_ms=1_767_225_600_000, left_out=51, weighed_down=2)
+    first = GuardReport(event_id="e1", ts=1, scenario="home", caps=())
+    with EventProducer(kafka_connection, topics) as producer:
+        for report in (first, first.model_copy(update={"caps": (capped,), "others": 3, "ts": 2})):
+            producer.send_raw(topics.control, *guard_record(report))
+    listed = headwater("guard", "list", env=env)
+    line = "home\titem/mug\titem_burst\t51 left out\t2 weighed down\t2026-01-01T00:00+00:00\n"
+    assert (listed.stdout, listed.stderr) == (line, "home: 3 more with fewer events\n")
+    (document,) = map(json.loads, headwater("guard", "list", "--json", env=env).stdout.splitlines())
+    assert document == {"scenario": "home", "reported_at_ms": 2, **capped.model_dump()}
 
 
 def test_quarantine_is_listed_latest_first_and_released(

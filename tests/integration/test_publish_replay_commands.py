@@ -1,5 +1,6 @@
 """`headwater publish` and `headwater replay` as processes, on each broker: what arrives, what is said, how they end."""
 
+import gzip
 import json
 import os
 import signal
@@ -201,3 +202,56 @@ def test_bad_input_is_one_line_and_exit_status_2(
     assert done.returncode == 2
     assert done.stderr.decode().startswith(message)
     assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "item_id;title\ni1;Teapot\ni2;Cup\n".encode("utf-16"),
+        gzip.compress(b"item_id\ttitle\ni1\tTeapot\ni2\tCup\n"),
+        b'[\n{"item_id": "i1", "kind": "product", "title": "Teapot"},\n'
+        b'{"item_id": "i2", "kind": "product", "title": "Cup"}]\n',
+    ],
+)
+@pytest.mark.parametrize("through_a_pipe", [False, True])
+def test_a_catalogue_is_published_from_a_file_as_it_is(
+    connection: KafkaConnection,
+    own_topics: Topics,
+    embedded_env: dict[str, str],
+    tmp_path: Path,
+    content: bytes,
+    through_a_pipe: bool,
+) -> None:
+    file = tmp_path / "items"
+    file.write_bytes(content)
+    done = run("publish", "-" if through_a_pipe else str(file), "--kind", "item", env=embedded_env, stdin=content)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode() == "2 events delivered, 0 bad lines passed over\n"
+    assert {record.key for record in records(connection, own_topics.items)} == {b"i1", b"i2"}
+
+
+def test_strict_stops_at_the_first_bad_line_and_says_where(
+    connection: KafkaConnection, own_topics: Topics, embedded_env: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "items.csv"
+    file.write_text("item_id,title,price\ni1,Teapot,\ni2,Cup,dear\ni3,Pot,\n")
+    done = run("publish", str(file), "--kind", "item", "--strict", env=embedded_env)
+    assert done.returncode == 2
+    assert "items.csv, line 3: `price`: " in done.stderr.decode()
+    assert "got 'dear'" in done.stderr.decode()
+    assert len(records(connection, own_topics.items)) == 1
+
+
+def test_a_catalogue_is_replayed_without_events_and_its_bad_rows_are_named(
+    connection: KafkaConnection, own_topics: Topics, embedded_env: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "items.csv"
+    file.write_text("item_id,title,price\ni1,Teapot,\ni2,Cup,dear\ni3,Pot,\n")
+    done = run("replay", "--items", str(file), env=embedded_env)
+    assert done.returncode == 1
+    assert done.stdout.decode().startswith("2 items and 0 events delivered in ")
+    assert "items.csv, row 2: `price`: " in done.stderr.decode()
+    assert len(records(connection, own_topics.items)) == 2
+    strict = run("replay", "--items", str(file), "--strict", env=embedded_env)
+    assert strict.returncode == 2
+    assert b"items.csv, row 2" in strict.stderr

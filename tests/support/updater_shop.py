@@ -65,8 +65,8 @@ def wait_until(true: Callable[[], bool], *, what: str, seconds: float = WAIT_SEC
 
 def newest_checkpoint(root: Path) -> Path | None:
     """The checkpoint that counts, of an updater's directory."""
-    epoch = max(path for path in root.iterdir() if path.name.isdigit())
-    if not (epoch / "join.sqlite").exists():
+    epoch = max((path for path in root.iterdir() if path.name.isdigit()), default=None)
+    if epoch is None or not (epoch / "join.sqlite").exists():
         return None
     with closing(sqlite3.connect(f"file:{epoch / 'join.sqlite'}?mode=ro", uri=True)) as store:
         if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():

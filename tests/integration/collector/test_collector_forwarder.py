@@ -86,15 +86,20 @@ def test_chunk_by_chunk_everything_goes_out_once(
     assert arrived(connection, topics.clicks) == {"u": [*ids(total), str(len(total))]}
 
 
-def test_confirmed_but_not_removed_is_sent_again_whole_and_in_order(
+def test_confirmed_but_not_removed_is_not_sent_again(
     spool: FailingSpool, connection: KafkaConnection, topics: Topics
 ) -> None:
+    """As on a full disk: forwarding pauses until the spool can note its progress."""
     spool.put(clicks(range(10)))
     spool.removals_that_fail = 2
-    with capture_logs() as lines, forwarding(spool, connection, topics) as (_, forwarded):
+    with capture_logs() as lines, forwarding(spool, connection, topics) as (forwarder, forwarded):
+        wait_until(lambda: forwarder.waits_for_disk, what="a pause for the disk")
+        assert forwarder.problem == "the spool cannot be used: disk I/O error"
+        spool.put(clicks(range(10, 12)))
         wait_until(lambda: len(spool) == 0, what="all forwarded")
-        wait_until(lambda: forwarded() == 10, what="counted once, when it is out of the spool")
-    assert arrived(connection, topics.clicks) == {"u": ids(range(10)) * 3}
+        wait_until(lambda: forwarded() == 12, what="counted once")
+        assert not forwarder.waits_for_disk
+    assert arrived(connection, topics.clicks) == {"u": ids(range(12))}
     told = [line["event"] for line in lines if line["event"].startswith("forward")]
     assert told == ["forwarding_stopped", "forwarding_resumed", "forwarding_ended"]
 

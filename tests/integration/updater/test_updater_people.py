@@ -17,9 +17,9 @@ from services.metrics import UpdaterMetrics, new_registry
 from services.settings import Settings
 from services.updater.loop import Updater
 from streams.connection import KafkaConnection
-from streams.control import Quarantined, Released, forget_record, parse_control, release_key
+from streams.control import GuardReport, Quarantined, Released, Secret, forget_record, parse_control, release_key
 from streams.embedded_broker import EmbeddedBroker
-from streams.errors import DeliveryError, HeadwaterStreamError
+from streams.errors import DeliveryError, HeadwaterStreamError, SecretMismatchError
 from streams.events import Click, Impression, Shown
 from streams.privacy import PrivacySettings, Pseudonymiser
 from streams.producer import EventProducer
@@ -197,3 +197,30 @@ def test_another_secret_than_that_of_the_checkpoint_is_noticed(shop: Shop) -> No
         pytest.raises(CheckpointError, match=r"`privacy\.secret` must be the one"),
     ):
         made.run()
+
+
+def test_an_updater_with_another_secret_than_the_deployments_learns_nothing(shop: Shop) -> None:
+    shop.send(*events(10))
+    with updater(settings_of(shop, max_events=10)) as made:
+        made.run()
+    found = [parse_control(record) for record in shop.records(shop.topics.control)]
+    assert [one.fingerprint for one in found if isinstance(one, Secret)] == [PSEUDONYM.fingerprint()]
+    assert shop.latest().secret_fingerprint == PSEUDONYM.fingerprint()
+    version = shop.latest().version
+    other = settings_of(shop, secret="another secret", checkpoint_dir=shop.directory / "elsewhere")  # noqa: S106
+    with updater(other) as made, pytest.raises(SecretMismatchError, match="must be the same in all processes"):
+        made.run()
+    assert shop.latest().version == version
+    assert len(shop.records(shop.topics.control)) == len(found), "it has published nothing"
+
+
+def test_what_is_capped_is_reported_with_the_checkpoint(shop: Shop) -> None:
+    shop.send(*(of_person(n) for n in range(20)), *events(30))
+    with updater(settings_of(shop, max_events=20)) as made:
+        made.run()
+    found = [parse_control(record) for record in shop.records(shop.topics.control)]
+    report = [one for one in found if isinstance(one, GuardReport)][-1]
+    assert report.scenario == "home"
+    (cap,) = report.caps
+    assert (cap.key, cap.rule) == (f"user/{PSEUDONYM(PERSON)}", "quarantine")
+    assert cap.left_out > 3

@@ -14,11 +14,13 @@ import yaml
 from typer.main import get_command
 
 from services import cli
+from services.probe import is_well
 from services.settings import load_settings
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
-OURS = ("updater", "registry", "scorer", "collector")
+OURS = ("updater", "registry", "state-writer", "scorer", "collector")
+ONCE = ("keys", "topics")  # they end by themselves
 ON_READ_ONLY_ROOT = (
     'mount --make-rprivate / && mount --bind / / && mount --bind "$0" "$0" && mount -o remount,ro,bind /'
 )
@@ -75,7 +77,7 @@ def test_where_it_writes_belongs_to_its_user() -> None:
 def test_it_asks_for_keys_and_is_seen_on_loopback_alone(service: dict[str, Any]) -> None:
     environment = service["environment"]
     assert environment["HEADWATER_SECURITY__KEYS_FILE"] == "/run/headwater/keys.json"
-    assert "./secrets:/run/headwater:ro" in service["volumes"]
+    assert "secrets:/run/headwater:ro" in service["volumes"]
     assert "HEADWATER_SECURITY__OPEN_TO_ALL" not in environment
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
@@ -87,6 +89,83 @@ def test_its_settings_and_its_command_are_known(service: dict[str, Any], monkeyp
     name, *options = service["command"]
     command = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
     command.make_context(name, list(options))  # parses, and would raise on what it does not know
+
+
+def test_what_runs_once_is_known_too(compose: dict[str, Any]) -> None:
+    name, *options = compose["services"]["topics"]["command"]
+    group = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    group.commands[options[0]].make_context(options[0], options[1:])
+    [script] = compose["services"]["keys"]["command"]
+    keys = get_command(cli.app).commands["keys"]  # type: ignore[attr-defined]
+    made = re.findall(r"^new (.*)$", script, flags=re.MULTILINE)
+    for arguments in made:
+        keys.commands["new"].make_context("new", arguments.split())
+    assert {arguments.split()[0] for arguments in made} == {"workers", "storefront", "operators"}
+    assert all(compose["services"][name]["restart"] == "no" for name in ONCE)
+
+
+def test_the_keys_script_makes_each_secret_once(tmp_path: Path, compose: dict[str, Any]) -> None:
+    [script] = compose["services"]["keys"]["command"]
+    script = script.replace("$$", "$").replace("cd /run/headwater", f"cd {tmp_path}")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "headwater"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m services.cli "$@"\n')
+    command.chmod(0o755)
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HEADWATER_SECURITY__KEYS_FILE": str(tmp_path / "keys.json"),
+    }
+    files = ("workers.key", "storefront.key", "operators.key", "user-id-secret", "keys.json")
+    seen = []
+    for _ in range(2):
+        subprocess.run(["/bin/sh", "-ec", script], env=environment, check=True, timeout=120)
+        seen.append({name: (tmp_path / name).read_text() for name in files})
+    assert seen[0] == seen[1]
+    assert seen[0]["workers.key"].startswith("hw_")
+    assert len(bytes.fromhex(seen[0]["user-id-secret"].strip())) == 32
+
+
+def test_kafka_keeps_its_data_on_its_volume_and_is_the_version_that_is_tested(compose: dict[str, Any]) -> None:
+    kafka = compose["services"]["kafka"]
+    assert kafka["image"] == "apache/kafka:4.3.1"
+    assert kafka["volumes"] == [f"kafka:{kafka['environment']['KAFKA_LOG_DIRS']}"]
+    assert kafka["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
+
+
+def test_everything_has_a_health_check_and_waits_for_what_it_needs(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert all(services[name]["healthcheck"]["test"][0] == "CMD" for name in (*OURS, "kafka", "valkey"))
+    for name in OURS:
+        for other, how in services[name]["depends_on"].items():
+            assert how["condition"] == ("service_completed_successfully" if other in ONCE else "service_healthy")
+    assert set(services["scorer"]["depends_on"]) == {"keys", "topics", "kafka", "registry", "state-writer"}
+    assert "valkey" in services["state-writer"]["depends_on"]
+    assert services["scorer"]["environment"]["HEADWATER_STATE__SOURCE"] == "redis"
+    mounted = {volume.split(":")[0] for service in services.values() for volume in service.get("volumes", [])}
+    assert mounted == set(compose["volumes"])
+
+
+def test_health_checks_ask_the_port_that_the_process_has(service: dict[str, Any]) -> None:
+    settings = load_settings()
+    name = service["command"][0]
+    ports = {
+        "updater": settings.updater.metrics_port,
+        "state-writer": settings.state.metrics_port,
+        "registry": settings.registry.port,
+        "scorer": settings.scorer.port,
+        "collector": settings.collector.port,
+    }
+    *command, port, path = service["healthcheck"]["test"]
+    assert command == ["CMD", "python", "-m", "services.probe"]
+    assert int(port) == ports[name]
+    assert path in ("/healthz", "/readyz")
+
+
+def test_torch_is_the_cpu_build() -> None:
+    [arguments] = [rest for name, rest in instructions() if name == "ARG"]
+    assert "https://download.pytorch.org/whl/cpu" in arguments
 
 
 def test_no_secret_is_in_the_repository(compose: dict[str, Any]) -> None:
@@ -117,5 +196,7 @@ def test_a_process_runs_where_nothing_but_its_directory_can_be_written(tmp_path:
                 pytest.skip("no mount namespace can be had here")
             assert line[:1] == ["listening"]
             assert httpx.get(f"http://{line[1]}:{line[2]}/healthz", timeout=20).status_code == 200
+            assert is_well(int(line[2]), "/healthz")
+            assert not is_well(int(line[2]), "/nothing-here")
         finally:
             process.kill()

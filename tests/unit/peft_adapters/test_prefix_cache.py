@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from tiny_model import tiny_bert, tiny_encoder
 
 from peft_adapters.encoder import Encoder
+from peft_adapters.errors import EncoderError
 from peft_adapters.prefix_cache import PrefixCache
 
 TEXTS = ["red mug", "a large glass vase", "lamp"]
@@ -135,16 +137,48 @@ def test_more_texts_than_one_statement_takes(encoder: Encoder) -> None:
     cache.close()
 
 
-def test_a_failed_write_does_not_spoil_the_next(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_disk_that_refuses_costs_computing_again_and_is_logged(encoder: Encoder, tmp_path: Path) -> None:
     cache = PrefixCache(encoder, tmp_path / "prefix.sqlite")
     with sqlite3.connect(tmp_path / "prefix.sqlite") as db:
         db.execute("CREATE TRIGGER full_disk BEFORE INSERT ON prefix BEGIN SELECT RAISE(FAIL, 'disk full'); END")
-    with pytest.raises(sqlite3.IntegrityError, match="disk full"):
-        cache.get(["lamp"])
+    with capture_logs() as lines:
+        for _ in range(2):
+            (hidden,) = cache.get(["lamp"])
+    assert torch.equal(hidden, encoder.prefix(["lamp"])[0])
+    (line,) = lines
+    assert (line["event"], line["problem"]) == ("prefix_cache_failed", "not written: disk full")
+    assert line["path"] == str(tmp_path / "prefix.sqlite")
     db.execute("DROP TRIGGER full_disk")
     db.close()
     cache.get(["lamp"])
     assert stored_bytes(tmp_path / "prefix.sqlite") > 0
+    cache.close()
+
+
+@pytest.mark.parametrize("content", [b"torn" * 2_000, None])
+def test_a_file_that_cannot_be_opened_is_named_with_a_remedy(
+    encoder: Encoder, tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "prefix.sqlite"
+    path.write_bytes(content) if content else path.mkdir()
+    with pytest.raises(EncoderError, match=rf"the cache {path} cannot be used: .*; make room .* or name another"):
+        PrefixCache(encoder, path)
+
+
+def test_a_file_torn_while_it_is_used_costs_computing_again(encoder: Encoder, tmp_path: Path) -> None:
+    path = tmp_path / "prefix.sqlite"
+    cache = PrefixCache(encoder, path)
+    cache.get([f"lamp {number}" for number in range(200)])
+    cache._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.seek(4_096)
+        file.write(b"\xff" * (path.stat().st_size - 4_096))
+    cache._db.execute("PRAGMA cache_size=0")
+    fresh = PrefixCache(encoder, None)
+    texts = [f"lamp {number}" for number in range(200)]
+    with capture_logs():
+        found = cache.get(texts)
+    assert all(torch.equal(a, b) for a, b in zip(found, fresh.get(texts), strict=True))
     cache.close()
 
 

@@ -44,6 +44,18 @@ def test_a_signed_bundle_verifies_wherever_its_manifest_has_been(
     assert read_bundle(tmp_path / "bundle", base_digest="base-1").manifest.signature == signed.signature
 
 
+def test_a_fingerprint_is_signed_and_one_that_is_missing_is_not_written(
+    keys: tuple[Path, Path], signed: Manifest
+) -> None:
+    sign, verify = Signer(keys[0]), Verifier([keys[1]], require=True)
+    for fingerprint in ("a" * 32, None):
+        manifest = sign(signed.model_copy(update={"secret_fingerprint": fingerprint, "signature": None}))
+        read = parse_manifest(manifest_bytes(manifest), source="topic")
+        verify(read)
+        assert read.secret_fingerprint == fingerprint
+        assert ("secret_fingerprint" in json.loads(manifest_bytes(manifest))) == (fingerprint is not None)
+
+
 def test_without_a_key_a_bundle_says_nothing_of_signatures(tmp_path: Path) -> None:
     write_small_bundle(tmp_path)
     assert "signature" not in json.loads((tmp_path / "manifest.json").read_bytes())
@@ -55,6 +67,7 @@ def test_without_a_key_a_bundle_says_nothing_of_signatures(tmp_path: Path) -> No
         {"version": 2, "snapshot": 2},
         {"scenario": "ads"},
         {"base_digest": "base-2"},
+        {"secret_fingerprint": "0" * 32},
         {"metrics": {"auc": 0.9}},
         {"gate": {"decision": "refused"}},
         {"files": {}, "digest": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},

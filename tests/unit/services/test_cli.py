@@ -30,10 +30,12 @@ COMMANDS = [
     "dead-letters",
     "adapters",
     "keys",
+    "topics",
 ]
 PARTS = [f"dead-letters {part}" for part in ("list", "show", "replay", "purge")]
 PARTS += [f"adapters {part}" for part in ("list", "show", "diff", "pin", "unpin", "rollback", "canary", "shadow")]
 PARTS += ["adapters promote"]
+PARTS += [f"topics {part}" for part in ("create", "check")]
 PARTS += [f"keys {part}" for part in ("new", "list", "revoke")]
 
 
@@ -191,6 +193,7 @@ def test_backtest_passes_its_options_on(run: Any, called: dict[str, Any]) -> Non
         "json_path": Path("o.json"),
         "ranks_path": Path("r.csv.gz"),
         "report_dir": None,
+        "strict": False,
     }
 
 

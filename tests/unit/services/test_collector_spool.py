@@ -150,6 +150,43 @@ class TestFailures:
         assert b"user-name-of-ann" not in path.read_bytes()
         assert not path.with_name("spool.db-wal").exists()
 
+    def test_sent_events_are_in_no_file_of_a_spool_in_use(self, path: Path) -> None:
+        """Neither in the database nor in its write-ahead log, and not only once the spool is empty or closed."""
+
+        def in_files(name: bytes) -> bool:
+            return any(name in file.read_bytes() for file in path.parent.iterdir())
+
+        with closing(opened(path)) as spool:
+            spool.put([Spooled("click", b"user-name-of-ann", b"{}")])
+            spool.put([Spooled("click", b"user-name-of-bob", b"{}")])
+            assert in_files(b"user-name-of-ann")
+            spool.remove_through(spool.oldest(max_events=1, max_bytes=10**6))
+            assert not in_files(b"user-name-of-ann")
+            assert in_files(b"user-name-of-bob")
+
+    def test_what_a_killed_process_left_in_the_log_is_gone_once_it_is_sent(self, path: Path, tmp_path: Path) -> None:
+        with closing(opened(path)) as spool:
+            spool.put([Spooled("click", b"user-name-of-ann", b"{}")])
+            left = tmp_path / "left"
+            shutil.copytree(path.parent, left)
+        with closing(opened(left / path.name)) as found:
+            found.remove_through(found.oldest(max_events=1, max_bytes=10**6))
+            assert all(b"user-name-of-ann" not in file.read_bytes() for file in left.iterdir())
+
+    def test_a_torn_file_is_named_with_its_remedy(self, path: Path) -> None:
+        with closing(opened(path)) as spool:
+            for number in range(300):
+                spool.put(events(number))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(SpoolError, match=rf"the spool {path} cannot be used: .* the file is damaged: put it back"):
+            opened(path)
+
+    def test_a_disk_that_takes_events_again_is_no_problem_any_more(self, spool: Spool) -> None:
+        with full_disk(), pytest.raises(SpoolError):
+            spool.put([Spooled("click", b"u", b"x" * 100_000)])
+        assert spool._problem is not None
+        assert spool.problem() is None
+
     def test_only_its_owner_may_read_it(self, path: Path) -> None:
         with closing(opened(path)) as spool:
             spool.put(events(1))

@@ -1,5 +1,6 @@
 """The scorer's HTTP side, over real HTTP."""
 
+import gzip
 import json
 import threading
 import time
@@ -281,3 +282,34 @@ def test_longer_answers_are_made_a_few_at_a_time(worker: StandingWorker, monkeyp
         asking = [pool.submit(httpx.post, f"{url}/v1/recommend", json={"diversity": 0.5}) for _ in range(8)]
         assert [future.result(30).status_code for future in asking] == [200] * 8
     assert most == 2
+
+
+def test_bodies_may_be_gzip_and_must_be_json(serving: httpx.Client) -> None:
+    body, packed = json.dumps({"candidates": IDS[:5]}).encode(), {"content-encoding": "gzip"}
+    json_type = {"content-type": "application/json"}
+    answer = serving.post("/v1/rank", content=gzip.compress(body), headers=json_type | packed)
+    assert (answer.status_code, len(answer.json()["items"])) == (200, 5)
+    assert serving.post("/v1/rank", content=gzip.compress(b" " * 2_049), headers=json_type | packed).status_code == 413
+    assert serving.post("/v1/rank", content=body, headers={"content-type": "text/plain"}).status_code == 415
+    assert serving.post("/v1/rank", content=body).status_code == 415
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/items/item-1/similar"]
+)
+def test_head_answers_as_get_does(client: httpx.Client, worker: StandingWorker, path: str) -> None:
+    assert client.head(path).status_code == client.get(path).status_code
+    worker.flip(7)
+    head = client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+
+
+def test_pages_of_the_origins_in_the_settings_may_call(worker: StandingWorker) -> None:
+    series, settings = CollectorRegistry(), ScorerSettings(cors_origins=("https://shop.example",))
+    app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=hidden)  # type: ignore[arg-type]
+    asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+    with running(app) as url, httpx.Client(base_url=url) as client:
+        assert client.options("/v1/recommend", headers=asked).status_code == 200
+        refused = client.post("/v1/recommend", json={}, headers={"Origin": "https://shop.example"})
+        assert refused.status_code == 503
+        assert refused.headers["access-control-allow-origin"] == "https://shop.example"

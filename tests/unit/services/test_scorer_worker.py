@@ -24,6 +24,7 @@ from peft_adapters.texts_ahead import TextsAhead
 from services.metrics import ScorerMetrics
 from services.scorer import worker as worker_module
 from services.scorer.ahead import Ahead
+from streams.decode import ItemRemoved
 
 
 @pytest.fixture(scope="module")
@@ -390,3 +391,39 @@ def test_topics_that_cannot_be_read_are_problems_and_metrics_by_name(
     metrics.stand_with(stage.worker.problems())
     assert metrics.topic_readable.labels("shop.web")._value.get() == 1
     assert metrics.dependencies.labels("kafka")._value.get() == 1
+
+
+def test_a_catalogue_far_smaller_than_the_adapter_s_is_a_problem(stage: Stage) -> None:
+    stage.publications.learner.add_items([(f"item-{number}", f"item {number}") for number in range(12, 25)])
+    stage.publish(1, full=True)
+    with stage.running():
+        until(lambda: stage.version == 1)
+        assert "the catalogue holds 12 of the 25 items" in stage.worker.problems()["catalogue"]
+        stage.item("item-12", "item 12")
+        until(lambda: "catalogue" not in stage.worker.problems())
+        assert stage.series.get_sample_value("headwater_catalogue_items") == 13
+        stage.items.take_in(ItemRemoved("item-12", ts=2_000_000_000_000))
+        until(lambda: stage.series.get_sample_value("headwater_catalogue_items") == 12)
+
+
+def test_with_another_secret_than_the_deployments_it_is_not_ready(tmp_path: Path, encoder: Encoder) -> None:
+    stage = Stage(tmp_path, encoder, secret_fingerprint="a" * 32)
+    with stage.running():
+        stage.publish(1, full=True)
+        until(lambda: stage.version == 1)
+        assert "privacy" not in stage.worker.problems(), "nothing says which secret the deployment has"
+        stage.reader.secret_fingerprint = "b" * 32
+        missing = stage.worker.missing()
+        assert missing is not None
+        assert missing.startswith("`privacy.secret` must be the same in all processes")
+        assert "HEADWATER_PRIVACY__SECRET" in missing
+        assert stage.worker.problems()["privacy"] == missing
+        stage.reader.secret_fingerprint = "a" * 32
+        assert "privacy" not in stage.worker.problems()
+        model = stage.worker.answers.model
+        assert model is not None
+        made_elsewhere = replace(model, manifest=model.manifest.model_copy(update={"secret_fingerprint": "c" * 32}))
+        lineup = stage.worker.answers.lineups["home"]
+        stage.reader.secret_fingerprint = None
+        stage.worker.answers.lineups["home"] = replace(lineup, stable=made_elsewhere)
+        assert "the adapter that is held" in stage.worker.problems()["privacy"]

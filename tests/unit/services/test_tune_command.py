@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_model import paired_stream, tiny_bert, titled
@@ -20,7 +21,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def tuned(tmp_path: Path, out: str, trials: int) -> float:
-    files = {"items": tmp_path / "items.csv", "events": tmp_path / "events.csv", "out": tmp_path / out}
+    files: dict[str, Any] = {"items": tmp_path / "items.csv", "events": tmp_path / "events.csv", "out": tmp_path / out}
     return command.run(settings(tmp_path), **files, trials=trials, first_percent=100.0)
 
 

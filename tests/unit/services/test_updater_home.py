@@ -100,13 +100,16 @@ class TestJournal:
                 Recorded({AT: 4}, late=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}),
             ]
 
-    def test_what_goes_beside_is_written_once_until_it_changes(self, tmp_path: Path, learner: Learner) -> None:
+    def test_what_goes_beside_is_linked_until_it_changes_but_never_to_the_checkpoint_to_fall_back_to(
+        self, tmp_path: Path, learner: Learner
+    ) -> None:
         beside, files = {"live/text": torch.ones(3)}, []
         with closing(home(tmp_path)) as own:
-            for tensors in (beside, dict(beside), {"live/text": torch.zeros(3)}):
+            for tensors in (beside, dict(beside), dict(beside), dict(beside), {"live/text": torch.zeros(3)}):
                 own.save(learner, {}, tensors)
                 files.append(max(tmp_path.glob("*/[0-9]*/beside.safetensors")).stat().st_ino)
-        assert files[0] == files[1] != files[2]
+        assert files[0] == files[2] != files[1] == files[3]
+        assert files[4] not in files[:4]
         with closing(home(tmp_path)) as again:
             _, kept = again.load(tiny_learner(LearnerSettings())) or ({}, {})
             assert kept["live/text"].tolist() == [0, 0, 0]

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from intake_box import HOUR_MS, NOTHING, NOW_MS, READ, TOPICS, Box, click, impression, item, record_of
+from structlog.testing import capture_logs
 
 from streams.consumer import Record
 from streams.control import forget_record
-from streams.events import Click, Purchase
+from streams.events import Click, Item, Purchase
 from streams.privacy import Pseudonymiser
 
 GOOD = st.tuples(
@@ -286,3 +287,22 @@ def test_a_scrape_after_a_restart_counts_on_from_the_checkpoint() -> None:
     box.send(click(1))
     assert box.exported(TOPICS.clicks) == before | {"in": 4, "duplicate": 2}
     assert box.intake.watermarks.latest_ms == NOW_MS
+
+
+def test_what_the_guard_caps_is_an_outcome_of_its_own_and_one_log_line_an_item_and_hour() -> None:
+    box = Box()
+    items = [f"i{number}" for number in range(10)]
+    for item_id in [*items, "target"]:
+        box.send(Item(event_id=f"item-{item_id}", ts=NOW_MS, item_id=item_id, kind="product", title=item_id))
+    clicks = [(f"u{user}", item_id) for user in range(20) for item_id in items]
+    clicks += [(f"bot-{number}", "target") for number in range(40)]
+    with capture_logs() as lines:
+        for number, (user_id, item_id) in enumerate(clicks):
+            box.send(Click(event_id=f"e{number}", ts=NOW_MS + number, user_id=user_id, item_id=item_id))
+    counts = box.intake.counts()[TOPICS.clicks]
+    assert counts["in"] == len(clicks) == counts["learnt"] + counts["capped"]
+    assert (counts["capped"], counts["quarantined"]) == (38, 0)
+    (line,) = [line for line in lines if line["event"] == "item_capped"]
+    assert (line["item"], line["rule"], line["left_out_so_far"]) == ("target", "item_burst", 1)
+    report = box.intake.guard_report("home")
+    assert [(cap.key, cap.left_out) for cap in report.caps] == [("item/target", 38)]

@@ -46,6 +46,14 @@ def one_by_one(guard: Guard, examples: Sequence[Example]) -> list[float]:
 
 
 ITEMS = [f"i{number}" for number in range(10)]
+MANY = [f"i{number}" for number in range(300)]
+NOW = 24 * HOUR_MS
+
+
+def learn_a_day(guard: Guard) -> None:
+    """Have the guard see a day of a shop before `NOW`: each hour one shopper looks at every item."""
+    for hour in range(24):
+        guard.weigh(visits([f"u{hour % 4}"], MANY, ts=hour * HOUR_MS))
 
 
 @pytest.fixture
@@ -63,7 +71,7 @@ def test_a_wholesale_basket_and_a_bestseller_weigh_what_they_are(guard: Guard) -
 
 
 def test_the_same_item_again_and_again_counts_a_few_times_an_hour(guard: Guard) -> None:
-    guard.weigh(visits(["u"], ITEMS * 4))
+    guard.weigh(visits(["u", *(f"u{number}" for number in range(30))], ITEMS * 4))
     repeats = [event(n, "u", "i1", ts=HOUR_MS + n) for n in range(8)]
     assert one_by_one(guard, repeats) == [1.0] * 5 + [0.0] * 3
     assert guard.downweighted["user_item"] == 3
@@ -125,15 +133,24 @@ def test_a_bot_goes_to_quarantine_by_volume_and_by_repeats() -> None:
     assert patient.newly_quarantined() == []
 
 
-def test_an_item_that_takes_over_an_hour_counts_up_to_its_share_and_its_usual() -> None:
-    limits = {"item_hour_events": 10, "item_hour_factor": 1.0, "burst_events": 1_000.0}
-    wave = [one for n in range(40) for one in visits([f"u{n}"], [f"i{3 * n + k}" for k in range(3)] + ["hyped"])]
+def test_newcomers_who_were_shown_an_item_count_up_to_its_share_of_an_hour_and_its_usual() -> None:
+    limits = {"item_hour_events": 10, "item_hour_factor": 1.0}
     guard = Guard(GuardSettings(item_hour_share=0.0, **limits))
-    guard.weigh(wave)
-    assert guard.downweighted["item_hour"] == pytest.approx(40 - 10, abs=3)
+    learn_a_day(guard)
+    guests = [replace(event(n, f"guest-{n}", "hyped", ts=NOW + n), shown=True) for n in range(60)]
+    assert 10 <= sum(one_by_one(guard, guests)) <= 12
+    assert guard.downweighted["item_hour"] >= 45
+    assert {one.left_out for one in guard.weigh(guests)} == {"capped"}
     large = Guard(GuardSettings(item_hour_share=0.5, **limits))
-    large.weigh(wave)
-    assert large.downweighted["item_hour"] == 0, "a quarter of the hour's events is less than its share"
+    learn_a_day(large)
+    assert sum(one_by_one(large, guests)) == 60, "a small part of the hour's events is less than its share"
+
+
+def test_an_item_that_many_shoppers_look_at_among_others_takes_over_an_hour(guard: Guard) -> None:
+    guard.weigh(visits([f"u{number}" for number in range(30)], ITEMS))
+    looks = [[f"i{n % 10}", f"i{n % 9}", f"i{n % 7}", "hyped"] for n in range(200)]
+    wave = [one for n, items in enumerate(looks) for one in visits([f"new-{n}"], items, ts=HOUR_MS + n)]
+    assert sum(one_by_one(guard, wave)) > 0.99 * len(wave)
 
 
 def test_spam_takes_no_weight_from_those_who_vouch_within_a_batch_or_an_hour(guard: Guard) -> None:
@@ -169,12 +186,20 @@ def test_what_new_users_look_at_first_counts_because_they_go_on_to_look_at_more(
     assert guard.in_quarantine["item"] == 0, "fewer went at once than stayed"
 
 
-def test_many_of_one_user_or_item_in_a_batch_share_the_limits_weight() -> None:
+def test_many_of_one_user_or_newcomers_for_one_item_in_a_batch_share_the_limits_weight() -> None:
     guard = Guard(GuardSettings(user_batch_events=4, item_batch_events=2, burst_events=9))
-    batch = [*visits(["u"], ITEMS[:8]), *visits(["v", "w", "x"], ["i9"])]
+    for number in range(30):
+        guard.weigh(visits([f"u{number}"], ITEMS[:3]))
+        guard.weigh(visits([f"u{number}"], ITEMS[3:6]))
+    batch = [*visits(["u"], ITEMS[:8]), *visits(["v", "w", "x"], ["target"]), *visits(["u1", "u2", "u3"], ["i1"])]
     weighed = weights(guard, batch)
-    assert weighed == [0.5] * 8 + [pytest.approx(2 / 3)] * 3
+    assert weighed[:8] + weighed[11:] == [0.5] * 8 + [1.0] * 3
+    assert 2 / 3 <= weighed[8] == weighed[9] == weighed[10] < 0.8, "the limit, and ten times its usual share"
     assert (guard.downweighted["user_batch"], guard.downweighted["item_batch"]) == (8, 3)
+    assert [(cap.key, cap.left_out, cap.weighed_down) for cap in guard.caps] == [
+        ("user/u", 0, 8),
+        ("item/target", 0, 3),
+    ]
 
 
 def test_a_time_ahead_of_the_log_makes_nothing_fade(guard: Guard) -> None:
@@ -203,14 +228,43 @@ def test_an_item_can_be_released_before_a_campaign_a_user_cannot(guard: Guard) -
     assert sum(one_by_one(guard, [event(n, "clicker", "i1") for n in range(50)])) == 5
 
 
-def test_lists_clicked_by_spam_do_not_count_others_do(guard: Guard) -> None:
-    guard.weigh(visits([f"u{number}" for number in range(30)], ITEMS))
-    guard.weigh([event(n, f"bot-{n}", "target") for n in range(20)])
+def test_lists_of_newcomers_beyond_an_items_hour_do_not_count_others_do(guard: Guard) -> None:
+    learn_a_day(guard)
+    guard.weigh([replace(event(n, f"bot-{n}", "target", ts=NOW), shown=True) for n in range(400)])
     lists = [shown("bot-1", "target"), shown("bot-2", None), shown("u1", "target"), shown("bot-3", "a")]
-    assert [one.weight for one in guard.weigh_lists(lists)] == [0.0, 1.0, 1.0, 1.0]
+    weighed = guard.weigh_lists(lists)
+    assert [one.weight for one in weighed] == [0.0, 1.0, 1.0, 1.0]
+    assert [one.left_out for one in weighed] == ["capped", "", "", ""]
     guard.weigh([event(n, "clicker", "i1") for n in range(120)])
     assert guard.in_quarantine["user"] == 1
-    assert [one.weight for one in guard.weigh_lists([shown("clicker", None)])] == [0.0]
+    (one,) = guard.weigh_lists([shown("clicker", None)])
+    assert (one.weight, one.left_out) == (0.0, "quarantined")
+
+
+def test_what_is_left_out_says_whether_it_was_capped_or_in_quarantine(guard: Guard) -> None:
+    guard.weigh(visits([f"u{number}" for number in range(30)], ITEMS))
+    spam = guard.weigh([event(n, f"bot-{n}", "target", ts=n) for n in range(80)])
+    outcomes = [one.left_out for one in spam]
+    assert outcomes[:2] == ["", ""], "a few count"
+    assert outcomes == sorted(outcomes), "then they are capped, then the item is in quarantine"
+    assert outcomes.count("capped") >= 40
+    assert outcomes.count("quarantined") >= 10
+    (cap,) = guard.caps
+    assert (cap.key, cap.rule, cap.left_out) == ("item/target", "item_burst", 78)
+
+
+def test_an_item_is_newly_capped_once_an_hour(guard: Guard) -> None:
+    guard.weigh(visits([f"u{number}" for number in range(30)], ITEMS))
+    found = []
+    for hour in range(3):
+        for minute in range(30):
+            at = hour * HOUR_MS + minute * 60_000
+            guard.weigh([event(minute, f"bot-{hour}-{minute}", "target", ts=at)])
+            found += [(cap.key, cap.hour) for cap in guard.newly_capped()]
+    assert found == [("item/target", 0), ("item/target", 1), ("item/target", 2)]
+    assert [cap.hour for cap in guard.caps] == [2]
+    guard.weigh(visits(["u1"], ITEMS, ts=9 * HOUR_MS))
+    assert guard.caps == [], "after an hour without"
 
 
 def test_lists_of_one_user_share_the_limits_weight_in_a_batch() -> None:

@@ -1,0 +1,1 @@
+"""`headwater checkpoints`: what an updater has kept on disk, and what it could go on from."""

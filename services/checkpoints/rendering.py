@@ -1,0 +1,56 @@
+"""Checkpoints as a table for people and as JSON for machines."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from services.updater.recovery import Found
+
+_COLUMNS = ("EPOCH", "NUMBER", "AGE", "SIZE", "EVENTS", "USABLE", "OFFSETS")
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"))
+
+
+def as_json(root: Path, found: Sequence[Found]) -> str:
+    """All fields of all checkpoints."""
+    rows = [asdict(each) | {"usable": each.problem is None, "age_seconds": _age_seconds(each)} for each in found]
+    return json.dumps({"directory": str(root), "checkpoints": rows}, indent=2)
+
+
+def table(found: Sequence[Found]) -> Iterator[str]:
+    """One line a checkpoint, and below each that cannot be used the reason."""
+    rows = [_row(each) for each in found]
+    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+    yield _line(_COLUMNS, widths)
+    for each, row in zip(found, rows, strict=True):
+        yield _line(row, widths)
+        if each.problem is not None:
+            yield f"  {each.problem}"
+
+
+def _row(found: Found) -> tuple[str, ...]:
+    events = "?" if found.events_learned is None else str(found.events_learned)
+    offsets = " ".join(f"{at}={offset}" for at, offset in found.offsets.items())
+    usable = "yes" if found.problem is None else "no"
+    return str(found.epoch), str(found.number), _age(found), _size(found.size_bytes), events, usable, offsets
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _age_seconds(found: Found) -> float:
+    return round(max(0.0, time.time() - found.saved_at), 1)
+
+
+def _age(found: Found) -> str:
+    seconds = _age_seconds(found)
+    for unit_seconds, name in _UNITS:
+        if seconds >= unit_seconds:
+            return f"{seconds / unit_seconds:.1f}{name}"
+    return f"{seconds:.0f}s"
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.1f}MiB"

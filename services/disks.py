@@ -1,0 +1,118 @@
+"""Failing disks: errors in one sentence, and temporary directories that survive neither their process nor its death."""
+
+import errno
+import fcntl
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+LOCK_NAME = "LOCK"
+STALE_SECONDS = 86_400.0  # after which a directory without a lock, as earlier releases left them, is nobody's
+
+_DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE}
+)
+_TEMPORARY = frozenset({"/tmp", "/var/tmp", "/usr/tmp"})  # noqa: S108
+_NO_TEMPORARY = "No usable temporary directory"  # the standard library's words
+
+
+class TemporaryDirectoryError(Exception):
+    """No temporary directory can be made."""
+
+
+def disk_problem(error: Exception) -> str | None:
+    """One sentence on an error of a disk, with path and remedy; None for any other error.
+
+    Args:
+        error: Whatever was raised.
+    """
+    if isinstance(error, sqlite3.Error):
+        return f"a SQLite file cannot be used: {error}; make room on its disk, give rights there, or put it back"
+    if not isinstance(error, OSError):
+        return None
+    if _NO_TEMPORARY in str(error):
+        return _no_temporary_directory(error)
+    if error.errno not in _DISK_ERRORS:
+        return None
+    if _is_temporary(error.filename):
+        return _no_temporary_directory(error)
+    where = f"{error.filename} cannot be used" if error.filename else "a file or standard output cannot be written"
+    return f"{where}: {error.strerror}; make room or give rights there"
+
+
+def _is_temporary(name: object) -> bool:
+    """Whether a path lies in a directory for temporary files; libraries make some of their own."""
+    parents = Path(name).parents if isinstance(name, str) else ()
+    return any(str(parent) in _TEMPORARY or str(parent) == os.environ.get("TMPDIR") for parent in parents)
+
+
+@contextmanager
+def temporary_directory(prefix: str) -> Iterator[Path]:
+    """A directory of this process alone, deleted at the end. Those of processes that were killed are deleted first.
+
+    Args:
+        prefix: Of its name; whose leftovers are deleted.
+
+    Raises:
+        TemporaryDirectoryError: No directory can be made, since all disks are full or read-only.
+    """
+    try:
+        parent = Path(tempfile.gettempdir())
+        _remove_leftovers(parent, prefix)
+        directory, lock = _made(parent, prefix)
+    except OSError as error:
+        raise TemporaryDirectoryError(_no_temporary_directory(error)) from error
+    with lock:
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _no_temporary_directory(error: OSError) -> str:
+    return (
+        f"no temporary directory can be made: {error}; set the environment variable TMPDIR to a directory that can be "
+        "written and has room"
+    )
+
+
+def _made(parent: Path, prefix: str) -> tuple[Path, BinaryIO]:
+    """Makes a directory that holds its lock by the time it has a name that others look for."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=parent))
+    try:
+        lock = (aside / LOCK_NAME).open("xb")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        directory = parent / aside.name.removeprefix(".")
+        aside.rename(directory)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return directory, lock
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    """Deletes directories of the same user whose owner is dead."""
+    for pattern in (f"{prefix}*", f".{prefix}*"):
+        for path in parent.glob(pattern):
+            with suppress(OSError):  # another process deletes it at the same moment
+                if path.lstat().st_uid == os.getuid() and path.is_dir() and not path.is_symlink() and _is_dead(path):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether the owner of a directory is dead: its lock is free, or it has none and nothing has changed for long."""
+    try:
+        with (path / LOCK_NAME).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        newest = max(each.lstat().st_mtime for each in (path, *path.iterdir()))
+        return time.time() - newest > STALE_SECONDS
+    except BlockingIOError:
+        return False
+    return True

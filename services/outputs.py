@@ -1,0 +1,61 @@
+"""Checks where a command will write before it begins, so that a long run does not fail at its end."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from services.settings import SettingsError
+
+
+def require_writable_files(outputs: Mapping[str, Path | None]) -> None:
+    """Check that files can be written.
+
+    Args:
+        outputs: Path of each option; None where the option was not given.
+
+    Raises:
+        SettingsError: The directory of one is missing or cannot be written to, or it is a directory itself.
+    """
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise SettingsError(f"`{option}` must be a file, {path} is a directory; give a file name in it")
+        if not path.parent.is_dir():
+            raise SettingsError(f"`{option}` must lie in a directory, {path.parent} is none; create it first")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise SettingsError(f"`{option}` must be writable, {path} is not; give another file, or change its rights")
+        if not path.exists() or path.is_file():
+            _require_room_for_files(option, path.parent)
+
+
+def require_writable_directories(outputs: Mapping[str, Path | None]) -> None:
+    """Create directories that are missing, and check that files can be written there.
+
+    Args:
+        outputs: Path of each option; None where the option was not given.
+
+    Raises:
+        SettingsError: One is a file, cannot be created, or cannot be written to.
+    """
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise SettingsError(f"`{option}` must be a directory, {path} is a file; give another one") from None
+        except OSError as error:
+            raise SettingsError(f"`{option}` {path} cannot be created: {error.strerror}; give another one") from error
+        _require_room_for_files(option, path)
+
+
+def _require_room_for_files(option: str, directory: Path) -> None:
+    try:
+        with TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"`{option}`: no file can be written in {directory}: {error.strerror}; give another directory"
+        ) from error

@@ -1,0 +1,1 @@
+"""Commands that create and check the topics of a deployment."""

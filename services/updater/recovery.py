@@ -1,0 +1,264 @@
+"""Which kept state an updater goes on from: the newest that verifies, or the one before it.
+
+A state is a checkpoint, the join state that belongs to it, and the journals of all slices learnt since. The newest
+checkpoint goes with `join.sqlite`; older ones go with the copy of it that they carry. A start copies the newest state
+that verifies into its own epoch. If that is an older one, its journal and all later ones are repeated, which ends bit
+for bit where the newest would have stood.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from peft_adapters.checkpoint import (
+    STATE_NAME,
+    checkpoint_numbers,
+    checkpoint_path,
+    has_file,
+    verify_checkpoint,
+)
+from peft_adapters.durable import link, sync_file
+from peft_adapters.errors import CheckpointError
+from services.updater.journal import journal_numbers, journal_path, read_chain, write_chain
+from streams.join_store import check_store, copy_store
+
+log = structlog.get_logger(__name__)
+
+JOIN_NAME = "join.sqlite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """A checkpoint on disk with what belongs to it.
+
+    Attributes:
+        epoch: directory of the start that wrote it.
+        number: of the checkpoint; 0 before the first.
+        store: the join state that belongs to it.
+    """
+
+    epoch: Path
+    number: int
+    store: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A checkpoint as `headwater checkpoints` shows it.
+
+    Attributes:
+        saved_at: Unix seconds.
+        events_learned: None where the file that says so cannot be read.
+        offsets: by `topic/partition`.
+        problem: why an updater cannot go on from it; None if it can.
+    """
+
+    epoch: int
+    number: int
+    saved_at: float
+    size_bytes: int
+    events_learned: int | None
+    offsets: dict[str, int]
+    problem: str | None
+
+
+def epochs(root: Path) -> list[int]:
+    """Numbers of all epochs, oldest first."""
+    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
+
+
+def epoch_path(root: Path, epoch: int) -> Path:
+    """The directory of an epoch."""
+    return root / f"{epoch:08d}"
+
+
+def take_over(root: Path, target: Path) -> None:
+    """Copy the newest state that verifies into an empty directory. Nothing else is changed.
+
+    Raises:
+        CheckpointError: no state verifies, or the newest epoch has lost its join state.
+        OSError: the disk refused.
+    """
+    refused: list[str] = []
+    for epoch in reversed(epochs(root)):
+        source = epoch_path(root, epoch)
+        _require_store(source)
+        for state in _states(source):
+            try:
+                _copy(state, target)
+            except _Damaged as error:
+                log.warning("kept_state_damaged", problem=str(error), follows="the state before it is tried")
+                refused.append(str(error))
+                _empty(target)
+            else:
+                if refused:
+                    log.warning("fell_back", checkpoint=state.number, epoch=epoch, repeats="the journals since")
+                return
+    if refused:
+        raise CheckpointError(
+            f"no checkpoint in {root} can be used: {'; '.join(refused)}; put the files back from a copy, or move the "
+            "directory away to start anew (see `headwater checkpoints list`)"
+        )
+
+
+class _Damaged(Exception):
+    """A state does not verify; an older one may."""
+
+
+def _states(source: Path) -> Iterator[State]:
+    """States of an epoch that may verify, newest first."""
+    yield State(epoch=source, number=_committed(source), store=source / JOIN_NAME)
+    for number in reversed(checkpoint_numbers(source)):
+        if has_file(source, number, JOIN_NAME):
+            yield State(epoch=source, number=number, store=checkpoint_path(source, number) / JOIN_NAME)
+
+
+def _committed(source: Path) -> int:
+    """Number of the checkpoint that `join.sqlite` committed; -1 if the file is damaged."""
+    store = source / JOIN_NAME
+    if not store.exists():
+        return 0
+    try:
+        return int(check_store(store).get("checkpoint", 0))
+    except (sqlite3.Error, ValueError):
+        return -1
+
+
+def _require_store(source: Path) -> None:
+    """Refuse an epoch that has checkpoints and no join state: the disk is not the one that was written to.
+
+    Raises:
+        CheckpointError: `join.sqlite` is missing or empty beside checkpoints.
+    """
+    store, numbers = source / JOIN_NAME, checkpoint_numbers(source)
+    if not numbers and max(journal_numbers(source), default=0) == 0:
+        return
+    try:
+        lost = "missing" if not store.exists() else "empty" if not _is_used(store) else None
+    except sqlite3.Error:
+        return  # damaged, which `_copy` finds and names
+    if lost is None:
+        return
+    copies = [number for number in numbers if has_file(source, number, JOIN_NAME)]
+    copy = f" such as {checkpoint_path(source, copies[-1]) / JOIN_NAME}" if copies else ""
+    raise CheckpointError(
+        f"{store} is {lost}, and checkpoints lie beside it; put it back from a copy{copy}, or move {source.parent} "
+        "away to start anew"
+    )
+
+
+def _is_used(store: Path) -> bool:
+    """Whether a store has been used by an updater. Every one of them commits its lineage first."""
+    return store.stat().st_size > 0 and "lineage" in check_store(store)
+
+
+def _copy(state: State, target: Path) -> None:
+    """Verify a state and copy it, with older checkpoints that can still be fallen back to.
+
+    Raises:
+        _Damaged: it does not verify.
+        CheckpointError: a journal that every state of this epoch needs is damaged.
+        OSError: the disk refused.
+    """
+    if state.number < 0:
+        raise _Damaged(f"{state.store} is damaged")
+    if state.number:
+        _verify(state)
+    if state.store.exists():
+        copy_store(state.store, target / JOIN_NAME)
+        sync_file(target / JOIN_NAME)
+    write_chain(state.epoch, target, state.number)
+    for number in checkpoint_numbers(state.epoch):
+        if number == state.number or (number < state.number and has_file(state.epoch, number, JOIN_NAME)):
+            shutil.copytree(checkpoint_path(state.epoch, number), checkpoint_path(target, number), copy_function=link)
+    for number in journal_numbers(state.epoch):
+        if number < state.number:
+            link(journal_path(state.epoch, number), journal_path(target, number))
+
+
+def _verify(state: State) -> None:
+    try:
+        verify_checkpoint(state.epoch, state.number)
+        found = int(check_store(state.store).get("checkpoint", 0))
+    except (CheckpointError, ValueError) as error:
+        raise _Damaged(str(error)) from error
+    except sqlite3.Error as error:
+        raise _Damaged(f"{state.store} is damaged: {error}") from error
+    if found != state.number:
+        raise _Damaged(f"{state.store} belongs to checkpoint {found}, not {state.number}")
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
+# ---- for operators
+
+
+def survey(root: Path) -> list[Found]:
+    """Check all checkpoints in a directory without changing anything; oldest first.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    if not root.exists():
+        return []
+    found = []
+    for epoch in epochs(root):
+        with suppress(FileNotFoundError):  # an updater at work has just deleted it
+            found += [_found(root, epoch, number) for number in checkpoint_numbers(epoch_path(root, epoch))]
+    return found
+
+
+def _found(root: Path, epoch: int, number: int) -> Found:
+    source = epoch_path(root, epoch)
+    path = checkpoint_path(source, number)
+    files = [entry.stat() for entry in path.iterdir()]
+    learner, offsets = _told(path)
+    return Found(
+        epoch=epoch,
+        number=number,
+        saved_at=path.stat().st_mtime,
+        size_bytes=sum(file.st_size for file in files),
+        events_learned=learner,
+        offsets=offsets,
+        problem=_problem(source, number),
+    )
+
+
+def _told(path: Path) -> tuple[int | None, dict[str, int]]:
+    """Events learned and offsets, as far as a checkpoint's state can be read."""
+    try:
+        state: dict[str, Any] = json.loads((path / STATE_NAME).read_bytes())
+        return state["learner"]["events_learned"], state["extra"].get("offsets", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, {}
+
+
+def _problem(source: Path, number: int) -> str | None:
+    """Why an updater cannot go on from a checkpoint; None if it can."""
+    try:
+        _require_store(source)
+    except CheckpointError as error:
+        return str(error)
+    problem: str | None = "an older checkpoint without a copy of its join state"
+    for state in _states(source):
+        if state.number == number:
+            try:
+                _verify(state)
+                read_chain(source, number)
+            except (_Damaged, CheckpointError) as error:
+                problem = str(error)
+            else:
+                return None
+    return problem
