@@ -7,6 +7,7 @@ ARGS ?=
 # Where no Apache Kafka is named, a launcher beside this repository is taken; without one its tests are skipped.
 HEADWATER_TEST_KAFKA ?= $(if $(shell command -v java),$(realpath ../shared/kafka/run))
 KILLS ?= 100
+FAULTS ?= 200
 # Tests wait for processes more than they compute. A file's tests stay together, and so do its brokers.
 WORKERS ?= 2
 
@@ -27,7 +28,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 crash: install
-	HEADWATER_TEST_KAFKA=$(HEADWATER_TEST_KAFKA) $(BIN)/python -m pytest tests/crash --kills $(KILLS) $(ARGS)
+	HEADWATER_TEST_KAFKA=$(HEADWATER_TEST_KAFKA) $(BIN)/python -m pytest tests/crash --kills $(KILLS) --faults $(FAULTS) $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ PASSWORD = "only-for-tests"  # noqa: S105 - guards a broker that lives as long a
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=4, help="how often the crash tests kill (`make crash`: 100)")
+    parser.addoption("--faults", type=int, default=16, help="random faults of one updater (`make crash`: 200)")
     parser.addoption("--fuzzed", type=int, default=4_000, help="how many payloads are fuzzed (`make crash`: 200,000)")
 
 
@@ -34,6 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def fuzzed(request: pytest.FixtureRequest) -> int:
     """How many payloads to fuzz."""
     return int(request.config.getoption("--fuzzed"))
+
+
+@pytest.fixture
+def faults(request: pytest.FixtureRequest) -> int:
+    """How many random faults one run goes through."""
+    return int(request.config.getoption("--faults"))
 
 
 @pytest.fixture

@@ -111,8 +111,9 @@ def random_death(rng: random.Random) -> Death:
 class Traffic:
     """Events as a shop has them: lists, clicks on them, purchases; repeats, nonsense, and items that come late."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, start_ms: int = START_MS, step_ms: int = 1_000) -> None:
         self._rng = random.Random(seed)  # noqa: S311
+        self._start_ms, self._step_ms = start_ms, step_ms
         self._number = 0
         self._sent: list[Event] = []
         self._shown: list[Impression] = []
@@ -141,7 +142,7 @@ class Traffic:
         rng = self._rng
         if self._sent and rng.random() < 0.05:
             return rng.choice(self._sent[-50:])
-        ts, user = START_MS + 1_000 * self._number, f"shopper-{rng.randrange(USERS)}"
+        ts, user = self._start_ms + self._step_ms * self._number, f"shopper-{rng.randrange(USERS)}"
         if rng.random() < 0.35:
             shown = rng.sample(range(ITEMS + LATER_ITEMS), rng.randint(2, 6))
             impression = Impression(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import reduction
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 import services.demo.child
 
@@ -22,6 +22,13 @@ import services.demo.child
 def fork_context() -> ForkServerContext:
     """Return the context whose children are forks of the process with the libraries."""
     return services.demo.child.fork_context("crash_replay", "forked")
+
+
+class Fault(Protocol):
+    """Something that is to go wrong in a command."""
+
+    def arm(self) -> None:
+        """Prepare it, in the process of the command, before that begins."""
 
 
 class ForkedCommand:
@@ -35,6 +42,7 @@ class ForkedCommand:
         stdout: a file to write to, `subprocess.PIPE`, or None for this process's own.
         stderr: likewise.
         text: whether pipes are read as text.
+        fault: what is to go wrong in it.
     """
 
     def __init__(
@@ -47,6 +55,7 @@ class ForkedCommand:
         stdout: IO[Any] | int | None = None,
         stderr: IO[Any] | int | None = None,
         text: bool = False,
+        fault: Fault | None = None,
     ) -> None:
         self.args = ["headwater", *arguments]
         ours: list[int] = []  # descriptors that only the child needs
@@ -58,7 +67,7 @@ class ForkedCommand:
         streams = _Streams([given, out, err])
         environment = dict(os.environ if env is None else env)
         command: Any = fork_context().Process(
-            target=_run, args=(os.getpid(), list(arguments), environment, str(cwd or Path.cwd()), streams)
+            target=_run, args=(os.getpid(), list(arguments), environment, str(cwd or Path.cwd()), streams, fault)
         )
         self._process: ForkServerProcess = command
         try:
@@ -157,7 +166,16 @@ class _Streams:
         self.descriptors = [duplicate.detach() for duplicate in duplicates]
 
 
-def _run(parent_pid: int, arguments: list[str], environment: dict[str, str], directory: str, streams: _Streams) -> None:
+def _run(
+    parent_pid: int,
+    arguments: list[str],
+    environment: dict[str, str],
+    directory: str,
+    streams: _Streams,
+    fault: Fault | None,
+) -> None:
     services.demo.child.end_with(parent_pid)
+    if fault is not None:
+        fault.arm()
     os.chdir(directory)
     services.demo.child.run_command(arguments, environment, streams.descriptors)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-from forked import ForkedCommand
+from forked import Fault, ForkedCommand
 from kafka import KafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_model import tiny_bert
@@ -154,7 +154,7 @@ class Shop:
             guard=NO_BURSTS,
         )
 
-    def process(self, *, log: str = "updater.log", **updater: Any) -> "UpdaterProcess":
+    def process(self, *, log: str = "updater.log", fault: Fault | None = None, **updater: Any) -> "UpdaterProcess":
         """The same settings for one in a process of its own."""
         settings = self.settings(**updater)
         kafka = settings.kafka.model_dump(exclude_defaults=True) | {
@@ -172,19 +172,22 @@ class Shop:
         ours = {f"HEADWATER_{name}__{k.upper()}": str(v) for name, part in sections.items() for k, v in part.items()}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")}
         env = inherited | ours | {"HEADWATER_LOG_LEVEL": "debug"}
-        return UpdaterProcess(env, self.directory / log, self.topics)
+        return UpdaterProcess(env, self.directory / log, self.topics, fault=fault)
 
 
 class UpdaterProcess:
     """`headwater updater`, killed when a test leaves it behind."""
 
-    def __init__(self, env: dict[str, str], log: Path, topics: Topics) -> None:
+    def __init__(self, env: dict[str, str], log: Path, topics: Topics, *, fault: Fault | None = None) -> None:
+        self._fault = fault
         self._env, self._log, self._topics = env, log, (topics.clicks, topics.purchases)
         self._log_start = log.stat().st_size if log.exists() else 0
 
     def __enter__(self) -> Self:
         with self._log.open("ab") as log:
-            self._process = ForkedCommand(["updater"], env=self._env, stdout=subprocess.PIPE, stderr=log, text=True)
+            self._process = ForkedCommand(
+                ["updater"], env=self._env, stdout=subprocess.PIPE, stderr=log, text=True, fault=self._fault
+            )
         assert self._process.stdout is not None
         said = self._process.stdout.readline().split()
         assert said[:1] == ["listening"], self.log()
@@ -208,6 +211,13 @@ class UpdaterProcess:
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def ended(self, *, seconds: float = WAIT_SECONDS) -> int:
         """Its exit status, once it has ended by itself."""
