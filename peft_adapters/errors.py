@@ -20,8 +20,10 @@ HeadwaterModelError
     ├── ScenarioNameError          a name that cannot be a directory and a URL segment
     ├── VersionConflictError       the version number is taken by other content
     ├── VersionNotFoundError       no such version here, or a link of its chain is missing
+    │   └── VersionNotKeptError    no such version to serve; its text names no address
     ├── RegistryReadOnlyError      publishing to a registry opened over HTTP
     ├── RolloutError               a change that would break the rules of a rollout
+    │   ├── ChainRefusedError      a version that cannot be served, since its chain is damaged or incomplete
     │   ├── RolloutFormatError     what lies in its place is no rollout
     │   └── RolloutConflictError   it was changed by another meanwhile
     └── RegistryUnavailableError   the store failed; worth another try
@@ -105,12 +107,20 @@ class VersionNotFoundError(RegistryError):
     """The registry holds no such version, or a link of its chain is missing."""
 
 
+class VersionNotKeptError(VersionNotFoundError):
+    """A version that is to be served is not in the registry; the text is fit for callers over HTTP."""
+
+
 class RegistryReadOnlyError(RegistryError):
     """Publishing was tried on a registry that can only be read."""
 
 
 class RolloutError(RegistryError):
     """A change would break the rules of a rollout."""
+
+
+class ChainRefusedError(RolloutError):
+    """A version cannot be served: a link of its chain is missing, damaged or not signed as it must be."""
 
 
 class RolloutFormatError(RolloutError):

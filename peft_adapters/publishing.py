@@ -17,8 +17,10 @@ from peft_adapters.learner import Learner
 from peft_adapters.ranker import ROLES
 from peft_adapters.registry import AdapterRegistry, Owner
 from peft_adapters.residual_rows import packed
+from peft_adapters.retention import Retention
 
 DEFAULT_SNAPSHOT_EVERY = 20
+DEFAULT_RETENTION = Retention(versions=12 * DEFAULT_SNAPSHOT_EVERY)
 
 log = structlog.get_logger(__name__)
 
@@ -36,8 +38,7 @@ class Publisher:
         staging: a directory for the bundle before it is uploaded.
         gate: which judges candidates.
         snapshot_every: versions from one full bundle to the next.
-        keep_versions: older versions that no chain needs are deleted.
-        keep_minutes: but of the older full ones the first of each minute stays, so far back.
+        retention: which published versions are kept.
         secret_fingerprint: of the secret that shoppers' ids are hidden with; scorers must have the same.
         sign: gives manifests their signatures; None leaves them without. What the gate refused is never signed.
     """
@@ -52,15 +53,14 @@ class Publisher:
         staging: Path,
         gate: Gate,
         snapshot_every: int = DEFAULT_SNAPSHOT_EVERY,
-        keep_versions: int = 12 * DEFAULT_SNAPSHOT_EVERY,
-        keep_minutes: int = 0,
+        retention: Retention = DEFAULT_RETENTION,
         secret_fingerprint: str | None = None,
         sign: Callable[[Manifest], Manifest] | None = None,
     ) -> None:
         self._learner, self._registry, self._scenario = learner, registry, scenario
         self._owner, self._is_owner = owner, False
         self._staging, self._gate = staging, gate
-        self._snapshot_every, self._keep_versions, self._keep_minutes = snapshot_every, keep_versions, keep_minutes
+        self._snapshot_every, self._retention = snapshot_every, retention
         self._sign, self._secret_fingerprint = sign, secret_fingerprint
         self._parent: Manifest | None = None  # published by this process; None: the next bundle is a full one
         self._published_items = 0
@@ -140,7 +140,7 @@ class Publisher:
 
     def _prune(self) -> None:
         try:
-            self._registry.prune(self._scenario, keep=self._keep_versions, keep_minutes=self._keep_minutes)
+            self._registry.prune(self._scenario, self._retention)
         except RegistryError as error:  # what is published is published; the next full one prunes again
             log.warning("registry_not_pruned", problem=str(error))
 

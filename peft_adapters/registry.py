@@ -15,10 +15,9 @@ that claimed it last; any number of readers may look on, and see a version whole
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -46,7 +45,7 @@ from peft_adapters.manifest import (
     parse_manifest,
     verify_copy,
 )
-from peft_adapters.retention import first_of_each_minute
+from peft_adapters.retention import PublishedVersion, Retention
 from peft_adapters.rollout import ROLLOUT_LIMIT_BYTES, ROLLOUT_NAME, Rollout, parse_rollout, rollout_bytes
 from peft_adapters.stores import Store, open_store
 from peft_adapters.version_files import VersionFiles
@@ -75,13 +74,6 @@ class Owner(BaseModel):
     epoch: int
 
 
-class _Link(NamedTuple):
-    """What pruning has to know of a version."""
-
-    builds_on: int | None
-    published_at_ms: int
-
-
 class AdapterRegistry:
     """Publishes, lists, fetches and prunes the bundles under one root.
 
@@ -106,7 +98,7 @@ class AdapterRegistry:
         self.url, self._verify_signature = url, verify
         self._store = store or open_store(url, api_key=api_key, read_seconds=read_seconds)
         self._files = VersionFiles(url, self._store)
-        self._links: dict[tuple[str, int], _Link] = {}  # versions never change; of those that `prune` has seen
+        self._seen: dict[tuple[str, int], PublishedVersion] = {}  # versions that `prune` has read; they never change
 
     def check(self) -> None:
         """Return when the store answers, be it that nothing is there yet.
@@ -322,14 +314,14 @@ class AdapterRegistry:
 
         Raises:
             RolloutConflictError: Another has changed it meanwhile.
-            VersionNotFoundError: A version it names, or a link of its chain, is not here.
+            VersionNotFoundError: A version that it names anew, or a link of its chain, is not here.
             RegistryReadOnlyError: The registry is open over HTTP.
             RegistryUnavailableError: The store failed.
         """
         path, data = f"{rollout.scenario}/{ROLLOUT_NAME}", rollout_bytes(rollout)
-        for version in rollout.versions:
-            self.chain(rollout.scenario, version)
         there = self.rollout(rollout.scenario)
+        for version in rollout.versions - there.versions:
+            self.chain(rollout.scenario, version)
         if there.revision != rollout.revision - 1:
             raise _changed_meanwhile(rollout, there)
         with self._files.errors(f"write {path}"):
@@ -371,6 +363,18 @@ class AdapterRegistry:
         sync_directory(target.parent)
         return target
 
+    def verify(self, manifest: Manifest) -> None:
+        """Read every file of a version and compare it with the manifest; nothing is kept.
+
+        Raises:
+            VersionNotFoundError: A file is gone.
+            BundleSizeError: A file is cut short, or too long.
+            BundleDigestError: The bytes of a file are others.
+            RegistryUnavailableError: The store failed.
+        """
+        for name, entry in manifest.files.items():
+            self._files.verify(f"{self._version_path(manifest.scenario, manifest.version)}/{name}", entry)
+
     def chunks(self, manifest: Manifest, name: str) -> Iterator[bytes]:
         """The bytes of one file of a version, piece by piece and unverified.
 
@@ -386,62 +390,48 @@ class AdapterRegistry:
         self._files.require_size(path, entry)
         yield from self._files.chunks(path, limit_bytes=entry.bytes)
 
-    def prune(self, scenario: str, *, keep: int, keep_minutes: int = 0) -> list[int]:
-        """Remove all but the newest `keep` versions, those the rollout names and what their chains need.
+    def prune(self, scenario: str, retention: Retention) -> list[int]:
+        """Remove the versions that retention does not keep; returns them.
 
-        Of those before them that are full the first of each minute stays, `keep_minutes` back. Returns the versions
-        removed.
+        Versions that the rollout names are kept with their chains. Of refused candidates the newest
+        `retention.versions` stay. Deltas are removed before what they build on, so that every version left can be built
+        whenever this is interrupted. A version whose manifest is damaged is kept among the newest `retention.versions`,
+        where it may still be repaired.
 
-        Of refused candidates, too, the newest `keep` stay. Deltas go before what they build on, so that every version
-        left can be built whenever this is interrupted.
+        Args:
+            scenario: Whose versions.
+            retention: Which of them are kept.
 
         Raises:
-            ValueError: `keep` is below 1.
-            RolloutFormatError: What the rollout names cannot be read; nothing is removed.
+            RolloutFormatError: The rollout cannot be read; nothing is removed.
             RegistryReadOnlyError: The registry is open over HTTP.
             RegistryUnavailableError: The store failed.
         """
-        if keep < 1:
-            raise ValueError(f"`keep` must be at least 1, got {keep}; the latest version is what scorers start from")
         versions = self.versions(scenario)
-        served = self.rollout(scenario).versions & set(versions)
-        spaced = self._full_of_each_minute(scenario, versions[:-keep], keep_minutes) if keep_minutes else set()
-        needed = self._with_chains(scenario, {*versions[-keep:], *served, *spaced})
+        named = self.rollout(scenario).versions
+        published = {version: own for version in versions if (own := self._published(scenario, version)) is not None}
+        damaged = {version for version in versions[-retention.versions :] if version not in published}
+        kept = retention.kept(published, named=named) | damaged | (named & set(versions))
         for version in sorted(self._files.by_version(scenario), reverse=True):
             # What lies beyond the newest version is a publication under way or cut short, which will be made again.
-            if version not in needed and version < versions[-1]:
+            if version not in kept and version < versions[-1]:
                 self._files.remove(self._version_path(scenario, version))
-                self._links.pop((scenario, version), None)
+                self._seen.pop((scenario, version), None)
         refused = f"{scenario}/{REFUSED_NAME}"
-        for version in sorted(self._files.by_version(refused))[:-keep]:
+        for version in sorted(self._files.by_version(refused))[: -retention.versions]:
             self._files.remove(self._version_path(refused, version))
-        return [version for version in versions if version not in needed]
+        return [version for version in versions if version not in kept]
 
-    def _full_of_each_minute(self, scenario: str, versions: Sequence[int], minutes: int) -> set[int]:
-        published_at_ms = {}
-        for version in versions:
-            with suppress(BundleError, VersionNotFoundError):  # nobody can go back to what is damaged
-                link = self._link(scenario, version)
-                if link.builds_on is None:
-                    published_at_ms[version] = link.published_at_ms
-        return first_of_each_minute(published_at_ms, minutes=minutes)
-
-    def _with_chains(self, scenario: str, versions: set[int]) -> set[int]:
-        """Versions, and all that they build on."""
-        needed: set[int] = set()
-        for version in versions:
-            link: int | None = version
-            while link is not None and link not in needed:
-                needed.add(link)
-                link = self._link(scenario, link).builds_on
-        return needed
-
-    def _link(self, scenario: str, version: int) -> _Link:
-        """What pruning has to know of a version; each manifest is read once in the life of this object."""
-        if (scenario, version) not in self._links:
-            manifest = self.manifest(scenario, version)
-            self._links[scenario, version] = _Link(manifest.builds_on, manifest.published_at_ms)
-        return self._links[scenario, version]
+    def _published(self, scenario: str, version: int) -> PublishedVersion | None:
+        """Read what retention depends on, once per version; None where the manifest is damaged."""
+        if (scenario, version) not in self._seen:
+            try:
+                manifest = self.manifest(scenario, version)
+            except (BundleError, VersionNotFoundError):
+                return None
+            size_bytes = sum(entry.bytes for entry in manifest.files.values())
+            self._seen[scenario, version] = PublishedVersion(manifest.builds_on, manifest.published_at_ms, size_bytes)
+        return self._seen[scenario, version]
 
     def _is_published(self, manifest: Manifest) -> bool:
         with suppress(VersionNotFoundError):

@@ -87,11 +87,28 @@ class VersionFiles:
             VersionNotFoundError: it is gone.
             RegistryUnavailableError: the store failed.
         """
-        found_bytes, sha256 = 0, hashlib.sha256()
         with naming(target), target.open("xb") as file:
-            for chunk in self.chunks(path, limit_bytes=entry.bytes + 1):
-                found_bytes += file.write(chunk)
-                sha256.update(chunk)
+            self.verify(path, entry, write=file.write)
+
+    def verify(self, path: str, entry: FileEntry, *, write: Callable[[bytes], object] = bytes) -> None:
+        """Read one file, no more of it than it should be, and check its size and digest.
+
+        Args:
+            path: Of the file.
+            entry: Its size and digest, from the manifest.
+            write: Called with each piece.
+
+        Raises:
+            BundleSizeError: It is cut short, or too long.
+            BundleDigestError: Its bytes are others.
+            VersionNotFoundError: It is gone.
+            RegistryUnavailableError: The store failed.
+        """
+        found_bytes, sha256 = 0, hashlib.sha256()
+        for chunk in self.chunks(path, limit_bytes=entry.bytes + 1):
+            write(chunk)
+            found_bytes += len(chunk)
+            sha256.update(chunk)
         if found_bytes != entry.bytes:
             found = "more" if found_bytes > entry.bytes else f"{found_bytes}"
             raise BundleSizeError(f"{self._url}/{path}: expected {entry.bytes} bytes, found {found}; publish it anew")

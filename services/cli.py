@@ -559,14 +559,16 @@ def _selection(
     limit: int | None = None,
 ) -> "Selection":
     """Which dead letters the flags mean."""
-    from services.dead_letters.letters import Selection, moment_ms, reason_named
+    from services.dead_letters.errors import LetterError
+    from services.dead_letters.letters import Selection, reason_named
+    from services.moments import moment_ms
 
+    try:
+        since_ms, until_ms = (moment_ms(text) if text else None for text in (since, until))
+    except ValueError as error:
+        raise LetterError(str(error)) from None
     return Selection(
-        reason=reason_named(reason) if reason else None,
-        topic=topic,
-        since_ms=moment_ms(since) if since else None,
-        until_ms=moment_ms(until) if until else None,
-        limit=limit,
+        reason=reason_named(reason) if reason else None, topic=topic, since_ms=since_ms, until_ms=until_ms, limit=limit
     )
 
 

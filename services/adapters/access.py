@@ -12,14 +12,17 @@ from peft_adapters.http_deadline import READ_SECONDS, read_whole
 from peft_adapters.internal_http import internal_client
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
+from peft_adapters.signing import verifier
 from services.audit import AuditLog
 from services.registry.announcing import announce
 from services.registry.changes import PATHS, Change, action_of, asked, make
+from services.registry.fleet import FleetView
 from services.settings import Settings
 
 FILES_PATH = "/v1/files"
 TIMEOUT_SECONDS = 30.0
 ANSWER_LIMIT_BYTES = 2**20
+FLEET_LIMIT_BYTES = 2**25
 
 
 class Access(Protocol):
@@ -29,6 +32,13 @@ class Access(Protocol):
 
     def change(self, scenario: str, change: Change) -> Rollout:
         """Make a change and return the rollout that holds now."""
+
+    def fleet(self, scenario: str) -> FleetView | None:
+        """The workers that report to the registry process; None where there is no process, or an older one.
+
+        Raises:
+            RegistryUnavailableError: The process does not answer.
+        """
 
 
 class Direct:
@@ -47,13 +57,18 @@ class Direct:
         """Make a change and return the rollout that holds now.
 
         Raises:
-            RegistryError: it is against the rules, names what is not there, or the store failed.
+            RegistryError: it is against the rules, names what is not there or cannot be served, or the store failed.
+        SigningKeyError: a public key of `signing.public_keys` cannot be read.
         """
         by = _user()
         with self._audit.call(action_of(change), by=by, scenario=scenario, asked=asked(change)):
-            rollout = make(self.registry, scenario, change, by=by)
+            rollout = make(self.registry, scenario, change, by=by, verify=verifier(self._settings.signing))
         announce(self._settings, rollout)
         return rollout
+
+    def fleet(self, scenario: str) -> FleetView | None:
+        """Return None: workers report to registry processes only."""
+        return None
 
 
 class OverHttp:
@@ -88,6 +103,24 @@ class OverHttp:
         except (httpx.HTTPError, ValidationError) as error:
             raise RegistryUnavailableError(f"POST {url}: {error or type(error).__name__}; is it a registry?") from error
         raise RegistryError(f"POST {url}: status {answer.status_code}: {_detail(answer)}")
+
+    def fleet(self, scenario: str) -> FleetView | None:
+        """The workers that report to the registry process; None where it is of a release without that.
+
+        Raises:
+            RegistryUnavailableError: The process does not answer.
+        """
+        url = f"{self._url}/v1/adapters/{scenario}/workers"
+        try:
+            with internal_client(headers=self._headers, timeout=TIMEOUT_SECONDS) as client:
+                answer = read_whole(client, "GET", url, seconds=TIMEOUT_SECONDS, limit_bytes=FLEET_LIMIT_BYTES)
+            if answer.status_code == httpx.codes.OK:
+                return FleetView.model_validate_json(answer.content)
+        except (httpx.HTTPError, ValidationError) as error:
+            raise RegistryUnavailableError(f"GET {url}: {error or type(error).__name__}; is it a registry?") from error
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        raise RegistryUnavailableError(f"GET {url}: status {answer.status_code}: {_detail(answer)}")
 
 
 def access(settings: Settings) -> Access:

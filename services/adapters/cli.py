@@ -1,15 +1,14 @@
 """The options of `headwater adapters`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from services.options import Config, Level, LogLevel, RegistryUrl, Scenario, Servers, settings_from
-
-if TYPE_CHECKING:
-    from services.adapters.access import Access
-    from services.registry.changes import Change
+from services.adapters import change_cli
+from services.adapters.options import AnyVersion, Version
+from services.adapters.options import reached as reached_by
+from services.options import Config, LogLevel, RegistryUrl, Scenario, settings_from
 
 adapters = typer.Typer(
     name="adapters",
@@ -18,18 +17,7 @@ adapters = typer.Typer(
     rich_markup_mode=None,
 )
 
-Version = Annotated[int, typer.Argument(min=1, metavar="VERSION", help="As `list` shows it.")]
-AnyVersion = Annotated[int | None, typer.Argument(min=1, metavar="VERSION", help="As `list` shows it.")]
-LatestOr = Annotated[
-    int | None, typer.Option("--version", min=1, metavar="VERSION", help="Which; without it, the latest as it comes.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
-Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stays in the rollout.")]
-IfRevision = Annotated[
-    int | None,
-    typer.Option("--if-revision", min=0, metavar="N", help="Only if the rollout is still of revision N."),
-]
-End = Annotated[bool, typer.Option("--end", help="End it.")]
 
 
 @adapters.command("list")
@@ -44,7 +32,7 @@ def list_adapters(
 
     Example: headwater adapters list --registry-url http://registry:8084
     """
-    name, reached = _reached(registry_url, config, None, log_level, scenario)
+    name, reached = reached_by(registry_url, config, None, log_level, scenario)
     from services.adapters.rendering import as_json, rows, table, told
     from services.registry.reading import manifests
 
@@ -69,7 +57,7 @@ def show(
 
     Example: headwater adapters show 17
     """
-    name, reached = _reached(registry_url, config, None, log_level, scenario)
+    name, reached = reached_by(registry_url, config, None, log_level, scenario)
     from services.registry.reading import shown
 
     typer.echo(shown(reached.registry, name, version).model_dump_json(indent=2))
@@ -92,7 +80,7 @@ def diff(
 
     Example: headwater adapters diff 16 17 --tensors
     """
-    name, reached = _reached(registry_url, config, None, log_level, scenario)
+    name, reached = reached_by(registry_url, config, None, log_level, scenario)
     from services.adapters.rendering import differences
     from services.registry.comparing import compare
 
@@ -146,165 +134,12 @@ def new_key(
     typer.echo(f"public key:  {public} (for workers)")
 
 
-@adapters.command("pin")
-def pin(
-    version: Version,
-    reason: Reason = "",
-    if_revision: IfRevision = None,
-    registry_url: RegistryUrl = None,
-    config: Config = None,
-    bootstrap_servers: Servers = None,
-    log_level: LogLevel = None,
-    scenario: Scenario = None,
-) -> None:
-    """Answer all from one version until it is unpinned, whatever is published. A canary ends.
-
-    Example: headwater adapters pin 17 --reason "the last one before the campaign"
-    """
-    name, reached = _reached(registry_url, config, bootstrap_servers, log_level, scenario)
-    from services.registry.changes import Pin
-
-    _change(reached, name, Pin(version=version, reason=reason, if_revision=if_revision))
-
-
-@adapters.command("unpin")
-def unpin(
-    reason: Reason = "",
-    if_revision: IfRevision = None,
-    registry_url: RegistryUrl = None,
-    config: Config = None,
-    bootstrap_servers: Servers = None,
-    log_level: LogLevel = None,
-    scenario: Scenario = None,
-) -> None:
-    """Follow the latest version again. A canary ends.
-
-    Example: headwater adapters unpin
-    """
-    name, reached = _reached(registry_url, config, bootstrap_servers, log_level, scenario)
-    from services.registry.changes import Unpin
-
-    _change(reached, name, Unpin(reason=reason, if_revision=if_revision))
-
-
-@adapters.command("rollback")
-def rollback(
-    version: AnyVersion = None,
-    reason: Reason = "",
-    if_revision: IfRevision = None,
-    registry_url: RegistryUrl = None,
-    config: Config = None,
-    bootstrap_servers: Servers = None,
-    log_level: LogLevel = None,
-    scenario: Scenario = None,
-) -> None:
-    """Answer all from an earlier version, and stay there. A canary ends.
-
-    Without VERSION it is the stable one while a canary runs, else the one before that which is served. The updater goes
-    on learning and publishing; `unpin` follows it again.
-
-    Example: headwater adapters rollback --reason "click-through fell"
-    """
-    name, reached = _reached(registry_url, config, bootstrap_servers, log_level, scenario)
-    from services.registry.changes import Rollback
-
-    _change(reached, name, Rollback(version=version, reason=reason, if_revision=if_revision))
-
-
-@adapters.command("canary")
-def canary(
-    percent: Annotated[
-        float | None, typer.Option("--percent", max=100.0, metavar="P", help="Of shoppers; above 0.")
-    ] = None,
-    version: LatestOr = None,
-    auto_rollback: Annotated[
-        bool, typer.Option("--auto-rollback", help="End it by itself when it is known to be worse.")
-    ] = False,
-    end: End = False,
-    reason: Reason = "",
-    if_revision: IfRevision = None,
-    registry_url: RegistryUrl = None,
-    config: Config = None,
-    bootstrap_servers: Servers = None,
-    log_level: LogLevel = None,
-    scenario: Scenario = None,
-) -> None:
-    """Answer some shoppers from another version; the stable one is held at what it is now.
-
-    Example: headwater adapters canary --percent 5 --auto-rollback
-    """
-    if end == (percent is not None) or (percent is not None and not percent > 0):
-        raise typer.BadParameter("give --percent above 0, or --end")
-    name, reached = _reached(registry_url, config, bootstrap_servers, log_level, scenario)
-    from services.registry.changes import EndCanary, StartCanary
-
-    asked: dict[str, Any] = {"reason": reason, "if_revision": if_revision}
-    start = {"version": version, "percent": percent, "auto_rollback": auto_rollback}
-    _change(reached, name, EndCanary(**asked) if end else StartCanary(**asked, **start))
-
-
-@adapters.command("shadow")
-def shadow(
-    version: LatestOr = None,
-    end: End = False,
-    reason: Reason = "",
-    if_revision: IfRevision = None,
-    registry_url: RegistryUrl = None,
-    config: Config = None,
-    bootstrap_servers: Servers = None,
-    log_level: LogLevel = None,
-    scenario: Scenario = None,
-) -> None:
-    """Have another version score too without ever answering; workers export how the two differ.
-
-    Example: headwater adapters shadow --version 17
-    """
-    if end and version is not None:
-        raise typer.BadParameter("give --version, or --end")
-    name, reached = _reached(registry_url, config, bootstrap_servers, log_level, scenario)
-    from services.registry.changes import EndShadow, StartShadow
-
-    asked: dict[str, Any] = {"reason": reason, "if_revision": if_revision}
-    _change(reached, name, EndShadow(**asked) if end else StartShadow(**asked, version=version))
-
-
-@adapters.command("promote")
-def promote(
-    reason: Reason = "",
-    if_revision: IfRevision = None,
-    registry_url: RegistryUrl = None,
-    config: Config = None,
-    bootstrap_servers: Servers = None,
-    log_level: LogLevel = None,
-    scenario: Scenario = None,
-) -> None:
-    """Answer all from the canary's version, pinned; the canary ends.
-
-    Example: headwater adapters promote
-    """
-    name, reached = _reached(registry_url, config, bootstrap_servers, log_level, scenario)
-    from services.registry.changes import Promote
-
-    _change(reached, name, Promote(reason=reason, if_revision=if_revision))
-
-
-def _reached(
-    registry_url: str | None,
-    config: Any,
-    bootstrap_servers: str | None,
-    log_level: Level | None,
-    scenario: str | None,
-) -> "tuple[str, Access]":
-    """The scenario's name, and the registry."""
-    settings = settings_from(config, bootstrap_servers, log_level, scenario, registry={"url": registry_url})
-    from services.adapters.access import access
-
-    return settings.scenario, access(settings)
-
-
-def _change(reached: "Access", scenario: str, change: "Change") -> None:
-    """Make a change and say what holds now."""
-    from services.adapters.rendering import told
-
-    for line in told(reached.change(scenario, change)):
-        typer.echo(line)
+for _change in (
+    change_cli.pin,
+    change_cli.unpin,
+    change_cli.rollback,
+    change_cli.canary,
+    change_cli.shadow,
+    change_cli.promote,
+):
+    adapters.command()(_change)

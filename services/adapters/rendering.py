@@ -22,7 +22,7 @@ def rows(manifests: Iterable[Manifest], rollout: Rollout) -> Iterator[dict[str, 
         yield {
             "version": manifest.version,
             "kind": manifest.kind,
-            "published": _moment(manifest.published_at_ms),
+            "published": moment(manifest.published_at_ms),
             "events": manifest.events_learned,
             SHOWN_METRIC: manifest.metrics.get(SHOWN_METRIC),
             "bytes": sum(entry.bytes for entry in manifest.files.values()),
@@ -51,7 +51,7 @@ def told(rollout: Rollout) -> Iterator[str]:
         yield f"  shadow: {_version(rollout.shadow.version)} scores too and never answers"
     if rollout.revision:
         why = f": {rollout.reason}" if rollout.reason else ""
-        yield f"  revision {rollout.revision}, {_moment(rollout.changed_at_ms)}, by {rollout.changed_by or '?'}{why}"
+        yield f"  revision {rollout.revision}, {moment(rollout.changed_at_ms)}, by {rollout.changed_by or '?'}{why}"
 
 
 def differences(found: Comparison) -> Iterator[str]:
@@ -76,7 +76,8 @@ def _version(version: int | None) -> str:
     return "the latest version" if version is None else f"version {version}"
 
 
-def _moment(ms: int) -> str:
+def moment(ms: int) -> str:
+    """A time as RFC 3339, in UTC."""
     return datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

@@ -1,7 +1,5 @@
 """Reads the dead letters: the newest of each key, up to the end of their topic."""
 
-import re
-import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -15,10 +13,7 @@ from services.settings import Settings
 from streams.connection import wait_for_broker
 from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
-from streams.events import epoch_ms
 from streams.whole_topic import read_to_end
-
-_UNITS_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 log = structlog.get_logger(__name__)
 
@@ -76,26 +71,6 @@ def reason_named(text: str) -> Reason:
         return Reason(text)
     except ValueError:
         raise LetterError(f"a reason must be one of {', '.join(Reason)}, got {text!r}") from None
-
-
-def moment_ms(text: str) -> int:
-    """Turns an RFC 3339 time, or how long ago something was, into epoch milliseconds.
-
-    Raises:
-        LetterError: It is neither.
-
-    >>> moment_ms("1970-01-01T00:00:02Z")
-    2000
-    """
-    if ago := re.fullmatch(r"(\d{1,9})([smhd])", text):
-        return time.time_ns() // 1_000_000 - int(ago[1]) * _UNITS_SECONDS[ago[2]] * 1_000
-    try:
-        return int(str(epoch_ms(text)))
-    except ValueError:
-        raise LetterError(
-            f"a time must be RFC 3339 with its UTC offset, or how long ago, got {text!r}; "
-            "for example 2026-01-31T09:00:00Z or 2h"
-        ) from None
 
 
 def read(settings: Settings, selection: Selection) -> Found:

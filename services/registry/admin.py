@@ -9,6 +9,7 @@ from fastapi import BackgroundTasks, FastAPI, Request, Response
 from peft_adapters.manifest import check_scenario
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
+from peft_adapters.signing import Verifier
 from services.audit import AuditError, AuditLog
 from services.door.guard import caller_of
 from services.http import problem_response
@@ -33,7 +34,12 @@ ROOT = "/v1/adapters/{scenario}/"
 
 
 def add_admin(
-    app: FastAPI, registry: AdapterRegistry, *, audit: AuditLog, announce: Callable[[Rollout], object] | None
+    app: FastAPI,
+    registry: AdapterRegistry,
+    *,
+    audit: AuditLog,
+    announce: Callable[[Rollout], object] | None,
+    verify: Verifier | None = None,
 ) -> None:
     """Add the calls that change rollouts.
 
@@ -42,13 +48,14 @@ def add_admin(
         registry: open for writing.
         audit: is told of each call.
         announce: is given each new rollout once it is answered; None tells nobody.
+        verify: checks the signatures of versions that are to be served; None checks none.
     """
     one_at_a_time = threading.Lock()  # a store that takes whatever is written knows of no conflict
 
     def made(request: Request, after: BackgroundTasks, scenario: str, change: Change) -> Rollout:
         caller, details = caller_of(request), {"scenario": check_scenario(scenario), "asked": asked(change)}
         with audit.call(action_of(change), by=caller.name, address=caller.address, **details), one_at_a_time:
-            rollout = make(registry, scenario, change, by=caller.name)
+            rollout = make(registry, scenario, change, by=caller.name, verify=verify)
         if announce is not None:
             after.add_task(announce, rollout)
         return rollout
@@ -70,7 +77,7 @@ def _add_calls(app: FastAPI, made: Callable[[Request, BackgroundTasks, str, Chan
 
     @app.post(ROOT + PATHS[Rollback], responses=changes_before(Unpin))
     def rollback(request: Request, after: BackgroundTasks, scenario: ScenarioName, change: Rollback) -> Rollout:
-        """Answer all from an earlier version: from the stable one if a canary runs, else from the one before."""
+        """Answer all from an earlier version: named, by time (`to`), the stable one of a canary, or the one before."""
         return made(request, after, scenario, change)
 
     @app.post(ROOT + PATHS[StartCanary], responses=changes_before(Promote, EndCanary))

@@ -24,6 +24,9 @@ STORE_AWAY = problems({503: _AWAY})
 KEYS_ONLY = problems(KEYS)
 READS = problems(_READS)
 READS_PUBLISHED = problems(_READS | {404: "there is no such version or file, or nothing has been published"})
+REPORTS = problems(
+    _READS | {400: "the body is not text", 408: "the body did not arrive in time", 413: "the body is too large"}
+)
 CHANGES = problems(
     _READS
     | {

@@ -22,13 +22,14 @@ from peft_adapters.errors import (
     RolloutFormatError,
     ScenarioNameError,
     VersionNotFoundError,
+    VersionNotKeptError,
 )
 from peft_adapters.manifest import MANIFEST_NAME, MAX_VERSION, Manifest, manifest_bytes
 from peft_adapters.registry import LATEST_NAME, AdapterRegistry
 from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
+from peft_adapters.signing import Verifier
 from peft_adapters.stores import LISTING_NAME
 from services.door.bodies import BodyRules
-from services.door.guard import reads_and_changes
 from services.door.wiring import Door, add_door
 from services.http import (
     ProblemError,
@@ -50,6 +51,7 @@ from services.registry.answers import (
     Version,
 )
 from services.registry.comparing import Comparison, compare
+from services.registry.fleet import Fleet, add_fleet, needs
 from services.registry.reading import Shown, manifests, shown
 from services.registry.watch import Watcher
 
@@ -72,6 +74,7 @@ def create_app(
     *,
     door: Door | None = None,
     announce: Callable[[Rollout], object] | None = None,
+    verify: Verifier | None = None,
 ) -> FastAPI:
     """Build the application over a registry; all that it ever writes are rollouts.
 
@@ -79,6 +82,7 @@ def create_app(
         registry: Where the adapters are kept.
         door: Who may call, and where is told what calls change; without it everyone, and the process's log.
         announce: Is given each new rollout; None tells nobody.
+        verify: Checks the signatures of versions that are to be served; None checks none.
     """
     watchers = Watchers(
         Watcher(registry.latest, lambda manifest: manifest.digest), Watcher(registry.rollout, rollout_tag)
@@ -91,7 +95,7 @@ def create_app(
         app,
         door,
         metrics.door,
-        needs=reads_and_changes,
+        needs=needs,
         waits=_is_long_poll,
         requests=metrics.http,
         bodies=BodyRules(max_bytes=MAX_BODY_BYTES, remedy="no call takes more"),
@@ -100,8 +104,9 @@ def create_app(
     _add_registry_errors(app)
     _add_adapters(app, registry, watchers.latest)
     _add_looks(app, registry)
+    add_fleet(app, Fleet())
     _add_rollout(app, registry, watchers.rollout)
-    add_admin(app, registry, audit=door.audit, announce=announce)
+    add_admin(app, registry, audit=door.audit, announce=announce, verify=verify)
     _add_files(app, registry)
     _add_health(app, registry, series)
     return app
@@ -229,6 +234,8 @@ def _add_registry_errors(app: FastAPI) -> None:
         match error:
             case ScenarioNameError():
                 return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+            case VersionNotKeptError():
+                return problem_response(request, HTTPStatus.NOT_FOUND, str(error))
             case VersionNotFoundError():
                 return problem_response(request, HTTPStatus.NOT_FOUND, "no such version, or no such file in it")
             case RegistryReadOnlyError():

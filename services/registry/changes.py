@@ -1,15 +1,27 @@
 """Changes of a rollout as people ask for them, by command or over HTTP, and how each is made."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
-from peft_adapters.errors import RolloutConflictError, RolloutError, VersionNotFoundError
+from peft_adapters.errors import (
+    BundleError,
+    RolloutConflictError,
+    RolloutError,
+    VersionNotFoundError,
+    VersionNotKeptError,
+)
 from peft_adapters.manifest import MAX_VERSION
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import TEXT_LIMIT, Canary, Rollout, Shadow
+from peft_adapters.signing import Verifier
 from services.json_types import NUMBER_ONLY, Flag
+from services.moments import MOMENT_OR_AGO, moment_ms
+from services.registry.chains import verify_chain
 
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION), NUMBER_ONLY]
 
@@ -63,9 +75,18 @@ class Unpin(Change):
 
 
 class Rollback(Change):
-    """Answer all from an earlier version: the one named, else the stable one if a canary runs, else the one before."""
+    """Answer all from an earlier version.
+
+    Without `version` and `to` it is the stable version if a canary runs, else the one before that which is served.
+
+    Attributes:
+        version: The version to go back to.
+        to: The time to go back to: RFC 3339, or how long ago, such as `2h`. It chooses the newest version that was
+            published at or before then and is still kept.
+    """
 
     version: VersionNumber | None = None
+    to: Annotated[str, Field(pattern=MOMENT_OR_AGO, examples=["2h", "2026-01-31T09:00:00Z"])] | None = None
 
     def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
         """The rollout after the change.
@@ -156,18 +177,25 @@ def asked(change: Change) -> dict[str, object]:
     return change.model_dump(exclude_none=True)
 
 
-def make(registry: AdapterRegistry, scenario: str, change: Change, *, by: str) -> Rollout:
+def make(
+    registry: AdapterRegistry, scenario: str, change: Change, *, by: str, verify: Verifier | None = None
+) -> Rollout:
     """Make a change and return the rollout that holds now.
+
+    Versions that are to be served are verified first, with all that they build on; a refused change writes nothing.
+    What was written is read back.
 
     Args:
         registry: open for writing.
         scenario: whose rollout.
         change: which.
         by: who asks.
+        verify: checks the signatures of versions that are to be served; None checks none.
 
     Raises:
-        RolloutError: it would break the rules of a rollout (`RolloutConflictError`: another was quicker).
-        VersionNotFoundError: a version it names, or a link of its chain, is not there.
+        RolloutError: it would break the rules of a rollout (`RolloutConflictError`: another was quicker;
+            `ChainRefusedError`: a version cannot be served).
+        VersionNotFoundError: a version it names is not there.
         RegistryError: the registry is read-only, or cannot be used.
     """
     now = registry.rollout(scenario)
@@ -178,10 +206,16 @@ def make(registry: AdapterRegistry, scenario: str, change: Change, *, by: str) -
         )
     published = registry.versions(scenario)
     if not published:
-        raise VersionNotFoundError(
+        raise VersionNotKeptError(
             f"nothing has been published for scenario {scenario!r} yet; nothing can be rolled out"
         )
+    if isinstance(change, Rollback) and change.to is not None:
+        below = _newest_served(now, published[-1])
+        version = _version_at(registry, scenario, published, _past_ms(change), below=below)
+        change = Rollback(version=version, reason=change.reason)
     rollout = change.made(now, published, by=by)
+    for version in dict.fromkeys(_brought(change, now, rollout, latest=published[-1])):
+        verify_chain(registry, scenario, version, verify)
     registry.set_rollout(rollout)
     return rollout
 
@@ -191,3 +225,76 @@ def _newest_served(now: Rollout, latest: int) -> int:
     if now.canary is not None:
         served.append(now.canary.version or latest)
     return max(served)
+
+
+def _brought(change: Change, now: Rollout, after: Rollout, *, latest: int) -> Iterator[int]:
+    """The versions that a change puts into arms; ending a canary or shadow puts none."""
+    stable = after.stable_version
+    if stable is not None and (stable != now.stable_version or isinstance(change, Pin)):
+        yield stable
+    if isinstance(change, StartCanary):
+        yield change.version or latest
+    if isinstance(change, StartShadow):
+        yield change.version or latest
+
+
+def _past_ms(change: Rollback) -> int:
+    """The time to go back to, in epoch milliseconds.
+
+    Raises:
+        RolloutError: It is no time, lies ahead, or a version is named, too.
+    """
+    if change.version is not None:
+        raise RolloutError(f"a rollback takes `version` or `to`, got both: {change.version} and {change.to!r}")
+    try:
+        at_ms = moment_ms(str(change.to))
+    except ValueError as error:
+        raise RolloutError(f"`to`: {error}") from None
+    if at_ms > time.time_ns() // 1_000_000:
+        raise RolloutError(f"`to` must be a time in the past, got {change.to!r}")
+    return at_ms
+
+
+def _version_at(registry: AdapterRegistry, scenario: str, published: Sequence[int], at_ms: int, *, below: int) -> int:
+    """Find the newest kept version that was published at or before a time.
+
+    Args:
+        registry: Where the versions are.
+        scenario: Of which ranking.
+        published: All published versions, oldest first.
+        at_ms: The time, epoch milliseconds.
+        below: The newest version that is served.
+
+    Raises:
+        RolloutError: None is kept that far back, or the one found is not below the version that is served.
+        RegistryUnavailableError: The store failed.
+    """
+    oldest = None
+    for version in reversed(published):
+        with suppress(BundleError, VersionNotFoundError):  # damaged, or deleted meanwhile
+            oldest = registry.manifest(scenario, version)
+            if oldest.published_at_ms <= at_ms:
+                break
+    if oldest is None or oldest.published_at_ms > at_ms:
+        kept = (
+            "no version can be read"
+            if oldest is None
+            else (
+                f"the oldest that is kept is version {oldest.version}, published at {_moment(oldest.published_at_ms)}"
+            )
+        )
+        raise RolloutError(
+            f"no version that was published at or before {_moment(at_ms)} is kept; {kept}; name a later time, or a "
+            "version"
+        )
+    if oldest.version >= below:
+        raise RolloutError(
+            f"version {oldest.version}, published at {_moment(oldest.published_at_ms)}, is the newest up to "
+            f"{_moment(at_ms)}, and a rollback must go below version {below}, which is served; name an earlier time or "
+            "a version"
+        )
+    return oldest.version
+
+
+def _moment(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -5,6 +5,7 @@ from functools import partial
 import structlog
 
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.signing import verifier
 from services.door.wiring import Door
 from services.registry.announcing import announce
 from services.registry.app import create_app
@@ -23,10 +24,12 @@ def run(settings: Settings) -> None:
     Raises:
         KeysError: The keys file cannot be used.
         RegistryAddressError: No kind of store is known for the registry's address.
+        SigningKeyError: A public key of `signing.public_keys` cannot be read.
         ServeError: The address cannot be listened on.
     """
     own = settings.registry
     log.info("registry_starting", registry_url=own.url)
     door = Door.of(settings.limits, settings.security)
-    app = create_app(AdapterRegistry(own.url), door=door, announce=partial(announce, settings))
+    verify = verifier(settings.signing)
+    app = create_app(AdapterRegistry(own.url), door=door, announce=partial(announce, settings), verify=verify)
     serve(app, own.host, own.port)

@@ -10,7 +10,6 @@ from peft_adapters.manifest import Manifest
 from peft_adapters.registry import AdapterRegistry
 from peft_adapters.rollout import Rollout
 from peft_adapters.signing import Verifier
-from services.disks import temporary_directory
 
 
 def manifests(registry: AdapterRegistry, scenario: str) -> Iterator[Manifest]:
@@ -78,7 +77,7 @@ def shown(registry: AdapterRegistry, scenario: str, version: int | None) -> Show
 
 
 def verified(registry: AdapterRegistry, scenario: str, version: int | None, verify: Verifier | None) -> list[str]:
-    """Fetch a version with all that it builds on, check every byte, and say how each link is signed.
+    """Read a version with all that it builds on, check every byte, and say how each link is signed.
 
     Args:
         registry: where it is.
@@ -97,8 +96,7 @@ def verified(registry: AdapterRegistry, scenario: str, version: int | None, veri
         manifest = registry.manifest(scenario, link)
         if verify is not None:
             verify(manifest)
-        with temporary_directory("headwater-verify-") as directory:
-            registry.fetch(scenario, link, directory)
+        registry.verify(manifest)
         lines.append(f"version {link}: {len(manifest.files)} files as digested; {signature_state(manifest, verify)}")
     return lines
 

@@ -36,6 +36,7 @@ def create_app(
     pseudonymise: Callable[[str], str],
     search: Search | None = None,
     door: Door | None = None,
+    name: str = "scorer",
 ) -> FastAPI:
     """Build the application over a worker.
 
@@ -47,6 +48,7 @@ def create_app(
         pseudonymise: What becomes of ids of users and sessions in requests.
         search: Answers queries in words; without it there are no calls for them.
         door: Who may call; without it everyone.
+        name: Of this worker, as it reports itself.
     """
     app = FastAPI(title="Headwater scorer", lifespan=_few_threads(settings.answer_threads))
     add_door(
@@ -64,7 +66,7 @@ def create_app(
     add_noop(app, scenario=worker.scenario)
     if search is not None:
         add_search(app, worker, search, settings, pseudonymise)
-    _add_health(app, worker, metrics, series)
+    _add_health(app, worker, metrics, series, name=name)
     return app
 
 
@@ -82,7 +84,7 @@ def _few_threads(number: int) -> Callable[[FastAPI], AbstractAsyncContextManager
     return lifespan
 
 
-def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: CollectorRegistry) -> None:
+def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: CollectorRegistry, *, name: str) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether the process runs, adapter or no adapter."""
@@ -95,14 +97,18 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
         if missing is not None:
             raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, missing, headers={"Retry-After": "1"}, problems=told)
         manifest = served(worker).manifest
+        lineup = worker.answers.lineups[manifest.scenario]
         return {
             "status": "ready",
+            "worker": name,
             "scenario": manifest.scenario,
             "adapter_version": manifest.version,
             "published_at_ms": manifest.published_at_ms,
             "watermark_ms": manifest.watermark_ms,
             "problems": told,
-            "arms": {arm: model.version for arm, model in worker.answers.lineups[manifest.scenario].models.items()},
+            "arms": {arm: model.version for arm, model in lineup.models.items()},
+            "rollout_revision": lineup.rollout.revision,
+            "rollout_changed_at_ms": lineup.rollout.changed_at_ms,
             "staleness_seconds": max(0.0, time.time() - manifest.published_at_ms / 1000),
         }
 

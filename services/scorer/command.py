@@ -30,6 +30,7 @@ from services.scorer.following import RegistryFollower
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
 from services.scorer.refresher import Refresher
+from services.scorer.reporting import WorkerReporter, worker_name
 from services.scorer.search import Search
 from services.scorer.search_settings import SearchSettings
 from services.scorer.shopper_state import ShopperState, StateSource
@@ -45,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 # How long a build may hold up a request. Python's own 5 ms cost up to 8 ms at the 99th percentile of answers.
 SWITCH_SECONDS = 0.001
+_Part = LogReader | Worker | CatalogueCheck | RegistryFollower | CanaryWatch | WorkerReporter | RedisState | Refresher
 END_SECONDS = 5.0  # for a thread to notice; a build under way is not waited for
 
 
@@ -91,9 +93,15 @@ def run(settings: Settings) -> None:
             metrics=metrics.rollouts,
             end=ends_canaries(settings, announcements),
         )
+        name = worker_name(settings.scorer.port)
+        reporter = WorkerReporter(
+            settings.scorer.registry_url, worker, name=name, api_key=settings.registry.shown_key()
+        )
         followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
-        app = create_app(worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, door=door)
-        with _in_threads(reader, worker, follower, watch, check, *search.refreshers(), *followers):
+        app = create_app(
+            worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, door=door, name=name
+        )
+        with _in_threads(reader, worker, follower, watch, check, reporter, *search.refreshers(), *followers):
             serve(app, settings.scorer.host, settings.scorer.port)
 
 
@@ -168,7 +176,14 @@ def _registry(settings: Settings) -> AdapterRegistry:
 
 @contextmanager
 def _in_threads(
-    *parts: LogReader | Worker | CatalogueCheck | RegistryFollower | CanaryWatch | RedisState | Refresher,
+    *parts: LogReader
+    | Worker
+    | CatalogueCheck
+    | RegistryFollower
+    | CanaryWatch
+    | WorkerReporter
+    | RedisState
+    | Refresher,
 ) -> Iterator[None]:
     """Run parts beside the serving, and end them after it."""
     threads = [threading.Thread(target=part.run, name=type(part).__name__, daemon=True) for part in parts]

@@ -347,8 +347,7 @@ class Updater:
             staging=own.checkpoint_dir / "staging",
             gate=self._watch.gate,
             snapshot_every=own.snapshot_every,
-            keep_versions=own.keep_versions,
-            keep_minutes=own.keep_minutes,
+            retention=own.retention,
             secret_fingerprint=self._pseudonymise.fingerprint(),
             sign=signer(settings.signing),
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peft_adapters.retention import Retention
 from services.registry.settings import DEFAULT_REGISTRY_URL
 
 
@@ -36,9 +37,18 @@ class UpdaterSettings(BaseModel):
         default=0.35, gt=0, le=1, description="of the time at most goes to publications: what they cost spaces them"
     )
     snapshot_every: int = Field(default=20, ge=1, description="versions from one full bundle to the next")
-    keep_versions: int = Field(default=240, ge=1, description="older ones that no chain needs are deleted")
+    keep_versions: int = Field(default=240, ge=1, description="newest versions that are all kept, with their chains")
     keep_minutes: int = Field(
-        default=30, ge=0, description="but of older full ones the first of each minute stays so long, to go back to"
+        default=60, ge=0, description="of older full versions, the first of each minute is kept for so many minutes"
+    )
+    keep_hours: int = Field(
+        default=72, ge=0, description="of older full versions, the first of each hour is kept for so many hours"
+    )
+    keep_bytes: int = Field(
+        default=2 * 2**30,
+        ge=1,
+        description="size of all kept versions together; the oldest are deleted first, but never the newest version, "
+        "one that the rollout names, or what these build on",
     )
     keep_checkpoints: int = Field(
         default=2,
@@ -58,3 +68,10 @@ class UpdaterSettings(BaseModel):
     hold_seconds: float = Field(default=3_600.0, gt=0, description="event time an event waits for an unknown item")
     dedupe_horizon: int = Field(default=400_000, ge=1, description="event ids remembered")
     torch_threads: int = Field(default=1, ge=1, description="cores a learning step may use")
+
+    @property
+    def retention(self) -> Retention:
+        """Which published versions are kept."""
+        return Retention(
+            versions=self.keep_versions, minutes=self.keep_minutes, hours=self.keep_hours, size_bytes=self.keep_bytes
+        )

@@ -24,6 +24,7 @@ from peft_adapters.errors import (
 )
 from peft_adapters.manifest import check_scenario
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.retention import Retention
 from services.registry.app import create_app
 from services.serving import running
 
@@ -164,7 +165,7 @@ class TestRegistryContract:
         for version in (4, 5, 6):
             registry.publish(version, delta=True, snapshot=3)
             registry.writer.keep_refused(*registry.make(version, seed=1))
-        assert registry.writer.prune("home", keep=1) == [1, 2]
+        assert registry.writer.prune("home", Retention(versions=1)) == [1, 2]
         assert registry.reader.versions("home") == [3, 4, 5, 6]
         for version in registry.reader.chain("home", 6):
             registry.reader.fetch("home", version, tmp_path / "cache")
@@ -174,33 +175,42 @@ class TestRegistryContract:
         with pytest.raises(FileNotFoundError):
             registry.content("home/00000001/items.json")
         registry.publish(7)
-        assert registry.writer.prune("home", keep=1) == [3, 4, 5, 6]
-        assert registry.writer.prune("home", keep=5) == []
-        with pytest.raises(ValueError, match="`keep` must be at least 1, got 0"):
-            registry.writer.prune("home", keep=0)
+        assert registry.writer.prune("home", Retention(versions=1)) == [3, 4, 5, 6]
+        assert registry.writer.prune("home", Retention(versions=5)) == []
+        with pytest.raises(ValueError, match="`versions` must be at least 1, got 0"):
+            registry.writer.prune("home", Retention(versions=0))
 
     def test_pruning_keeps_the_first_full_version_of_each_minute_so_far_back(self, registry: Registry) -> None:
         for version in (1, 29, 30, 35, 61, 62, 95, 130):  # two seconds each
             registry.publish(version)
         registry.publish(131, delta=True, snapshot=130)
         registry.publish(132, delta=True, snapshot=130)
-        assert registry.writer.prune("home", keep=1, keep_minutes=3) == [1, 29, 30, 35, 62]
-        assert registry.writer.prune("home", keep=1, keep_minutes=3) == []
+        assert registry.writer.prune("home", Retention(versions=1, minutes=3)) == [1, 29, 30, 35, 62]
+        assert registry.writer.prune("home", Retention(versions=1, minutes=3)) == []
         registry.publish(160)
-        assert registry.writer.prune("home", keep=1, keep_minutes=2) == [61, 131, 132]
-        assert registry.reader.versions("home") == [95, 130, 160]
+        assert registry.writer.prune("home", Retention(versions=1, minutes=2)) == [61, 95, 131, 132]
+        assert registry.reader.versions("home") == [130, 160]
+
+    def test_pruning_keeps_to_a_size_and_to_what_is_served(self, registry: Registry) -> None:
+        for version in range(1, 11):
+            registry.publish(version)
+        registry.writer.set_rollout(registry.writer.rollout("home").pinned(2))
+        size_bytes = sum(entry.bytes for entry in registry.reader.manifest("home", 10).files.values())
+        retention = Retention(versions=8, minutes=60, size_bytes=int(4.5 * size_bytes))
+        assert registry.writer.prune("home", retention) == [1, 3, 4, 5, 6, 7]
+        assert registry.reader.versions("home") == [2, 8, 9, 10]
 
     def test_pruning_does_not_stop_at_an_older_version_that_is_damaged(self, registry: Registry) -> None:
         for version in (1, 31, 61, 91):
             registry.publish(version)
         registry.overwrite("home/00000031/manifest.json", b"{}")
-        assert registry.writer.prune("home", keep=1, keep_minutes=10) == [31]
+        assert registry.writer.prune("home", Retention(versions=1, minutes=10)) == [31]
 
     def test_pruning_clears_what_a_pruning_cut_short_left(self, registry: Registry) -> None:
         registry.publish(2)
         registry.overwrite("home/00000001/items.json", b"[]")  # its manifest is gone already
         registry.overwrite("home/00000003/items.json", b"[]")  # its manifest is still to come
-        assert registry.writer.prune("home", keep=1) == []
+        assert registry.writer.prune("home", Retention(versions=1)) == []
         with pytest.raises(FileNotFoundError):
             registry.content("home/00000001/items.json")
         assert registry.content("home/00000003/items.json")
@@ -244,7 +254,7 @@ class TestRegistryContract:
             lambda: registry.reader.versions(name),
             lambda: registry.reader.chain(name, 1),
             lambda: registry.reader.fetch(name, 1, tmp_path),
-            lambda: registry.writer.prune(name, keep=1),
+            lambda: registry.writer.prune(name, Retention(versions=1)),
         ):
             with pytest.raises(ScenarioNameError, match="`scenario` must be 1 to 64"):
                 ask()

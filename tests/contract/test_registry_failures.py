@@ -9,6 +9,7 @@ from small_bundle import write_small_bundle
 from peft_adapters.bundle import read_bundle
 from peft_adapters.errors import BundleDigestError, RegistryUnavailableError
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.retention import Retention
 from peft_adapters.stores import FsspecStore
 
 FILES_OF_A_BUNDLE = 4
@@ -147,9 +148,9 @@ def test_pruning_cut_short_leaves_only_versions_that_can_be_built(tmp_path: Path
         registry.publish(tmp_path / str(version), manifest)
     store.strength = strength
     with pytest.raises(RegistryUnavailableError, match="too tired"):
-        registry.prune("home", keep=1)
+        registry.prune("home", Retention(versions=1))
     for version in registry.versions("home"):
         registry.chain("home", version)
     store.strength = 6
-    registry.prune("home", keep=1)
+    registry.prune("home", Retention(versions=1))
     assert sorted(path.name for path in (tmp_path / "registry/home").iterdir()) == ["00000004", "LATEST"]

@@ -13,6 +13,7 @@ from peft_adapters.errors import (
     VersionNotFoundError,
 )
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.retention import Retention
 from peft_adapters.rollout import Canary, Rollout
 from peft_adapters.stores import FsspecStore
 
@@ -64,10 +65,10 @@ class TestRolloutContract:
     def test_pruning_keeps_what_it_names_with_its_chain(self, registry: AdapterRegistry) -> None:
         canary = registry.rollout("home").pinned(2).with_canary(Canary(version=6, percent=5), latest=6)
         registry.set_rollout(canary.model_copy(update={"revision": 1}))
-        assert registry.prune("home", keep=1) == [3]
+        assert registry.prune("home", Retention(versions=1)) == [3]
         assert registry.chain("home", 2) == [1, 2]
         registry.set_rollout(registry.rollout("home").unpinned())
-        assert registry.prune("home", keep=1) == [1, 2]
+        assert registry.prune("home", Retention(versions=1)) == [1, 2]
 
 
 def test_of_two_that_write_in_the_same_instant_one_is_told(tmp_path: Path) -> None:
@@ -87,5 +88,5 @@ def test_nothing_is_pruned_while_the_rollout_cannot_be_read(tmp_path: Path) -> N
         registry.publish(directory, write_small_bundle(directory, version))
     (tmp_path / "home" / "ROLLOUT.json").write_bytes(b"{")
     with pytest.raises(RolloutError, match="delete the file"):
-        registry.prune("home", keep=1)
+        registry.prune("home", Retention(versions=1))
     assert registry.versions("home") == [1, 2]

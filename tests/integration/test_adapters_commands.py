@@ -29,6 +29,7 @@ from streams.consumer import PartitionConsumer
 from streams.embedded_broker import EmbeddedBroker
 from streams.topics import Topics
 
+START_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 BASE = {name: None for name in os.environ if name.startswith("HEADWATER_")}
 
 
@@ -57,7 +58,11 @@ def three_versions(directory: Path) -> AdapterRegistry:
     for version in (1, 2, 3):
         chain = {"delta": True} if version == 2 else {}
         manifest = write_small_bundle(
-            directory / str(version), version, metrics={"ndcg10": 0.1 * version, "roc_auc": float("nan")}, **chain
+            directory / str(version),
+            version,
+            published_at_ms=START_MS + 2_000 * version,
+            metrics={"ndcg10": 0.1 * version, "roc_auc": float("nan")},
+            **chain,
         )
         registry.publish(directory / str(version), manifest)
     return registry
@@ -144,7 +149,8 @@ def test_a_version_is_verified_with_all_that_it_builds_on(desk: Desk, tmp_path: 
 def test_changes_are_made_and_said(desk: Desk) -> None:
     said = desk.run("rollback", "--reason", "click-through fell")
     assert said.splitlines()[0] == "home: answers come from version 2, pinned"
-    assert said.rstrip().endswith("click-through fell")
+    assert said.splitlines()[1].endswith("click-through fell")
+    assert said.splitlines()[2].startswith("no worker can be seen: ")
     assert desk.rollout().stable_version == 2
     desk.run("canary", "--percent", "2.5", "--auto-rollback")
     assert desk.rollout().canary is not None
@@ -159,6 +165,20 @@ def test_changes_are_made_and_said(desk: Desk) -> None:
     assert (desk.rollout().stable_version, desk.rollout().shadow) == (1, None)
     desk.run("unpin", "--if-revision", "8")
     assert desk.rollout().stable_version is None
+
+
+def test_a_rollback_goes_back_in_time(desk: Desk) -> None:
+    said = desk.run("rollback", "--to", "2026-01-01T00:00:05Z").splitlines()  # version 2 is of the fourth second
+    assert said[0] == "home: answers come from version 2, pinned"
+    assert said[2] == "  version 2 was published at 2026-01-01T00:00:04Z"
+    assert desk.rollout().stable_version == 2
+    with pytest.raises(RegistryError, match="the oldest that is kept is version 1, published at 2026-01-01T00:00:02Z"):
+        desk.run("rollback", "--to", "2026-01-01T00:00:01Z")
+    for arguments in (("--to", "soon"), ("1", "--to", "2h"), ("--to", "2026-01-01")):
+        with pytest.raises(SystemExit) as ended:
+            desk.run("rollback", *arguments)
+        assert ended.value.code == 2
+    assert desk.rollout().revision == 1
 
 
 def test_changes_are_told_to_the_audit_log(desk: Desk, tmp_path: Path) -> None:

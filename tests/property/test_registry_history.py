@@ -12,6 +12,7 @@ from small_bundle import write_small_bundle
 from peft_adapters.bundle import Manifest, read_bundle
 from peft_adapters.errors import RegistryUnavailableError, VersionConflictError
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.retention import Retention
 from peft_adapters.stores import FsspecStore
 
 
@@ -102,12 +103,12 @@ class RegistryHistory(RuleBasedStateMachine):
         needed = {link for version in newest for link in self.registry.chain("home", version)}
         self.store.changes_to_live = changes_to_live
         try:
-            self.registry.prune("home", keep=keep)
+            self.registry.prune("home", Retention(versions=keep))
         except RegistryUnavailableError:
             self.store.changes_to_live = float("inf")
             assert needed <= set(self.registry.versions("home"))
             self.every_version_can_be_built()
-            self.registry.prune("home", keep=keep)
+            self.registry.prune("home", Retention(versions=keep))
         self.store.changes_to_live = float("inf")
         self.published = {version: self.published[version] for version in needed}
 

@@ -16,6 +16,7 @@ from small_bundle import write_small_bundle
 from peft_adapters.bundle import read_bundle
 from peft_adapters.errors import VersionNotFoundError
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.retention import Retention
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def test_readers_see_each_version_whole_while_others_come_and_go(tmp_path: Path)
         for version in range(1, 26):
             manifest = write_small_bundle(tmp_path / str(version), version)
             publisher.publish(tmp_path / str(version), manifest)
-            publisher.prune("home", keep=1 + version % 4)  # 1 takes away what is being read
+            publisher.prune("home", Retention(versions=1 + version % 4))  # 1 takes away what is being read
         done.set()
         for seen in (future.result(60) for future in reading):
             assert seen == sorted(set(seen))

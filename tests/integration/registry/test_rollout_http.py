@@ -77,5 +77,5 @@ def test_a_damaged_one_is_an_error_that_names_no_place(shop: Shop, tmp_path: Pat
     answer = shop.client.get("/v1/adapters/home/rollout")
     assert (answer.status_code, answer.json()["detail"][:22]) == (500, "the rollout is damaged")
     assert str(tmp_path) not in answer.text
-    with pytest.raises(RolloutFormatError, match="status 500"):
+    with pytest.raises(RolloutFormatError, match="status 500: the rollout is damaged"):
         AdapterRegistry(f"{shop.client.base_url}/v1/files").rollout("home")

@@ -20,6 +20,11 @@ from tiny_model import tiny_bert, titled
 from peft_adapters.bundle import Manifest, read_manifest
 from peft_adapters.manifest import manifest_bytes
 from peft_adapters.registry import AdapterRegistry
+from services.adapters.access import OverHttp
+from services.adapters.obeying import wait_for_workers
+from services.registry.app import create_app
+from services.registry.changes import Pin
+from services.serving import running
 from streams.connection import KafkaConnection
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Click, Item
@@ -94,7 +99,7 @@ class Shop:
         self.producer.flush()
 
     @contextmanager
-    def scorer(self, **environment: str) -> Iterator[Scorer]:
+    def scorer(self, *, registry_url: str | None = None, **environment: str) -> Iterator[Scorer]:
         names = {f"HEADWATER_TOPICS__{field.upper()}": str(name) for field, name in self.topics.model_dump().items()}
         settings = {
             "HEADWATER_ENCODER__MODEL": str(tiny_bert()),
@@ -103,7 +108,8 @@ class Shop:
             "HEADWATER_SCORER__ITEMS_REFRESH_SECONDS": "0.1",
         }
         log = self.directory / "scorer.log"
-        options = ["--registry-url", self.registry.url, "--port", "0", "--cache-dir", str(self.directory / "cache")]
+        url = registry_url or self.registry.url
+        options = ["--registry-url", url, "--port", "0", "--cache-dir", str(self.directory / "cache")]
         with log.open("w") as errors:
             process = ForkedCommand(
                 ["scorer", *options],
@@ -206,6 +212,23 @@ def test_a_tampered_bundle_is_refused_and_the_old_adapter_goes_on(shop: Shop) ->
         assert "sha256" in scorer.log()
         shop.publish(3, full=True)
         until(lambda: scorer.version() == 3)
+
+
+def test_it_reports_what_it_serves_to_the_registry_process(shop: Shop) -> None:
+    shop.publish(1, full=True)
+    shop.publish(2)
+    with running(create_app(shop.registry)) as url, shop.scorer(registry_url=f"{url}/v1/files") as scorer:
+        until(lambda: scorer.version() == 2)
+        access = OverHttp(url, None)
+        rollout = access.change("home", Pin(version=1))
+        said: list[str] = []
+        assert wait_for_workers(access, rollout, urls=[], wait_seconds=30, show=said.append), said
+        assert said[0] == "1 of 1 workers that can be seen obey revision 1"
+        assert said[1].endswith("obeys, serves stable version 1")
+        assert scorer.version() == 1
+        fleet = access.fleet("home")
+        assert fleet is not None
+        assert [worker.worker for worker in fleet.workers] == [scorer.client.get("/readyz").json()["worker"]]
 
 
 def test_started_again_it_has_items_adapter_and_shoppers_at_once(shop: Shop) -> None:

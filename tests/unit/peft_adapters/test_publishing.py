@@ -21,6 +21,7 @@ from peft_adapters.publishing import Publisher
 from peft_adapters.ranker import ROLES
 from peft_adapters.registry import AdapterRegistry, Owner
 from peft_adapters.residual_rows import packed, unpacked
+from peft_adapters.retention import Retention
 from peft_adapters.serving import ServedModel, build
 from peft_adapters.settings import LearnerSettings
 from peft_adapters.signing import Signer, Verifier, new_key
@@ -233,7 +234,7 @@ def test_a_full_one_comes_again_every_so_many_versions(tmp_path: Path) -> None:
 
 
 def test_old_versions_go_when_a_full_one_comes(tmp_path: Path) -> None:
-    press = Press(tmp_path, snapshot_every=2, keep_versions=2)
+    press = Press(tmp_path, snapshot_every=2, retention=Retention(versions=2))
     for _ in range(5):
         press.publish()
     assert press.registry.versions("home") == [3, 4, 5]  # 3 is what 4 builds on
@@ -369,7 +370,7 @@ class TestFailingRegistry:
         assert (press.registry.versions("home"), press.latest().version) == ([1], 1)
 
     def test_a_store_that_removes_nothing_stops_no_publication(self, tmp_path: Path) -> None:
-        press = Press(tmp_path, store=UntidyStore, snapshot_every=1, keep_versions=1)
+        press = Press(tmp_path, store=UntidyStore, snapshot_every=1, retention=Retention(versions=1))
         with capture_logs() as lines:
             for version in (1, 2, 3):
                 press.learn()

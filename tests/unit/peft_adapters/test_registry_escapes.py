@@ -12,6 +12,7 @@ from small_bundle import write_small_bundle
 from peft_adapters.errors import BundleError, BundleFormatError, HeadwaterModelError, ScenarioNameError
 from peft_adapters.manifest import FileEntry, manifest_bytes, table_digest
 from peft_adapters.registry import AdapterRegistry
+from peft_adapters.retention import Retention
 
 SECRET = b"what lies beside the registry"
 
@@ -82,7 +83,7 @@ def test_a_scenario_that_is_a_path_is_refused_by_every_call(
         lambda: registry.chain(scenario, 1),
         lambda: registry.fetch(scenario, 1, tmp_path / "copy"),
         lambda: registry.rollout(scenario),
-        lambda: registry.prune(scenario, keep=1),
+        lambda: registry.prune(scenario, Retention(versions=1)),
         lambda: registry.next_version(scenario),
     ]
     for call in calls:

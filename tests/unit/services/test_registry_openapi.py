@@ -32,7 +32,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Cl
 
 @pytest.mark.timeout(900)  # some hundred requests on a machine that may do much else
 def test_of_requests_made_from_the_document_none_fails_a_check(client: httpx.Client, tmp_path: Path) -> None:
-    check_document(f"{client.base_url}/openapi.json", tmp_path, operations=20)
+    check_document(f"{client.base_url}/openapi.json", tmp_path, operations=22)
     # A server that knew nothing would pass, too: that what is published was asked for is part of the test.
     counted = client.get("/metrics").text
     assert len(set(re.findall(r'requests_total\{route="(/v1/[^"]+)",status="200"\} [1-9]', counted))) >= 15

@@ -1,0 +1,51 @@
+"""Checks that a version can be served, before a rollout names it."""
+
+from peft_adapters.errors import BundleError, ChainRefusedError, VersionNotFoundError, VersionNotKeptError
+from peft_adapters.manifest import Manifest
+from peft_adapters.registry import AdapterRegistry
+from peft_adapters.signing import Verifier
+
+
+def verify_chain(
+    registry: AdapterRegistry, scenario: str, version: int, verify: Verifier | None = None
+) -> list[Manifest]:
+    """Read a version and all that it builds on, and check manifests, sizes, digests and signatures.
+
+    Texts of errors do not contain the registry's address, so that they can be sent to callers over HTTP.
+
+    Args:
+        registry: Where the version is.
+        scenario: Of which ranking.
+        version: The version that is to be served.
+        verify: Checks signatures; None checks none.
+
+    Returns:
+        The manifests of the chain, the full version first.
+
+    Raises:
+        VersionNotKeptError: The version is not in the registry.
+        ChainRefusedError: A link is missing, damaged or not signed as it must be.
+        RegistryUnavailableError: The store failed.
+    """
+    if version not in registry.versions(scenario):
+        raise VersionNotKeptError(
+            f"no such version: the registry holds no version {version} of scenario {scenario!r}; "
+            "`headwater adapters list` shows those that are kept"
+        )
+    links: list[Manifest] = []
+    link: int | None = version
+    while link is not None:
+        try:
+            manifest = registry.manifest(scenario, link)
+            if verify is not None:
+                verify(manifest)
+            registry.verify(manifest)
+        except (BundleError, VersionNotFoundError) as error:
+            which = "" if link == version else f" version {link}, which it builds on:"
+            cause = str(error).replace(f"{registry.url}/", "").replace(registry.url, "the registry")
+            raise ChainRefusedError(
+                f"version {version} of {scenario!r} cannot be served, and nothing was changed:{which} {cause}"
+            ) from error
+        links.append(manifest)
+        link = manifest.builds_on
+    return links[::-1]

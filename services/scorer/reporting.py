@@ -1,0 +1,120 @@
+"""Reports what a worker serves to the registry process, so that operators see which workers obey a rollout."""
+
+import os
+import re
+import socket
+import threading
+import time
+
+import httpx
+import structlog
+
+from peft_adapters.http_deadline import read_whole
+from peft_adapters.internal_http import detail_of, internal_client
+from peft_adapters.rollout import Rollout
+from services.registry.fleet import MOST_PROBLEMS, PROBLEM_CHARACTERS, REPORT_SECONDS, WorkerReport
+from services.scorer.bundles import FILES_PATH
+from services.scorer.lineup import Lineup
+from services.scorer.worker import Worker
+
+LOOK_SECONDS = 0.25  # between two looks whether something has changed
+ANSWER_SECONDS = 5.0
+RETRY_SECONDS = 5.0  # after a report that was not taken
+ANSWER_LIMIT_BYTES = 65_536
+
+log = structlog.get_logger(__name__)
+
+
+def worker_name(port: int) -> str:
+    """Name this process: host, port and process id.
+
+    Args:
+        port: The port that it is to listen on.
+    """
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:80] or "host"
+    return f"{host}-{port}-{os.getpid()}"
+
+
+class WorkerReporter:
+    """Sends a report of each scenario when it changes, and every `REPORT_SECONDS`. A registry of files takes none.
+
+    Args:
+        url: Address of the registry.
+        worker: Whose state is reported.
+        name: Of the worker.
+        api_key: Shown to the registry process; of scope `read`.
+    """
+
+    def __init__(self, url: str, worker: Worker, *, name: str, api_key: str | None = None) -> None:
+        self._url, self._worker, self._name = url.rstrip("/").removesuffix(FILES_PATH), worker, name
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._stop = threading.Event()
+        self._sent: dict[str, tuple[WorkerReport, float]] = {}  # with monotonic seconds
+        self._failed = False
+
+    def stop(self) -> None:
+        """Have `run` return soon."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Report until stopped."""
+        if not self._url.startswith(("http://", "https://")):
+            return
+        with internal_client(base_url=self._url, timeout=ANSWER_SECONDS, headers=self._headers) as client:
+            while not self._stop.wait(LOOK_SECONDS):
+                try:
+                    self._report(client)
+                except httpx.HTTPError as error:
+                    self._not_taken(str(error) or type(error).__name__)
+
+    def _report(self, client: httpx.Client) -> None:
+        reports = reports_of(self._worker)
+        self._sent = {scenario: sent for scenario, sent in self._sent.items() if scenario in reports}
+        for scenario, report in reports.items():
+            before, at = self._sent.get(scenario, (None, 0.0))
+            if report == before and time.monotonic() - at < REPORT_SECONDS:
+                continue
+            answer = read_whole(
+                client,
+                "PUT",
+                f"/v1/adapters/{scenario}/workers/{self._name}",
+                seconds=ANSWER_SECONDS,
+                limit_bytes=ANSWER_LIMIT_BYTES,
+                json=report.model_dump(),
+            )
+            if not answer.is_success:
+                self._not_taken(f"status {answer.status_code}: {detail_of(answer.content)}")
+                return
+            self._sent[scenario] = (report, time.monotonic())
+            self._failed = False
+
+    def _not_taken(self, problem: str) -> None:
+        """Log the first failure in a row, and pause."""
+        if not self._failed:
+            log.warning("worker_not_reported", problem=problem, effect="registry does not list this worker")
+        self._failed = True
+        self._sent.clear()
+        self._stop.wait(RETRY_SECONDS)
+
+
+def reports_of(worker: Worker) -> dict[str, WorkerReport]:
+    """The reports of a worker, by scenario that it holds.
+
+    Args:
+        worker: Whose state is reported.
+    """
+    missing = worker.missing()
+    problems = [*worker.problems().values(), *([] if missing is None else [missing])]
+    shown = [problem[:PROBLEM_CHARACTERS] for problem in problems[:MOST_PROBLEMS]]
+    lineups = {scenario: Lineup(Rollout(scenario=scenario)) for scenario in worker.scenarios.pinned}
+    lineups |= {seat.scenario: seat.lineup for seat in worker.scenarios.seats()}
+    return {
+        scenario: WorkerReport(
+            ready=missing is None,
+            revision=lineup.rollout.revision,
+            changed_at_ms=lineup.rollout.changed_at_ms,
+            arms={arm: model.version for arm, model in lineup.models.items()},
+            problems=shown,
+        )
+        for scenario, lineup in lineups.items()
+    }
