@@ -2,7 +2,8 @@
 
 Every record that is sent is noted with its place in the log. At the end each topic's counts must add up to exactly the
 records that were in it, over all logs that it ever was: those that retention deleted unread as `missed`, nonsense as
-dead letters, repeats as duplicates, and every other click and purchase learnt once. No log line may hold a traceback.
+dead letters, repeats as duplicates, and every other click and purchase learnt or capped once. No log line may hold a
+traceback.
 """
 
 import json
@@ -132,7 +133,8 @@ class FaultRun:
             events = [event for event in read if event is not None]
             assert found["duplicate"] == len(events) - len(set(events)), (topic, found, self.happened)
             if topic != self._topics["impression"]:
-                assert found["learnt"] == len(set(events)), (topic, found, self.happened)
+                # Nine shoppers are as busy as hundreds: the guard caps some of what they do.
+                assert found["learnt"] + found["capped"] == len(set(events)), (topic, found, self.happened)
         for log in self.shop.directory.glob("life-*.log"):
             assert "Traceback" not in log.read_text(), log
 
