@@ -28,6 +28,7 @@ from peft_adapters.publishing import Publisher
 from peft_adapters.registry import AdapterRegistry, Owner
 from peft_adapters.signing import signer
 from peft_adapters.warm_start import start_from
+from services import memory
 from services.metrics import UpdaterMetrics
 from services.secrets import agree
 from services.settings import Settings
@@ -52,6 +53,7 @@ _POLL_SECONDS = 0.05
 _LORA_WAITS_SLICES = 3  # in a row, at most
 _JUDGED_EVENTS = 32  # of a batch, the first; judging all of a large one would take a third of what learning takes
 _EXPORT_SECONDS = 0.25  # how old gauges are at most, but for a slice that takes longer
+_TRIM_SECONDS = 10.0
 _CONFIRM_SECONDS = 10.0  # within the grace that a process is given to end
 _WORTH_ANOTHER_TRY = (
     RegistryUnavailableError,
@@ -97,6 +99,7 @@ class Updater:
         self._reported: tuple[Capped, ...] = ()  # what the control topic says is capped
         self._unannounced: Manifest | None = None
         self._checkpoints = Schedule(own.checkpoint_seconds)
+        self._trims = Schedule(_TRIM_SECONDS)
         self._publications = Schedule(own.publish_seconds, share=own.publish_share)
         self._unpublished = True  # a version that has learnt nothing is worth publishing: scorers can begin
         self._next_export = 0.0  # monotonic seconds
@@ -267,10 +270,17 @@ class Updater:
                 "pseudonyms": self._pseudonymise.fingerprint(),
             }
             self._home.save(self.learner, extra, tensors)
+            self._trim_when_due()
         self._report_caps()
         self._checkpointed = dict(self._offsets)
         log.debug("checkpoint_saved", number=self._home.checkpoint, events_learned=self.learner.events_learned)
         return True
+
+    def _trim_when_due(self) -> None:
+        """Return freed memory to the system: a checkpoint copies all tensors, and leaves holes as large in the heap."""
+        if self._trims.is_due():
+            memory.trim()
+            self._trims.done()
 
     def _gate_and_publish(self) -> None:
         self._home.verify()
