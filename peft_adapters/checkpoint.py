@@ -82,7 +82,7 @@ def prune_checkpoints(root: Path, *, keep: Collection[int]) -> None:
 
 def checkpoint_numbers(root: Path) -> list[int]:
     """Numbers of the checkpoints in a root, oldest first."""
-    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit() and path.is_dir())
 
 
 def add_file(root: Path, number: int, name: str, make: Callable[[Path], None]) -> None:

@@ -18,6 +18,7 @@ STALE_SECONDS = 86_400.0  # after which a directory without a lock, as earlier r
 _DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE}
 )
+_IN_THE_WAY = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP})
 _TEMPORARY = frozenset({"/tmp", "/var/tmp", "/usr/tmp"})  # noqa: S108
 _NO_TEMPORARY = "No usable temporary directory"  # the standard library's words
 
@@ -38,12 +39,19 @@ def disk_problem(error: Exception) -> str | None:
         return None
     if _NO_TEMPORARY in str(error):
         return _no_temporary_directory(error)
-    if error.errno not in _DISK_ERRORS:
+    if error.errno not in _DISK_ERRORS | _IN_THE_WAY:
         return None
     if _is_temporary(error.filename):
         return _no_temporary_directory(error)
     where = f"{error.filename} cannot be used" if error.filename else "a file or standard output cannot be written"
-    return f"{where}: {error.strerror}; make room or give rights there"
+    return f"{where}: {error.strerror}; {remedy(error)}"
+
+
+def remedy(error: Exception) -> str:
+    """Say what to do about an error of a disk."""
+    if isinstance(error, OSError) and error.errno in _IN_THE_WAY:
+        return "a file lies where a directory belongs, or the other way round; move it away"
+    return "make room or give rights there"
 
 
 def _is_temporary(name: object) -> bool:

@@ -319,12 +319,14 @@ class JoinStore:
 
 
 def copy_store(source: Path, target: Path) -> None:
-    """Copy what a store last committed, be it in use or not. Syncing the copy to disk is left to the caller.
+    """Copy what a store last committed, be it in use or not, and write nothing to it.
+
+    Syncing the copy to disk is left to the caller.
 
     Raises:
         sqlite3.Error: the source is damaged, or the disk of the copy refused.
     """
-    old, new = sqlite3.connect(source), sqlite3.connect(target)
+    old, new = _connect_read_only(source), sqlite3.connect(target)
     try:
         new.execute("PRAGMA journal_mode=OFF")  # an unfinished copy is thrown away
         new.execute("PRAGMA synchronous=OFF")
@@ -340,15 +342,20 @@ def check_store(path: Path) -> dict[str, str]:
     Raises:
         sqlite3.Error: it is damaged, or no store.
     """
-    in_use = path.with_name(f"{path.name}-wal").exists()
-    uri = f"{path.resolve().as_uri()}?mode=ro{'' if in_use else '&immutable=1'}"
-    with closing(sqlite3.connect(uri, uri=True)) as db:
+    with closing(_connect_read_only(path)) as db:
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise sqlite3.DatabaseError(found)
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
             return {}
         return dict(db.execute("SELECT key, value FROM meta"))
+
+
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    """Open a file without writing to it: its write-ahead log stays as it is, too."""
+    in_use = path.with_name(f"{path.name}-wal").exists()
+    uri = f"{path.resolve().as_uri()}?mode=ro{'' if in_use else '&immutable=1'}"
+    return sqlite3.connect(uri, uri=True)
 
 
 def _digest(text: str) -> int:

@@ -57,6 +57,7 @@ from peft_adapters.checkpoint import (
 from peft_adapters.durable import naming, sync_directory
 from peft_adapters.errors import AlreadyRunningError, CheckpointError, FencedError
 from peft_adapters.learner import Learner
+from services.disks import remedy
 from services.updater.journal import Journal
 from services.updater.recovery import JOIN_NAME, epoch_path, epochs, take_over
 from services.updater.schedule import Schedule
@@ -275,8 +276,7 @@ def _as_checkpoint_error(path: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.Error) as error:
         raise CheckpointError(
-            f"{path} cannot be used: {error}; make room or give rights there, and start the updater again: it goes on "
-            "where it was"
+            f"{path} cannot be used: {error}; {remedy(error)}, and start the updater again: it goes on where it was"
         ) from error
 
 

@@ -4,14 +4,18 @@ Where a slice ends depends on what had arrived by then. A restart reads the ends
 and cuts the same slices again, and so learns the same batches. What the gate decided between two slices changes what is
 learnt from then on, and when it was asked depends on the clock; so its decision stands beside the slice that followed.
 So does whether LoRA waited while a slice was learnt, which depends on how late it was.
+
+Each line carries its own checksum (`crc`) and that of the line before it (`after`), also where that one is in the
+journal before: a changed digit and a lost line are found. Lines of earlier releases have neither.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from io import FileIO
@@ -22,6 +26,9 @@ from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import CheckpointError
 from peft_adapters.gate import Decision
 from streams.consumer import Offsets
+
+_LINE_START = b'{"'
+_AS_LOG = ": their slices are then read from the log again, and may be cut otherwise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,9 @@ class Journal:
     def __init__(self, directory: Path, checkpoint: int) -> None:
         self._directory = directory
         self._path = journal_path(directory, checkpoint)
-        self.recorded = deque(recorded for _, recorded in _read(self._path))
+        lines = _read(self._path)
+        self.recorded = deque(recorded for _, recorded in lines)
+        self._last_crc = _crc_of(lines or _read(journal_path(directory, checkpoint - 1)))
         self._file = _opened(self._path, "ab")
 
     def record(self, slice_: Recorded) -> None:
@@ -71,7 +80,9 @@ class Journal:
         Raises:
             CheckpointError: the disk refused; the file is as it was before.
         """
-        self._write(_text(slice_))
+        line, crc = _line(slice_, after=self._last_crc)
+        self._write(f"{line}\n")
+        self._last_crc = crc
 
     def begin(self, checkpoint: int) -> None:
         """Begin a new file for the next checkpoint; slices that are still to be repeated are carried over.
@@ -79,10 +90,11 @@ class Journal:
         Raises:
             CheckpointError: the disk refused.
         """
+        carried = [line for line, _ in _read(self._path)[-len(self.recorded) :]] if self.recorded else []
         self._file.close()
         self._path = journal_path(self._directory, checkpoint)
         self._file = _opened(self._path, "wb")
-        self._write("".join(map(_text, self.recorded)))
+        self.write_lines(carried)
 
     def abandon(self) -> None:
         """Drop the slices that are still to be repeated, on disk too: a restart then repeats only what follows.
@@ -90,7 +102,8 @@ class Journal:
         Raises:
             CheckpointError: the disk refused.
         """
-        repeated = [line for line, _ in _read(self._path)][: -len(self.recorded) or None]
+        kept = _read(self._path)[: -len(self.recorded) or None]
+        repeated = [line for line, _ in kept]
         self._file.close()
         try:
             with durable_file(self._path) as file:
@@ -99,6 +112,7 @@ class Journal:
         except OSError as error:
             raise _refused(self._path, error) from error
         self.recorded.clear()
+        self._last_crc = _crc_of(kept)
         self._file = _opened(self._path, "ab")
 
     def write_lines(self, lines: Iterable[str]) -> None:
@@ -130,32 +144,50 @@ class Journal:
         self._file.close()
 
 
-def read_chain(directory: Path, checkpoint: int) -> list[str]:
+def read_chain(directory: Path, checkpoint: int, *, newest: int) -> list[str]:
     """Read the lines of all slices recorded since a checkpoint, from its own journal and all later ones.
 
     Slices that a later journal carried over from the one before have the same line in both, and are returned once.
 
+    Args:
+        directory: of the journals.
+        checkpoint: number of the checkpoint.
+        newest: number of the newest checkpoint that is known to have counted; its journal must be there.
+
     Raises:
-        CheckpointError: a journal is missing or damaged.
+        CheckpointError: a journal is missing or damaged, or lacks lines that were followed by others.
     """
     lines: dict[str, None] = {}
-    newest = max(journal_numbers(directory), default=0)
-    for number in range(checkpoint, newest + 1):
+    after: int | None = None
+    last = max([*journal_numbers(directory), newest])
+    for number in range(checkpoint, last + 1):
         path = journal_path(directory, number)
-        if number < newest and not path.exists():
-            raise CheckpointError(f"journal {path} is missing; put it back from a copy")
-        lines |= {line: None for line, _ in _read(path, is_open=number == newest)}
+        if number <= newest and not path.exists():
+            raise CheckpointError(
+                f"journal {path} is missing; put it back from a copy, or make an empty file in its place{_AS_LOG}"
+            )
+        for place, (line, _) in enumerate(_read(path, is_open=number == last), start=1):
+            if line in lines:
+                continue
+            told: dict[str, Any] = json.loads(line)
+            if None not in (after, told.get("after")) and told["after"] != after:
+                raise CheckpointError(
+                    f"lines are missing before line {place} of journal {path}; put the journals back from a copy, or "
+                    f"delete that line, all lines after it and all lines of later journals{_AS_LOG}"
+                )
+            after = told.get("crc")
+            lines[line] = None
     return list(lines)
 
 
-def write_chain(source: Path, target: Path, checkpoint: int) -> None:
+def write_chain(source: Path, target: Path, checkpoint: int, *, newest: int) -> None:
     """Write what `read_chain` gives as one journal in another directory.
 
     Raises:
         CheckpointError: a journal is missing or damaged, or the disk refused.
     """
     with closing(Journal(target, checkpoint)) as journal:
-        journal.write_lines(read_chain(source, checkpoint))
+        journal.write_lines(read_chain(source, checkpoint, newest=newest))
 
 
 def _read(path: Path, *, is_open: bool = True) -> list[tuple[str, Recorded]]:
@@ -172,7 +204,7 @@ def _read(path: Path, *, is_open: bool = True) -> list[tuple[str, Recorded]]:
     except OSError as error:
         raise CheckpointError(f"journal {path} cannot be read: {error}; put it back from a copy") from error
     *whole, rest = data.split(b"\n")
-    if rest and not is_open:
+    if rest.strip(b"\0") and not (is_open and _LINE_START.startswith(rest[: len(_LINE_START)])):
         whole.append(rest)
     return [_parsed(path, number, line) for number, line in enumerate(whole, start=1)]
 
@@ -180,12 +212,14 @@ def _read(path: Path, *, is_open: bool = True) -> list[tuple[str, Recorded]]:
 def _parsed(path: Path, number: int, line: bytes) -> tuple[str, Recorded]:
     try:
         text = line.decode()
-        return text, _recorded(json.loads(text))
+        told = json.loads(text)
+        if "crc" in told and told["crc"] != _crc(_without_crc(told)):
+            raise ValueError("it is not the line that its checksum was made of")
+        return text, _recorded(told)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"line {number} of journal {path} is damaged: {type(error).__name__}: {error}; put the file back from a "
-            "copy, or delete that line and all lines after it: their slices are then read from the log again, and may "
-            "be cut otherwise"
+            f"copy, or delete that line and all lines after it, also in later journals{_AS_LOG}"
         ) from error
 
 
@@ -210,11 +244,8 @@ def _refused(path: Path, error: OSError) -> CheckpointError:
     )
 
 
-def _text(slice_: Recorded) -> str:
-    return json.dumps(_line(slice_)) + "\n"
-
-
-def _line(slice_: Recorded) -> dict[str, Any]:
+def _line(slice_: Recorded, *, after: int | None) -> tuple[str, int]:
+    """Return the line of a slice without its end, and its checksum."""
     line: dict[str, Any] = {"ends": by_name(slice_.ends), "now_ms": slice_.now_ms}
     if slice_.decision is not None:
         line["gate"] = slice_.decision
@@ -224,7 +255,23 @@ def _line(slice_: Recorded) -> dict[str, Any]:
         line["topic_ids"] = dict(slice_.topic_ids)
     if slice_.missed:
         line["missed"] = by_name(slice_.missed)
-    return line
+    if after is not None:
+        line["after"] = after
+    crc = _crc(line)
+    return json.dumps(line | {"crc": crc}), crc
+
+
+def _crc(line: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(line).encode())
+
+
+def _without_crc(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != "crc"}
+
+
+def _crc_of(lines: Sequence[tuple[str, Recorded]]) -> int | None:
+    """Checksum of the last of some lines; None where there is none."""
+    return json.loads(lines[-1][0]).get("crc") if lines else None
 
 
 def _recorded(line: dict[str, Any]) -> Recorded:

@@ -116,10 +116,17 @@ class _Damaged(Exception):
 
 def _states(source: Path) -> Iterator[State]:
     """States of an epoch that may verify, newest first."""
-    yield State(epoch=source, number=_committed(source), store=source / JOIN_NAME)
-    for number in reversed(checkpoint_numbers(source)):
-        if has_file(source, number, JOIN_NAME):
-            yield State(epoch=source, number=number, store=checkpoint_path(source, number) / JOIN_NAME)
+    copies, committed = _copies(source), _committed(source)
+    if committed < max(copies, default=0):  # a copy is made after the commit, so the file has lost commits
+        committed = -1
+    yield State(epoch=source, number=committed, store=source / JOIN_NAME)
+    for number in reversed(copies):
+        yield State(epoch=source, number=number, store=checkpoint_path(source, number) / JOIN_NAME)
+
+
+def _copies(source: Path) -> list[int]:
+    """Numbers of the checkpoints that carry a copy of their join state, oldest first."""
+    return [number for number in checkpoint_numbers(source) if has_file(source, number, JOIN_NAME)]
 
 
 def _committed(source: Path) -> int:
@@ -131,6 +138,11 @@ def _committed(source: Path) -> int:
         return int(check_store(store).get("checkpoint", 0))
     except (sqlite3.Error, ValueError):
         return -1
+
+
+def _newest_known(source: Path) -> int:
+    """Number of the newest checkpoint that is known to have counted."""
+    return max(0, _committed(source), *_copies(source))
 
 
 def _require_store(source: Path) -> None:
@@ -148,7 +160,7 @@ def _require_store(source: Path) -> None:
         return  # damaged, which `_copy` finds and names
     if lost is None:
         return
-    copies = [number for number in numbers if has_file(source, number, JOIN_NAME)]
+    copies = _copies(source)
     copy = f" such as {checkpoint_path(source, copies[-1]) / JOIN_NAME}" if copies else ""
     raise CheckpointError(
         f"{store} is {lost}, and checkpoints lie beside it; put it back from a copy{copy}, or move {source.parent} "
@@ -170,18 +182,22 @@ def _copy(state: State, target: Path) -> None:
         OSError: the disk refused.
     """
     if state.number < 0:
-        raise _Damaged(f"{state.store} is damaged")
+        raise _Damaged(f"{state.store} is damaged, or lacks what it committed last")
     if state.number:
         _verify(state)
     if state.store.exists():
         copy_store(state.store, target / JOIN_NAME)
         sync_file(target / JOIN_NAME)
-    write_chain(state.epoch, target, state.number)
-    for number in checkpoint_numbers(state.epoch):
-        if number == state.number or (number < state.number and has_file(state.epoch, number, JOIN_NAME)):
+    write_chain(state.epoch, target, state.number, newest=_newest_known(state.epoch))
+    if state.number:
+        shutil.copytree(
+            checkpoint_path(state.epoch, state.number), checkpoint_path(target, state.number), copy_function=link
+        )
+    for number in _copies(state.epoch):
+        if number < state.number:
             shutil.copytree(checkpoint_path(state.epoch, number), checkpoint_path(target, number), copy_function=link)
     for number in journal_numbers(state.epoch):
-        if number < state.number:
+        if number < state.number and journal_path(state.epoch, number).is_file():
             link(journal_path(state.epoch, number), journal_path(target, number))
 
 
@@ -215,15 +231,19 @@ def survey(root: Path) -> list[Found]:
         return []
     found = []
     for epoch in epochs(root):
-        with suppress(FileNotFoundError):  # an updater at work has just deleted it
-            found += [_found(root, epoch, number) for number in checkpoint_numbers(epoch_path(root, epoch))]
+        numbers: list[int] = []
+        with suppress(FileNotFoundError):  # an updater at work has just deleted the epoch
+            numbers = checkpoint_numbers(epoch_path(root, epoch))
+        for number in numbers:
+            with suppress(FileNotFoundError):  # or the checkpoint
+                found.append(_found(root, epoch, number))
     return found
 
 
 def _found(root: Path, epoch: int, number: int) -> Found:
     source = epoch_path(root, epoch)
     path = checkpoint_path(source, number)
-    files = [entry.stat() for entry in path.iterdir()]
+    files = [entry.lstat() for entry in path.iterdir()]
     learner, offsets = _told(path)
     return Found(
         epoch=epoch,
@@ -256,7 +276,7 @@ def _problem(source: Path, number: int) -> str | None:
         if state.number == number:
             try:
                 _verify(state)
-                read_chain(source, number)
+                read_chain(source, number, newest=_newest_known(source))
             except (_Damaged, CheckpointError) as error:
                 problem = str(error)
             else:

@@ -109,6 +109,25 @@ def test_a_damaged_join_state_is_replaced_by_the_copy_in_the_checkpoint(root: Pa
     assert went_on_from(root) == (3, [3], [1, 2])
 
 
+def test_a_join_state_that_has_lost_its_last_commits_is_replaced_by_the_copy(root: Path) -> None:
+    """As a write-ahead log that was cut short leaves it: a whole file, of before the first checkpoint."""
+    with closing(sqlite3.connect(epoch(root) / "join.sqlite")) as db, db:
+        db.execute("DELETE FROM meta WHERE key = 'checkpoint'")
+    assert went_on_from(root) == (3, [3], [1, 2])
+
+
+def test_a_start_writes_nothing_into_the_join_state_that_it_reads(root: Path) -> None:
+    store = epoch(root) / "join.sqlite"
+    with closing(sqlite3.connect(store)) as db:  # keeps the write-ahead log from being removed
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('other', 'value')")
+        db.commit()
+        log = store.with_name("join.sqlite-wal").read_bytes()
+        (epoch(root) / "journal-0000000003.jsonl").write_bytes(b"{nonsense\n")
+        with pytest.raises(CheckpointError):
+            home(root)
+        assert store.with_name("join.sqlite-wal").read_bytes() == log
+
+
 def test_a_damaged_join_state_and_model_cost_one_step_back(root: Path) -> None:
     cut(epoch(root) / "join.sqlite")
     cut(epoch(root) / "0000000003" / "model.safetensors")
@@ -205,6 +224,48 @@ class TestDamagedJournal:
             file.write(b'{"ends": {"cli')
         assert went_on_from(root) == (3, [3], [1, 2])
 
+    def test_what_no_kill_leaves_at_the_end_is_named(self, root: Path) -> None:
+        with (epoch(root) / "journal-0000000003.jsonl").open("ab") as file:
+            file.write(b"\xff\xff")
+        with pytest.raises(CheckpointError, match=r"line 2 of journal .* is damaged"):
+            home(root)
+
+    def test_a_changed_digit_is_damage(self, root: Path) -> None:
+        path = epoch(root) / "journal-0000000003.jsonl"
+        path.write_bytes(path.read_bytes().replace(b'"clicks/0": 3', b'"clicks/0": 7'))
+        with pytest.raises(CheckpointError, match=rf"line 1 of journal {path} is damaged: .*checksum"):
+            home(root)
+
+    def test_lines_of_earlier_releases_have_no_checksum(self, root: Path) -> None:
+        for number in (2, 3):
+            line = json.dumps({"ends": {"clicks/0": number}, "now_ms": 0})
+            (epoch(root) / f"journal-{number:010d}.jsonl").write_text(f"{line}\n")
+        cut(epoch(root) / "0000000003" / "model.safetensors")
+        assert went_on_from(root) == (2, [2, 3], [1])
+
+    def test_lines_lost_in_the_middle_of_a_step_back_are_named(self, root: Path) -> None:
+        with closing(home(root)) as own:
+            own.load(tiny_learner(LearnerSettings()))
+            own.journal.record(Recorded({AT: 4}))
+        path = epoch(root) / "journal-0000000003.jsonl"
+        path.write_bytes(path.read_bytes().split(b"\n", 1)[1])
+        cut(epoch(root) / "0000000003" / "model.safetensors")
+        with pytest.raises(CheckpointError, match=rf"lines are missing before line 1 of journal {path}; put"):
+            home(root)
+
+    def test_the_journal_of_a_checkpoint_that_counts_is_not_missed_silently(self, root: Path) -> None:
+        (epoch(root) / "journal-0000000003.jsonl").unlink()
+        with pytest.raises(CheckpointError, match=r"journal .*0000000003\.jsonl is missing; put it back .* empty file"):
+            home(root)
+        (epoch(root) / "journal-0000000003.jsonl").touch()  # as the message says
+        assert went_on_from(root) == (3, [], [1, 2])
+
+    def test_an_older_journal_that_nobody_needs_holds_up_nothing(self, root: Path) -> None:
+        path = epoch(root) / "journal-0000000002.jsonl"
+        path.unlink()
+        path.mkdir()
+        assert went_on_from(root) == (3, [3], [1, 2])
+
     def test_a_missing_journal_that_a_step_back_needs_is_named(self, root: Path) -> None:
         cut(epoch(root) / "0000000003" / "model.safetensors")
         (epoch(root) / "journal-0000000002.jsonl").unlink()
@@ -253,6 +314,20 @@ def test_the_survey_says_what_can_be_used(root: Path) -> None:
     assert newest.problem is not None
     assert "model.safetensors is not the file that SHA256SUMS names" in newest.problem
     assert files(root) == before
+
+
+def test_the_survey_of_a_checkpoint_that_is_deleted_meanwhile_shows_the_others(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.updater.recovery.checkpoint_numbers", lambda _: [1, 2, 3])
+    assert [found.number for found in survey(root)] == [2, 3]
+
+
+def test_a_directory_in_the_way_is_named_with_its_remedy(root: Path) -> None:
+    (root / "OWNER").unlink()
+    (root / "OWNER").mkdir()
+    with pytest.raises(CheckpointError, match=r"OWNER'; a file lies where a directory belongs.*move it away"):
+        home(root)
 
 
 def test_a_torn_owner_file_is_written_anew(root: Path) -> None:
