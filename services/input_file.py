@@ -88,7 +88,7 @@ def as_text(binary: IO[bytes], path: Path) -> Iterator[IO[str]]:
     """
     unpacked = _buffered(binary)
     while _head(unpacked).startswith(GZIP_MAGIC):
-        unpacked = _buffered(gzip.GzipFile(fileobj=unpacked))
+        unpacked = _buffered(gzip.GzipFile(fileobj=unpacked, mode="rb"))  # a reader's own `mode` is a number
     head = _head(unpacked)
     if not head:
         raise InputError(f"{path} is empty: it has no header, no row and no event")

@@ -4,7 +4,7 @@ import csv
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +14,8 @@ from services.input_file import InputError, not_utf8
 DELIMITERS = (",", ";", "\t", "|")
 LONGEST_CELL = 16 * 2**20  # characters; the events that they become have limits of their own
 NAMED = 5  # rows that are named one by one, the others are counted
+
+JSON_BEGINS = ("{", "[")
 
 _EXCEL_HINT = re.compile(r"sep=(.)\s*")  # Excel's own first line
 
@@ -81,7 +83,12 @@ def show_refused(refused: RefusedRows) -> None:
 
 
 def table_rows(
-    lines: Iterator[str], path: Path, *, required: Sequence[str], known: Collection[str]
+    lines: Iterator[str],
+    path: Path,
+    *,
+    required: Sequence[str],
+    known: Collection[str],
+    instead: Mapping[str, str] | None = None,
 ) -> Iterator[InputRow]:
     """Read a table's rows; the delimiter is the one that makes the most known columns of the header.
 
@@ -90,12 +97,13 @@ def table_rows(
         path: Its name in errors.
         required: Columns that must be there.
         known: All columns that mean something.
+        instead: What else could be given for a column that is missing.
 
     Raises:
         InputError: A column is missing, the header is not usable, or there is no row.
     """
-    delimiter, columns, header_lines = _header(lines, known)
-    _require_columns(path, columns, required)
+    delimiter, columns, header_lines = _header(lines, path, known)
+    _require_columns(path, columns, required, instead or {})
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     number = 0
     while True:
@@ -124,14 +132,18 @@ def looks_like_table(header: str, known: Collection[str]) -> bool:
     if _EXCEL_HINT.fullmatch(header):
         return True
     columns = _split(header, max(DELIMITERS, key=header.count))
-    return header[:1] not in ("{", "[") and len(columns) > 1 and any(_nearest(column, known) for column in columns)
+    return (
+        not header.startswith(JSON_BEGINS) and len(columns) > 1 and any(_nearest(column, known) for column in columns)
+    )
 
 
-def _header(lines: Iterator[str], known: Collection[str]) -> tuple[str, list[str], int]:
+def _header(lines: Iterator[str], path: Path, known: Collection[str]) -> tuple[str, list[str], int]:
     """Read the header: delimiter, columns, and how many lines were read."""
     first, line = next(lines, ""), 1
     while first and not first.strip():
         first, line = next(lines, ""), line + 1
+    if first.lstrip().startswith(JSON_BEGINS):
+        raise InputError(f"{path} must be a table with a header (CSV or TSV), got JSON; `headwater publish` sends JSON")
     if hint := _EXCEL_HINT.fullmatch(first):
         return hint[1], _split(next(lines, ""), hint[1]), line + 1
 
@@ -147,7 +159,7 @@ def _split(header: str, delimiter: str) -> list[str]:
     return [name.strip() for name in next(csv.reader([header.rstrip("\r\n")], delimiter=delimiter), [])]
 
 
-def _require_columns(path: Path, columns: Sequence[str], required: Sequence[str]) -> None:
+def _require_columns(path: Path, columns: Sequence[str], required: Sequence[str], instead: Mapping[str, str]) -> None:
     if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
         raise InputError(f"{path} has the column {twice[0]} more than once; leave one out")
     missing = [name for name in required if name not in columns]
@@ -155,6 +167,7 @@ def _require_columns(path: Path, columns: Sequence[str], required: Sequence[str]
         return
     nearest = {name: _nearest(name, [column for column in columns if column not in required]) for name in missing}
     hints = "".join(f"; is {column!r} meant to be {name}?" for name, column in nearest.items() if column)
+    hints += "".join(f"; {instead[name]}" for name in missing if name in instead)
     unread = "" if len(missing) < len(required) else " cannot be read: it"
     raise InputError(
         f"{path}{unread} must have the columns {', '.join(required)}, lacks {', '.join(missing)}; "

@@ -84,7 +84,8 @@ def read_stream(
         else:
             positives.append(event)
     if not positives:
-        raise DatasetError(f"{path}: expected clicks or purchases, found none; check its event_type column")
+        why = f"{refused.count:,} rows were refused, first: {refused.named[0]}" if refused.count else ""
+        raise DatasetError(f"{path}: expected clicks or purchases, found none; {why or 'check its event_type column'}")
     unknown = {event.item_id for event in positives} - known
     if unknown:
         raise DatasetError(

@@ -70,12 +70,18 @@ def run(settings: Settings, path: Path, *, kind: str | None = None, strict: bool
     summary = PublishSummary()
     name = Path("standard input") if path == STANDARD_INPUT else path
     with _opened(path) as file, open_producer(settings) as producer:
-        for number, event in read_file(file, name, kind=kind):
-            fault = event if isinstance(event, str) else _sent(producer, event)
-            if fault is not None and strict:
-                raise InputError(f"{name}, line {number}: {fault}; nothing from there on was sent")
-            if fault is not None:
-                summary.refuse(number, fault)
+        try:
+            for number, event in read_file(file, name, kind=kind):
+                fault = event if isinstance(event, str) else _sent(producer, event)
+                if fault is not None and strict:
+                    raise InputError(f"{name}, line {number}: {fault}; nothing from there on was sent")
+                if fault is not None:
+                    summary.refuse(number, fault)
+        except InputError as error:
+            producer.flush()
+            if producer.delivered == 0:
+                raise
+            raise InputError(f"{error}; {producer.delivered:,} events before that were delivered") from error
     summary.delivered = producer.delivered
     return summary
 

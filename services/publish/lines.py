@@ -12,7 +12,7 @@ from typing import IO
 from services.event_input import event_of, kind_named, reason_of
 from services.faults import one_line
 from services.input_file import READ_ERRORS, as_text, unreadable
-from services.input_rows import looks_like_table, table_rows
+from services.input_rows import JSON_BEGINS, looks_like_table, table_rows
 from services.replay.dataset import (
     DEFAULT_SCENARIO,
     EVENT_COLUMNS,
@@ -57,7 +57,8 @@ def _read_text(text: IO[str], path: Path, kind: str | None) -> Iterator[Result]:
     while ahead[-1] and not ahead[-1].strip():
         ahead.append(text.readline())
     first, lines = ahead[-1], chain(ahead, text)
-    if path.name.lower().endswith(TABLE_SUFFIXES) or looks_like_table(first, COLUMNS):
+    named_table = path.name.lower().endswith(TABLE_SUFFIXES) and not first.lstrip().startswith(JSON_BEGINS)
+    if named_table or looks_like_table(first, COLUMNS):
         yield from _rows(lines, path, kind)
     elif first.lstrip().startswith("[") or first.strip() == "{":
         yield from read_documents("".join(lines), kind=kind)
@@ -86,7 +87,7 @@ def read_lines(lines: Iterable[bytes], *, kind: str | None = None) -> Iterator[R
 
 
 def read_documents(text: str, *, kind: str | None = None) -> Iterator[Result]:
-    """Read events from a JSON array, or from JSON documents that take several lines each.
+    """Read events from JSON arrays, and from JSON documents that take several lines each.
 
     Args:
         text: The whole file.
@@ -95,17 +96,17 @@ def read_documents(text: str, *, kind: str | None = None) -> Iterator[Result]:
     Yields:
         The line where each document begins, and its event or the reason why it is none. What is not JSON ends it.
     """
-    in_array = text.lstrip().startswith("[")
-    between = _BETWEEN_ELEMENTS if in_array else _BETWEEN_DOCUMENTS
-    at, line = (text.index("[") + 1 if in_array else 0), 1
-    line += text.count("\n", 0, at)
+    in_array, at, line = False, 0, 1
     while True:
-        begin = _end_of(between, text, at)
+        begin = _end_of(_BETWEEN_ELEMENTS if in_array else _BETWEEN_DOCUMENTS, text, at)
         line += text.count("\n", at, begin)
-        if in_array and begin == len(text):
-            yield line, "not JSON: the array is not closed; the file may be cut short"
-        if begin == len(text) or (in_array and text[begin] == "]"):
+        if begin == len(text):
+            if in_array:
+                yield line, "not JSON: the array is not closed; the file may be cut short"
             return
+        if text[begin] == ("]" if in_array else "["):  # several arrays may follow each other, one a line for example
+            in_array, at = not in_array, begin + 1
+            continue
         try:
             fields, at = _DECODER.raw_decode(text, begin)
         except (ValueError, RecursionError) as error:
@@ -126,7 +127,8 @@ def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
 
 def _rows(lines: Iterator[str], path: Path, kind: str | None) -> Iterator[Result]:
     required = ("item_id", "title") if kind == Item.KIND else ("item_id",) if kind else ("event_type", "item_id")
-    for row in table_rows(lines, path, required=required, known=COLUMNS):
+    instead = {"event_type": "name the kind of all rows with --kind instead"}
+    for row in table_rows(lines, path, required=required, known=COLUMNS, instead=instead):
         try:
             if row.fault is not None:
                 raise ValueError(row.fault)

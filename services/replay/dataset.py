@@ -1,10 +1,11 @@
 """Reads a data set's tables, plain or gzipped, as the events that a shop would have published.
 
-Columns of items: ``item_id, title`` and, where there, ``kind, description, tags, category, brand, price, first_seen``;
-tags, split by ``|``, are put before the description. A column ``vectors.<name>`` holds vectors of that modality, each a
-JSON list of numbers; all of a column have one length.
+Columns of items: ``item_id, title`` and, where there, ``kind, description, tags, category, brand, price, status,
+in_stock, first_seen``; tags, split by ``|``, are put before the description. A column ``vectors.<name>`` holds vectors
+of that modality, each a JSON list of numbers; all of a column have one length.
 Columns of events: ``timestamp`` (ISO 8601), ``timestamp_ms`` or ``seq``; ``user_id, event_type, item_id`` and, where
-there, ``session_id, request_id, position, quantity, price, shown_items``. Other columns are not looked at.
+there, ``session_id, request_id, order_id, position, quantity, price, shown_items, query``. Other columns are not
+looked at.
 
 What the files leave open is settled the same way every time, so that two readings give the same events:
 
@@ -36,12 +37,15 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 _VECTORS = "vectors."  # before a modality in the name of a column
 
 ITEM_COLUMNS = frozenset(
-    {"item_id", "title", "kind", "description", "tags", "category", "brand", "price", "first_seen"}
+    {
+        *("item_id", "title", "kind", "description", "tags", "category", "brand", "price"),
+        *("status", "in_stock", "first_seen"),
+    }
 )
 EVENT_COLUMNS = frozenset(
     {
         *("timestamp", "timestamp_ms", "seq", "user_id", "session_id", "event_type", "item_id"),
-        *("request_id", "position", "quantity", "price", "shown_items"),
+        *("request_id", "order_id", "position", "quantity", "price", "shown_items", "query"),
     }
 )
 
@@ -141,6 +145,8 @@ def item_of_row(row: Row, *, event_id: str, ts: int) -> Item:
             "category": row.get("category", ""),
             "brand": row.get("brand", ""),
             "price": row.get("price") or None,
+            "status": row.get("status") or "active",
+            "in_stock": row.get("in_stock") or True,
             "vectors": {
                 name.removeprefix(_VECTORS): json.loads(cell)
                 for name, cell in row.items()
@@ -194,6 +200,7 @@ def _purchase(row: Row, common: dict[str, Any]) -> Purchase:
     return Purchase.model_validate(
         {
             **common,
+            "order_id": row.get("order_id") or None,
             "item_id": row.get("item_id", ""),
             "quantity": row.get("quantity") or 1,
             "price": row.get("price") or None,
@@ -207,7 +214,12 @@ def _impression(row: Row, common: dict[str, Any]) -> Impression:
         for position, item_id in enumerate(row.get("shown_items", "").split())
     ]
     return Impression.model_validate(
-        {**common, "request_id": common["request_id"] or common["event_id"], "items": shown}
+        {
+            **common,
+            "request_id": common["request_id"] or common["event_id"],
+            "query": row.get("query") or None,
+            "items": shown,
+        }
     )
 
 

@@ -17,7 +17,10 @@ from streams.faults import MAX_FAULTS, brief, fault
 SCENARIO = "home"  # none of the dialects has a word for it
 EMPTY = ("", "(not set)")  # the second is what GA4 exports where a producer gave nothing
 # Sent where a page had no order id at hand. Taken for an id, one of these would make all orders repeats of the first.
-NO_ORDER = frozenset({*EMPTY, "(not provided)", "(other)", "undefined", "null", "none", "nan", "inf", "-inf", "0"})
+NO_ORDER = frozenset(
+    {*EMPTY, "(not provided)", "(other)", "undefined", "null", "none", "nan", "inf", "-inf", "0", "-", "n/a", "unknown"}
+    | {"[object object]"}
+)
 LINE_FIELDS = ("item_id", "position", "quantity", "price")
 
 
@@ -64,15 +67,24 @@ def amount(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def digits(value: float) -> str:
+    """Writes a number that is an id; 17.0 is the same one as 17.
+
+    >>> [digits(value) for value in (17, 17.0, 17.5, float("inf"))]
+    ['17', '17', '17.5', 'inf']
+    """
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def order_id(value: object) -> str | None:
     """Reads the id of an order; None where it identifies none. One that is too long becomes its digest.
 
-    >>> [order_id(value) for value in ("T-1", 17, " T-1 ", "(not set)", "undefined", 0, None, ["T-1"])]
-    ['T-1', '17', 'T-1', None, None, None, None, None]
+    >>> [order_id(value) for value in ("T-1", 17, 17.0, " T-1 ", "(not set)", "undefined", 0, None, ["T-1"])]
+    ['T-1', '17', '17', 'T-1', None, None, None, None, None]
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    text = str(value).strip()
+    text = value.strip() if isinstance(value, str) else digits(value)
     if text.casefold() in NO_ORDER:
         return None
     return text if len(text) <= MAX_ID_CHARS else sha256(text.encode()).hexdigest()
@@ -281,7 +293,7 @@ def _shown(line: Line, place: int) -> dict[str, Any]:
 def _item_id(value: Any) -> Any:
     """The id of an item as our models take it: a number as its digits, nothing for what stands for nothing."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        return digits(value)
     return given(value)
 
 

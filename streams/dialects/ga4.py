@@ -58,7 +58,18 @@ def _line(item: dict[str, Any], where: str) -> Line:
     )
 
 
-class _Params(Foreign):
+class _Ga4(Foreign):
+    """A part of an event whose fields have several names: one that is not given leaves the next name its turn."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_not_given(cls, fields: object) -> object:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if given(value) is not None}
+
+
+class _Params(_Ga4):
     session: Text = Field(None, validation_alias=AliasChoices("ga_session_id", "session_id"))
     search_term: Text = None
     request_id: Text = None
@@ -67,9 +78,9 @@ class _Params(Foreign):
     items: list[Any] | None = None
 
 
-class _Event(Foreign):
+class _Event(_Ga4):
     name: str = Field(validation_alias=AliasChoices("event_name", "name"))
-    micros: Annotated[Annotated[int, BeforeValidator(epoch_microseconds)] | None, BeforeValidator(given)] = Field(
+    micros: Annotated[int, BeforeValidator(epoch_microseconds)] | None = Field(
         None, validation_alias=AliasChoices("event_timestamp", "timestamp_micros")
     )
     user_id: Text = None
@@ -103,7 +114,7 @@ class _Event(Foreign):
         return order_id(self.ecommerce.get("transaction_id")) if isinstance(self.ecommerce, dict) else None
 
 
-class _Envelope(Foreign):
+class _Envelope(_Ga4):
     """One event, or several under ``events`` that share user and time, as the Measurement Protocol sends them."""
 
     name: str | None = Field(None, validation_alias=AliasChoices("event_name", "name"))

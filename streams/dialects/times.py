@@ -34,8 +34,10 @@ def epoch_microseconds(value: object) -> object:
         value: A number or its digits.
 
     Raises:
-        ValueError: If it counts in another unit, or is a time before September 2001.
+        ValueError: If it counts in another unit, is a time before September 2001, or is true or false.
     """
+    if isinstance(value, bool):  # to pydantic 1 or 0
+        raise ValueError(f"must be epoch microseconds, got {value}")
     return _epoch(value, "microseconds")
 
 

@@ -239,6 +239,7 @@ def test_strict_stops_at_the_first_bad_line_and_says_where(
     assert done.returncode == 2
     assert "items.csv, line 3: `price`: " in done.stderr.decode()
     assert "got 'dear'" in done.stderr.decode()
+    assert "; 1 events before that were delivered" in done.stderr.decode()
     assert len(records(connection, own_topics.items)) == 1
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.backtest.stream import Stream, chunks, days, read_stream
+from services.input_rows import RefusedRows
 from services.replay.dataset import DatasetError
 
 HEADER = "timestamp_ms,user_id,session_id,event_type,request_id,item_id,position,shown_items\n"
@@ -83,6 +84,13 @@ def test_events_of_unknown_items_are_refused(tmp_path: Path) -> None:
 def test_no_signal_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="expected clicks or purchases, found none"):
         read(tmp_path, "1,ann,,impression,r,,,a b\n")
+
+
+def test_when_nothing_is_left_the_refused_rows_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text("timestamp,user_id,event_type,item_id\n2026-11-01T10:00:00Z,ann,click,\n")
+    with pytest.raises(DatasetError, match=r"found none; 1 rows were refused, first: .*events\.csv, row 1: `item_id`"):
+        read_stream(path, {"a"}, max_events=None, click_window_seconds=1, refused=RefusedRows(strict=False))
 
 
 def test_a_chunk_is_cut_at_midnights_of_utc(tmp_path: Path) -> None:

@@ -68,7 +68,9 @@ def test_tables_are_recognised_by_their_content(tmp_path: Path, content: bytes, 
     delimiter = next((mark for mark in ";\t|" if mark.encode(encoding) in header), ",")
     rows = ROWS.splitlines(keepends=True)
     body = header + (rows[0] + rows[2]).replace(",", delimiter).encode(encoding)
-    path = file_of(tmp_path, gzip.compress(body) if content[:2] == b"\x1f\x8b" else body, name)
+    for _ in range(0 if content[:2] != b"\x1f\x8b" else 2 if gzip.decompress(content)[:2] == b"\x1f\x8b" else 1):
+        body = gzip.compress(body)
+    path = file_of(tmp_path, body, name)
     assert [(event.user_id, event.item_id) for event in read_events(path) if isinstance(event, Purchase)] == [
         ("ann", "22423"),
         ("bob", "85123A"),
@@ -181,6 +183,22 @@ def test_json_is_recognised_by_its_content(tmp_path: Path, content: bytes, name:
     assert users(published(file_of(tmp_path, content, name))) == ["ann", "bob"]
 
 
+@pytest.mark.parametrize("content", [JSON_LINES, b"[" + b",".join(JSON_LINES.splitlines()) + b"]"])
+def test_json_where_a_table_is_needed_is_named(tmp_path: Path, content: bytes) -> None:
+    path = file_of(tmp_path, content)
+    with pytest.raises(InputError, match=r"events\.csv must be a table with a header .*, got JSON"):
+        list(read_events(path))
+    assert users(published(path)) == ["ann", "bob"]  # whatever its name
+
+
+def test_all_of_several_arrays_is_read(tmp_path: Path) -> None:
+    ann, bob = (line.decode() for line in JSON_LINES.splitlines())
+    found = published(file_of(tmp_path, f"[{ann}]\n[{bob},\n5]\n{ann}\n[]".encode(), "a.json"))
+    assert users(found) == ["ann", "bob", "ann"]
+    assert [line for line, _ in found] == [1, 2, 3, 4]
+    assert "got int" in str(found[2][1])
+
+
 def test_a_bad_element_of_an_array_is_named_with_its_line_and_skipped(tmp_path: Path) -> None:
     text = '[\n {"type": "click", "user_id": "ann", "item_id": "i1"},\n {"type": "view"},\n 5,\n'
     text += ' {"type": "click",\n  "user_id": "bob", "item_id": "i1"}\n]\n'
@@ -216,6 +234,28 @@ def test_a_catalogue_is_published_from_its_table(tmp_path: Path) -> None:
     assert isinstance(again, Item)
     assert again.event_id != item.event_id  # a changed catalogue that is published again is no repeat
     assert again.ts > 1_700_000_000_000
+
+
+def test_a_table_without_a_kind_names_the_option(tmp_path: Path) -> None:
+    path = file_of(tmp_path, b"item_id,title\n22423,CAKESTAND\n", "items.csv")
+    with pytest.raises(InputError, match=r"lacks event_type; .*name the kind of all rows with --kind"):
+        published(path)
+
+
+def test_columns_that_decide_what_is_served_and_counted_are_read(tmp_path: Path) -> None:
+    path = file_of(tmp_path, b"item_id,title,status,in_stock\n1,A,blocked,false\n2,B,,\n3,C,gone,\n", "items.csv")
+    [(_, blocked), (_, active), (_, fault)] = published(path, kind="item")
+    assert isinstance(blocked, Item)
+    assert isinstance(active, Item)
+    assert (blocked.status, blocked.in_stock, active.status, active.in_stock) == ("blocked", False, "active", True)
+    assert str(fault).startswith("`status`")
+    rows = "timestamp,user_id,event_type,item_id,order_id,shown_items,query\n"
+    rows += "2026-11-01T10:00:00Z,ann,purchase,1,O-1,,\n2026-11-01T10:00:00Z,ann,impression,,,1 2,mug\n"
+    purchase, shown = read_events(file_of(tmp_path, rows.encode()))
+    assert isinstance(purchase, Purchase)
+    assert purchase.order_id == "O-1"
+    assert isinstance(shown, Impression)
+    assert shown.query == "mug"
 
 
 def test_a_row_of_another_kind_than_asked_for_is_a_bad_line(tmp_path: Path) -> None:

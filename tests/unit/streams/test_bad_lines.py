@@ -181,7 +181,7 @@ def test_many_bad_lines_do_not_multiply_their_record() -> None:
     assert sum(len(letter.payload or "") for letter in letters) < 1_000_000
 
 
-@pytest.mark.parametrize("value", ["", "(not set)", "undefined", "null", None, [], {"id": 1}])
+@pytest.mark.parametrize("value", ["", "(not set)", "undefined", "null", "N/A", None, [], {"id": 1}])
 @pytest.mark.parametrize("dialect", ["ga4", "segment", "metarank"])
 def test_what_identifies_no_order_is_no_order_id(dialect: Dialect, value: object) -> None:
     said = {
@@ -208,6 +208,14 @@ def test_each_dialect_names_its_order(dialect: Dialect, said: dict[str, Any]) ->
     found = read(dialect, said)
     assert isinstance(found, list)
     assert {one.order_id for one in found if isinstance(one, Purchase)} == {"T-2"}
+
+
+@pytest.mark.parametrize("value", [17, 17.0, "17"])
+def test_a_number_is_the_same_order_and_item_however_it_is_written(value: object) -> None:
+    said = changed(GA4_ORDER, "params", "items", to=[TEE | {"item_id": value}])
+    (purchase,) = read("ga4", changed(said, "params", "transaction_id", to=value))
+    assert isinstance(purchase, Purchase)
+    assert (purchase.order_id, purchase.item_id) == ("17", "17")
 
 
 def test_an_order_line_is_identified_unambiguously() -> None:

@@ -85,12 +85,21 @@ def test_ids_that_a_producer_adds_are_used() -> None:
         ({"user_id": "", "user_pseudo_id": "p"}, "p"),
         ({"user_id": None, "client_id": 7.5}, "7.5"),
         ({"app_instance_id": "a"}, "a"),
+        ({"user_pseudo_id": "(not set)", "client_id": None, "app_instance_id": "a"}, "a"),
     ],
 )
 def test_a_user_is_who_signed_in_else_the_device(ids: dict[str, object], user_id: str) -> None:
     (click,) = read("ga4", changed(GA4_EVENT, "client_id", to=...) | ids)
     assert isinstance(click, Click)
     assert click.user_id == user_id
+
+
+def test_a_name_without_a_value_leaves_the_next_one_its_turn() -> None:
+    said = {**GA4_EVENT, "event_name": None, "event_timestamp": "(not set)"}
+    said["params"] = GA4_EVENT["params"] | {"ga_session_id": None, "session_id": "s-1"}
+    (click,) = read("ga4", said)
+    assert isinstance(click, Click)
+    assert (click.ts, click.session_id) == (1_713_355_200_123, "s-1")
 
 
 def test_events_of_one_request_may_have_times_of_their_own() -> None:
@@ -128,6 +137,7 @@ def test_other_events_say_nothing(name: str) -> None:
         (changed(GA4_EVENT, "params", to="none"), "params"),
         (changed(GA4_EVENT, "timestamp_micros", to=1_713_355_200_123), "which looks like milliseconds"),
         (changed(GA4_EVENT, "timestamp_micros", to="1713355200"), "got 1713355200, which looks like seconds"),
+        (changed(GA4_EVENT, "timestamp_micros", to=True), "must be epoch microseconds, got True"),
         (changed(GA4_EVENT, "params", "items", 0, "quantity", to=0) | {"name": "purchase"}, "items.0.quantity: Input"),
         (changed(GA4_EVENT, "params", "items", 0, "item_id", to=""), "items.0.item_id: Field required, got ''"),
         (changed(GA4_REQUEST, "events", to=["purchase"]), "events.0"),
