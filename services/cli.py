@@ -17,7 +17,19 @@ from services.checkpoints.cli import checkpoints
 from services.control.cli import guard, secret
 from services.door.cli import keys
 from services.fit.cli import fit
-from services.options import Config, Host, Items, LogLevel, MaxEvents, Port, RegistryUrl, Scenario, Servers, Strict
+from services.options import (
+    Config,
+    Host,
+    Items,
+    LogLevel,
+    MaxEvents,
+    Port,
+    RegistryUrl,
+    Scenario,
+    Servers,
+    Strict,
+    utf8_text,
+)
 from services.options import settings_from as _settings
 from services.state.cli import state_writer
 from services.topics.cli import topics
@@ -326,9 +338,21 @@ def demo(
     raise typer.Exit(status)
 
 
+def _user_id(text: str) -> str:
+    """Check an id as events are checked: an empty one would name everybody who has no id."""
+    from streams.events import MAX_ID_CHARS
+
+    if not 1 <= len(text) <= MAX_ID_CHARS:
+        raise typer.BadParameter(f"must have 1 to {MAX_ID_CHARS} characters, as in events, got {len(text)}")
+    return utf8_text(text)
+
+
 @app.command()
 def forget(
-    user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="The shopper, as your events name them.")],
+    user_id: Annotated[
+        str,
+        typer.Argument(metavar="USER_ID", callback=_user_id, help="The shopper, as your events name them."),
+    ],
     config: Config = None,
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
@@ -373,7 +397,10 @@ def quarantine_list(config: Config = None, bootstrap_servers: Servers = None, lo
 
 @quarantine.command("release")
 def quarantine_release(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="user/<pseudonym> or item/<item id>, as listed.")],
+    key: Annotated[
+        str,
+        typer.Argument(metavar="KEY", callback=utf8_text, help="user/<pseudonym> or item/<item id>, as listed."),
+    ],
     config: Config = None,
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,

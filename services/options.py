@@ -1,6 +1,7 @@
 """Options that several commands have, and the settings that follow from them. Free of anything heavy."""
 
 import faulthandler
+import os
 import signal
 import sys
 from enum import StrEnum
@@ -20,6 +21,23 @@ class Level(StrEnum):
     info = "info"
     warning = "warning"
     error = "error"
+
+
+def utf8_text(text: str) -> str:
+    """Read an argument that is an id or a text for people, as UTF-8 even where the locale knows ASCII alone.
+
+    Raises:
+        BadParameter: It has bytes that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that the locale does not know became surrogates
+        try:
+            return os.fsencode(text).decode()
+        except UnicodeDecodeError as error:
+            shown = ascii(os.fsencode(text))[1:]
+            raise typer.BadParameter(f"must be UTF-8, got {shown}: {error.reason}; type it in UTF-8") from None
+    return text
 
 
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings file (TOML).")]

@@ -234,7 +234,8 @@ def wait_for_broker(
         if timeout_seconds is not None and time.monotonic() + pause_seconds > began + timeout_seconds:
             raise error
         if not warned:
-            log.warning("kafka_unreachable", problem=str(error), retry="until it answers")
+            retry = "until it answers" if timeout_seconds is None else f"for {timeout_seconds:g} s"
+            log.warning("kafka_unreachable", problem=str(error), retry=retry)
             warned = True
         if stop.wait(pause_seconds):
             return False

@@ -78,7 +78,8 @@ def pseudonymiser(settings: PrivacySettings, *, make: bool = True) -> Pseudonymi
         SecretError: the file cannot be read or made, or holds no secret.
     """
     if settings.secret is not None:
-        return Pseudonymiser(settings.secret.get_secret_value().encode())
+        # In a locale of ASCII alone, what the environment holds beyond it comes as surrogate escapes: the same bytes.
+        return Pseudonymiser(settings.secret.get_secret_value().encode(errors="surrogateescape"))
     return Pseudonymiser(_kept_secret(settings.secret_file, make=make))
 
 
@@ -89,7 +90,7 @@ def _kept_secret(path: Path, *, make: bool) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise SecretError(
-            f"`privacy.secret_file` {path} cannot be read{' or made' if make else ''}: {error}; "
+            f"`privacy.secret_file` {path} cannot be read{' or made' if make else ''}: {error.strerror}; "
             "set `privacy.secret`, or give rights there"
         ) from error
     secret = content.strip()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from services.adapters.options import AnyVersion, Version, reached
-from services.options import Config, LogLevel, RegistryUrl, Scenario, Servers
+from services.options import Config, LogLevel, RegistryUrl, Scenario, Servers, utf8_text
 
 if TYPE_CHECKING:
     from services.adapters.access import Access
@@ -16,7 +16,9 @@ WAIT_SECONDS = 30.0
 LatestOr = Annotated[
     int | None, typer.Option("--version", min=1, metavar="VERSION", help="Which; without it, the latest as it comes.")
 ]
-Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stays in the rollout.")]
+Reason = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", callback=utf8_text, help="Why; it stays in the rollout.")
+]
 IfRevision = Annotated[
     int | None,
     typer.Option("--if-revision", min=0, metavar="N", help="Only if the rollout is still of revision N."),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.door.scopes import Scope
-from services.options import Config, LogLevel, settings_from
+from services.options import Config, LogLevel, settings_from, utf8_text
 
 if TYPE_CHECKING:
     from services.door.keys import KeysFile
@@ -25,7 +25,7 @@ FilePath = Annotated[
 
 @keys.command("new")
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Who gets it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", callback=utf8_text, help="Who gets it.")],
     scope: Annotated[list[Scope], typer.Option("--scope", help="What it is good for; may be given more than once.")],
     days: Annotated[
         float | None, typer.Option("--days", min=0.001, metavar="D", help="For so many days; else for ever.")

@@ -18,6 +18,7 @@ What the files leave open is settled the same way every time, so that two readin
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -255,7 +256,8 @@ def _iso_ms(text: str) -> int:
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".csv")
+    name = os.fsencode(path.name).decode(errors="backslashreplace")  # a file's name may be any bytes, an id is UTF-8
+    return name.removesuffix(".gz").removesuffix(".csv")
 
 
 def _rows(path: Path, *, required: tuple[str, ...], known: Collection[str]) -> Iterator[InputRow]:

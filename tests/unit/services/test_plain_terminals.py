@@ -7,10 +7,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import typer
+from pydantic import SecretStr
 from rich.console import Console
 from typer.main import get_command
 
 from services import cli
+from services.options import utf8_text
+from services.replay.dataset import read_items
+from streams.privacy import PrivacySettings, pseudonymiser
 
 PLAIN = {
     "LC_ALL": "C",
@@ -73,6 +79,42 @@ def test_files_are_read_as_utf8(tmp_path: Path) -> None:
     done = run("publish", "-", "--config", str(config))
     assert done.returncode == 2
     assert b"topics.clicks" in done.stderr
+
+
+def test_ids_on_the_command_line_are_utf8_whatever_the_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.options.os.fsencode", lambda text: text.encode("ascii", "surrogateescape"))
+    assert utf8_text("änn".encode().decode("ascii", "surrogateescape")) == "änn"
+    assert utf8_text("änn") == "änn"
+    with pytest.raises(typer.BadParameter, match=r"must be UTF-8, got '\\xe4nn'"):
+        utf8_text("änn".encode("latin-1").decode("ascii", "surrogateescape"))
+
+
+@pytest.mark.parametrize("user_id", ["", "a" * 257, b"\xe4nn"])
+def test_a_shopper_is_forgotten_by_an_id_that_events_can_have(user_id: str | bytes) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", "forget", user_id],
+        env=os.environ | PLAIN,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert b"'USER_ID': must " in done.stderr
+
+
+def test_the_name_of_a_replayed_file_may_be_any_bytes(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"pr\xe4is.csv")
+    path.write_text("item_id,title\n1,Mug\n")
+    assert [item.event_id for item in read_items(path)] == [r"pr\xe4is-1"]
+
+
+def test_a_secret_in_the_environment_is_the_same_in_any_locale() -> None:
+    def fingerprint(secret: str) -> str:
+        return pseudonymiser(PrivacySettings(secret=SecretStr(secret))).fingerprint()
+
+    said = "geheimnüß"
+    assert fingerprint(said.encode().decode("ascii", "surrogateescape")) == fingerprint(said)
 
 
 def test_the_demo_s_summary_uses_marks_that_the_terminal_has() -> None:

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
-from streams.connection import KafkaConnection, backoff_seconds
+from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
+from streams.errors import BrokerUnreachableError
 
 SASL = {"sasl_mechanism": "SCRAM-SHA-512", "sasl_username": "u", "sasl_password": "secret"}
 
@@ -62,3 +64,9 @@ def test_brackets_of_an_ipv6_address_are_understood() -> None:
 
 def test_backoff_doubles_up_to_five_seconds() -> None:
     assert list(itertools.islice(backoff_seconds(), 7)) == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+def test_a_command_that_waits_for_a_while_does_not_say_that_it_waits_for_ever() -> None:
+    with capture_logs() as logs, pytest.raises(BrokerUnreachableError):
+        wait_for_broker(KafkaConnection(bootstrap_servers="127.0.0.1:1"), timeout_seconds=0.5)
+    assert [line["retry"] for line in logs] == ["for 0.5 s"]
