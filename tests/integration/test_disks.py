@@ -160,10 +160,10 @@ def test_without_a_writable_temporary_directory_a_sentence_names_tmpdir(embedded
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("a mount namespace cannot be made here")
     candidates = [path for path in ("/tmp", "/var/tmp", "/usr/tmp") if Path(path).exists()]  # noqa: S108
-    hidden = " && ".join(f"mount -t tmpfs -o ro tmpfs {path}" for path in candidates)
+    read_only = " && ".join(f"mount --bind {path} {path} && mount -o remount,ro,bind {path}" for path in candidates)
     scorer = [sys.executable, "-m", "services.cli", "scorer"]
     ended = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f'{hidden} && cd /proc && exec "$@"', "sh", *scorer],
+        ["unshare", "-m", "sh", "-c", f'{read_only} && cd /proc && exec "$@"', "sh", *scorer],
         env=environment(embedded_broker, PYTHONPATH=Path.cwd(), TMPDIR=None),
         capture_output=True, text=True, timeout=PROCESS_SECONDS, check=False,
     )  # fmt: skip

@@ -36,6 +36,7 @@ START_MS = 1_770_000_000_000
 WORDS = ("red", "blue", "oak", "glass", "mug", "lamp", "rug", "bird")
 # Partitions come in whatever order; in some, so few users with so few items look like spam.
 NO_BURSTS = GuardSettings(burst_events=1_000)
+FINGERPRINT = 1  # record of an updater's own on the control topic: which secret it has
 SETTLED = ("learnt", "dead_letter", "duplicate", "expired", "ignored", "forgotten", "quarantined", "capped", "missed")
 
 

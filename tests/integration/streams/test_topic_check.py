@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -132,6 +133,9 @@ def test_a_refused_replication_factor_is_one_sentence(apache_kafka: Any) -> None
 def test_new_topics_take_the_broker_s_replication_factor(apache_kafka_cluster: list[Any]) -> None:
     connection, topics = apache_kafka_cluster[0].connection, Topics.under("replicated")
     ensure_topics(connection, topics)
-    assert {state.replication_factor for state in check_topics(connection, topics)} == {3}
+    deadline = time.monotonic() + 30  # until each broker has heard of them
+    while {state.replication_factor for state in check_topics(connection, topics)} != {3}:
+        assert time.monotonic() < deadline, check_topics(connection, topics)
+        time.sleep(0.2)
     with EventProducer(connection, topics) as producer:
         producer.send_raw(topics.clicks, b"key", b"{}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from kafka import KafkaProducer
 from structlog.testing import capture_logs
-from updater_shop import Shop, events, items, newest_checkpoint
+from updater_shop import FINGERPRINT, Shop, events, items, newest_checkpoint
 
 from peft_adapters.checkpoint import learner_state
 from peft_adapters.errors import CheckpointError
@@ -105,9 +105,6 @@ def updater(shop: Shop, *, gate: GateSettings | None = None, **settings: Any) ->
 def published(made: Updater, outcome: str = "published") -> float:
     value: float = made._metrics.adapters.labels(outcome)._value.get()
     return value
-
-
-FINGERPRINT = 1  # an updater's own record on the control topic: which secret it has
 
 
 def taken_in(made: Updater) -> int:
