@@ -111,6 +111,10 @@ class VersionNotKeptError(VersionNotFoundError):
     """A version that is to be served is not in the registry; the text is fit for callers over HTTP."""
 
 
+class LatestFormatError(BundleFormatError):
+    """`LATEST` holds no version number; the text is fit for callers over HTTP."""
+
+
 class RegistryReadOnlyError(RegistryError):
     """Publishing was tried on a registry that can only be read."""
 

@@ -28,11 +28,13 @@ from peft_adapters.errors import (
     BundleError,
     BundleFormatError,
     FencedError,
+    LatestFormatError,
     RegistryUnavailableError,
     RolloutConflictError,
     RolloutFormatError,
     VersionConflictError,
     VersionNotFoundError,
+    VersionNotKeptError,
 )
 from peft_adapters.http_deadline import READ_SECONDS
 from peft_adapters.manifest import (
@@ -199,8 +201,8 @@ class AdapterRegistry:
 
         Raises:
             ScenarioNameError: The scenario's name is out of the question.
-            VersionNotFoundError: LATEST names a version that is not there.
-            BundleError: The manifest is damaged.
+            VersionNotKeptError: LATEST names a version that is not there.
+            BundleError: LATEST or the manifest is damaged.
             RegistryUnavailableError: The store failed.
         """
         version = self._latest_version(scenario)
@@ -211,8 +213,16 @@ class AdapterRegistry:
                 # Overtaken and pruned between the two reads; else it is missing indeed.
                 overtaken, version = version, self._latest_version(scenario)
                 if version == overtaken:
-                    raise
+                    raise self._latest_not_kept(scenario, version) from None
         return None
+
+    def _latest_not_kept(self, scenario: str, version: int) -> VersionNotKeptError:
+        kept = self.versions(scenario)
+        remedy = f", or write the number of the newest, {kept[-1]}, into {scenario}/{LATEST_NAME}" if kept else ""
+        return VersionNotKeptError(
+            f"{scenario}/{LATEST_NAME} names version {version}, which the registry does not hold; put that version "
+            f"back{remedy}"
+        )
 
     def absence(self, scenario: str) -> str:
         """Explain in one sentence why a scenario has no latest version: the registry is missing, empty or damaged.
@@ -250,7 +260,8 @@ class AdapterRegistry:
                 data = self._store.read(path, limit_bytes=MANIFEST_LIMIT_BYTES)
             except FileNotFoundError as error:
                 raise VersionNotFoundError(
-                    f"{self.url} holds no version {version} of scenario {scenario!r}; ask `versions` for what is there"
+                    f"{self.url} holds no version {version} of scenario {scenario!r}; "
+                    "`headwater adapters list` shows those that are kept"
                 ) from error
         manifest = parse_manifest(data, source=f"{self.url}/{path}")
         if (manifest.scenario, manifest.version) != (scenario, version):
@@ -489,7 +500,7 @@ class AdapterRegistry:
             except FileNotFoundError:
                 return None
         if not data.strip().isdigit() or not 1 <= int(data) <= MAX_VERSION:
-            raise BundleFormatError(f"{self.url}/{path}: expected a version number, found {data!r}; write one there")
+            raise LatestFormatError(f"{path}: expected a version number, found {data!r}; write one there")
         return int(data)
 
     @staticmethod

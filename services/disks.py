@@ -51,6 +51,8 @@ def remedy(error: Exception) -> str:
     """Say what to do about an error of a disk."""
     if isinstance(error, OSError) and error.errno in _IN_THE_WAY:
         return "a file lies where a directory belongs, or the other way round; move it away"
+    if isinstance(error, FileNotFoundError):
+        return "put it back, or the directory that it lies in"
     return "make room or give rights there"
 
 

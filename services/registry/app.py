@@ -6,16 +6,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from itertools import chain
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NamedTuple
 
 import structlog
 from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CollectorRegistry
 
 from peft_adapters.errors import (
     HeadwaterModelError,
+    LatestFormatError,
     RegistryReadOnlyError,
     RegistryUnavailableError,
     RolloutError,
@@ -128,7 +131,7 @@ def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Mani
         known = _digests(if_none_match)
         manifest = await watcher.newest(scenario, other_than=known, wait_seconds=wait_seconds)
         if manifest is None:
-            raise _nothing_published(scenario)
+            raise await run_in_threadpool(_no_latest, registry, scenario)
         headers = {"ETag": f'"{manifest.digest}"', **REVALIDATE}
         if manifest.digest in known or "*" in known:
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
@@ -180,7 +183,7 @@ def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
         """Number of the latest version."""
         manifest = registry.latest(scenario)
         if manifest is None:
-            raise _nothing_published(scenario)
+            raise _no_latest(registry, scenario)
         return PlainTextResponse(f"{manifest.version}\n", headers=REVALIDATE)
 
     @app.get("/v1/files/{scenario}/" + LISTING_NAME, response_model=list[str], responses=READS)
@@ -236,6 +239,8 @@ def _add_registry_errors(app: FastAPI) -> None:
                 return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
             case VersionNotKeptError():
                 return problem_response(request, HTTPStatus.NOT_FOUND, str(error))
+            case LatestFormatError():
+                return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
             case VersionNotFoundError():
                 return problem_response(request, HTTPStatus.NOT_FOUND, "no such version, or no such file in it")
             case RegistryReadOnlyError():
@@ -304,8 +309,17 @@ def _digests(if_none_match: str | None) -> set[str]:
     return {tag.strip().removeprefix("W/").strip('"') for tag in (if_none_match or "").split(",")} - {""}
 
 
-def _nothing_published(scenario: str) -> ProblemError:
-    return ProblemError(HTTPStatus.NOT_FOUND, f"nothing has been published for scenario {scenario!r} yet; ask again")
+def _no_latest(registry: AdapterRegistry, scenario: str) -> ProblemError:
+    """Say why there is no latest version, without the registry's own address."""
+    cause = registry.absence(scenario)
+    for address in (registry.url, str(Path(registry.url).absolute())):
+        cause = cause.replace(address, "<registry>")
+    nothing = f"nothing has been published for scenario {scenario!r} yet"
+    if cause.startswith("the registry is empty"):
+        cause = f"{nothing}; ask again"
+    elif cause.startswith("the registry is missing"):
+        cause = f"{nothing}: {cause}"
+    return ProblemError(HTTPStatus.NOT_FOUND, cause)
 
 
 def _manifest_response(manifest: Manifest, headers: dict[str, str]) -> Response:

@@ -29,6 +29,7 @@ from streams.connection import backoff_seconds
 WAIT_SECONDS = 20.0  # of one long poll; the registry allows 30
 NO_ANSWER_SECONDS = 5.0  # beyond that
 NOTHING_PUBLISHED = "nothing has been published"  # as the registry process says it
+REGISTRY_IS = "the registry is "  # missing or damaged, likewise
 GRACE_SECONDS = 2.0  # for the topic to announce a version first, before it is taken from the registry
 
 log = structlog.get_logger(__name__)
@@ -172,6 +173,9 @@ def _ask(client: httpx.Client, path: str, tag: str) -> httpx.Response:
 
 
 def _cause(error: Exception, scenario: str) -> Cause:
-    if isinstance(error, VersionNotFoundError) and NOTHING_PUBLISHED in str(error):
+    text = str(error)
+    if isinstance(error, VersionNotFoundError) and REGISTRY_IS in text:
+        return Cause(REGISTRY, text[text.index(REGISTRY_IS) :])
+    if isinstance(error, VersionNotFoundError) and NOTHING_PUBLISHED in text:
         return Cause(REGISTRY, f"the registry is empty: {error}; check that an updater publishes this scenario to it")
     return cause_of(error, scenario)

@@ -422,7 +422,15 @@ class Worker:
         if isinstance(error, RegistryError):
             cause = cause_of(error, scenario)
         else:
-            cause = Cause(ADAPTER, f"a version of {scenario!r} cannot be kept on this host while it is loaded: {error}")
+            cause = Cause(
+                ADAPTER,
+                f"a version of {scenario!r} cannot be kept on this host while it is loaded: {error}; make room in the "
+                "scorer's temporary directory, TMPDIR, or give rights there",
+            )
         if self._status.failed(scenario, "bundle", cause):
-            log.warning("registry_lost", problem=str(error), retry="until it answers")
+            log.warning(
+                "registry_lost" if cause.name == REGISTRY else "version_not_kept",
+                problem=str(error),
+                retry="after a pause",
+            )
         self._asking.later(scenario)

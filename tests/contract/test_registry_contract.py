@@ -300,7 +300,7 @@ class TestDamagedManifests:
     def test_a_latest_that_is_not_there(self, stored: Registry) -> None:
         stored.publish(1)
         stored.overwrite("home/LATEST", b"2\n")
-        with pytest.raises(VersionNotFoundError, match="no version 2"):
+        with pytest.raises(VersionNotFoundError, match="LATEST names version 2"):
             stored.reader.latest("home")
 
     def test_a_file_that_is_gone(self, stored: Registry, tmp_path: Path) -> None:

@@ -379,3 +379,42 @@ def followed_again(stage: Stage, url: str) -> Iterator[None]:
     finally:
         follower.stop()
         thread.join(40)
+
+
+LATEST_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda home: shutil.rmtree(home.parent), "the registry is missing: the directory <registry> "),
+    "without LATEST": (
+        lambda home: (home / "LATEST").unlink(),
+        "the registry is damaged: <registry> holds 1 versions of scenario 'home' and no LATEST",
+    ),
+    "LATEST names nothing": (
+        lambda home: (home / "LATEST").write_text("99"),
+        "home/LATEST names version 99, which the registry does not hold; put that version back, or write the number of "
+        "the newest, 1, into home/LATEST",
+    ),
+    "LATEST is empty": (
+        lambda home: (home / "LATEST").write_text(""),
+        "home/LATEST: expected a version number, found b''; write one there",
+    ),
+}
+
+
+@pytest.mark.parametrize("through", ["a registry process", "a directory"])
+@pytest.mark.parametrize("name", LATEST_CASES)
+def test_what_is_wrong_with_the_registry_is_named_the_same_through_its_process(
+    stage: Stage, name: str, through: str, tmp_path: Path
+) -> None:
+    damage, says = LATEST_CASES[name]
+    stage.publish(1, full=True)
+    shutil.copytree(root(stage), tmp_path / "copy")
+    with (
+        serving(registry_app(AdapterRegistry(str(root(stage))))) as url,
+        followed(stage, url if through == "a registry process" else None),
+    ):
+        until(lambda: stage.version == 1)
+        damage(root(stage) / "home")
+        until(lambda: says in said(stage))
+        assert str(stage.directory) not in said(stage)
+        assert "the registry is empty" not in said(stage)
+        shutil.copytree(tmp_path / "copy", root(stage), dirs_exist_ok=True)
+        until(lambda: said(stage) == "; ")
