@@ -212,8 +212,8 @@ class FaultRun:
         torn = newest / self._rng.choice(("model.safetensors", "state.json"))
         _truncate(torn, self._rng)
         with self.life() as updater:
+            wait_until(lambda: newest.name in updater.log(), what="the damaged checkpoint is named")
             self.wait_until_read()
-            assert newest.name in updater.log(), "the damaged checkpoint is not named"
 
     def tear_journal(self) -> None:
         """Cut the last line of the newest journal short, as a power cut may."""
