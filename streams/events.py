@@ -3,6 +3,7 @@
 Unknown fields are ignored, so that a producer may add its own; what is there must be right.
 """
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,9 +15,9 @@ MAX_ID_CHARS = 256
 MAX_TS_MS = 253_402_300_799_999  # the last millisecond of the year 9999
 # As seconds these are 1985 to 5138, as milliseconds five days to three years after the beginning of 1970.
 SECONDS_FROM, SECONDS_UNTIL = 5 * 10**8, 10**11
-_NANOSECONDS_FROM = 10**17
+_NANOSECONDS_FROM, _NANOSECONDS_UNTIL = 10**17, 10**21
 TIME_ERROR = "time"  # type of pydantic's error about a time in JSON
-_MAX_DIGITS = 25  # of a number in a text that is read to name its unit
+_NUMBER = re.compile(r"\s*[+-]?\d{1,25}(\.\d{0,25})?([eE][+-]?\d{1,3})?\s*", re.ASCII)
 MAX_QUERY_CHARS = 512  # of a search that is learnt from; what is longer is cut
 MAX_COUNT = 2**31 - 1  # of places and quantities: what stores and tensors hold
 MAX_VECTOR_LENGTH = 2_048
@@ -45,11 +46,27 @@ def unit_problem(value: float) -> str | None:
     """
     if SECONDS_FROM <= value < SECONDS_UNTIL:
         unit = "seconds"
-    elif value > MAX_TS_MS:
+    elif MAX_TS_MS < value < _NANOSECONDS_UNTIL:
         unit = "microseconds" if value < _NANOSECONDS_FROM else "nanoseconds"
     else:
         return None
     return f"looks like {unit}; `ts` must be epoch milliseconds, got {str(value)[:40]}"
+
+
+def number_in(text: str) -> float | None:
+    """Return the number that a text holds and nothing else, None if it holds something else.
+
+    Python reads some numbers as dates of ISO 8601: 1796070402006 as the year 1796. No time is written so.
+
+    Args:
+        text: what may be a time as a number.
+
+    >>> number_in("1796070402006"), number_in("1.5"), number_in("2026-01-31")
+    (1796070402006, 1.5, None)
+    """
+    if _NUMBER.fullmatch(text) is None:
+        return None
+    return int(text) if text.strip().isdigit() else float(text)
 
 
 def epoch_ms(value: object) -> object:
@@ -77,8 +94,12 @@ def epoch_ms(value: object) -> object:
 
 
 def _rfc_3339(text: str) -> datetime:
-    if text.isascii() and text.isdigit() and len(text) < _MAX_DIGITS and (problem := unit_problem(int(text))):
-        raise ValueError(problem)
+    number = number_in(text)
+    if number is not None:
+        raise ValueError(
+            unit_problem(number)
+            or f"`ts` must be epoch milliseconds as a number of JSON, got the text {text[:40]!r}; write no quotes"
+        )
     try:
         return datetime.fromisoformat(text)
     except ValueError:

@@ -19,6 +19,7 @@ from services.replay.dataset import (
     ITEM_COLUMNS,
     Row,
     event_of_row,
+    has_time,
     item_of_row,
     row_time_ms,
 )
@@ -144,7 +145,7 @@ def _event_of_row(row: Row, kind: str | None) -> Event:
     if named not in MODELS:
         raise ValueError(f"`event_type` must be one of {', '.join(MODELS)}, got {named!r}")
     event_id = row.get("event_id") or str(uuid.uuid4())
-    ts = row_time_ms(row) if row.get("timestamp") or row.get("timestamp_ms") else time.time_ns() // 1_000_000
+    ts = row_time_ms(row) if has_time(row) else time.time_ns() // 1_000_000
     if named == Item.KIND:
         return item_of_row(row, event_id=event_id, ts=ts)
     return event_of_row(row, named, event_id=event_id, ts=ts, scenario=row.get("scenario") or DEFAULT_SCENARIO)

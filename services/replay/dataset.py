@@ -3,9 +3,9 @@
 Columns of items: ``item_id, title`` and, where there, ``kind, description, tags, category, brand, price, status,
 in_stock, first_seen``; tags, split by ``|``, are put before the description. A column ``vectors.<name>`` holds vectors
 of that modality, each a JSON list of numbers; all of a column have one length.
-Columns of events: ``timestamp`` (ISO 8601), ``timestamp_ms`` or ``seq``; ``user_id, event_type, item_id`` and, where
-there, ``session_id, request_id, order_id, position, quantity, price, shown_items, query``. Other columns are not
-looked at.
+Columns of events: ``timestamp`` (ISO 8601), ``timestamp_ms``, ``ts`` (either) or ``seq``; ``user_id, event_type,
+item_id`` and, where there, ``session_id, request_id, order_id, position, quantity, price, shown_items, query``. Other
+columns are not looked at.
 
 What the files leave open is settled the same way every time, so that two readings give the same events:
 
@@ -18,8 +18,8 @@ What the files leave open is settled the same way every time, so that two readin
 """
 
 import json
+import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
@@ -30,11 +30,10 @@ from typing import Any
 from services.faults import one_line
 from services.input_file import InputError, opened_text
 from services.input_rows import InputRow, RefusedRows, table_rows
-from streams.events import Click, Event, Impression, Item, Purchase, unit_problem
+from streams.events import SECONDS_FROM, Click, Event, Impression, Item, Purchase, number_in, unit_problem
 
 INVENTED_EPOCH_MS = 1_577_836_800_000  # 2020-01-01T00:00:00Z
 DEFAULT_SCENARIO = "home"
-_NUMBER = re.compile(r"\d+(\.\d+)?")
 _VECTORS = "vectors."  # before a modality in the name of a column
 
 ITEM_COLUMNS = frozenset(
@@ -45,7 +44,7 @@ ITEM_COLUMNS = frozenset(
 )
 EVENT_COLUMNS = frozenset(
     {
-        *("timestamp", "timestamp_ms", "seq", "user_id", "session_id", "event_type", "item_id"),
+        *("timestamp", "timestamp_ms", "ts", "seq", "user_id", "session_id", "event_type", "item_id"),
         *("request_id", "order_id", "position", "quantity", "price", "shown_items", "query"),
     }
 )
@@ -232,25 +231,50 @@ _EVENT_BUILDERS: dict[str, Callable[[Row, dict[str, Any]], Event]] = {
 
 
 def _first_seen_ms(row: Row) -> int:
-    return _iso_ms(row["first_seen"]) if row.get("first_seen") else INVENTED_EPOCH_MS
+    return _iso_ms(row["first_seen"], "first_seen") if row.get("first_seen") else INVENTED_EPOCH_MS
 
 
 def row_time_ms(row: Row) -> int:
     """Takes the row's time, epoch milliseconds."""
     if timestamp := row.get("timestamp"):
-        return _iso_ms(timestamp)
+        return _iso_ms(timestamp, "timestamp")
     if timestamp_ms := row.get("timestamp_ms"):
-        return int(timestamp_ms)
+        return _epoch_ms(timestamp_ms, "timestamp_ms")
+    if ts := row.get("ts"):
+        return _iso_ms(ts, "ts") if number_in(ts) is None else _epoch_ms(ts, "ts")
     if seq := row.get("seq"):
-        return INVENTED_EPOCH_MS + 1000 * int(seq)
-    raise ValueError("a row needs a time: one of `timestamp`, `timestamp_ms`, `seq` must be filled")
+        number = number_in(seq)
+        if not isinstance(number, int):
+            raise ValueError(f"`seq` must be a whole number, got {seq[:40]!r}")
+        return INVENTED_EPOCH_MS + 1000 * number
+    raise ValueError("a row needs a time: one of `timestamp`, `timestamp_ms`, `ts`, `seq` must be filled")
+
+
+def has_time(row: Row) -> bool:
+    """Return whether a row says when it was, and not only in which order."""
+    return any(row.get(column) for column in ("timestamp", "timestamp_ms", "ts"))
+
+
+def _epoch_ms(text: str, column: str) -> int:
+    """Reads a number of milliseconds; tables of floats write it as 1764500000000.0."""
+    number = number_in(text)
+    if number is None or not math.isfinite(number):
+        raise ValueError(f"`{column}` must be a number of epoch milliseconds, got {text[:40]!r}")
+    if problem := unit_problem(number):
+        raise ValueError(problem)
+    return round(number)
 
 
 @lru_cache(maxsize=1024)  # all lines of an order share one time
-def _iso_ms(text: str) -> int:
+def _iso_ms(text: str, column: str) -> int:
     """Reads an ISO 8601 time as epoch milliseconds; without a zone it is UTC."""
-    if _NUMBER.fullmatch(text) and (problem := unit_problem(float(text))):
-        raise ValueError(problem)
+    number = number_in(text)
+    if number is not None and number >= SECONDS_FROM:  # less may be a date: 20260131
+        raise ValueError(
+            unit_problem(number)
+            or f"`{column}` must be an ISO 8601 time, got {text[:40]!r}; numbers of milliseconds go to the column "
+            "`timestamp_ms`"
+        )
     moment = datetime.fromisoformat(text)
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 

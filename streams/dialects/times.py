@@ -1,5 +1,7 @@
 """Times in the dialects: numbers that count in another unit than they should are refused by name."""
 
+from streams.events import number_in
+
 # The instant 2001-09-09T01:46:40Z in each unit; no shop sends events from before it. Each floor is 1,000 times the one
 # before, so a number between two floors counts in the lower one's unit, for times up to the year 33658.
 FLOORS = {"seconds": 10**9, "milliseconds": 10**12, "microseconds": 10**15, "nanoseconds": 10**18}
@@ -42,8 +44,9 @@ def epoch_microseconds(value: object) -> object:
 
 
 def _epoch(value: object, unit: str) -> object:
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20:
-        value = int(value)
+    if isinstance(value, str):
+        number = number_in(value)
+        value = value if number is None else number
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     found = looks_like(value)

@@ -1,11 +1,13 @@
 """Lines of JSON as events: kinds, defaults, and reasons."""
 
+import io
 import json
 import time
+from pathlib import Path
 
 import pytest
 
-from services.publish.lines import read_lines
+from services.publish.lines import read_file, read_lines
 from streams.events import Click, Event, Item, Purchase
 
 CLICK = {"type": "click", "event_id": "e1", "ts": "2026-01-01T00:00:00Z", "user_id": "u", "item_id": "i"}
@@ -76,3 +78,12 @@ def test_a_bad_line_does_not_end_the_file_and_empty_lines_keep_the_numbers_right
     good = json.dumps(CLICK).encode() + b"\n"
     results = list(read_lines([good, b"\n", b"oops\n", b"  \r\n", good]))
     assert [(number, type(result)) for number, result in results] == [(1, Click), (3, str), (5, Click)]
+
+
+@pytest.mark.parametrize("column", ["timestamp_ms", "ts"])
+def test_the_time_of_a_row_is_never_passed_over(column: str) -> None:
+    table = f"user_id,item_id,{column}\nann,i1,1796070402006\nann,i1,1796070402\n"
+    (_, event), (_, reason) = read_file(io.BytesIO(table.encode()), Path("clicks.csv"), kind="click")
+    assert isinstance(event, Click)
+    assert event.ts == 1_796_070_402_006
+    assert reason == "looks like seconds; `ts` must be epoch milliseconds, got 1796070402"

@@ -160,9 +160,47 @@ def test_the_bundled_sample_is_read_whole() -> None:
     assert [event.ts for event in events] == sorted(event.ts for event in events)
 
 
-@pytest.mark.parametrize("column", ["timestamp", "timestamp_ms"])
+@pytest.mark.parametrize("column", ["timestamp", "timestamp_ms", "ts"])
 def test_times_in_seconds_are_refused_with_that_reason(tmp_path: Path, column: str) -> None:
     file = tmp_path / "events.csv"
     file.write_text(f"user_id,event_type,item_id,{column}\nann,click,i1,1764500000\n")
     with pytest.raises(DatasetError, match=r"row 1: .*looks like seconds; `ts` must be epoch milliseconds"):
         list(read_events(file))
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "problem"),
+    [
+        ("timestamp", "1764500000000", "`timestamp` must be an ISO 8601 time, got '1764500000000'; numbers of"),
+        ("timestamp", "1796070402006", "`timestamp` must be an ISO 8601 time, got '1796070402006'; numbers of"),
+        ("timestamp", "1.796070402e+18", "looks like nanoseconds"),
+        ("timestamp", "NaN", "Invalid isoformat string: 'NaN'"),
+        ("timestamp_ms", "1796070402.5", "looks like seconds"),
+        ("timestamp_ms", "soon", "`timestamp_ms` must be a number of epoch milliseconds, got 'soon'"),
+        ("timestamp_ms", "1e999", "`timestamp_ms` must be a number of epoch milliseconds, got '1e999'"),
+        ("ts", "1796070402006000", "looks like microseconds"),
+        ("seq", "1.5", "`seq` must be a whole number, got '1.5'"),
+    ],
+)
+def test_a_cell_that_is_no_time_is_named_as_it_stands(tmp_path: Path, column: str, cell: str, problem: str) -> None:
+    file = tmp_path / "events.csv"
+    file.write_text(f"user_id,event_type,item_id,{column}\nann,click,i1,{cell}\n")
+    with pytest.raises(DatasetError) as refused:
+        list(read_events(file))
+    assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        ("timestamp", "2026-11-30T20:26:42.006Z"),
+        ("timestamp_ms", "1796070402006"),
+        ("timestamp_ms", "1796070402006.0"),
+        ("ts", "1796070402006"),
+        ("ts", "2026-11-30T20:26:42.006Z"),
+    ],
+)
+def test_a_time_may_be_written_as_text_or_in_milliseconds(tmp_path: Path, column: str, cell: str) -> None:
+    file = tmp_path / "events.csv"
+    file.write_text(f"user_id,event_type,item_id,{column}\nann,click,i1,{cell}\n")
+    assert [event.ts for event in read_events(file)] == [1_796_070_402_006]

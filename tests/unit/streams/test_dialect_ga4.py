@@ -137,6 +137,7 @@ def test_other_events_say_nothing(name: str) -> None:
         (changed(GA4_EVENT, "params", to="none"), "params"),
         (changed(GA4_EVENT, "timestamp_micros", to=1_713_355_200_123), "which looks like milliseconds"),
         (changed(GA4_EVENT, "timestamp_micros", to="1713355200"), "got 1713355200, which looks like seconds"),
+        (changed(GA4_EVENT, "timestamp_micros", to="1713355200123.0"), "which looks like milliseconds"),
         (changed(GA4_EVENT, "timestamp_micros", to=True), "must be epoch microseconds, got True"),
         (changed(GA4_EVENT, "params", "items", 0, "quantity", to=0) | {"name": "purchase"}, "items.0.quantity: Input"),
         (changed(GA4_EVENT, "params", "items", 0, "item_id", to=""), "items.0.item_id: Field required, got ''"),

@@ -130,6 +130,8 @@ def test_schemas_are_complete_and_name_both_forms_of_time() -> None:
         (1_764_500_000.0, "seconds"),
         (1_764_500_000.25, "seconds"),
         ("1764500000", "seconds"),
+        ("1764500000.5", "seconds"),
+        ("1.7645e+18", "nanoseconds"),
         ("1970-01-21T10:08:20Z", "seconds"),
         (SECONDS_FROM, "seconds"),
         (SECONDS_UNTIL - 1, "seconds"),
@@ -143,6 +145,22 @@ def test_a_time_in_another_unit_is_refused_with_that_reason(stated: Any, unit: s
     assert f"looks like {unit};" in (time_problem(stated) or "")
     with pytest.raises(ValidationError, match="ts"):
         Click.model_validate_json(json.dumps(CLICK | {"ts": stated}))
+
+
+@pytest.mark.parametrize("stated", ["1764500000000", "1796070402006", "1796070402006.0", " 1801010100000"])
+def test_a_number_in_quotes_is_named_and_never_read_as_a_date(stated: str) -> None:
+    problem = f"`ts` must be epoch milliseconds as a number of JSON, got the text {stated!r}; write no quotes"
+    with pytest.raises(ValidationError) as refused:
+        Click.model_validate(CLICK | {"ts": stated})
+    assert problem in str(refused.value)
+    assert time_problem(stated) == problem
+
+
+@pytest.mark.parametrize("stated", [float("inf"), 10**30])
+def test_a_number_that_is_no_time_in_any_unit_has_no_unit(stated: float) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Click.model_validate(CLICK | {"ts": stated})
+    assert "looks like" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
