@@ -11,6 +11,7 @@ from kafka.errors import (
     LogTruncationError,
     OffsetOutOfRangeError,
     RetriableError,
+    StaleMetadata,
     TopicAuthorizationFailedError,
 )
 
@@ -384,6 +385,9 @@ class PartitionConsumer:
             return
         try:
             ends = self._client.stable_ends(self._assigned, CHECK_TIMEOUT_MS)
+        except StaleMetadata as error:  # a partition without a leader, as when its topic was deleted: no broker is away
+            self._look_anew(str(error))
+            return
         except KafkaError as error:
             self._noticed(str(error))
             return
@@ -394,6 +398,19 @@ class PartitionConsumer:
             return
         self._note_hanging(ends)
         self._notice_stall(ends)
+
+    def _look_anew(self, reason: str) -> None:
+        """Look at the metadata at once; a broker that answers is not away.
+
+        Args:
+            reason: what happened, which is reported if no broker answers.
+        """
+        try:
+            self._follow(self._lookup.look_now(self._client.manager, CHECK_TIMEOUT_MS), CHECK_TIMEOUT_MS)
+        except (KafkaError, BrokerUnreachableError):
+            self._noticed(reason)
+        else:
+            self._next_check = time.monotonic() + CHECK_SECONDS
 
     def _note_hanging(self, stable_ends: Offsets) -> None:
         """Note where all was read that can be: records of an open transaction behind are not to be waited for."""

@@ -44,7 +44,7 @@ class GroupCommitter:
                 )
             self._consumer.commit(marks, timeout_ms=COMMIT_TIMEOUT_MS)
         except (KafkaError, BrokerUnreachableError) as error:
-            log.warning("offsets_not_committed", group_id=self._group_id, problem=str(error))
+            log.warning("offsets_not_committed", group_id=self._group_id, problem=f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Lets go of the connection."""

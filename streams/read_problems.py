@@ -88,12 +88,12 @@ def absent(topic: str, found: TopicMetadata, *, was_read: bool) -> str:
         )
     if was_read:
         return (
-            f"topic {topic!r} was deleted; create it again with `headwater topics create`; the new one is read from "
-            "its first record"
+            f"topic {topic!r} was deleted; create it again with `headwater topics create`, or, if it is in another "
+            "dialect, have its producer do so; the new one is read from its first record"
         )
     return (
-        f"topic {topic!r} does not exist; create it with `headwater topics create`; reading begins at its first record "
-        "once it is there"
+        f"topic {topic!r} does not exist; create it with `headwater topics create`, or, if it is in another dialect, "
+        "have its producer do so; reading begins at its first record once it is there"
     )
 
 

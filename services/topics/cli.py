@@ -41,7 +41,8 @@ def create(
     created = set(command.create(settings, partitions=partitions, replication_factor=replication_factor))
     states = command.check(settings)
     for state, line in zip(states, command.table(states), strict=True):
-        typer.echo(f"{'created' if state.name in created else 'exists'}\t{line}")
+        absent = "not created" if state.partitions is None else "exists"
+        typer.echo(f"{'created' if state.name in created else absent}\t{line}")
     if any(state.problems for state in states):
         raise typer.Exit(1)
 

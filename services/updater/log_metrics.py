@@ -25,6 +25,7 @@ class LogMetrics:
     def __init__(self, consumer: PartitionConsumer, metrics: UpdaterMetrics, topics: Sequence[str]) -> None:
         self._consumer, self._metrics, self._topics = consumer, metrics, topics
         self._gaps_seen = 0
+        self._lagging: set[TopicPartition] = set()  # partitions with a series
         self._next_lag = 0.0  # monotonic seconds
 
     def export(self, waiting: Mapping[TopicPartition, int]) -> None:
@@ -53,6 +54,9 @@ class LogMetrics:
             lag = self._consumer.lag(_LAG_TIMEOUT_SECONDS)
         except HeadwaterStreamError:
             return  # the consumer reports itself that the broker is away
+        for topic, partition in self._lagging - self._consumer.positions().keys():
+            self._metrics.consumer_lag_records.remove(topic, str(partition))
+        self._lagging = (self._lagging & self._consumer.positions().keys()) | lag.keys()
         for at, records in lag.items():
             topic, partition = at
             self._metrics.consumer_lag_records.labels(topic, str(partition)).set(records + waiting.get(at, 0))

@@ -54,6 +54,7 @@ _LORA_WAITS_SLICES = 3  # in a row, at most
 _JUDGED_EVENTS = 32  # of a batch, the first; judging all of a large one would take a third of what learning takes
 _EXPORT_SECONDS = 0.25  # how old gauges are at most, but for a slice that takes longer
 _TRIM_SECONDS = 10.0
+_METADATA_SECONDS = 2.0  # a topic that is missing does not hold learning up for long
 _CONFIRM_SECONDS = 10.0  # within the grace that a process is given to end
 _WORTH_ANOTHER_TRY = (
     RegistryUnavailableError,
@@ -311,7 +312,9 @@ class Updater:
         if report.caps == self._reported:
             return
         with suppress(DeliveryError):
-            self._announcer = self._announcer or EventProducer(self._settings.kafka)
+            self._announcer = self._announcer or EventProducer(
+                self._settings.kafka, metadata_timeout_seconds=_METADATA_SECONDS
+            )
             self._announcer.send_raw(self._settings.topics.control, *guard_record(report))
             self._reported = report.caps
 
@@ -325,7 +328,9 @@ class Updater:
         )
 
     def _say(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> None:
-        self._announcer = self._announcer or EventProducer(self._settings.kafka)
+        self._announcer = self._announcer or EventProducer(
+            self._settings.kafka, metadata_timeout_seconds=_METADATA_SECONDS
+        )
         try:
             for key, value in records:
                 self._announcer.send_raw(topic, key, value)

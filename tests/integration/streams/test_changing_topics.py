@@ -10,6 +10,7 @@ from changing_topics import ChangingTopics
 from kafka import KafkaProducer
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from kafka.consumer.fetcher import Fetcher
+from kafka.errors import StaleMetadata
 from structlog.testing import capture_logs
 
 from streams.connection import KafkaConnection
@@ -86,6 +87,22 @@ def test_topic_recreated_at_once_while_it_is_read(log: ChangingTopics) -> None:
             assert time.monotonic() < deadline, len(found)
             found |= set(values(consumer.poll(0.2)))
         assert consumer.positions() == {(clicks, 0): 400}
+
+
+def test_a_partition_without_a_leader_is_no_lost_broker(log: ChangingTopics, monkeypatch: pytest.MonkeyPatch) -> None:
+    clicks = log.topic("clicks")
+    with capture_logs() as lines, closing(PartitionConsumer(log.connection, [clicks])) as consumer:
+        stale = 0
+
+        def no_leader(*_: object) -> None:
+            nonlocal stale
+            stale += 1
+            raise StaleMetadata("no leader is known")
+
+        monkeypatch.setattr(consumer._client, "stable_ends", no_leader)
+        poll_until(consumer, lambda: stale >= 3)
+        assert not consumer.is_away
+    assert "kafka_lost" not in [line["event"] for line in lines]
 
 
 @pytest.mark.parametrize("records", [20, 500])

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import pytest
 import torch
 from changing_topics import ChangingTopics
 from kafka import KafkaProducer
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from updater_shop import SETTLED, Shop, events, items, wait_until
 
 from peft_adapters.checkpoint import learner_state
 from services.metrics import UpdaterMetrics, new_registry
+from services.updater.log_metrics import LogMetrics
 from services.updater.loop import Updater
+from streams.consumer import PartitionConsumer
 from streams.errors import HeadwaterStreamError
 from streams.events import Click, Purchase
 from streams.topics import Topics
@@ -255,3 +258,23 @@ def test_lag_behind_a_hanging_transaction(shop: Shop) -> None:
         producer.abort_transaction()
         wait_until(lambda: made.learnt() == 50, what="those behind it", seconds=20)
     producer.close()
+
+
+def test_lag_of_partitions_that_are_gone_is_no_longer_exported(shop: Shop, log: ChangingTopics) -> None:
+    topic, registry = log.topic("shrinking", partitions=3), CollectorRegistry()
+
+    def lagging() -> set[str]:
+        labels = [sample.labels for family in registry.collect() for sample in family.samples]
+        return {own["partition"] for own in labels if own.get("topic") == topic and "partition" in own}
+
+    with closing(PartitionConsumer(log.connection, [topic])) as consumer:
+        metrics = LogMetrics(consumer, UpdaterMetrics(registry), [topic])
+        metrics.export({})
+        assert lagging() == {"0", "1", "2"}
+        log.delete(topic)
+        log.create(topic, partitions=1)
+        deadline = time.monotonic() + 60
+        while lagging() != {"0"}:
+            assert time.monotonic() < deadline, lagging()
+            consumer.poll(0.5)
+            metrics.export({})
