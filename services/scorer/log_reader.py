@@ -97,6 +97,11 @@ class LogReader:
         """Return what cannot be read of the log, by topic or `topic/partition`, in a sentence each."""
         return self._ours.topic_problems() | self._others.topic_problems()
 
+    def catalogue_problem(self) -> str | None:
+        """Return why the items topic, or part of it, cannot be read; None if nothing is known against it."""
+        problems = self._ours.topic_problems().items()
+        return "; ".join(text for name, text in problems if name.partition("/")[0] == self._topics.items) or None
+
     def stop(self) -> None:
         """Have `run` return soon."""
         self._stop.set()

@@ -122,7 +122,8 @@ class Worker:
     def missing(self) -> str | None:
         """What is not there yet for an answer that uses all there is; None when the worker is ready."""
         if not self._reader.catalogue_read.is_set():
-            return "the catalogue has not been read yet; is Kafka reachable, and do its topics exist?"
+            why = self._reader.catalogue_problem() or "is Kafka reachable, and do its topics exist?"
+            return f"the catalogue has not been read yet; {why}"
         other_secret = self._other_secret()
         if other_secret is not None:
             return other_secret

@@ -94,6 +94,7 @@ def test_the_problem_of_each_missing_topic_of_our_own_is_named(
     reading = Reading(connection, topics)
     with reading.running():
         until(lambda: topics.items in reading.reader.topic_problems())
+        assert f"topic {topics.items!r} does not exist" in (reading.reader.catalogue_problem() or "")
         assert not reading.reader.catalogue_read.wait(3)
 
 

@@ -393,6 +393,13 @@ def test_topics_that_cannot_be_read_are_problems_and_metrics_by_name(
     assert metrics.dependencies.labels("kafka")._value.get() == 1
 
 
+def test_a_catalogue_that_cannot_be_read_is_named_with_its_cause(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.reader.catalogue_read.clear()
+    assert "is Kafka reachable" in (stage.worker.missing() or "")
+    monkeypatch.setattr(stage.reader, "catalogue_problem", lambda: "partition 2 of topic 'items' has no leader")
+    assert stage.worker.missing() == ("the catalogue has not been read yet; partition 2 of topic 'items' has no leader")
+
+
 def test_a_catalogue_far_smaller_than_the_adapter_s_is_a_problem(stage: Stage) -> None:
     stage.publications.learner.add_items([(f"item-{number}", f"item {number}") for number in range(12, 25)])
     stage.publish(1, full=True)
