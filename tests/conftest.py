@@ -31,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzzed", type=int, default=4_000, help="how many payloads are fuzzed (`make crash`: 200,000)")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name gzip data alike in all workers: it holds the time at which each of them made it."""
+    return "gzip" if isinstance(val, bytes) and val.startswith(b"\x1f\x8b") else None
+
+
 @pytest.fixture
 def fuzzed(request: pytest.FixtureRequest) -> int:
     """How many payloads to fuzz."""
