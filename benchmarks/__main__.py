@@ -36,7 +36,7 @@ SCENARIOS: dict[str, Scenario] = {
     "learner-memory": learner_memory.run,
     "pictures": pictures.run,
 }
-DEMO_DATA = Path(__file__).parents[1] / "services" / "demo" / "data"
+DEMO_DATA = Path(__file__).parents[1] / "services" / "lab" / "demo" / "data"
 
 
 def main(arguments: list[str]) -> int:

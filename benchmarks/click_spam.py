@@ -26,11 +26,11 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Measured
-from peft_adapters.modalities import CatalogueItem
+from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services.backtest.judging import CUTOFF
-from services.backtest.run import new_learner, read_catalogue
-from services.backtest.stream import read_stream
+from services.lab.offline.inputs import new_learner, read_catalogue
+from services.lab.offline.judging import CUTOFF
+from services.lab.offline.stream import read_stream
 from streams.guard import Guard, GuardSettings
 from streams.joiner import Example
 

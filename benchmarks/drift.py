@@ -26,13 +26,13 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.provenance import code, machine
-from peft_adapters.drift import DriftWatch
-from peft_adapters.evaluation import Prequential
-from peft_adapters.modalities import CatalogueItem
+from peft_adapters.learning.drift import DriftMonitor
+from peft_adapters.learning.evaluation import PrequentialEvaluator
+from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.settings import DriftSettings, EncoderSettings, LearnerSettings
-from services.backtest.judging import CUTOFF, Ranks
-from services.backtest.run import new_learner, read_catalogue
-from services.backtest.stream import read_stream
+from services.lab.offline.inputs import new_learner, read_catalogue
+from services.lab.offline.judging import CUTOFF, Ranks
+from services.lab.offline.stream import read_stream
 from streams.joiner import Example
 
 REGAINED = 0.9
@@ -131,7 +131,7 @@ def _replayed(
     batch_events: int,
 ) -> tuple[Floats, list[int]]:
     """NDCG@20 of each event, and after how many events there were alarms."""
-    learner, watch, prequential = new_learner(EncoderSettings(), settings), DriftWatch(drift), Prequential()
+    learner, watch, prequential = new_learner(EncoderSettings(), settings), DriftMonitor(drift), PrequentialEvaluator()
     learner.add_items(items)
     ranks, alarms = Ranks(), []
     for start in range(0, len(stream), batch_events):
@@ -141,7 +141,7 @@ def _replayed(
         seen = watch.update(prequential.update(batch, scores))
         if seen.alarms:
             alarms.append(start + len(batch))
-        learner.hurry(watch.rate_factor, halvings=seen.halvings)
+        learner.adapt_to_drift(watch.rate_factor, halvings=seen.halvings)
         learner.learn(batch)
     rank = np.array(ranks.rank)
     return np.where(rank <= CUTOFF, 1 / np.log2(rank + 1), 0.0), alarms

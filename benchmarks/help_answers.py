@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from benchmarks.provenance import code, machine
-from peft_adapters.catalogue import item_text
-from peft_adapters.counters import FloatArray
-from peft_adapters.encoder import Encoder
-from peft_adapters.lexical import LexicalIndex
-from peft_adapters.query_encoder import QueryEncoder
-from peft_adapters.retrieval import best, fused
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.encoder.query_encoder import QueryEncoder
+from peft_adapters.ranking.catalogue import item_text
+from peft_adapters.ranking.counters import FloatArray
+from peft_adapters.ranking.lexical import LexicalIndex
+from peft_adapters.ranking.retrieval import best, fused
 from peft_adapters.settings import EncoderSettings
 from services.scorer.search import sure_of
-from services.scorer.search_settings import SearchSettings
+from services.settings.search import SearchSettings
 
 QUESTIONS = Path(__file__).with_name("help_questions.json")
 WORD_WEIGHTS = (0.0, 0.1, 0.3, 1.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measure import Measured, in_turn
-from services.replay.dataset import read_events, read_items
+from services.data.dataset import read_events, read_items
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer, Record
 from streams.decode import decode

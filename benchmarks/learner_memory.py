@@ -24,8 +24,8 @@ from transformers import BertConfig, BertModel
 
 from benchmarks.measure import Measured
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services.backtest.run import new_learner, read_catalogue
-from services.backtest.stream import read_stream
+from services.lab.offline.inputs import new_learner, read_catalogue
+from services.lab.offline.stream import read_stream
 from streams.joiner import Example
 
 ITEMS = 200_000

@@ -23,12 +23,12 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.measure import Measured
-from peft_adapters.batches import Positive
-from peft_adapters.modalities import CatalogueItem, item_vectors
+from peft_adapters.learning.batches import Positive
+from peft_adapters.ranking.modalities import CatalogueItem, item_vectors
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services.backtest.judging import Ranks, figures
-from services.backtest.run import new_learner, read_catalogue
-from services.backtest.stream import read_stream
+from services.lab.offline.inputs import new_learner, read_catalogue
+from services.lab.offline.judging import Ranks, figures
+from services.lab.offline.stream import read_stream
 
 TARGET = 0.99  # of the NDCG@20 without vectors, where they are noise
 SEEDS = 3

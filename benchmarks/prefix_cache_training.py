@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from benchmarks.measure import Measured, in_turn
-from peft_adapters.catalogue import item_text
-from peft_adapters.encoder import Encoder
-from peft_adapters.prefix_cache import PrefixCache
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.encoder.prefix_cache import PrefixCache
+from peft_adapters.ranking.catalogue import item_text
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services.replay.dataset import read_items
+from services.data.dataset import read_items
 
 TARGET = 8.0
 ROUNDS = 5

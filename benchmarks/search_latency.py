@@ -19,21 +19,21 @@ import numpy as np
 import torch
 
 from benchmarks.provenance import code, machine
-from peft_adapters.bundle import read_bundle, write_bundle
-from peft_adapters.learner import Learner
-from peft_adapters.lexical import words
-from peft_adapters.publishing import bundle_groups
-from peft_adapters.query_encoder import QueryEncoder
-from peft_adapters.serving import ServedModel, build
+from peft_adapters.encoder.query_encoder import QueryEncoder
+from peft_adapters.learning.learner import Learner
+from peft_adapters.lifecycle.publishing import bundle_groups
+from peft_adapters.ranking.lexical import words
+from peft_adapters.registry.bundle import read_bundle, write_bundle
+from peft_adapters.serving.served_model import ServedModel, build
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services.backtest.run import new_learner, read_catalogue
-from services.backtest.stream import read_stream
+from services.lab.offline.inputs import new_learner, read_catalogue
+from services.lab.offline.stream import read_stream
 from services.scorer.answers import Answers
 from services.scorer.live_items import LiveItems
 from services.scorer.search import Search
 from services.scorer.search_requests import SearchRequest
-from services.scorer.search_settings import SearchSettings
 from services.scorer.shopper_state import ShopperState
+from services.settings.search import SearchSettings
 from streams.events import Item
 
 BATCH_EVENTS = 128

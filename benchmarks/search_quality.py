@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from benchmarks.provenance import code, machine
-from peft_adapters.counters import FloatArray
-from peft_adapters.encoder import MergedSuffix
-from peft_adapters.learner import Learner
-from peft_adapters.lexical import LexicalIndex, words
-from peft_adapters.query_encoder import QueryEncoder
-from peft_adapters.retrieval import best, fused
+from peft_adapters.encoder.encoder import MergedSuffix
+from peft_adapters.encoder.query_encoder import QueryEncoder
+from peft_adapters.learning.learner import Learner
+from peft_adapters.ranking.counters import FloatArray
+from peft_adapters.ranking.lexical import LexicalIndex, words
+from peft_adapters.ranking.retrieval import best, fused
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services.backtest.run import new_learner, read_catalogue
-from services.backtest.stream import read_stream
+from services.lab.offline.inputs import new_learner, read_catalogue
+from services.lab.offline.stream import read_stream
 
 CANDIDATES = 200  # as SearchSettings has it
 CUTOFF = 10

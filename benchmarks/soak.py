@@ -25,14 +25,14 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.provenance import code, machine
-from services.bench.deployment import Deployment
-from services.bench.driver import Server
-from services.bench.pace import Publishing
-from services.bench.rank import RANK
-from services.bench.requests import asked, rank_bodies
-from services.demo.command import read_sample
-from services.demo.processes import Child
-from services.demo.stage import stage
+from services.lab.bench.deployment import BenchDeployment
+from services.lab.bench.driver import Server
+from services.lab.bench.pace import Publishing
+from services.lab.bench.rank import RANK
+from services.lab.bench.requests import asked, rank_bodies
+from services.lab.demo.command import read_sample
+from services.lab.demo.processes import Child
+from services.lab.demo.stage import stage
 from services.logs import configure_logging
 from services.metrics import EVENT_OUTCOMES
 from services.settings import load_settings
@@ -111,7 +111,7 @@ def measure(
             (directory / part).mkdir()
         settings = load_settings(kafka={"bootstrap_servers": bootstrap_servers})
         with stage(settings, directory / "work", items, _say, scorers=1) as up:
-            deployment = Deployment(
+            deployment = BenchDeployment(
                 Server(up.scorer_urls[0]), up.settings, str(up.registry_dir), items=items, past=events, coming=events
             )
             bodies = rank_bodies(asked(events, newest=2_000), items)

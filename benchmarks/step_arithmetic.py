@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Measured
 from benchmarks.prefix_cache_training import sampled_texts
-from peft_adapters.encoder import Encoder
+from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 
 TARGET = 0.5

@@ -26,10 +26,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.measure import Measured, events_per_second
-from peft_adapters.modalities import CatalogueItem
+from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services.backtest.run import new_learner, read_catalogue
-from services.backtest.stream import read_stream
+from services.lab.offline.inputs import new_learner, read_catalogue
+from services.lab.offline.stream import read_stream
 from streams.joiner import Example
 
 TARGET = 300.0

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.bundle import read_bundle, write_bundle
-from peft_adapters.catalogue import Catalogue
-from peft_adapters.counters import MATRICES, Counters
-from peft_adapters.encoder import Encoder
-from peft_adapters.prefix_cache import PrefixCache
-from peft_adapters.residual_rows import packed
-from peft_adapters.serving import ServedModel, build
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.encoder.prefix_cache import PrefixCache
+from peft_adapters.ranking.catalogue import Catalogue
+from peft_adapters.ranking.counters import MATRICES, Counters
+from peft_adapters.ranking.residual_rows import packed
+from peft_adapters.registry.bundle import read_bundle, write_bundle
+from peft_adapters.serving.served_model import ServedModel, build
 from peft_adapters.settings import FEATURES, EncoderSettings
-from services.scorer.settings import ScorerSettings
+from services.settings.scorer import ScorerSettings
 
 TOKENS = 16  # of a short title with brand and category
 TOUCHED = 2_000  # items between two versions

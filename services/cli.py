@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from services.adapters.cli import adapters
-from services.backtest.cli import backtest
-from services.bench.cli import app as bench
-from services.checkpoints.cli import checkpoints
-from services.control.cli import guard, secret
-from services.door.cli import keys
-from services.fit.cli import fit
+from services.lab.backtest.cli import backtest
+from services.lab.bench.cli import app as bench
+from services.lab.fit.cli import fit
+from services.lab.tune.cli import tune
+from services.operate.adapters.cli import adapters
+from services.operate.checkpoints.cli import checkpoints
+from services.operate.control.cli import guard, secret
+from services.operate.keys import keys
+from services.operate.topics.cli import topics
 from services.options import (
     Config,
     Host,
@@ -32,11 +34,9 @@ from services.options import (
 )
 from services.options import settings_from as _settings
 from services.state.cli import state_writer
-from services.topics.cli import topics
-from services.tune.cli import tune
 
 if TYPE_CHECKING:
-    from services.dead_letters.letters import Selection
+    from services.operate.dead_letters.letters import Selection
 
 USAGE_ERROR = 2
 FAILURE = 1
@@ -148,7 +148,7 @@ def publish(
     Example: echo '{"type": "click", "user_id": "u1", "item_id": "i1"}' | headwater publish -
     """
     settings = _settings(config, bootstrap_servers, log_level)
-    from services.publish.command import run
+    from services.operate.publish.command import run
 
     summary = run(settings, file, kind=kind.value if kind else None, strict=strict)
     for number, reason in summary.first_bad:
@@ -187,7 +187,7 @@ def replay(
     Example: headwater replay --items items.csv.gz --events events.csv.gz --rate 300
     """
     settings = _settings(config, bootstrap_servers, log_level, scenario)
-    from services.replay.command import run
+    from services.operate.replay.command import run
 
     if rate is not None and speed_up is not None:
         raise typer.BadParameter("--rate and --speed-up exclude each other; give one")
@@ -332,7 +332,7 @@ def demo(
     Example: headwater demo --max-events 5000 --summary-json summary.json
     """
     settings = _settings(config, bootstrap_servers, log_level, scenario)
-    from services.demo.command import run
+    from services.lab.demo.command import run
 
     status = run(settings, rate=rate, max_events=max_events, keep=keep, summary_json=summary_json, work_dir=work_dir)
     raise typer.Exit(status)
@@ -367,7 +367,7 @@ def forget(
     Example: headwater forget ann --bootstrap-servers kafka:9092
     """
     settings = _settings(config, bootstrap_servers, log_level)
-    from services.control.command import forget as run
+    from services.operate.control.command import forget as run
 
     forgotten = run(settings, user_id)
     typer.echo(f"done: {forgotten.user} is to be forgotten, written to {settings.topics.control}")
@@ -388,7 +388,7 @@ def quarantine_list(config: Config = None, bootstrap_servers: Servers = None, lo
     settings = _settings(config, bootstrap_servers, log_level)
     from datetime import UTC, datetime
 
-    from services.control.command import quarantined
+    from services.operate.control.command import quarantined
 
     for inside in quarantined(settings):
         since = datetime.fromtimestamp(inside.why.ts / 1_000, UTC).isoformat(timespec="seconds")
@@ -412,7 +412,7 @@ def quarantine_release(
     Example: headwater quarantine release item/mug-1 --bootstrap-servers kafka:9092
     """
     settings = _settings(config, bootstrap_servers, log_level)
-    from services.control.command import KINDS, release
+    from services.operate.control.command import KINDS, release
 
     if not key.startswith(KINDS) or key in KINDS:
         raise typer.BadParameter(f"KEY must be user/<pseudonym> or item/<item id>, got {key!r}; see `quarantine list`")
@@ -448,8 +448,8 @@ def list_dead_letters(
     Example: headwater dead-letters list --since 2h --reason invalid_schema
     """
     settings = _settings(config, bootstrap_servers, log_level)
-    from services.dead_letters.letters import read
-    from services.dead_letters.rendering import counts, json_line, table
+    from services.operate.dead_letters.letters import read
+    from services.operate.dead_letters.rendering import counts, json_line, table
 
     found = read(settings, _selection(reason, topic, since, until, limit))
     for line in map(json_line, found.letters) if json_ else table(found.letters):
@@ -469,8 +469,8 @@ def show_dead_letter(
     Example: headwater dead-letters show headwater.clicks/0/17
     """
     settings = _settings(config, bootstrap_servers, log_level)
-    from services.dead_letters.letters import read_one
-    from services.dead_letters.rendering import whole
+    from services.operate.dead_letters.letters import read_one
+    from services.operate.dead_letters.rendering import whole
 
     for line in whole(read_one(settings, key)):
         typer.echo(line)
@@ -502,8 +502,8 @@ def replay_dead_letters(
     Example: headwater dead-letters replay --reason unknown_topic --dry-run
     """
     settings = _settings(config, bootstrap_servers, log_level)
-    from services.dead_letters.command import replay as run
-    from services.dead_letters.command import replayed
+    from services.operate.dead_letters.command import replay as run
+    from services.operate.dead_letters.command import replayed
 
     selection = _selection(reason, topic, since, until, limit)
     if mended and selection != _selection():
@@ -533,8 +533,8 @@ def purge_dead_letters(
     Example: headwater dead-letters purge --until 30d
     """
     settings = _settings(config, bootstrap_servers, log_level)
-    from services.dead_letters.command import purge
-    from services.dead_letters.letters import read
+    from services.operate.dead_letters.command import purge
+    from services.operate.dead_letters.letters import read
 
     letters = read(settings, _selection(reason, topic, since, until, limit)).letters
     if dry_run:
@@ -586,9 +586,9 @@ def _selection(
     limit: int | None = None,
 ) -> "Selection":
     """Which dead letters the flags mean."""
-    from services.dead_letters.errors import LetterError
-    from services.dead_letters.letters import Selection, reason_named
     from services.moments import moment_ms
+    from services.operate.dead_letters.errors import LetterError
+    from services.operate.dead_letters.letters import Selection, reason_named
 
     try:
         since_ms, until_ms = (moment_ms(text) if text else None for text in (since, until))
@@ -603,13 +603,13 @@ def _exit_status(error: Exception) -> int | None:
     """Tells bad input from a failure, and either from a fault of ours, which deserves its traceback."""
     from peft_adapters.errors import HeadwaterModelError
     from services.collector.spool import SpoolError
-    from services.dead_letters.errors import LetterError
+    from services.data.files import InputError
     from services.disks import TemporaryDirectoryError
-    from services.door.keys import KeysError
-    from services.input_file import InputError
-    from services.serving import ServeError
+    from services.operate.dead_letters.errors import LetterError
     from services.settings import SettingsError
     from services.state.errors import StateError
+    from services.web.access.keys import KeysError
+    from services.web.server import ServeError
     from streams.errors import HeadwaterStreamError
 
     if isinstance(error, SettingsError | InputError | LetterError | KeysError):

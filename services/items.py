@@ -1,7 +1,7 @@
 """Items of the catalogue, from events to what the model sees."""
 
-from peft_adapters.catalogue import item_text
-from peft_adapters.modalities import CatalogueItem, item_vectors
+from peft_adapters.ranking.catalogue import item_text
+from peft_adapters.ranking.modalities import CatalogueItem, item_vectors
 from streams.events import Item
 
 

@@ -351,7 +351,7 @@ class RequestMetrics:
         self.request_seconds.labels(label).observe(seconds)
 
 
-class DoorMetrics:
+class AccessMetrics:
     """Whom a process that answers HTTP turned away, and how full it is.
 
     Args:
@@ -396,7 +396,7 @@ class ScorerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.http = RequestMetrics(registry, routes=SCORER_ROUTES)
-        self.door = DoorMetrics(registry)
+        self.access = AccessMetrics(registry)
         self.adapter = AdapterMetrics(registry)
         self.swaps = Counter(
             "headwater_swaps_total", "Announced adapters, by what became of them.", ["outcome"], registry=registry
@@ -656,7 +656,7 @@ class RegistryMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.http = RequestMetrics(registry, routes=REGISTRY_ROUTES)
-        self.door = DoorMetrics(registry)
+        self.access = AccessMetrics(registry)
 
 
 class CollectorMetrics:
@@ -671,7 +671,7 @@ class CollectorMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         statuses = ("202", "400", "413", "415", "422", "429", "500", "503")
         self.http = RequestMetrics(registry, routes=COLLECTOR_ROUTES, statuses=statuses)
-        self.door = DoorMetrics(registry)
+        self.access = AccessMetrics(registry)
         self.events = Counter(
             "headwater_collector_events_total",
             "Events received by kind and outcome; refused_full: turned away with 429 for want of room.",

@@ -7,8 +7,8 @@ import time
 import structlog
 
 from peft_adapters.errors import HeadwaterModelError
-from peft_adapters.registry import AdapterRegistry
-from services.publish.command import open_producer
+from peft_adapters.registry.registry import AdapterRegistry
+from services.producers import open_producer
 from services.settings import Settings
 from streams.control import SECRET, Secret, parse_control, secret_record
 from streams.errors import ConsumeError, SecretMismatchError, TopicError

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from streams.producer import Delivery
+    from streams.delivery import Delivery
 
 
 class HeadwaterStreamError(Exception):

@@ -70,7 +70,7 @@ def number_in(text: str) -> float | None:
 
 
 def epoch_ms(value: object) -> object:
-    """Turns an RFC 3339 time into epoch milliseconds and leaves anything else to pydantic.
+    """Turn an RFC 3339 time into epoch milliseconds and leaves anything else to pydantic.
 
     Raises:
         ValueError: If a text is no RFC 3339 time, a time carries no UTC offset, or a number is not in milliseconds.

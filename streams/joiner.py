@@ -86,7 +86,7 @@ class ShownList:
 
 
 class Joiner:
-    """Turns impressions, clicks and purchases into examples and lists.
+    """Turn impressions, clicks and purchases into examples and lists.
 
     Args:
         is_known: whether an item is in the catalogue.

@@ -44,7 +44,7 @@ class PrivacySettings(BaseModel):
 
 
 class Pseudonymiser:
-    """Turns ids into pseudonyms: 32 hex digits.
+    """Turn ids into pseudonyms: 32 hex digits.
 
     Args:
         secret: of the deployment.

@@ -6,7 +6,6 @@ with EventProducer(KafkaConnection(bootstrap_servers="127.0.0.1:9092")) as produ
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from streams.connection import KafkaConnection, open_client
+from streams.delivery import Delivery
 from streams.errors import DeliveryError, EventTooLargeError
 from streams.events import Event
 from streams.topics import CREATE_COMMAND, Topics
@@ -26,18 +26,6 @@ MAX_PENDING_BYTES = 32 * 1024 * 1024
 METADATA_TIMEOUT_MS = 30_000
 CLOSE_TIMEOUT_SECONDS = 10.0
 SHOWN_FAILURES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What became of one record: where it is, or why it is not there."""
-
-    event: Event | None  # None for raw records
-    topic: str
-    partition: int | None
-    offset: int | None
-    timestamp_ms: int | None
-    error: Exception | None
 
 
 class EventProducer:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.problems import KEYS
+from services.web.problems import KEYS
 from streams.events import json_schemas
 
 CLICK = {"type": "click", "user_id": "ann", "item_id": "mug-1"}

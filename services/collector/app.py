@@ -14,19 +14,19 @@ from starlette.concurrency import run_in_threadpool
 from services.collector.api_schema import REFUSALS, request_body
 from services.collector.forwarder import Forwarder
 from services.collector.intake import Examined, examine
-from services.collector.settings import CollectorSettings
 from services.collector.spool import Spool, SpoolError, SpoolFullError
-from services.door.bodies import BodyRules
-from services.door.guard import takes_events
-from services.door.wiring import Door, add_door
-from services.http import (
+from services.metrics import CollectorMetrics
+from services.settings.collector import CollectorSettings
+from services.web.access.key_check import takes_events
+from services.web.access.wiring import Access, add_access
+from services.web.bodies import BodyRules
+from services.web.http import (
     ProblemError,
     add_problem_handlers,
     metrics_response,
     problem_response,
 )
-from services.metrics import CollectorMetrics
-from services.problems import KEYS, problems
+from services.web.problems import KEYS, problems
 
 RETRY_SECONDS = 1  # a spool that drains has room again soon
 RETRY_AWAY_SECONDS = 10
@@ -57,7 +57,7 @@ def create_app(
     metrics: CollectorMetrics,
     series: CollectorRegistry,
     *,
-    door: Door | None = None,
+    access: Access | None = None,
 ) -> FastAPI:
     """Builds the application over a spool.
 
@@ -67,13 +67,13 @@ def create_app(
         settings: How much one request may carry.
         metrics: Where requests and events are counted.
         series: What `/metrics` shows.
-        door: Who may call; without it everyone.
+        access: Who may call; without it everyone.
     """
     app = FastAPI(title="Headwater collector")
-    add_door(
+    add_access(
         app,
-        door or Door(),
-        metrics.door,
+        access or Access(),
+        metrics.access,
         needs=takes_events,
         requests=metrics.http,
         bodies=BodyRules(max_bytes=settings.max_body_bytes, remedy="send fewer events at a time"),
@@ -121,7 +121,7 @@ class _Door:
             self._metrics.events.labels(event.kind, outcome).inc()
 
 
-def _add_events(app: FastAPI, door: _Door, *, max_events: int) -> None:
+def _add_events(app: FastAPI, access: _Door, *, max_events: int) -> None:
     @app.post(
         "/v1/events",
         status_code=HTTPStatus.ACCEPTED,
@@ -136,7 +136,7 @@ def _add_events(app: FastAPI, door: _Door, *, max_events: int) -> None:
         the present time. 202 answers for each event, in order. What was accepted is on disk, and goes to Kafka in the
         order of acceptance, now or when it is back. Send an event again with the same `event_id` and it counts once.
         """
-        collected = await run_in_threadpool(door.take, await request.body())
+        collected = await run_in_threadpool(access.take, await request.body())
         return JSONResponse(collected.model_dump(exclude_none=True), status_code=HTTPStatus.ACCEPTED)
 
     @app.exception_handler(SpoolError)

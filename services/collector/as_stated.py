@@ -5,7 +5,7 @@ The models take more, for producers on Kafka who have always written it so.
 
 from collections.abc import Iterator
 
-from services.json_types import rfc_3339_only
+from services.web.json_types import rfc_3339_only
 from streams.events import Event
 
 _NUMBERS = frozenset({int, float})

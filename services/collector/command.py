@@ -7,10 +7,10 @@ import structlog
 from services.collector.app import create_app
 from services.collector.forwarder import Forwarder
 from services.collector.spool import Spool
-from services.door.wiring import Door
 from services.metrics import CollectorMetrics, new_registry
-from services.serving import serve
 from services.settings import Settings
+from services.web.access.wiring import Access
+from services.web.server import serve
 
 log = structlog.get_logger(__name__)
 
@@ -34,5 +34,5 @@ def run(settings: Settings) -> None:
         log.info("collector_starting", spool_path=str(ours.spool_path), waiting_events=len(spool))
         forwarder = Forwarder(spool, settings.kafka, settings.topics, metrics)
         with forwarder.running(grace_seconds=ours.flush_grace_seconds):
-            door = Door.of(settings.limits, settings.security)
-            serve(create_app(spool, forwarder, ours, metrics, series, door=door), ours.host, ours.port)
+            access = Access.of(settings.limits, settings.security)
+            serve(create_app(spool, forwarder, ours, metrics, series, access=access), ours.host, ours.port)

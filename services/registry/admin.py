@@ -6,13 +6,11 @@ from http import HTTPStatus
 
 from fastapi import BackgroundTasks, FastAPI, Request, Response
 
-from peft_adapters.manifest import check_scenario
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.rollout import Rollout
-from peft_adapters.signing import Verifier
+from peft_adapters.registry.manifest import check_scenario
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.rollout import Rollout
+from peft_adapters.registry.signing import Verifier
 from services.audit import AuditError, AuditLog
-from services.door.guard import caller_of
-from services.http import problem_response
 from services.registry.answers import CHANGES, ScenarioName, changes_before
 from services.registry.changes import (
     PATHS,
@@ -29,6 +27,8 @@ from services.registry.changes import (
     asked,
     make,
 )
+from services.web.access.key_check import caller_of
+from services.web.http import problem_response
 
 ROOT = "/v1/adapters/{scenario}/"
 

@@ -2,7 +2,7 @@
 
 import structlog
 
-from peft_adapters.rollout import Rollout, rollout_bytes, rollout_key
+from peft_adapters.registry.rollout import Rollout, rollout_bytes, rollout_key
 from services.settings import Settings
 from streams.connection import wait_for_broker
 from streams.errors import HeadwaterStreamError

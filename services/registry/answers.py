@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from fastapi import Path
 
-from peft_adapters.manifest import MANIFEST_NAME, MAX_VERSION, SCENARIO_PATTERN
-from services.problems import KEYS, problems
+from peft_adapters.registry.manifest import MANIFEST_NAME, MAX_VERSION, SCENARIO_PATTERN
 from services.registry.changes import PATHS, Change
+from services.web.problems import KEYS, problems
 
 # Stated, and left to the registry to enforce, which says what to do about it.
 ScenarioName = Annotated[str, Path(json_schema_extra={"pattern": f"^{SCENARIO_PATTERN}$"}, examples=["home"])]

@@ -27,19 +27,11 @@ from peft_adapters.errors import (
     VersionNotFoundError,
     VersionNotKeptError,
 )
-from peft_adapters.manifest import MANIFEST_NAME, MAX_VERSION, Manifest, manifest_bytes
-from peft_adapters.registry import LATEST_NAME, AdapterRegistry
-from peft_adapters.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
-from peft_adapters.signing import Verifier
-from peft_adapters.stores import LISTING_NAME
-from services.door.bodies import BodyRules
-from services.door.wiring import Door, add_door
-from services.http import (
-    ProblemError,
-    add_problem_handlers,
-    metrics_response,
-    problem_response,
-)
+from peft_adapters.registry.manifest import MANIFEST_NAME, MAX_VERSION, Manifest, manifest_bytes
+from peft_adapters.registry.registry import LATEST_NAME, AdapterRegistry
+from peft_adapters.registry.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
+from peft_adapters.registry.signing import Verifier
+from peft_adapters.registry.stores import LISTING_NAME
 from services.metrics import RegistryMetrics, new_registry
 from services.registry.admin import add_admin
 from services.registry.answers import (
@@ -55,8 +47,16 @@ from services.registry.answers import (
 )
 from services.registry.comparing import Comparison, compare
 from services.registry.fleet import Fleet, add_fleet, needs
+from services.registry.long_poll import LongPoll
 from services.registry.reading import Shown, manifests, shown
-from services.registry.watch import Watcher
+from services.web.access.wiring import Access, add_access
+from services.web.bodies import BodyRules
+from services.web.http import (
+    ProblemError,
+    add_problem_handlers,
+    metrics_response,
+    problem_response,
+)
 
 LONGEST_WAIT_SECONDS = 30.0
 MAX_BODY_BYTES = 65_536
@@ -75,7 +75,7 @@ Etags = Annotated[
 def create_app(
     registry: AdapterRegistry,
     *,
-    door: Door | None = None,
+    access: Access | None = None,
     announce: Callable[[Rollout], object] | None = None,
     verify: Verifier | None = None,
 ) -> FastAPI:
@@ -83,21 +83,21 @@ def create_app(
 
     Args:
         registry: Where the adapters are kept.
-        door: Who may call, and where is told what calls change; without it everyone, and the process's log.
+        access: Who may call, and where is told what calls change; without it everyone, and the process's log.
         announce: Is given each new rollout; None tells nobody.
         verify: Checks the signatures of versions that are to be served; None checks none.
     """
     watchers = Watchers(
-        Watcher(registry.latest, lambda manifest: manifest.digest), Watcher(registry.rollout, rollout_tag)
+        LongPoll(registry.latest, lambda manifest: manifest.digest), LongPoll(registry.rollout, rollout_tag)
     )
     series = new_registry()
     app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers))
     metrics = RegistryMetrics(series)
-    door = door or Door()
-    add_door(
+    access = access or Access()
+    add_access(
         app,
-        door,
-        metrics.door,
+        access,
+        metrics.access,
         needs=needs,
         waits=_is_long_poll,
         requests=metrics.http,
@@ -109,13 +109,13 @@ def create_app(
     _add_looks(app, registry)
     add_fleet(app, Fleet())
     _add_rollout(app, registry, watchers.rollout)
-    add_admin(app, registry, audit=door.audit, announce=announce, verify=verify)
+    add_admin(app, registry, audit=access.audit, announce=announce, verify=verify)
     _add_files(app, registry)
     _add_health(app, registry, series)
     return app
 
 
-def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Manifest]) -> None:
+def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: LongPoll[Manifest]) -> None:
     @app.get("/v1/adapters/{scenario}", responses=READS)
     def adapters(scenario: ScenarioName) -> list[Manifest]:
         """Manifests of all versions, oldest first."""
@@ -154,7 +154,7 @@ def _add_looks(app: FastAPI, registry: AdapterRegistry) -> None:
         return shown(registry, scenario, version)
 
 
-def _add_rollout(app: FastAPI, registry: AdapterRegistry, watcher: Watcher[Rollout]) -> None:
+def _add_rollout(app: FastAPI, registry: AdapterRegistry, watcher: LongPoll[Rollout]) -> None:
     @app.get("/v1/adapters/{scenario}/rollout", response_model=Rollout, responses=READS | UNCHANGED)
     async def rollout(
         scenario: ScenarioName,
@@ -262,8 +262,8 @@ def _add_registry_errors(app: FastAPI) -> None:
 class Watchers(NamedTuple):
     """The long polls of the process."""
 
-    latest: Watcher[Manifest]
-    rollout: Watcher[Rollout]
+    latest: LongPoll[Manifest]
+    rollout: LongPoll[Rollout]
 
     def stop(self) -> None:
         """End all waits, now and from now on."""

@@ -1,9 +1,9 @@
 """Checks that a version can be served, before a rollout names it."""
 
 from peft_adapters.errors import BundleError, ChainRefusedError, VersionNotFoundError, VersionNotKeptError
-from peft_adapters.manifest import Manifest
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.signing import Verifier
+from peft_adapters.registry.manifest import Manifest
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.signing import Verifier
 
 
 def verify_chain(

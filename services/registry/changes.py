@@ -15,13 +15,13 @@ from peft_adapters.errors import (
     VersionNotFoundError,
     VersionNotKeptError,
 )
-from peft_adapters.manifest import MAX_VERSION
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.rollout import TEXT_LIMIT, Canary, Rollout, Shadow
-from peft_adapters.signing import Verifier
-from services.json_types import NUMBER_ONLY, Flag
+from peft_adapters.registry.manifest import MAX_VERSION
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.rollout import TEXT_LIMIT, Canary, Rollout, Shadow
+from peft_adapters.registry.signing import Verifier
 from services.moments import MOMENT_OR_AGO, moment_ms
 from services.registry.chains import verify_chain
+from services.web.json_types import NUMBER_ONLY, Flag
 
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION), NUMBER_ONLY]
 

@@ -4,13 +4,13 @@ from functools import partial
 
 import structlog
 
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.signing import verifier
-from services.door.wiring import Door
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.signing import verifier
 from services.registry.announcing import announce
 from services.registry.app import create_app
-from services.serving import serve
 from services.settings import Settings
+from services.web.access.wiring import Access
+from services.web.server import serve
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +29,7 @@ def run(settings: Settings) -> None:
     """
     own = settings.registry
     log.info("registry_starting", registry_url=own.url)
-    door = Door.of(settings.limits, settings.security)
+    access = Access.of(settings.limits, settings.security)
     verify = verifier(settings.signing)
-    app = create_app(AdapterRegistry(own.url), door=door, announce=partial(announce, settings), verify=verify)
+    app = create_app(AdapterRegistry(own.url), access=access, announce=partial(announce, settings), verify=verify)
     serve(app, own.host, own.port)

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from peft_adapters.manifest import Manifest
-from peft_adapters.registry import AdapterRegistry
+from peft_adapters.registry.manifest import Manifest
+from peft_adapters.registry.registry import AdapterRegistry
 from services.disks import temporary_directory
 
 WHOLE_GROUPS = ("adapter_model", "heads", "projections")  # whole in every bundle; the others are changes alone

@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, Path, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from peft_adapters.manifest import MAX_COUNT, MAX_VERSION, check_scenario
-from services.door.guard import reads_and_changes
-from services.door.scopes import Scope
-from services.json_types import NUMBER_ONLY, Flag
+from peft_adapters.registry.manifest import MAX_COUNT, MAX_VERSION, check_scenario
 from services.registry.answers import READS, REPORTS, ScenarioName
+from services.web.access.key_check import reads_and_changes
+from services.web.access.scopes import Scope
+from services.web.json_types import NUMBER_ONLY, Flag
 
 REPORT_SECONDS = 2.0
 EXPIRY_SECONDS = 10.0  # a worker that has not reported for so long is no longer listed

@@ -6,10 +6,10 @@ from contextlib import suppress
 from pydantic import BaseModel, ConfigDict
 
 from peft_adapters.errors import VersionNotFoundError
-from peft_adapters.manifest import Manifest
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.rollout import Rollout
-from peft_adapters.signing import Verifier
+from peft_adapters.registry.manifest import Manifest
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.rollout import Rollout
+from peft_adapters.registry.signing import Verifier
 
 
 def manifests(registry: AdapterRegistry, scenario: str) -> Iterator[Manifest]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import structlog
 
 from peft_adapters.errors import BundleError, RolloutError
-from peft_adapters.manifest import Manifest, parse_manifest
-from peft_adapters.rollout import KEY_SUFFIX, Rollout, parse_rollout
+from peft_adapters.registry.manifest import Manifest, parse_manifest
+from peft_adapters.registry.rollout import KEY_SUFFIX, Rollout, parse_rollout
 from services.metrics import ScorerMetrics
 from services.scorer.registry_status import RegistryStatus
 

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from peft_adapters.counters import FloatArray, IntArray
-from peft_adapters.encoder import MergedSuffix
-from peft_adapters.retrieval import best
-from peft_adapters.rollout import Rollout
-from peft_adapters.serving import ServedModel
-from peft_adapters.shoppers import Contexts
+from peft_adapters.encoder.encoder import MergedSuffix
+from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.retrieval import best
+from peft_adapters.ranking.shoppers import Contexts
+from peft_adapters.registry.rollout import Rollout
+from peft_adapters.serving.served_model import ServedModel
+from services.scorer.deployment import Deployment
 from services.scorer.diversity import diversified, pool_size
-from services.scorer.lineup import Lineup
 from services.scorer.live_items import LiveItems
 from services.scorer.requests import ListRequest, RankRequest, RecommendRequest, ShopperRequest, SimilarQuery
 from services.scorer.shopper_state import StateSource
@@ -64,13 +64,13 @@ class Answers:
         scenario: Of requests that name none.
 
     Attributes:
-        lineups: What is served, by scenario.
+        deployments: What is served, by scenario.
         encode_query: Gives the unit vector of words under an adapter; without one, words say nothing.
         ask: Notes that a scenario is asked for; whether it is there, or may come.
     """
 
     def __init__(self, items: LiveItems, shoppers: StateSource, *, scenario: str = "home") -> None:
-        self.lineups: dict[str, Lineup] = {}
+        self.deployments: dict[str, Deployment] = {}
         self.ask: Callable[[str], bool] = lambda _: False
         self.encode_query: Callable[[str, MergedSuffix], Tensor] | None = None
         self._scenario = scenario
@@ -80,13 +80,13 @@ class Answers:
     @property
     def model(self) -> ServedModel | None:
         """The stable model of requests that name no scenario; None until there is any."""
-        lineup = self.lineups.get(self._scenario)
-        return None if lineup is None else lineup.stable
+        deployment = self.deployments.get(self._scenario)
+        return None if deployment is None else deployment.stable
 
     @model.setter
     def model(self, model: ServedModel | None) -> None:
-        lineup = self.lineups.get(self._scenario) or Lineup(Rollout(scenario=self._scenario))
-        self.lineups[self._scenario] = replace(lineup, stable=model)
+        deployment = self.deployments.get(self._scenario) or Deployment(Rollout(scenario=self._scenario))
+        self.deployments[self._scenario] = replace(deployment, stable=model)
 
     def rank(self, request: RankRequest, model: ServedModel) -> Answer:
         """Order candidates; those that are not in the catalogue, or blocked, are told apart.

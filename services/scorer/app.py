@@ -11,20 +11,20 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry
 
-from services.door.bodies import BodyRules
-from services.door.guard import reads
-from services.door.wiring import Door, add_door
-from services.http import ProblemError, add_problem_handlers, metrics_response
 from services.metrics import ScorerMetrics
-from services.problems import problems
+from services.scorer.dispatcher import Dispatcher
 from services.scorer.explain import add_explain
 from services.scorer.noop import add_noop
 from services.scorer.rankings import add_rankings, served
 from services.scorer.search import Search
 from services.scorer.search_routes import add_search
-from services.scorer.settings import ScorerSettings
-from services.scorer.turns import Turns
 from services.scorer.worker import Worker
+from services.settings.scorer import ScorerSettings
+from services.web.access.key_check import reads
+from services.web.access.wiring import Access, add_access
+from services.web.bodies import BodyRules
+from services.web.http import ProblemError, add_problem_handlers, metrics_response
+from services.web.problems import problems
 
 
 def create_app(
@@ -35,7 +35,7 @@ def create_app(
     *,
     pseudonymise: Callable[[str], str],
     search: Search | None = None,
-    door: Door | None = None,
+    access: Access | None = None,
     name: str = "scorer",
 ) -> FastAPI:
     """Build the application over a worker.
@@ -47,21 +47,21 @@ def create_app(
         series: What `/metrics` shows.
         pseudonymise: What becomes of ids of users and sessions in requests.
         search: Answers queries in words; without it there are no calls for them.
-        door: Who may call; without it everyone.
+        access: Who may call; without it everyone.
         name: Of this worker, as it reports itself.
     """
     app = FastAPI(title="Headwater scorer", lifespan=_few_threads(settings.answer_threads))
-    add_door(
+    add_access(
         app,
-        door or Door(),
-        metrics.door,
+        access or Access(),
+        metrics.access,
         needs=reads,
         requests=metrics.http,
         bodies=BodyRules(max_bytes=settings.max_body_bytes, remedy="send fewer candidates at a time"),
         cors_origins=settings.cors_origins,
     )
     add_problem_handlers(app)
-    add_rankings(app, worker, settings, pseudonymise, Turns(worker.answers, metrics.rollouts))
+    add_rankings(app, worker, settings, pseudonymise, Dispatcher(worker.answers, metrics.rollouts))
     add_explain(app, worker.answers, served=lambda request: served(worker, request), pseudonymise=pseudonymise)
     add_noop(app, scenario=worker.scenario)
     if search is not None:
@@ -97,7 +97,7 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
         if missing is not None:
             raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, missing, headers={"Retry-After": "1"}, problems=told)
         manifest = served(worker).manifest
-        lineup = worker.answers.lineups[manifest.scenario]
+        deployment = worker.answers.deployments[manifest.scenario]
         return {
             "status": "ready",
             "worker": name,
@@ -106,9 +106,9 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
             "published_at_ms": manifest.published_at_ms,
             "watermark_ms": manifest.watermark_ms,
             "problems": told,
-            "arms": {arm: model.version for arm, model in lineup.models.items()},
-            "rollout_revision": lineup.rollout.revision,
-            "rollout_changed_at_ms": lineup.rollout.changed_at_ms,
+            "arms": {arm: model.version for arm, model in deployment.models.items()},
+            "rollout_revision": deployment.rollout.revision,
+            "rollout_changed_at_ms": deployment.rollout.changed_at_ms,
             "staleness_seconds": max(0.0, time.time() - manifest.published_at_ms / 1000),
         }
 

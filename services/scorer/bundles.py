@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from peft_adapters.bundle import Bundle, Manifest, read_bundle
 from peft_adapters.errors import BundleBaseMismatchError, BundleError, VersionNotFoundError
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.rollout import Rollout
-from peft_adapters.serving import ServedModel
+from peft_adapters.registry.bundle import Bundle, Manifest, read_bundle
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.rollout import Rollout
+from peft_adapters.serving.served_model import ServedModel
 
 FILES_PATH = "/v1/files"
 

@@ -11,11 +11,11 @@ from contextlib import closing
 
 import structlog
 
-from peft_adapters.rollout import Rollout
+from peft_adapters.registry.rollout import Rollout
 from services.metrics import RolloutMetrics
-from services.scorer.lineup import CANARY, STABLE, Lineup, in_canary
+from services.scorer.deployment import CANARY, STABLE, Deployment, in_canary
 from services.scorer.sequential import CanaryTest, Tally
-from services.scorer.settings import CanarySettings
+from services.settings.scorer import CanarySettings
 from streams.connection import KafkaConnection, backoff_seconds
 from streams.consumer import Offsets, PartitionConsumer, Record
 from streams.dead_letters import DeadLetter
@@ -31,13 +31,13 @@ MAX_RECORDS = 1_000
 RECENT_LISTS = 100_000
 
 
-class CanaryWatch:
+class CanaryMonitor:
     """Reads lists and clicks while a canary runs, and judges it.
 
     Args:
         connection: Which Kafka.
         topics: The names of the topics.
-        lineups: What is served, by scenario.
+        deployments: What is served, by scenario.
         pseudonymise: What becomes of ids of users in events.
         settings: When a canary is worse.
         metrics: Where the two arms are shown.
@@ -49,13 +49,13 @@ class CanaryWatch:
         connection: KafkaConnection,
         topics: Topics,
         *,
-        lineups: Mapping[str, Lineup],
+        deployments: Mapping[str, Deployment],
         pseudonymise: Callable[[str], str],
         settings: CanarySettings,
         metrics: RolloutMetrics,
         end: Callable[[Rollout, str], None],
     ) -> None:
-        self._connection, self._topics, self._lineups = connection, topics, lineups
+        self._connection, self._topics, self._lineups = connection, topics, deployments
         self._pseudonymise, self._settings, self._metrics, self._end = pseudonymise, settings, metrics, end
         self._trials: dict[str, Trial] = {}
         self._positions: Offsets | None = None  # None: from the end of the log
@@ -87,17 +87,19 @@ class CanaryWatch:
 
     def look(self) -> bool:
         """Begin and end trials as canaries do; whether there is any."""
-        running = {name: lineup for name, lineup in list(self._lineups.items()) if lineup.canary is not None}
+        running = {
+            name: deployment for name, deployment in list(self._lineups.items()) if deployment.canary is not None
+        }
         for name in self._trials.keys() - running.keys():
             del self._trials[name]
             self._metrics.end_trial(name)
-        for name, lineup in running.items():
+        for name, deployment in running.items():
             trial = self._trials.get(name)
-            if trial is None or not trial.goes_on(lineup):
-                self._trials[name] = Trial(lineup, self._settings)
-                log.info("canary_watched", scenario=name, version=lineup.models[CANARY].version)
+            if trial is None or not trial.goes_on(deployment):
+                self._trials[name] = Trial(deployment, self._settings)
+                log.info("canary_watched", scenario=name, version=deployment.models[CANARY].version)
             else:
-                trial.lineup = lineup
+                trial.deployment = deployment
         return bool(running)
 
     def take_in(self, event: Impression | Click) -> None:
@@ -113,7 +115,7 @@ class CanaryWatch:
     def judge(self) -> None:
         """Show how the arms stand, and end a canary that is worse where it is to end by itself."""
         for name, trial in list(self._trials.items()):
-            test, rollout = trial.test, trial.lineup.rollout
+            test, rollout = trial.test, trial.deployment.rollout
             test.look()
             for arm, tally in ((STABLE, test.stable), (CANARY, test.canary)):
                 self._metrics.show_arm(name, arm, lists=tally.shown, click_through=tally.click_through)
@@ -151,22 +153,22 @@ class Trial:
     """One canary beside its stable version.
 
     Args:
-        lineup: As it stands when the trial begins.
+        deployment: As it stands when the trial begins.
         settings: When a canary is worse.
 
     Attributes:
-        lineup: As it stands now.
+        deployment: As it stands now.
         test: Knows how the two compare.
         is_told: Whether it was said that the canary is worse.
     """
 
-    def __init__(self, lineup: Lineup, settings: CanarySettings) -> None:
-        self.lineup, self.test, self.is_told = lineup, CanaryTest(settings), False
+    def __init__(self, deployment: Deployment, settings: CanarySettings) -> None:
+        self.deployment, self.test, self.is_told = deployment, CanaryTest(settings), False
         self._recent = RecentLists(RECENT_LISTS)
 
-    def goes_on(self, lineup: Lineup) -> bool:
-        """Whether a lineup compares the same two: another share is no other trial."""
-        one, other = self.lineup.rollout, lineup.rollout
+    def goes_on(self, deployment: Deployment) -> bool:
+        """Whether a deployment compares the same two: another share is no other trial."""
+        one, other = self.deployment.rollout, deployment.rollout
         named = [rollout.canary.version if rollout.canary else None for rollout in (one, other)]
         return one.stable_version == other.stable_version and named[0] == named[1]
 
@@ -190,7 +192,7 @@ class Trial:
         """How the two compare, in words."""
         test = self.test
         return (
-            f"click-through of version {self.lineup.models[CANARY].version} is {test.canary.click_through:.4f} "
+            f"click-through of version {self.deployment.models[CANARY].version} is {test.canary.click_through:.4f} "
             f"({test.canary.shown} lists, {test.canary.shoppers} shoppers) against {test.stable.click_through:.4f} "
             f"({test.stable.shown} lists, {test.stable.shoppers} shoppers); always-valid p {test.p_value:.2g}"
         )
@@ -198,8 +200,8 @@ class Trial:
     def _arm(self, event: Impression, shopper: str) -> str | None:
         """By the version that the list names; else by the shopper. None is a version of neither."""
         if event.adapter_version is None:
-            return CANARY if in_canary(shopper, self.lineup.rollout) else STABLE
-        rollout = self.lineup.rollout
+            return CANARY if in_canary(shopper, self.deployment.rollout) else STABLE
+        rollout = self.deployment.rollout
         if event.adapter_version == str(rollout.stable_version):
             return STABLE
         wanted = rollout.canary.version if rollout.canary else None

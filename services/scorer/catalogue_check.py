@@ -4,7 +4,7 @@ import threading
 
 import structlog
 
-from peft_adapters.serving import ServedModel
+from peft_adapters.serving.served_model import ServedModel
 from streams.connection import KafkaConnection
 from streams.errors import HeadwaterStreamError
 from streams.topic_check import catalogue_problems

@@ -9,21 +9,20 @@ from pathlib import Path
 import structlog
 import torch
 
-from peft_adapters.catalogue import Catalogue
-from peft_adapters.encoder import Encoder
-from peft_adapters.prefix_cache import PrefixCache
-from peft_adapters.query_encoder import QueryEncoder
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.signing import verifier
-from peft_adapters.texts_before import TextsBefore
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.encoder.prefix_cache import PrefixCache
+from peft_adapters.encoder.query_encoder import QueryEncoder
+from peft_adapters.ranking.catalogue import Catalogue
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.signing import verifier
+from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
 from services import memory
 from services.disks import temporary_directory
-from services.door.wiring import Door
 from services.metrics import ScorerMetrics, new_registry
 from services.scorer.announcements import Announcements
 from services.scorer.app import create_app
 from services.scorer.bundles import BundleSource
-from services.scorer.canaries import CanaryWatch
+from services.scorer.canaries import CanaryMonitor
 from services.scorer.catalogue_check import CatalogueCheck
 from services.scorer.ending import ends_canaries
 from services.scorer.following import RegistryFollower
@@ -32,21 +31,22 @@ from services.scorer.log_reader import LogReader
 from services.scorer.refresher import Refresher
 from services.scorer.reporting import WorkerReporter, worker_name
 from services.scorer.search import Search
-from services.scorer.search_settings import SearchSettings
 from services.scorer.shopper_state import ShopperState, StateSource
 from services.scorer.shopper_state_redis import RedisState
 from services.scorer.shopper_state_request import RequestState
 from services.scorer.worker import Worker
-from services.serving import serve
 from services.settings import Settings
+from services.settings.search import SearchSettings
 from services.state.store import StateStore
+from services.web.access.wiring import Access
+from services.web.server import serve
 from streams.privacy import Pseudonymiser, pseudonymiser
 
 log = structlog.get_logger(__name__)
 
 # How long a build may hold up a request. Python's own 5 ms cost up to 8 ms at the 99th percentile of answers.
 SWITCH_SECONDS = 0.001
-_Part = LogReader | Worker | CatalogueCheck | RegistryFollower | CanaryWatch | WorkerReporter | RedisState | Refresher
+_Part = LogReader | Worker | CatalogueCheck | RegistryFollower | CanaryMonitor | WorkerReporter | RedisState | Refresher
 END_SECONDS = 5.0  # for a thread to notice; a build under way is not waited for
 
 
@@ -72,7 +72,7 @@ def run(settings: Settings) -> None:
     series = new_registry()
     metrics = ScorerMetrics(series)
     pseudonymise = pseudonymiser(settings.privacy)
-    door = Door.of(settings.limits, settings.security)
+    access = Access.of(settings.limits, settings.security)
     with temporary_directory("headwater-scorer-") as directory:
         registry = _registry(settings)
         announcements = Announcements(settings.scenario, metrics)
@@ -84,10 +84,10 @@ def run(settings: Settings) -> None:
             poll_seconds=settings.scorer.registry_poll_seconds,
             api_key=settings.registry.shown_key(),
         )
-        watch = CanaryWatch(
+        watch = CanaryMonitor(
             settings.kafka,
             settings.topics,
-            lineups=worker.answers.lineups,
+            deployments=worker.answers.deployments,
             pseudonymise=pseudonymise,
             settings=settings.scorer.canary,
             metrics=metrics.rollouts,
@@ -99,7 +99,7 @@ def run(settings: Settings) -> None:
         )
         followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
         app = create_app(
-            worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, door=door, name=name
+            worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, access=access, name=name
         )
         with _in_threads(reader, worker, follower, watch, check, reporter, *search.refreshers(), *followers):
             serve(app, settings.scorer.host, settings.scorer.port)
@@ -139,7 +139,7 @@ def _wired(
         announcements=announcements,
         metrics=metrics,
         items_refresh_seconds=settings.scorer.items_refresh_seconds,
-        before=TextsBefore(directory / "texts", most_bytes=settings.scorer.kept_texts_bytes),
+        before=PreviousAdapterVectors(directory / "texts", most_bytes=settings.scorer.kept_texts_bytes),
         kept_rows=settings.scorer.kept_rows,
         pinned_scenarios=settings.scorer.pinned_scenarios,
         max_scenarios=settings.scorer.max_scenarios,
@@ -180,7 +180,7 @@ def _in_threads(
     | Worker
     | CatalogueCheck
     | RegistryFollower
-    | CanaryWatch
+    | CanaryMonitor
     | WorkerReporter
     | RedisState
     | Refresher,

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import structlog
 
 from peft_adapters.errors import RegistryError
-from peft_adapters.rollout import TEXT_LIMIT, Rollout
-from services.adapters.access import Access, Direct, OverHttp
+from peft_adapters.registry.rollout import TEXT_LIMIT, Rollout
 from services.registry.changes import EndCanary
+from services.registry.client import DirectClient, HttpClient, RegistryClient
 from services.scorer.announcements import Announcements
 from services.settings import Settings
 
@@ -25,7 +25,7 @@ def ends_canaries(settings: Settings, announcements: Announcements) -> Callable[
     """
     url, key = settings.scorer.registry_url, settings.registry.shown_key()
     over_http = url.startswith(("http://", "https://"))
-    access: Access = OverHttp(url, key) if over_http else Direct(settings, url)
+    access: RegistryClient = HttpClient(url, key) if over_http else DirectClient(settings, url)
 
     def end(rollout: Rollout, why: str) -> None:
         why = why[:TEXT_LIMIT]

@@ -8,14 +8,14 @@ import numpy as np
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from peft_adapters.explaining import Explanation, explain
-from peft_adapters.serving import ServedModel
-from services.json_types import NUMBER_ONLY
-from services.problems import problems
+from peft_adapters.serving.explanations import Explanation, explain
+from peft_adapters.serving.served_model import ServedModel
 from services.scorer.answers import Answers
 from services.scorer.rankings import NO_PROBABILITY, REFUSALS
 from services.scorer.requests import RankRequest
 from services.scorer.sentences import because
+from services.web.json_types import NUMBER_ONLY
+from services.web.problems import problems
 from streams.events import Id
 
 MAX_EXPLAINED = 50

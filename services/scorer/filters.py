@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
 
-from peft_adapters.counters import IntArray
-from services.scorer.blocklist import folded
+from peft_adapters.ranking.counters import IntArray
+from services.settings.blocklist import folded
 from streams.events import Item, ItemKind
 
 MAX_FILTER_VALUES = 100

@@ -16,11 +16,11 @@ from peft_adapters.errors import (
     RegistryUnavailableError,
     VersionNotFoundError,
 )
-from peft_adapters.http_deadline import read_whole
-from peft_adapters.internal_http import detail_of, internal_client
-from peft_adapters.manifest import MANIFEST_LIMIT_BYTES, parse_manifest
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.rollout import parse_rollout
+from peft_adapters.registry.http_deadline import read_whole
+from peft_adapters.registry.internal_http import detail_of, internal_client
+from peft_adapters.registry.manifest import MANIFEST_LIMIT_BYTES, parse_manifest
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.rollout import parse_rollout
 from services.scorer.announcements import Announcements
 from services.scorer.bundles import FILES_PATH
 from services.scorer.registry_status import REGISTRY, Cause, cause_of

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peft_adapters.counters import FloatArray, IntArray
-from peft_adapters.lexical import LexicalIndex
-from peft_adapters.neighbours import Neighbours
-from peft_adapters.query_encoder import QueryEncoder
-from peft_adapters.serving import ServedModel
+from peft_adapters.encoder.query_encoder import QueryEncoder
+from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.lexical import LexicalIndex
+from peft_adapters.serving.neighbours import Neighbours
+from peft_adapters.serving.served_model import ServedModel
 
 Served = Callable[[], ServedModel | None]
 _NEW_SHARE = 50  # a graph is made anew once one in so many items is not in it

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from peft_adapters.counters import IntArray
-from peft_adapters.modalities import CatalogueItem
+from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.modalities import CatalogueItem
 from services.items import catalogue_item
-from services.scorer.blocklist import Blocklist
 from services.scorer.filters import FIRST_CAPACITY, Filters, ItemFacts
+from services.settings.blocklist import Blocklist
 from streams.decode import ItemRemoved
 from streams.events import MAX_TS_MS, Item
 from streams.item_times import ItemTimes

@@ -2,8 +2,8 @@
 
 from fastapi import FastAPI, Response
 
-from services.json_response import FastJsonResponse
 from services.scorer.requests import RankRequest
+from services.web.json_response import FastJsonResponse
 
 NOOP_ROUTE = "/v1/noop"
 

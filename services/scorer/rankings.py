@@ -8,18 +8,18 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from peft_adapters.serving import ServedModel
-from services.api_limits import Limits, state_limits
-from services.http import ProblemError, problem_response
-from services.json_response import FastJsonResponse
-from services.problems import problems
+from peft_adapters.serving.served_model import ServedModel
 from services.scorer.answers import ItemUnknownError, ProbabilityUnknownError
-from services.scorer.lineup import STABLE, Lineup
+from services.scorer.deployment import STABLE, Deployment
+from services.scorer.dispatcher import Dispatcher
 from services.scorer.requests import BatchRequest, RankRequest, RecommendRequest, ShopperRequest, SimilarQuery
 from services.scorer.responses import BatchAnswer, CandidateRanking, Ranking, candidate_ranking, ranking
-from services.scorer.settings import ScorerSettings
-from services.scorer.turns import Turns
 from services.scorer.worker import Worker
+from services.settings.scorer import ScorerSettings
+from services.web.api_limits import Limits, state_limits
+from services.web.http import ProblemError, problem_response
+from services.web.json_response import FastJsonResponse
+from services.web.problems import problems
 from streams.events import MAX_ID_CHARS
 
 REFUSALS = {
@@ -41,7 +41,7 @@ ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS, description=
 
 
 def add_rankings(
-    app: FastAPI, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str], turns: Turns
+    app: FastAPI, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str], turns: Dispatcher
 ) -> None:
     """Adds the calls that give lists.
 
@@ -78,8 +78,8 @@ def add_rankings(
         of them refused.
         """
         require_at_most("requests", len(request.requests), settings.max_batch_requests)
-        lineups = {asked: lineup_for(worker, asked) for asked in {one.scenario for one in request.requests}}
-        return FastJsonResponse({"answers": [calls.one(one, lineups[one.scenario]) for one in request.requests]})
+        deployments = {asked: deployment_for(worker, asked) for asked in {one.scenario for one in request.requests}}
+        return FastJsonResponse({"answers": [calls.one(one, deployments[one.scenario]) for one in request.requests]})
 
     @app.get(
         "/v1/items/{item_id:path}/similar",
@@ -95,8 +95,8 @@ def add_rankings(
         The item may be blocked itself, as that of a page that is still open; what is related to it is not.
         """
         require_at_most("k", query.k, settings.max_k)
-        lineup = lineup_for(worker, query.scenario)
-        return FastJsonResponse(ranking(turns.similar(item_id, query, lineup), lineup.scenario))
+        deployment = deployment_for(worker, query.scenario)
+        return FastJsonResponse(ranking(turns.similar(item_id, query, deployment), deployment.scenario))
 
     @app.exception_handler(ProbabilityUnknownError)
     async def no_probability(request: Request, error: ProbabilityUnknownError) -> Response:
@@ -111,32 +111,34 @@ class _Calls:
     """One request to its answer, alone or among others."""
 
     def __init__(
-        self, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str], turns: Turns
+        self, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str], turns: Dispatcher
     ) -> None:
         self._worker, self._settings, self._pseudonymise, self._turns = worker, settings, pseudonymise, turns
 
     async def answered(self, request: RankRequest | RecommendRequest) -> Response:
         """One request alone: in the loop where it is short and asks nobody else for the shopper, else in a thread."""
-        lineup = lineup_for(self._worker, request.scenario)
-        if self._worker.shoppers.reads_events and _is_short(request, lineup):
+        deployment = deployment_for(self._worker, request.scenario)
+        if self._worker.shoppers.reads_events and _is_short(request, deployment):
             await asyncio.sleep(0)  # all who ask now are counted before one is answered: too many are turned away
-            return FastJsonResponse(self.one(request, lineup))
-        return FastJsonResponse(await run_in_threadpool(self.one, request, lineup))
+            return FastJsonResponse(self.one(request, deployment))
+        return FastJsonResponse(await run_in_threadpool(self.one, request, deployment))
 
-    def one(self, request: RankRequest | RecommendRequest, lineup: Lineup) -> dict[str, Any]:
+    def one(self, request: RankRequest | RecommendRequest, deployment: Deployment) -> dict[str, Any]:
         """Whichever of the two it is."""
-        return self.rank(request, lineup) if isinstance(request, RankRequest) else self.recommend(request, lineup)
+        return (
+            self.rank(request, deployment) if isinstance(request, RankRequest) else self.recommend(request, deployment)
+        )
 
-    def rank(self, request: RankRequest, lineup: Lineup) -> dict[str, Any]:
+    def rank(self, request: RankRequest, deployment: Deployment) -> dict[str, Any]:
         require_at_most("candidates", len(request.candidates), self._settings.max_candidates)
         require_at_most("bids", len(request.bids or ()), self._settings.max_candidates)
-        answer = self._turns.rank(request.under_pseudonym(self._pseudonymise), lineup)
-        return candidate_ranking(answer, lineup.scenario)
+        answer = self._turns.rank(request.under_pseudonym(self._pseudonymise), deployment)
+        return candidate_ranking(answer, deployment.scenario)
 
-    def recommend(self, request: RecommendRequest, lineup: Lineup) -> dict[str, Any]:
+    def recommend(self, request: RecommendRequest, deployment: Deployment) -> dict[str, Any]:
         require_at_most("k", request.k, self._settings.max_k)
-        answer = self._turns.recommend(request.under_pseudonym(self._pseudonymise), lineup)
-        return ranking(answer, lineup.scenario)
+        answer = self._turns.recommend(request.under_pseudonym(self._pseudonymise), deployment)
+        return ranking(answer, deployment.scenario)
 
 
 def _limits(settings: ScorerSettings) -> Limits:
@@ -165,12 +167,12 @@ def served(worker: Worker, request: ShopperRequest | None = None) -> ServedModel
     Raises:
         ProblemError: There is none yet.
     """
-    lineup = lineup_for(worker, request.scenario if request else None)
-    arm = lineup.arm_of(request.user_id or request.session_id) if request else STABLE
-    return lineup.models[arm]
+    deployment = deployment_for(worker, request.scenario if request else None)
+    arm = deployment.arm_of(request.user_id or request.session_id) if request else STABLE
+    return deployment.models[arm]
 
 
-def lineup_for(worker: Worker, scenario: str | None) -> Lineup:
+def deployment_for(worker: Worker, scenario: str | None) -> Deployment:
     """What is served of a scenario, with a stable model.
 
     Args:
@@ -182,9 +184,9 @@ def lineup_for(worker: Worker, scenario: str | None) -> Lineup:
     """
     name = scenario or worker.scenario
     may_come = worker.answers.ask(name)
-    lineup = worker.answers.lineups.get(name)
-    if lineup is not None and lineup.stable is not None:
-        return lineup
+    deployment = worker.answers.deployments.get(name)
+    if deployment is not None and deployment.stable is not None:
+        return deployment
     if name == worker.scenario:
         detail = worker.missing() or "no adapter is held yet"
     elif may_come:
@@ -194,12 +196,12 @@ def lineup_for(worker: Worker, scenario: str | None) -> Lineup:
     raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
 
 
-def _is_short(request: RankRequest | RecommendRequest, lineup: Lineup) -> bool:
+def _is_short(request: RankRequest | RecommendRequest, deployment: Deployment) -> bool:
     """Whether an answer takes a few milliseconds: less than handing it to a thread and back is worth."""
     if request.diversity:
         return False
     if isinstance(request, RecommendRequest):
-        return max(len(model) for model in lineup.models.values()) <= SHORT_CATALOGUE
+        return max(len(model) for model in deployment.models.values()) <= SHORT_CATALOGUE
     return len(request.candidates) <= SHORT_CANDIDATES and request.query is None
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.scorer.seat import Target
+from services.scorer.model_slot import Target
 
 REMEMBERED = 1_024
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 60.0

@@ -9,12 +9,12 @@ import time
 import httpx
 import structlog
 
-from peft_adapters.http_deadline import read_whole
-from peft_adapters.internal_http import detail_of, internal_client
-from peft_adapters.rollout import Rollout
+from peft_adapters.registry.http_deadline import read_whole
+from peft_adapters.registry.internal_http import detail_of, internal_client
+from peft_adapters.registry.rollout import Rollout
 from services.registry.fleet import MOST_PROBLEMS, PROBLEM_CHARACTERS, REPORT_SECONDS, WorkerReport
 from services.scorer.bundles import FILES_PATH
-from services.scorer.lineup import Lineup
+from services.scorer.deployment import Deployment
 from services.scorer.worker import Worker
 
 LOOK_SECONDS = 0.25  # between two looks whether something has changed
@@ -106,15 +106,15 @@ def reports_of(worker: Worker) -> dict[str, WorkerReport]:
     missing = worker.missing()
     problems = [*worker.problems().values(), *([] if missing is None else [missing])]
     shown = [problem[:PROBLEM_CHARACTERS] for problem in problems[:MOST_PROBLEMS]]
-    lineups = {scenario: Lineup(Rollout(scenario=scenario)) for scenario in worker.scenarios.pinned}
-    lineups |= {seat.scenario: seat.lineup for seat in worker.scenarios.seats()}
+    deployments = {scenario: Deployment(Rollout(scenario=scenario)) for scenario in worker.scenarios.pinned}
+    deployments |= {slot.scenario: slot.deployment for slot in worker.scenarios.slots()}
     return {
         scenario: WorkerReport(
             ready=missing is None,
-            revision=lineup.rollout.revision,
-            changed_at_ms=lineup.rollout.changed_at_ms,
-            arms={arm: model.version for arm, model in lineup.models.items()},
+            revision=deployment.rollout.revision,
+            changed_at_ms=deployment.rollout.changed_at_ms,
+            arms={arm: model.version for arm, model in deployment.models.items()},
             problems=shown,
         )
-        for scenario, lineup in lineups.items()
+        for scenario, deployment in deployments.items()
     }

@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
-from services.json_types import NUMBER_ONLY, Flag, rfc_3339_only
 from services.scorer.filters import Amount, Category, Filters
+from services.web.json_types import NUMBER_ONLY, Flag, rfc_3339_only
 from streams.events import MAX_QUERY_CHARS, EpochMs, Id, ItemKind, Scenario
 
 MAX_SESSION_ITEMS = 5_000  # the newest count, as many as the learner looks at

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.counters import FloatArray, IntArray
-from peft_adapters.neighbours import installed
-from peft_adapters.query_encoder import QueryEncoder
-from peft_adapters.retrieval import best, fused
-from peft_adapters.serving import ServedModel
+from peft_adapters.encoder.query_encoder import QueryEncoder
+from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.retrieval import best, fused
+from peft_adapters.serving.neighbours import installed
+from peft_adapters.serving.served_model import ServedModel
 from services.scorer.answers import Answers, rows_of, spread
 from services.scorer.diversity import pool_size
 from services.scorer.filters import Filters
@@ -19,7 +19,7 @@ from services.scorer.lexicon import Lexicon, NearItems
 from services.scorer.refresher import Refresher
 from services.scorer.requests import ListRequest
 from services.scorer.search_requests import AnswerRequest, SearchRequest
-from services.scorer.search_settings import SearchSettings
+from services.settings.search import SearchSettings
 
 _NOTHING = np.zeros(0, dtype=np.float32)
 _ANSWERS = ListRequest(filters=Filters(kinds=("answer",)))

@@ -6,15 +6,15 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
-from peft_adapters.serving import ServedModel
-from services.api_limits import state_limits
-from services.problems import problems
+from peft_adapters.serving.served_model import ServedModel
 from services.scorer.rankings import REFUSALS, require_at_most, served
 from services.scorer.requests import ShopperRequest
 from services.scorer.search import Found, Search
 from services.scorer.search_requests import Answered, AnswerRequest, SearchAnswer, SearchRequest
-from services.scorer.settings import ScorerSettings
 from services.scorer.worker import Worker
+from services.settings.scorer import ScorerSettings
+from services.web.api_limits import state_limits
+from services.web.problems import problems
 
 
 def add_search(

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from peft_adapters.explaining import Explanation, LookedAt
-from peft_adapters.serving import ServedModel
+from peft_adapters.serving.explanations import Explanation, LookedAt
+from peft_adapters.serving.served_model import ServedModel
 
 _REASONS = 2
 _WORTH_SAYING = 0.15  # share of all that speaks for an item, below which a second reason is left out

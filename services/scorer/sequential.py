@@ -14,7 +14,7 @@ KDD 2018).
 import math
 from dataclasses import dataclass
 
-from services.scorer.settings import CanarySettings
+from services.settings.scorer import CanarySettings
 
 
 @dataclass(slots=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from peft_adapters.serving import ServedModel
+from peft_adapters.serving.served_model import ServedModel
 from services.metrics import RolloutMetrics
 from services.scorer.answers import Answer
-from services.scorer.lineup import SHADOW
+from services.scorer.deployment import SHADOW
 from services.scorer.requests import RankRequest, RecommendRequest
 
 log = structlog.get_logger(__name__)

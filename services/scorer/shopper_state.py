@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from peft_adapters.shoppers import HISTORY_ITEMS, Shoppers
+from peft_adapters.ranking.shoppers import HISTORY_ITEMS, Shoppers
 from services.scorer.bought import Bought
 from streams.events import Click, Purchase, UserEvent
 from streams.joiner import Example, Joiner

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from peft_adapters.shoppers import Shoppers
+from peft_adapters.ranking.shoppers import Shoppers
 from services.metrics import StateMetrics
 from services.scorer.shopper_state import Baskets, Context, as_told
 from services.state.entries import Entry, unpacked

@@ -7,33 +7,33 @@ from collections.abc import Sequence
 
 import structlog
 
-from peft_adapters.bundle import Bundle
-from peft_adapters.catalogue import Catalogue
-from peft_adapters.encoder import Encoder
+from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.errors import (
     BundleFormatError,
     HeadwaterModelError,
     RegistryError,
     RegistryUnavailableError,
 )
-from peft_adapters.rollout import Rollout
-from peft_adapters.serving import BuildStoppedError, ServedModel, build, refreshed, require_finite_scores
-from peft_adapters.texts_before import TextsBefore
+from peft_adapters.ranking.catalogue import Catalogue
+from peft_adapters.registry.bundle import Bundle
+from peft_adapters.registry.rollout import Rollout
+from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
+from peft_adapters.serving.served_model import BuildStoppedError, ServedModel, build, refreshed, require_finite_scores
 from services import memory
 from services.metrics import ScorerMetrics
-from services.scorer.ahead import Ahead
 from services.scorer.announcements import Announcements
 from services.scorer.answers import Answers
-from services.scorer.asking import Asking
 from services.scorer.bundles import BundleSource
 from services.scorer.catalogue_check import CatalogueCheck, far_smaller
-from services.scorer.lineup import STABLE, Lineup
+from services.scorer.deployment import STABLE, Deployment
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
+from services.scorer.model_slot import ModelSlot, Target, same_version
+from services.scorer.next_adapter_encoder import NextAdapterEncoder
 from services.scorer.refusals import Refusals
+from services.scorer.registry_poller import RegistryPoller
 from services.scorer.registry_status import ADAPTER, REGISTRY, Cause, cause_of
 from services.scorer.scenarios import Scenarios
-from services.scorer.seat import Seat, Target, same_version
 from services.scorer.shopper_state import StateSource
 from services.secrets import mismatch
 
@@ -86,7 +86,7 @@ class Worker:
         announcements: Announcements,
         metrics: ScorerMetrics,
         items_refresh_seconds: float,
-        before: TextsBefore,
+        before: PreviousAdapterVectors,
         kept_rows: int = 20_000,
         pinned_scenarios: Sequence[str] = (),
         max_scenarios: int = 4,
@@ -99,7 +99,7 @@ class Worker:
             announcements,
             pinned=(scenario, *pinned_scenarios),
             most=max_scenarios,
-            seat=lambda name: Seat(name, kept_rows=kept_rows, show=self._show),
+            slot=lambda name: ModelSlot(name, kept_rows=kept_rows, show=self._show),
         )
         self._encoder, self._catalogue, self._bundles, self._items = encoder, catalogue, bundles, items
         self._secret_fingerprint = secret_fingerprint
@@ -110,12 +110,12 @@ class Worker:
         self._interrupt = threading.Event()  # of a build, or of a pause: there is something more urgent
         self._changes = 0  # of items, since the start
         self._changes_in: dict[int, int] = {}  # how many of them a model has, by its identity
-        self._ahead, self._before = Ahead(encoder, catalogue), before
+        self._ahead, self._before = NextAdapterEncoder(encoder, catalogue), before
         self._settled = False
         self._next_refresh = self._next_trim = 0.0  # monotonic seconds
         self._refusals = Refusals()
         self._status = announcements.status
-        self._asking = Asking(bundles, announcements, pinned=self.scenarios.pinned)
+        self._asking = RegistryPoller(bundles, announcements, pinned=self.scenarios.pinned)
         self.answers.ask = self.scenarios.ask
         announcements.on_rollout = self._obey
 
@@ -152,13 +152,13 @@ class Worker:
     def _problem(self, name: str) -> str | None:
         """Sentences about the registry, or about versions that cannot be loaded, for all scenarios."""
         sentences = []
-        for scenario in dict.fromkeys((*self.scenarios.pinned, *(seat.scenario for seat in self.scenarios.seats()))):
-            seat = self.scenarios.get(scenario)
-            stable = None if seat is None else seat.lineup.stable
+        for scenario in dict.fromkeys((*self.scenarios.pinned, *(slot.scenario for slot in self.scenarios.slots()))):
+            slot = self.scenarios.get(scenario)
+            stable = None if slot is None else slot.deployment.stable
             causes = self._status.causes(scenario, name)
-            if name == ADAPTER and seat is not None:
+            if name == ADAPTER and slot is not None:
                 served = None if stable is None else stable.version
-                causes += self._refusals.problems(scenario, seat.unmet(), served)
+                causes += self._refusals.problems(scenario, slot.unmet(), served)
             if causes:
                 meanwhile = "nothing is served yet" if stable is None else f"version {stable.version} is served"
                 sentences.append(f"{'; '.join(causes)}; {meanwhile}")
@@ -248,8 +248,8 @@ class Worker:
     def _obey(self, rollout: Rollout) -> None:
         """Flip what a rollout asks for and is held; called by whoever heard of it."""
         self._refusals.clear()
-        seat = self.scenarios.get(rollout.scenario)
-        if seat is not None and seat.obey(rollout, None):
+        slot = self.scenarios.get(rollout.scenario)
+        if slot is not None and slot.obey(rollout, None):
             self._interrupt.set()
 
     def _follow(self, scenario: str, heard: float) -> None:
@@ -258,7 +258,7 @@ class Worker:
         try:
             for target in missing:
                 if self._refusals.may_try(scenario, target):
-                    self._bring_or_go_back(self.scenarios.seat(scenario), target, heard)
+                    self._bring_or_go_back(self.scenarios.slot(scenario), target, heard)
         except BuildStoppedError:
             self._announcements.put_back(scenario)
             return
@@ -270,30 +270,30 @@ class Worker:
         if next_try is not None:
             self._asking.later(scenario, next_try)
 
-    def _bring_or_go_back(self, seat: Seat, target: Target, heard: float) -> None:
+    def _bring_or_go_back(self, slot: ModelSlot, target: Target, heard: float) -> None:
         """Serve a version; where it cannot be loaded and nothing is served yet, the newest before it that can."""
         try:
-            self._bring(seat, target, heard)
+            self._bring(slot, target, heard)
         except (BuildStoppedError, RegistryUnavailableError, OSError):
             raise
         except Exception as error:
-            self._refuse(seat.scenario, target, error)
-            if target.arm == STABLE and seat.lineup.stable is None:
-                self._go_back(seat, target)
+            self._refuse(slot.scenario, target, error)
+            if target.arm == STABLE and slot.deployment.stable is None:
+                self._go_back(slot, target)
 
-    def _go_back(self, seat: Seat, target: Target) -> None:
-        for version in self._bundles.before(seat.scenario, target.version):
+    def _go_back(self, slot: ModelSlot, target: Target) -> None:
+        for version in self._bundles.before(slot.scenario, target.version):
             older = Target(STABLE, version)
             try:
-                model = self._built(seat, older)
+                model = self._built(slot, older)
                 self._warm(model)
             except (BuildStoppedError, RegistryUnavailableError, OSError):
                 raise
             except Exception as error:
-                self._refuse(seat.scenario, older, error)
+                self._refuse(slot.scenario, older, error)
                 continue
-            if seat.stand_in(target, model):
-                log.warning("older_adapter_served", scenario=seat.scenario, version=version, refused=target.version)
+            if slot.stand_in(target, model):
+                log.warning("older_adapter_served", scenario=slot.scenario, version=version, refused=target.version)
             return
 
     def _missing(self, scenario: str) -> list[Target]:
@@ -306,26 +306,26 @@ class Worker:
             self.scenarios.nothing(scenario)
             return []
         for let_go in self.scenarios.open(scenario):
-            self.answers.lineups.pop(let_go, None)
+            self.answers.deployments.pop(let_go, None)
             self._ahead.drop(let_go)
             self._metrics.rollouts.let_go(let_go)
             log.info("scenario_let_go", scenario=let_go)
-        seat = self.scenarios.seat(scenario)
-        missing = seat.obey(news.rollout, news.latest)
-        if seat.is_pinned:
+        slot = self.scenarios.slot(scenario)
+        missing = slot.obey(news.rollout, news.latest)
+        if slot.is_pinned:
             self._ahead.drop(scenario)  # what comes next is not for this worker
         return missing
 
-    def _bring(self, seat: Seat, target: Target, heard: float) -> None:
-        model = self._built(seat, target)  # 2. verified, 3. built
+    def _bring(self, slot: ModelSlot, target: Target, heard: float) -> None:
+        model = self._built(slot, target)  # 2. verified, 3. built
         self._warm(model)  # 4. warmed
-        self._refusals.loaded(seat.scenario, target)
-        self._asking.loaded(seat.scenario)
-        self._status.bundle_read(seat.scenario)
-        if seat.place(target, model):  # 5. flipped
+        self._refusals.loaded(slot.scenario, target)
+        self._asking.loaded(slot.scenario)
+        self._status.bundle_read(slot.scenario)
+        if slot.place(target, model):  # 5. flipped
             self._metrics.swap_seconds.observe(time.perf_counter() - heard)
-            if target.arm == STABLE and not seat.is_pinned:
-                self._ahead.follow(seat.scenario, model)
+            if target.arm == STABLE and not slot.is_pinned:
+                self._ahead.follow(slot.scenario, model)
 
     def _warm(self, model: ServedModel) -> None:
         """Check that a model scores all items, and have it answer the latest requests before it is served.
@@ -336,26 +336,26 @@ class Worker:
         require_finite_scores(model)
         self.answers.warm(model)
 
-    def _built(self, seat: Seat, target: Target) -> ServedModel:
+    def _built(self, slot: ModelSlot, target: Target) -> ServedModel:
         """A version: by deltas on a model that is held where they fit, else from its last full bundle."""
-        bundles, base = self._bundles.fetch(seat.scenario, target.version, seat.models())
+        bundles, base = self._bundles.fetch(slot.scenario, target.version, slot.models())
         try:
-            return self._build(seat, bundles, base or seat.lineup.stable)
+            return self._build(slot, bundles, base or slot.deployment.stable)
         except BundleFormatError as error:
             if bundles[0].manifest.kind == "full":
                 raise
             log.warning("delta_does_not_fit", problem=str(error), remedy="building from the last full bundle")
-        bundles, _ = self._bundles.fetch(seat.scenario, target.version, ())
-        return self._build(seat, bundles, seat.lineup.stable)
+        bundles, _ = self._bundles.fetch(slot.scenario, target.version, ())
+        return self._build(slot, bundles, slot.deployment.stable)
 
-    def _build(self, seat: Seat, bundles: Sequence[Bundle], previous: ServedModel | None) -> ServedModel:
+    def _build(self, slot: ModelSlot, bundles: Sequence[Bundle], previous: ServedModel | None) -> ServedModel:
         model = build(
             bundles,
             previous=previous,
             catalogue=self._catalogue,
             encoder=self._encoder,
             stop=self._interrupt,
-            ahead=self._ahead.of(seat.scenario),
+            ahead=self._ahead.of(slot.scenario),
             before=self._before,
         )
         self._changes_in[id(model)] = self._changes
@@ -363,8 +363,8 @@ class Worker:
 
     def _refresh(self) -> None:
         """Serve the same versions over the items as they are now."""
-        for seat in self.scenarios.seats():
-            for model in {id(model): model for model in seat.lineup.models.values()}.values():
+        for slot in self.scenarios.slots():
+            for model in {id(model): model for model in slot.deployment.models.values()}.values():
                 if self._changes_in.get(id(model)) == self._changes or self._interrupt.is_set():
                     continue
                 try:
@@ -375,23 +375,29 @@ class Worker:
                     log.error("items_not_refreshed", problem=str(error), exc_info=error)
                     return
                 self._changes_in[id(new)] = self._changes
-                seat.renew(model, new)
-        held = {id(model) for seat in self.scenarios.seats() for model in seat.models()}
+                slot.renew(model, new)
+        held = {id(model) for slot in self.scenarios.slots() for model in slot.models()}
         self._changes_in = {key: changes for key, changes in self._changes_in.items() if key in held}
 
-    def _show(self, before: Lineup, lineup: Lineup) -> None:
-        """Answer from another lineup: requests under way end on the models that they began with."""
-        self.answers.lineups[lineup.scenario] = lineup
-        for arm, model in lineup.models.items():
+    def _show(self, before: Deployment, deployment: Deployment) -> None:
+        """Answer from another deployment: requests under way end on the models that they began with."""
+        self.answers.deployments[deployment.scenario] = deployment
+        for arm, model in deployment.models.items():
             old = before.model_of(arm)
             if old is None or not same_version(old, model):
                 self._metrics.swaps.labels("swapped").inc()
-                log.info("adapter_served", scenario=lineup.scenario, arm=arm, version=model.version, items=len(model))
-        rollout, versions = lineup.rollout, {arm: model.version for arm, model in lineup.models.items()}
+                log.info(
+                    "adapter_served", scenario=deployment.scenario, arm=arm, version=model.version, items=len(model)
+                )
+        rollout, versions = deployment.rollout, {arm: model.version for arm, model in deployment.models.items()}
         share = rollout.canary.percent / 100 if rollout.canary is not None else 0.0
-        self._metrics.rollouts.show(lineup.scenario, rollout.revision, share, versions)
-        if lineup.scenario == self.scenario and lineup.stable is not None and lineup.stable is not before.stable:
-            self._show_stable(lineup.stable)
+        self._metrics.rollouts.show(deployment.scenario, rollout.revision, share, versions)
+        if (
+            deployment.scenario == self.scenario
+            and deployment.stable is not None
+            and deployment.stable is not before.stable
+        ):
+            self._show_stable(deployment.stable)
 
     def _show_stable(self, model: ServedModel) -> None:
         manifest = model.manifest

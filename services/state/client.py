@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from services.settings.state import StateSettings
 from services.state.errors import StateAwayError, StateError, StateRefusedError
-from services.state.settings import StateSettings
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -8,13 +8,13 @@ from types import FrameType
 
 import structlog
 
-from services.door.wiring import Door
 from services.metrics import StateWriterMetrics, new_registry
-from services.metrics_page import start_metrics_server
 from services.settings import Settings
 from services.state.client import shown
 from services.state.store import StateStore
 from services.state.writer import StateWriter
+from services.web.access.wiring import Access
+from services.web.metrics_server import start_metrics_server
 from streams.privacy import pseudonymiser
 
 log = structlog.get_logger(__name__)
@@ -50,7 +50,7 @@ def run(settings: Settings) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ask_to_stop)
-        door = Door.of(settings.limits, settings.security)
+        access = Access.of(settings.limits, settings.security)
         log.info("state_writer_starting", redis=shown(state))
-        with closing(start_metrics_server(registry, state.metrics_host, state.metrics_port, door=door)):
+        with closing(start_metrics_server(registry, state.metrics_host, state.metrics_port, access=access)):
             writer.run()

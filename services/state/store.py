@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
+from services.settings.state import StateSettings
 from services.state.client import connect, redis_errors, shown
 from services.state.entries import FORMAT, KEPT_EVENTS, KEPT_PURCHASES
 from services.state.errors import StateForeignError, StateTakenError
-from services.state.settings import StateSettings
 from streams.consumer import Offsets
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from types import FrameType
 import structlog
 import torch
 
-from services.door.wiring import Door
 from services.metrics import UpdaterMetrics, new_registry
-from services.metrics_page import start_metrics_server
 from services.settings import Settings
 from services.updater.loop import Updater
+from services.web.access.wiring import Access
+from services.web.metrics_server import start_metrics_server
 from streams.connection import wait_for_broker
 
 log = structlog.get_logger(__name__)
@@ -32,8 +32,8 @@ def run(settings: Settings) -> None:
     torch.set_num_threads(settings.updater.torch_threads)
     registry = new_registry()
     metrics = UpdaterMetrics(registry, topics=settings.topics)
-    ours, door = settings.updater, Door.of(settings.limits, settings.security)
-    server = start_metrics_server(registry, ours.metrics_host, ours.metrics_port, door=door)
+    ours, access = settings.updater, Access.of(settings.limits, settings.security)
+    server = start_metrics_server(registry, ours.metrics_host, ours.metrics_port, access=access)
     try:
         wait_for_broker(settings.kafka, stop=stop)
         if not stop.is_set():

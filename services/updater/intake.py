@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from peft_adapters.learner import Learner
+from peft_adapters.learning.learner import Learner
 from services.items import catalogue_item
 from services.metrics import EVENT_OUTCOMES, LATENESS_SECONDS, UpdaterMetrics
 from services.settings import Settings
@@ -53,7 +53,7 @@ class Taken:
 
 
 class Intake:
-    """Turns slices of the log into what is learnt, and changes of the catalogue.
+    """Turn slices of the log into what is learnt, and changes of the catalogue.
 
     Args:
         learner: takes in the items; knows which there are.

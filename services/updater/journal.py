@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import CheckpointError
-from peft_adapters.gate import Decision
+from peft_adapters.lifecycle.gate import Decision
 from streams.consumer import Offsets
 
 _LINE_START = b'{"'

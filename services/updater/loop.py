@@ -11,8 +11,8 @@ from typing import Any
 
 import structlog
 
-from peft_adapters.catalogue import Catalogue
-from peft_adapters.encoder import Encoder
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.errors import (
     BundleDigestError,
     CheckpointError,
@@ -20,25 +20,25 @@ from peft_adapters.errors import (
     VersionConflictError,
     VersionNotFoundError,
 )
-from peft_adapters.gate import Decision
-from peft_adapters.learner import Learner
-from peft_adapters.manifest import Manifest, manifest_bytes
-from peft_adapters.prefix_cache import PrefixCache
-from peft_adapters.publishing import Publisher
-from peft_adapters.registry import AdapterRegistry, Owner
-from peft_adapters.signing import signer
-from peft_adapters.warm_start import start_from
+from peft_adapters.learning.learner import Learner
+from peft_adapters.lifecycle.gate import Decision
+from peft_adapters.lifecycle.publishing import Publisher
+from peft_adapters.lifecycle.warm_start import start_from
+from peft_adapters.ranking.catalogue import Catalogue
+from peft_adapters.registry.manifest import Manifest, manifest_bytes
+from peft_adapters.registry.registry import AdapterRegistry, Owner
+from peft_adapters.registry.signing import signer
 from services import memory
 from services.metrics import UpdaterMetrics
 from services.secrets import agree
 from services.settings import Settings
-from services.updater.home import Home
+from services.updater.checkpoint_store import CheckpointStore
 from services.updater.intake import Intake
 from services.updater.journal import Recorded, by_name, by_partition
 from services.updater.log_metrics import LogMetrics
+from services.updater.quality_monitor import QualityMonitor
 from services.updater.replay import ReplayCheck
 from services.updater.schedule import Schedule
-from services.updater.watch import Watch
 from streams.consumer import Offsets, PartitionConsumer
 from streams.control import Capped, Quarantined, guard_record, quarantine_record
 from streams.dead_letters import DeadLetterWriter
@@ -88,7 +88,7 @@ class Updater:
         self._settings, self._own, self._metrics, self._stop = settings, own, metrics, stop
         encoder = Encoder(settings.encoder)
         self.learner = Learner(encoder, Catalogue(PrefixCache.of(encoder)), settings.learner)
-        self._watch = Watch(self.learner, settings, metrics)
+        self._watch = QualityMonitor(self.learner, settings, metrics)
         self._decided: Decision | None = None  # by the gate since the newest slice
         self._lora_waited = 0  # slices in a row
         self._announcer: EventProducer | None = None  # made at its first word, and anew when it failed
@@ -117,7 +117,7 @@ class Updater:
             FencedError: another updater has taken over.
         """
         root = self._own.checkpoint_dir / self._settings.scenario
-        home = Home(root, keep_checkpoints=self._own.keep_checkpoints, stop=self._stop)
+        home = CheckpointStore(root, keep_checkpoints=self._own.keep_checkpoints, stop=self._stop)
         with closing(home) as self._home, home.disk_errors():
             self._begin()
             while not self._done():

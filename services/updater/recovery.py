@@ -19,15 +19,15 @@ from typing import Any
 
 import structlog
 
-from peft_adapters.checkpoint import (
+from peft_adapters.durable import link, sync_file
+from peft_adapters.errors import CheckpointError
+from peft_adapters.lifecycle.checkpoint import (
     STATE_NAME,
     checkpoint_numbers,
     checkpoint_path,
     has_file,
     verify_checkpoint,
 )
-from peft_adapters.durable import link, sync_file
-from peft_adapters.errors import CheckpointError
 from services.updater.journal import journal_numbers, journal_path, read_chain, write_chain
 from streams.join_store import check_store, copy_store
 

@@ -31,7 +31,7 @@ class Foreign(BaseModel):
 
 
 def given(value: object) -> object:
-    """Turns what stands for nothing into None.
+    """Turn what stands for nothing into None.
 
     >>> [given(value) for value in ("", "(not set)", "a", 0)]
     [None, None, 'a', 0]

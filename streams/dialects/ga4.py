@@ -35,7 +35,7 @@ UNDERSTOOD = CLICKS | {"view_item_list", "purchase"}
 
 
 def _by_name(params: object) -> object:
-    """Turns the export's list of keys and typed values into a mapping, which the other shapes have already."""
+    """Turn the export's list of keys and typed values into a mapping, which the other shapes have already."""
     if not isinstance(params, list):
         return {} if params is None else params
     pairs = [(param.get("key"), param.get("value")) for param in params if isinstance(param, dict)]

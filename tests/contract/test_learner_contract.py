@@ -13,10 +13,10 @@ import safetensors.torch
 import torch
 from tiny_model import Bought, Listed, paired_stream, random_stream, shown_stream, state_bytes, tiny_learner
 
-from peft_adapters.checkpoint import learner_state, restore_learner
-from peft_adapters.learner import Learner
+from peft_adapters.learning.learner import Learner
+from peft_adapters.lifecycle.checkpoint import learner_state, restore_learner
 from peft_adapters.settings import AFFINITY_FEATURES, COUNTER_FEATURES, FEATURES, QUERY_FEATURES, LearnerSettings
-from services.backtest.policies import POLICIES, policy_settings
+from services.lab.backtest.policies import POLICIES, policy_settings
 
 ITEMS = 60
 MakeLearner = Callable[..., Learner]

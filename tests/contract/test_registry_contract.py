@@ -9,7 +9,6 @@ import fsspec
 import pytest
 from small_bundle import write_small_bundle
 
-from peft_adapters.bundle import Manifest, read_bundle
 from peft_adapters.errors import (
     BundleDigestError,
     BundleFormatError,
@@ -22,11 +21,12 @@ from peft_adapters.errors import (
     VersionConflictError,
     VersionNotFoundError,
 )
-from peft_adapters.manifest import check_scenario
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.retention import Retention
+from peft_adapters.registry.bundle import Manifest, read_bundle
+from peft_adapters.registry.manifest import check_scenario
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.retention import Retention
 from services.registry.app import create_app
-from services.serving import running
+from services.web.server import running
 
 
 class Registry:

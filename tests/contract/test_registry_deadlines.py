@@ -13,15 +13,15 @@ from scorer_stage import until
 from small_bundle import write_small_bundle
 
 from peft_adapters.errors import RegistryUnavailableError
-from peft_adapters.http_deadline import Deadline, read_whole
-from peft_adapters.internal_http import internal_client
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.rollout import Rollout
-from peft_adapters.stores import LISTING_NAME
-from services.adapters import access
-from services.adapters.access import OverHttp
+from peft_adapters.registry.http_deadline import Deadline, read_whole
+from peft_adapters.registry.internal_http import internal_client
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.rollout import Rollout
+from peft_adapters.registry.stores import LISTING_NAME
 from services.metrics import ScorerMetrics
+from services.registry import client
 from services.registry.changes import Pin
+from services.registry.client import HttpClient
 from services.scorer import following
 from services.scorer.announcements import Announcements
 from services.scorer.following import RegistryFollower
@@ -99,10 +99,10 @@ def test_an_answer_that_is_too_long_is_not_read_to_its_end(root: Path) -> None:
 
 
 def test_an_operator_s_command_ends_too(dripping: DrippingRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "TIMEOUT_SECONDS", READ_SECONDS)
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", READ_SECONDS)
     began = time.monotonic()
     with pytest.raises(RegistryUnavailableError, match="within its deadline"):
-        OverHttp(dripping.url, None).change("home", Pin(version=1))
+        HttpClient(dripping.url, None).change("home", Pin(version=1))
     assert time.monotonic() - began < READ_SECONDS + SLACK_SECONDS
 
 

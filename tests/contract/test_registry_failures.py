@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from small_bundle import write_small_bundle
 
-from peft_adapters.bundle import read_bundle
 from peft_adapters.errors import BundleDigestError, RegistryUnavailableError
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.retention import Retention
-from peft_adapters.stores import FsspecStore
+from peft_adapters.registry.bundle import read_bundle
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.retention import Retention
+from peft_adapters.registry.stores import FsspecStore
 
 FILES_OF_A_BUNDLE = 4
 WRITES_OF_A_PUBLICATION = FILES_OF_A_BUNDLE + 2  # the manifest, then LATEST

@@ -12,10 +12,10 @@ from peft_adapters.errors import (
     ScenarioNameError,
     VersionNotFoundError,
 )
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.retention import Retention
-from peft_adapters.rollout import Canary, Rollout
-from peft_adapters.stores import FsspecStore
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.retention import Retention
+from peft_adapters.registry.rollout import Canary, Rollout
+from peft_adapters.registry.stores import FsspecStore
 
 
 @pytest.fixture(params=["file", "memory"])

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis_server import RedisServer
 
-from peft_adapters.shoppers import SESSION_GAP_MS
+from peft_adapters.ranking.shoppers import SESSION_GAP_MS
 from services.metrics import StateMetrics
 from services.scorer.shopper_state import Context, ShopperState, StateSource
 from services.scorer.shopper_state_redis import RedisState

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from small_bundle import write_small_bundle
 
-from peft_adapters.bundle import Manifest, read_bundle
 from peft_adapters.errors import RegistryUnavailableError, VersionConflictError
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.retention import Retention
-from peft_adapters.stores import FsspecStore
+from peft_adapters.registry.bundle import Manifest, read_bundle
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.retention import Retention
+from peft_adapters.registry.stores import FsspecStore
 
 
 class MortalStore(FsspecStore):

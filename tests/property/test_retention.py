@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peft_adapters.retention import PublishedVersion, Retention
+from peft_adapters.registry.retention import PublishedVersion, Retention
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS

@@ -9,16 +9,16 @@ from learnt_chain import Publications, catalogue_of
 from prometheus_client import CollectorRegistry
 from tiny_model import shown_stream, tiny_encoder, titled
 
-from peft_adapters.query_encoder import QueryEncoder
-from peft_adapters.serving import ServedModel, build
+from peft_adapters.encoder.query_encoder import QueryEncoder
+from peft_adapters.serving.served_model import ServedModel, build
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
 from services.scorer.live_items import LiveItems
 from services.scorer.search import Search
-from services.scorer.search_settings import SearchSettings
-from services.scorer.settings import ScorerSettings
 from services.scorer.shopper_state import ShopperState
+from services.settings.scorer import ScorerSettings
+from services.settings.search import SearchSettings
 from streams.events import Item
 
 ITEMS = titled(30)

@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 
 from services.collector.app import create_app
 from services.collector.forwarder import Forwarder
-from services.collector.settings import CollectorSettings
 from services.collector.spool import Spool
 from services.metrics import CollectorMetrics
-from services.serving import running
+from services.settings.collector import CollectorSettings
+from services.web.server import running
 from streams.connection import KafkaConnection
 from streams.topics import Topics
 

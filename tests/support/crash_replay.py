@@ -21,7 +21,7 @@ import torch
 from forked import fork_context
 from updater_shop import START_MS, WAIT_SECONDS, Shop, items, newest_checkpoint, wait_until
 
-from peft_adapters.stores import FsspecStore
+from peft_adapters.registry.stores import FsspecStore
 from services.settings import Settings
 from streams.connection import wait_for_broker
 from streams.consumer import PartitionConsumer
@@ -37,15 +37,15 @@ STEPS = (
     "services.updater.intake:Intake.take",
     "services.updater.journal:Journal.record",
     "services.updater.journal:Journal.begin",
-    "peft_adapters.learner:Learner.learn",
-    "peft_adapters.learner:Learner.learn_lists",
+    "peft_adapters.learning.learner:Learner.learn",
+    "peft_adapters.learning.learner:Learner.learn_lists",
     "streams.dead_letters:DeadLetterWriter.flush",
-    "services.updater.home:Home.save",
+    "services.updater.checkpoint_store:CheckpointStore.save",
     "streams.join_store:JoinStore.commit",
-    "services.updater.home:prune_checkpoints",
-    "peft_adapters.publishing:Publisher.candidate",
-    "peft_adapters.registry:AdapterRegistry.publish",
-    "peft_adapters.registry:AdapterRegistry._check_owner",
+    "services.updater.checkpoint_store:prune_checkpoints",
+    "peft_adapters.lifecycle.publishing:Publisher.candidate",
+    "peft_adapters.registry.registry:AdapterRegistry.publish",
+    "peft_adapters.registry.registry:AdapterRegistry._check_owner",
     "services.updater.loop:Updater._announce",
     "streams.consumer:PartitionConsumer.commit",
     "os:fsync",

@@ -25,7 +25,7 @@ from kafka.admin import NewPartitions
 from small_disk import small_disk
 from updater_shop import SETTLED, Shop, UpdaterProcess, items, newest_checkpoint, wait_until
 
-from peft_adapters.checkpoint import checkpoint_numbers
+from peft_adapters.lifecycle.checkpoint import checkpoint_numbers
 from streams.connection import open_client
 from streams.topics import ensure_topics
 

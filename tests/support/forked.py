@@ -16,12 +16,12 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
-import services.demo.child
+import services.lab.demo.child
 
 
 def fork_context() -> ForkServerContext:
     """Return the context whose children are forks of the process with the libraries."""
-    return services.demo.child.fork_context("crash_replay", "forked")
+    return services.lab.demo.child.fork_context("crash_replay", "forked")
 
 
 class Fault(Protocol):
@@ -174,8 +174,8 @@ def _run(
     streams: _Streams,
     fault: Fault | None,
 ) -> None:
-    services.demo.child.end_with(parent_pid)
+    services.lab.demo.child.end_with(parent_pid)
     if fault is not None:
         fault.arm()
     os.chdir(directory)
-    services.demo.child.run_command(arguments, environment, streams.descriptors)
+    services.lab.demo.child.run_command(arguments, environment, streams.descriptors)

@@ -8,15 +8,15 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from tiny_model import tiny_encoder
 
-from peft_adapters.catalogue import Catalogue
-from peft_adapters.encoder import Encoder
-from peft_adapters.learner import Learner
-from peft_adapters.prefix_cache import PrefixCache
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.encoder.prefix_cache import PrefixCache
+from peft_adapters.learning.learner import Learner
+from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.settings import LearnerSettings
 from services.metrics import EVENT_OUTCOMES, UpdaterMetrics
 from services.settings import Settings
+from services.settings.updater import UpdaterSettings
 from services.updater.intake import Intake
-from services.updater.settings import UpdaterSettings
 from streams.consumer import Record
 from streams.dead_letters import DeadLetter
 from streams.events import Click, Event, Impression, Item, Shown

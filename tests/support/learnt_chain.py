@@ -7,13 +7,13 @@ from typing import Any
 
 from tiny_model import random_stream, tiny_encoder
 
-from peft_adapters.bundle import Bundle, Manifest, read_bundle, write_bundle
-from peft_adapters.catalogue import Catalogue
-from peft_adapters.encoder import Encoder
-from peft_adapters.learner import Learner
-from peft_adapters.modalities import CatalogueItem
-from peft_adapters.prefix_cache import PrefixCache
-from peft_adapters.publishing import bundle_groups
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.encoder.prefix_cache import PrefixCache
+from peft_adapters.learning.learner import Learner
+from peft_adapters.lifecycle.publishing import bundle_groups
+from peft_adapters.ranking.catalogue import Catalogue
+from peft_adapters.ranking.modalities import CatalogueItem
+from peft_adapters.registry.bundle import Bundle, Manifest, read_bundle, write_bundle
 from peft_adapters.settings import LearnerSettings
 
 LEARNING = {

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
-from services.state.settings import StateSettings
+from services.settings.state import StateSettings
 
 START_TIMEOUT_SECONDS = 30.0
 

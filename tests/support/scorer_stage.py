@@ -13,14 +13,14 @@ from prometheus_client import CollectorRegistry
 from tiny_model import titled
 from torch import Tensor
 
-from peft_adapters.bundle import Manifest, read_manifest
-from peft_adapters.catalogue import Catalogue
-from peft_adapters.encoder import Encoder
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.errors import RegistryUnavailableError
-from peft_adapters.prefix_cache import PrefixCache
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.rollout import Rollout
-from peft_adapters.texts_before import TextsBefore
+from peft_adapters.ranking.catalogue import Catalogue
+from peft_adapters.registry.bundle import Manifest, read_manifest
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.rollout import Rollout
+from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
 from services.metrics import ScorerMetrics
 from services.scorer.announcements import Announcements
 from services.scorer.bundles import BundleSource
@@ -104,7 +104,7 @@ class Stage:
             announcements=self.announcements,
             metrics=metrics,
             items_refresh_seconds=0.02,
-            before=TextsBefore(directory / "texts", most_bytes=2**20),
+            before=PreviousAdapterVectors(directory / "texts", most_bytes=2**20),
             **worker,
         )
         for item_id, text in ITEMS:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from peft_adapters.bundle import Manifest, write_bundle
+from peft_adapters.registry.bundle import Manifest, write_bundle
 
 
 def write_small_bundle(

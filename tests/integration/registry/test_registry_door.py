@@ -1,4 +1,4 @@
-"""A registry behind its door: TLS, keys by scope, and an audit log that names who changed what."""
+"""A registry behind its access: TLS, keys by scope, and an audit log that names who changed what."""
 
 import json
 import subprocess
@@ -12,15 +12,15 @@ import pytest
 from small_bundle import write_small_bundle
 
 from peft_adapters.errors import RegistryError, RegistryUnavailableError
-from peft_adapters.registry import AdapterRegistry
-from services.adapters.access import OverHttp
-from services.door.keys import KeysFile
-from services.door.scopes import Scope
-from services.door.settings import LimitSettings, SecuritySettings
-from services.door.wiring import Door
+from peft_adapters.registry.registry import AdapterRegistry
 from services.registry.app import create_app
 from services.registry.changes import Pin
-from services.serving import running
+from services.registry.client import HttpClient
+from services.settings.web import LimitSettings, SecuritySettings
+from services.web.access.keys import KeysFile
+from services.web.access.scopes import Scope
+from services.web.access.wiring import Access
+from services.web.server import running
 
 NEW_CERTIFICATE = (
     "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key.pem -out cert.pem -days 2 "
@@ -54,7 +54,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         tls_key=tmp_path / "key.pem",
         audit_log=tmp_path / "audit.jsonl",
     )
-    with running(create_app(registry, door=Door.of(LimitSettings(), security))) as url:
+    with running(create_app(registry, access=Access.of(LimitSettings(), security))) as url:
         yield Desk(url, worker, operator, tmp_path / "audit.jsonl")
 
 
@@ -68,7 +68,7 @@ def test_who_shows_a_key_reads_and_who_shows_none_does_not(desk: Desk) -> None:
 
 
 def test_who_changes_what_is_served_is_named(desk: Desk) -> None:
-    assert OverHttp(desk.url, desk.operator).change("home", Pin(version=1)).stable_version == 1
+    assert HttpClient(desk.url, desk.operator).change("home", Pin(version=1)).stable_version == 1
     began, done = desk.told()
     assert (began["outcome"], done["outcome"]) == ("began", "done")
     assert (done["action"], done["by"], done["address"]) == ("adapters.pin", f"ann/{desk.operator[3:11]}", "127.0.0.1")
@@ -77,7 +77,7 @@ def test_who_changes_what_is_served_is_named(desk: Desk) -> None:
 
 def test_who_may_only_read_changes_nothing_and_is_named_too(desk: Desk) -> None:
     with pytest.raises(RegistryError, match=r"403.*scope `admin`"):
-        OverHttp(desk.url, desk.worker).change("home", Pin(version=1))
+        HttpClient(desk.url, desk.worker).change("home", Pin(version=1))
     [line] = desk.told()
     assert (line["outcome"], line["by"]) == ("refused", f"workers/{desk.worker[3:11]}")
     assert AdapterRegistry(f"{desk.url}/v1/files", api_key=desk.worker).rollout("home").stable_version is None

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from small_bundle import write_small_bundle
 
-from peft_adapters.bundle import Manifest, write_bundle
-from peft_adapters.manifest import parse_manifest
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.stores import FsspecStore
+from peft_adapters.registry.bundle import Manifest, write_bundle
+from peft_adapters.registry.manifest import parse_manifest
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.stores import FsspecStore
 from services.registry.app import create_app
-from services.serving import running
+from services.web.server import running
 
 
 class CountingStore(FsspecStore):

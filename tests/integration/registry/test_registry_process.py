@@ -13,10 +13,10 @@ import httpx
 from forked import ForkedCommand, run_command
 from small_bundle import write_small_bundle
 
-from peft_adapters.bundle import read_bundle
 from peft_adapters.errors import VersionNotFoundError
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.retention import Retention
+from peft_adapters.registry.bundle import read_bundle
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.retention import Retention
 
 
 @contextmanager

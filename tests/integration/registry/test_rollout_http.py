@@ -9,10 +9,10 @@ import pytest
 from small_bundle import write_small_bundle
 
 from peft_adapters.errors import RegistryReadOnlyError, RolloutFormatError
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.rollout import Rollout, rollout_tag
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.rollout import Rollout, rollout_tag
 from services.registry.app import create_app
-from services.serving import running
+from services.web.server import running
 
 
 class Shop:

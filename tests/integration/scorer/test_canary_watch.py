@@ -15,17 +15,17 @@ from small_bundle import write_small_bundle
 from structlog.testing import capture_logs
 from topic_changes import recreate
 
-from peft_adapters.manifest import Manifest
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.rollout import Canary, Rollout
-from peft_adapters.serving import ServedModel
+from peft_adapters.registry.manifest import Manifest
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.rollout import Canary, Rollout
+from peft_adapters.serving.served_model import ServedModel
 from services.metrics import ScorerMetrics
 from services.scorer.announcements import Announcements
-from services.scorer.canaries import CanaryWatch
+from services.scorer.canaries import CanaryMonitor
+from services.scorer.deployment import Deployment, in_canary
 from services.scorer.ending import ends_canaries
-from services.scorer.lineup import Lineup, in_canary
-from services.scorer.settings import CanarySettings
 from services.settings import load_settings
+from services.settings.scorer import CanarySettings
 from streams.connection import KafkaConnection
 from streams.events import Click, Impression
 from streams.producer import EventProducer
@@ -33,7 +33,7 @@ from streams.topics import Topics
 
 
 class Standing:
-    """As much of a served model as a lineup shows."""
+    """As much of a served model as a deployment shows."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest, self.version = manifest, manifest.version
@@ -90,12 +90,12 @@ def test_a_worse_canary_is_told_and_ended_where_it_is_to_end_by_itself(
     announcements = Announcements("home", metrics)
     announcements.offer_rollout(rollout)
     models = [cast(ServedModel, Standing(manifest)) for manifest in manifests]
-    lineups = {"home": Lineup(rollout, stable=models[0], canary=models[1])}
-    announcements.on_rollout = lambda new: lineups.update(home=Lineup(new, stable=models[0]))
-    watch = CanaryWatch(
+    deployments = {"home": Deployment(rollout, stable=models[0], canary=models[1])}
+    announcements.on_rollout = lambda new: deployments.update(home=Deployment(new, stable=models[0]))
+    watch = CanaryMonitor(
         kafka_connection,
         topics,
-        lineups=lineups,
+        deployments=deployments,
         pseudonymise=str,
         settings=CanarySettings(min_shoppers=20),
         metrics=metrics.rollouts,
@@ -116,7 +116,7 @@ def test_a_worse_canary_is_told_and_ended_where_it_is_to_end_by_itself(
     told = next(entry for entry in logs if entry["event"] == "canary_is_worse")
     assert told["ends"] == auto_rollback
     assert "click-through of version 2" in told["why"]
-    assert (lineups["home"].canary is None) == auto_rollback
+    assert (deployments["home"].canary is None) == auto_rollback
     now = registry.rollout("home")
     assert (now.canary is None) == auto_rollback
     assert now.stable_version == 1
@@ -141,10 +141,10 @@ def test_topics_recreated_while_a_canary_runs_are_read_from_their_start(
     rollout = Rollout(scenario="home", revision=1, stable_version=1, canary=Canary(version=2, percent=50))
     models = [cast(ServedModel, Standing(write_small_bundle(tmp_path / str(version), version))) for version in (1, 2)]
     series = CollectorRegistry()
-    watch = CanaryWatch(
+    watch = CanaryMonitor(
         connection,
         topics,
-        lineups={"home": Lineup(rollout, stable=models[0], canary=models[1])},
+        deployments={"home": Deployment(rollout, stable=models[0], canary=models[1])},
         pseudonymise=str,
         settings=CanarySettings(min_shoppers=20),
         metrics=ScorerMetrics(series).rollouts,

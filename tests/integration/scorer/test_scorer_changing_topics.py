@@ -13,7 +13,7 @@ from log_reading import Reading, click, item, until
 from small_bundle import write_small_bundle
 from topic_changes import recreate
 
-from peft_adapters.manifest import manifest_bytes
+from peft_adapters.registry.manifest import manifest_bytes
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer
 from streams.control import forget_record

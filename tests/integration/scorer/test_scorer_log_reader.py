@@ -9,7 +9,7 @@ from log_reading import Reading, click, item, until
 from small_bundle import write_small_bundle
 from structlog.testing import capture_logs
 
-from peft_adapters.manifest import manifest_bytes
+from peft_adapters.registry.manifest import manifest_bytes
 from streams.connection import KafkaConnection
 from streams.control import forget_record
 from streams.embedded_broker import EmbeddedBroker

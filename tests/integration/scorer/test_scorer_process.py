@@ -17,14 +17,14 @@ from forked import ForkedCommand
 from learnt_chain import Publications
 from tiny_model import tiny_bert, titled
 
-from peft_adapters.bundle import Manifest, read_manifest
-from peft_adapters.manifest import manifest_bytes
-from peft_adapters.registry import AdapterRegistry
-from services.adapters.access import OverHttp
-from services.adapters.obeying import wait_for_workers
+from peft_adapters.registry.bundle import Manifest, read_manifest
+from peft_adapters.registry.manifest import manifest_bytes
+from peft_adapters.registry.registry import AdapterRegistry
+from services.operate.adapters.obeying import wait_for_workers
 from services.registry.app import create_app
 from services.registry.changes import Pin
-from services.serving import running
+from services.registry.client import HttpClient
+from services.web.server import running
 from streams.connection import KafkaConnection
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Click, Item
@@ -219,7 +219,7 @@ def test_it_reports_what_it_serves_to_the_registry_process(shop: Shop) -> None:
     shop.publish(2)
     with running(create_app(shop.registry)) as url, shop.scorer(registry_url=f"{url}/v1/files") as scorer:
         until(lambda: scorer.version() == 2)
-        access = OverHttp(url, None)
+        access = HttpClient(url, None)
         rollout = access.change("home", Pin(version=1))
         said: list[str] = []
         assert wait_for_workers(access, rollout, urls=[], wait_seconds=30, show=said.append), said

@@ -14,9 +14,9 @@ from structlog.testing import capture_logs
 
 from services.metrics import StateMetrics
 from services.scorer.shopper_state_redis import SILENT_SECONDS, RedisState
+from services.settings.state import StateSettings
 from services.state.entries import packed
 from services.state.errors import StateError
-from services.state.settings import StateSettings
 from services.state.store import Changes, StateStore
 from streams.events import Click
 

@@ -10,21 +10,21 @@ from prometheus_client import CollectorRegistry
 from redis_server import RedisServer
 from tiny_model import tiny_encoder, titled
 
-from peft_adapters.serving import build
+from peft_adapters.serving.served_model import build
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
 from services.scorer.command import _shoppers
 from services.scorer.live_items import LiveItems
-from services.scorer.settings import ScorerSettings
 from services.scorer.shopper_state import ShopperState
 from services.scorer.shopper_state_redis import RedisState
 from services.scorer.shopper_state_request import RequestState
-from services.serving import running
 from services.settings import Settings
+from services.settings.scorer import ScorerSettings
+from services.settings.state import StateSettings
 from services.state.entries import packed
-from services.state.settings import StateSettings
 from services.state.store import Changes
+from services.web.server import running
 from streams.events import Click, Item
 from streams.privacy import Pseudonymiser
 

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from updater_shop import SETTLED, Shop, events, items, wait_until
 
-from peft_adapters.checkpoint import learner_state
+from peft_adapters.lifecycle.checkpoint import learner_state
 from services.metrics import UpdaterMetrics, new_registry
 from services.updater.log_metrics import LogMetrics
 from services.updater.loop import Updater

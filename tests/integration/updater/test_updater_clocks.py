@@ -13,7 +13,7 @@ import torch
 from kafka import KafkaProducer
 from updater_shop import Shop, events, items, wait_until
 
-from peft_adapters.checkpoint import learner_state
+from peft_adapters.lifecycle.checkpoint import learner_state
 from services.metrics import UpdaterMetrics, new_registry
 from services.updater.loop import Updater
 from streams.connection import KafkaConnection

@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from updater_shop import Shop, events, items
 
-from peft_adapters.gate import GateSettings
-from peft_adapters.learner import Learner
+from peft_adapters.learning.learner import Learner
+from peft_adapters.lifecycle.gate import GateSettings
 from services.metrics import UpdaterMetrics, new_registry
 from services.settings import Settings
 from services.updater.loop import Updater

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from updater_shop import Shop, events, items, wait_until
 
-from peft_adapters.bundle import read_bundle
+from peft_adapters.registry.bundle import read_bundle
 from streams.connection import KafkaConnection
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Item

@@ -12,12 +12,12 @@ from kafka import KafkaProducer
 from structlog.testing import capture_logs
 from updater_shop import FINGERPRINT, Shop, events, items, newest_checkpoint
 
-from peft_adapters.checkpoint import learner_state
 from peft_adapters.errors import CheckpointError
-from peft_adapters.gate import GateSettings, judge_candidate
-from peft_adapters.publishing import Publisher
-from peft_adapters.registry import AdapterRegistry
-from peft_adapters.stores import FsspecStore
+from peft_adapters.lifecycle.checkpoint import learner_state
+from peft_adapters.lifecycle.gate import GateSettings, judge_candidate
+from peft_adapters.lifecycle.publishing import Publisher
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.stores import FsspecStore
 from services.metrics import UpdaterMetrics, new_registry
 from services.updater.loop import Updater
 from streams.connection import KafkaConnection
@@ -196,7 +196,7 @@ class TestStep2Checkpoint:
         def full(*_: object, **__: object) -> int:
             raise CheckpointError("checkpoint 1 cannot be written: No space left on device")
 
-        monkeypatch.setattr("services.updater.home.save_checkpoint", full)
+        monkeypatch.setattr("services.updater.checkpoint_store.save_checkpoint", full)
         with updater(shop) as made, pytest.raises(CheckpointError, match="No space left"):
             made.run()
         self.assert_nothing_left_the_process(shop)
@@ -233,7 +233,7 @@ class TestStep3Gate:
                 return {"decision": "refused", "reasons": ["of the test"], "rules": ["loss"]}
             return judge_candidate(*arguments)
 
-        monkeypatch.setattr("peft_adapters.gate.judge_candidate", strict_for_a_while)
+        monkeypatch.setattr("peft_adapters.lifecycle.gate.judge_candidate", strict_for_a_while)
         with updater(shop) as made:
             made.run()
         versions = [manifest.version for manifest in shop.announced()]

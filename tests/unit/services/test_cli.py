@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from services import cli
-from services.publish import command as publish_command
+from services.operate.publish import command as publish_command
 from services.settings import Settings
 
 COMMANDS = [

@@ -14,8 +14,8 @@ from rich.console import Console
 from typer.main import get_command
 
 from services import cli
+from services.data.dataset import read_items
 from services.options import utf8_text
-from services.replay.dataset import read_items
 from streams.privacy import PrivacySettings, pseudonymiser
 
 PLAIN = {
@@ -118,7 +118,7 @@ def test_a_secret_in_the_environment_is_the_same_in_any_locale() -> None:
 
 
 def test_the_demo_s_summary_uses_marks_that_the_terminal_has() -> None:
-    from services.demo.summary import Claim, mark_of
+    from services.lab.demo.summary import Claim, mark_of
 
     ascii_console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert mark_of(ascii_console, Claim("c", True)).isascii()

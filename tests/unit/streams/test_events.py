@@ -66,7 +66,7 @@ def test_ids_are_texts_of_1_to_256_characters(field: str, bad: Any) -> None:
         (Click, CLICK | {"position": -1}),
         (Click, CLICK | {"position": 2**31}),
         (Purchase, CLICK | {"quantity": 2**31}),
-        (Click, CLICK | {"scenario": "Home Page"}),
+        (Click, CLICK | {"scenario": "CheckpointStore Page"}),
         (Click, CLICK | {"schema_version": 2}),
         (Purchase, CLICK | {"quantity": 0}),
         (Purchase, CLICK | {"price": -0.01}),

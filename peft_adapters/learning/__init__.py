@@ -1,0 +1,1 @@
+"""The learner: micro-batches, losses, optimiser steps, prequential evaluation and drift detection."""

@@ -1,0 +1,162 @@
+"""Lists of shown items as a learner sees them: contexts and features as of the time each was shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_adapters.learning.batches import ListBatch, ShownList
+from peft_adapters.ranking.counter_features import CounterFeatures
+from peft_adapters.ranking.counters import (
+    NEIGHBOUR_WINDOW_ITEMS,
+    PAIR_WINDOW_ITEMS,
+    SKIP_WINDOW_ITEMS,
+    Counters,
+    IntArray,
+)
+from peft_adapters.ranking.features import (
+    SMOOTHING_EVENTS,
+    ContextWeights,
+    affinity_weights,
+    context_weights,
+    session_lift,
+)
+from peft_adapters.ranking.kernels import PROBABILITY_SCALE
+from peft_adapters.ranking.shoppers import Contexts, Shoppers, pad
+from peft_adapters.settings import COUNTER_FEATURES
+
+_CHUNK_LISTS = 64  # bounds memory: features are computed for every list of a chunk and every item in it
+
+
+class JudgedLists(NamedTuple):
+    """What lists are judged by.
+
+    Attributes:
+        scores: [items of the list] of each list.
+        probabilities: by outcome, [shown]; empty before any is known.
+    """
+
+    scores: list[Tensor]
+    probabilities: dict[str, Tensor]
+
+
+def observe_lists(
+    lists: Sequence[ShownList],
+    *,
+    rows: Mapping[str, int],
+    counters: Counters,
+    shoppers: Shoppers,
+    asked: Tensor | None = None,
+) -> ListBatch:
+    """Lists with what was known when each was shown.
+
+    A list is learnt minutes later, when its own clicks have long been counted as positives. So the context is what its
+    shopper had done before, and what its clicks have added to the counters is taken off again: else a head would learn
+    that what was clicked is known by its having been counted.
+
+    Args:
+        lists: which.
+        rows: of the catalogue's items.
+        counters: as they stand.
+        shoppers: as they stand.
+        asked: [lists, dim] vectors of what was searched for; None where nothing was.
+
+    Raises:
+        KeyError: an item is not in the catalogue.
+    """
+    items = np.array([rows[item_id] for shown in lists for item_id in shown.item_ids], dtype=np.int64)
+    owner = np.repeat(np.arange(len(lists)), [len(shown.item_ids) for shown in lists])
+    contexts = pad(
+        [shoppers.context(shown.user_id, shown.session_id, shown.ts, only_before=True) for shown in lists],
+        [shoppers.passed_over(shown.user_id, shown.ts, only_before=True) for shown in lists],
+    )
+    weights = context_weights(contexts, len(counters.events))
+    features = _counter_features(counters, contexts, items, owner)
+    _take_off(features, _own_clicks(lists, rows, shoppers), weights, counters)
+    known = contexts.rows()
+    return ListBatch(
+        user_ids=tuple(shown.user_id for shown in lists),
+        shown_ms=tuple(shown.ts for shown in lists),
+        items=items,
+        owner=owner,
+        position=np.array([place for shown in lists for place in shown.positions], dtype=np.int64),
+        clicked=np.array([was for shown in lists for was in shown.clicked], dtype=np.bool_),
+        bought=np.array([was for shown in lists for was in shown.bought], dtype=np.bool_),
+        late=np.array([shown.late for shown in lists], dtype=np.bool_)[owner],
+        weight=torch.tensor([shown.weight for shown in lists], dtype=torch.float32),
+        counter_features=features,
+        affinity_weights=affinity_weights(weights, known),
+        context_rows=known,
+        asked=asked,
+    )
+
+
+def _counter_features(counters: Counters, contexts: Contexts, items: IntArray, owner: IntArray) -> Tensor:
+    """[COUNTER_FEATURES, shown]."""
+    counted, features = CounterFeatures(counters), torch.empty(len(COUNTER_FEATURES), len(items))
+    for start in range(0, len(contexts), _CHUNK_LISTS):
+        end = min(start + _CHUNK_LISTS, len(contexts))
+        part = Contexts(contexts.items[start:end], contexts.ages[start:end], contexts.passed[start:end])
+        first, last = np.searchsorted(owner, (start, end))
+        columns, column = np.unique(items[first:last], return_inverse=True)
+        whole = counted.features(part, columns)
+        features[:, first:last] = whole[:, owner[first:last] - start, column]
+    return features
+
+
+class _OwnClick(NamedTuple):
+    """A click of a list, as the counters were given it."""
+
+    owner: int
+    place: int  # among what was shown
+    item: int
+    before: list[int]  # rows before it in its session, newest first
+
+
+def _own_clicks(lists: Sequence[ShownList], rows: Mapping[str, int], shoppers: Shoppers) -> Iterator[_OwnClick]:
+    start = 0
+    for owner, shown in enumerate(lists):
+        places = {
+            rows[item_id]: start + place
+            for place, (item_id, *was) in enumerate(zip(shown.item_ids, shown.clicked, shown.bought, strict=True))
+            if any(was)
+        }
+        start += len(shown.item_ids)
+        for item, before in shoppers.since(shown.user_id, shown.ts, limit=PAIR_WINDOW_ITEMS) if places else ():
+            if item in places:
+                yield _OwnClick(owner, places.pop(item), item, before)
+
+
+def _take_off(features: Tensor, clicks: Iterator[_OwnClick], weights: ContextWeights, counters: Counters) -> None:
+    """Take off, in place, what clicks of the lists have added to the features of what was clicked."""
+    added = np.zeros(features.shape, dtype=np.float32)  # before the logarithm
+    popularity = len(counters.events) / np.maximum(counters.popularity.sum(axis=1), 1.0)
+    pairs = [
+        (COUNTER_FEATURES.index(feature), counters.matrices[name], context, window)
+        for feature, name, context, window in (
+            ("transition", "transition", weights.last, 1),
+            ("skip_transition", "skip_transition", weights.near, SKIP_WINDOW_ITEMS),
+            ("session_cooccurrence", "cooccurrence", weights.session, PAIR_WINDOW_ITEMS),
+            ("history_cooccurrence", "cooccurrence", weights.history, PAIR_WINDOW_ITEMS),
+            ("neighbour_cooccurrence", "neighbour", weights.near, NEIGHBOUR_WINDOW_ITEMS),
+        )
+    ]
+    for click in clicks:
+        if counters.events[click.item] == 1:
+            features[COUNTER_FEATURES.index("never_sold"), click.place] = 1.0
+        added[0:2, click.place] += popularity
+        for feature, counts, context, window in pairs:
+            before = np.array(click.before[:window], dtype=np.int64)
+            share = context[[click.owner]].toarray()[0, before] / (counts.row_sums[before] + SMOOTHING_EVENTS)
+            added[feature, click.place] += PROBABILITY_SCALE * share.sum()
+    touched = torch.from_numpy(added > 0)
+    lower = (features.expm1() - torch.from_numpy(added)).clamp(min=0)
+    total = max(float(counters.popularity[1].sum()), 1.0)
+    lift = COUNTER_FEATURES.index("session_lift")
+    lower[lift] = torch.from_numpy(session_lift(lower.numpy(), len(counters.events), total))
+    touched[lift] = touched.any(dim=0)
+    features[touched] = lower.log1p()[touched]

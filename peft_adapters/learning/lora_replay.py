@@ -1,0 +1,120 @@
+"""Batches that LoRA has stepped on, some of them kept so that it steps on them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_adapters.learning.batches import Batch
+from peft_adapters.ranking.counters import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class LoraBatch:
+    """What a step of LoRA needs of a batch. Nothing in it says whose events they were.
+
+    Attributes:
+        items: [events] rows of the items.
+        weight: [events] in the loss.
+        columns: [candidates] sorted rows of the candidates, positives included.
+        log_expected: [candidates] log of the probability that a candidate is in the batch's sample.
+        counter_features: [COUNTER_FEATURES, events, candidates] as things stood before the events.
+        affinity_weights: [AFFINITIES, events, context rows].
+        context_rows: [context rows] distinct items of the contexts.
+        live_rows: [live rows] sorted rows whose texts carry gradients.
+        asked: [events, dim] vectors of what was searched for, as of when the events came; None where nothing was.
+    """
+
+    items: IntArray
+    weight: Tensor
+    columns: IntArray
+    log_expected: Tensor
+    counter_features: Tensor
+    affinity_weights: Tensor
+    context_rows: IntArray
+    live_rows: IntArray
+    asked: Tensor | None = None
+
+
+def lora_batch(batch: Batch, candidates: IntArray, live_rows: IntArray) -> LoraBatch:
+    """A batch cut down to some of its candidates."""
+    columns = candidates if batch.columns is None else np.searchsorted(batch.columns, candidates)
+    return LoraBatch(
+        items=batch.items,
+        weight=batch.weight,
+        columns=candidates,
+        # Thinning negatives evenly scales each one's probability by the same factor, which a softmax does not feel.
+        log_expected=batch.log_expected[torch.from_numpy(np.searchsorted(batch.candidates, candidates))],
+        counter_features=batch.counter_features[:, :, torch.from_numpy(columns)],
+        affinity_weights=batch.affinity_weights,
+        context_rows=batch.context_rows,
+        live_rows=live_rows,
+        asked=batch.asked,
+    )
+
+
+class LoraReplay:
+    """A uniform sample of the batches so far (algorithm R; Vitter 1985), the large parts of each in half precision.
+
+    Args:
+        capacity: batches kept; 0 keeps none.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._kept: list[LoraBatch] = []
+        self._seen = 0
+
+    def draw(self, generator: np.random.Generator) -> list[LoraBatch]:
+        """One of those kept, if there is any."""
+        if not self._kept:
+            return []
+        kept = self._kept[int(generator.integers(len(self._kept)))]
+        return [_with_large_parts(kept, torch.float32)]
+
+    def take_in(self, batch: LoraBatch, generator: np.random.Generator) -> None:
+        """Keep a batch with the chance that each one before it has to be kept still."""
+        self._seen += 1
+        if len(self._kept) < self._capacity:
+            self._kept.append(_with_large_parts(batch, torch.float16))
+        elif (place := int(generator.integers(self._seen))) < self._capacity:
+            self._kept[place] = _with_large_parts(batch, torch.float16)
+
+    def clear(self) -> None:
+        """Keep nothing of what was, and begin anew."""
+        self._kept, self._seen = [], 0
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it as tensors."""
+        kept = {
+            f"{place}.{field.name}": torch.as_tensor(getattr(batch, field.name))
+            for place, batch in enumerate(self._kept)
+            for field in fields(batch)
+            if getattr(batch, field.name) is not None
+        }
+        return kept | {"seen": torch.tensor(self._seen)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave, as far as there is room."""
+        self._seen = int(state["seen"])
+        there = (place for place in range(self._capacity) if f"{place}.items" in state)
+        self._kept = [_from_state(state, place) for place in there]
+
+
+def _with_large_parts(batch: LoraBatch, dtype: torch.dtype) -> LoraBatch:
+    return replace(
+        batch,
+        counter_features=batch.counter_features.to(dtype),
+        affinity_weights=batch.affinity_weights.to(dtype),
+    )
+
+
+def _from_state(state: Mapping[str, Tensor], place: int) -> LoraBatch:
+    names = (field.name for field in fields(LoraBatch))
+    part = {name: state[key] for name in names if (key := f"{place}.{name}") in state}
+    rows = {name: part[name].numpy() for name in ("items", "columns", "context_rows", "live_rows")}
+    return LoraBatch(**(part | rows))  # type: ignore[arg-type]

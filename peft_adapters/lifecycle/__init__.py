@@ -1,0 +1,1 @@
+"""The life of a learner: checkpoint, gate, publication and warm start."""

@@ -1,0 +1,1 @@
+"""The ranker: counters, features, calibration and the compiled kernels that score candidates."""

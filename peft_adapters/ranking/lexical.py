@@ -1,0 +1,51 @@
+"""Which texts have the words of a query: BM25 (Robertson & Zaragoza 2009), by the library bm25s."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import bm25s
+import numpy as np
+
+from peft_adapters.ranking.counters import FloatArray
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case.
+
+    >>> words("Blue-glass MUG, 350 ml")
+    ['blue', 'glass', 'mug', '350', 'ml']
+    """
+    return _WORD.findall(text.casefold())
+
+
+class LexicalIndex:
+    """BM25 over texts in a fixed order; nothing in it changes any more.
+
+    Args:
+        texts: One a row.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._rows = len(texts)
+        vocabulary: dict[str, int] = {}
+        ids = [[vocabulary.setdefault(word, len(vocabulary)) for word in words(text)] for text in texts]
+        self._bm25: bm25s.BM25 | None = None
+        if vocabulary:
+            self._bm25 = bm25s.BM25()
+            self._bm25.index((ids, vocabulary), show_progress=False)
+
+    def __len__(self) -> int:
+        """Texts."""
+        return self._rows
+
+    def scores(self, query: str) -> FloatArray:
+        """How well each text has the query's words, [texts]; 0 where it has none of them."""
+        known = [] if self._bm25 is None else self._bm25.get_tokens_ids(words(query))
+        if self._bm25 is None or not known:
+            return np.zeros(self._rows, dtype=np.float32)
+        scores: FloatArray = self._bm25.get_scores_from_ids(known)
+        return scores

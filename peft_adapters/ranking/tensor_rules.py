@@ -1,0 +1,133 @@
+"""Rules for the tensors of a bundle: which there may be, of which type, and between which values.
+
+Every tensor of a bundle is looked up in one table, so that none is left unchecked: a tensor without a rule is refused.
+A check makes one pass over the values and allocates nothing: NaN carries through `torch.aminmax`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from peft_adapters.ranking.counters import MATRICES, PER_ITEM
+
+ROLES = ("query", "candidate")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+_LARGEST_INT32 = torch.iinfo(torch.int32).max
+_LARGEST_COUNT = float(2**53)
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+
+
+class Rule(NamedTuple):
+    """What the values of a tensor must be.
+
+    Attributes:
+        dtypes: the types it may have.
+        lowest: its smallest allowed value.
+        highest: its largest allowed value.
+    """
+
+    dtypes: tuple[torch.dtype, ...]
+    lowest: float
+    highest: float
+
+
+WEIGHT = Rule(FLOATS, -_LARGEST_FLOAT32, _LARGEST_FLOAT32)
+COUNT = Rule((torch.float32,), 0, _LARGEST_COUNT)
+INDEX = Rule((torch.int32,), 0, _LARGEST_INT32)
+SCALE = Rule((torch.float32,), 0, _LARGEST_FLOAT32)
+ROUNDED = Rule((torch.int8,), -128, 127)
+
+# Groups whose tensors are all weights, whatever their names; a bundle need not have the optional ones.
+_WEIGHT_GROUPS = ("adapter_model", "projections", "next_adapter")
+_OPTIONAL = {"projections", "next_adapter", "heads.click", "heads.purchase"}
+
+_RULES: dict[str, Rule] = {
+    **{f"heads.{name}": WEIGHT for name in ("weights", "taste", "click", "purchase")},
+    **{f"residuals.{role}.rows": INDEX for role in ROLES},
+    **{f"residuals.{role}.values": ROUNDED for role in ROLES},
+    **{f"residuals.{role}.scales": SCALE for role in ROLES},
+    **{f"counters.{name}": COUNT for name in ("popularity", *PER_ITEM)},
+    **{f"counters.{matrix}.{place}": INDEX for matrix in MATRICES for place in ("row", "column")},
+    **{f"counters.{matrix}.count": COUNT for matrix in MATRICES},
+}
+
+
+def rule_of(name: str) -> Rule | None:
+    """The rule of a tensor, named `group.tensor`; None when it is unknown."""
+    return WEIGHT if name.partition(".")[0] in _WEIGHT_GROUPS else _RULES.get(name)
+
+
+def require_tensors(groups: Groups) -> None:
+    """Check that a bundle holds the tensors that it must, no others, and in each only allowed values.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, of another type, or holds a value that is not allowed.
+    """
+    named = {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+    needed = (_RULES.keys() - _OPTIONAL) | (set(_WEIGHT_GROUPS) - _OPTIONAL)
+    missing = sorted(needed - named.keys() - groups.keys())
+    if missing:
+        raise ValueError(f"tensor {missing[0]} is missing")
+    for name, tensor in named.items():
+        rule = rule_of(name)
+        if rule is None:
+            raise ValueError(f"tensor {name} is unknown to this release")
+        fault = fault_of(tensor, rule)
+        if fault is not None:
+            raise ValueError(f"tensor {name} {fault}")
+
+
+def require_finite(groups: Groups) -> None:
+    """Check that no tensor of any name holds a value that is not finite.
+
+    Raises:
+        ValueError: one does, or is of a type that cannot be checked.
+    """
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() or tensor.is_complex():
+                fault = fault_of(tensor, Rule(FLOATS, -math.inf, math.inf))
+                if fault is not None:
+                    raise ValueError(f"tensor {group}.{name} {fault}")
+
+
+def fault_of(tensor: Tensor, rule: Rule) -> str | None:
+    """Name the first rule that a tensor breaks; None when it keeps to all.
+
+    >>> fault_of(torch.tensor([1.0, float("nan")]), COUNT)
+    'must hold finite values, got nan'
+    >>> fault_of(torch.tensor([2.0, -1.0]), COUNT)
+    'must hold values of at least 0, got -1'
+    """
+    if tensor.dtype not in rule.dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in rule.dtypes)
+        return f"must have type {expected}, got {str(tensor.dtype).removeprefix('torch.')}"
+    low, high = _extremes(tensor)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return f"must hold finite values, got {high if math.isfinite(low) else low}"
+    if low < rule.lowest:
+        return f"must hold values of at least {rule.lowest:g}, got {low:g}"
+    if high > rule.highest:
+        return f"must hold values of at most {rule.highest:g}, got {high:g}"
+    return None
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Check that all values of a tensor are finite, without allocating a mask of them."""
+    return all(map(math.isfinite, _extremes(tensor)))
+
+
+def _extremes(tensor: Tensor) -> tuple[float, float]:
+    """Smallest and largest value, NaN if any value is; 0 and 0 for an empty tensor."""
+    if not tensor.numel():
+        return 0.0, 0.0
+    low, high = torch.aminmax(tensor.detach())
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""The adapter registry: bundles, manifests, signatures, rollouts and the stores that hold them."""

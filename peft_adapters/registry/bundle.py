@@ -1,0 +1,214 @@
+"""The bundle: one published adapter as a directory that PEFT itself can load.
+
+Beside PEFT's two files lie the other tensor groups, the items new since the parent, and a manifest that names every
+file with its size and SHA-256. Tensors travel as safetensors and all else as JSON, so that nothing in a bundle can run.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from peft_adapters.durable import durable_file, sync_directory
+from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError
+from peft_adapters.ranking.tensor_rules import require_finite
+from peft_adapters.registry.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    check_file_name,
+    manifest_bytes,
+    read_manifest,
+    table_digest,
+    verified_bytes,
+)
+
+__all__ = [
+    "Bundle",
+    "FileEntry",
+    "Groups",
+    "Manifest",
+    "read_bundle",
+    "read_manifest",
+    "require_encoder",
+    "write_bundle",
+]
+
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ITEMS_NAME = "items.json"
+SAME_ADAPTER = ("r", "lora_alpha", "target_modules", "use_rslora")  # with other ones the same tensors say other things
+
+_T = TypeVar("_T")
+_ITEM_IDS = TypeAdapter(list[str])
+_ADAPTER_CONFIG = TypeAdapter(dict[str, Any])
+
+Groups = Mapping[str, Mapping[str, np.ndarray | torch.Tensor]]
+
+
+class Bundle(NamedTuple):
+    """A bundle read and verified."""
+
+    manifest: Manifest
+    groups: dict[str, dict[str, torch.Tensor]]
+    item_ids: list[str]
+    adapter_config: dict[str, Any]
+
+
+def write_bundle(
+    directory: Path,
+    *,
+    groups: Groups,
+    adapter_config: Mapping[str, Any],
+    item_ids: list[str],
+    sign: Callable[[Manifest], Manifest] | None = None,
+    **fields: Any,
+) -> Manifest:
+    """Write a bundle, manifest last, so that a directory with a manifest is complete.
+
+    The same content gives the same bytes and the same digest, whatever the order of its mappings. What an interrupted
+    earlier write left in `directory` is overwritten.
+
+    Args:
+        directory: Where the files go; made when missing.
+        groups: Tensors by group; each group becomes `<group>.safetensors`.
+        adapter_config: PEFT's configuration (`LoraConfig.to_dict()`).
+        item_ids: Items new since the parent.
+        sign: Gives the manifest its signature; None leaves it without.
+        **fields: The other fields of `Manifest`: `scenario`, `version`, `kind`, `snapshot`, `base_digest` and so on.
+
+    Raises:
+        BundlePathError: A group's name cannot be a file name.
+        pydantic.ValidationError: A manifest field is missing, unknown or out of range.
+        OSError: The disk refused.
+    """
+    contents = {ADAPTER_CONFIG_NAME: _json_bytes(adapter_config), ITEMS_NAME: _json_bytes(item_ids)}
+    contents |= {f"{group}.safetensors": _tensor_bytes(tensors) for group, tensors in groups.items()}
+    files = {
+        name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)) for name, data in contents.items()
+    }
+    for name in files:
+        check_file_name(name)
+    manifest = Manifest(files=files, digest=table_digest(files), **fields)
+    manifest = manifest if sign is None else sign(manifest)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / MANIFEST_NAME).unlink(missing_ok=True)
+    for name, data in contents.items():
+        with durable_file(directory / name) as file:
+            file.write(data)
+    with durable_file(directory / MANIFEST_NAME) as file:
+        file.write(manifest_bytes(manifest))
+    sync_directory(directory)
+    return manifest
+
+
+def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
+    """Read a bundle and verify all of it before any of it is used.
+
+    Args:
+        directory: The bundle's directory. Files the manifest does not name are ignored.
+        base_digest: Digest of the encoder it must fit; None skips that one check.
+
+    Raises:
+        BundleVersionError: The format is newer or older than this release reads.
+        BundlePathError: A file name could leave the directory.
+        BundleFormatError: The manifest or a file cannot be read as what it must be, or a value is not finite.
+        BundleSizeError: A file is missing, cut short or too long.
+        BundleDigestError: A file, or the table of files, differs from its digest.
+        BundleBaseMismatchError: The bundle was made for another encoder.
+    """
+    manifest = read_manifest(directory)
+    if base_digest is not None and manifest.base_digest != base_digest:
+        raise BundleBaseMismatchError(
+            f"{directory / MANIFEST_NAME}: expected base_digest {base_digest}, found {manifest.base_digest}; "
+            "serve it with the encoder it was trained on, or start a new chain for this encoder"
+        )
+    contents = {name: verified_bytes(directory / name, entry) for name, entry in manifest.files.items()}
+    groups = {
+        name.removesuffix(".safetensors"): _tensors(directory / name, data)
+        for name, data in contents.items()
+        if name.endswith(".safetensors")
+    }
+    if manifest.gate.get("decision") != "refused":  # a refused candidate is kept, and read, to find out what is wrong
+        _require_finite(directory, groups)
+    item_ids = _json(directory / ITEMS_NAME, contents.get(ITEMS_NAME), _ITEM_IDS)
+    adapter_config = _json(directory / ADAPTER_CONFIG_NAME, contents.get(ADAPTER_CONFIG_NAME), _ADAPTER_CONFIG)
+    return Bundle(manifest, groups, item_ids, adapter_config)
+
+
+def require_encoder(bundle: Bundle, *, base_digest: str, adapter_config: Mapping[str, Any]) -> None:
+    """Check that a bundle was made for an encoder, and for an adapter of the same shape.
+
+    Args:
+        bundle: which.
+        base_digest: of the encoder.
+        adapter_config: of its adapter.
+
+    Raises:
+        BundleBaseMismatchError: it was not.
+    """
+    manifest = bundle.manifest
+    name = f"version {manifest.version} of {manifest.scenario!r}"
+    if manifest.base_digest != base_digest:
+        raise BundleBaseMismatchError(
+            f"{name}: expected base_digest {base_digest}, found {manifest.base_digest}; "
+            "use it with the encoder it was trained on"
+        )
+    for key in SAME_ADAPTER:
+        if bundle.adapter_config.get(key) != adapter_config.get(key):
+            raise BundleBaseMismatchError(
+                f"{name}: expected `{key}` {adapter_config.get(key)!r} in its adapter_config, found "
+                f"{bundle.adapter_config.get(key)!r}; use the `encoder.lora_*` settings it was trained with"
+            )
+
+
+def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type of number that torch does not have
+        raise BundleFormatError(f"{path}: expected safetensors, found {error!r}; publish the bundle anew") from error
+
+
+def _require_finite(directory: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    try:
+        require_finite(groups)
+    except ValueError as error:
+        raise BundleFormatError(f"{directory}: {error}; publish a full bundle from an intact learner") from error
+
+
+def _json(path: Path, data: bytes | None, kind: TypeAdapter[_T]) -> _T:
+    try:
+        return kind.validate_json(data or b"")
+    except ValidationError as error:
+        raise BundleFormatError(
+            f"{path}: not the JSON a bundle holds under this name: {error}; publish it anew"
+        ) from error
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True, default=_plain).encode()
+
+
+def _plain(value: object) -> list[Any]:
+    # PEFT keeps target modules in sets, whose order differs from process to process.
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"`adapter_config` must hold JSON values and sets, got {type(value).__name__}")
+
+
+def _tensor_bytes(tensors: Mapping[str, np.ndarray | torch.Tensor]) -> bytes:
+    # Copies, because safetensors refuses tensors that share memory, and torch warns of read-only arrays.
+    return safetensors.torch.save(
+        {
+            name: (torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value.detach().cpu())
+            .contiguous()
+            .clone()
+            for name, value in tensors.items()
+        }
+    )

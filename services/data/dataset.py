@@ -1,0 +1,304 @@
+"""Reads a data set's tables, plain or gzipped, as the events that a shop would have published.
+
+Columns of items: ``item_id, title`` and, where there, ``kind, description, tags, category, brand, price, status,
+in_stock, first_seen``; tags, split by ``|``, are put before the description. A column ``vectors.<name>`` holds vectors
+of that modality, each a JSON list of numbers; all of a column have one length.
+Columns of events: ``timestamp`` (ISO 8601), ``timestamp_ms``, ``ts`` (either) or ``seq``; ``user_id, event_type,
+item_id`` and, where there, ``session_id, request_id, order_id, position, quantity, price, shown_items, query``. Other
+columns are not looked at.
+
+What the files leave open is settled the same way every time, so that two readings give the same events:
+
+- Times without a zone are taken as UTC. Where there is only ``seq``, times are **invented**: one second apart from
+  `INVENTED_EPOCH_MS`. They carry order and nothing else.
+- An item without ``first_seen`` has the time `INVENTED_EPOCH_MS`.
+- A row without a user is a guest, one per session: ``guest-<session_id>``, or per row where there is no session.
+- ``event_id`` is ``<file stem>-<row>``, rows counted from 1 and rows passed over included. A second replay of the
+  same file is therefore dropped as duplicates.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from services.data.files import InputError, opened_text
+from services.data.rows import InputRow, RefusedRows, table_rows
+from services.faults import one_line
+from streams.events import SECONDS_FROM, Click, Event, Impression, Item, Purchase, number_in, unit_problem
+
+INVENTED_EPOCH_MS = 1_577_836_800_000  # 2020-01-01T00:00:00Z
+DEFAULT_SCENARIO = "home"
+_VECTORS = "vectors."  # before a modality in the name of a column
+
+ITEM_COLUMNS = frozenset(
+    {
+        *("item_id", "title", "kind", "description", "tags", "category", "brand", "price"),
+        *("status", "in_stock", "first_seen"),
+    }
+)
+EVENT_COLUMNS = frozenset(
+    {
+        *("timestamp", "timestamp_ms", "ts", "seq", "user_id", "session_id", "event_type", "item_id"),
+        *("request_id", "order_id", "position", "quantity", "price", "shown_items", "query"),
+    }
+)
+
+Row = dict[str, str]
+
+DatasetError = InputError  # the message names file, row, rule and value
+
+
+def read_items(path: Path, *, refused: RefusedRows | None = None) -> Iterator[Item]:
+    """Reads a catalogue.
+
+    Args:
+        path: A table, see `services.data.files` and `services.data.rows`.
+        refused: Takes the rows that are no valid items; without it the first one is an error.
+
+    Yields:
+        One item a row, in file order.
+
+    Raises:
+        DatasetError: The file cannot be read, lacks a column, or a row is not a valid item.
+    """
+    stem, lengths = _stem(path), dict[str, int]()
+    refused = refused or RefusedRows()
+    for row in _rows(path, required=("item_id", "title"), known=ITEM_COLUMNS):
+        try:
+            item = item_of_row(_usable(row), event_id=f"{stem}-{row.number}", ts=_first_seen_ms(row.cells))
+            _require_lengths(item, lengths)
+        except ValueError as error:
+            refused.item_ids.add(row.cells["item_id"])
+            refused.refuse(_problem(path, row, error))
+            continue
+        yield item
+
+
+def read_events(
+    path: Path,
+    *,
+    max_events: int | None = None,
+    scenario: str = DEFAULT_SCENARIO,
+    skipped: Counter[str] | None = None,
+    refused: RefusedRows | None = None,
+) -> Iterator[Event]:
+    """Reads purchases, clicks and impressions.
+
+    Args:
+        path: A table, see `services.data.files` and `services.data.rows`.
+        max_events: Ends after that many events; rows passed over do not count.
+        scenario: The scenario given to every event.
+        skipped: Counts the rows passed over (returns, and other types that are no signal) by their type.
+        refused: Takes the rows that are no valid events; without it the first one is an error.
+
+    Yields:
+        One event a row, in file order.
+
+    Raises:
+        DatasetError: The file cannot be read, lacks a column, or a row is not a valid event.
+    """
+    stem, taken = _stem(path), 0
+    refused = refused or RefusedRows()
+    for row in _rows(path, required=("user_id", "event_type", "item_id"), known=EVENT_COLUMNS):
+        if taken == max_events:
+            return
+        kind = row.cells["event_type"]
+        if row.fault is None and kind not in _EVENT_BUILDERS:
+            if skipped is not None:
+                skipped[kind] += 1
+            continue
+        try:
+            cells = _usable(row)
+            event = event_of_row(cells, kind, event_id=f"{stem}-{row.number}", ts=row_time_ms(cells), scenario=scenario)
+        except ValueError as error:
+            refused.refuse(_problem(path, row, error))
+            continue
+        taken += 1
+        yield event
+
+
+def item_of_row(row: Row, *, event_id: str, ts: int) -> Item:
+    """Build an item from the cells of a row.
+
+    Args:
+        row: Cells by column.
+        event_id: Of the item event.
+        ts: Its time, epoch milliseconds.
+
+    Raises:
+        ValueError: A cell breaks a rule.
+    """
+    return Item.model_validate(
+        {
+            "event_id": event_id,
+            "ts": ts,
+            "item_id": row.get("item_id", ""),
+            "kind": row.get("kind") or "product",
+            "title": row.get("title", ""),
+            "description": ". ".join(part for part in (_tags(row), row.get("description", "")) if part),
+            "category": row.get("category", ""),
+            "brand": row.get("brand", ""),
+            "price": row.get("price") or None,
+            "status": row.get("status") or "active",
+            "in_stock": row.get("in_stock") or True,
+            "vectors": {
+                name.removeprefix(_VECTORS): json.loads(cell)
+                for name, cell in row.items()
+                if name and name.startswith(_VECTORS) and cell
+            },
+        }
+    )
+
+
+def event_of_row(row: Row, kind: str, *, event_id: str, ts: int, scenario: str) -> Event:
+    """Build a click, purchase or impression from the cells of a row.
+
+    Args:
+        row: Cells by column.
+        kind: One of those three.
+        event_id: Of the event.
+        ts: Its time, epoch milliseconds.
+        scenario: Of the event.
+
+    Raises:
+        ValueError: A cell breaks a rule.
+    """
+    session_id = row.get("session_id") or None
+    common = {
+        "event_id": event_id,
+        "ts": ts,
+        "user_id": row.get("user_id") or f"guest-{session_id or event_id}",
+        "session_id": session_id,
+        "scenario": scenario,
+        "request_id": row.get("request_id") or None,
+    }
+    return _EVENT_BUILDERS[kind](row, common)
+
+
+def _require_lengths(item: Item, lengths: dict[str, int]) -> None:
+    """See that each vector has the length of the first of its name, and remember the lengths of new names."""
+    for name, vector in item.vectors.items():
+        if len(vector) != lengths.setdefault(name, len(vector)):
+            raise ValueError(f"`vectors.{name}` must have {lengths[name]} numbers, as the first has, got {len(vector)}")
+
+
+def _tags(row: Row) -> str:
+    return ", ".join(tag for tag in row.get("tags", "").split("|") if tag)
+
+
+def _click(row: Row, common: dict[str, Any]) -> Click:
+    return Click.model_validate({**common, "item_id": row.get("item_id", ""), "position": row.get("position") or None})
+
+
+def _purchase(row: Row, common: dict[str, Any]) -> Purchase:
+    return Purchase.model_validate(
+        {
+            **common,
+            "order_id": row.get("order_id") or None,
+            "item_id": row.get("item_id", ""),
+            "quantity": row.get("quantity") or 1,
+            "price": row.get("price") or None,
+        }
+    )
+
+
+def _impression(row: Row, common: dict[str, Any]) -> Impression:
+    shown = [
+        {"item_id": item_id, "position": position}
+        for position, item_id in enumerate(row.get("shown_items", "").split())
+    ]
+    return Impression.model_validate(
+        {
+            **common,
+            "request_id": common["request_id"] or common["event_id"],
+            "query": row.get("query") or None,
+            "items": shown,
+        }
+    )
+
+
+_EVENT_BUILDERS: dict[str, Callable[[Row, dict[str, Any]], Event]] = {
+    Click.KIND: _click,
+    Purchase.KIND: _purchase,
+    Impression.KIND: _impression,
+}
+
+
+def _first_seen_ms(row: Row) -> int:
+    return _iso_ms(row["first_seen"], "first_seen") if row.get("first_seen") else INVENTED_EPOCH_MS
+
+
+def row_time_ms(row: Row) -> int:
+    """Takes the row's time, epoch milliseconds."""
+    if timestamp := row.get("timestamp"):
+        return _iso_ms(timestamp, "timestamp")
+    if timestamp_ms := row.get("timestamp_ms"):
+        return _epoch_ms(timestamp_ms, "timestamp_ms")
+    if ts := row.get("ts"):
+        return _iso_ms(ts, "ts") if number_in(ts) is None else _epoch_ms(ts, "ts")
+    if seq := row.get("seq"):
+        number = number_in(seq)
+        if not isinstance(number, int):
+            raise ValueError(f"`seq` must be a whole number, got {seq[:40]!r}")
+        return INVENTED_EPOCH_MS + 1000 * number
+    raise ValueError("a row needs a time: one of `timestamp`, `timestamp_ms`, `ts`, `seq` must be filled")
+
+
+def has_time(row: Row) -> bool:
+    """Return whether a row says when it was, and not only in which order."""
+    return any(row.get(column) for column in ("timestamp", "timestamp_ms", "ts"))
+
+
+def _epoch_ms(text: str, column: str) -> int:
+    """Reads a number of milliseconds; tables of floats write it as 1764500000000.0."""
+    number = number_in(text)
+    if number is None or not math.isfinite(number):
+        raise ValueError(f"`{column}` must be a number of epoch milliseconds, got {text[:40]!r}")
+    if problem := unit_problem(number):
+        raise ValueError(problem)
+    return round(number)
+
+
+@lru_cache(maxsize=1024)  # all lines of an order share one time
+def _iso_ms(text: str, column: str) -> int:
+    """Reads an ISO 8601 time as epoch milliseconds; without a zone it is UTC."""
+    number = number_in(text)
+    if number is not None and number >= SECONDS_FROM:  # less may be a date: 20260131
+        raise ValueError(
+            unit_problem(number)
+            or f"`{column}` must be an ISO 8601 time, got {text[:40]!r}; numbers of milliseconds go to the column "
+            "`timestamp_ms`"
+        )
+    moment = datetime.fromisoformat(text)
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _stem(path: Path) -> str:
+    name = os.fsencode(path.name).decode(errors="backslashreplace")  # a file's name may be any bytes, an id is UTF-8
+    return name.removesuffix(".gz").removesuffix(".csv")
+
+
+def _rows(path: Path, *, required: tuple[str, ...], known: Collection[str]) -> Iterator[InputRow]:
+    with opened_text(path) as text:
+        yield from table_rows(text, path, required=required, known=known)
+
+
+def _usable(row: InputRow) -> Row:
+    """Give the cells of a row.
+
+    Raises:
+        ValueError: The row cannot be used.
+    """
+    if row.fault is not None:
+        raise ValueError(row.fault)
+    return row.cells
+
+
+def _problem(path: Path, row: InputRow, error: ValueError) -> str:
+    return f"{path}, row {row.number}: {one_line(error, with_values=True)} (line {row.line})"

@@ -1,0 +1,1 @@
+"""Offline work: backtest, fit, tune, bench and demo."""

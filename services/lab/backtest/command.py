@@ -1,0 +1,135 @@
+"""`headwater backtest`: policies and seeds side by side, figures with intervals, ranks for anyone to recompute."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from services.data.rows import RefusedRows, show_refused
+from services.lab.backtest.policies import Policy, parse_policies
+from services.lab.backtest.replay import Data, Outcome
+from services.lab.backtest.report import require_plots, write_report
+from services.lab.backtest.run import Start
+from services.lab.backtest.summary import summary
+from services.lab.backtest.tables import figures_table, gains_table, notes
+from services.lab.backtest.workers import Job, Run, console, run_all
+from services.lab.offline.inputs import new_learner, read_catalogue, read_warm_up
+from services.lab.offline.stream import read_stream
+from services.outputs import require_writable_directories, require_writable_files
+from services.settings import Settings
+
+DEFAULT_BATCH_EVENTS = 128
+
+
+def run(
+    settings: Settings,
+    *,
+    items: Path,
+    events: Path,
+    policies: Sequence[str],
+    max_events: int | None,
+    seeds: int,
+    json_path: Path | None,
+    ranks_path: Path | None,
+    warm_up: Path | None,
+    batch_events: int | None,
+    click_window_seconds: float,
+    label_delay_seconds: float = 0.0,
+    judge_after: float = 0.0,
+    report_dir: Path | None = None,
+    start: Start | None = None,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Run every policy with every seed, print tables, write what was asked for; the figures as JSON holds them.
+
+    Args:
+        settings: of the encoder and the learner.
+        items: the catalogue.
+        events: the stream.
+        policies: as `parse_policies` reads them.
+        max_events: ends after that many clicks and purchases.
+        seeds: runs a policy.
+        json_path: where figures go.
+        ranks_path: where ranks go.
+        warm_up: earlier items of users, learnt and never judged.
+        batch_events: records a micro-batch.
+        click_window_seconds: after which a shown list is learnt.
+        label_delay_seconds: of event time, between an event and when it may be learnt.
+        judge_after: events after this share of the stream are judged.
+        report_dir: where a report with plots goes.
+        start: what learners start from; it is sent to other processes.
+        strict: stop at the first bad row instead of skipping it.
+
+    Raises:
+        SettingsError: a policy is not known, plots cannot be drawn, or an output cannot be written.
+        DatasetError: the data cannot be read.
+    """
+    require_writable_files({"--json": json_path, "--ranks": ranks_path})
+    require_writable_directories({"--report": report_dir})
+    rivals = parse_policies(policies)
+    if report_dir:
+        require_plots()
+    refused = RefusedRows(strict=strict)
+    catalogue = read_catalogue(items, refused=refused)
+    known = {item[0] for item in catalogue}
+    stream = read_stream(
+        events, known, max_events=max_events, click_window_seconds=click_window_seconds, refused=refused
+    )
+    show_refused(refused)
+    earlier = read_warm_up(warm_up, known, stream.examples[0].ts) if warm_up else []
+    data = Data(
+        catalogue,
+        earlier,
+        stream,
+        batch_events or DEFAULT_BATCH_EVENTS,
+        label_delay_seconds=label_delay_seconds,
+        judge_after=judge_after,
+    )
+    events_read = f"{len(stream.examples):,} events and {len(stream.lists):,} lists of {len(catalogue):,} items"
+    console.print(f"{events_read}; encoding what is new to the cache")
+    new_learner(settings.encoder, settings.learner).catalogue.upsert(data.items)  # fills the cache, for all runs
+    runs = [Run(policy, seed) for seed in range(seeds) for policy in rivals]
+    outcomes = run_all(Job(data, settings.encoder, settings.learner, start), runs)
+    by_policy = {policy.name: [outcomes[Run(policy, seed)] for seed in range(seeds)] for policy in rivals}
+    report = {"items": items.name, "events": events.name} | summary(settings, data, by_policy)
+    _write(report, rivals, by_policy, json_path=json_path, ranks_path=ranks_path, report_dir=report_dir)
+    return report
+
+
+def _write(
+    report: dict[str, Any],
+    policies: Sequence[Policy],
+    by_policy: Mapping[str, Sequence[Outcome]],
+    *,
+    json_path: Path | None,
+    ranks_path: Path | None,
+    report_dir: Path | None,
+) -> None:
+    console.print(figures_table(report))
+    if report["gains"]:
+        console.print(gains_table(report))
+    for note in notes(report):
+        console.print(note)
+    if json_path:
+        json_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if ranks_path:
+        _write_ranks(ranks_path, by_policy)
+    if report_dir:
+        write_report(report_dir, report, policies, by_policy)
+        console.print(f"report: {report_dir / 'report.md'}")
+
+
+def _write_ranks(path: Path, by_policy: Mapping[str, Sequence[Outcome]]) -> None:
+    with gzip.open(path, "wt", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["event_index", "policy", "seed", "rank", "candidates", "is_first_event_of_item"])
+        for policy, outcomes in by_policy.items():
+            for seed, outcome in enumerate(outcomes):
+                ranks = outcome.ranks
+                rows = zip(ranks.rank, ranks.first_of_item, strict=True)
+                for index, (rank, first) in enumerate(rows, start=ranks.first_index):
+                    writer.writerow([index, policy, seed, rank, ranks.candidates, int(first)])

@@ -1,0 +1,115 @@
+"""River's factorisation machine as a rival: what a general online learner makes of the same events.
+
+A logistic factorisation machine (Rendle 2010) over who asks, the shopper's newest items and the candidate, so that it
+learns both what a user likes and what follows what. Every event is learnt once, with items drawn at random as
+negatives. All terms without the candidate are the same for the whole catalogue, so a ranking follows from
+`weight[candidate] + latent[candidate] @ (latent[user] + sum of share * latent[newest])`, in numpy over its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from river import facto, optim
+from torch import Tensor
+
+from peft_adapters.learning.batches import Positive, ShownList
+from peft_adapters.learning.lists import JudgedLists
+from peft_adapters.ranking.counters import FloatArray
+from peft_adapters.ranking.modalities import CatalogueItem
+from peft_adapters.ranking.shoppers import Contexts, Shoppers
+
+# The best of a search on the first 10,000 events of two data sets; docs/backtest.md says which.
+_FACTORS = 128
+_LATENT_RATE, _WEIGHT_RATE = 0.2, 0.05  # SGD
+_LATENT_SIGMA = 0.2  # of the random start; at river's own 0.1 interactions are too small to grow in one pass
+_NEGATIVES = 8  # an event
+_NEWEST_ITEMS, _NEWEST_DECAY = 3, 0.6
+
+
+class RiverRival:
+    """River's `facto.FMClassifier` on the stream's events.
+
+    Args:
+        items: the catalogue; it looks at ids alone.
+        seed: of its random start and its negatives.
+    """
+
+    def __init__(self, items: Sequence[CatalogueItem], *, seed: int) -> None:
+        self._rows = {item_id: row for row, item_id in enumerate(dict.fromkeys(item[0] for item in items))}
+        self._model: Any = facto.FMClassifier(
+            n_factors=_FACTORS,
+            weight_optimizer=optim.SGD(_WEIGHT_RATE),
+            latent_optimizer=optim.SGD(_LATENT_RATE),
+            latent_initializer=optim.initializers.Normal(sigma=_LATENT_SIGMA, seed=seed),
+        )
+        self._generator = np.random.default_rng(seed)
+        self._shoppers = Shoppers()  # as of what is learnt
+        self._met: set[int] = set()  # candidates since the last publication
+        self._weights = np.zeros(len(self._rows), dtype=np.float32)
+        self._latents = np.zeros((len(self._rows), _FACTORS), dtype=np.float32)
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Row of each item in scores."""
+        return self._rows
+
+    def learn(self, examples: Sequence[Positive]) -> None:
+        """One micro-batch, an event and its negatives at a time."""
+        for example in examples:
+            who, row = (example.user_id, example.session_id, example.ts), self._rows[example.item_id]
+            side = _side(example.user_id, self._shoppers.context(*who)[0])
+            self._shoppers.update(*who, row)
+            negatives = self._generator.integers(len(self._rows), size=_NEGATIVES).tolist()
+            for candidate, bought in [(row, True), *((negative, False) for negative in negatives)]:
+                self._model.learn_one({**side, f"candidate {candidate}": 1.0}, bought)
+            self._met.update([row, *negatives])
+
+    def learn_lists(self, lists: Sequence[ShownList]) -> None:
+        """Nothing: it knows what was clicked, and draws its own negatives."""
+
+    def publish(self) -> None:
+        """Bring the candidates that it met into its tables; one it has never met stays at zero."""
+        if not self._met:
+            return
+        rows = sorted(self._met)
+        self._weights[rows] = [self._model.weights[f"candidate {row}"] for row in rows]
+        self._latents[rows] = [self._model.latents[f"candidate {row}"] for row in rows]
+        self._met.clear()
+
+    def scores(self, examples: Sequence[Positive], contexts: Contexts) -> Tensor:
+        """Scores [events, catalogue]; it is published after every micro-batch, so that users are as of then too."""
+        newest = [[item for item in items if item >= 0] for items in contexts.items.tolist()]
+        asked = [(example.user_id, items) for example, items in zip(examples, newest, strict=True)]
+        return torch.from_numpy(self._queries(asked) @ self._latents.T + self._weights)
+
+    def judge_lists(self, lists: Sequence[ShownList], shoppers: Shoppers) -> JudgedLists:
+        """Scores of what is in lists; it has no probabilities."""
+        asked = []
+        for shown in lists:
+            items, _ = shoppers.context(shown.user_id, shown.session_id, shown.ts, only_before=True)
+            asked.append((shown.user_id, items))
+        scores = self._queries(asked) @ self._latents.T + self._weights
+        judged = [
+            torch.from_numpy(own[[self._rows[item_id] for item_id in shown.item_ids]])
+            for own, shown in zip(scores, lists, strict=True)
+        ]
+        return JudgedLists(judged, {})
+
+    def _queries(self, asked: Sequence[tuple[str, list[int]]]) -> FloatArray:
+        """[asked, factors] what a candidate's latents are multiplied with."""
+        queries = np.zeros((len(asked), _FACTORS), dtype=np.float32)
+        for query, (user_id, newest) in zip(queries, asked, strict=True):
+            for name, share in _side(user_id, newest).items():
+                if name in self._model.latents:  # looking it up would make it one at random
+                    query += share * self._model.latents[name]
+        return queries
+
+
+def _side(user_id: str, newest: Sequence[int]) -> dict[str, float]:
+    """Features of who asks: the user, and the newest distinct items, the newest first and most."""
+    items = list(dict.fromkeys(newest))[:_NEWEST_ITEMS]
+    return {f"user {user_id}": 1.0} | {f"after {item}": _NEWEST_DECAY**place for place, item in enumerate(items)}

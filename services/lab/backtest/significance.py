@@ -1,0 +1,77 @@
+"""Whether one policy is better than another, and by how much: a paired bootstrap over events (Efron 1979)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from services.lab.offline.judging import Floats, Ranks, hits, ndcg, ranks_of
+
+RESAMPLES = 2_000
+_SEED = 20
+
+
+class Difference(TypedDict):
+    """How much higher a figure is than another policy's, on the same events.
+
+    `relative` is of the other policy's figure, None where that is 0; `low` and `high` end the 95 % interval.
+    """
+
+    difference: float
+    low: float
+    high: float
+    relative: float | None
+
+
+def differences(
+    results: Mapping[str, Sequence[Ranks]], reference: str, *, resamples: int = RESAMPLES
+) -> dict[str, dict[str, Difference]]:
+    """By other policy, how much better the reference is than it in NDCG@20 and HR@20.
+
+    Args:
+        results: by policy, one run a seed; all of the same events.
+        reference: the policy that the others are compared with.
+        resamples: of the bootstrap.
+    """
+    own = _per_event(results[reference])
+    others = {name: _per_event(runs) for name, runs in results.items() if name != reference}
+    if not others:
+        return {}
+    pairs = np.concatenate([own - other for other in others.values()])  # [figures of each other policy, events]
+    low, high = paired_interval(pairs, resamples=resamples)
+    compared: dict[str, dict[str, Difference]] = {}
+    for place, (name, other) in enumerate(others.items()):
+        compared[name] = {}
+        for figure, row in (("ndcg20", 0), ("hr20", 1)):
+            column, mean = 2 * place + row, float(other[row].mean())
+            gain = float(pairs[column].mean())
+            compared[name][figure] = Difference(
+                difference=gain,
+                low=float(low[column]),
+                high=float(high[column]),
+                relative=gain / mean if mean > 0 else None,
+            )
+    return compared
+
+
+def paired_interval(pairs: Floats, *, resamples: int = RESAMPLES) -> tuple[Floats, Floats]:
+    """Ends of the 95 % percentile intervals of the means of rows [figures, events].
+
+    A resample draws the same events of every row, and a second call the same resamples.
+    """
+    generator = np.random.default_rng(_SEED)
+    events = pairs.shape[1]
+    means = np.empty((resamples, len(pairs)))
+    for resample in range(resamples):
+        drawn = np.bincount(generator.integers(events, size=events), minlength=events)
+        means[resample] = pairs @ drawn / events
+    low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    return low, high
+
+
+def _per_event(runs: Sequence[Ranks]) -> Floats:
+    """NDCG@20 and HR@20 of each event, the mean over seeds, [2, events]."""
+    per_seed = [np.stack([ndcg(rank), hits(rank)]) for rank in map(ranks_of, runs)]
+    return np.mean(per_seed, axis=0)  # type: ignore[no-any-return]

@@ -1,0 +1,61 @@
+"""What a backtest found, as JSON holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from services.lab.backtest.replay import Data, Outcome
+from services.lab.backtest.significance import differences
+from services.lab.offline.judging import figures, interval
+from services.settings import Settings
+
+Outcomes = Mapping[str, Sequence[Outcome]]  # by policy, one a seed
+
+
+def summary(settings: Settings, data: Data, outcomes: Outcomes) -> dict[str, Any]:
+    """Figures by policy, how much the first of them or `live` is better than each other, and how fast they learnt."""
+    reference = "live" if "live" in outcomes else next(iter(outcomes))
+    ranks = {policy: [outcome.ranks for outcome in own] for policy, own in outcomes.items()}
+    replayed = len(data.stream.examples)
+    return {
+        "replayed_events": replayed,
+        "judged_events": replayed - data.first_judged,
+        "first_judged_event": data.first_judged,
+        "shown_lists": len(data.stream.lists),
+        "warm_up_events": len(data.warm_up),
+        "catalogue": len(data.items),
+        "batch_events": data.batch_events,
+        "label_delay_seconds": data.label_delay_seconds,
+        "encoder": settings.encoder.model_dump(mode="json", exclude={"cache_dir", "cache_max_bytes"}),
+        "learner": settings.learner.model_dump(mode="json"),
+        "policies": {policy: _figures(own) for policy, own in outcomes.items()},
+        "gains_of": reference,
+        "gains": differences(ranks, reference),
+        "runs": [
+            {"policy": policy, "seed": seed} | _speed(outcome, replayed)
+            for policy, own in outcomes.items()
+            for seed, outcome in enumerate(own)
+        ],
+    }
+
+
+def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    per_seed = [figures(outcome.ranks) for outcome in outcomes]
+    return {
+        name: interval([values[name] for values in per_seed]) | {"seeds": [values[name] for values in per_seed]}
+        for name in per_seed[0]
+    }
+
+
+def _speed(outcome: Outcome, replayed: int) -> dict[str, float | int | None]:
+    """How fast one run was; its process had one thread, and perhaps others beside it."""
+    learning = outcome.learn_seconds
+    return {
+        "events_learnt": outcome.events_learnt,
+        "learn_seconds": learning,
+        "events_learnt_per_second": outcome.events_learnt / learning if learning > 0 else None,
+        "seconds": outcome.seconds,
+        "events_per_second": replayed / outcome.seconds,
+        "publications": outcome.publications,
+    }

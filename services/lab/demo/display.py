@@ -1,0 +1,100 @@
+"""Draws the demo's moments together from everything that counts."""
+
+import time
+
+from services.lab.demo.accounts import Books
+from services.lab.demo.freshness import Freshness, percentile
+from services.lab.demo.quality import Quality
+from services.lab.demo.shop import Shop
+from services.lab.demo.stage import Stage
+from services.lab.demo.storefront import Storefront
+from services.lab.demo.view import Moment, ScorerNow
+
+RATE_OVER_SECONDS = 2.0
+RECENT_SECONDS = 10.0  # over which the freshness shown is taken
+
+
+class DemoDisplay:
+    """Looks at everything, again and again.
+
+    Args:
+        up: The processes.
+        books: What became of the events.
+        shop: What is published.
+        storefront: What is asked.
+        freshness: How fresh the answers are.
+        quality: How good they are.
+        events_total: Events that will be published.
+    """
+
+    def __init__(
+        self,
+        up: Stage,
+        *,
+        books: Books,
+        shop: Shop,
+        storefront: Storefront,
+        freshness: Freshness,
+        quality: Quality,
+        events_total: int,
+    ) -> None:
+        self._up, self._books, self._shop, self._storefront = up, books, shop, storefront
+        self._freshness, self._quality = freshness, quality
+        self._events_total = events_total
+        self._began = time.monotonic()
+        self._rate_since = (self._began, 0)  # (when, events published by then)
+        self._rate = 0.0
+
+    def look(self, doing: str) -> Moment:
+        """Checks that all processes run, judges what came in, and gives the moment.
+
+        Args:
+            doing: What is going on, in a word.
+
+        Raises:
+            DemoError: A process has ended.
+        """
+        self._up.check()
+        self._quality.settle()
+        self._books.refresh()
+        return self._moment(doing, time.monotonic())
+
+    def _moment(self, doing: str, now: float) -> Moment:
+        traffic, published = self._storefront.traffic, self._shop.published
+        recent = self._freshness.seconds(newest=max(1, round(self._events_per_second(now, published) * RECENT_SECONDS)))
+        rank_ms = [1000 * seconds for seconds in list(traffic.rank_seconds)]
+        return Moment(
+            doing=doing,
+            elapsed_seconds=now - self._began,
+            events_total=self._events_total,
+            published=published,
+            events_per_second=self._rate,
+            learnt=self._books.now.learnt,
+            adapters_published=self._books.now.adapters_published,
+            scorers=[
+                ScorerNow(
+                    name=f"scorer {number}",
+                    version=scorer.version,
+                    versions_served=len(scorer.versions),
+                    answered=scorer.answered,
+                )
+                for number, scorer in enumerate(traffic.scorers, start=1)
+            ],
+            freshness_p50_seconds=percentile(recent, 50),
+            freshness_p95_seconds=percentile(recent, 95),
+            hr20_live=self._quality.live.hr20,
+            hr20_never_updated=self._quality.never_updated.hr20,
+            judged=self._quality.live.judged,
+            requests=traffic.total - traffic.failed,
+            failed=traffic.failed,
+            rank_p50_ms=percentile(rank_ms, 50),
+            rank_p99_ms=percentile(rank_ms, 99),
+        )
+
+    def _events_per_second(self, now: float, published: int) -> float:
+        """The pace of the last few seconds."""
+        since, before = self._rate_since
+        if now - since >= RATE_OVER_SECONDS:
+            self._rate = (published - before) / (now - since)
+            self._rate_since = (now, published)
+        return self._rate

@@ -1,0 +1,94 @@
+"""How long it takes from an event's publication to the first answer that has learnt it."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from peft_adapters.errors import VersionNotFoundError
+from streams.delivery import Delivery
+
+
+@dataclass(slots=True)
+class _Partition:
+    """Events not yet covered by an answer, oldest first, and how far answers cover."""
+
+    waiting: deque[tuple[int, float]] = field(default_factory=deque)  # (offset, published, epoch seconds)
+    next_offset: int = 0  # of the newest adapter that gave an answer
+    covered_at: float = 0.0  # epoch seconds
+
+    def settle(self) -> list[float]:
+        """Takes out what is covered; how long each took."""
+        taken = []
+        while self.waiting and self.waiting[0][0] < self.next_offset:
+            taken.append(max(0.0, self.covered_at - self.waiting.popleft()[1]))
+        return taken
+
+
+class Freshness:
+    """Measures every event, from the confirmations of the producer and the answers of the scorers.
+
+    Args:
+        offsets_of: Gives the offsets an adapter has learnt, ``"topic/partition"`` to the next offset, by version; may
+            raise `VersionNotFoundError`.
+    """
+
+    def __init__(self, offsets_of: Callable[[int], Mapping[str, int]]) -> None:
+        self._offsets_of = offsets_of
+        self._lock = threading.Lock()
+        self._partitions: dict[str, _Partition] = {}
+        self._seconds: list[float] = []
+        self._newest = 0
+
+    def delivered(self, delivery: Delivery) -> None:
+        """Takes in one confirmed event; what was not confirmed is not measured."""
+        if delivery.offset is None or delivery.timestamp_ms is None:
+            return
+        with self._lock:
+            partition = self._partitions.setdefault(f"{delivery.topic}/{delivery.partition}", _Partition())
+            partition.waiting.append((delivery.offset, delivery.timestamp_ms / 1000))
+            self._seconds += partition.settle()  # an answer may be quicker than the confirmation
+
+    def answered(self, version: int, at_seconds: float) -> None:
+        """Takes in one answer.
+
+        Args:
+            version: The adapter it came from.
+            at_seconds: When, epoch seconds.
+        """
+        with self._lock:
+            if version <= self._newest:
+                return
+            try:
+                offsets = self._offsets_of(version)
+            except VersionNotFoundError:  # pruned meanwhile: the next version covers the same events
+                return
+            self._newest = version
+            for name, offset in offsets.items():
+                partition = self._partitions.setdefault(name, _Partition())
+                if offset > partition.next_offset:
+                    partition.next_offset, partition.covered_at = offset, at_seconds
+                    self._seconds += partition.settle()
+
+    def seconds(self, newest: int | None = None) -> list[float]:
+        """What the events took, in the order of their coverage; the newest so many, or all."""
+        with self._lock:
+            return self._seconds[-newest:] if newest else list(self._seconds)
+
+    @property
+    def waiting(self) -> int:
+        """Events that no answer covers yet."""
+        with self._lock:
+            return sum(len(partition.waiting) for partition in self._partitions.values())
+
+
+def percentile(values: list[float], percent: float) -> float | None:
+    """The smallest value that at least `percent` of the values do not exceed; None of none.
+
+    >>> percentile([3.0, 1.0, 2.0], 50)
+    2.0
+    """
+    if not values:
+        return None
+    ranked = sorted(values)
+    return ranked[max(0, -(-len(ranked) * percent // 100).__int__() - 1)]

@@ -1,0 +1,157 @@
+"""The demo's child processes: each is the real `headwater` command, with a log file and an address of its own."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from pydantic import BaseModel, SecretStr
+
+from peft_adapters.registry import internal_http
+from services.lab.demo.child import fork_context, run_child
+from services.lab.demo.errors import DemoError
+from services.settings import ENV_PREFIX, Settings
+
+STOP_TIMEOUT_SECONDS = 15.0
+POLL_SECONDS = 0.1
+PROBE_TIMEOUT_SECONDS = 2.0
+LAST_LINES = 5
+ANNOUNCEMENT = re.compile(r"^listening (\S+) (\d+)$", re.MULTILINE)
+
+
+class Child:
+    """One `headwater` process; it ends when the process that started it ends.
+
+    Args:
+        name: What people call it; also the name of its log file.
+        arguments: Command and options.
+        environment: Its whole environment.
+        log_dir: Where its output goes.
+    """
+
+    def __init__(self, name: str, arguments: Sequence[str], *, environment: dict[str, str], log_dir: Path) -> None:
+        self.name = name
+        self.log_file = log_dir / f"{name}.log"
+        self._arguments = list(arguments)
+        self._environment = environment
+        self._process: ForkServerProcess | None = None
+
+    def start(self) -> Self:
+        """Starts the process, in a session of its own: Ctrl-C is for the demo, which ends its children in order."""
+        self.log_file.write_bytes(b"")
+        given = (os.getpid(), self._arguments, self._environment, str(self.log_file))
+        self._process = fork_context().Process(target=run_child, args=given)
+        self._process.start()
+        return self
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None when it was not started."""
+        return None if self._process is None else self._process.pid
+
+    def check(self) -> None:
+        """Returns when the process runs.
+
+        Raises:
+            DemoError: It has ended.
+        """
+        status = None if self._process is None else self._process.exitcode
+        if status is not None:
+            lines = self.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST_LINES:]
+            raise DemoError("\n  ".join([f"the {self.name} ended with status {status}; its last words:", *lines]))
+
+    def url(self, *, timeout_seconds: float) -> str:
+        """Waits for the line that says where the process listens.
+
+        Raises:
+            DemoError: It ended, or said nothing in time.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            self.check()
+            announced = ANNOUNCEMENT.search(self.log_file.read_text(encoding="utf-8", errors="replace"))
+            if announced:
+                return f"http://{announced[1]}:{announced[2]}"
+            time.sleep(POLL_SECONDS)
+        raise DemoError(
+            f"the {self.name} did not say where it listens within {timeout_seconds:.0f} s; see {self.log_file}"
+        )
+
+    def terminate(self) -> None:
+        """Asks the process to end."""
+        if self._process is not None and self._process.exitcode is None:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        """Waits for its end, and ends it by force when it takes too long."""
+        if self._process is None:
+            return
+        self._process.join(STOP_TIMEOUT_SECONDS)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+
+
+def wait_ready(urls: Sequence[str], *, children: Sequence[Child], timeout_seconds: float) -> None:
+    """Waits until each process answers ``/readyz`` with success.
+
+    Args:
+        urls: Of the processes.
+        children: All that must run meanwhile: one may wait for another.
+        timeout_seconds: For how long.
+
+    Raises:
+        DemoError: A child ended, or a process was not ready in time.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    waiting = list(urls)
+    while waiting:
+        for child in children:
+            child.check()
+        if time.monotonic() > deadline:
+            raise DemoError(f"{waiting[0]} was not ready within {timeout_seconds:.0f} s; see its log")
+        waiting = [url for url in waiting if not _is_ready(url)]
+        time.sleep(POLL_SECONDS)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return internal_http.get(f"{url}/readyz", timeout=PROBE_TIMEOUT_SECONDS).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def stop_all(children: Sequence[Child]) -> None:
+    """Ends children, the last started first, and waits for all of them."""
+    for child in reversed(children):
+        child.terminate()
+    for child in reversed(children):
+        child.wait()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment under which a child has these very settings, whatever flags or files they came from."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    given = {ENV_PREFIX + "__".join(path).upper(): value for path, value in _given(settings)}
+    return inherited | {"PYTHONUNBUFFERED": "1"} | given
+
+
+def _given(model: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What was set and is not the default, by path; None cannot be said in an environment, and is always a default."""
+    for name in sorted(model.model_fields_set):
+        value: Any = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _given(value, (*prefix, name))
+        elif value is not None:
+            yield (*prefix, name), _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return json.dumps(value) if isinstance(value, list | tuple | dict | bool) else str(value)

@@ -1,0 +1,131 @@
+"""The shop that is replayed: shoppers are shown what the scorers recommend, then buy what they bought."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+
+from peft_adapters.ranking.shoppers import Shoppers
+from services.lab.demo.quality import Context, Judgement, Quality
+from services.lab.demo.storefront import Answer, Storefront
+from services.operate.replay.pacer import Pacer
+from streams.events import Purchase
+from streams.producer import EventProducer
+
+JUDGED_PER_SECOND = 12.0
+LEAD_SECONDS = 0.15  # a request is sent so long before its purchase, so that the pace does not wait for the answer
+# The shop waits for an updater that is further behind: a machine that learns more slowly than the pace asks for
+# then shows a lower pace, and not the growing backlog of a broker that keeps one megabyte a partition.
+MOST_BEHIND_SECONDS = 2.5
+WAIT_SECONDS = 0.05
+
+Question = tuple[Context, "Future[Answer | None]"]
+
+
+class Shop:
+    """Publishes purchases at a pace, and now and then asks beforehand what to recommend.
+
+    A recommendation is judged only when its answer was there before its purchase was published, so that no scorer can
+    have learnt, or heard of, what it is asked to foretell.
+
+    Args:
+        purchases: In order.
+        rows: Of each item, as the model never updated knows it.
+        rate: Purchases per second, at most.
+        settled: Tells how many purchases the updater is done with.
+        storefront: Which asks.
+        quality: Which judges.
+    """
+
+    def __init__(
+        self,
+        purchases: Sequence[Purchase],
+        *,
+        rows: Mapping[str, int],
+        rate: float,
+        settled: Callable[[], int],
+        storefront: Storefront,
+        quality: Quality,
+    ) -> None:
+        self.published = 0
+        self.waited_seconds = 0.0  # for the updater
+        self.took_seconds = 0.0
+        self.ts = purchases[0].ts  # epoch milliseconds, the time in the shop
+        self._purchases = purchases
+        self._rows = rows
+        self._ids = {row: item_id for item_id, row in rows.items()}
+        self._rate = rate
+        self._judge_every = max(1, round(rate / JUDGED_PER_SECOND))
+        self._lead = max(1, round(rate * LEAD_SECONDS))
+        self._published_at: list[float] = []  # monotonic seconds
+        self._settled = settled
+        self._storefront = storefront
+        self._quality = quality
+        self._shoppers = Shoppers()
+
+    def run(self, producer: EventProducer, stop: threading.Event) -> None:
+        """Publishes until all is published and confirmed, or `stop` is set.
+
+        Args:
+            producer: To publish with.
+            stop: Ends it early.
+
+        Raises:
+            DeliveryError: The broker did not confirm an event.
+        """
+        pacer = Pacer(rate=self._rate, sleep=stop.wait)
+        began = time.monotonic()
+        for purchase, question in self._ahead():
+            pacer.wait(purchase.ts)
+            self._wait_for_updater(stop)
+            if stop.is_set():
+                return
+            if question is not None:
+                self._judge(purchase, *question)
+            producer.send(purchase)
+            self._published_at.append(time.monotonic())
+            self.published += 1
+            self.ts = purchase.ts
+        producer.flush()
+        self.took_seconds = time.monotonic() - began
+
+    def _wait_for_updater(self, stop: threading.Event) -> None:
+        while self._behind_seconds() > MOST_BEHIND_SECONDS and not stop.wait(WAIT_SECONDS):
+            self.waited_seconds += WAIT_SECONDS
+
+    def _behind_seconds(self) -> float:
+        """How long ago the oldest purchase was published that the updater is not done with."""
+        settled = self._settled()
+        return time.monotonic() - self._published_at[settled] if settled < self.published else 0.0
+
+    def _ahead(self) -> Iterator[tuple[Purchase, Question | None]]:
+        """Walks the purchases, with the questions asked some purchases before they are due."""
+        ahead: deque[tuple[Purchase, Question | None]] = deque()
+        for index, purchase in enumerate(self._purchases):
+            question = self._ask(purchase) if index % self._judge_every == 0 else None
+            self._shoppers.update(purchase.user_id, purchase.session_id, purchase.ts, self._rows[purchase.item_id])
+            ahead.append((purchase, question))
+            if len(ahead) > self._lead:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _ask(self, purchase: Purchase) -> Question:
+        """Asks as a storefront would: it knows who, and what is in the session so far."""
+        items, ages = self._shoppers.context(purchase.user_id, purchase.session_id, purchase.ts)
+        session = [self._ids[item] for item, age in zip(items, ages, strict=True) if age == 0]
+        shopper = {
+            "user_id": purchase.user_id,
+            "session_id": purchase.session_id,
+            "session_items": session[::-1],  # oldest first
+            "ts": purchase.ts,
+        }
+        return (items, ages), self._storefront.recommend(shopper)
+
+    def _judge(self, purchase: Purchase, context: Context, future: "Future[Answer | None]") -> None:
+        """Waits for the answer: the purchase must not be published before it is there."""
+        answer = future.result()
+        if answer is None:
+            return
+        rank = answer.items.index(purchase.item_id) + 1 if purchase.item_id in answer.items else None
+        self._quality.add(Judgement(rank, context, self._rows[purchase.item_id]))

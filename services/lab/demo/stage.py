@@ -1,0 +1,165 @@
+"""Sets the stage: broker, topics, catalogue, and the real processes; and clears it in the right order."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import TypeVar
+
+from kafka import KafkaAdminClient
+from pydantic import BaseModel
+
+from services.lab.demo.processes import Child, environment, stop_all, wait_ready
+from services.settings import Settings
+from streams.connection import KafkaConnection, open_client
+from streams.embedded_broker import EmbeddedBroker
+from streams.events import Item
+from streams.producer import EventProducer
+from streams.topics import Topics, ensure_topics
+
+SCORERS = 2
+START_TIMEOUT_SECONDS = 60.0
+# Seven processes share what may be two cores here, and each LoRA that is published has every scorer encode the whole
+# catalogue: train it on a quarter of the batches, and take it over a quarter as often as the defaults have it.
+LIGHT_LEARNING = {"lora_every_events": 512}
+# Real orders, out of the middle of a shop's life: nobody is known yet, and the demo claims that each is learnt.
+TRUSTED_DATA = {
+    name: 1_000_000 for name in ("burst_events", "user_item_hour_events", "user_hour_events", "item_hour_events")
+}
+Section = TypeVar("Section", bound=BaseModel)
+READY_TIMEOUT_SECONDS = 240.0  # the first run encodes the whole catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Everything up and ready.
+
+    Attributes:
+        settings: As the processes have them, the broker's address included.
+        registry_dir: Where the adapters are kept.
+        registry_url: Of the registry process.
+        metrics_url: Of the updater.
+        scorer_urls: Of the scorers.
+        children: The processes, the first started first.
+    """
+
+    settings: Settings
+    registry_dir: Path
+    registry_url: str
+    metrics_url: str
+    scorer_urls: list[str]
+    children: list[Child]
+
+    def check(self) -> None:
+        """Returns when all processes run.
+
+        Raises:
+            DemoError: One has ended.
+        """
+        for child in self.children:
+            child.check()
+
+
+@contextmanager
+def stage(
+    settings: Settings, directory: Path, items: Sequence[Item], say: Callable[[str], None], *, scorers: int = SCORERS
+) -> Iterator[Stage]:
+    """Brings everything up, and takes it down in the end: the processes first, the broker last.
+
+    Args:
+        settings: The demo's own.
+        directory: For all files.
+        items: The catalogue.
+        say: Told what is under way.
+        scorers: How many answer.
+
+    Raises:
+        DemoError: A process did not come up.
+        HeadwaterStreamError: The broker did not.
+    """
+    settings = settings.model_copy(
+        update={"learner": _with(settings.learner, LIGHT_LEARNING), "guard": _with(settings.guard, TRUSTED_DATA)}
+    )
+    with ExitStack() as undo:
+        say("creating topics on the Kafka given" if _is_given(settings) else "starting the broker")
+        settings = undo.enter_context(_broker(settings, directory / "broker"))
+        say(f"publishing the catalogue, {len(items):,} items")
+        with EventProducer(settings.kafka, settings.topics) as producer:
+            for item in items:
+                producer.send(item)
+        children: list[Child] = []
+        undo.callback(stop_all, children)
+        say(f"starting registry, updater and scorers ({scorers})")
+        up = _start(settings, directory, children, scorers)
+        say("waiting for the first adapter; a first run encodes every item's text, later ones remember")
+        wait_ready(up.scorer_urls, children=children, timeout_seconds=READY_TIMEOUT_SECONDS)
+        yield up
+
+
+def _with(section: Section, values: Mapping[str, object]) -> Section:
+    """A section of the settings with these values wherever the user has not said how much."""
+    return section.model_copy(
+        update={name: value for name, value in values.items() if name not in section.model_fields_set}
+    )
+
+
+def _start(settings: Settings, directory: Path, children: list[Child], count: int) -> Stage:
+    """Starts the processes; what was started is in `children` even when a later one fails."""
+    log_dir, registry_dir = directory / "logs", directory / "registry"
+    log_dir.mkdir()
+    variables = environment(settings)
+
+    def start(name: str, *arguments: str) -> Child:
+        child = Child(name, arguments, environment=variables, log_dir=log_dir)
+        children.append(child)
+        return child.start()
+
+    store = ("--registry-url", str(registry_dir))
+    registry = start("registry", "registry", *store, "--port", "0")
+    checkpoints = ("--checkpoint-dir", str(directory / "checkpoints"))
+    updater = start("updater", "updater", *store, *checkpoints, "--metrics-port", "0")
+    registry_url = registry.url(timeout_seconds=START_TIMEOUT_SECONDS)
+    served = ("--registry-url", f"{registry_url}/v1/files")
+    scorers = [start(f"scorer-{n}", "scorer", *served, "--port", "0") for n in range(1, count + 1)]
+    return Stage(
+        settings=settings,
+        registry_dir=registry_dir,
+        registry_url=registry_url,
+        metrics_url=f"{updater.url(timeout_seconds=START_TIMEOUT_SECONDS)}/metrics",
+        scorer_urls=[scorer.url(timeout_seconds=START_TIMEOUT_SECONDS) for scorer in scorers],
+        children=children,
+    )
+
+
+@contextmanager
+def _broker(settings: Settings, data_dir: Path) -> Iterator[Settings]:
+    """Gives settings with a broker and its topics: an embedded one, or topics of the demo's own on the one given."""
+    if _is_given(settings):
+        with _guest_topics(settings.kafka) as topics:
+            yield settings.model_copy(update={"topics": topics})
+        return
+    with EmbeddedBroker(data_dir) as broker:
+        kafka = KafkaConnection(bootstrap_servers=broker.bootstrap_servers)
+        ensure_topics(kafka, settings.topics, bounded=True)
+        yield settings.model_copy(update={"kafka": kafka})
+
+
+def _is_given(settings: Settings) -> bool:
+    return "bootstrap_servers" in settings.kafka.model_fields_set
+
+
+@contextmanager
+def _guest_topics(kafka: KafkaConnection) -> Iterator[Topics]:
+    """Creates topics that nobody else has, and removes them in the end."""
+    prefix = f"headwater-demo-{token_hex(4)}"
+    topics = Topics.under(prefix)
+    created = ensure_topics(kafka, topics)
+    try:
+        yield topics
+    finally:
+        admin = open_client(KafkaAdminClient, kafka)
+        try:
+            admin.delete_topics(created)
+        finally:
+            admin.close()

@@ -1,0 +1,265 @@
+"""What the demo found: the figures, what it claims of them, and both in words."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from services.lab.demo.accounts import Accounts
+from services.lab.demo.freshness import percentile
+from services.lab.demo.quality import Quality
+from services.lab.demo.storefront import Traffic
+
+LEAST_LIFT = 1.10
+# Of fewer, chance and the first seconds decide: the model takes about 8,000 of these events to pass its own start.
+LEAST_EVENTS_FOR_FIGURES = 20_000
+LEAST_ADAPTERS = 2
+MOST_FRESHNESS_P95_SECONDS = 5.0
+KEPT_SHARE = 0.97  # a pace this near is kept: a run's first and last moments are slower
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The figures, as they go into ``--summary-json``; a figure of nothing is None."""
+
+    events_replayed: int
+    events_learned: int
+    dead_letters: int
+    adapters_published: int
+    adapters_served_by_each_scorer: list[int]
+    hr20_live: float | None
+    hr20_never_updated: float | None
+    ndcg20_live: float | None
+    ndcg20_never_updated: float | None
+    freshness_p50_seconds: float | None
+    freshness_p95_seconds: float | None
+    requests_total: int
+    requests_failed: int
+    rank_p50_ms: float | None
+    rank_p99_ms: float | None
+
+    def as_json(self) -> dict[str, object]:
+        """As JSON can hold it."""
+        return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something the demo says is true.
+
+    Attributes:
+        text: In words, with the figures.
+        holds: Whether it is true; None when there were too few events to tell.
+    """
+
+    text: str
+    holds: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast events were published.
+
+    Attributes:
+        asked: Events per second asked for.
+        kept: Events per second in the mean.
+        waited_seconds: How long the shop waited for the updater.
+    """
+
+    asked: float
+    kept: float
+    waited_seconds: float
+
+    def __str__(self) -> str:
+        """In words; a pace that was not kept says why."""
+        words = f"{self.kept:.0f} a second"
+        if self.kept < KEPT_SHARE * self.asked:
+            words += f" ({self.asked:.0f} were asked for; the shop waited {self.waited_seconds:.0f} s for the updater)"
+        return words
+
+
+def summarise(
+    *, replayed: int, accounts: Accounts, traffic: Traffic, quality: Quality, freshness_seconds: list[float]
+) -> Summary:
+    """Draws the figures together.
+
+    Args:
+        replayed: Events published and confirmed.
+        accounts: The updater's.
+        traffic: The storefront's.
+        quality: All judged requests, settled.
+        freshness_seconds: Of every event that an answer has covered.
+    """
+    rank_ms = [1000 * seconds for seconds in traffic.rank_seconds]
+    return Summary(
+        events_replayed=replayed,
+        events_learned=accounts.learnt,
+        dead_letters=accounts.dead_letters,
+        adapters_published=accounts.adapters_published,
+        adapters_served_by_each_scorer=[len(scorer.versions) for scorer in traffic.scorers],
+        hr20_live=quality.live.hr20,
+        hr20_never_updated=quality.never_updated.hr20,
+        ndcg20_live=quality.live.ndcg20,
+        ndcg20_never_updated=quality.never_updated.ndcg20,
+        freshness_p50_seconds=percentile(freshness_seconds, 50),
+        freshness_p95_seconds=percentile(freshness_seconds, 95),
+        requests_total=traffic.total,
+        requests_failed=traffic.failed,
+        rank_p50_ms=percentile(rank_ms, 50),
+        rank_p99_ms=percentile(rank_ms, 99),
+    )
+
+
+def claims(summary: Summary, *, accounts: Accounts, uncovered: int, lift: float | None, failure: str) -> list[Claim]:
+    """What must be true for the demo to end well.
+
+    Args:
+        summary: The figures.
+        accounts: The updater's.
+        uncovered: Events that no answer has learnt.
+        lift: HR@20 live over never updated.
+        failure: What the first failed request met.
+    """
+    return [
+        _every_event_learnt_once(summary, accounts),
+        Claim(
+            "Every event reached the shopper: an answer came from an adapter that has learnt it"
+            + (f" ({uncovered:,} did not)" if uncovered else ""),
+            uncovered == 0 and summary.freshness_p95_seconds is not None,
+        ),
+        _fresh(summary),
+        Claim(
+            f"No request failed ({summary.requests_failed:,} of {summary.requests_total:,})"
+            + (f"; the first: {failure}" if failure else ""),
+            summary.requests_failed == 0 and summary.requests_total > 0,
+        ),
+        Claim(
+            f"Each scorer changed adapters while it answered ({_and(summary.adapters_served_by_each_scorer)} served)",
+            min(summary.adapters_served_by_each_scorer) >= LEAST_ADAPTERS,
+        ),
+        _learning_pays(summary, lift),
+    ]
+
+
+def _every_event_learnt_once(summary: Summary, accounts: Accounts) -> Claim:
+    once = summary.events_learned == summary.events_replayed == accounts.taken_in
+    other = accounts.dead_letters + accounts.duplicates + accounts.expired + accounts.left_out + accounts.pending
+    text = (
+        f"Every event was learnt, and learnt once: {summary.events_replayed:,} published, "
+        f"{accounts.taken_in:,} taken in = {accounts.learnt:,} learnt + {accounts.dead_letters:,} dead letters "
+        f"+ {accounts.duplicates:,} duplicates + {accounts.expired:,} expired "
+        f"+ {accounts.left_out:,} left out + {accounts.pending:,} pending"
+    )
+    return Claim(text, once and accounts.balanced and other == 0 and summary.events_replayed > 0)
+
+
+def _fresh(summary: Summary) -> Claim:
+    p95_seconds = summary.freshness_p95_seconds
+    text = f"Fresh: 95 % of events were in the answers within {seconds(p95_seconds)}"
+    holds = p95_seconds is not None and p95_seconds <= MOST_FRESHNESS_P95_SECONDS
+    return _of_a_long_run(summary, text, f"at most {MOST_FRESHNESS_P95_SECONDS:.0f} s", holds)
+
+
+def _learning_pays(summary: Summary, lift: float | None) -> Claim:
+    times = "-" if lift is None else f"{lift:.2f} times"
+    text = (
+        f"Learning pays: HR@20 {share(summary.hr20_live)} live, {share(summary.hr20_never_updated)} never updated, "
+        f"{times} as many hits"
+    )
+    return _of_a_long_run(summary, text, f"at least {LEAST_LIFT:.2f} times", lift is not None and lift >= LEAST_LIFT)
+
+
+def _of_a_long_run(summary: Summary, text: str, claimed: str, holds: bool) -> Claim:
+    """A claim about a figure, made only of enough events."""
+    if summary.events_replayed < LEAST_EVENTS_FOR_FIGURES:
+        return Claim(f"{text}; {claimed} is claimed from {LEAST_EVENTS_FOR_FIGURES:,} events on", None)
+    return Claim(f"{text}; {claimed} claimed", holds)
+
+
+def tell(console: Console, summary: Summary, found: Sequence[Claim], *, pace: Pace, judged: int) -> None:
+    """Prints what happened, what it means, and each claim with a tick or a cross.
+
+    Args:
+        console: Where.
+        summary: The figures.
+        found: The claims.
+        pace: Of the events.
+        judged: Requests that were judged.
+    """
+    console.print("\n[bold]What happened[/]")
+    console.print(Padding(_happened(summary, pace, judged), (0, 2)))
+    console.print("\n[bold]What it means[/]")
+    table = Table.grid(padding=(0, 2))
+    for name, value, meaning in _meanings(summary):
+        table.add_row(f"  {name}", f"[bold]{value}[/]", meaning)
+    console.print(table)
+    console.print("\n[bold]What is claimed[/]")
+    for claim in found:
+        console.print(f"  {mark_of(console, claim)} {claim.text}", highlight=False, soft_wrap=not console.is_terminal)
+
+
+def mark_of(console: Console, claim: Claim) -> str:
+    """Render whether a claim holds, in characters that the terminal has."""
+    good, bad = ("✓", "✗") if console.encoding.startswith("utf") else ("ok", "FAILED")
+    return {True: f"[green]{good}[/]", False: f"[red]{bad}[/]", None: "[yellow]-[/]"}[claim.holds]
+
+
+def _happened(summary: Summary, pace: Pace, judged: int) -> str:
+    return (
+        f"{summary.events_replayed:,} real purchases were published to Kafka, {pace}. The updater learnt from them as "
+        f"they came and published {summary.adapters_published} adapters; two scorers took these up while a storefront "
+        f"sent them {summary.requests_total:,} requests. {judged:,} times a shopper was shown 20 items just before a "
+        "purchase, and then bought what the data says; the same requests were also ranked by the model as it was at "
+        "the start, which knows the shopper's session and history but has learnt nothing since."
+    )
+
+
+def _meanings(summary: Summary) -> list[tuple[str, str, str]]:
+    return [
+        (
+            "in the 20 shown",
+            f"{share(summary.hr20_live)}",
+            f"of what was bought next (HR@20); {share(summary.hr20_never_updated)} by the model never updated",
+        ),
+        (
+            "NDCG@20",
+            f"{_figure(summary.ndcg20_live)}",
+            f"higher places count more; {_figure(summary.ndcg20_never_updated)} by the model never updated",
+        ),
+        (
+            "freshness",
+            seconds(summary.freshness_p50_seconds),
+            f"median time from a purchase to the first answer that has learnt it; "
+            f"p95 {seconds(summary.freshness_p95_seconds)}",
+        ),
+        (
+            "ranking",
+            milliseconds(summary.rank_p50_ms),
+            f"to order 100 items, median, as the storefront sees it; p99 {milliseconds(summary.rank_p99_ms)}",
+        ),
+    ]
+
+
+def share(value: float | None) -> str:
+    """A share in per cent."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def seconds(value: float | None) -> str:
+    """A time in seconds."""
+    return "-" if value is None else f"{value:.2f} s"
+
+
+def milliseconds(value: float | None) -> str:
+    """A time in milliseconds."""
+    return "-" if value is None else f"{value:.1f} ms"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _and(numbers: Sequence[int]) -> str:
+    return " and ".join(str(number) for number in numbers)

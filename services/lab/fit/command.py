@@ -1,0 +1,92 @@
+"""`headwater fit`: the textbook offline steps, ending in a directory from which an updater goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from peft_adapters.learning.learner import Learner
+from services.data.rows import RefusedRows, show_refused
+from services.lab.fit.data import read_split
+from services.lab.fit.fitting import Task, fit
+from services.lab.fit.progress import Passes
+from services.lab.offline.inputs import new_learner, read_catalogue
+from services.outputs import require_writable_directories
+from services.settings import Settings
+from streams.privacy import pseudonymiser
+
+console = Console(stderr=True)
+
+
+def run(
+    settings: Settings, *, items: Path, events: Path, out: Path, first_percent: float, strict: bool = False
+) -> dict[str, Any]:
+    """Fit, print a table, write the warm start into `out`; the report.
+
+    Raises:
+        SettingsError: `out` cannot be written.
+        DatasetError: the data cannot be read, or is too little.
+    """
+    require_writable_directories({"--out": out})
+    torch.set_num_threads(settings.updater.torch_threads)  # sums do not depend on how many cores there are
+    pseudonymise = pseudonymiser(settings.privacy)
+    refused = RefusedRows(strict=strict)
+    catalogue = read_catalogue(items, refused=refused)
+    known = {item[0] for item in catalogue}
+    split = read_split(
+        events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise, refused=refused
+    )
+    show_refused(refused)
+    console.print(f"{split.events:,} events of {len(catalogue):,} items; encoding what is new to the cache")
+
+    def new_model(with_items: bool) -> Learner:
+        model = new_learner(settings.encoder, settings.learner)
+        if with_items:
+            model.add_items(catalogue)
+        return model
+
+    with Passes(console) as passes:
+        task = Task(
+            out=out,
+            own=settings.fit,
+            split=split,
+            new_model=new_model,
+            scenario=settings.scenario,
+            arguments=_arguments(settings, items, events, first_percent),
+            extra={"pseudonyms": pseudonymise.fingerprint()},
+            begin=passes.begin,
+        )
+        report = fit(task)
+    console.print(_table(report))
+    console.print(f"warm start of {report['events_learned']:,} events in {out}; set `updater.start_from` to it")
+    return report
+
+
+def _arguments(settings: Settings, items: Path, events: Path, first_percent: float) -> dict[str, Any]:
+    """All that the outcome depends on."""
+    return {
+        "data": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (items, events)},
+        "first_percent": first_percent,
+        "fit": settings.fit.model_dump(mode="json"),
+        "encoder": settings.encoder.model_dump(mode="json", exclude={"cache_dir", "cache_max_bytes"}),
+        "learner": settings.learner.model_dump(mode="json"),
+    }
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table(title=f"test: {report['events']['test']:,} events, best epoch {report['best_epoch']}")
+    table.add_column("", no_wrap=True)
+    for name in ("AUC", "NDCG@20", "HR@20"):
+        table.add_column(name, justify="right")
+    meanings = {"before": "before", "counted": "events counted, nothing learnt", "after": "after"}
+    for row, meaning in meanings.items():
+        values = report["test"][row]
+        table.add_row(
+            meaning, *(f"{values[name]:.4f}" if name in values else "-" for name in ("auc", "ndcg20", "hr20"))
+        )
+    return table

@@ -1,0 +1,128 @@
+"""The data of a fit, split by time: the oldest events to learn from, newer ones to stop by, the newest to test on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from services.data.dataset import DatasetError
+from services.data.rows import RefusedRows
+from services.lab.offline.stream import Shown, Stream, read_stream
+from services.settings.fit import FitSettings
+from streams.joiner import Example, ShownList
+
+Record = TypeVar("Record", Example, ShownList)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A stream in three parts, one after the other.
+
+    Attributes:
+        train: the oldest events.
+        validation: what came then.
+        test: the newest events.
+    """
+
+    train: Stream
+    validation: Stream
+    test: Stream
+
+    @property
+    def parts(self) -> tuple[Stream, Stream, Stream]:
+        """All of it in order."""
+        return self.train, self.validation, self.test
+
+    @property
+    def events(self) -> int:
+        """Clicks and purchases in all parts."""
+        return sum(len(part.examples) for part in self.parts)
+
+
+def read_split(
+    path: Path,
+    known: set[str],
+    own: FitSettings,
+    *,
+    first_percent: float,
+    pseudonymise: Callable[[str], str],
+    refused: RefusedRows | None = None,
+) -> Split:
+    """Read a stream and split it.
+
+    Args:
+        path: events, see `services.data.dataset`.
+        known: items of the catalogue.
+        own: how to split.
+        first_percent: how much of the events is read, the oldest; the rest is left for a backtest.
+        pseudonymise: what becomes of ids of users and sessions.
+        refused: takes the rows that are no valid events; without it the first one is an error.
+
+    Raises:
+        DatasetError: the file cannot be read, or has too few events for three parts.
+    """
+    stream = read_stream(path, known, max_events=None, click_window_seconds=own.click_window_seconds, refused=refused)
+    kept = until_percent(stream, first_percent)
+    split = split_by_time(_hidden(kept, pseudonymise), own)
+    if not all(part.examples for part in split.parts):
+        raise DatasetError(
+            f"{path}: {len(kept.examples)} events are too few for three parts of {own.train_percent:g}, "
+            f"{own.validation_percent:g} and {100 - own.train_percent - own.validation_percent:g} %; give more events"
+        )
+    return split
+
+
+def until_percent(stream: Stream, percent: float) -> Stream:
+    """The first `percent` of the clicks and purchases, and what was shown before the next one."""
+    return _between(stream, 0, _share(stream, percent))
+
+
+def split_by_time(stream: Stream, own: FitSettings) -> Split:
+    """The three parts of a stream; one may be empty where there are few events."""
+    first = _share(stream, own.train_percent)
+    second = _share(stream, own.train_percent + own.validation_percent)
+    return Split(
+        _between(stream, 0, first), _between(stream, first, second), _between(stream, second, len(stream.examples))
+    )
+
+
+def waiting_after(stream: Stream) -> list[tuple[int, ShownList]]:
+    """Lessons of lists that are not due when the stream ends, in order of their time."""
+    end_ms = max([example.ts for example in stream.examples] + [shown.as_shown.ts for shown in stream.lists])
+    lessons = [lesson for shown in stream.lists for lesson in shown.lessons if lesson[0] > end_ms]
+    return sorted(lessons, key=lambda lesson: lesson[0])
+
+
+def _share(stream: Stream, percent: float) -> int:
+    return int(len(stream.examples) * percent / 100)
+
+
+def _between(stream: Stream, start: int, end: int) -> Stream:
+    """Positives `start` to `end`, and the lists that were shown from the first of them on, up to the one behind."""
+    examples = stream.examples
+    from_ms = examples[start].ts if 0 < start < len(examples) else None
+    to_ms = examples[end].ts if end < len(examples) else None
+    lists = [
+        shown
+        for shown in stream.lists
+        if (from_ms is None or shown.as_shown.ts >= from_ms) and (to_ms is None or shown.as_shown.ts < to_ms)
+    ]
+    return Stream(examples[start:end], lists)
+
+
+def _hidden(stream: Stream, pseudonymise: Callable[[str], str]) -> Stream:
+    """The same with shoppers known by pseudonym, as everything behind the intake knows them."""
+
+    def hide(record: Record) -> Record:
+        session = record.session_id
+        return replace(
+            record, user_id=pseudonymise(record.user_id), session_id=None if session is None else pseudonymise(session)
+        )
+
+    lists = [
+        Shown(hide(shown.as_shown), tuple((due_ms, hide(part)) for due_ms, part in shown.lessons))
+        for shown in stream.lists
+    ]
+    return Stream([hide(example) for example in stream.examples], lists)

@@ -1,0 +1,191 @@
+"""The fit: epochs over the training events until validation gets no better, a test, and the warm start written.
+
+An epoch replays the events in their order through the learner, as they came: counters and shoppers begin empty, so that
+each event meets the contexts of its own time and is counted once; heads, residuals, LoRA and optimisers go on from
+epoch to epoch. After each epoch the model is judged on the validation events, weights standing still and counters going
+on, and kept as a checkpoint. The best one is tested in the same way, then goes live through validation and test: what
+it has not seen yet is learnt once, in order, as an updater would have done.
+
+```
+<out>/.fit/<epoch:010d>/   checkpoints of finished epochs: a run that was cut short goes on from the newest
+```
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from peft_adapters.durable import durable_file, sync_directory
+from peft_adapters.learning.learner import Learner
+from peft_adapters.lifecycle.checkpoint import checkpoint_numbers, load_checkpoint, prune_checkpoints, save_checkpoint
+from peft_adapters.lifecycle.warm_start import begin_again, put_back, write_warm_start
+from services.lab.fit.data import Split, waiting_after
+from services.lab.fit.passes import Progress, count, learn
+from services.lab.offline.judging import Ranks, figures
+from services.settings import SettingsError
+from services.settings.fit import FitSettings
+
+log = structlog.get_logger(__name__)
+
+CHECKPOINTS_NAME, REPORT_NAME = ".fit", "fit.json"
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What there is to do, and what to make anew for it.
+
+    Attributes:
+        out: where the warm start goes.
+        own: how to fit.
+        split: the data.
+        new_model: makes a learner that has learnt nothing, with or without the catalogue's items.
+        scenario: for which ranking.
+        arguments: what a run must have in common with the one that it goes on from, as JSON can hold it.
+        extra: what is kept beside the learner.
+        begin: is told of each pass, what it is called and over how many events it goes; gives what to tell its steps.
+    """
+
+    out: Path
+    own: FitSettings
+    split: Split
+    new_model: Callable[[bool], Learner]
+    scenario: str
+    arguments: Mapping[str, Any]
+    extra: Mapping[str, Any]
+    begin: Callable[[str, int], Progress]
+
+
+def fit(task: Task) -> dict[str, Any]:
+    """Fit, test and write the warm start; the report, which `fit.json` holds too.
+
+    Raises:
+        SettingsError: the directory has a fit with other arguments.
+        CheckpointError: a checkpoint cannot be written or read.
+    """
+    epochs = _learn_epochs(task)
+    best = _best(epochs)
+    model = task.new_model(False)
+    load_checkpoint(task.out / CHECKPOINTS_NAME, best["epoch"], model)
+    test = _test(task, model)
+    _go_live(task, model)
+    split = task.split
+    report = {
+        **task.arguments,
+        "events": {"train": len(split.train.examples), "validation": len(split.validation.examples)}
+        | {"test": len(split.test.examples)},
+        "items": len(model.catalogue),
+        "epochs": epochs,
+        "best_epoch": best["epoch"],
+        "test": test,
+    }
+    watermark_ms = split.test.examples[-1].ts
+    manifest = write_warm_start(
+        task.out, model, scenario=task.scenario, watermark_ms=watermark_ms, metrics=test["after"], extra=task.extra
+    )
+    report |= {"bundle": manifest.digest, "events_learned": manifest.events_learned}
+    with durable_file(task.out / REPORT_NAME) as file:
+        file.write((json.dumps(report, indent=2) + "\n").encode())
+    sync_directory(task.out)
+    return report
+
+
+# ---- epochs
+
+
+def _learn_epochs(task: Task) -> list[dict[str, Any]]:
+    """Learn epoch after epoch, from the newest checkpoint on; what each came to."""
+    root = task.out / CHECKPOINTS_NAME
+    root.mkdir(parents=True, exist_ok=True)
+    done = max((int(path.name) for path in root.iterdir() if path.name.isdigit()), default=0)
+    model = task.new_model(not done)
+    epochs: list[dict[str, Any]] = []
+    if done:
+        kept = load_checkpoint(root, done, model)
+        _require_same(kept["arguments"], task)
+        epochs = kept["epochs"]
+        log.info("fit_resumed", epochs_done=done)
+    while not _is_over(epochs, task.own):
+        epochs.append(_epoch(task, model, len(epochs) + 1))
+        save_checkpoint(root, len(epochs), model, {"arguments": dict(task.arguments), "epochs": epochs})
+        prune_checkpoints(root, keep=checkpoint_numbers(root)[-1 - task.own.patience :])  # the best is among them
+    return epochs
+
+
+def _is_over(epochs: list[dict[str, Any]], own: FitSettings) -> bool:
+    if not epochs:
+        return False
+    return len(epochs) >= own.max_epochs or len(epochs) - int(_best(epochs)["epoch"]) >= own.patience
+
+
+def _best(epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(epochs, key=lambda epoch: epoch["validation"]["ndcg20"])  # of equals the first
+
+
+def _epoch(task: Task, model: Learner, number: int) -> dict[str, Any]:
+    started = time.monotonic()
+    train, validation, own = task.split.train, task.split.validation, task.own
+    begin_again(model)
+    step = task.begin(f"epoch {number}", len(train.examples) + len(validation.examples))
+    loss = learn(model, train, batch_events=own.batch_events, step=step)
+    judged = _judged(task, model, validation, step, after=train)
+    seconds = time.monotonic() - started
+    log.info("epoch_done", epoch=number, loss=round(loss, 4), **_rounded(judged), seconds=round(seconds, 1))
+    return {"epoch": number, "loss": loss, "validation": judged, "seconds": seconds}
+
+
+def _require_same(kept: Mapping[str, Any], task: Task) -> None:
+    found = json.loads(json.dumps(dict(task.arguments)))
+    for name in sorted(kept.keys() | found.keys()):
+        if kept.get(name) != found.get(name):
+            raise SettingsError(
+                f"{task.out}: expected {name} as in the fit that was begun there, {kept.get(name)}, got "
+                f"{found.get(name)}; go on with the same arguments, or give another --out"
+            )
+
+
+# ---- after the last epoch
+
+
+def _test(task: Task, model: Learner) -> dict[str, Figures]:
+    """Figures of the test events: of a model that has seen nothing, of one that has only counted, of the best one."""
+    split, size = task.split, task.own.batch_events
+    untouched = task.new_model(True)
+    step = task.begin("test before", len(split.test.examples))
+    before = _judged(task, untouched, split.test, step)
+    step = task.begin("test counted", split.events)
+    count(untouched, split.train, batch_events=size, step=step)
+    count(untouched, split.validation, batch_events=size, waiting=waiting_after(split.train), step=step)
+    counted = _judged(task, untouched, split.test, step, after=split.validation)
+    step = task.begin("test after", len(split.validation.examples) + len(split.test.examples))
+    with put_back(model):
+        count(model, split.validation, batch_events=size, waiting=waiting_after(split.train), step=step)
+        after = _judged(task, model, split.test, step, after=split.validation)
+    return {"before": before, "counted": counted, "after": after}
+
+
+def _go_live(task: Task, model: Learner) -> None:
+    split, size = task.split, task.own.batch_events
+    step = task.begin("going live", len(split.validation.examples) + len(split.test.examples))
+    learn(model, split.validation, batch_events=size, waiting=waiting_after(split.train), step=step)
+    learn(model, split.test, batch_events=size, waiting=waiting_after(split.validation), step=step)
+
+
+def _judged(task: Task, model: Learner, stream: Any, step: Progress, *, after: Any = None) -> Figures:
+    ranks = Ranks()
+    waiting = waiting_after(after) if after is not None else ()
+    with put_back(model):
+        count(model, stream, batch_events=task.own.batch_events, waiting=waiting, step=step, ranks=ranks)
+    return figures(ranks)
+
+
+def _rounded(values: Figures) -> Figures:
+    return {name: round(values[name], 4) for name in ("auc", "ndcg20", "hr20") if name in values}

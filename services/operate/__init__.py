@@ -1,0 +1,1 @@
+"""Commands for operators: adapters, checkpoints, control, dead letters, keys, publishing, replay, topics."""

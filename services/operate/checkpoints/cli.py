@@ -1,0 +1,82 @@
+"""The options of `headwater checkpoints`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.options import Config, Level, LogLevel, Scenario, settings_from
+
+if TYPE_CHECKING:
+    from services.updater.recovery import Found
+
+FAILURE = 1
+
+checkpoints = typer.Typer(
+    name="checkpoints",
+    help="Look at an updater's checkpoints, and check which can be used.\n\nExample: headwater checkpoints list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+CheckpointDir = Annotated[
+    Path | None, typer.Option("--checkpoint-dir", metavar="DIR", help="Where the updater keeps checkpoints.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+
+
+@checkpoints.command("list")
+def list_checkpoints(
+    json_: AsJson = False,
+    checkpoint_dir: CheckpointDir = None,
+    config: Config = None,
+    log_level: LogLevel = None,
+    scenario: Scenario = None,
+) -> None:
+    """List the checkpoints, oldest first, with offsets and whether each can be used, and if not why.
+
+    All files are read and compared with their digests; nothing is changed. The updater may run.
+
+    Example: headwater checkpoints list --checkpoint-dir .headwater/checkpoints
+    """
+    root, found = _found(checkpoint_dir, config, log_level, scenario)
+    _show(root, found, json_=json_)
+
+
+@checkpoints.command("verify")
+def verify(
+    json_: AsJson = False,
+    checkpoint_dir: CheckpointDir = None,
+    config: Config = None,
+    log_level: LogLevel = None,
+    scenario: Scenario = None,
+) -> None:
+    """Do the same, and end with status 1 if an updater could go on from none of them.
+
+    Example: headwater checkpoints verify --scenario home
+    """
+    root, found = _found(checkpoint_dir, config, log_level, scenario)
+    _show(root, found, json_=json_)
+    if all(each.problem is not None for each in found):
+        raise typer.Exit(FAILURE)
+
+
+def _found(
+    checkpoint_dir: Path | None, config: Path | None, log_level: Level | None, scenario: str | None
+) -> "tuple[Path, list[Found]]":
+    """The directory of the scenario, and the checkpoints in it."""
+    settings = settings_from(config, None, log_level, scenario, updater={"checkpoint_dir": checkpoint_dir})
+    from services.updater.recovery import survey
+
+    root = settings.updater.checkpoint_dir / settings.scenario
+    return root, survey(root)
+
+
+def _show(root: Path, found: "list[Found]", *, json_: bool) -> None:
+    from services.operate.checkpoints.rendering import as_json, table
+
+    if json_:
+        typer.echo(as_json(root, found))
+        return
+    for line in table(found) if found else [f"no checkpoints in {root}"]:
+        typer.echo(line)

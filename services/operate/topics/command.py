@@ -1,0 +1,75 @@
+"""Creates the topics of a deployment, and compares them with what they need."""
+
+import json
+from collections.abc import Iterable, Iterator
+
+from services.producers import BROKER_TIMEOUT_SECONDS
+from services.settings import Settings
+from streams.connection import wait_for_broker
+from streams.topic_check import TopicState, check_topics
+from streams.topics import BROKER_DEFAULT, ensure_topics
+
+UNKNOWN = "?"
+
+
+def create(settings: Settings, *, partitions: int, replication_factor: int | None) -> list[str]:
+    """Create the topics that are missing, and return their names. Topics that exist stay as they are.
+
+    Args:
+        settings: Which Kafka, which topics.
+        partitions: Of each new topic.
+        replication_factor: Of each new topic; None leaves it to the broker.
+
+    Raises:
+        BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
+        TopicError: The broker refuses to create one.
+    """
+    wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
+    return ensure_topics(
+        settings.kafka, settings.topics, partitions=partitions, replication_factor=replication_factor or BROKER_DEFAULT
+    )
+
+
+def check(settings: Settings) -> list[TopicState]:
+    """Describe all topics, with what is wrong with each.
+
+    Args:
+        settings: Which Kafka, which topics.
+
+    Raises:
+        BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
+        TopicError: The broker does not describe its topics.
+    """
+    wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
+    return check_topics(settings.kafka, settings.topics)
+
+
+def table(states: Iterable[TopicState]) -> Iterator[str]:
+    """Render topics for a person, one a line."""
+    for state in states:
+        yield f"{state.name}\t{_what_is_there(state)}\t{'; '.join(state.problems) or 'ok'}"
+
+
+def as_json(states: Iterable[TopicState]) -> str:
+    """Render topics as one JSON document."""
+    return json.dumps(
+        [
+            {
+                "topic": state.name,
+                "exists": state.partitions is not None,
+                "partitions": state.partitions,
+                "replication_factor": state.replication_factor,
+                "settings": None if state.settings is None else dict(state.settings),
+                "problems": list(state.problems),
+            }
+            for state in states
+        ],
+        indent=2,
+    )
+
+
+def _what_is_there(state: TopicState) -> str:
+    if state.partitions is None:
+        return "missing"
+    policy = UNKNOWN if state.settings is None else state.settings.get("cleanup.policy", UNKNOWN)
+    return f"partitions {state.partitions}, replication {state.replication_factor}, cleanup.policy {policy}"

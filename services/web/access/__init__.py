@@ -1,0 +1,1 @@
+"""Access control: API keys, their scopes, and the middleware that checks them."""

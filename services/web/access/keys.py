@@ -1,0 +1,202 @@
+"""Keys and the file that keeps them: names, scopes and hashes, never the keys themselves.
+
+A key is 256 random bits, so a plain SHA-256 keeps it: there is nothing to guess, and what makes passwords costly to try
+(scrypt, Argon2) would make each request as costly to check.
+"""
+
+import fcntl
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from services.faults import one_line
+from services.web.access.scopes import Scope
+
+KEY_BYTES = 32
+OWNER_ONLY = 0o600
+
+_TOKEN = re.compile(r"hw_([0-9a-f]{8})_[0-9a-f]{64}")
+_NO_HASH = hashlib.sha256(b"").hexdigest()
+
+
+class KeysError(ValueError):
+    """A keys file that cannot be used, or a key that cannot be made or found in it."""
+
+
+class Key(BaseModel):
+    """One key as the file knows it.
+
+    Attributes:
+        id: The part of the key that is no secret.
+        name: Who has it.
+        scopes: What it is good for.
+        sha256: Of the whole key.
+        created_at: When it was made.
+        expires_at: When it is good for nothing any more; None never.
+        revoked_at: When it was revoked.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern="^[0-9a-f]{8}$")
+    name: str = Field(pattern=r"^[\w.@-]{1,64}$")
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+    revoked_at: AwareDatetime | None = None
+
+    def state(self, now: datetime) -> str:
+        """`good`, `expired` or `revoked`."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "expired" if self.expires_at is not None and self.expires_at <= now else "good"
+
+
+class Keys(BaseModel):
+    """All keys of a deployment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keys: tuple[Key, ...] = ()
+
+    @model_validator(mode="after")
+    def _ids_are_unique(self) -> "Keys":
+        if len({key.id for key in self.keys}) < len(self.keys):
+            raise ValueError("`id` must be there once for each key; take the repeated one out")
+        return self
+
+    def find(self, token: str) -> Key | None:
+        """The key that a caller shows, whatever its state; as quick for a wrong one as for one that nobody has."""
+        form = _TOKEN.fullmatch(token)
+        key = next((key for key in self.keys if form is not None and key.id == form[1]), None)
+        same = hmac.compare_digest(_hashed(token), key.sha256 if key else _NO_HASH)
+        return key if same else None
+
+
+class KeysFile:
+    """The file of the keys; changed whole, by one at a time.
+
+    Args:
+        path: Where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Keys:
+        """All keys.
+
+        Raises:
+            KeysError: The file is missing, cannot be read, is no keys file, or others may write it.
+        """
+        try:
+            with self._path.open("rb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                data = file.read()
+        except OSError as error:
+            raise self._unusable(f"must be readable, got: {error.strerror or error}") from error
+        if mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise self._unusable(f"must be writable by its owner alone, got mode {stat.filemode(mode)}; chmod go-w it")
+        try:
+            return Keys.model_validate_json(data)
+        except ValidationError as error:
+            raise self._unusable(f"must be a keys file, got: {one_line(error)}") from None
+
+    def make(self, name: str, scopes: Collection[Scope], *, days: float | None = None) -> str:
+        """Makes a key and returns it: it is kept nowhere.
+
+        Args:
+            name: Who gets it; several keys may have one name, the old and the new one while they are changed over.
+            scopes: What it is good for.
+            days: For how long; None for ever.
+
+        Raises:
+            KeysError: The file cannot be used, or an argument breaks a rule.
+        """
+        now = datetime.now(UTC).replace(microsecond=0)
+        key_id = secrets.token_hex(4)
+        token = f"hw_{key_id}_{secrets.token_hex(KEY_BYTES)}"
+        expires_at = None if days is None else now + timedelta(days=days)
+        try:
+            key = Key(
+                id=key_id,
+                name=name,
+                scopes=tuple(sorted(set(scopes))),
+                sha256=_hashed(token),
+                created_at=now,
+                expires_at=expires_at,
+            )
+        except ValidationError as error:
+            raise KeysError(f"no key can be made: {one_line(error)}") from None
+        self._change(lambda keys: Keys(keys=(*keys.keys, key)))
+        return token
+
+    def revoke(self, key_id: str) -> Key:
+        """Has a key be good for nothing from now on.
+
+        Args:
+            key_id: Its id.
+
+        Raises:
+            KeysError: The file cannot be used, or holds no such key.
+        """
+        now = datetime.now(UTC).replace(microsecond=0)
+        known = {key.id: key for key in self.read().keys}
+        if key_id not in known:
+            raise self._unusable(
+                f"must hold the key to revoke, it has none of id {key_id!r}; see `headwater keys list`"
+            )
+        revoked = known[key_id].model_copy(update={"revoked_at": known[key_id].revoked_at or now})
+        self._change(lambda keys: Keys(keys=tuple(revoked if key.id == key_id else key for key in keys.keys)))
+        return revoked
+
+    def _change(self, change: Callable[[Keys], Keys]) -> None:
+        """Reads, changes and replaces the file while no other does."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self._path.with_name(f".{self._path.name}.lock")):
+                changed = change(self.read() if self._path.exists() else Keys())
+                self._replace(changed.model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
+        except OSError as error:
+            raise self._unusable(f"must be writable, got: {error.strerror or error}") from error
+
+    def _replace(self, data: bytes) -> None:
+        # It holds hashes alone, so whoever runs it may have let others read it: so it stays.
+        mode = stat.S_IMODE(self._path.stat().st_mode) if self._path.exists() else OWNER_ONLY
+        aside = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        try:
+            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self._path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _unusable(self, rule: str) -> KeysError:
+        return KeysError(f"`security.keys_file` {self._path} {rule}")
+
+
+def _hashed(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, OWNER_ONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

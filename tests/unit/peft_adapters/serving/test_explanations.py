@@ -1,0 +1,140 @@
+"""Explanations: every cut adds up to the score, and what is taken away takes its share along."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from learnt_chain import Publications, catalogue_of
+from tiny_model import paired_stream, shown_stream, tiny_encoder, titled
+from torch import Tensor
+
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.ranking.modalities import CatalogueItem
+from peft_adapters.ranking.shoppers import pad
+from peft_adapters.serving.explanations import KINDS, Explanation, explain
+from peft_adapters.serving.served_model import ServedModel, _ranker, build
+from peft_adapters.settings import FEATURES
+
+PLAIN: list[CatalogueItem] = [*titled(30)]
+CLOSE = 1e-4
+CONTEXTS = {
+    "nobody": ([], []),
+    "session": ([4, 6, 4, 2], [0, 0, 0, 0]),
+    "history": ([8, 10, 3, 8], [1, 1, 2, 5]),
+    "both": ([4, 2, 8, 4, 12], [0, 0, 1, 1, 3]),
+    "an item that came after the adapter": ([30, 4], [0, 1]),
+}
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return tiny_encoder()
+
+
+@pytest.fixture(scope="module")
+def make_model(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ServedModel]:
+    def make(items: list[CatalogueItem], *, lists: int = 0) -> ServedModel:
+        publications = Publications(tmp_path_factory.mktemp("bundles"))
+        publications.learner.add_items(items)
+        for seed in range(3):
+            publications.learner.learn(publications.learner.observe(paired_stream(64, items=30, seed=seed, users=8)))
+        for shown, clicks in shown_stream(lists, items=30, seed=1, users=8):
+            publications.learner.learn(publications.learner.observe(clicks)) if clicks else None
+            publications.learner.learn_lists(publications.learner.observe_lists([shown]))
+        bundle = publications.read(publications.full(1))
+        newer = [*items, ("item-30", "a late vase")]
+        return build([bundle], previous=None, catalogue=catalogue_of(encoder, newer), encoder=encoder)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., ServedModel]) -> ServedModel:
+    return _with_every_weight(make_model(PLAIN))
+
+
+def _with_every_weight(model: ServedModel) -> ServedModel:
+    """The same with no weight of the head at zero, so that no feature escapes."""
+    heads = model.learnt.heads + torch.linspace(-2.0, 3.0, len(FEATURES))
+    learnt = replace(model.learnt, heads=heads)
+    return replace(model, learnt=learnt, ranker=_ranker(learnt, model.content))
+
+
+def explained(
+    model: ServedModel, context: tuple[list[int], list[int]], asked: Tensor | None = None
+) -> list[Explanation]:
+    return explain(model, pad([context]), np.arange(len(model)), asked)
+
+
+def assert_adds_up(model: ServedModel, context: tuple[list[int], list[int]], asked: Tensor | None = None) -> None:
+    scores = model.ranker.score(pad([context]), asked=asked)[0].tolist()
+    for own, score in zip(explained(model, context, asked), scores, strict=True):
+        assert own.score == pytest.approx(score, abs=CLOSE)
+        assert sum(own.kinds.values()) == pytest.approx(score, abs=CLOSE)
+        assert sum(own.features.values()) == pytest.approx(score, abs=CLOSE)
+        by_source = own.popularity + own.taste + own.query + sum(looked_at.share for looked_at in own.history)
+        assert by_source == pytest.approx(score, abs=CLOSE)
+
+
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+def test_every_cut_adds_up_to_the_score(model: ServedModel, context: tuple[list[int], list[int]]) -> None:
+    assert_adds_up(model, context)
+
+
+@pytest.mark.parametrize("context", [CONTEXTS["nobody"], CONTEXTS["both"]])
+def test_what_is_searched_for_has_its_share(model: ServedModel, context: tuple[list[int], list[int]]) -> None:
+    asked = model.text[[9]]
+    assert_adds_up(model, context, asked)
+    alone, searched = explained(model, context), explained(model, context, asked)
+    assert {own.query for own in alone} == {0.0}
+    for before, own in zip(alone, searched, strict=True):
+        assert own.query == pytest.approx(own.score - before.score, abs=CLOSE)
+
+
+def test_what_lists_taught_and_vectors_of_other_modalities_are_in_it(make_model: Callable[..., ServedModel]) -> None:
+    rng = np.random.default_rng(0)
+    items: list[CatalogueItem] = [
+        (item[0], item[1], {"image": rng.normal(size=6).astype(np.float16)}) for item in PLAIN
+    ]
+    model = make_model(items, lists=6)
+    assert not torch.equal(model.content, model.text)
+    assert_adds_up(model, CONTEXTS["both"])
+
+
+def test_a_stranger_is_shown_popularity_and_taste_alone(model: ServedModel) -> None:
+    for own in explained(model, CONTEXTS["nobody"]):
+        assert own.history == []
+        assert own.kinds["cooccurrence"] == own.kinds["repeats"] == 0
+
+
+def test_each_item_of_the_context_has_its_own_share(model: ServedModel) -> None:
+    partner = explained(model, ([4, 12], [0, 0]))[5]  # item 5 follows item 4 in every session
+    shares = {looked_at.row: looked_at.shares["cooccurrence"] for looked_at in partner.history}
+    assert set(shares) == {4, 12}
+    assert abs(shares[4]) > 5 * abs(shares[12])
+
+
+def test_a_repeat_is_the_share_of_the_item_itself(model: ServedModel) -> None:
+    again = explained(model, ([4, 8], [0, 2]))[8]
+    repeats = {looked_at.row: looked_at.shares["repeats"] for looked_at in again.history}
+    assert repeats[8] == pytest.approx(again.kinds["repeats"])
+    assert repeats[8] != 0
+    assert repeats[4] == 0
+    assert next(looked_at for looked_at in again.history if looked_at.row == 8).sessions_ago == 2
+
+
+def test_without_residuals_all_that_vectors_say_is_the_text_s(model: ServedModel) -> None:
+    residuals = {role: torch.zeros_like(table) for role, table in model.learnt.residuals.items()}
+    bare = replace(model, learnt=replace(model.learnt, residuals=residuals))
+    own = explained(bare, CONTEXTS["both"])
+    assert max(abs(one.kinds["residual"]) for one in own) < CLOSE
+    assert max(abs(one.kinds["residual"]) for one in explained(model, CONTEXTS["both"])) > 0.01
+
+
+def test_the_largest_share_comes_first(model: ServedModel) -> None:
+    for own in explained(model, CONTEXTS["both"]):
+        shares = [abs(looked_at.share) for looked_at in own.history]
+        assert shares == sorted(shares, reverse=True)
+        assert all(tuple(looked_at.shares) == KINDS for looked_at in own.history)

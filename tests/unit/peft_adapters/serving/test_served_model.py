@@ -1,0 +1,357 @@
+"""What a worker serves: the learner's own scores, deltas that add up to the whole, and the old model left alone."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from learnt_chain import Publications, catalogue_of
+from tiny_model import Listed, random_stream, tiny_encoder, tiny_learner, titled
+
+from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.learning.learner import Learner
+from peft_adapters.lifecycle.warm_start import load_bundle_into
+from peft_adapters.ranking.catalogue import Catalogue
+from peft_adapters.ranking.shoppers import pad
+from peft_adapters.serving import served_model as serving
+from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
+from peft_adapters.serving.served_model import BuildStoppedError, ServedModel, build, refreshed, texts_ahead
+from peft_adapters.settings import LearnerSettings
+
+ITEMS = titled(30)
+CONTEXT: tuple[list[str], list[int]] = (["item-3", "item-7", "item-1"], [0, 0, 2])
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return tiny_encoder()
+
+
+@pytest.fixture
+def publications(tmp_path: Path) -> Publications:
+    return Publications(tmp_path)
+
+
+def scores(model: ServedModel, catalogue: Catalogue) -> dict[str, float]:
+    """Score of every item in one context."""
+    items, ages = CONTEXT
+    context = model.context([catalogue.rows[item] for item in items], ages)
+    return dict(zip(model.item_ids, model.ranker.score(context)[0].tolist(), strict=True))
+
+
+class CountingCatalogue(Catalogue):
+    """Counts the text vectors that are computed."""
+
+    computed = 0
+
+    def vectors(self, suffix: object, rows: Sequence[int]) -> torch.Tensor:
+        self.computed += len(rows)
+        return super().vectors(suffix, rows)  # type: ignore[arg-type]
+
+
+def counting(encoder: Encoder, items: Sequence[tuple[str, str]]) -> CountingCatalogue:
+    catalogue = CountingCatalogue(catalogue_of(encoder, [])._cache)
+    catalogue.upsert(items)
+    return catalogue
+
+
+def test_a_worker_scores_as_the_learner_does_whatever_order_its_items_came_in(
+    publications: Publications, encoder: Encoder
+) -> None:
+    learner = publications.learner
+    learner.add_items(ITEMS)
+    for _ in range(4):
+        publications.learn(64)
+    bundle = publications.read(publications.full(1))
+    catalogue = catalogue_of(encoder, [*reversed(ITEMS)])
+    model = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+    batch = learner.observe(random_stream(16, items=30, seed=99, users=8))
+    rows = [[learner.catalogue.ids[row] for row in items if row >= 0] for items in batch.contexts.items]
+    own = [
+        (model.row_of[[catalogue.rows[item] for item in items]].tolist() if items else [], ages[: len(items)].tolist())
+        for items, ages in zip(rows, batch.contexts.ages, strict=True)
+    ]
+    assert any(rows)
+    assert model.item_ids == learner.catalogue.ids
+    torch.testing.assert_close(model.ranker.score(pad(own)), learner.judge(batch), atol=2e-3, rtol=2e-3)
+
+
+def test_deltas_add_up_to_the_full_bundle_bit_for_bit(publications: Publications, encoder: Encoder) -> None:
+    publications.learner.add_items(ITEMS[:20])
+    publications.learn(64)
+    bundles = [publications.read(publications.full(1))]
+    catalogue = catalogue_of(encoder, ITEMS)
+    model = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    publications.learner.add_items(ITEMS[20:])
+    for version in (2, 3, 4):
+        publications.learn(64)
+        if version == 4:
+            full = publications.read(publications.full(4, mark=False))
+        bundles.append(publications.read(publications.delta(version)))
+        model = build(bundles[-1:], previous=model, catalogue=catalogue, encoder=encoder)
+    at_once = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    alone = build([full], previous=None, catalogue=catalogue, encoder=encoder)
+    assert [bundle.manifest.kind for bundle in bundles] == ["full", "delta", "delta", "delta"]
+    assert scores(model, catalogue) == scores(at_once, catalogue) == scores(alone, catalogue)
+    assert model.version == 4
+    assert model.item_ids == alone.item_ids == publications.learner.catalogue.ids
+
+
+def test_building_leaves_the_served_model_as_it_is(publications: Publications, encoder: Encoder) -> None:
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    catalogue = catalogue_of(encoder, ITEMS)
+    old = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    before = scores(old, catalogue)
+    publications.learn(64)
+    new = build([publications.read(publications.delta(2))], previous=old, catalogue=catalogue, encoder=encoder)
+    catalogue.upsert([("item-0", "another text"), ("new", "wholly new")])
+    newer = refreshed(new, catalogue=catalogue, encoder=encoder)
+    assert scores(old, catalogue) == before
+    assert scores(new, catalogue) != before
+    assert scores(newer, catalogue)["item-0"] != scores(new, catalogue)["item-0"]
+
+
+def test_an_item_without_text_keeps_its_row_and_is_offered_only_once_it_has_one(
+    publications: Publications, encoder: Encoder
+) -> None:
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    catalogue = catalogue_of(encoder, ITEMS[10:])
+    bundle = publications.read(publications.full(1))
+    model = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+    assert model.item_ids == [item for item, _ in ITEMS]
+    assert not model.has_text[:10].any()
+    assert model.has_text[10:].all()
+    catalogue.upsert(ITEMS[:10])
+    whole = refreshed(model, catalogue=catalogue, encoder=encoder)
+    straight = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+    assert whole.has_text.all()
+    assert scores(whole, catalogue) == pytest.approx(scores(straight, catalogue), abs=1e-5)
+
+
+def test_items_the_updater_does_not_know_yet_come_behind_and_move_when_it_does(
+    publications: Publications, encoder: Encoder
+) -> None:
+    publications.learner.add_items(ITEMS[:20])
+    publications.learn(64)
+    catalogue = catalogue_of(encoder, [("only-here", "a vase"), *ITEMS])
+    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    assert model.item_ids[20:] == ["only-here", *(item for item, _ in ITEMS[20:])]
+    assert model.has_text.all()
+    assert scores(model, catalogue)["only-here"] != 0
+    publications.learner.add_items(ITEMS[20:])
+    publications.learn(64)
+    model = build([publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder)
+    assert model.item_ids == [*(item for item, _ in ITEMS), "only-here"]
+    assert [model.row_of[catalogue.rows[item]] for item in model.item_ids] == list(range(31))
+
+
+def test_text_vectors_are_computed_again_only_where_text_or_adapter_changed(tmp_path: Path, encoder: Encoder) -> None:
+    publications = Publications(tmp_path, lora=False)
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    catalogue = counting(encoder, ITEMS)
+    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    assert catalogue.computed == 30
+    publications.learn(64)
+    model = build([publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder)
+    assert catalogue.computed == 30
+    catalogue.upsert([("item-4", "a new text"), ("new", "one more")])
+    model = refreshed(model, catalogue=catalogue, encoder=encoder)
+    assert catalogue.computed == 32
+    lora = {name: value + 0.01 for name, value in publications.learner.lora_steps.served.items()}
+    publications.learner.lora_steps.restore(lora, lora)
+    build([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
+    assert catalogue.computed == 32 + 31
+
+
+def test_vectors_made_ahead_are_used_by_the_version_that_brings_their_adapter(tmp_path: Path, encoder: Encoder) -> None:
+    publications = Publications(tmp_path, lora_ahead_batches=3)
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    bundles = [publications.read(publications.full(1))]
+    catalogue = counting(encoder, [*reversed(ITEMS)])
+    model = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    ahead = texts_ahead(model, None, encoder)
+    assert ahead is not None
+    assert not ahead.advance(catalogue, 20)
+    assert ahead.advance(catalogue, 20)
+    catalogue.upsert([("item-4", "a new text"), ("new", "one more")])
+    before = catalogue.computed
+    for version in (2, 3):
+        publications.learn(64)
+        bundles.append(publications.read(publications.delta(version)))
+        assert texts_ahead(model, ahead, encoder) is ahead
+        model = build(bundles[-1:], previous=model, catalogue=catalogue, encoder=encoder, ahead=ahead)
+    assert catalogue.computed == before + 2 + 2  # the new texts, under either adapter
+    without = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    assert scores(model, catalogue) == pytest.approx(scores(without, catalogue), abs=1e-5)
+    assert model.suffix is ahead.suffix
+
+
+def test_going_back_to_an_adapter_of_before_encodes_what_has_changed_since_and_no_more(
+    publications: Publications, tmp_path: Path, encoder: Encoder
+) -> None:
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    first = publications.read(publications.full(1))
+    lora = {name: value + 0.01 for name, value in publications.learner.lora_steps.served.items()}
+    publications.learner.lora_steps.restore(lora, lora)
+    publications.learn(64)
+    second = publications.read(publications.full(2))
+    catalogue = counting(encoder, [*reversed(ITEMS)])
+    before = PreviousAdapterVectors(tmp_path / "texts", most_bytes=2**20)
+    model = build([first], previous=None, catalogue=catalogue, encoder=encoder, before=before)
+    texts = {item_id: model.text[row].clone() for item_id, row in model.rows.items()}
+    catalogue.upsert([("item-4", "a new text"), ("new", "one more")])
+    model = build([second], previous=model, catalogue=catalogue, encoder=encoder, before=before)
+    assert catalogue.computed == 30 + 31
+    model = build([first], previous=model, catalogue=catalogue, encoder=encoder, before=before)
+    assert catalogue.computed == 30 + 31 + 2
+    del texts["item-4"]
+    for item_id, vector in texts.items():
+        assert torch.equal(model.text[model.rows[item_id]], vector)
+    without = build([first], previous=None, catalogue=catalogue, encoder=encoder)
+    assert scores(model, catalogue) == pytest.approx(scores(without, catalogue), abs=1e-5)
+
+
+@pytest.mark.parametrize("items", [ITEMS, []])
+def test_a_version_whose_adapter_was_not_begun_ahead_is_built_all_the_same(
+    tmp_path: Path, encoder: Encoder, items: Sequence[tuple[str, str]]
+) -> None:
+    publications = Publications(tmp_path, lora_ahead_batches=3)
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    catalogue = catalogue_of(encoder, items)
+    first = publications.read(publications.full(1))
+    model = build([first], previous=None, catalogue=catalogue, encoder=encoder)
+    ahead = texts_ahead(model, None, encoder)
+    for _ in range(2):
+        publications.learn(64)
+    delta = publications.read(publications.delta(2))
+    built = build([delta], previous=model, catalogue=catalogue, encoder=encoder, ahead=ahead)
+    without = build([first, delta], previous=None, catalogue=catalogue, encoder=encoder)
+    assert built.suffix is not model.suffix
+    assert built.item_ids == without.item_ids
+    torch.testing.assert_close(built.text, without.text)
+    assert len(built) == 30
+
+
+def test_no_vectors_are_made_ahead_of_nothing(publications: Publications, encoder: Encoder) -> None:
+    publications.learner.add_items(ITEMS)
+    publications.learn(64)
+    bundle = publications.read(publications.full(1))
+    model = build([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
+    assert texts_ahead(model, None, encoder) is None
+
+
+def test_a_shopper_s_item_that_came_after_the_build_is_left_out_of_the_context(
+    publications: Publications, encoder: Encoder
+) -> None:
+    publications.learner.add_items(ITEMS)
+    catalogue = catalogue_of(encoder, ITEMS)
+    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    context = model.context([30, 4], [0, 1])
+    assert (context.items.tolist(), context.ages.tolist()) == ([[4]], [[1]])
+    assert model.context([], []).items.shape == (1, 0)
+
+
+def test_an_empty_catalogue_can_be_served(publications: Publications, encoder: Encoder) -> None:
+    catalogue = catalogue_of(encoder, [])
+    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    assert len(model) == 0
+    catalogue.upsert(ITEMS[:1])
+    assert refreshed(model, catalogue=catalogue, encoder=encoder).item_ids == ["item-0"]
+
+
+def test_a_build_told_to_stop_ends_between_two_chunks(
+    publications: Publications, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_STOP_CHUNK", 10)
+    stop = threading.Event()
+
+    class StoppedInTheFirstChunk(CountingCatalogue):
+        def vectors(self, suffix: object, rows: Sequence[int]) -> torch.Tensor:
+            stop.set()
+            return super().vectors(suffix, rows)
+
+    publications.learner.add_items(ITEMS)
+    catalogue = StoppedInTheFirstChunk(catalogue_of(encoder, [])._cache)
+    catalogue.upsert(ITEMS)
+    bundle = publications.read(publications.full(1))
+    with pytest.raises(BuildStoppedError):
+        build([bundle], previous=None, catalogue=catalogue, encoder=encoder, stop=stop)
+    assert catalogue.computed == 10
+
+
+def learn_lists(learner: Learner, lists: int, *, from_minute: int) -> None:
+    """Lists with a click on the second and a purchase of the third, every other one."""
+    for minute in range(from_minute, from_minute + lists):
+        ids = tuple(f"item-{(7 * minute + step) % 30}" for step in range(4))
+        clicked = (False, True, minute % 2 == 0, False)
+        shown = Listed(f"user-{minute % 8}", 60_000 * minute, ids, clicked, purchases=ids[2:3] if minute % 2 else ())
+        learner.learn_lists(learner.observe_lists([shown]))
+
+
+def test_a_worker_gives_the_learners_probabilities_of_what_is_shown_first(
+    publications: Publications, encoder: Encoder
+) -> None:
+    learner = publications.learner
+    learner.add_items(ITEMS)
+    publications.learn(64)
+    catalogue = catalogue_of(encoder, ITEMS)
+    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    assert model.ranker.judge(model.context([1], [0]))[1] == {}
+    learn_lists(learner, 40, from_minute=0)
+    model = build([publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder)
+    before = model.ranker.judge(model.context([], []))[1]["click"]
+    learn_lists(learner, 40, from_minute=40)
+    model = build([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
+    for user in ("user-3", "nobody"):
+        alone = [Listed(user, 10**8, (item_id,), (False,)) for item_id in learner.catalogue.ids]
+        expected = learner.judge_lists(learner.observe_lists(alone)).probabilities
+        items, ages = learner.shoppers.context(user, None, 10**8)
+        scores, found = model.ranker.judge(model.context(items, ages))
+        np.testing.assert_array_equal(scores, model.ranker.score(model.context(items, ages))[0].numpy())
+        for outcome in ("click", "purchase"):
+            np.testing.assert_allclose(found[outcome], expected[outcome], atol=1e-3, rtol=1e-3)
+        few = model.ranker.judge(model.context(items, ages), np.array([2, 9]))[1]
+        np.testing.assert_array_equal(few["purchase"], found["purchase"][[2, 9]])
+    assert bool(items) == (user != "nobody")
+    assert not np.array_equal(model.ranker.judge(model.context([], []))[1]["click"], before)
+
+
+def test_who_begins_from_a_bundle_begins_with_its_probabilities(publications: Publications) -> None:
+    publications.learner.add_items(ITEMS)
+    learn_lists(publications.learner, 20, from_minute=0)
+    bundle = publications.read(publications.full(1))
+    other = tiny_learner(LearnerSettings(), encoder=tiny_encoder())
+    load_bundle_into(other, bundle)
+    ours, theirs = (one.lists.outcomes.probabilities() for one in (publications.learner, other))
+    assert ours is not None
+    assert theirs is not None
+    assert torch.equal(ours.click, theirs.click)
+    assert ours.purchase is not None
+    assert theirs.purchase is not None
+    assert torch.equal(ours.purchase, theirs.purchase)
+    learn_lists(other, 1, from_minute=20)
+    after = other.lists.outcomes.probabilities()
+    assert after is not None
+    assert 0 < (after.click - ours.click).abs().max() < 0.1
+
+
+def test_what_two_versions_have_in_common_is_held_once(publications: Publications, encoder: Encoder) -> None:
+    publications.learner.add_items(ITEMS)
+    catalogue = catalogue_of(encoder, ITEMS)
+    first = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    again = refreshed(first, catalogue=catalogue, encoder=encoder)
+    assert again.text is first.text
+    assert again.item_ids is first.item_ids
+    assert scores(again, catalogue) == scores(first, catalogue)
+    catalogue.upsert([("item-3", "another text")])
+    other = refreshed(again, catalogue=catalogue, encoder=encoder)
+    assert other.text is not first.text
+    assert scores(other, catalogue) != scores(first, catalogue)
