@@ -104,7 +104,7 @@ class Batch:
         counter_features: [COUNTER_FEATURES, events, columns].
         affinity_weights: [AFFINITIES, events, context rows].
         context_rows: [context rows] distinct items of the contexts.
-        asked: [events, dim] vectors of what was searched for, zero where nothing was; None where nothing was at all.
+        query_vector: [events, dim] vector of each event's search query, zero without one; None if no event has one.
     """
 
     items: IntArray
@@ -120,7 +120,7 @@ class Batch:
     counter_features: Tensor
     affinity_weights: Tensor
     context_rows: IntArray
-    asked: Tensor | None = None
+    query_vector: Tensor | None = None
 
     def __len__(self) -> int:
         """Events."""
@@ -144,7 +144,7 @@ class ListBatch:
         counter_features: [COUNTER_FEATURES, shown] without what the list's own clicks have added.
         affinity_weights: [AFFINITIES, lists, context rows].
         context_rows: [context rows] distinct items of the contexts.
-        asked: [lists, dim] vectors of what was searched for, zero where nothing was; None where nothing was at all.
+        query_vector: [lists, dim] vector of each list's search query, zero without one; None if no list has one.
     """
 
     user_ids: tuple[str, ...]
@@ -159,7 +159,7 @@ class ListBatch:
     counter_features: Tensor
     affinity_weights: Tensor
     context_rows: IntArray
-    asked: Tensor | None = None
+    query_vector: Tensor | None = None
 
     def __len__(self) -> int:
         """Lists."""

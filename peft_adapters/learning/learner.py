@@ -142,7 +142,7 @@ class Learner:
             counter_features=CounterFeatures(self.ranker.counters).features(contexts, columns),
             affinity_weights=affinity_weights(weights, rows),
             context_rows=rows,
-            asked=self._asked(examples),
+            query_vector=self._query_vector(examples),
         )
 
     def _judged_columns(self, candidates: IntArray) -> IntArray | None:
@@ -165,10 +165,10 @@ class Learner:
             columns=columns,
             counter_features=CounterFeatures(self.ranker.counters).features(contexts, columns),
             affinity_weights=batch.affinity_weights[:, kept],
-            asked=None if batch.asked is None else batch.asked[kept],
+            query_vector=None if batch.query_vector is None else batch.query_vector[kept],
         )
 
-    def _asked(self, events: Sequence[Positive] | Sequence[ShownList]) -> Tensor | None:
+    def _query_vector(self, events: Sequence[Positive] | Sequence[ShownList]) -> Tensor | None:
         """Vectors [events, dim] of what was searched for, as scores follow from LoRA now; None where nothing was."""
         return self._queries.vectors([event.query for event in events], self.lora_steps.served_suffix)
 
@@ -210,7 +210,7 @@ class Learner:
         query = ranker.vectors("query", batch.context_rows)
         candidate = ranker.vectors("candidate", batch.columns)
         affinities = affinity_features(
-            batch.affinity_weights, query, candidate, ranker.taste, ranker.text_share(batch.columns), batch.asked
+            batch.affinity_weights, query, candidate, ranker.taste, ranker.text_share(batch.columns), batch.query_vector
         )
         return weighted_sum(ranker.heads, batch.counter_features, affinities)
 
@@ -338,7 +338,7 @@ class Learner:
             rows=self.catalogue.rows,
             counters=self.ranker.counters,
             shoppers=self.shoppers,
-            asked=self._asked(lists),
+            query_vector=self._query_vector(lists),
         )
 
     @torch.inference_mode()

@@ -50,7 +50,7 @@ def observe_lists(
     rows: Mapping[str, int],
     counters: Counters,
     shoppers: Shoppers,
-    asked: Tensor | None = None,
+    query_vector: Tensor | None = None,
 ) -> ListBatch:
     """Lists with what was known when each was shown.
 
@@ -63,7 +63,7 @@ def observe_lists(
         rows: of the catalogue's items.
         counters: as they stand.
         shoppers: as they stand.
-        asked: [lists, dim] vectors of what was searched for; None where nothing was.
+        query_vector: [lists, dim] vector of each list's search query; None if no list has one.
 
     Raises:
         KeyError: an item is not in the catalogue.
@@ -91,7 +91,7 @@ def observe_lists(
         counter_features=features,
         affinity_weights=affinity_weights(weights, known),
         context_rows=known,
-        asked=asked,
+        query_vector=query_vector,
     )
 
 

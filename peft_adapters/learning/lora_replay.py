@@ -12,6 +12,8 @@ from torch import Tensor
 from peft_adapters.learning.batches import Batch
 from peft_adapters.ranking.counters import IntArray
 
+_KEYS = {"query_vector": "asked"}  # in a state, where a field has another name there: checkpoints keep their format
+
 
 @dataclass(frozen=True, slots=True)
 class LoraBatch:
@@ -26,7 +28,7 @@ class LoraBatch:
         affinity_weights: [AFFINITIES, events, context rows].
         context_rows: [context rows] distinct items of the contexts.
         live_rows: [live rows] sorted rows whose texts carry gradients.
-        asked: [events, dim] vectors of what was searched for, as of when the events came; None where nothing was.
+        query_vector: [events, dim] vector of each event's search query at the time of the event; None without any.
     """
 
     items: IntArray
@@ -37,7 +39,7 @@ class LoraBatch:
     affinity_weights: Tensor
     context_rows: IntArray
     live_rows: IntArray
-    asked: Tensor | None = None
+    query_vector: Tensor | None = None
 
 
 def lora_batch(batch: Batch, candidates: IntArray, live_rows: IntArray) -> LoraBatch:
@@ -53,7 +55,7 @@ def lora_batch(batch: Batch, candidates: IntArray, live_rows: IntArray) -> LoraB
         affinity_weights=batch.affinity_weights,
         context_rows=batch.context_rows,
         live_rows=live_rows,
-        asked=batch.asked,
+        query_vector=batch.query_vector,
     )
 
 
@@ -91,7 +93,7 @@ class LoraReplay:
     def state(self) -> dict[str, Tensor]:
         """All of it as tensors."""
         kept = {
-            f"{place}.{field.name}": torch.as_tensor(getattr(batch, field.name))
+            f"{place}.{_KEYS.get(field.name, field.name)}": torch.as_tensor(getattr(batch, field.name))
             for place, batch in enumerate(self._kept)
             for field in fields(batch)
             if getattr(batch, field.name) is not None
@@ -115,6 +117,6 @@ def _with_large_parts(batch: LoraBatch, dtype: torch.dtype) -> LoraBatch:
 
 def _from_state(state: Mapping[str, Tensor], place: int) -> LoraBatch:
     names = (field.name for field in fields(LoraBatch))
-    part = {name: state[key] for name in names if (key := f"{place}.{name}") in state}
+    part = {name: state[key] for name in names if (key := f"{place}.{_KEYS.get(name, name)}") in state}
     rows = {name: part[name].numpy() for name in ("items", "columns", "context_rows", "live_rows")}
     return LoraBatch(**(part | rows))  # type: ignore[arg-type]

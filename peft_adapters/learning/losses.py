@@ -67,7 +67,7 @@ def positives_features(batch: Batch | LoraBatch, taste: Tensor, query: Side, can
     return Features(
         batch.counter_features[:, :, torch.from_numpy(places)],
         affinity_features(
-            batch.affinity_weights, query.vectors, candidate.vectors, taste, candidate.text_share, batch.asked
+            batch.affinity_weights, query.vectors, candidate.vectors, taste, candidate.text_share, batch.query_vector
         ),
     )
 
@@ -111,7 +111,9 @@ def list_features(batch: ListBatch, taste: Tensor, query: Tensor, candidate: Ten
         text_share: [shown] how far text speaks for each.
     """
     owner = torch.from_numpy(batch.owner)
-    affinities = affinities_of_pairs(batch.affinity_weights, owner, query, candidate, taste, text_share, batch.asked)
+    affinities = affinities_of_pairs(
+        batch.affinity_weights, owner, query, candidate, taste, text_share, batch.query_vector
+    )
     return whole_features(torch.cat([batch.counter_features, affinities]))
 
 

@@ -147,7 +147,7 @@ def affinity_features(
     candidates: Tensor,
     taste: Tensor,
     text_share: Tensor,
-    asked: Tensor | None = None,
+    query_vector: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Affinity features in their order, each [contexts, candidates] or one for all contexts, [candidates].
 
@@ -159,7 +159,7 @@ def affinity_features(
         candidates: [candidates, dim].
         taste: [dim] what all shoppers like.
         text_share: [candidates] how far text speaks for each.
-        asked: [contexts, dim] vectors of what was searched for, zero where nothing was.
+        query_vector: [contexts, dim] vectors of what was searched for, zero where nothing was.
     """
     used = weights[0].any(dim=0)
     session = weights[0][:, used]
@@ -171,7 +171,7 @@ def affinity_features(
         products = [_product(own @ query, candidates.T) for own in weights]
         similarity = query[used] @ candidates.T  # [session rows, candidates]
     attention = attended(session, similarity)
-    sought = None if asked is None else asked @ candidates.T
+    sought = None if query_vector is None else query_vector @ candidates.T
     return affinities(products, attention, candidates @ taste, text_share, sought)
 
 
@@ -182,7 +182,7 @@ def affinities_of_pairs(
     candidates: Tensor,
     taste: Tensor,
     text_share: Tensor,
-    asked: Tensor | None = None,
+    query_vector: Tensor | None = None,
 ) -> Tensor:
     """The same for pairs of one context and one candidate each, [affinities, pairs].
 
@@ -193,14 +193,14 @@ def affinities_of_pairs(
         candidates: [pairs, dim].
         taste: [dim].
         text_share: [pairs].
-        asked: [contexts, dim] as above.
+        query_vector: [contexts, dim] as above.
     """
     products = list(((weights @ query)[:, owner] * candidates).sum(dim=-1))
     session = weights[0][owner]  # [pairs, context rows]
     similarity = candidates @ query.T
     strength = attention_strength(similarity)
     attention = (session * strength * similarity).sum(dim=1) / (session * strength).sum(dim=1).clamp(min=NO_ATTENTION)
-    sought = None if asked is None else (asked[owner] * candidates).sum(dim=-1)
+    sought = None if query_vector is None else (query_vector[owner] * candidates).sum(dim=-1)
     return torch.stack(affinities(products, attention, candidates @ taste, text_share, sought))
 
 

@@ -187,7 +187,7 @@ def compared(
     context: Any,
     recency: Any,
     query: Any,
-    asked: Any,
+    query_vector: Any,
     attends: bool,
     columns: Any,
     candidates: Any,
@@ -200,7 +200,7 @@ def compared(
         context: items, ages and what was passed over, as `look_at` takes them.
         recency: as above.
         query: as above.
-        asked: [0 or 1, dim] vector of what is searched for.
+        query_vector: [0 or 1, dim] vector of what is searched for.
         attends: whether attention is worked out, which takes most of the time; else it is zero.
         columns: [candidates] rows.
         candidates: [.., dim] vectors.
@@ -225,7 +225,7 @@ def compared(
             found[12, column] = standing[0, row]
             found[15, column] = standing[2, row]
             found[16, column] = np.float32(1)
-            for vector in asked:
+            for vector in query_vector:
                 likes = product(vector, candidates[row])
                 found[13, column] = likes
                 found[14, column] = AFFINITY_SCALE * likes * likes

@@ -150,43 +150,45 @@ class FrozenRanker:
         return self._candidate[torch.from_numpy(rows)]
 
     @torch.inference_mode()
-    def score(self, contexts: Contexts, columns: IntArray | None = None, asked: Tensor | None = None) -> Tensor:
+    def score(self, contexts: Contexts, columns: IntArray | None = None, query_vector: Tensor | None = None) -> Tensor:
         """Scores [contexts, candidates].
 
         Args:
             contexts: who asks.
             columns: [candidates] sorted rows of the candidates; None is the whole catalogue.
-            asked: [contexts, dim] unit vectors of what is searched for, under the text vectors' adapter; zero where
-                nothing is, None where nothing is at all.
+            query_vector: [contexts, dim] unit vector of each context's search query under the adapter of the text
+                vectors, zero without a query; None if no context has one.
         """
         if len(contexts) == 1:
-            return torch.from_numpy(self._one.score(contexts, columns, asked))[None]
-        return weighted_sum(self._heads, *self._features(contexts, columns, asked))
+            return torch.from_numpy(self._one.score(contexts, columns, query_vector))[None]
+        return weighted_sum(self._heads, *self._features(contexts, columns, query_vector))
 
     def best(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
         """The `count` best of some sorted rows for one context, the best first, and their scores."""
         return self._one.best(contexts, rows, count)
 
     def judge(
-        self, context: Contexts, columns: IntArray | None = None, asked: Tensor | None = None
+        self, context: Contexts, columns: IntArray | None = None, query_vector: Tensor | None = None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """The same scores for one context, and by outcome the probability of each that is shown in the first place.
 
         Returns:
             scores [candidates], and probabilities [candidates].
         """
-        return self._one.judge(context, columns, asked)
+        return self._one.judge(context, columns, query_vector)
 
     @torch.inference_mode()
-    def features(self, contexts: Contexts, columns: IntArray | None = None, asked: Tensor | None = None) -> Tensor:
+    def features(
+        self, contexts: Contexts, columns: IntArray | None = None, query_vector: Tensor | None = None
+    ) -> Tensor:
         """Features [FEATURES, contexts, candidates]."""
         if len(contexts) == 1:
-            return self._one.features(contexts, columns, asked)
-        counted, affinities = self._features(contexts, columns, asked)
+            return self._one.features(contexts, columns, query_vector)
+        counted, affinities = self._features(contexts, columns, query_vector)
         return whole_features(torch.cat([counted, torch.stack([own.expand(counted.shape[1:]) for own in affinities])]))
 
     def _features(
-        self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None
+        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Counter features [COUNTER_FEATURES, contexts, candidates], and affinities."""
         parts = context_weights(contexts, len(self))
@@ -200,7 +202,7 @@ class FrozenRanker:
             self._candidate[chosen],
             self._taste,
             self.text_share[chosen],
-            asked,
+            query_vector,
         )
 
 

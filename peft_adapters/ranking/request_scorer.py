@@ -59,15 +59,17 @@ class RequestScorer:
         weights = torch.stack([torch.nn.functional.pad(heads, (0, INPUTS - len(heads))), *outcomes])
         self._weights: FloatArray = weights.numpy()
 
-    def features(self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None) -> Tensor:
+    def features(self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None) -> Tensor:
         """Features [FEATURES, 1, candidates]."""
-        return torch.from_numpy(self._inputs(contexts, columns, asked)[: len(FEATURES), None])
+        return torch.from_numpy(self._inputs(contexts, columns, query_vector)[: len(FEATURES), None])
 
     def score(
-        self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None, *, attends: bool = True
+        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None, *, attends: bool = True
     ) -> FloatArray:
         """Scores [candidates]; without attention where that is not wanted."""
-        scores: FloatArray = _weighted(self._weights[:1], self._inputs(contexts, columns, asked, attends=attends))[0]
+        scores: FloatArray = _weighted(
+            self._weights[:1], self._inputs(contexts, columns, query_vector, attends=attends)
+        )[0]
         return scores
 
     def best(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
@@ -91,17 +93,17 @@ class RequestScorer:
         return rows[order], scores[order]
 
     def judge(
-        self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None
+        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """The same scores, and by outcome the probability [candidates] of each that is shown in the first place."""
-        scores, *log_odds = _weighted(self._weights, self._inputs(contexts, columns, asked))
+        scores, *log_odds = _weighted(self._weights, self._inputs(contexts, columns, query_vector))
         if not log_odds:
             return scores, {}
         probabilities = probabilities_of([torch.from_numpy(own) for own in log_odds])
         return scores, {outcome: own.numpy() for outcome, own in probabilities.items()}
 
     def _inputs(
-        self, contexts: Contexts, columns: IntArray | None, asked: Tensor | None, *, attends: bool = True
+        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None, *, attends: bool = True
     ) -> FloatArray:
         """What `calibration.inputs_of` gives, [INPUTS, candidates]: features, conversion, 1, and 0 for the place.
 
@@ -119,7 +121,7 @@ class RequestScorer:
             (items, contexts.ages[0], passed),
             _RECENCY,
             query,
-            inputs[:0, : query.shape[1]] if asked is None else asked.numpy(),
+            inputs[:0, : query.shape[1]] if query_vector is None else query_vector.numpy(),
             attends,
             columns,
             self._candidate,

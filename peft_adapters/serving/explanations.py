@@ -91,7 +91,7 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(
-    model: ServedModel, contexts: Contexts, columns: IntArray, asked: Tensor | None = None
+    model: ServedModel, contexts: Contexts, columns: IntArray, query_vector: Tensor | None = None
 ) -> list[Explanation]:
     """Explain the scores of candidates for one context.
 
@@ -99,22 +99,22 @@ def explain(
         model: which scores.
         contexts: of one shopper.
         columns: [candidates] sorted rows of the candidates, at least one.
-        asked: [1, dim] vector of what is searched for.
+        query_vector: [1, dim] vector of what is searched for.
     """
-    scores, _ = model.ranker.judge(contexts, columns, asked)
-    own = _Shares(model, contexts, columns, asked)
+    scores, _ = model.ranker.judge(contexts, columns, query_vector)
+    own = _Shares(model, contexts, columns, query_vector)
     return [own.of(place, score) for place, score in enumerate(scores.tolist())]
 
 
 class _Shares:
     """Shares of the scores of some candidates, `history` [kinds, context rows, candidates], others [.., candidates]."""
 
-    def __init__(self, model: ServedModel, contexts: Contexts, columns: IntArray, asked: Tensor | None) -> None:
+    def __init__(self, model: ServedModel, contexts: Contexts, columns: IntArray, query_vector: Tensor | None) -> None:
         self._model, self._columns = model, columns
         self._rows = contexts.rows()
         self._ages = _sessions_ago(contexts, self._rows)
         heads = model.learnt.heads.double()
-        values = model.ranker.features(contexts, columns, asked)[:, 0].double()
+        values = model.ranker.features(contexts, columns, query_vector)[:, 0].double()
         self._features: Array = (heads[:, None] * values).numpy()  # [features, candidates]
         self._weights = dict(zip(FEATURES, heads.tolist(), strict=True))
         self._history = np.zeros((len(KINDS), len(self._rows), len(columns)))
@@ -126,9 +126,9 @@ class _Shares:
         self._share_vectors(affinity_weights(weights, self._rows)[:, 0].double(), candidate, candidate_text)
         self._taste = self._apart(self._weights["taste"] * model.learnt.taste.double(), candidate, candidate_text)
         self._query = np.zeros_like(self._taste)
-        if asked is not None:
-            slope = self._slope("query_affinity", candidate @ asked[0].double())
-            self._query = slope.numpy() * self._apart(asked[0].double(), candidate, candidate_text)
+        if query_vector is not None:
+            slope = self._slope("query_affinity", candidate @ query_vector[0].double())
+            self._query = slope.numpy() * self._apart(query_vector[0].double(), candidate, candidate_text)
 
     def of(self, place: int, score: float) -> Explanation:
         """The explanation of the candidate at a place."""

@@ -198,14 +198,14 @@ class Answers:
         """Scores and probabilities [candidates] of sorted rows."""
         if not len(columns):
             return np.zeros(0, dtype=np.float32), {}
-        return model.ranker.judge(self.context(request, model), columns, self.asked(request.query, model))
+        return model.ranker.judge(self.context(request, model), columns, self.query_vector(request.query, model))
 
     def is_withheld(self, model: ServedModel, row: int) -> bool:
         """Whether an item is blocked or removed, and so not to be named to anyone."""
         own = model.catalogue_rows[row : row + 1]
         return bool(model.has_text[row]) and not self._items.may_be_offered(own)[0]
 
-    def asked(self, query: str | None, model: ServedModel) -> Tensor | None:
+    def query_vector(self, query: str | None, model: ServedModel) -> Tensor | None:
         """The vector [1, dim] of what is searched for, under the model's own adapter; None where nothing is."""
         if query is None or self.encode_query is None:
             return None

@@ -136,8 +136,8 @@ def add_explain(
         model = served(request)
         ranked = answers.rank(request, model)
         columns = np.array(sorted(model.rows[item_id] for item_id in ranked.item_ids), dtype=np.int64)
-        asked = answers.asked(request.query, model)
-        explained = explain(model, answers.context(request, model), columns, asked) if len(columns) else []
+        query_vector = answers.query_vector(request.query, model)
+        explained = explain(model, answers.context(request, model), columns, query_vector) if len(columns) else []
         explained.sort(key=lambda own: -own.score)  # as of now: the shopper may have gone on since the ranking
         return ExplainAnswer(
             adapter_version=model.version,

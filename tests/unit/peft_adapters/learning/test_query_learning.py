@@ -60,18 +60,18 @@ def forgets_searches(learner: Learner) -> Learner:
 class TestVectors:
     def test_a_search_for_a_title_has_the_vector_of_its_item(self) -> None:
         learner = tiny_learner(LearnerSettings(), items=ITEMS)
-        vectors = learner._asked(searches(4))
+        vectors = learner._query_vector(searches(4))
         rows = [learner.catalogue.rows[event.item_id] for event in searches(4)]
         assert vectors is not None
         torch.testing.assert_close(vectors, learner.ranker.text[rows])
 
     def test_who_did_not_search_has_none_and_where_nobody_did_there_is_nothing(self) -> None:
         learner = tiny_learner(LearnerSettings(), items=ITEMS)
-        mixed = learner._asked(searches(4, every=2))
+        mixed = learner._query_vector(searches(4, every=2))
         assert mixed is not None
         assert mixed.any(dim=1).tolist() == [True, False, True, False]
-        assert learner._asked(paired_stream(4, items=ITEMS, seed=0)) is None
-        assert learner.observe(paired_stream(4, items=ITEMS, seed=0)).asked is None
+        assert learner._query_vector(paired_stream(4, items=ITEMS, seed=0)) is None
+        assert learner.observe(paired_stream(4, items=ITEMS, seed=0)).query_vector is None
 
     def test_what_is_kept_is_bounded_and_changes_no_bit(self) -> None:
         encoder = tiny_encoder()
@@ -99,7 +99,7 @@ def test_the_head_of_the_catalogue_learns_what_searches_say() -> None:
     def mean_rank(scores: Tensor) -> float:
         return float((scores > scores.gather(1, own)).sum(dim=1).float().mean())
 
-    assert mean_rank(learner.judge(batch)) + 3 < mean_rank(learner.judge(replace(batch, asked=None)))
+    assert mean_rank(learner.judge(batch)) + 3 < mean_rank(learner.judge(replace(batch, query_vector=None)))
 
 
 def test_the_heads_of_lists_and_probabilities_learn_it_too() -> None:
@@ -174,13 +174,13 @@ def test_a_worker_scores_searches_as_the_learner_judges_them() -> None:
     learner.learn(learner.observe(searches(48)))
     batch = learner.observe(searches(12, seed=3, every=2))
     frozen = FrozenRanker(learner.ranker)
-    torch.testing.assert_close(frozen.score(batch.contexts, asked=batch.asked), learner.judge(batch))
+    torch.testing.assert_close(frozen.score(batch.contexts, query_vector=batch.query_vector), learner.judge(batch))
     few = np.array([2, 5, 7])
-    assert batch.asked is not None
+    assert batch.query_vector is not None
     for event, expected in enumerate(learner.judge(batch)[:, torch.from_numpy(few)].numpy()):
         one = slice(event, event + 1)
         own = Contexts(*(part[one] for part in (batch.contexts.items, batch.contexts.ages, batch.contexts.passed)))
-        scores, _ = frozen.judge(own, few, batch.asked[one])
+        scores, _ = frozen.judge(own, few, batch.query_vector[one])
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -206,4 +206,6 @@ def test_lists_that_come_without_vectors_have_none() -> None:
     learner = tiny_learner(LearnerSettings(), items=ITEMS)
     shown, _ = search_lists(1)[0]
     counters, shoppers = learner.ranker.counters, learner.shoppers
-    assert observe_lists([shown], rows=learner.catalogue.rows, counters=counters, shoppers=shoppers).asked is None
+    assert (
+        observe_lists([shown], rows=learner.catalogue.rows, counters=counters, shoppers=shoppers).query_vector is None
+    )

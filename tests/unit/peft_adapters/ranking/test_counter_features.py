@@ -126,9 +126,11 @@ def test_affinities_of_one_shopper_are_those_of_a_batch(columns: IntArray | None
     for _ in range(12):
         own = context(rng, repeats=True)
         both = pad([(own.items[0].tolist(), own.ages[0].tolist()), ([], [])], [own.passed[0].tolist(), []])
-        asked = torch.nn.functional.normalize(torch.randn(1, 16, generator=draw), dim=1) if asks else None
-        one = frozen.features(own, columns, asked)
-        batch = frozen.features(both, columns, None if asked is None else torch.cat([asked, asked]))
+        query_vector = torch.nn.functional.normalize(torch.randn(1, 16, generator=draw), dim=1) if asks else None
+        one = frozen.features(own, columns, query_vector)
+        batch = frozen.features(
+            both, columns, None if query_vector is None else torch.cat([query_vector, query_vector])
+        )
         torch.testing.assert_close(one, batch[:, :1], rtol=1e-5, atol=1e-5)
 
 

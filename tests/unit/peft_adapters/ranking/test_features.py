@@ -223,17 +223,17 @@ def test_pairs_have_the_affinities_of_their_context_and_candidate() -> None:
 
 def test_searches_have_the_product_of_their_vector_and_its_square_and_nobody_else_has() -> None:
     weights, query, candidates, taste, text_share = _random_affinities()
-    asked = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
-    asked[1] = 0  # did not search
+    query_vector = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
+    query_vector[1] = 0  # did not search
     without = affinity_features(weights, query, candidates, taste, text_share)
-    features = affinity_features(weights, query, candidates, taste, text_share, asked)
+    features = affinity_features(weights, query, candidates, taste, text_share, query_vector)
     assert all(torch.equal(one, other) for one, other in zip(without, features, strict=False))
     product, square = features[len(without) :]
-    torch.testing.assert_close(product, asked @ candidates.T)
+    torch.testing.assert_close(product, query_vector @ candidates.T)
     torch.testing.assert_close(square, 3 * product**2)
     assert not product[1].any()
     owner, which = torch.tensor([0, 2, 1]), torch.tensor([4, 0, 6])
-    pairs = affinities_of_pairs(weights, owner, query, candidates[which], taste, text_share[which], asked)
+    pairs = affinities_of_pairs(weights, owner, query, candidates[which], taste, text_share[which], query_vector)
     torch.testing.assert_close(pairs[-2:], torch.stack([product, square])[:, owner, which])
 
 

@@ -63,14 +63,16 @@ def _with_every_weight(model: ServedModel) -> ServedModel:
 
 
 def explained(
-    model: ServedModel, context: tuple[list[int], list[int]], asked: Tensor | None = None
+    model: ServedModel, context: tuple[list[int], list[int]], query_vector: Tensor | None = None
 ) -> list[Explanation]:
-    return explain(model, pad([context]), np.arange(len(model)), asked)
+    return explain(model, pad([context]), np.arange(len(model)), query_vector)
 
 
-def assert_adds_up(model: ServedModel, context: tuple[list[int], list[int]], asked: Tensor | None = None) -> None:
-    scores = model.ranker.score(pad([context]), asked=asked)[0].tolist()
-    for own, score in zip(explained(model, context, asked), scores, strict=True):
+def assert_adds_up(
+    model: ServedModel, context: tuple[list[int], list[int]], query_vector: Tensor | None = None
+) -> None:
+    scores = model.ranker.score(pad([context]), query_vector=query_vector)[0].tolist()
+    for own, score in zip(explained(model, context, query_vector), scores, strict=True):
         assert own.score == pytest.approx(score, abs=CLOSE)
         assert sum(own.kinds.values()) == pytest.approx(score, abs=CLOSE)
         assert sum(own.features.values()) == pytest.approx(score, abs=CLOSE)
@@ -85,9 +87,9 @@ def test_every_cut_adds_up_to_the_score(model: ServedModel, context: tuple[list[
 
 @pytest.mark.parametrize("context", [CONTEXTS["nobody"], CONTEXTS["both"]])
 def test_what_is_searched_for_has_its_share(model: ServedModel, context: tuple[list[int], list[int]]) -> None:
-    asked = model.text[[9]]
-    assert_adds_up(model, context, asked)
-    alone, searched = explained(model, context), explained(model, context, asked)
+    query_vector = model.text[[9]]
+    assert_adds_up(model, context, query_vector)
+    alone, searched = explained(model, context), explained(model, context, query_vector)
     assert {own.query for own in alone} == {0.0}
     for before, own in zip(alone, searched, strict=True):
         assert own.query == pytest.approx(own.score - before.score, abs=CLOSE)

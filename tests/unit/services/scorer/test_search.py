@@ -159,14 +159,14 @@ def test_the_ranking_is_told_what_was_searched_for(
     told: list[Tensor] = []
     judge = shop.model.ranker.judge
 
-    def noted(contexts: Any, columns: Any, asked: Tensor) -> Any:
-        told.append(asked)
-        return judge(contexts, columns, asked)
+    def noted(contexts: Any, columns: Any, query_vector: Tensor) -> Any:
+        told.append(query_vector)
+        return judge(contexts, columns, query_vector)
 
     monkeypatch.setattr(shop.model.ranker, "judge", noted)
     found(client, "red mug")
-    (asked,) = told
-    assert torch.equal(asked, shop.queries("red mug", shop.model.suffix)[None])
+    (query_vector,) = told
+    assert torch.equal(query_vector, shop.queries("red mug", shop.model.suffix)[None])
 
 
 @pytest.mark.parametrize("kind", ["blocked", "removed"])
