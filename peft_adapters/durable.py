@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def path_in_errors(path: Path) -> Iterator[None]:
     """Put a path into an OSError that has none: those of `write` and `fsync` do not say which file failed.
 
     Raises:
@@ -35,7 +35,7 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with naming(path), temporary.open("xb") as file:
+        with path_in_errors(path), temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -45,7 +45,7 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def link(source: str | Path, target: str | Path) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
     """Have a file that never changes under another name too; where the file system has no links, as a copy."""
     try:
         os.link(source, target)
@@ -66,7 +66,7 @@ def sync_file(path: Path) -> None:
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with naming(path):
+        with path_in_errors(path):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from peft_adapters.durable import durable_file, link, naming, sync_directory, sync_file
+from peft_adapters.durable import durable_file, link_or_copy, path_in_errors, sync_directory, sync_file
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.ranking.modalities import pack, unpack
@@ -139,7 +139,7 @@ def verify_checkpoint(root: Path, number: int) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with naming(path), path.open("rb") as file:
+    with path_in_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -150,7 +150,7 @@ def _write(root: Path, number: int, files: dict[str, bytes], *, linked: Path | N
     aside.mkdir(parents=True)
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     if linked is not None:
-        link(linked, aside / linked.name)
+        link_or_copy(linked, aside / linked.name)
         sums[linked.name] = _read_sums(linked.parent)[linked.name]
     for name, data in (files | {SUMS_NAME: _sums(sums)}).items():
         with durable_file(aside / name) as file:

@@ -51,7 +51,7 @@ class Deadline:
         return left_seconds if operation_seconds is None else min(left_seconds, operation_seconds)
 
 
-def read_whole(
+def bounded_request(
     client: httpx.Client, method: str, url: str, *, seconds: float, limit_bytes: int, **options: Any
 ) -> httpx.Response:
     """Send a request and read the answer, within a deadline and a size.

@@ -38,10 +38,10 @@ def get(url: str, **options: Any) -> httpx.Response:
         return client.get(url)
 
 
-def detail_of(body: bytes) -> str:
+def error_detail(body: bytes) -> str:
     """The reason in the body of an error response (RFC 9457), or the beginning of whatever the body is.
 
-    >>> detail_of(b'{"detail": "no such version"}')
+    >>> error_detail(b'{"detail": "no such version"}')
     'no such version'
     """
     try:

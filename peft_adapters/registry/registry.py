@@ -22,7 +22,7 @@ from pathlib import Path
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from peft_adapters.durable import naming, sync_directory
+from peft_adapters.durable import path_in_errors, sync_directory
 from peft_adapters.errors import (
     AlreadyRunningError,
     BundleError,
@@ -224,7 +224,7 @@ class AdapterRegistry:
             f"back{remedy}"
         )
 
-    def absence(self, scenario: str) -> str:
+    def explain_absence(self, scenario: str) -> str:
         """Explain in one sentence why a scenario has no latest version: the registry is missing, empty or damaged.
 
         Raises:
@@ -364,7 +364,7 @@ class AdapterRegistry:
             arriving.mkdir()
             for name, entry in manifest.files.items():
                 self._files.download(f"{source}/{name}", entry, arriving / name)
-            with naming(arriving / MANIFEST_NAME):
+            with path_in_errors(arriving / MANIFEST_NAME):
                 (arriving / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
             verify_copy(arriving)
             shutil.rmtree(target, ignore_errors=True)
@@ -422,7 +422,7 @@ class AdapterRegistry:
         named = self.rollout(scenario).versions
         published = {version: own for version in versions if (own := self._published(scenario, version)) is not None}
         damaged = {version for version in versions[-retention.versions :] if version not in published}
-        kept = retention.kept(published, named=named) | damaged | (named & set(versions))
+        kept = retention.select(published, named=named) | damaged | (named & set(versions))
         for version in sorted(self._files.by_version(scenario), reverse=True):
             # What lies beyond the newest version is a publication under way or cut short, which will be made again.
             if version not in kept and version < versions[-1]:

@@ -51,7 +51,7 @@ class Retention:
                 f"`versions` must be at least 1, got {self.versions}; the latest version is what scorers start from"
             )
 
-    def kept(self, published: Mapping[int, PublishedVersion], *, named: Iterable[int] = ()) -> set[int]:
+    def select(self, published: Mapping[int, PublishedVersion], *, named: Iterable[int] = ()) -> set[int]:
         """Choose the versions to keep.
 
         The choice is stable: a version that is passed over once is not chosen later, while newer versions come.
@@ -62,9 +62,9 @@ class Retention:
 
         >>> minute = 60_000
         >>> published = {n: PublishedVersion(None, n * minute // 2, 10) for n in range(8)}
-        >>> sorted(Retention(versions=1, minutes=3).kept(published))
+        >>> sorted(Retention(versions=1, minutes=3).select(published))
         [2, 4, 6, 7]
-        >>> sorted(Retention(versions=1, minutes=3, size_bytes=30).kept(published))
+        >>> sorted(Retention(versions=1, minutes=3, size_bytes=30).select(published))
         [4, 6, 7]
         """
         if not published:

@@ -168,7 +168,7 @@ def rollout_bytes(rollout: Rollout) -> bytes:
     return rollout.model_dump_json(indent=1).encode()
 
 
-def rollout_tag(rollout: Rollout) -> str:
+def rollout_etag(rollout: Rollout) -> str:
     """Tells one document from another, for entity tags: SHA-256 of its bytes."""
     return hashlib.sha256(rollout_bytes(rollout)).hexdigest()
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from peft_adapters.durable import naming
+from peft_adapters.durable import path_in_errors
 from peft_adapters.errors import BundleSignatureError, SigningKeyError
 from peft_adapters.registry.manifest import Manifest, Signature, manifest_bytes, parse_manifest, signed_bytes
 from peft_adapters.settings import SigningSettings
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PRIVATE_KEY_NAME = "signing-key.pem"
 PUBLIC_KEY_NAME = "signing-key.pub.pem"
 
-State = Literal["good", "unsigned", "unknown key", "bad"]
+SignatureState = Literal["good", "unsigned", "unknown key", "bad"]
 
 
 class Signer:
@@ -70,7 +70,7 @@ class Verifier:
         Raises:
             BundleSignatureError: it may not.
         """
-        state = self.state(manifest)
+        state = self.signature_state(manifest)
         if state == "good" or (state != "bad" and not self._require):
             return
         found = "none" if manifest.signature is None else f"one by {manifest.signature.key_id}"
@@ -80,7 +80,7 @@ class Verifier:
             "if the updater has a new key, add its public half to `signing.public_keys`"
         )
 
-    def state(self, manifest: Manifest) -> State:
+    def signature_state(self, manifest: Manifest) -> SignatureState:
         """How its signature stands."""
         from cryptography.exceptions import InvalidSignature
 
@@ -97,7 +97,7 @@ class Verifier:
         return "good"
 
 
-def signer(settings: SigningSettings) -> Signer | None:
+def load_signer(settings: SigningSettings) -> Signer | None:
     """What signs, where a key is set.
 
     Raises:
@@ -106,7 +106,7 @@ def signer(settings: SigningSettings) -> Signer | None:
     return None if settings.private_key is None else Signer(settings.private_key)
 
 
-def verifier(settings: SigningSettings) -> Verifier | None:
+def load_verifier(settings: SigningSettings) -> Verifier | None:
     """What verifies, where keys are set.
 
     Raises:
@@ -115,7 +115,7 @@ def verifier(settings: SigningSettings) -> Verifier | None:
     return Verifier(settings.public_keys, require=settings.require_signature) if settings.public_keys else None
 
 
-def new_key(directory: Path) -> tuple[Path, Path]:
+def generate_key_pair(directory: Path) -> tuple[Path, Path]:
     """Make a pair of keys and return their files: private, for its owner's eyes alone, and public.
 
     Raises:
@@ -138,7 +138,7 @@ def new_key(directory: Path) -> tuple[Path, Path]:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         except FileExistsError as error:
             raise SigningKeyError(f"{path} is there already; name another directory, or move that key away") from error
-        with naming(path), os.fdopen(descriptor, "wb") as file:
+        with path_in_errors(path), os.fdopen(descriptor, "wb") as file:
             file.write(data)
     return paths
 

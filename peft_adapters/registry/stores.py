@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import BundleFormatError, RegistryAddressError, RegistryReadOnlyError
 from peft_adapters.registry.http_deadline import DEADLINE, READ_SECONDS, Deadline
-from peft_adapters.registry.internal_http import detail_of, internal_client
+from peft_adapters.registry.internal_http import error_detail, internal_client
 
 CHUNK_BYTES = 2**20
 WAIT_SECONDS = 10.0  # for one operation on the connection, such as a connect
@@ -231,7 +231,7 @@ def _check_status(response: httpx.Response) -> None:
             f"GET {response.url}: status {response.status_code}; give a key of scope `read` as `registry.api_key`"
         )
     if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:  # the registry process could not use what it read
-        detail = detail_of(next(response.iter_bytes(), b""))
+        detail = error_detail(next(response.iter_bytes(), b""))
         raise BundleFormatError(f"GET {response.url}: status 500: {detail}; look at the log of the registry process")
     if response.status_code != httpx.codes.OK:
         raise OSError(f"GET {response.url}: status {response.status_code}")

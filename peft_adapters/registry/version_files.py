@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from peft_adapters.durable import naming
+from peft_adapters.durable import path_in_errors
 from peft_adapters.errors import BundleDigestError, BundleSizeError, RegistryUnavailableError, VersionNotFoundError
 from peft_adapters.registry.manifest import MANIFEST_NAME, MAX_VERSION, FileEntry, Manifest, manifest_bytes
 from peft_adapters.registry.stores import Store
@@ -87,7 +87,7 @@ class VersionFiles:
             VersionNotFoundError: it is gone.
             RegistryUnavailableError: the store failed.
         """
-        with naming(target), target.open("xb") as file:
+        with path_in_errors(target), target.open("xb") as file:
             self.verify(path, entry, write=file.write)
 
     def verify(self, path: str, entry: FileEntry, *, write: Callable[[bytes], object] = bytes) -> None:

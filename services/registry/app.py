@@ -29,7 +29,7 @@ from peft_adapters.errors import (
 )
 from peft_adapters.registry.manifest import MANIFEST_NAME, MAX_VERSION, Manifest, manifest_bytes
 from peft_adapters.registry.registry import LATEST_NAME, AdapterRegistry
-from peft_adapters.registry.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_tag
+from peft_adapters.registry.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_etag
 from peft_adapters.registry.signing import Verifier
 from peft_adapters.registry.stores import LISTING_NAME
 from services.metrics import RegistryMetrics, new_registry
@@ -88,7 +88,7 @@ def create_app(
         verify: Checks the signatures of versions that are to be served; None checks none.
     """
     watchers = Watchers(
-        LongPoll(registry.latest, lambda manifest: manifest.digest), LongPoll(registry.rollout, rollout_tag)
+        LongPoll(registry.latest, lambda manifest: manifest.digest), LongPoll(registry.rollout, rollout_etag)
     )
     series = new_registry()
     app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers))
@@ -166,8 +166,8 @@ def _add_rollout(app: FastAPI, registry: AdapterRegistry, watcher: LongPoll[Roll
         found = await watcher.newest(scenario, other_than=known, wait_seconds=wait_seconds) or Rollout(
             scenario=scenario
         )
-        headers = {"ETag": f'"{rollout_tag(found)}"', **REVALIDATE}
-        if rollout_tag(found) in known or "*" in known:
+        headers = {"ETag": f'"{rollout_etag(found)}"', **REVALIDATE}
+        if rollout_etag(found) in known or "*" in known:
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         return Response(rollout_bytes(found), media_type="application/json", headers=headers)
 
@@ -311,7 +311,7 @@ def _digests(if_none_match: str | None) -> set[str]:
 
 def _no_latest(registry: AdapterRegistry, scenario: str) -> ProblemError:
     """Say why there is no latest version, without the registry's own address."""
-    cause = registry.absence(scenario)
+    cause = registry.explain_absence(scenario)
     for address in (registry.url, str(Path(registry.url).absolute())):
         cause = cause.replace(address, "<registry>")
     nothing = f"nothing has been published for scenario {scenario!r} yet"

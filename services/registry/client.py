@@ -8,11 +8,11 @@ import httpx
 from pydantic import ValidationError
 
 from peft_adapters.errors import RegistryError, RegistryUnavailableError
-from peft_adapters.registry.http_deadline import READ_SECONDS, read_whole
+from peft_adapters.registry.http_deadline import READ_SECONDS, bounded_request
 from peft_adapters.registry.internal_http import internal_client
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Rollout
-from peft_adapters.registry.signing import verifier
+from peft_adapters.registry.signing import load_verifier
 from services.audit import AuditLog
 from services.registry.announcing import announce
 from services.registry.changes import PATHS, Change, action_of, asked, make
@@ -62,7 +62,7 @@ class DirectClient:
         """
         by = _user()
         with self._audit.call(action_of(change), by=by, scenario=scenario, asked=asked(change)):
-            rollout = make(self.registry, scenario, change, by=by, verify=verifier(self._settings.signing))
+            rollout = make(self.registry, scenario, change, by=by, verify=load_verifier(self._settings.signing))
         announce(self._settings, rollout)
         return rollout
 
@@ -95,7 +95,7 @@ class HttpClient:
         url = f"{self._url}/v1/adapters/{scenario}/{PATHS[type(change)]}"
         try:
             with internal_client(headers=self._headers, timeout=TIMEOUT_SECONDS) as client:
-                answer = read_whole(
+                answer = bounded_request(
                     client, "POST", url, seconds=TIMEOUT_SECONDS, limit_bytes=ANSWER_LIMIT_BYTES, json=asked(change)
                 )
             if answer.status_code == httpx.codes.OK:
@@ -113,7 +113,7 @@ class HttpClient:
         url = f"{self._url}/v1/adapters/{scenario}/workers"
         try:
             with internal_client(headers=self._headers, timeout=TIMEOUT_SECONDS) as client:
-                answer = read_whole(client, "GET", url, seconds=TIMEOUT_SECONDS, limit_bytes=FLEET_LIMIT_BYTES)
+                answer = bounded_request(client, "GET", url, seconds=TIMEOUT_SECONDS, limit_bytes=FLEET_LIMIT_BYTES)
             if answer.status_code == httpx.codes.OK:
                 return FleetView.model_validate_json(answer.content)
         except (httpx.HTTPError, ValidationError) as error:

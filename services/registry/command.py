@@ -5,7 +5,7 @@ from functools import partial
 import structlog
 
 from peft_adapters.registry.registry import AdapterRegistry
-from peft_adapters.registry.signing import verifier
+from peft_adapters.registry.signing import load_verifier
 from services.registry.announcing import announce
 from services.registry.app import create_app
 from services.settings import Settings
@@ -30,6 +30,6 @@ def run(settings: Settings) -> None:
     own = settings.registry
     log.info("registry_starting", registry_url=own.url)
     access = Access.of(settings.limits, settings.security)
-    verify = verifier(settings.signing)
+    verify = load_verifier(settings.signing)
     app = create_app(AdapterRegistry(own.url), access=access, announce=partial(announce, settings), verify=verify)
     serve(app, own.host, own.port)

@@ -106,4 +106,4 @@ def signature_state(manifest: Manifest, verify: Verifier | None) -> str:
     if manifest.signature is None:
         return "unsigned"
     by = f"signed by {manifest.signature.key_id}"
-    return f"{by}, not verified" if verify is None else f"{by}, {verify.state(manifest)}"
+    return f"{by}, not verified" if verify is None else f"{by}, {verify.signature_state(manifest)}"

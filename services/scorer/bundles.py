@@ -38,13 +38,13 @@ class BundleSource:
         """
         return self._registry.latest(scenario)
 
-    def absence(self, scenario: str) -> str:
+    def explain_absence(self, scenario: str) -> str:
         """Explain why the registry holds no version of a scenario.
 
         Raises:
             RegistryError: The registry does not answer.
         """
-        return self._registry.absence(scenario)
+        return self._registry.explain_absence(scenario)
 
     def without_addresses(self, text: str) -> str:
         """A text fit for anyone who may ask whether the scorer is ready: it does not say where the registry is.

@@ -14,7 +14,7 @@ from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.registry.registry import AdapterRegistry
-from peft_adapters.registry.signing import verifier
+from peft_adapters.registry.signing import load_verifier
 from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
 from services import memory
 from services.disks import temporary_directory
@@ -168,7 +168,7 @@ def _shoppers(settings: Settings, items: LiveItems, metrics: ScorerMetrics, pseu
 def _registry(settings: Settings) -> AdapterRegistry:
     return AdapterRegistry(
         settings.scorer.registry_url,
-        verify=verifier(settings.signing),
+        verify=load_verifier(settings.signing),
         api_key=settings.registry.shown_key(),
         read_seconds=settings.registry.read_seconds,
     )

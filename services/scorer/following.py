@@ -16,8 +16,8 @@ from peft_adapters.errors import (
     RegistryUnavailableError,
     VersionNotFoundError,
 )
-from peft_adapters.registry.http_deadline import read_whole
-from peft_adapters.registry.internal_http import detail_of, internal_client
+from peft_adapters.registry.http_deadline import bounded_request
+from peft_adapters.registry.internal_http import error_detail, internal_client
 from peft_adapters.registry.manifest import MANIFEST_LIMIT_BYTES, parse_manifest
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import parse_rollout
@@ -83,7 +83,7 @@ class RegistryFollower:
             self._status.answered(scenario, part)
             part = "latest"
             latest = self._registry.latest(scenario)
-            absence = self._registry.absence(scenario) if latest is None else None
+            absence = self._registry.explain_absence(scenario) if latest is None else None
         except HeadwaterModelError as error:
             self._failed(scenario, part, cause_of(error, scenario))
             return
@@ -153,7 +153,7 @@ def _ask(client: httpx.Client, path: str, tag: str) -> httpx.Response:
         BundleFormatError: The newest version is damaged.
         RegistryUnavailableError: The registry process cannot answer.
     """
-    answer = read_whole(
+    answer = bounded_request(
         client,
         "GET",
         path,
@@ -164,7 +164,7 @@ def _ask(client: httpx.Client, path: str, tag: str) -> httpx.Response:
     )
     if answer.status_code in (httpx.codes.OK, httpx.codes.NOT_MODIFIED):
         return answer
-    problem = f"GET {answer.url}: status {answer.status_code}: {detail_of(answer.content)}"
+    problem = f"GET {answer.url}: status {answer.status_code}: {error_detail(answer.content)}"
     if answer.status_code == httpx.codes.NOT_FOUND:
         raise VersionNotFoundError(problem)
     if answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR:

@@ -40,7 +40,7 @@ class RegistryPoller:
             part = "latest"
             latest = self._bundles.latest(scenario)
             if latest is None and scenario in self._pinned:
-                self._status.failed(scenario, part, Cause(REGISTRY, self._bundles.absence(scenario)))
+                self._status.failed(scenario, part, Cause(REGISTRY, self._bundles.explain_absence(scenario)))
                 self.later(scenario)
             else:
                 self._status.answered(scenario, part)

@@ -9,8 +9,8 @@ import time
 import httpx
 import structlog
 
-from peft_adapters.registry.http_deadline import read_whole
-from peft_adapters.registry.internal_http import detail_of, internal_client
+from peft_adapters.registry.http_deadline import bounded_request
+from peft_adapters.registry.internal_http import error_detail, internal_client
 from peft_adapters.registry.rollout import Rollout
 from services.registry.fleet import MOST_PROBLEMS, PROBLEM_CHARACTERS, REPORT_SECONDS, WorkerReport
 from services.scorer.bundles import FILES_PATH
@@ -74,7 +74,7 @@ class WorkerReporter:
             before, at = self._sent.get(scenario, (None, 0.0))
             if report == before and time.monotonic() - at < REPORT_SECONDS:
                 continue
-            answer = read_whole(
+            answer = bounded_request(
                 client,
                 "PUT",
                 f"/v1/adapters/{scenario}/workers/{self._name}",
@@ -83,7 +83,7 @@ class WorkerReporter:
                 json=report.model_dump(),
             )
             if not answer.is_success:
-                self._not_taken(f"status {answer.status_code}: {detail_of(answer.content)}")
+                self._not_taken(f"status {answer.status_code}: {error_detail(answer.content)}")
                 return
             self._sent[scenario] = (report, time.monotonic())
             self._failed = False

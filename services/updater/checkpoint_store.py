@@ -43,7 +43,7 @@ from typing import IO, Any
 import structlog
 from torch import Tensor
 
-from peft_adapters.durable import naming, sync_directory
+from peft_adapters.durable import path_in_errors, sync_directory
 from peft_adapters.errors import AlreadyRunningError, CheckpointError, FencedError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.checkpoint import (
@@ -300,7 +300,7 @@ def _locked(path: Path) -> IO[str] | None:
     """The file, locked and saying who we are; None, and closed, where another holds it."""
     file = path.open("a+", encoding="utf-8")
     try:
-        with naming(path):
+        with path_in_errors(path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()

@@ -27,7 +27,7 @@ from peft_adapters.lifecycle.warm_start import start_from
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.registry.manifest import Manifest, manifest_bytes
 from peft_adapters.registry.registry import AdapterRegistry, Owner
-from peft_adapters.registry.signing import signer
+from peft_adapters.registry.signing import load_signer
 from services import memory
 from services.metrics import UpdaterMetrics
 from services.secrets import agree
@@ -364,7 +364,7 @@ class Updater:
             snapshot_every=own.snapshot_every,
             retention=own.retention,
             secret_fingerprint=self._pseudonymise.fingerprint(),
-            sign=signer(settings.signing),
+            sign=load_signer(settings.signing),
         )
         self._resume()
         if not self._offsets and not self._home.journal.recorded:

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from peft_adapters.durable import link, sync_file
+from peft_adapters.durable import link_or_copy, sync_file
 from peft_adapters.errors import CheckpointError
 from peft_adapters.lifecycle.checkpoint import (
     STATE_NAME,
@@ -191,14 +191,18 @@ def _copy(state: State, target: Path) -> None:
     write_chain(state.epoch, target, state.number, newest=_newest_known(state.epoch))
     if state.number:
         shutil.copytree(
-            checkpoint_path(state.epoch, state.number), checkpoint_path(target, state.number), copy_function=link
+            checkpoint_path(state.epoch, state.number),
+            checkpoint_path(target, state.number),
+            copy_function=link_or_copy,
         )
     for number in _copies(state.epoch):
         if number < state.number:
-            shutil.copytree(checkpoint_path(state.epoch, number), checkpoint_path(target, number), copy_function=link)
+            shutil.copytree(
+                checkpoint_path(state.epoch, number), checkpoint_path(target, number), copy_function=link_or_copy
+            )
     for number in journal_numbers(state.epoch):
         if number < state.number and journal_path(state.epoch, number).is_file():
-            link(journal_path(state.epoch, number), journal_path(target, number))
+            link_or_copy(journal_path(state.epoch, number), journal_path(target, number))
 
 
 def _verify(state: State) -> None:

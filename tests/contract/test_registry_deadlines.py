@@ -13,7 +13,7 @@ from scorer_stage import until
 from small_bundle import write_small_bundle
 
 from peft_adapters.errors import RegistryUnavailableError
-from peft_adapters.registry.http_deadline import Deadline, read_whole
+from peft_adapters.registry.http_deadline import Deadline, bounded_request
 from peft_adapters.registry.internal_http import internal_client
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Rollout
@@ -95,7 +95,7 @@ def test_an_answer_that_is_too_long_is_not_read_to_its_end(root: Path) -> None:
     server = DrippingRegistry(root, drips="body")
     server.is_slow = False
     with server.running() as url, internal_client() as client, pytest.raises(httpx.ReadError, match="longer than 9"):
-        read_whole(client, "GET", f"{url}/home/00000001/manifest.json", seconds=5, limit_bytes=9)
+        bounded_request(client, "GET", f"{url}/home/00000001/manifest.json", seconds=5, limit_bytes=9)
 
 
 def test_an_operator_s_command_ends_too(dripping: DrippingRegistry, monkeypatch: pytest.MonkeyPatch) -> None:

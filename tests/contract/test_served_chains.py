@@ -13,7 +13,7 @@ from small_bundle import write_small_bundle
 from peft_adapters.errors import RegistryError
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Rollout
-from peft_adapters.registry.signing import Signer, Verifier, new_key
+from peft_adapters.registry.signing import Signer, Verifier, generate_key_pair
 from services.registry.app import create_app
 from services.registry.changes import (
     Change,
@@ -138,7 +138,7 @@ def test_a_latest_version_that_is_damaged_is_no_canary(access: RegistryClient, t
 
 
 def test_a_link_that_is_not_signed_refuses_the_version(tmp_path: Path) -> None:
-    private, public = new_key(tmp_path / "keys")
+    private, public = generate_key_pair(tmp_path / "keys")
     publish(tmp_path, 1)
     registry = publish(tmp_path, 2, sign=Signer(private))
     verify = Verifier([public], require=True)

@@ -62,7 +62,7 @@ def test_kept_versions_follow_the_rule_however_often_it_was_applied(
     for version, own in history.items():
         seen = {v: history[v] for v in history if v <= version}
         left[version] = own
-        kept = retention.kept(left, named=named)
+        kept = retention.select(left, named=named)
         assert kept <= left.keys()  # monotone: nothing that was removed is wanted again
         left = {v: left[v] for v in kept}
         chains = {link for v in named & seen.keys() & left.keys() for link in chain(history, v)}
@@ -77,13 +77,13 @@ def test_kept_versions_are_within_the_size_and_the_oldest_go_first(
     named &= history.keys()
     always = {link for version in {max(history), *named} for link in chain(history, version)}
     bounded = Retention(retention.versions, retention.minutes, retention.hours, limit)
-    unbounded, kept = retention.kept(history, named=named), bounded.kept(history, named=named)
+    unbounded, kept = retention.select(history, named=named), bounded.select(history, named=named)
     assert always <= kept <= unbounded
     assert all(chain(history, version) <= kept for version in kept)
     assert sum(history[v].size_bytes for v in kept) <= max(limit, sum(history[v].size_bytes for v in always))
     removed = max(unbounded - kept, default=0)
     assert all(v > removed or v in always | chain_of_newer(history, kept, v) for v in kept)
-    assert bounded.kept({v: history[v] for v in kept}, named=named) == kept
+    assert bounded.select({v: history[v] for v in kept}, named=named) == kept
 
 
 def chain_of_newer(history: History, kept: set[int], version: int) -> set[int]:
@@ -97,7 +97,7 @@ def test_three_days_of_a_version_every_ten_seconds_are_kept_by_the_minute_and_by
     for version in range(1, 80 * 360 + 1):
         left[version] = PublishedVersion(None, START_MS + version * 10_000, 1)
         if version % 30 == 0:
-            left = {v: left[v] for v in retention.kept(left)}
+            left = {v: left[v] for v in retention.select(left)}
     ages_ms = [left[max(left)].published_at_ms - own.published_at_ms for own in left.values()]
     assert sum(age < HOUR_MS for age in ages_ms) in range(60, 63)
     assert len(left) in range(60 + 70, 60 + 74)

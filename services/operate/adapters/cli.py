@@ -108,11 +108,11 @@ def verify(
     Example: headwater adapters verify 17 --public-key signing-key.pub.pem
     """
     settings = settings_from(config, None, log_level, scenario, registry={"url": registry_url})
-    from peft_adapters.registry.signing import Verifier, verifier
+    from peft_adapters.registry.signing import Verifier, load_verifier
     from services.registry.client import access
     from services.registry.reading import verified
 
-    check = Verifier(public_key, require=True) if public_key else verifier(settings.signing)
+    check = Verifier(public_key, require=True) if public_key else load_verifier(settings.signing)
     for line in verified(access(settings).registry, settings.scenario, version, check):
         typer.echo(line)
 
@@ -127,9 +127,9 @@ def new_key(
 
     Example: headwater adapters new-key ./keys
     """
-    from peft_adapters.registry.signing import new_key as make
+    from peft_adapters.registry.signing import generate_key_pair
 
-    private, public = make(out)
+    private, public = generate_key_pair(out)
     typer.echo(f"private key: {private} (for the updater alone)")
     typer.echo(f"public key:  {public} (for workers)")
 

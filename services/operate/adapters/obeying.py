@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import httpx
 
 from peft_adapters.errors import RegistryError, RegistryUnavailableError
-from peft_adapters.registry.http_deadline import read_whole
-from peft_adapters.registry.internal_http import detail_of, internal_client
+from peft_adapters.registry.http_deadline import bounded_request
+from peft_adapters.registry.internal_http import error_detail, internal_client
 from peft_adapters.registry.rollout import Rollout
 from services.registry.client import RegistryClient
 from services.registry.fleet import EXPIRY_SECONDS, REPORT_SECONDS
@@ -138,9 +138,11 @@ def _ask(url: str, scenario: str) -> Seen:
     url = url.rstrip("/")
     try:
         with internal_client(timeout=ASK_SECONDS) as client:
-            answer = read_whole(client, "GET", f"{url}/readyz", seconds=ASK_SECONDS, limit_bytes=ANSWER_LIMIT_BYTES)
+            answer = bounded_request(
+                client, "GET", f"{url}/readyz", seconds=ASK_SECONDS, limit_bytes=ANSWER_LIMIT_BYTES
+            )
         if answer.status_code != httpx.codes.OK:
-            return Seen(url, None, {}, [f"it is not ready: {detail_of(answer.content)}"])
+            return Seen(url, None, {}, [f"it is not ready: {error_detail(answer.content)}"])
         body = answer.json()
         if body["scenario"] != scenario:
             return Seen(url, None, {}, [f"`/readyz` is about its scenario {body['scenario']!r}"])

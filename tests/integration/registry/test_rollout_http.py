@@ -10,7 +10,7 @@ from small_bundle import write_small_bundle
 
 from peft_adapters.errors import RegistryReadOnlyError, RolloutFormatError
 from peft_adapters.registry.registry import AdapterRegistry
-from peft_adapters.registry.rollout import Rollout, rollout_tag
+from peft_adapters.registry.rollout import Rollout, rollout_etag
 from services.registry.app import create_app
 from services.web.server import running
 
@@ -27,7 +27,7 @@ class Shop:
         return rollout
 
     def wait(self, rollout: Rollout, *, wait_seconds: float) -> httpx.Response:
-        headers = {"If-None-Match": f'"{rollout_tag(rollout)}"'}
+        headers = {"If-None-Match": f'"{rollout_etag(rollout)}"'}
         return self.client.get(f"/v1/adapters/home/rollout?wait_seconds={wait_seconds}", headers=headers)
 
 
@@ -50,7 +50,7 @@ def test_who_knows_it_is_told_so_and_who_knows_another_gets_it(shop: Shop) -> No
     assert shop.wait(second, wait_seconds=0).status_code == 304
     answer = shop.wait(first, wait_seconds=0)
     assert Rollout.model_validate_json(answer.content) == second
-    assert answer.headers["etag"] == f'"{rollout_tag(second)}"'
+    assert answer.headers["etag"] == f'"{rollout_etag(second)}"'
     assert answer.headers["cache-control"] == "no-cache"
 
 

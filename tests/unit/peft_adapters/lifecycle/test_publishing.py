@@ -22,7 +22,7 @@ from peft_adapters.ranking.residual_rows import packed, unpacked
 from peft_adapters.registry.bundle import Bundle, Manifest, read_bundle
 from peft_adapters.registry.registry import AdapterRegistry, Owner
 from peft_adapters.registry.retention import Retention
-from peft_adapters.registry.signing import Signer, Verifier, new_key
+from peft_adapters.registry.signing import Signer, Verifier, generate_key_pair
 from peft_adapters.registry.stores import FsspecStore
 from peft_adapters.serving.served_model import ServedModel, build
 from peft_adapters.settings import LearnerSettings
@@ -259,7 +259,7 @@ class TestRefused:
         assert refused.gate["reasons"] == ["heads.weights has 1 values that are not finite"]
 
     def test_what_passed_is_signed_and_what_was_refused_is_not(self, tmp_path: Path) -> None:
-        private, public = new_key(tmp_path / "keys")
+        private, public = generate_key_pair(tmp_path / "keys")
         press = Press(tmp_path, sign=Signer(private))
         press.publish()
         Verifier([public], require=True)(press.latest())

@@ -15,13 +15,13 @@ from peft_adapters.errors import BundleFormatError, BundleSignatureError, Signin
 from peft_adapters.registry.bundle import read_bundle, read_manifest
 from peft_adapters.registry.manifest import Manifest, manifest_bytes, parse_manifest
 from peft_adapters.registry.registry import AdapterRegistry
-from peft_adapters.registry.signing import Signer, Verifier, new_key, signer, verifier
+from peft_adapters.registry.signing import Signer, Verifier, generate_key_pair, load_signer, load_verifier
 from peft_adapters.settings import SigningSettings
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
-    return new_key(tmp_path / "keys")
+    return generate_key_pair(tmp_path / "keys")
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ def test_whatever_is_changed_the_signature_does_not_survive(
 def test_who_requires_a_signature_refuses_what_none_of_the_keys_signed(
     keys: tuple[Path, Path], signed: Manifest, tmp_path: Path
 ) -> None:
-    other = new_key(tmp_path / "other")[1]
+    other = generate_key_pair(tmp_path / "other")[1]
     unsigned = signed.model_copy(update={"signature": None})
     for manifest, state in ((unsigned, "unsigned"), (signed, "unknown key")):
-        assert Verifier([other], require=False).state(manifest) == state
+        assert Verifier([other], require=False).signature_state(manifest) == state
         Verifier([other], require=False)(manifest)
         with pytest.raises(BundleSignatureError, match=rf"\({state}\)"):
             Verifier([other], require=True)(manifest)
@@ -130,7 +130,7 @@ def test_keys_are_made_once_and_the_private_one_is_for_its_owner(keys: tuple[Pat
     assert b"PRIVATE" not in public.read_bytes()
     before = private.read_bytes()
     with pytest.raises(SigningKeyError, match="is there already"):
-        new_key(private.parent)
+        generate_key_pair(private.parent)
     assert private.read_bytes() == before
 
 
@@ -150,9 +150,9 @@ def test_files_that_are_no_keys_are_named(keys: tuple[Path, Path], tmp_path: Pat
 
 
 def test_settings_name_the_keys(keys: tuple[Path, Path], signed: Manifest) -> None:
-    assert (signer(SigningSettings()), verifier(SigningSettings())) == (None, None)
+    assert (load_signer(SigningSettings()), load_verifier(SigningSettings())) == (None, None)
     both = SigningSettings(private_key=keys[0], public_keys=(keys[1],), require_signature=True)
-    sign, verify = signer(both), verifier(both)
+    sign, verify = load_signer(both), load_verifier(both)
     assert sign is not None
     assert verify is not None
     verify(sign(signed.model_copy(update={"signature": None})))
