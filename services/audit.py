@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import structlog
 
+from services.errors import HeadwaterServiceError
+
 OWNER_ONLY = 0o600
 
 Outcome = Literal["began", "done", "failed", "refused"]
@@ -18,7 +20,7 @@ Outcome = Literal["began", "done", "failed", "refused"]
 log = structlog.get_logger(__name__)
 
 
-class AuditError(OSError):
+class AuditError(HeadwaterServiceError, OSError):
     """The audit log takes no line, so that nothing may be done that it would have to tell."""
 
 

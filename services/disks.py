@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from services.errors import HeadwaterServiceError
+
 LOCK_NAME = "LOCK"
 STALE_SECONDS = 86_400.0  # after which a directory without a lock, as earlier releases left them, is nobody's
 
@@ -23,7 +25,7 @@ _TEMPORARY = frozenset({"/tmp", "/var/tmp", "/usr/tmp"})  # noqa: S108
 _NO_TEMPORARY = "No usable temporary directory"  # the standard library's words
 
 
-class TemporaryDirectoryError(Exception):
+class TemporaryDirectoryError(HeadwaterServiceError):
     """No temporary directory can be made."""
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peft_adapters.errors import EncoderError
+from peft_adapters.errors import EncoderError, HeadwaterModelError
 
 SUPPORTED = (
     "encoders like BERT, RoBERTa, DistilBERT, ELECTRA, MPNet and ModernBERT work, and decoder-only models like Llama, "
@@ -18,7 +18,7 @@ SUPPORTED = (
 )
 
 
-class PrefixDoneError(Exception):
+class PrefixDoneError(HeadwaterModelError):
     """Carries the hidden states out of the model at the split; the layers above it need not run."""
 
     def __init__(self, hidden: Tensor) -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from services.errors import HeadwaterServiceError
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL,
@@ -24,11 +26,11 @@ _PROBE = "INSERT OR REPLACE INTO probe VALUES (1, randomblob(4096))"  # no small
 _EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"  # it holds users' ids of removed events until then
 
 
-class SpoolError(Exception):
+class SpoolError(HeadwaterServiceError):
     """The spool's file cannot be opened, read or written."""
 
 
-class SpoolFullError(Exception):
+class SpoolFullError(HeadwaterServiceError):
     """The spool has no room for what it was given; none of it was taken."""
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
+from services.errors import UsageError
+
 GZIP_MAGIC = b"\x1f\x8b"
 # First bytes of formats that are not text: what they are, and what to do.
 FOREIGN_FORMATS = {
@@ -43,7 +45,7 @@ SNIFFED_BYTES = 512
 READ_ERRORS = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 
 
-class InputError(ValueError):
+class InputError(UsageError):
     """An input file cannot be used; the message names the file, the rule and the value."""
 
 

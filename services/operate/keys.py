@@ -13,31 +13,31 @@ if TYPE_CHECKING:
 
 keys = typer.Typer(
     name="keys",
-    help="Make, list and revoke the keys that callers show.\n\nExample: headwater keys new shop --scope read",
+    help="Make, list and revoke API keys.\n\nExample: headwater keys new shop --scope read",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 FilePath = Annotated[
-    Path | None, typer.Option("--keys-file", metavar="FILE", help="The keys file; else `security.keys_file`.")
+    Path | None, typer.Option("--keys-file", metavar="FILE", help="Keys file; default: `security.keys_file`.")
 ]
 
 
 @keys.command("new")
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", callback=utf8_text, help="Who gets it.")],
-    scope: Annotated[list[Scope], typer.Option("--scope", help="What it is good for; may be given more than once.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", callback=utf8_text, help="Name of the holder.")],
+    scope: Annotated[list[Scope], typer.Option("--scope", help="Calls that the key allows; repeatable.")],
     days: Annotated[
-        float | None, typer.Option("--days", min=0.001, metavar="D", help="For so many days; else for ever.")
+        float | None, typer.Option("--days", min=0.001, metavar="D", help="Days until it expires; default: never.")
     ] = None,
     keys_file: FilePath = None,
     config: Config = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Make a key, and print it: it is kept nowhere, and cannot be shown again.
+    """Make a key and print it.
 
-    Processes that run take it up within a second. To change a key over: make a new one of the same name, give it out,
-    then revoke the old one.
+    The key itself is not stored, and cannot be shown again. Running processes accept it within a second. To rotate a
+    key, make a new one with the same name, distribute it, then revoke the old one.
 
     Example: headwater keys new shop --scope read --scope events --days 365
     """
@@ -46,7 +46,9 @@ def new(
 
 @keys.command("list")
 def list_keys(keys_file: FilePath = None, config: Config = None, log_level: LogLevel = None) -> None:
-    """List the keys, the oldest first: id, name, scopes, state, made when, good until when.
+    """List the keys, the oldest first.
+
+    Columns: id, name, scopes, state, creation time, expiry time.
 
     Example: headwater keys list --keys-file keys.json
     """
@@ -61,12 +63,14 @@ def list_keys(keys_file: FilePath = None, config: Config = None, log_level: LogL
 
 @keys.command("revoke")
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `list` shows it: 8 digits, no secret.")],
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="Id that `list` shows: 8 digits, not secret.")],
     keys_file: FilePath = None,
     config: Config = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Have a key be good for nothing, within a second, wherever the file is read.
+    """Revoke a key.
+
+    Every process that reads the keys file refuses it within a second.
 
     Example: headwater keys revoke 1f00ab77
     """
@@ -75,7 +79,7 @@ def revoke(
 
 
 def _file(path: Path | None, config: Path | None, log_level: LogLevel) -> "KeysFile":
-    """The keys file that is meant."""
+    """Return the keys file that the option or the settings name."""
     settings = settings_from(config, None, log_level)
     from services.web.access.keys import KeysError, KeysFile
 

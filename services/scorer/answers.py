@@ -16,6 +16,7 @@ from peft_adapters.ranking.retrieval import best
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.registry.rollout import Rollout
 from peft_adapters.serving.served_model import ServedModel
+from services.errors import HeadwaterServiceError
 from services.scorer.deployment import Deployment
 from services.scorer.diversity import diversified, pool_size
 from services.scorer.live_items import LiveItems
@@ -27,11 +28,11 @@ _SPARE = 10  # of the best, for those that are blocked while an answer is made
 DIVERSE_PLACES = 100  # of candidates; those behind follow by score
 
 
-class ProbabilityUnknownError(ValueError):
+class ProbabilityUnknownError(HeadwaterServiceError, ValueError):
     """Expected values are asked for, and the model has not learnt how likely the outcome is that is paid for."""
 
 
-class ItemUnknownError(LookupError):
+class ItemUnknownError(HeadwaterServiceError, LookupError):
     """An item is not in the catalogue, or has no text yet."""
 
 

@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from peft_adapters.settings import DriftSettings, EncoderSettings, GateSettings, LearnerSettings, SigningSettings
+from services.errors import UsageError
 from services.settings.collector import CollectorSettings
 from services.settings.fit import FitSettings
 from services.settings.registry import RegistrySettings
@@ -49,7 +50,7 @@ FREE_TABLES = frozenset({("topics", "dialects")})
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-class SettingsError(ValueError):
+class SettingsError(UsageError):
     """Settings that cannot be used; the message names key, rule, value and remedy."""
 
 

@@ -7,8 +7,10 @@ StateError
 └── StateTakenError      another writer has written meanwhile
 """
 
+from services.errors import HeadwaterServiceError
 
-class StateError(Exception):
+
+class StateError(HeadwaterServiceError):
     """Base of every error that `services.state` raises on purpose."""
 
 

@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.errors import HeadwaterServiceError
 from services.metrics import OTHER_ROUTE, RequestMetrics
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -22,7 +23,7 @@ RETRY = {"Retry-After": "1"}
 _log = structlog.get_logger(__name__)
 
 
-class ProblemError(Exception):
+class ProblemError(HeadwaterServiceError):
     """An answer other than success, raised by a route and sent as RFC 9457 problem details.
 
     Args:

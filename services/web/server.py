@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import uvicorn
 from fastapi import FastAPI
 
+from services.errors import HeadwaterServiceError
 from services.metrics import AccessMetrics
 from services.settings.web import LimitSettings, SecuritySettings
 from services.web.slow_clients import GiveUp, bounded_protocol
@@ -22,7 +23,7 @@ from services.web.slow_clients import GiveUp, bounded_protocol
 GRACE_SECONDS = 10
 
 
-class ServeError(OSError):
+class ServeError(HeadwaterServiceError, OSError):
     """An address cannot be listened on."""
 
 

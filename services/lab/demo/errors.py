@@ -1,7 +1,9 @@
 """What can end the demo early."""
 
+from services.errors import HeadwaterServiceError
 
-class DemoError(Exception):
+
+class DemoError(HeadwaterServiceError):
     """The demo cannot go on; the message says why and where to look."""
 
 

@@ -12,7 +12,7 @@ from services.options import Config, LogLevel, RegistryUrl, Scenario, settings_f
 
 adapters = typer.Typer(
     name="adapters",
-    help="Look at published adapters, and change which of them is served.\n\nExample: headwater adapters list",
+    help="List published adapters, and change which is served.\n\nExample: headwater adapters list",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -14,7 +14,7 @@ FAILURE = 1
 
 checkpoints = typer.Typer(
     name="checkpoints",
-    help="Look at an updater's checkpoints, and check which can be used.\n\nExample: headwater checkpoints list",
+    help="List an updater's checkpoints, and verify them.\n\nExample: headwater checkpoints list",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

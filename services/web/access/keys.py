@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from services.errors import UsageError
 from services.faults import one_line
 from services.web.access.scopes import Scope
 
@@ -28,7 +29,7 @@ _TOKEN = re.compile(r"hw_([0-9a-f]{8})_[0-9a-f]{64}")
 _NO_HASH = hashlib.sha256(b"").hexdigest()
 
 
-class KeysError(ValueError):
+class KeysError(UsageError):
     """A keys file that cannot be used, or a key that cannot be made or found in it."""
 
 

@@ -1,42 +1,45 @@
 """The command line: fast help, clear errors, and options that reach the settings."""
 
+import importlib
 import json
 import logging
+import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
+import peft_adapters
+import services
+import streams
+from peft_adapters.errors import EncoderError, HeadwaterModelError
 from services import cli
+from services.audit import AuditError
+from services.errors import HeadwaterServiceError, UsageError
 from services.operate.publish import command as publish_command
-from services.settings import Settings
+from services.settings import Settings, SettingsError
+from streams.errors import HeadwaterStreamError, TopicError
 
-COMMANDS = [
-    "schema",
-    "publish",
-    "replay",
-    "registry",
-    "collector",
-    "updater",
-    "scorer",
-    "demo",
-    "backtest",
-    "fit",
-    "tune",
-    "dead-letters",
-    "adapters",
-    "keys",
-    "topics",
-]
-PARTS = [f"dead-letters {part}" for part in ("list", "show", "replay", "purge")]
-PARTS += [f"adapters {part}" for part in ("list", "show", "diff", "pin", "unpin", "rollback", "canary", "shadow")]
-PARTS += ["adapters promote"]
-PARTS += [f"topics {part}" for part in ("create", "check")]
-PARTS += [f"keys {part}" for part in ("new", "list", "revoke")]
+ROOTS = (HeadwaterServiceError, HeadwaterStreamError, HeadwaterModelError)
+
+
+def command_paths(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The names of every group and command, such as ("dead-letters", "list")."""
+    group = group or typer.main.get_command(cli.app)
+    for name, command in group.commands.items():
+        yield (*path, name)
+        if hasattr(command, "commands"):
+            yield from command_paths(command, (*path, name))
+
+
+COMMANDS = [" ".join(path) for path in command_paths()]
+TOP = [command for command in COMMANDS if " " not in command]
 
 
 class Outcome:
@@ -77,10 +80,19 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    assert all(f"  {command} " in done.stdout for command in COMMANDS)
+    assert all(f"  {command} " in done.stdout for command in TOP)
 
 
-@pytest.mark.parametrize("command", COMMANDS + PARTS)
+def test_help_groups_commands_by_who_runs_them(run: Any) -> None:
+    sections = re.findall(r"^(\w+):\n((?:  .*\n)+)", run("--help").out, re.MULTILINE)
+    names = {title: re.findall(r"^  ([a-z-]+)", rows, re.MULTILINE) for title, rows in sections}
+    assert names["Processes"] == ["updater", "scorer", "registry", "collector", "state-writer"]
+    assert names["Lab"] == ["demo", "backtest", "fit", "tune", "bench"]
+    assert {"publish", "adapters", "keys"} < set(names["Operate"])
+    assert sorted(names["Processes"] + names["Operate"] + names["Lab"]) == sorted(TOP)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_teaches_by_example(run: Any, command: str) -> None:
     outcome = run(*command.split(), "--help")
     assert outcome.status == 0
@@ -125,7 +137,7 @@ def test_wrong_usage_is_status_2_and_says_why(run: Any, arguments: list[str], me
 def test_an_unreachable_broker_is_status_1_and_one_line(
     run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(publish_command, "BROKER_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr("services.producers.BROKER_TIMEOUT_SECONDS", 0.3)
     file = tmp_path / "clicks.jsonl"
     file.write_text('{"type": "click", "user_id": "u", "item_id": "i"}\n')
     outcome = run("publish", str(file), "--bootstrap-servers", "127.0.0.1:1")
@@ -145,8 +157,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         calls.update(options, settings=settings[0] if settings else None)
         return 3
 
-    for command in ("registry", "demo", "backtest"):
-        monkeypatch.setitem(sys.modules, f"services.{command}.command", SimpleNamespace(run=record))
+    for process in ("registry", "lab.demo", "lab.backtest"):
+        monkeypatch.setitem(sys.modules, f"services.{process}.command", SimpleNamespace(run=record))
     return calls
 
 
@@ -197,15 +209,58 @@ def test_backtest_passes_its_options_on(run: Any, called: dict[str, Any]) -> Non
     }
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
+def error_classes() -> list[type[Exception]]:
+    """All public exceptions that are defined in the three packages."""
+    for package in (peft_adapters, services, streams):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    pending: list[type[Any]] = [Exception]
+    known: dict[str, type[Exception]] = {}
+    while pending:
+        for error in pending.pop().__subclasses__():
+            name = f"{error.__module__}.{error.__qualname__}"
+            if name not in known:
+                known[name] = error
+                pending.append(error)
+    ours = {"services", "streams", "peft_adapters"}
+    return [e for name, e in sorted(known.items()) if name.split(".")[0] in ours and not e.__name__.startswith("_")]
 
-    monkeypatch.setattr(publish_command, "run", broken)
-    monkeypatch.setattr(sys, "argv", ["headwater", "publish", "-"])
-    monkeypatch.setattr("services.logs.configure_logging", lambda **_: None)
-    with pytest.raises(ZeroDivisionError):
-        cli.main()
+
+@pytest.fixture
+def run_failing(run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a command that raises an error."""
+
+    def run_failing(error: Exception) -> Outcome:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(publish_command, "run", fail)
+        outcome: Outcome = run("publish", "-")
+        return outcome
+
+    return run_failing
+
+
+def test_every_error_raised_on_purpose_is_one_line_and_a_status(run_failing: Any) -> None:
+    errors = error_classes()
+    assert {AuditError, SettingsError, EncoderError, TopicError} <= set(errors)
+    for kind in errors:
+        assert issubclass(kind, ROOTS), f"{kind.__module__}.{kind.__name__} derives from no root"
+        outcome = run_failing(kind.__new__(kind, "no room\nat all; make some"))
+        assert outcome.err == "headwater: no room at all; make some\n", kind
+        assert outcome.status == (2 if issubclass(kind, UsageError) else 1), kind
+
+
+def test_a_bug_is_reported_as_one_with_its_traceback(run_failing: Any) -> None:
+    outcome = run_failing(ZeroDivisionError("by nothing"))
+    assert outcome.status == 1
+    *before, last = outcome.err.splitlines()
+    assert before[0] == "Traceback (most recent call last):"
+    assert "in fail" in "".join(before)
+    assert before[-1] == "ZeroDivisionError: by nothing"
+    assert last.startswith(
+        "headwater: internal error, a bug in Headwater: ZeroDivisionError: by nothing; please report"
+    )
 
 
 def test_version_is_printed(run: Any) -> None:
