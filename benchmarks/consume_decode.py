@@ -18,7 +18,8 @@ from streams.decode import decode
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Click
 from streams.producer import EventProducer
-from streams.topics import Topics, ensure_topics
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 
 EVENTS = 20_000
 USERS = 500

@@ -15,7 +15,7 @@ from statistics import median
 from benchmarks.measure import Measured, in_turn
 from services.data.dataset import read_events, read_items
 from streams.connection import KafkaConnection
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.decode import decode
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import SHOPPER_EVENTS, Event
@@ -23,7 +23,9 @@ from streams.join_store import JoinStore
 from streams.joiner import Joiner
 from streams.privacy import Pseudonymiser
 from streams.producer import EventProducer
-from streams.topics import Topics, ensure_topics
+from streams.record import Record
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 from streams.watermarks import Watermarks
 
 EVENTS = 40_000

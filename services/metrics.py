@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 
 from streams.events import MODELS
 from streams.guard import KINDS, RULES
+from streams.offsets import topic_of
 from streams.topics import Topics
 
 EVENT_OUTCOMES = (
@@ -521,7 +522,7 @@ class StateWriterMetrics:
             topics: All that are read.
             problems: Those that cannot be read, as a topic or as `topic/partition`.
         """
-        unreadable = {name.partition("/")[0] for name in problems}
+        unreadable = {topic_of(name) for name in problems}
         for topic in topics:
             self.topic_readable.labels(topic).set(topic not in unreadable)
 

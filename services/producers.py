@@ -6,7 +6,7 @@ from services.settings import Settings
 from streams.connection import wait_for_broker
 from streams.errors import TopicError
 from streams.producer import EventProducer
-from streams.topics import ensure_topics
+from streams.topic_creation import ensure_topics
 
 BROKER_TIMEOUT_SECONDS = 30.0
 

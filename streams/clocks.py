@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import ItemRemoved, decode, refused
 from streams.events import Event, Item
+from streams.record import Record
 from streams.topics import Topics
 
 DAY_MS = 86_400_000

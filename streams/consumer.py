@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
@@ -19,14 +18,14 @@ from streams import read_problems
 from streams.connection import KafkaConnection, refusal
 from streams.errors import BrokerUnreachableError, ConsumeError, TopicError
 from streams.group import GroupCommitter
-from streams.log_client import LogClient, Offsets, TopicPartition, failed_partition
+from streams.log_client import LogClient, failed_partition
 from streams.log_positions import Gap, LogPositions
+from streams.offsets import Offsets, TopicPartition, partition_name
 from streams.outage import Outage
 from streams.pacing import Pacing
 from streams.read_problems import ReadProblems
+from streams.record import Record
 from streams.topic_metadata import Metadata, MetadataLookup
-
-__all__ = ["Gap", "Offsets", "PartitionConsumer", "Record", "TopicPartition"]
 
 log = structlog.get_logger(__name__)
 
@@ -34,18 +33,6 @@ CHECK_SECONDS = 1.0  # how often an idle consumer asks whether the broker is sti
 CHECK_TIMEOUT_MS = 1_000
 STALLED_CHECKS = 15  # so many in a row that find records which do not come: the client is stuck
 LOOKUP_TIMEOUT_MS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record of the log, undecoded."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    timestamp_ms: int
 
 
 class PartitionConsumer:
@@ -322,7 +309,7 @@ class PartitionConsumer:
         cut_off = self._client.cut_off(partitions)
         known = self._problems.sentences()
         for (topic, number), (address, cause) in cut_off.items():
-            name = f"{topic}/{number}"
+            name = partition_name(topic, number)
             if name not in known:  # the address is for the log of the process alone
                 log.warning("leader_unreachable", partition=name, advertised=address, cause=cause)
             self._problems.note(name, read_problems.cut_off(topic, number), retry=True)
@@ -352,7 +339,7 @@ class PartitionConsumer:
             for topic in _topics_of(error):
                 self._set_aside(topic, read_problems.unauthorized(topic))
         elif at is not None:
-            self._set_aside(f"{at[0]}/{at[1]}", read_problems.sentence(*at, self._read_up_to(at), error))
+            self._set_aside(partition_name(*at), read_problems.sentence(*at, self._read_up_to(at), error))
         elif isinstance(error, KafkaError):
             raise ConsumeError(f"{self.topics} cannot be read: {error}; check the rights and the disks") from error
         else:
@@ -373,7 +360,7 @@ class PartitionConsumer:
                 self._positions.offsets[at] = batch[-1].offset + 1
                 if self._problems.any:
                     self._problems.clear(topic)
-                    self._problems.clear(f"{topic}/{number}")
+                    self._problems.clear(partition_name(topic, number))
         return records
 
     def _check(self) -> None:

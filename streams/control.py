@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from streams.consumer import Record
 from streams.events import EpochMs, Id
+from streams.record import Record
 
 log = structlog.get_logger(__name__)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from streams.connection import KafkaConnection
 from streams.errors import BrokerUnreachableError, DeliveryError, EventTooLargeError
 from streams.events import Item
+from streams.offsets import partition_name
 from streams.privacy import PayloadPolicy
 from streams.producer import EventProducer
 from streams.redaction import Pseudonymise, redact_error, redact_json, redact_key
@@ -63,7 +64,7 @@ class DeadLetter(BaseModel):
 
     def record_key(self) -> str:
         """Its key on Kafka: the same record, or line of it, refused again takes the place of its first letter."""
-        record = f"{self.topic}/{self.partition}/{self.offset}"
+        record = f"{partition_name(self.topic, self.partition)}/{self.offset}"
         return record if self.line is None else f"{record}/{self.line}"
 
     def original(self) -> bytes | None:

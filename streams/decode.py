@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter, ValidationError
 
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
 from streams.dialects import DECODERS, BadLine, Source
 from streams.events import MODELS, Event, Item
 from streams.faults import faults_of
+from streams.record import Record
 from streams.topics import Topics
 
 __all__ = ["MAX_EVENT_BYTES", "ItemRemoved", "Reason", "decode", "refused"]

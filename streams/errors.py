@@ -8,10 +8,13 @@ HeadwaterStreamError
 ├── DeliveryError            records were not confirmed by the broker
 │   └── EventTooLargeError   one event is larger than a broker takes
 ├── EmbeddedBrokerError      the embedded broker did not start, or its directory is taken
-└── SecretError              the secret that user ids are hidden with cannot be had
-    └── SecretMismatchError  it is another than the deployment's
+├── JoinStoreError           the file of waiting events is damaged
+├── StateVersionError        kept state was written by another release
+└── SecretError              the secret of the pseudonyms cannot be read or created
+    └── SecretMismatchError  it differs from the deployment's
 """
 
+import sqlite3
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -87,6 +90,14 @@ class EventTooLargeError(DeliveryError):
 
 class EmbeddedBrokerError(HeadwaterStreamError):
     """The embedded broker did not start, or its data directory is in use."""
+
+
+class JoinStoreError(HeadwaterStreamError, sqlite3.DatabaseError):
+    """The file of a join store is damaged."""
+
+
+class StateVersionError(HeadwaterStreamError, ValueError):
+    """Kept state was written by another release and cannot be loaded."""
 
 
 class SecretError(HeadwaterStreamError):

@@ -16,6 +16,8 @@ from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
+from streams.errors import JoinStoreError
+
 CACHED_IMPRESSIONS = 50_000
 DIGEST_BYTES = 8
 PAGE_CACHE_BYTES = 64 * 2**20
@@ -345,7 +347,7 @@ def check_store(path: Path) -> dict[str, str]:
     with closing(_connect_read_only(path)) as db:
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
-            raise sqlite3.DatabaseError(found)
+            raise JoinStoreError(found)
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
             return {}
         return dict(db.execute("SELECT key, value FROM meta"))

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
+from streams.errors import StateVersionError
 from streams.events import Click, Impression, Purchase, UserEvent, asked_in_words
 from streams.join_store import DIGEST_BYTES, JoinStore, Shown, request_digest
 from streams.recent_ids import RecentIds
@@ -401,10 +402,10 @@ class Joiner:
         """Go on from a `state`, over the store that was committed with it.
 
         Raises:
-            ValueError: the state was written by another version.
+            StateVersionError: If another release wrote the state.
         """
         if state.get("version") != STATE_VERSION:
-            raise ValueError(
+            raise StateVersionError(
                 f"joiner state must be of version {STATE_VERSION}, got {state.get('version')}; "
                 "start from a checkpoint that this release wrote"
             )

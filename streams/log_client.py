@@ -10,10 +10,8 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import StaleMetadata
 
 from streams.connection import KafkaConnection, connection_refusal, open_client
+from streams.offsets import Offsets, TopicPartition
 from streams.record_batches import name_undecodable_batches
-
-TopicPartition = tuple[str, int]
-Offsets = dict[TopicPartition, int]  # the next offset to read
 
 FETCH_WAIT_MS = 100  # a broker answers one request after the other: whoever asks for offsets waits behind an idle fetch
 CLOSE_TIMEOUT_MS = 2_000

@@ -7,7 +7,7 @@ from typing import Literal
 import structlog
 
 from streams import read_problems
-from streams.log_client import Offsets, TopicPartition
+from streams.offsets import Offsets, TopicPartition, partition_name
 from streams.read_problems import ReadProblems
 from streams.topic_metadata import Metadata, is_other_log
 
@@ -99,9 +99,9 @@ class LogPositions:
         mine = [number for number in sorted(found.partitions) if number % self._world_size == self._rank]
         for number in mine:
             if number in found.leaderless:
-                self._problems.note(f"{topic}/{number}", read_problems.leaderless(topic, number))
+                self._problems.note(partition_name(topic, number), read_problems.leaderless(topic, number))
             else:
-                self._problems.clear_seen(f"{topic}/{number}")
+                self._problems.clear_seen(partition_name(topic, number))
         return [
             (topic, number)
             for number in mine

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from streams.connection import KafkaConnection
-from streams.consumer import Offsets, PartitionConsumer
+from streams.consumer import PartitionConsumer
+from streams.offsets import Offsets
 
 
 def look_back(connection: KafkaConnection, topics: Sequence[str], events: int) -> tuple[Offsets, dict[str, str]]:

@@ -8,9 +8,10 @@ from kafka import TopicPartition as KafkaPartition
 from kafka.errors import KafkaError
 
 from streams.connection import KafkaConnection, open_client
-from streams.consumer import LOOKUP_TIMEOUT_MS, Record
+from streams.consumer import LOOKUP_TIMEOUT_MS
 from streams.errors import BrokerUnreachableError, ConsumeError
 from streams.log_client import CLOSE_TIMEOUT_MS
+from streams.record import Record
 from streams.record_batches import name_undecodable_batches
 
 _PAUSE_SECONDS = 0.02  # the embedded broker answers an empty fetch at once

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from streams.errors import UndecodableBatchError
+from streams.offsets import partition_name
 from streams.topic_metadata import TopicMetadata
 
 log = structlog.get_logger(__name__)
@@ -75,7 +76,7 @@ class ReadProblems:
         now = time.monotonic()
         return any(
             problem is not None and now < problem.retry_at
-            for problem in (self._problems.get(topic), self._problems.get(f"{topic}/{partition}"))
+            for problem in (self._problems.get(topic), self._problems.get(partition_name(topic, partition)))
         )
 
 

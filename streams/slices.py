@@ -19,7 +19,10 @@ from itertools import islice
 
 import structlog
 
-from streams.consumer import Gap, Offsets, PartitionConsumer, Record, TopicPartition
+from streams.consumer import PartitionConsumer
+from streams.log_positions import Gap
+from streams.offsets import Offsets, TopicPartition
+from streams.record import Record
 
 log = structlog.get_logger(__name__)
 

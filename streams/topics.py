@@ -1,27 +1,16 @@
-"""The topics of a deployment: their names, what each needs, and their creation."""
+"""The topics of a deployment: their names and the configuration that each needs."""
 
 from typing import Annotated, Literal, NamedTuple, Self
 
-import structlog
-from kafka import KafkaAdminClient
-from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from streams.connection import KafkaConnection, open_client
-from streams.errors import TopicError
-
-log = structlog.get_logger(__name__)
 
 TopicName = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$")]
 Dialect = Literal["ga4", "segment", "metarank"]
 
-# The smallest that Apache Kafka accepts; the embedded broker rewrites all it holds about once a second.
-BOUNDED_BYTES = "1048576"
 # The largest event that `EventProducer` sends, with the 12 bytes that Kafka's own default adds for a batch's header.
 EVENT_MAX_BYTES = 1024 * 1024 + 12
 # A dead letter carries up to 1 MiB of refused bytes as base64, and its reason.
 DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
-BROKER_DEFAULT = -1  # the broker's `default.replication.factor`
 CREATE_COMMAND = "headwater topics create"
 CREATE_REMEDY = f"run `{CREATE_COMMAND}` as a user that may create topics"
 
@@ -123,68 +112,3 @@ class Topics(BaseModel):
     def catalogues(self) -> list[str]:
         """Topics in which there may be items: whoever needs the whole catalogue reads all of these."""
         return [self.items, *(name for name, dialect in self.dialects.items() if dialect == "metarank")]
-
-
-def ensure_topics(
-    connection: KafkaConnection,
-    topics: Topics,
-    *,
-    partitions: int = 4,
-    replication_factor: int = BROKER_DEFAULT,
-    bounded: bool = False,
-) -> list[str]:
-    """Creates the topics that are missing. What exists stays as it is, whatever its settings.
-
-    Args:
-        connection: Where.
-        topics: Which.
-        partitions: Of each new topic; it bounds how many updater ranks can share the reading.
-        replication_factor: Of each new topic; without one, what the broker is configured to use.
-        bounded: Keep about 1 MiB a partition, as the embedded broker needs it.
-
-    Returns:
-        The topics created.
-
-    Raises:
-        BrokerUnreachableError: If no broker answers.
-        TopicError: If the broker refuses to create one.
-    """
-    admin = open_client(KafkaAdminClient, connection)
-    try:
-        existing = set(admin.list_topics())
-        missing = {
-            name: {
-                "num_partitions": partitions,
-                "replication_factor": replication_factor,
-                "configs": _settings(needs, bounded=bounded),
-            }
-            for name, needs in topics.needs().items()
-            if name not in existing
-        }
-        if missing:
-            _create(admin, missing)
-        return list(missing)
-    except KafkaError as error:
-        raise TopicError(f"topics {topics.names()} could not be listed or created: {error}") from error
-    finally:
-        admin.close()
-
-
-def _settings(needs: TopicNeeds, *, bounded: bool) -> dict[str, str]:
-    settings = {"cleanup.policy": needs.cleanup_policy, "max.message.bytes": str(needs.max_message_bytes)}
-    if bounded:
-        settings |= {"segment.bytes": BOUNDED_BYTES, "retention.bytes": BOUNDED_BYTES}
-    if bounded and needs.max_message_bytes > EVENT_MAX_BYTES:
-        settings["segment.bytes"] = str(needs.max_message_bytes)  # a segment must hold at least one record
-    return settings
-
-
-def _create(admin: KafkaAdminClient, missing: dict[str, dict[str, object]]) -> None:
-    answer = admin.create_topics(missing, raise_errors=False)
-    for topic in answer["topics"]:
-        error = for_code(topic["error_code"])
-        if topic["error_code"] and error is not TopicAlreadyExistsError:  # another process was faster: as good
-            reason = topic.get("error_message") or error.__name__
-            raise TopicError(f"topic {topic['name']!r} could not be created: {reason}; {CREATE_REMEDY}")
-    admin.wait_for_topics(list(missing))
-    log.info("topics_created", topics=list(missing))

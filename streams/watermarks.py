@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from streams.consumer import TopicPartition
+from streams.offsets import TopicPartition
 
 _UNBOUNDED_MS = 2**63 - 1
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from streams.connection import KafkaConnection
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.errors import ConsumeError
+from streams.record import Record
 
 SILENCE_SECONDS = 30.0  # of a broker that has records and does not give them
 _POLL_SECONDS = 0.5

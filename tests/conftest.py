@@ -19,7 +19,8 @@ from redis_server import RedisServer, redis_program, valkey_program
 
 from streams.connection import KafkaConnection, unreachable_reason
 from streams.embedded_broker import EmbeddedBroker
-from streams.topics import Topics, ensure_topics
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 
 START_TIMEOUT_SECONDS = 60.0
 PASSWORD = "only-for-tests"  # noqa: S105 - guards a broker that lives as long as the tests

@@ -14,7 +14,8 @@ from services.metrics import CollectorMetrics
 from streams.connection import KafkaConnection, backoff_seconds, refusal
 from streams.errors import BrokerUnreachableError, DeliveryError, HeadwaterStreamError
 from streams.producer import EventProducer
-from streams.topics import Topics, ensure_topics
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 
 CHUNK_EVENTS = 1_000
 CHUNK_BYTES = 1024 * 1024  # few enough for a slow line to confirm in time

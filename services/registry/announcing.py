@@ -7,7 +7,7 @@ from services.settings import Settings
 from streams.connection import wait_for_broker
 from streams.errors import HeadwaterStreamError
 from streams.producer import EventProducer
-from streams.topics import ensure_topics
+from streams.topic_creation import ensure_topics
 
 TIMEOUT_SECONDS = 5.0
 

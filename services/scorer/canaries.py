@@ -17,11 +17,13 @@ from services.scorer.deployment import CANARY, STABLE, Deployment, in_canary
 from services.scorer.sequential import CanaryTest, Tally
 from services.settings.scorer import CanarySettings
 from streams.connection import KafkaConnection, backoff_seconds
-from streams.consumer import Offsets, PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.dead_letters import DeadLetter
 from streams.decode import decode
 from streams.errors import HeadwaterStreamError
 from streams.events import Click, Impression
+from streams.offsets import Offsets
+from streams.record import Record
 from streams.topics import Topics
 
 log = structlog.get_logger(__name__)

@@ -15,12 +15,13 @@ from services.scorer.shopper_state import StateSource
 from services.scorer.topic_reader import TopicReader
 from streams.clocks import ClockSettings, ReaderClock, decode_bounded
 from streams.connection import KafkaConnection
-from streams.consumer import Record
 from streams.control import Forget, Secret, SecretReset, parse_control
 from streams.dead_letters import DeadLetter
 from streams.decode import ItemRemoved
 from streams.events import Click, Item, Purchase
 from streams.look_back import look_back
+from streams.offsets import topic_of
+from streams.record import Record
 from streams.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -100,7 +101,7 @@ class LogReader:
     def catalogue_problem(self) -> str | None:
         """Return why the items topic, or part of it, cannot be read; None if nothing is known against it."""
         problems = self._ours.topic_problems().items()
-        return "; ".join(text for name, text in problems if name.partition("/")[0] == self._topics.items) or None
+        return "; ".join(text for name, text in problems if topic_of(name) == self._topics.items) or None
 
     def stop(self) -> None:
         """Have `run` return soon."""

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 import structlog
 
 from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
-from streams.consumer import Offsets, PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.errors import HeadwaterStreamError
+from streams.offsets import Offsets, topic_of
+from streams.record import Record
 
 log = structlog.get_logger(__name__)
 
@@ -134,4 +136,4 @@ class TopicReader:
         self._topic_ids |= consumer.topic_ids()
 
     def _lacks(self, consumer: PartitionConsumer, required: Sequence[str]) -> bool:
-        return any(name.partition("/")[0] in required for name in consumer.problems())
+        return any(topic_of(name) in required for name in consumer.problems())

@@ -23,7 +23,7 @@ from services.settings.state import StateSettings
 from services.state.client import connect, redis_errors, shown
 from services.state.entries import FORMAT, KEPT_EVENTS, KEPT_PURCHASES
 from services.state.errors import StateForeignError, StateTakenError
-from streams.consumer import Offsets
+from streams.offsets import Offsets, decode_offsets, encode_offsets, is_partition_name, partition_name
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -212,7 +212,7 @@ class StateStore:
                 self._push(pipe, self._bought(user_id), entries, KEPT_PURCHASES)
             pipe.hset(self._written, mapping=self._mark(after, topic_ids, beat))  # 3. and the offsets they came from
             if gone := before.keys() - after.keys():
-                pipe.hdel(self._written, *(f"{topic}/{partition}" for topic, partition in gone))
+                pipe.hdel(self._written, *(partition_name(*at) for at in gone))
             try:
                 pipe.execute()  # 4. at once
             except WatchError:
@@ -227,7 +227,7 @@ class StateStore:
     def _mark(self, offsets: Offsets, topic_ids: Mapping[str, str], beat: str) -> dict[_Encodable, _Encodable]:
         own: dict[_Encodable, _Encodable] = {"format": FORMAT, "secret": self.fingerprint, "beat": beat}
         own |= {f"{topic}{_ID}": topic_id for topic, topic_id in topic_ids.items()}
-        return own | {f"{topic}/{partition}": str(offset) for (topic, partition), offset in offsets.items()}
+        return own | {name: str(offset) for name, offset in encode_offsets(offsets).items()}
 
     def _shopper(self, user_id: str) -> str:
         return f"{self._settings.prefix}:shopper:{user_id}"
@@ -237,9 +237,7 @@ class StateStore:
 
 
 def _offsets(written: Mapping[str, str]) -> Offsets:
-    offsets: Offsets = {}
-    for name, value in written.items():
-        topic, slash, partition = name.rpartition("/")
-        if slash and partition.isdigit() and value.isdigit():
-            offsets[topic, int(partition)] = int(value)
-    return offsets
+    """Return the offsets among the fields of the hash."""
+    return decode_offsets(
+        {name: int(value) for name, value in written.items() if is_partition_name(name) and value.isdigit()}
+    )

@@ -18,12 +18,14 @@ from services.state.errors import StateError, StateTakenError
 from services.state.store import LEASE_SECONDS, Changes, StateStore
 from streams.clocks import ClockSettings, ReaderClock, decode_bounded
 from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
-from streams.consumer import Offsets, PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.control import Forget, Secret, SecretReset, parse_control
 from streams.dead_letters import DeadLetter
 from streams.errors import ConsumeError, HeadwaterStreamError, SecretError, SecretMismatchError, TopicError
 from streams.events import Click, Purchase
 from streams.look_back import look_back
+from streams.offsets import Offsets
+from streams.record import Record
 from streams.topics import Topics
 from streams.whole_topic import read_to_end
 

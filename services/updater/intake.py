@@ -17,7 +17,6 @@ from services.items import catalogue_item
 from services.metrics import EVENT_OUTCOMES, LATENESS_SECONDS, UpdaterMetrics
 from services.settings import Settings
 from streams.clocks import ReaderClock, decode_bounded
-from streams.consumer import Offsets, Record
 from streams.control import MAX_REPORTED, Capped, Forget, GuardReport, Released, parse_control
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import ItemRemoved, refused
@@ -27,7 +26,9 @@ from streams.guard_accounts import HOUR_MS
 from streams.item_times import ItemTimes
 from streams.join_store import JoinStore
 from streams.joiner import Example, Joiner, ShownList
+from streams.offsets import Offsets
 from streams.privacy import Pseudonymiser
+from streams.record import Record
 from streams.watermarks import Watermarks
 
 Weighed = TypeVar("Weighed", Example, ShownList)

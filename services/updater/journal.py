@@ -25,7 +25,7 @@ from typing import Any, Literal
 from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.errors import CheckpointError
 from peft_adapters.lifecycle.gate import Decision
-from streams.consumer import Offsets
+from streams.offsets import Offsets, decode_offsets, encode_offsets
 
 _LINE_START = b'{"'
 _AS_LOG = ": their slices are then read from the log again, and may be cut otherwise"
@@ -246,7 +246,7 @@ def _refused(path: Path, error: OSError) -> CheckpointError:
 
 def _line(slice_: Recorded, *, after: int | None) -> tuple[str, int]:
     """Return the line of a slice without its end, and its checksum."""
-    line: dict[str, Any] = {"ends": by_name(slice_.ends), "now_ms": slice_.now_ms}
+    line: dict[str, Any] = {"ends": encode_offsets(slice_.ends), "now_ms": slice_.now_ms}
     if slice_.decision is not None:
         line["gate"] = slice_.decision
     if slice_.late:
@@ -254,7 +254,7 @@ def _line(slice_: Recorded, *, after: int | None) -> tuple[str, int]:
     if slice_.topic_ids:
         line["topic_ids"] = dict(slice_.topic_ids)
     if slice_.missed:
-        line["missed"] = by_name(slice_.missed)
+        line["missed"] = encode_offsets(slice_.missed)
     if after is not None:
         line["after"] = after
     crc = _crc(line)
@@ -276,24 +276,13 @@ def _crc_of(lines: Sequence[tuple[str, Recorded]]) -> int | None:
 
 def _recorded(line: dict[str, Any]) -> Recorded:
     return Recorded(
-        by_partition(line["ends"]),
+        decode_offsets(line["ends"]),
         line.get("gate"),
         line.get("late", False),
         line["now_ms"],
         line.get("topic_ids", {}),
-        by_partition(line.get("missed", {})),
+        decode_offsets(line.get("missed", {})),
     )
-
-
-def by_name(offsets: Offsets) -> dict[str, int]:
-    """Offsets with `topic/partition` as their keys, for JSON."""
-    return {f"{topic}/{partition}": offset for (topic, partition), offset in sorted(offsets.items())}
-
-
-def by_partition(offsets: Mapping[str, int]) -> Offsets:
-    """The inverse of `by_name`."""
-    parted = ((name.rsplit("/", 1), offset) for name, offset in offsets.items())
-    return {(topic, int(partition)): offset for (topic, partition), offset in parted}
 
 
 def journal_path(directory: Path, checkpoint: int) -> Path:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from services.metrics import UpdaterMetrics
-from streams.consumer import PartitionConsumer, TopicPartition
+from streams.consumer import PartitionConsumer
 from streams.errors import HeadwaterStreamError
+from streams.offsets import TopicPartition, topic_of
 
 _LAG_SECONDS = 2.0  # how often the lag is asked for
 _LAG_TIMEOUT_SECONDS = 1.0  # a metric does not hold the loop up
@@ -34,7 +35,7 @@ class LogMetrics:
         Args:
             waiting: records that were read and not learnt yet, by partition.
         """
-        unreadable = {name.split("/")[0] for name in self._consumer.problems()}
+        unreadable = {topic_of(name) for name in self._consumer.problems()}
         for topic in self._topics:
             self._metrics.topic_readable.labels(topic).set(topic not in unreadable)
         self._count_changes()

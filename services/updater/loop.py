@@ -34,15 +34,16 @@ from services.secrets import agree
 from services.settings import Settings
 from services.updater.checkpoint_store import CheckpointStore
 from services.updater.intake import Intake
-from services.updater.journal import Recorded, by_name, by_partition
+from services.updater.journal import Recorded
 from services.updater.log_metrics import LogMetrics
 from services.updater.quality_monitor import QualityMonitor
 from services.updater.replay import ReplayCheck
 from services.updater.schedule import Schedule
-from streams.consumer import Offsets, PartitionConsumer
+from streams.consumer import PartitionConsumer
 from streams.control import Capped, Quarantined, guard_record, quarantine_record
 from streams.dead_letters import DeadLetterWriter
 from streams.errors import BrokerUnreachableError, DeliveryError, HeadwaterStreamError
+from streams.offsets import Offsets, decode_offsets, encode_offsets
 from streams.privacy import pseudonymiser
 from streams.producer import EventProducer
 from streams.slices import Slice, SliceReader
@@ -265,7 +266,7 @@ class Updater:
                 return False
             tensors, watch = self._watch.state()
             extra = watch | {
-                "offsets": by_name(self._offsets),
+                "offsets": encode_offsets(self._offsets),
                 "topic_ids": self._topic_ids,
                 "intake": self._intake.state(),
                 "pseudonyms": self._pseudonymise.fingerprint(),
@@ -286,7 +287,7 @@ class Updater:
     def _gate_and_publish(self) -> None:
         self._home.verify()
         directory, manifest = self._publisher.candidate(
-            offsets=by_name(self._offsets),
+            offsets=encode_offsets(self._offsets),
             watermark_ms=self._intake.watermarks.latest_ms,
             metrics=self._watch.prequential.values(),
         )
@@ -387,7 +388,7 @@ class Updater:
                 "`privacy.secret` must be the one that the checkpoint was made with, got another: its shoppers would "
                 "not be known again; put the secret back, or start in an empty directory"
             )
-        self._offsets = by_partition(saved["offsets"])
+        self._offsets = decode_offsets(saved["offsets"])
         self._topic_ids = saved.get("topic_ids", {})  # checkpoints of earlier releases know none
         self._checkpointed = dict(self._offsets)
         self._intake.restore(saved["intake"])

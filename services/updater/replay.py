@@ -7,9 +7,10 @@ from contextlib import suppress
 
 import structlog
 
-from services.updater.journal import Recorded, by_name
-from streams.consumer import Offsets, PartitionConsumer
+from services.updater.journal import Recorded
+from streams.consumer import PartitionConsumer
 from streams.errors import HeadwaterStreamError
+from streams.offsets import Offsets, encode_offsets
 from streams.slices import Slice
 from streams.topic_metadata import is_other_log
 
@@ -54,13 +55,13 @@ class ReplayCheck:
             log.error(
                 "slice_not_repeated_exactly",
                 problem="retention deleted records after they were learnt and before the checkpoint; they are missed",
-                missed=by_name(slice_.missed),
-                journaled=by_name(recorded.missed),
+                missed=encode_offsets(slice_.missed),
+                journaled=encode_offsets(recorded.missed),
             )
 
     def _cut_off(self, recorded: Recorded, ends: Offsets) -> str | None:
         short = {at: ends[at] for at, end in recorded.ends.items() if at in ends and ends[at] < end}
-        return f"the log is shorter than it was, and ends at {by_name(short)}" if short else None
+        return f"the log is shorter than it was, and ends at {encode_offsets(short)}" if short else None
 
     def _unreadable(self, recorded: Recorded, ends: Offsets) -> str | None:
         positions = self._consumer.positions()

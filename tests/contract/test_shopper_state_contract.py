@@ -14,8 +14,8 @@ from services.scorer.shopper_state_redis import RedisState
 from services.scorer.shopper_state_request import RequestState
 from services.state.entries import packed
 from services.state.store import Changes, StateStore
-from streams.consumer import Offsets
 from streams.events import Click, Purchase
+from streams.offsets import Offsets
 
 MINUTE_MS = 60_000
 ROWS = {"a": 0, "b": 1, "c": 2}

@@ -8,10 +8,10 @@ from foreign_events import EXAMPLES, TOPICS, record
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter
 from streams.decode import ItemRemoved, decode
 from streams.events import MODELS
+from streams.record import Record
 from streams.topics import Dialect
 
 OURS: dict[str, dict[str, Any]] = {

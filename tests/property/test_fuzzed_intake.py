@@ -18,10 +18,10 @@ from tiny_model import tiny_learner
 from peft_adapters.settings import LearnerSettings
 from services.settings import Settings
 from services.updater.intake import Intake
-from streams.consumer import Record
 from streams.events import Click, Event, Impression, Item, Purchase, Shown
 from streams.join_store import JoinStore
 from streams.privacy import Pseudonymiser
+from streams.record import Record
 
 SLICE = 400
 NOW_MS = 1_770_000_000_000

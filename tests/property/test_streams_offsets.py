@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streams import Click, EventProducer, KafkaConnection, Topics
-from streams.consumer import Offsets, PartitionConsumer
+from streams.consumer import PartitionConsumer
 from streams.embedded_broker import EmbeddedBroker
+from streams.offsets import Offsets
 
 RECORDS = 240
 # Of each run of the reader: how many polls, and how many records at most in each.

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.consumer import Gap, Offsets, PartitionConsumer, Record, TopicPartition
+from streams.consumer import PartitionConsumer
+from streams.log_positions import Gap
+from streams.offsets import Offsets, TopicPartition
+from streams.record import Record
 from streams.slices import Slice, SliceReader
 
 TOPICS = ["items", "clicks"]

@@ -27,6 +27,7 @@ from streams.connection import wait_for_broker
 from streams.consumer import PartitionConsumer
 from streams.errors import BrokerUnreachableError, DeliveryError
 from streams.events import Click, Event, Impression, Item, Purchase, Shown
+from streams.offsets import encode_offsets
 from streams.producer import EventProducer
 
 ITEMS, LATER_ITEMS, USERS = 20, 6, 9
@@ -304,7 +305,7 @@ class CrashReplay:
     def _log_ends(self) -> dict[str, int]:
         topics = [self.shop.topics.of_kind(kind) for kind in (Item.KIND, *self.traffic.records)]
         with closing(PartitionConsumer(self.shop.connection, topics)) as consumer:
-            return {f"{topic}/{partition}": end for (topic, partition), end in consumer.end_offsets().items()}
+            return encode_offsets(consumer.end_offsets())
 
     def unkilled(self) -> Settings:
         """Settings of a run over the same log, from nothing, fed the slices that were recorded."""

@@ -27,7 +27,8 @@ from updater_shop import SETTLED, Shop, UpdaterProcess, items, newest_checkpoint
 
 from peft_adapters.lifecycle.checkpoint import checkpoint_numbers
 from streams.connection import open_client
-from streams.topics import ensure_topics
+from streams.offsets import partition_name
+from streams.topic_creation import ensure_topics
 
 DISK_MEBIBYTES = 64
 CLOCK_SECONDS = 3_000.0  # below a day, beyond which events would be dead letters
@@ -173,7 +174,7 @@ class FaultRun:
         ends: dict[str, int] = {}
         for sent in self._sent:
             if sent.log_number == self._logs[sent.topic]:
-                at = f"{sent.topic}/{sent.partition}"
+                at = partition_name(sent.topic, sent.partition)
                 ends[at] = max(ends.get(at, 0), sent.offset + 1)
 
         def is_read() -> bool:

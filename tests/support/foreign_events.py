@@ -4,10 +4,10 @@ import json
 from copy import deepcopy
 from typing import Any
 
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter
 from streams.decode import ItemRemoved, decode
 from streams.events import Event
+from streams.record import Record
 from streams.topics import Dialect, Topics
 
 TOPICS = Topics(dialects={"of.ga4": "ga4", "of.segment": "segment", "of.metarank": "metarank"})

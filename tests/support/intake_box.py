@@ -17,12 +17,12 @@ from services.metrics import EVENT_OUTCOMES, UpdaterMetrics
 from services.settings import Settings
 from services.settings.updater import UpdaterSettings
 from services.updater.intake import Intake
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter
 from streams.events import Click, Event, Impression, Item, Shown
 from streams.join_store import JoinStore
 from streams.joiner import Example, ShownList
 from streams.privacy import Pseudonymiser
+from streams.record import Record
 from streams.topics import Topics
 
 TOPICS = Topics()

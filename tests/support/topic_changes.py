@@ -5,7 +5,8 @@ import time
 from kafka import KafkaAdminClient
 
 from streams.connection import KafkaConnection
-from streams.topics import Topics, ensure_topics
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 
 
 def recreate(admin: KafkaAdminClient, connection: KafkaConnection, topics: Topics, *names: str) -> None:

@@ -24,11 +24,12 @@ from peft_adapters.settings import EncoderSettings
 from services.settings import Settings
 from services.settings.updater import UpdaterSettings
 from streams.connection import KafkaConnection
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.dead_letters import DeadLetter
 from streams.events import Click, Event, Item, Purchase
 from streams.guard import GuardSettings
 from streams.producer import EventProducer
+from streams.record import Record
 from streams.topics import Topics
 
 WAIT_SECONDS = 120.0

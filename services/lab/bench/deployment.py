@@ -17,6 +17,7 @@ from services.lab.bench.errors import BenchError
 from services.settings import Settings
 from streams.delivery import Delivery
 from streams.events import Event, Item
+from streams.offsets import partition_name
 from streams.producer import EventProducer
 
 SETTLES_WITHIN_SECONDS = 240.0
@@ -121,8 +122,8 @@ def own_deployment(
         published: dict[str, int] = {}
 
         def note(delivery: Delivery) -> None:
-            if delivery.offset is not None:
-                partition = f"{delivery.topic}/{delivery.partition}"
+            if delivery.partition is not None and delivery.offset is not None:
+                partition = partition_name(delivery.topic, delivery.partition)
                 published[partition] = max(published.get(partition, 0), delivery.offset + 1)
 
         with EventProducer(up.settings.kafka, up.settings.topics, on_delivery=note) as producer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from peft_adapters.errors import VersionNotFoundError
 from streams.delivery import Delivery
+from streams.offsets import partition_name
 
 
 @dataclass(slots=True)
@@ -42,10 +43,10 @@ class Freshness:
 
     def delivered(self, delivery: Delivery) -> None:
         """Takes in one confirmed event; what was not confirmed is not measured."""
-        if delivery.offset is None or delivery.timestamp_ms is None:
+        if delivery.partition is None or delivery.offset is None or delivery.timestamp_ms is None:
             return
         with self._lock:
-            partition = self._partitions.setdefault(f"{delivery.topic}/{delivery.partition}", _Partition())
+            partition = self._partitions.setdefault(partition_name(delivery.topic, delivery.partition), _Partition())
             partition.waiting.append((delivery.offset, delivery.timestamp_ms / 1000))
             self._seconds += partition.settle()  # an answer may be quicker than the confirmation
 

@@ -16,7 +16,8 @@ from streams.connection import KafkaConnection, open_client
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Item
 from streams.producer import EventProducer
-from streams.topics import Topics, ensure_topics
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 
 SCORERS = 2
 START_TIMEOUT_SECONDS = 60.0

@@ -11,8 +11,8 @@ from services.operate.dead_letters.errors import LetterError
 from services.producers import BROKER_TIMEOUT_SECONDS
 from services.settings import Settings
 from streams.connection import wait_for_broker
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
+from streams.record import Record
 from streams.whole_topic import read_to_end
 
 log = structlog.get_logger(__name__)

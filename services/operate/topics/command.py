@@ -7,7 +7,7 @@ from services.producers import BROKER_TIMEOUT_SECONDS
 from services.settings import Settings
 from streams.connection import wait_for_broker
 from streams.topic_check import TopicState, check_topics
-from streams.topics import BROKER_DEFAULT, ensure_topics
+from streams.topic_creation import BROKER_DEFAULT, ensure_topics
 
 UNKNOWN = "?"
 

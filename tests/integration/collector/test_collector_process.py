@@ -17,7 +17,8 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from streams.connection import KafkaConnection
 from streams.embedded_broker import EmbeddedBroker
-from streams.topics import Topics, ensure_topics
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 
 PERSIST_SECONDS = 1.5  # the embedded broker writes what it holds about once a second
 

@@ -13,13 +13,14 @@ from services.cli import app
 from services.operate.dead_letters.errors import LetterError
 from services.operate.dead_letters.replaying import CHUNK_LETTERS
 from streams.connection import KafkaConnection
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.dead_letters import DeadLetter, DeadLetterWriter
 from streams.decode import decode
 from streams.errors import DeliveryError
 from streams.events import Click, Purchase
 from streams.privacy import PayloadPolicy, Pseudonymiser
 from streams.producer import EventProducer
+from streams.record import Record
 from streams.topics import Topics
 
 SECRET = "of the test"  # noqa: S105

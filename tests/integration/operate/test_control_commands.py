@@ -12,7 +12,7 @@ import pytest
 from forked import run_command
 
 from streams.connection import KafkaConnection
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.control import (
     Capped,
     Command,
@@ -28,6 +28,7 @@ from streams.control import (
 from streams.dead_letters import DeadLetter, DeadLetterWriter, Reason
 from streams.privacy import Pseudonymiser
 from streams.producer import EventProducer
+from streams.record import Record
 from streams.topics import Topics
 
 SECRET = "secret-of-a-test"  # noqa: S105

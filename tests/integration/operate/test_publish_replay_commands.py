@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from streams.connection import KafkaConnection
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.decode import decode
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Click, Item, Purchase
+from streams.record import Record
 from streams.topics import Topics
 
 TIMEOUT_SECONDS = 60

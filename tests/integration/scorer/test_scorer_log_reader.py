@@ -15,7 +15,8 @@ from streams.control import forget_record
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Click, Purchase
 from streams.producer import EventProducer
-from streams.topics import Topics, ensure_topics
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 
 
 def test_it_reads_what_is_there_and_then_what_comes(

@@ -20,7 +20,7 @@ from streams.connection import unreachable_reason, wait_for_broker
 from streams.consumer import PartitionConsumer
 from streams.errors import BrokerUnreachableError
 from streams.lookup import RecordLookup
-from streams.topics import ensure_topics
+from streams.topic_creation import ensure_topics
 
 HOST = "kafka.invalid:39292"
 NAMED = rf"it advertises {HOST}, which cannot be connected to \([A-Z]"

@@ -20,7 +20,7 @@ from streams.connection import wait_for_broker
 from streams.consumer import PartitionConsumer
 from streams.embedded_broker import EmbeddedBroker
 from streams.errors import BrokerUnreachableError, DeliveryError, EmbeddedBrokerError, TopicError
-from streams.topics import ensure_topics
+from streams.topic_creation import ensure_topics
 
 NOWHERE = KafkaConnection(bootstrap_servers="127.0.0.1:1")
 

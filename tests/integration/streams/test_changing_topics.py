@@ -14,7 +14,8 @@ from kafka.errors import StaleMetadata
 from structlog.testing import capture_logs
 
 from streams.connection import KafkaConnection
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
+from streams.record import Record
 
 pytestmark = pytest.mark.kafka
 

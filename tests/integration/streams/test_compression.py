@@ -13,9 +13,10 @@ from kafka import TopicPartition as KafkaPartition
 from segments import damage_batch, segment_of
 
 from streams import KafkaConnection, Topics
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.errors import UndecodableBatchError
 from streams.lookup import RecordLookup
+from streams.record import Record
 
 CODECS = ("gzip", "snappy", "lz4", "zstd")
 LIBRARIES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}

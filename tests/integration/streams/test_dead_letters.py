@@ -13,13 +13,14 @@ from kafka import KafkaAdminClient
 from structlog.testing import capture_logs
 
 from streams import EventProducer, KafkaConnection, Topics
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.dead_letters import DeadLetter, DeadLetterWriter, Reason
 from streams.decode import MAX_EVENT_BYTES, decode
 from streams.embedded_broker import EmbeddedBroker
 from streams.errors import DeliveryError
 from streams.privacy import PayloadPolicy, Pseudonymiser
-from streams.topics import ensure_topics
+from streams.record import Record
+from streams.topic_creation import ensure_topics
 
 BAD = {
     Reason.MALFORMED_JSON: (b"u-1", b'{"event_id": "e-1", \xff\xfe'),

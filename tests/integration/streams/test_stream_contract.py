@@ -11,10 +11,11 @@ from kafka import TopicPartition as KafkaPartition
 from structlog.testing import capture_logs
 
 from streams import Click, Delivery, EventProducer, Impression, Item, KafkaConnection, Purchase, Topics
-from streams.consumer import PartitionConsumer, Record
+from streams.consumer import PartitionConsumer
 from streams.decode import ItemRemoved, decode
 from streams.errors import DeliveryError, EventTooLargeError, TopicError
 from streams.events import Event, Shown
+from streams.record import Record
 
 TS = 1_700_000_000_000
 

@@ -13,7 +13,8 @@ from kafka import KafkaAdminClient
 from streams.connection import KafkaConnection
 from streams.producer import EventProducer
 from streams.topic_check import catalogue_problems, check_topics
-from streams.topics import Topics, ensure_topics
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 
 
 def create(connection: KafkaConnection, name: str, **configs: str) -> None:

@@ -8,7 +8,8 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from streams.connection import KafkaConnection
 from streams.errors import TopicError
-from streams.topics import Topics, ensure_topics
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 
 
 def described(connection: KafkaConnection, topic: str) -> tuple[int, dict[str, str]]:

@@ -12,7 +12,8 @@ from peft_adapters.registry.bundle import read_bundle
 from streams.connection import KafkaConnection
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Click
-from streams.topics import Topics, ensure_topics
+from streams.topic_creation import ensure_topics
+from streams.topics import Topics
 
 NOTHING = dict.fromkeys(("in", *SETTLED, "pending"), 0)
 

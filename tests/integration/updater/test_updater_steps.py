@@ -24,6 +24,7 @@ from streams.connection import KafkaConnection
 from streams.dead_letters import DeadLetterWriter
 from streams.embedded_broker import EmbeddedBroker
 from streams.errors import DeliveryError, HeadwaterStreamError
+from streams.offsets import encode_offsets
 from streams.producer import EventProducer
 from streams.topics import Topics
 
@@ -328,7 +329,7 @@ class TestStep4Publish:
 def test_step_5_commits_where_the_checkpoint_stands(shop: Shop) -> None:
     with updater(shop) as made:
         made.run()
-    offsets = {f"{topic}/{partition}": offset for (topic, partition), offset in shop.committed().items()}
+    offsets = encode_offsets(shop.committed())
     assert offsets == shop.checkpointed()["offsets"] == shop.latest().offsets
     assert offsets[f"{shop.topics.items}/0"] == 20
     assert sum(offsets.values()) == 20 + EVENTS

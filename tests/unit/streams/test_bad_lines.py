@@ -21,10 +21,10 @@ from foreign_events import (
     read,
 )
 
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import decode
 from streams.events import Click, Impression, Purchase, Shown
+from streams.record import Record
 from streams.topics import Dialect
 
 GA4_ORDER: dict[str, Any] = {

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from streams.clocks import DAY_MS, Bounded, ClockSettings, ReaderClock, decode_bounded
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import ItemRemoved
 from streams.events import Item
 from streams.item_times import ItemTimes
+from streams.record import Record
 from streams.topics import Topics
 from streams.watermarks import Watermarks
 

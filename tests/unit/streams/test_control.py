@@ -3,7 +3,6 @@
 import pytest
 from structlog.testing import capture_logs
 
-from streams.consumer import Record
 from streams.control import (
     Forget,
     Quarantine,
@@ -14,6 +13,7 @@ from streams.control import (
     quarantine_record,
     release_key,
 )
+from streams.record import Record
 
 WHY = Quarantine(event_id="e1", ts=5, reason="item_burst", count=51, limit=50)
 

@@ -3,10 +3,10 @@ import time
 
 import pytest
 
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter
 from streams.decode import MAX_EVENT_BYTES, ItemRemoved, Reason, decode
 from streams.events import Click, Item
+from streams.record import Record
 from streams.topics import Topics
 
 TOPICS = Topics()

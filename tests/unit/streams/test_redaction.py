@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter, redacted
 from streams.decode import decode
+from streams.record import Record
 from streams.redaction import redact_error, redact_json, redact_key
 from streams.topics import Topics
 

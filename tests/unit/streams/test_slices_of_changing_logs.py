@@ -3,7 +3,10 @@
 from collections.abc import Collection
 from typing import cast
 
-from streams.consumer import Gap, Offsets, PartitionConsumer, Record, TopicPartition
+from streams.consumer import PartitionConsumer
+from streams.log_positions import Gap
+from streams.offsets import Offsets, TopicPartition
+from streams.record import Record
 from streams.slices import Slice, SliceReader
 
 A, B, NEW = ("clicks", 0), ("items", 0), ("clicks", 1)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from services.data.dataset import read_events
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter
 from streams.decode import decode
 from streams.events import Click, Event, Impression
+from streams.record import Record
 from streams.topics import Topics
 
 RANKLENS = Path(__file__).parents[5] / "shared" / "data" / "ranklens" / "events.csv.gz"

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from intake_box import HOUR_MS, NOTHING, NOW_MS, READ, TOPICS, Box, click, impression, item, record_of
 from structlog.testing import capture_logs
 
-from streams.consumer import Record
 from streams.control import forget_record
 from streams.events import Click, Item, Purchase
 from streams.privacy import Pseudonymiser
+from streams.record import Record
 
 GOOD = st.tuples(
     st.sampled_from([Click, Purchase]), st.integers(0, 12), st.integers(0, 4), st.integers(0, 5), st.sampled_from("uv")

@@ -4,9 +4,9 @@ import json
 
 from intake_box import HOUR_MS, NOW_MS, TOPICS, Box, click, impression, item, record_of
 
-from streams.consumer import Record
 from streams.dead_letters import Reason
 from streams.events import Click, Item
+from streams.record import Record
 
 MINUTE_MS = 60_000
 OPEN = 60

@@ -23,11 +23,11 @@ from peft_adapters.settings import LearnerSettings
 from services.metrics import EVENT_OUTCOMES
 from services.settings import Settings
 from services.updater.intake import Intake
-from streams.consumer import Record
 from streams.dead_letters import DeadLetter
 from streams.join_store import JoinStore
 from streams.joiner import Example, ShownList
 from streams.privacy import Pseudonymiser
+from streams.record import Record
 from streams.topics import Topics
 
 TOPICS = Topics(dialects={"of.ga4": "ga4", "of.segment": "segment", "of.metarank": "metarank"})
