@@ -1,1 +1,1 @@
-"""The frozen pretrained transformer: its cached prefix, its LoRA suffix, and the vectors it makes of texts."""
+"""The text encoder: a frozen pretrained transformer with a cached prefix and a LoRA suffix."""

@@ -1,7 +1,8 @@
 """The frozen text encoder with a LoRA adapter on its last layers, split into a frozen prefix and a trainable suffix.
 
-Below the lowest LoRA layer nothing ever changes, so a text's activations there are computed once (`prefix`) and kept;
-a training step or an item refresh runs the layers above alone (`suffix`). Which models work: docs/encoders.md.
+Weights below the lowest LoRA layer never change, so a text's activations there are computed once (`prefix`) and
+cached. A training step or an item refresh runs only the layers above (`suffix`). docs/encoders.md lists the supported
+models.
 """
 
 from __future__ import annotations
@@ -23,38 +24,44 @@ from peft_adapters.encoder.frozen_prefix import (
     SUPPORTED,
     FrozenPrefix,
     PrefixDoneError,
-    leave_with_hidden,
     linear_names,
+    stop_with_hidden_states,
     transformer_layers,
 )
 from peft_adapters.encoder.lora_linear import Dropout
-from peft_adapters.encoder.pooling import chosen_pooling
+from peft_adapters.encoder.pooling import resolve_pooling
 from peft_adapters.encoder.suffix import ATTENTION, Suffix
 from peft_adapters.errors import EncoderError
 from peft_adapters.settings import DEFAULT_MODEL, EncoderSettings
 
-# The frozen part always runs on so many texts, padded to the next power of two: matrices of one shape are multiplied in
-# one order, so that a text's activations are the same to the last bit whatever was encoded beside it.
+# The frozen part always runs on batches of this size, padded to the next power of two: matrices of equal shape are
+# multiplied in the same order, so a text's activations are identical bit for bit, whatever else is in its batch.
 _PREFIX_BATCH = 8
-_SHORTEST_PREFIX = 8  # tokens
-# Of a text, tokenised at most; more than `max_tokens` allows any real text to use. A tokenizer reads all it is given
-# before it cuts: 1 MB takes it up to 9 s, this up to 0.08 s.
+_MIN_PADDED_TOKENS = 8
+# Longer texts are cut to this length before tokenisation; no real text fills `max_tokens` with more characters. A
+# tokenizer reads its whole input before it truncates: up to 9 s for 1 MB, up to 0.08 s for this length.
 MAX_TEXT_CHARS = 16_384
-_FILLER = 0  # a token id; any would do after a text, where no token of it looks
+_PADDING_ID = 0  # any token id works: padding follows the text and is masked
 _PROBES = ("mug", "as long as a text may be, " * 128)
-_SPLIT_TOLERANCE = 1e-4  # of the largest value; all of it runs in fp32
+_SPLIT_TOLERANCE = 1e-4  # relative to the largest value; both computations run in fp32
 
 
 class Encoder:
-    """A frozen Hugging Face encoder, its LoRA adapter (PEFT) and the split between the two.
+    """A frozen Hugging Face encoder with a LoRA adapter (PEFT), split below the lowest LoRA layer.
+
+    Args:
+        settings: the base model, its pooling, and the shape and seed of the adapter.
 
     Attributes:
         dim: width of a text vector.
-        split: the lowest layer that carries LoRA.
-        pooling: how a text's tokens become its vector: "mean", "cls" or "last".
-        prefix_digest: SHA-256 of what activations below the split depend on.
-        base_digest: SHA-256 of what vectors under an adapter depend on beside it; adapters belong to exactly one.
-        peft_model: the model as PEFT knows it; its LoRA weights are the only trainable ones.
+        split: index of the lowest layer that carries LoRA.
+        pooling: method that reduces a text's tokens to one vector: "mean", "cls" or "last".
+        prefix_digest: SHA-256 of everything that activations below the split depend on.
+        base_digest: SHA-256 of everything but the adapter that text vectors depend on; an adapter fits one base.
+        peft_model: the PEFT model; only its LoRA weights are trainable.
+
+    Raises:
+        EncoderError: the model cannot be loaded or split, or has fewer layers than `encoder.lora_layers`.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -62,7 +69,7 @@ class Encoder:
         path = _model_path(settings.model)
         try:
             with _no_progress_bar():
-                self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")  # as `prefix` does
+                self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")  # as in `prefix`
                 base = AutoModel.from_pretrained(path)
         except (OSError, ValueError) as error:
             raise EncoderError(
@@ -70,7 +77,7 @@ class Encoder:
                 "; give a local path, or an id whose files are in the local cache"
             ) from error
         base.float().eval()
-        if _tells_attention(base):
+        if _supports_packed_attention(base):
             base.set_attn_implementation(ATTENTION)
         name, layers = transformer_layers(base)
         self.dim = int(base.config.hidden_size)
@@ -79,21 +86,27 @@ class Encoder:
                 f"`encoder.lora_layers` must be at most {len(layers)}, the layers of {settings.model!r}, "
                 f"got {settings.lora_layers}"
             )
-        self.pooling = chosen_pooling(settings.pooling, path, layers)
+        self.pooling = resolve_pooling(settings.pooling, path, layers)
         self.peft_model = _with_lora(base, settings, linear_names(name, layers, len(layers) - settings.lora_layers))
         self.split = _lowest_lora_layer(layers)
         self._layers = layers
         self.prefix_digest = _digest(base, self.tokenizer, self.split, settings)
         self.base_digest = hashlib.sha256(f"{self.prefix_digest}/{self.pooling}".encode()).hexdigest()
-        self._suffix = Suffix(base, name, self.split, pooling=self.pooling, packed=_tells_attention(base))
+        self._suffix = Suffix(base, name, self.split, pooling=self.pooling, packed=_supports_packed_attention(base))
         self._check_split()
 
     def _check_split(self) -> None:
-        """Compare prefix and suffix with the whole model; the new adapter changes nothing yet."""
+        """Check that prefix and suffix together compute what the whole model computes.
+
+        A new adapter is the identity, so the whole model may run with or without it.
+
+        Raises:
+            EncoderError: the vectors differ, or a layer does not accept the inputs it gets.
+        """
         name = f"{self.settings.model!r} ({type(self.peft_model.get_base_model()).__name__})"
         try:
-            split, whole = self._both_ways(_PROBES)
-        except (AttributeError, TypeError, ValueError) as error:  # a layer got what it does not know, or too little
+            split, whole = self._split_and_whole(_PROBES)
+        except (AttributeError, TypeError, ValueError) as error:  # a layer got an unknown or missing input
             raise EncoderError(f"{name} cannot be split: {error}; {SUPPORTED}") from error
         if not torch.allclose(split, whole, rtol=0, atol=_SPLIT_TOLERANCE * float(whole.abs().max())):
             raise EncoderError(
@@ -101,19 +114,23 @@ class Encoder:
             )
 
     @torch.inference_mode()
-    def _both_ways(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Vectors [texts, dim] by prefix and suffix, and by the whole model, one text at a time; all of it in fp32."""
-        base, most = self.peft_model.get_base_model(), self.settings.max_tokens
+    def _split_and_whole(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return fp32 vectors [texts, dim] from prefix and suffix, and from the whole model one text at a time."""
+        base, max_tokens = self.peft_model.get_base_model(), self.settings.max_tokens
         tokens = self._token_ids(texts)
         whole = [base(input_ids=torch.tensor([ids])).last_hidden_state for ids in tokens]
-        hidden = [self._prefix_batch([ids], _padded_length(len(ids), most))[0] for ids in tokens]
+        hidden = [self._prefix_batch([ids], _padded_length(len(ids), max_tokens))[0] for ids in tokens]
         return self.suffix(hidden), torch.cat([self._suffix.pool(states) for states in whole])
 
-    # ---- the frozen part
+    # ---- frozen prefix
 
     @torch.inference_mode()
     def prefix(self, texts: Sequence[str]) -> list[Tensor]:
-        """Activations below the lowest LoRA layer, one tensor [tokens, dim] a text, in `settings.activations`."""
+        """Return each text's activations [tokens, dim] below the lowest LoRA layer, in the cache's precision.
+
+        Raises:
+            EncoderError: an activation is not finite in the precision of `encoder.activations`.
+        """
         by_length: dict[int, list[int]] = {}
         tokens = self._token_ids(texts)
         for index, ids in enumerate(tokens):
@@ -123,91 +140,106 @@ class Encoder:
             for start in range(0, len(indices), _PREFIX_BATCH):
                 chunk = indices[start : start + _PREFIX_BATCH]
                 states = self._prefix_batch([tokens[index] for index in chunk], length)
-                hidden |= {index: self._kept(own) for index, own in zip(chunk, states, strict=True)}
+                hidden |= {index: self._to_cache_dtype(text) for index, text in zip(chunk, states, strict=True)}
         return [hidden[index] for index in range(len(texts))]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of activations that are kept."""
+        """Precision of cached activations."""
         return torch.float16 if self.settings.activations == "float16" else torch.float32
 
-    def _kept(self, states: Tensor) -> Tensor:
-        kept = states.to(self.dtype, copy=True)
-        if not torch.isfinite(kept).all():
+    def _to_cache_dtype(self, states: Tensor) -> Tensor:
+        converted = states.to(self.dtype, copy=True)
+        if not torch.isfinite(converted).all():
             raise EncoderError(
                 f"`encoder.activations` must be float32 for {self.settings.model!r}, whose activations go up to "
                 f"{float(states.abs().max()):.3g}, got {self.settings.activations}"
             )
-        return kept
+        return converted
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts, cut; a tokenizer that puts nothing around a text has none for an empty one."""
+        """Return truncated token ids of each text; at least one, also for an empty text without special tokens."""
         if not texts:
             return []
-        most = self.settings.max_tokens
+        max_tokens = self.settings.max_tokens
         cut = [text[:MAX_TEXT_CHARS] for text in texts]
-        tokens: list[list[int]] = self.tokenizer(cut, truncation=True, max_length=most)["input_ids"]
-        return [ids or [self._blank] for ids in tokens]
+        tokens: list[list[int]] = self.tokenizer(cut, truncation=True, max_length=max_tokens)["input_ids"]
+        return [ids or [self._empty_text_id] for ids in tokens]
 
     @property
-    def _blank(self) -> int:
-        """The token that stands for an empty text: a mark that the model has an embedding of."""
-        marks = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-        known = self.peft_model.get_base_model().get_input_embeddings().num_embeddings  # type: ignore[operator]
-        return next((mark for mark in marks if mark is not None and mark < known), _FILLER)
+    def _empty_text_id(self) -> int:
+        """Token id that represents an empty text: a special token that the model has an embedding for."""
+        special = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        embeddings = self.peft_model.get_base_model().get_input_embeddings().num_embeddings  # type: ignore[operator]
+        return next((token for token in special if token is not None and token < embeddings), _PADDING_ID)
 
     def _prefix_batch(self, tokens: Sequence[list[int]], length: int) -> list[Tensor]:
-        """fp32 activations of at most `_PREFIX_BATCH` texts; padded here: a tokenizer that pads is not thread-safe."""
+        """Return fp32 activations [tokens, dim] of at most `_PREFIX_BATCH` tokenised texts.
+
+        Pads here because padding in the tokenizer is not thread-safe.
+        """
         rows = [*tokens, *[tokens[0]] * (_PREFIX_BATCH - len(tokens))]
-        ids = torch.full((_PREFIX_BATCH, length), _FILLER)
-        for row, own in enumerate(rows):
-            ids[row, : len(own)] = torch.tensor(own)
-        mask = torch.arange(length) < torch.tensor([[len(own)] for own in rows])
-        handle = self._layers[self.split].register_forward_pre_hook(leave_with_hidden, with_kwargs=True)
+        ids = torch.full((_PREFIX_BATCH, length), _PADDING_ID)
+        for row, text_ids in enumerate(rows):
+            ids[row, : len(text_ids)] = torch.tensor(text_ids)
+        mask = torch.arange(length) < torch.tensor([[len(text_ids)] for text_ids in rows])
+        handle = self._layers[self.split].register_forward_pre_hook(stop_with_hidden_states, with_kwargs=True)
         try:
             self.peft_model.get_base_model()(input_ids=ids, attention_mask=mask.long())
         except PrefixDoneError as done:
-            return [done.hidden[row, : len(own)] for row, own in enumerate(tokens)]
+            return [done.hidden[row, : len(text_ids)] for row, text_ids in enumerate(tokens)]
         finally:
             handle.remove()
         raise EncoderError(f"layer {self.split} of {self.settings.model!r} was never run")
 
     def frozen_prefix(self) -> FrozenPrefix:
-        """A copy of what runs below the lowest LoRA layer, on the same weights, for one text at a time."""
+        """Return a thread-safe module for one text at a time that shares the weights below the lowest LoRA layer."""
         base = cast(PreTrainedModel, self.peft_model.get_base_model())
         return FrozenPrefix(base, self.split, lambda text: self._token_ids([text])[0])
 
-    # ---- the adapted part
+    # ---- adapted suffix
 
     def suffix(self, hidden: Sequence[Tensor]) -> Tensor:
-        """Text vectors [texts, dim] of cached activations, with gradients to LoRA where enabled."""
+        """Return text vectors [texts, dim] for cached activations, with gradients to LoRA where enabled.
+
+        Args:
+            hidden: activations [tokens, dim] of each text.
+        """
         vectors: Tensor = self._suffix(hidden)
         return vectors
 
-    def dropping(self, share: float, *, seed: int) -> AbstractContextManager[None]:
-        """Meanwhile `suffix` leaves out a share of what LoRA sees, drawn by the seed alone."""
-        return self._suffix.dropping(Dropout(share, seed)) if share else nullcontext()
+    def lora_dropout(self, rate: float, *, seed: int) -> AbstractContextManager[None]:
+        """Apply dropout to LoRA's input in `suffix` inside the context.
+
+        Args:
+            rate: share of LoRA's inputs that are zeroed; 0 disables dropout.
+            seed: seed that alone determines the dropout masks.
+        """
+        return self._suffix.lora_dropout(Dropout(rate, seed)) if rate else nullcontext()
 
     def merged(self) -> MergedSuffix:
-        """A copy of the suffix with LoRA folded into its weights: for inference, cheaper to run, never trained."""
+        """Return a frozen copy of the suffix with LoRA merged into its weights, for inference."""
         return MergedSuffix(self._suffix.merged())
 
     def lora_parameters(self) -> list[nn.Parameter]:
-        """The trainable LoRA weights, in a fixed order."""
+        """Return the trainable LoRA weights, in a fixed order."""
         return [parameter for parameter in self.peft_model.parameters() if parameter.requires_grad]
 
     def lora_state(self) -> dict[str, Tensor]:
-        """LoRA weights under PEFT's own names, detached copies."""
+        """Return detached copies of the LoRA weights under PEFT's names."""
         return {name: value.detach().clone() for name, value in get_peft_model_state_dict(self.peft_model).items()}
 
     def load_lora(self, state: dict[str, Tensor]) -> None:
-        """Put LoRA weights in place.
+        """Load LoRA weights.
+
+        Args:
+            state: LoRA weights under PEFT's names, as `lora_state` returns them.
 
         Raises:
             EncoderError: a name is unknown or a shape differs.
         """
-        own = get_peft_model_state_dict(self.peft_model)
-        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in state.items()}:
+        current = get_peft_model_state_dict(self.peft_model)
+        if _shapes(current) != _shapes(state):
             raise EncoderError(
                 "the adapter's tensors do not fit this encoder's LoRA configuration; "
                 "use the same `encoder.lora_*` settings"
@@ -215,37 +247,45 @@ class Encoder:
         set_peft_model_state_dict(self.peft_model, state)
 
     def adapter_config(self) -> dict[str, Any]:
-        """PEFT's `adapter_config.json` as a dictionary that JSON can hold."""
+        """Return the content of PEFT's `adapter_config.json` as a JSON-serialisable dictionary."""
         config = self.peft_model.peft_config["default"].to_dict()
         config["base_model_name_or_path"] = self.settings.model
         return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
 
 class MergedSuffix:
-    """The suffix with LoRA merged into it, frozen: what a worker computes item vectors with."""
+    """The suffix with LoRA merged into its weights, frozen, with which a worker computes item vectors.
+
+    Args:
+        suffix: a frozen suffix without LoRA layers.
+    """
 
     def __init__(self, suffix: Suffix) -> None:
         self._suffix = suffix
 
     @torch.inference_mode()
     def __call__(self, hidden: Sequence[Tensor]) -> Tensor:
-        """Text vectors [texts, dim] of cached activations."""
+        """Return text vectors [texts, dim] for cached activations [tokens, dim] of each text."""
         vectors: Tensor = self._suffix(hidden)
         return vectors
 
 
 def text_digest(text: str) -> str:
-    """Key of a text in caches: 128 bits of BLAKE2b, in hex."""
+    """Return a text's cache key: 128 bits of BLAKE2b, in hex."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _padded_length(tokens: int, most: int) -> int:
-    """The next power of two.
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _padded_length(tokens: int, max_tokens: int) -> int:
+    """Return the next power of two, within bounds.
 
     >>> [_padded_length(tokens, 48) for tokens in (1, 8, 9, 33)]
     [8, 8, 16, 48]
     """
-    return min(most, max(_SHORTEST_PREFIX, 1 << (tokens - 1).bit_length()))
+    return min(max_tokens, max(_MIN_PADDED_TOKENS, 1 << (tokens - 1).bit_length()))
 
 
 def _model_path(model: str) -> str:
@@ -258,18 +298,18 @@ def _model_path(model: str) -> str:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Loading takes under a second; a bar would only get between the lines of a log."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Hide the progress bar of model loading, which takes under a second: a bar garbles log output."""
+    enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             transformers_logging.enable_progress_bar()
 
 
-def _tells_attention(base: PreTrainedModel) -> bool:
-    """Whether a model's layers call the attention that was asked for, and pass on to it what they do not know."""
+def _supports_packed_attention(base: PreTrainedModel) -> bool:
+    """Return whether the layers call a registered attention function and pass unknown arguments on to it."""
     return bool(base._supports_attention_backend)
 
 
@@ -284,7 +324,7 @@ def _lowest_lora_layer(layers: nn.ModuleList) -> int:
 def _with_lora(base: PreTrainedModel, settings: EncoderSettings, targets: list[str]) -> PeftModel:
     config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=targets, lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft 0.21 asks for an attribute that transformers 5 has renamed.
+        # peft 0.21 reads an attribute that transformers 5 has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         torch.manual_seed(settings.lora_seed)
         model = get_peft_model(base, config)
@@ -293,7 +333,7 @@ def _with_lora(base: PreTrainedModel, settings: EncoderSettings, targets: list[s
 
 
 def _digest(base: nn.Module, tokenizer: Any, split: int, settings: EncoderSettings) -> str:
-    """SHA-256 over what activations below the split depend on, and the frozen weights above it."""
+    """Return the SHA-256 of all frozen weights and of the settings that activations below the split depend on."""
     full = "/float32" if settings.activations == "float32" else ""
     digest = hashlib.sha256(f"{split}/{settings.max_tokens}{full}/{sorted(tokenizer.get_vocab().items())}".encode())
     for name, value in base.state_dict().items():

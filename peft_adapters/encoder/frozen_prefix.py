@@ -1,4 +1,4 @@
-"""The layers of a model, and leaving it below the first one that carries LoRA."""
+"""The frozen layers of a model, and the hook that ends a forward pass below the first LoRA layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ SUPPORTED = (
 
 
 class PrefixDoneError(HeadwaterModelError):
-    """Carries the hidden states out of the model at the split; the layers above it need not run."""
+    """Carries the hidden states out of the model at the split, so the layers above it do not run.
+
+    Args:
+        hidden: [texts, tokens, dim] activations at the split.
+    """
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -27,17 +31,18 @@ class PrefixDoneError(HeadwaterModelError):
 
 
 class FrozenPrefix:
-    """The frozen part for one text at a time, from any thread: nothing is padded, nothing is rounded.
+    """The frozen layers for one text at a time, thread-safe, without padding or rounding.
 
-    `Encoder.prefix` pads, so that what is kept of items is the same to the last bit; this is for what is not kept.
+    `Encoder.prefix` pads its batches so that cached activations of items are identical bit for bit. This class is for
+    texts that are not cached on disk.
 
     Args:
-        model: whose weights it shares; its modules are its own, and may be replaced.
-        split: the layer from which on nothing is run.
-        tokenise: ids of a text.
+        model: model whose weights are shared; its modules are copied and may be replaced.
+        split: index of the first layer that does not run.
+        tokenise: function that returns the token ids of a text.
 
     Attributes:
-        layers: that are run.
+        layers: the layers below the split.
     """
 
     def __init__(self, model: PreTrainedModel, split: int, tokenise: Callable[[str], list[int]]) -> None:
@@ -46,11 +51,11 @@ class FrozenPrefix:
         self._tokenise = tokenise
         _, layers = transformer_layers(self._model)
         self.layers = list(layers)[:split]
-        layers[split].register_forward_pre_hook(leave_with_hidden, with_kwargs=True)
+        layers[split].register_forward_pre_hook(stop_with_hidden_states, with_kwargs=True)
 
     @torch.inference_mode()
     def __call__(self, text: str) -> Tensor:
-        """fp32 activations [tokens, dim]."""
+        """Return fp32 activations [tokens, dim] of a text."""
         try:
             self._model(input_ids=torch.tensor([self._tokenise(text)]))
         except PrefixDoneError as done:
@@ -58,13 +63,17 @@ class FrozenPrefix:
         raise EncoderError("the layer at the split was never run")
 
 
-def leave_with_hidden(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A hook that ends a forward before the layer that it is on."""
+def stop_with_hidden_states(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """End a forward pass before the hooked layer runs (a forward pre-hook)."""
     raise PrefixDoneError(args[0] if args else kwargs["hidden_states"])
 
 
 def transformer_layers(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of transformer blocks: the one module list with as many entries as the configuration has layers."""
+    """Return the name and list of transformer blocks: the module list as long as the configured number of layers.
+
+    Raises:
+        EncoderError: the model is an encoder-decoder, or has no such list with linear modules.
+    """
     count = None if base.config.is_encoder_decoder else getattr(base.config, "num_hidden_layers", None)
     for name, module in base.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and linear_names(name, module, 0):
@@ -73,7 +82,7 @@ def transformer_layers(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def linear_names(name: str, layers: nn.ModuleList, split: int) -> list[str]:
-    """Names of the linear modules from a layer on, where LoRA goes."""
+    """Return the names of the linear modules from layer `split` on: the target modules of LoRA."""
     return [
         f"{name}.{index}.{child}"
         for index in range(split, len(layers))

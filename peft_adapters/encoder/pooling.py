@@ -1,4 +1,4 @@
-"""How a model's tokens become one vector: as its makers trained it, or as was asked for."""
+"""Choice of the pooling that reduces a text's tokens to one vector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 from peft_adapters.encoder.suffix import Pooling
 from peft_adapters.errors import EncoderError
 
-_FILE = "1_Pooling/config.json"  # of sentence-transformers
+_FILE = "1_Pooling/config.json"  # written by sentence-transformers
 _FLAGS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -21,33 +21,33 @@ _FLAGS: dict[str, Pooling] = {
 _NAMES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 
 
-def chosen_pooling(asked: str, model: str, layers: nn.ModuleList) -> Pooling:
-    """The pooling that was asked for, or with "auto" what a model's files and kind of attention say.
+def resolve_pooling(setting: str, model: str, layers: nn.ModuleList) -> Pooling:
+    """Return the configured pooling; for "auto", follow the model's files, then its kind of attention.
 
     Args:
-        asked: `encoder.pooling`.
+        setting: value of `encoder.pooling`.
         model: Hugging Face id or path.
-        layers: the model's layers.
+        layers: transformer layers of the model.
 
     Raises:
-        EncoderError: "auto", and the model's files ask for another pooling than the three.
+        EncoderError: the setting is "auto" and the model's files name an unsupported pooling.
     """
-    if asked in ("mean", "cls", "last"):
-        return asked  # type: ignore[return-value]
+    if setting in ("mean", "cls", "last"):
+        return setting  # type: ignore[return-value]
     file = cached_file(
         model, _FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
     )
     if file is not None:
-        return _of_file(json.loads(Path(file).read_text(encoding="utf-8")), model)
+        return _pooling_from_config(json.loads(Path(file).read_text(encoding="utf-8")), model)
     causal = any(getattr(module, "is_causal", False) for module in layers.modules())
     return "last" if causal else "mean"  # only the last token of a decoder has seen the whole text
 
 
-def _of_file(config: dict[str, Any], model: str) -> Pooling:
-    wanted = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
-    named = [_FLAGS.get(name) for name in wanted] or [_NAMES.get(str(config.get("pooling_mode")))]
-    if len(named) == 1 and named[0] is not None:
-        return named[0]
+def _pooling_from_config(config: dict[str, Any], model: str) -> Pooling:
+    flags = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+    poolings = [_FLAGS.get(flag) for flag in flags] or [_NAMES.get(str(config.get("pooling_mode")))]
+    if len(poolings) == 1 and poolings[0] is not None:
+        return poolings[0]
     raise EncoderError(
         f"`encoder.pooling` can follow {_FILE} where that says one of mean, cls and last, got {config} for {model!r}; "
         "set `encoder.pooling` to one of them"

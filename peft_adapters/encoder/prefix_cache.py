@@ -1,7 +1,7 @@
-"""Activations below the lowest LoRA layer, computed once a text and kept on disk, bounded.
+"""Bounded on-disk cache of activations below the lowest LoRA layer, computed once per text.
 
-Processes on a host may share the file: SQLite in write-ahead mode serialises them, and any of them may find what
-another has computed. Keys are the digests of the base and of the text, so a new base or text never meets old entries.
+Processes on a host may share the file: SQLite in write-ahead mode serialises their writes, and each reads entries that
+the others have computed. Keys hold the digests of the base and of the text: a new base or text never gets an old entry.
 """
 
 from __future__ import annotations
@@ -21,41 +21,42 @@ from peft_adapters.errors import EncoderError
 
 log = structlog.get_logger(__name__)
 
-_QUERY_CHUNK = 500  # keys; SQLite bounds the variables of one statement
-_COMPUTE_CHUNK = 512  # texts computed between two writes, so that an interruption loses little
-_UNTOLD = 1_024  # texts; fewer are encoded without a word
-_LOG_SECONDS = 5.0  # between two lines on how far the encoding is
-_MEASURED_SHARE = 16  # the size of all entries is measured anew when this part of the bound was written
-_LOCK_SECONDS = 30.0  # how long one process waits for another's write
+_QUERY_CHUNK = 500  # keys; SQLite limits the number of variables in a statement
+_COMPUTE_CHUNK = 512  # texts computed between two writes; limits the loss at an interruption
+_MIN_LOGGED_TEXTS = 1_024  # progress on fewer texts is not logged
+_LOG_SECONDS = 5.0  # between two log lines about progress
+_MEASURED_SHARE = 16  # the total size is measured again after writing 1 / this of the bound
+_LOCK_SECONDS = 30.0  # how long a process waits for the write of another
 _RETRY_SECONDS = 0.02
-_WARNING_SECONDS = 60.0  # between two lines about a disk that fails
+_WARNING_SECONDS = 60.0  # between two log lines about disk failures
 
 
 class PrefixCache:
-    """Gives frozen activations of texts, from memory of the disk or from the encoder.
+    """Frozen activations of texts, read from a SQLite file or computed by the encoder.
 
     Args:
-        encoder: computes what is missing.
-        path: the SQLite file; None keeps nothing.
-        max_bytes: oldest entries are deleted above this size of all activations.
+        encoder: encoder that computes missing entries.
+        path: path of the SQLite file; None caches in memory only.
+        max_bytes: total size of the activations above which the oldest entries are deleted.
 
     Attributes:
-        hits: texts found.
-        misses: texts computed.
+        dim: width of an activation.
+        hits: number of texts found in the cache.
+        misses: number of texts computed.
 
     Raises:
-        EncoderError: the file cannot be opened or made, or is no SQLite file.
+        EncoderError: the file cannot be opened or created, or is not a SQLite file.
     """
 
     def __init__(self, encoder: Encoder, path: Path | None, *, max_bytes: int = 4 * 2**30) -> None:
         self._encoder, self._max_bytes = encoder, max_bytes
         self.dim = encoder.dim
         self.hits = self.misses = 0
-        self._written_bytes = max_bytes  # since all entries were measured, which has not been done yet
-        self._told = 0.0  # when the log was last told how far the encoding is
+        self._written_bytes = max_bytes  # since the last measurement; none has been made yet
+        self._logged = 0.0  # monotonic seconds of the last log line about progress
         self._path, self._next_warning = path, 0.0  # monotonic seconds
         try:
-            self._db = _opened(path)
+            self._db = _open(path)
         except (OSError, sqlite3.Error) as error:
             raise EncoderError(
                 f"the cache {path} cannot be used: {error}; make room or give rights there, delete the file if it is "
@@ -63,54 +64,57 @@ class PrefixCache:
             ) from error
 
     @classmethod
-    def of(cls, encoder: Encoder) -> Self:
-        """The cache that the encoder's settings name."""
+    def from_settings(cls, encoder: Encoder) -> Self:
+        """Return the cache that the encoder's settings configure."""
         settings = encoder.settings
         path = settings.cache_dir / "prefix.sqlite" if settings.cache_dir else None
         return cls(encoder, path, max_bytes=settings.cache_max_bytes)
 
     def get(self, texts: Sequence[str]) -> list[Tensor]:
-        """Activations of texts, [tokens, dim] each, in order."""
+        """Return the activations [tokens, dim] of each text, in order."""
         keys = [f"{self._encoder.prefix_digest[:32]}/{text_digest(text)}" for text in texts]
-        found = self._read(keys)
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        entries = self._read(keys)
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in entries}
         self.hits += len(texts) - len(missing)
         self.misses += len(missing)
-        self._compute(missing, found)
-        return [found[key] for key in keys]
+        entries |= self._compute(missing)
+        return [entries[key] for key in keys]
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the SQLite file."""
         self._db.close()
 
     def _read(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        entries: dict[str, Tensor] = {}
         try:
             for start in range(0, len(keys), _QUERY_CHUNK):
                 chunk = keys[start : start + _QUERY_CHUNK]
-                marks = ",".join("?" * len(chunk))
-                rows = self._db.execute(f"SELECT key, hidden FROM prefix WHERE key IN ({marks})", chunk)  # noqa: S608
-                found |= {key: self._tensor(blob) for key, blob in rows}
+                placeholders = ",".join("?" * len(chunk))
+                select = f"SELECT key, hidden FROM prefix WHERE key IN ({placeholders})"  # noqa: S608
+                rows = self._db.execute(select, chunk)
+                entries |= {key: self._tensor(blob) for key, blob in rows}
         except sqlite3.Error as error:
             self._warn("not read", error)
-        return found
+        return entries
 
-    def _compute(self, missing: dict[str, str], found: dict[str, Tensor]) -> None:
-        keys = list(missing)
+    def _compute(self, missing: dict[str, str]) -> dict[str, Tensor]:
+        """Encode missing texts, given by key, and write them to the file."""
+        keys, entries = list(missing), dict[str, Tensor]()
         for start in range(0, len(keys), _COMPUTE_CHUNK):
             chunk = keys[start : start + _COMPUTE_CHUNK]
             hidden = self._encoder.prefix([missing[key] for key in chunk])
-            found |= zip(chunk, hidden, strict=True)
-            self._keep([(key, states.numpy().tobytes()) for key, states in zip(chunk, hidden, strict=True)])
-            self._tell(start + len(chunk), len(keys))
+            entries |= zip(chunk, hidden, strict=True)
+            self._store([(key, states.numpy().tobytes()) for key, states in zip(chunk, hidden, strict=True)])
+            self._log_progress(start + len(chunk), len(keys))
+        return entries
 
-    def _tell(self, done: int, of: int) -> None:
-        if of > _UNTOLD and time.monotonic() > self._told + _LOG_SECONDS:
-            self._told = time.monotonic()
-            log.info("prefix_cache_filling", done=done, of=of)
+    def _log_progress(self, done: int, total: int) -> None:
+        if total > _MIN_LOGGED_TEXTS and time.monotonic() > self._logged + _LOG_SECONDS:
+            self._logged = time.monotonic()
+            log.info("prefix_cache_filling", done=done, of=total)
 
-    def _keep(self, entries: list[tuple[str, bytes]]) -> None:
-        """Write entries. A disk that fails costs computing them again, and is logged."""
+    def _store(self, entries: list[tuple[str, bytes]]) -> None:
+        """Write entries. A disk failure is logged; the texts are then encoded again when needed."""
         try:
             self._write(entries)
         except sqlite3.Error as error:
@@ -127,15 +131,15 @@ class PrefixCache:
             )
 
     def _write(self, entries: list[tuple[str, bytes]]) -> None:
-        with self._db:  # ends in a commit, or in a rollback when the disk is full
+        with self._db:  # commits, or rolls back when the disk is full
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT OR REPLACE INTO prefix VALUES (?, ?)", entries)
             self._written_bytes += sum(len(hidden) for _, hidden in entries)
             if self._written_bytes > self._max_bytes // _MEASURED_SHARE:
-                self._bound()
+                self._evict_above_bound()
 
-    def _bound(self) -> None:
-        """Delete what is too much. Reads every entry's size, so not after every write."""
+    def _evict_above_bound(self) -> None:
+        """Delete the oldest entries above the bound. Reads every entry's size, so it does not run at every write."""
         (used,) = self._db.execute("SELECT coalesce(sum(length(hidden)), 0) FROM prefix").fetchone()
         self._written_bytes = 0
         if used > self._max_bytes - self._max_bytes // _MEASURED_SHARE:
@@ -153,13 +157,13 @@ class PrefixCache:
         return torch.frombuffer(bytearray(blob), dtype=self._encoder.dtype).reshape(-1, self.dim)
 
 
-def _opened(path: Path | None) -> sqlite3.Connection:
+def _open(path: Path | None) -> sqlite3.Connection:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path or ":memory:", timeout=_LOCK_SECONDS, check_same_thread=False, isolation_level=None)
     try:
         _write_ahead(db)
-        db.execute("PRAGMA synchronous=OFF")  # a cache: what a power cut loses is computed again
+        db.execute("PRAGMA synchronous=OFF")  # entries lost at a power failure are computed again
         db.execute("CREATE TABLE IF NOT EXISTS prefix (key TEXT PRIMARY KEY, hidden BLOB NOT NULL)")
     except BaseException:
         db.close()
@@ -168,7 +172,7 @@ def _opened(path: Path | None) -> sqlite3.Connection:
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:
-    """Switch to write-ahead mode; SQLite itself does not wait here while another process switches a new file."""
+    """Switch to write-ahead mode, with retries: SQLite does not wait while another process switches a new file."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
@@ -176,7 +180,7 @@ def _write_ahead(db: sqlite3.Connection) -> None:
             return
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise  # a full or read-only disk, which waiting does not change
+                raise  # a full or read-only disk: waiting does not help
             if time.monotonic() > deadline:
                 raise
             time.sleep(_RETRY_SECONDS)

@@ -1,7 +1,7 @@
-"""Vectors of what shoppers ask in words, under the adapter that answers.
+"""Vectors of search queries under the adapter that serves.
 
-A query is one short text that is wanted at once, by any thread. Its frozen part runs alone here, with nothing padded
-beside it, and is kept for as long as it is asked for: a new adapter costs a known query the adapted layers only.
+A query is one short text that any thread needs at once. Its frozen activations are computed without padding and kept in
+an LRU cache, so after an adapter swap a known query runs only the adapted layers.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from torch import Tensor, nn
 from peft_adapters.encoder.encoder import Encoder, MergedSuffix
 from peft_adapters.encoder.frozen_prefix import FrozenPrefix
 
-MAX_QUERY_CHARS = 512  # the encoder cuts far earlier; longer ones are refused where they come in
-
 
 @dataclass(slots=True)
-class _Known:
-    """A query that was asked before.
+class _CachedQuery:
+    """Cache entry of a query.
 
     Attributes:
-        hidden: [tokens, dim] frozen activations; no adapter changes them.
-        suffix: the adapter that `vector` is under.
-        vector: [dim].
+        hidden: [tokens, dim] frozen activations, independent of the adapter.
+        suffix: merged suffix that computed `vector`.
+        vector: [dim] unit vector of the query.
     """
 
     hidden: Tensor
@@ -36,16 +34,16 @@ class _Known:
 
 
 class QueryEncoder:
-    """Unit vectors of queries; may be called from any thread.
+    """Unit vectors of queries, thread-safe.
 
     Args:
-        encoder: whose frozen part it shares; its adapter is not looked at.
-        int8: run the frozen part on weights of 8 bits, quantised once: faster, and a little off.
-        max_queries: kept, those asked for longest ago go first.
+        encoder: encoder whose frozen layers are shared; its adapter is not used.
+        int8: run the frozen layers with weights quantised to 8 bits: faster, slightly less exact.
+        max_queries: size of the cache; the least recently used query is evicted first.
 
     Attributes:
-        hits: queries whose frozen part was there.
-        misses: the others.
+        hits: number of queries whose frozen activations were cached.
+        misses: number of queries whose frozen activations were computed.
     """
 
     def __init__(self, encoder: Encoder, *, int8: bool = False, max_queries: int = 4_096) -> None:
@@ -53,48 +51,53 @@ class QueryEncoder:
         if int8:
             _quantise(self._prefix)
         self._max_queries = max_queries
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._cached: OrderedDict[str, _CachedQuery] = OrderedDict()
         self._lock = threading.Lock()
         self.hits = self.misses = 0
 
     @torch.inference_mode()
     def __call__(self, query: str, suffix: MergedSuffix) -> Tensor:
-        """Unit vector [dim] of a query under the adapter that is merged into a suffix."""
+        """Return the unit vector [dim] of a query.
+
+        Args:
+            query: the query text; runs of white space count as one space.
+            suffix: suffix with the serving adapter merged into it.
+        """
         query = " ".join(query.split())
-        known = self._found(query)
-        if known is not None and known.suffix is suffix:
-            return known.vector
-        hidden = self._prefix(query) if known is None else known.hidden
+        cached = self._lookup(query)
+        if cached is not None and cached.suffix is suffix:
+            return cached.vector
+        hidden = self._prefix(query) if cached is None else cached.hidden
         vector = nn.functional.normalize(suffix([hidden])[0], dim=0)
-        self._keep(query, _Known(hidden, suffix, vector))
+        self._store(query, _CachedQuery(hidden, suffix, vector))
         return vector
 
     def __len__(self) -> int:
-        """Queries kept."""
-        return len(self._known)
+        """Return the number of cached queries."""
+        return len(self._cached)
 
-    def _found(self, query: str) -> _Known | None:
+    def _lookup(self, query: str) -> _CachedQuery | None:
         with self._lock:
-            known = self._known.get(query)
-            if known is None:
+            cached = self._cached.get(query)
+            if cached is None:
                 self.misses += 1
                 return None
             self.hits += 1
-            self._known.move_to_end(query)
-            return known
+            self._cached.move_to_end(query)
+            return cached
 
-    def _keep(self, query: str, known: _Known) -> None:
+    def _store(self, query: str, cached: _CachedQuery) -> None:
         with self._lock:
-            self._known[query] = known
-            self._known.move_to_end(query)
-            if len(self._known) > self._max_queries:
-                self._known.popitem(last=False)
+            self._cached[query] = cached
+            self._cached.move_to_end(query)
+            if len(self._cached) > self._max_queries:
+                self._cached.popitem(last=False)
 
 
 def _quantise(prefix: FrozenPrefix) -> None:
-    """Replace linear layers below the adapter: weights in 8 bits a channel, activations as they come."""
+    """Replace the frozen linear layers by dynamically quantised ones with 8-bit weights per channel."""
     with warnings.catch_warnings():
-        # torch 2.13 says that it was to be gone by 2.10; what it points to, torchao, has no such layers for CPUs.
+        # torch 2.13 warns that this API was to be removed in 2.10; torchao, its successor, has no such CPU layers.
         warnings.simplefilter("ignore")
         from torch.ao.nn.quantized.dynamic import Linear
         from torch.ao.quantization import per_channel_dynamic_qconfig

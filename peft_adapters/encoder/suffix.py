@@ -1,8 +1,8 @@
-"""The layers above the split, run by the model's own forward on texts laid end to end.
+"""The layers above the split, run by the model's own forward pass on packed texts.
 
-Whatever stands between a model's layers (rotary positions for each kind of layer, a norm at the end) is its own code's
-matter. Here it is only given frozen activations where its embeddings would come, and an attention that keeps texts
-apart: linear layers see all tokens as one matrix, attention sees texts of one length at a time, and nothing is padded.
+The model's own code handles everything between its layers, such as rotary positions and a final norm. This module
+replaces its embeddings by frozen activations and its attention by one that separates texts: linear layers process all
+tokens as one matrix, attention processes the texts of each length in turn, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -22,22 +22,26 @@ from transformers.masking_utils import sdpa_mask
 
 from peft_adapters.encoder.lora_linear import Dropout, LoraLinear
 
-ATTENTION = "headwater_packed"  # as sdpa, unless texts lie end to end
+ATTENTION = "headwater_packed"  # sdpa that also takes packed texts
 Pooling = Literal["mean", "cls", "last"]
-_CHUNK_TOKENS = 2_048  # of one run of the layers; bounds memory, and larger matrices are no faster
+_CHUNK_TOKENS = 2_048  # per run of the layers; bounds memory, and larger matrices are no faster
 _EMBEDDINGS = ("embeddings", "embed_tokens")
 Shape = tuple[int, int]  # texts, tokens each
 
 
 class Suffix(nn.Module):
-    """From frozen activations to text vectors; shares its weights with the model it was made of.
+    """The layers that map frozen activations to text vectors; they share the weights of their base model.
 
     Args:
-        base: a model that carries LoRA, loaded with `ATTENTION`.
-        layers: name of its list of layers.
-        split: the first layer that belongs to the suffix.
-        pooling: how a text's tokens become its vector.
-        packed: False runs texts of one length at a time, for models whose layers do not tell their attention more.
+        base: model with LoRA, loaded with the attention `ATTENTION`.
+        layers: name of the model's list of layers.
+        split: index of the first layer of the suffix.
+        pooling: method that reduces a text's tokens to one vector.
+        packed: run all texts at once; False runs texts of one length at a time, for models whose layers do not pass
+            arguments on to their attention.
+
+    Attributes:
+        dim: width of a text vector.
     """
 
     def __init__(self, base: PreTrainedModel, layers: str, split: int, *, pooling: Pooling, packed: bool) -> None:
@@ -47,7 +51,7 @@ class Suffix(nn.Module):
         self._tail = _tail(base, layers, split)
 
     def forward(self, hidden: Sequence[Tensor]) -> Tensor:
-        """Vectors [texts, dim] of activations [tokens, dim] each."""
+        """Return text vectors [texts, dim] for activations [tokens, dim] of each text."""
         if not hidden:
             return torch.zeros(0, self.dim)
         order = sorted(range(len(hidden)), key=lambda index: len(hidden[index]))
@@ -55,8 +59,8 @@ class Suffix(nn.Module):
         return vectors.index_select(0, torch.argsort(torch.tensor(order)))
 
     @contextmanager
-    def dropping(self, dropout: Dropout) -> Iterator[None]:
-        """Meanwhile what LoRA sees goes through dropout."""
+    def lora_dropout(self, dropout: Dropout) -> Iterator[None]:
+        """Apply dropout to LoRA's input inside the context."""
         layers = [module for module in self.modules() if isinstance(module, LoraLinear)]
         try:
             for layer in layers:
@@ -67,83 +71,84 @@ class Suffix(nn.Module):
                 layer.dropout = None
 
     def merged(self) -> Suffix:
-        """A frozen copy with LoRA folded into its weights: for inference, cheaper to run, never trained."""
-        other = copy.deepcopy(self)
-        _replace(other, LoraLinear, LoraLinear.merged)
-        return other.requires_grad_(False)
+        """Return a frozen copy with LoRA merged into its weights, for inference."""
+        merged = copy.deepcopy(self)
+        _replace(merged, LoraLinear, LoraLinear.merged)
+        return merged.requires_grad_(False)
 
     def _run(self, hidden: Sequence[Tensor]) -> Tensor:
-        """Vectors of texts in order of length."""
+        """Return vectors [texts, dim] for activations [tokens, dim] of texts sorted by length."""
         shapes = [(len(list(texts)), length) for length, texts in groupby(map(len, hidden))]
         packed = torch.cat(list(hidden)).float()  # [tokens of all texts, dim]
         states = self._layers_packed(packed, shapes) if self._packed else self._layers_by_length(packed, shapes)
-        return torch.cat([self.pool(states_) for states_ in _apart(states, shapes, dim=0)])
+        return torch.cat([self.pool(states_) for states_ in _unpack(states, shapes, dim=0)])
 
     def _layers_packed(self, packed: Tensor, shapes: list[Shape]) -> Tensor:
         positions = torch.cat([torch.arange(length).repeat(texts) for texts, length in shapes])
         states: Tensor = self._tail(
             inputs_embeds=packed[None],
             position_ids=positions[None],
-            attention_mask=torch.ones(1, 1, 1, 1),  # of four dimensions, so that the model does not make one of its own
+            attention_mask=torch.ones(1, 1, 1, 1),  # four dimensions: the model does not build its own mask
             packed_shapes=shapes,
         ).last_hidden_state
         return states[0]
 
     def _layers_by_length(self, packed: Tensor, shapes: list[Shape]) -> Tensor:
-        parts = [self._tail(inputs_embeds=states).last_hidden_state for states in _apart(packed, shapes, dim=0)]
+        parts = [self._tail(inputs_embeds=states).last_hidden_state for states in _unpack(packed, shapes, dim=0)]
         return torch.cat([states.flatten(0, 1) for states in parts])
 
     def pool(self, states: Tensor) -> Tensor:
-        """[texts, tokens, dim] to [texts, dim]."""
+        """Pool activations [texts, tokens, dim] to vectors [texts, dim]."""
         if self._pooling == "mean":
             return states.mean(dim=1)
         return states[:, 0] if self._pooling == "cls" else states[:, -1]
 
 
-class _PassOn(nn.Module):
-    """Stands where embeddings were: the activations come as they are."""
+class _IdentityEmbeddings(nn.Module):
+    """Replacement of the embeddings that returns the activations unchanged."""
 
     def forward(self, *args: Any, inputs_embeds: Tensor | None = None, **_: Any) -> Tensor:
-        """What was given in place of token ids; some models give it by position."""
-        given = (inputs_embeds, *args)
-        return next(value for value in given if isinstance(value, Tensor) and value.is_floating_point())
+        """Return the activations [1, tokens, dim]; some models pass them as a positional argument."""
+        candidates = (inputs_embeds, *args)
+        return next(value for value in candidates if isinstance(value, Tensor) and value.is_floating_point())
 
 
 def _tail(base: PreTrainedModel, layers: str, split: int) -> PreTrainedModel:
-    """The model with nothing below the split, on the same weights."""
+    """Return a copy of the model without the layers below the split, on the same weights."""
     weights = [*base.parameters(), *base.buffers()]
     tail = copy.deepcopy(base, memo={id(weight): weight for weight in weights})
     parent, _, name = layers.rpartition(".")
     setattr(tail.get_submodule(parent), name, nn.ModuleList([*tail.get_submodule(layers).children()][split:]))
     for embeddings in _EMBEDDINGS:
         if hasattr(tail, embeddings):
-            setattr(tail, embeddings, _PassOn())
+            setattr(tail, embeddings, _IdentityEmbeddings())
     if "pooler" in dict(tail.named_children()):
         tail.register_module("pooler", None)
-    _count_layers(tail.config, split)
+    _drop_layers_from_config(tail.config, split)
     _replace(tail, PeftLinear, LoraLinear)
     return tail
 
 
-def _count_layers(config: Any, split: int) -> None:
-    """Say in a configuration that the layers below the split are gone."""
-    kinds = getattr(config, "layer_types", None)
+def _drop_layers_from_config(config: Any, split: int) -> None:
+    """Remove the layers below the split from a configuration."""
+    layer_types = getattr(config, "layer_types", None)
     config.num_hidden_layers -= split
-    if kinds is not None:
-        config.layer_types = kinds[split:]
+    if layer_types is not None:
+        config.layer_types = layer_types[split:]
     if hasattr(config, "use_cache"):
         config.use_cache = False
 
 
-def _replace(model: nn.Module, kind: type[nn.Module], other: Any) -> None:
+def _replace(model: nn.Module, kind: type[nn.Module], convert: Any) -> None:
+    """Replace, in place, each submodule of a kind by its conversion."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, kind):
-                setattr(parent, name, other(child))
+                setattr(parent, name, convert(child))
 
 
 def _chunks(order: Sequence[int], hidden: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Consecutive texts of `_CHUNK_TOKENS` together, or one."""
+    """Yield runs of consecutive texts with at most `_CHUNK_TOKENS` tokens in total, or a single longer text."""
     chunk: list[int] = []
     tokens = 0
     for index in order:
@@ -155,8 +160,8 @@ def _chunks(order: Sequence[int], hidden: Sequence[Tensor]) -> Iterator[list[int
     yield chunk
 
 
-def _apart(packed: Tensor, shapes: Sequence[Shape], *, dim: int) -> list[Tensor]:
-    """Texts of each length by themselves: dimension `dim`, all tokens, becomes two: texts, tokens."""
+def _unpack(packed: Tensor, shapes: Sequence[Shape], *, dim: int) -> list[Tensor]:
+    """Split packed activations by text length: the dimension `dim` of all tokens becomes two, texts and tokens."""
     parts = torch.split(packed, [texts * length for texts, length in shapes], dim=dim)
     return [
         part.view(*part.shape[:dim], *shape, *part.shape[dim + 1 :]) for part, shape in zip(parts, shapes, strict=True)
@@ -169,36 +174,36 @@ def _apart(packed: Tensor, shapes: Sequence[Shape], *, dim: int) -> list[Tensor]
 def _attention(
     module: nn.Module,
     query: Tensor,  # [batch, heads, tokens, head width]
-    key: Tensor,
-    value: Tensor,
+    key: Tensor,  # [batch, heads, tokens, head width]
+    value: Tensor,  # [batch, heads, tokens, head width]
     attention_mask: Tensor | None,
     packed_shapes: Sequence[Shape] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention; of texts that lie end to end, within each of them."""
+    """Return attention outputs [batch, tokens, heads, head width]; with `packed_shapes`, texts attend to themselves."""
     if packed_shapes is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return output, None
     by_length = zip(
-        packed_shapes, *(_apart(part[0], packed_shapes, dim=1) for part in (query, key, value)), strict=True
+        packed_shapes, *(_unpack(part[0], packed_shapes, dim=1) for part in (query, key, value)), strict=True
     )
     outputs = []
     for (_, length), *parts in by_length:
-        each = [part.transpose(0, 1) for part in parts]  # [texts, heads, tokens, head width]
+        queries, keys, values = (part.transpose(0, 1) for part in parts)  # [texts, heads, tokens, head width] each
         mask = _window_mask(module, length, options.get("sliding_window"))
-        outputs.append(sdpa_attention_forward(module, each[0], each[1], each[2], mask, **options)[0].flatten(0, 1))
+        outputs.append(sdpa_attention_forward(module, queries, keys, values, mask, **options)[0].flatten(0, 1))
     return torch.cat(outputs)[None], None  # [1, tokens, heads, head width]
 
 
 def _window_mask(module: nn.Module, length: int, window: int | None) -> Tensor | None:
-    """Which tokens [of, see] one another where a layer looks no further than its window; None when all do."""
+    """Return the mask [tokens, tokens] of a layer with a sliding attention window; None if the text fits in it."""
     if window is None or length <= window:
         return None
     position = torch.arange(length)
-    behind = position[:, None] - position  # of the token that looks, the one looked at
+    distance = position[:, None] - position  # from the attending token back to the attended one
     if getattr(module, "is_causal", True):
-        return (behind >= 0) & (behind < window)
-    return behind.abs() < window
+        return (distance >= 0) & (distance < window)
+    return distance.abs() < window
 
 
 AttentionInterface.register(ATTENTION, _attention)

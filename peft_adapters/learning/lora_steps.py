@@ -146,7 +146,7 @@ class LoraSteps:
         seeds = (self._settings.seed, batches_learned)
         new = lora_batch(batch, *self._rows(batch, np.random.default_rng([*seeds, 1])))
         generator = np.random.default_rng([*seeds, 2])  # as draws of negatives are: by the step
-        with self._encoder.dropping(self._settings.lora_dropout, seed=int(generator.integers(2**63))):
+        with self._encoder.lora_dropout(self._settings.lora_dropout, seed=int(generator.integers(2**63))):
             for part in (new, *self.replay.draw(generator)):
                 self._loss(part, taste).backward()  # type: ignore[no-untyped-call]
         self.replay.take_in(new, generator)

@@ -115,7 +115,7 @@ def _wired(
     check: CatalogueCheck,
 ) -> tuple[Worker, LogReader, Search]:
     encoder = Encoder(settings.encoder)
-    cache = PrefixCache.of(encoder)
+    cache = PrefixCache.from_settings(encoder)
     items = LiveItems(settings.scorer.blocklist)
     shoppers = _shoppers(settings, items, metrics, pseudonymise)
     reader = LogReader(

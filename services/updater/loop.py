@@ -88,7 +88,7 @@ class Updater:
         own = settings.updater
         self._settings, self._own, self._metrics, self._stop = settings, own, metrics, stop
         encoder = Encoder(settings.encoder)
-        self.learner = Learner(encoder, Catalogue(PrefixCache.of(encoder)), settings.learner)
+        self.learner = Learner(encoder, Catalogue(PrefixCache.from_settings(encoder)), settings.learner)
         self._watch = QualityMonitor(self.learner, settings, metrics)
         self._decided: Decision | None = None  # by the gate since the newest slice
         self._lora_waited = 0  # slices in a row

@@ -75,7 +75,7 @@ def load_never_updated(
         )
     torch.set_num_threads(1)  # the cores are for the processes that are shown
     encoder = Encoder(settings)
-    cache = PrefixCache.of(encoder)
+    cache = PrefixCache.from_settings(encoder)
     try:
         catalogue = Catalogue(cache)
         catalogue.upsert(catalogue_item(item) for item in items)

@@ -66,4 +66,4 @@ def _histories(path: Path) -> Iterator[tuple[str, str]]:
 def new_learner(encoder_settings: EncoderSettings, settings: LearnerSettings) -> Learner:
     """A learner of an empty catalogue, its frozen activations kept in the settings' cache."""
     encoder = Encoder(encoder_settings)
-    return Learner(encoder, Catalogue(PrefixCache.of(encoder)), settings)
+    return Learner(encoder, Catalogue(PrefixCache.from_settings(encoder)), settings)

@@ -60,12 +60,12 @@ def by_plain_peft(encoder: Encoder, texts: Sequence[str], model: PeftModel | Non
     """Pooled vectors [texts, dim] of the whole model, all texts in one padded batch under a mask."""
     tokens = [ids or [102] for ids in encoder.tokenizer(list(texts), truncation=True, max_length=64)["input_ids"]]
     longest = max(map(len, tokens))
-    ids = torch.tensor([[*own, *[0] * (longest - len(own))] for own in tokens])
-    mask = torch.tensor([[1] * len(own) + [0] * (longest - len(own)) for own in tokens])
+    ids = torch.tensor([[*text_ids, *[0] * (longest - len(text_ids))] for text_ids in tokens])
+    mask = torch.tensor([[1] * len(text_ids) + [0] * (longest - len(text_ids)) for text_ids in tokens])
     states: Tensor = (model or plain_peft(encoder))(input_ids=ids, attention_mask=mask).last_hidden_state
-    each = [own[: len(of)] for own, of in zip(states, tokens, strict=True)]
-    pool = {"mean": lambda own: own.mean(dim=0), "cls": lambda own: own[0], "last": lambda own: own[-1]}
-    return torch.stack([pool[encoder.pooling](own) for own in each])
+    by_text = [padded[: len(text_ids)] for padded, text_ids in zip(states, tokens, strict=True)]
+    pool = {"mean": lambda text: text.mean(dim=0), "cls": lambda text: text[0], "last": lambda text: text[-1]}
+    return torch.stack([pool[encoder.pooling](text) for text in by_text])
 
 
 @pytest.mark.parametrize("lora_layers", [1, 2])

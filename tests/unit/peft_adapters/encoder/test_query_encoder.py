@@ -70,11 +70,11 @@ def test_the_queries_asked_for_longest_ago_are_forgotten_first() -> None:
 def test_threads_do_not_mix_queries_up() -> None:
     encoder = tiny_encoder()
     suffix, queries = adapted(encoder, 1), QueryEncoder(encoder, max_queries=3)
-    asked = [f"{query} {number}" for number in range(5) for query in QUERIES]
-    alone = [QueryEncoder(encoder)(query, suffix) for query in asked]
+    numbered = [f"{query} {number}" for number in range(5) for query in QUERIES]
+    alone = [QueryEncoder(encoder)(query, suffix) for query in numbered]
 
     def ask(_: int) -> list[Tensor]:
-        return [queries(query, suffix) for query in asked]
+        return [queries(query, suffix) for query in numbered]
 
     with ThreadPoolExecutor(4) as pool:
         for answers in pool.map(ask, range(4)):
