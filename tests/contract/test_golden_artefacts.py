@@ -1,0 +1,69 @@
+"""What earlier releases wrote is read by today's code, and leads to the same model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import golden
+import pytest
+import safetensors.torch
+import torch
+
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.rollout import Canary
+
+RELEASES = sorted(path for path in golden.ROOT.iterdir() if (path / "platform.json").exists())
+
+
+@pytest.fixture(params=RELEASES, ids=lambda path: path.name)
+def release(request: pytest.FixtureRequest) -> Path:
+    """Directory of a release's artefacts."""
+    path: Path = request.param
+    return path
+
+
+def is_same_platform(release: Path) -> bool:
+    """Whether results are comparable bit for bit."""
+    known: dict[str, str] = json.loads((release / "platform.json").read_text())
+    return known == golden.platform()
+
+
+def test_there_are_artefacts_of_the_release_before_the_redesign() -> None:
+    assert "0.1" in {release.name for release in RELEASES}
+
+
+def test_bundles_rank_as_they_did(release: Path) -> None:
+    registry = AdapterRegistry(str(release / "registry"))
+    known: dict[str, dict[str, dict[str, float]]] = json.loads((release / "scores.json").read_text())
+    assert [str(version) for version in registry.versions("home")] == [*known]
+    for version, by_history in known.items():
+        found = golden.scores(registry, int(version))
+        assert found.keys() == by_history.keys()
+        for history, scores in by_history.items():
+            assert found[history] == (scores if is_same_platform(release) else pytest.approx(scores, abs=1e-3))
+
+
+def test_the_rollout_document_is_read(release: Path) -> None:
+    rollout = AdapterRegistry(str(release / "registry")).rollout("home")
+    assert (rollout.revision, rollout.stable_version) == (2, 1)
+    assert rollout.canary == Canary(version=3, percent=25, auto_rollback=True)
+    assert (rollout.changed_by, rollout.reason) == ("ann", "try the newest")
+
+
+def test_a_checkpoint_is_restored_and_its_journal_repeated_bit_for_bit(release: Path, tmp_path: Path) -> None:
+    shutil.copytree(release / "checkpoints", tmp_path / "checkpoints")
+    repeated = golden.repeat_journal(release, tmp_path)
+    known = safetensors.torch.load_file(release / "repeated" / "model.safetensors")
+    found = safetensors.torch.load_file(repeated / "model.safetensors")
+    assert found.keys() == known.keys()
+    learner = json.loads((repeated / "state.json").read_text())["learner"]
+    known_learner = json.loads((release / "repeated" / "learner.json").read_text())
+    assert learner["items"] == known_learner["items"]
+    assert learner["shoppers"] == known_learner["shoppers"]
+    assert learner["events_learned"] == known_learner["events_learned"] > 0
+    if is_same_platform(release):
+        assert [name for name in known if not torch.equal(found[name], known[name])] == []
+        assert learner == known_learner
+    else:  # kernels of other processors round in another order, and Adam amplifies it
+        for name in ("heads", "text", "residuals.query", "residuals.candidate"):
+            torch.testing.assert_close(found[name], known[name], atol=0.05, rtol=0.05)
