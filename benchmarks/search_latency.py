@@ -24,7 +24,8 @@ from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.publishing import bundle_groups
 from peft_adapters.ranking.lexical import words
 from peft_adapters.registry.bundle import read_bundle, write_bundle
-from peft_adapters.serving.served_model import ServedModel, build
+from peft_adapters.serving.model_builder import build_model
+from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream
@@ -98,7 +99,7 @@ def _served(learner: Learner) -> ServedModel:
             events_learned=1,
         )
         bundle = read_bundle(Path(directory) / "bundle", base_digest=encoder.base_digest)
-    return build([bundle], previous=None, catalogue=learner.catalogue, encoder=encoder)
+    return build_model([bundle], previous=None, catalogue=learner.catalogue, encoder=encoder)
 
 
 def _timed(learner: Learner, model: ServedModel, queries: int, *, int8: bool) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import MATRICES, Counters
 from peft_adapters.ranking.residual_rows import packed
 from peft_adapters.registry.bundle import read_bundle, write_bundle
-from peft_adapters.serving.served_model import ServedModel, build
+from peft_adapters.serving.model_builder import build_model
+from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import FEATURES, EncoderSettings
 from services.settings.scorer import ScorerSettings
 
@@ -131,7 +132,7 @@ def measure(items: int) -> dict[str, float]:
         for version, name in ((1, "first"), (2, "delta"), (3, "other_adapter")):
             peak.mib()
             bundle = read_bundle(Path(directory) / str(version), base_digest=encoder.base_digest)
-            served = build([bundle], previous=served, catalogue=catalogue, encoder=encoder)
+            served = build_model([bundle], previous=served, catalogue=catalogue, encoder=encoder)
             del bundle
             figures[f"{name}_peak"] = peak.mib()
             gc.collect()

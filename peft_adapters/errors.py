@@ -1,42 +1,56 @@
-"""Every error the model side raises, from one root.
+"""The error tree of `peft_adapters`: every error that the package raises on purpose derives from one root.
 
 ```
 HeadwaterModelError
-├── BundleError                    a directory or file that is not the bundle it says it is
-│   ├── BundleFormatError          manifest missing, unreadable, or against its own rules
-│   │   ├── BundleVersionError     written in a format this release does not read
-│   │   └── BundlePathError        a file name that could leave the directory, or is no safetensors / JSON
-│   ├── BundleDigestError          bytes differ from the digest recorded for them
-│   │   └── BundleSizeError        a file missing, cut short or too long
+├── ModelValueError                an argument, setting or tensor that breaks its rule; also a ValueError
+├── BundleError                    a directory or file is not a valid bundle
+│   ├── BundleFormatError          the manifest is missing, unreadable, or breaks its own rules
+│   │   ├── BundleVersionError     the format is not one that this release reads
+│   │   ├── BundlePathError        a file name could leave the directory, or is neither safetensors nor JSON
+│   │   └── LatestFormatError      `LATEST` holds no version number
+│   ├── BundleDigestError          bytes differ from their recorded digest
+│   │   └── BundleSizeError        a file is missing, too short or too long
 │   ├── BundleBaseMismatchError    made for another frozen encoder
-│   └── BundleSignatureError       not signed by whoever it must be signed by
-├── CheckpointError                a checkpoint that cannot be read, or belongs to another encoder or release
+│   └── BundleSignatureError       the signature is missing, wrong, or by an unknown key
+├── BuildStoppedError              the build of a model was stopped before its end
+├── CheckpointError                a checkpoint is unreadable, or belongs to another encoder or release
 ├── FencedError                    another updater has taken over; nothing more may be written
-├── AlreadyRunningError            another updater is at work in the same place
-├── SigningKeyError                a key file that is none, or the package for keys is not installed
-├── EncoderError                   an encoder that cannot be loaded, or used as asked
+├── AlreadyRunningError            another updater runs on the same checkpoints or publishes the same scenario
+├── SigningKeyError                a key file is missing or invalid, or the package for keys is not installed
+├── EncoderError                   an encoder cannot be loaded, or cannot be used with these settings
 └── RegistryError
-    ├── RegistryAddressError       no kind of store is known, or installed, for this address
-    ├── ScenarioNameError          a name that cannot be a directory and a URL segment
+    ├── RegistryAddressError       no kind of store is known, or installed, for the address; also a ValueError
+    ├── ScenarioNameError          the name cannot be both a directory and a URL segment
     ├── VersionConflictError       the version number is taken by other content
-    ├── VersionNotFoundError       no such version here, or a link of its chain is missing
-    │   └── VersionNotKeptError    no such version to serve; its text names no address
-    ├── RegistryReadOnlyError      publishing to a registry opened over HTTP
-    ├── RolloutError               a change that would break the rules of a rollout
-    │   ├── ChainRefusedError      a version that cannot be served, since its chain is damaged or incomplete
-    │   ├── RolloutFormatError     what lies in its place is no rollout
-    │   └── RolloutConflictError   it was changed by another meanwhile
-    └── RegistryUnavailableError   the store failed; worth another try
+    ├── VersionNotFoundError       the registry holds no such version, or a link of its chain is missing
+    │   └── VersionNotKeptError    the version to serve is missing; the text names no address
+    ├── RegistryReadOnlyError      a registry opened over HTTP cannot be written
+    ├── RolloutError               a change would break the rules of a rollout
+    │   ├── ChainRefusedError      the version cannot be served: its chain is damaged or incomplete
+    │   ├── RolloutFormatError     the stored document is not a rollout
+    │   └── RolloutConflictError   another process changed the rollout meanwhile
+    └── RegistryUnavailableError   the store failed; retrying may succeed
 ```
+
+Three kinds of exception are outside the tree. Errors of the local disk stay `OSError`. Programming errors, such as a
+shape that no caller passes, stay Python's own. `PrefixDoneError` ends a forward pass early and never leaves `encoder`.
 """
 
 
 class HeadwaterModelError(Exception):
-    """Root of all errors of `peft_adapters`; its text is fit for a person."""
+    """Root of all errors of `peft_adapters`; the message is meant for users."""
+
+
+class ModelValueError(HeadwaterModelError, ValueError):
+    """An argument, setting or tensor breaks its rule."""
+
+
+class BuildStoppedError(HeadwaterModelError):
+    """The build of a model was stopped before its end."""
 
 
 class BundleError(HeadwaterModelError):
-    """A bundle was refused."""
+    """A directory or file is not a valid bundle."""
 
 
 class BundleFormatError(BundleError):
@@ -44,19 +58,19 @@ class BundleFormatError(BundleError):
 
 
 class BundleVersionError(BundleFormatError):
-    """The bundle is written in a format this release does not read."""
+    """The bundle has a format that this release does not read."""
 
 
 class BundlePathError(BundleFormatError):
-    """A file name could leave the bundle's directory, or is not a kind of file a bundle holds."""
+    """A file name could leave the bundle's directory, or is neither safetensors nor JSON."""
 
 
 class BundleDigestError(BundleError):
-    """Bytes differ from the digest recorded for them."""
+    """Bytes differ from their recorded digest."""
 
 
 class BundleSizeError(BundleDigestError):
-    """A file is missing, cut short or longer than recorded."""
+    """A file is missing, or shorter or longer than recorded."""
 
 
 class BundleBaseMismatchError(BundleError):
@@ -64,31 +78,31 @@ class BundleBaseMismatchError(BundleError):
 
 
 class BundleSignatureError(BundleError):
-    """The signature is missing where one is required, by no key that counts, or not of this manifest."""
+    """The signature is missing where required, by an unknown key, or does not match the manifest."""
 
 
 class SigningKeyError(HeadwaterModelError):
-    """A key file is missing or not what it must be, or the package that reads keys is not installed."""
+    """A key file is missing or invalid, or the package that reads keys is not installed."""
 
 
 class CheckpointError(HeadwaterModelError):
-    """A checkpoint cannot be read, or belongs to another encoder or release."""
+    """A checkpoint is unreadable, or belongs to another encoder or release."""
 
 
 class FencedError(HeadwaterModelError):
-    """Another updater has taken over: this one must neither write nor publish any more."""
+    """Another updater has taken over; this one must not write or publish any more."""
 
 
 class AlreadyRunningError(HeadwaterModelError):
-    """Another updater is at work on the same checkpoints, or publishes under the same name."""
+    """Another updater runs on the same checkpoints, or publishes the same scenario."""
 
 
 class EncoderError(HeadwaterModelError):
-    """An encoder cannot be loaded, or not be used as asked."""
+    """An encoder cannot be loaded, or cannot be used with these settings."""
 
 
 class RegistryError(HeadwaterModelError):
-    """The registry refused a request or could not serve it."""
+    """The registry refused a request or could not answer it."""
 
 
 class RegistryAddressError(RegistryError, ValueError):
@@ -108,15 +122,15 @@ class VersionNotFoundError(RegistryError):
 
 
 class VersionNotKeptError(VersionNotFoundError):
-    """A version that is to be served is not in the registry; the text is fit for callers over HTTP."""
+    """The version to serve is not in the registry; the message may be sent to HTTP clients."""
 
 
 class LatestFormatError(BundleFormatError):
-    """`LATEST` holds no version number; the text is fit for callers over HTTP."""
+    """`LATEST` holds no version number; the message may be sent to HTTP clients."""
 
 
 class RegistryReadOnlyError(RegistryError):
-    """Publishing was tried on a registry that can only be read."""
+    """The registry was opened read-only and cannot be written."""
 
 
 class RolloutError(RegistryError):
@@ -124,16 +138,16 @@ class RolloutError(RegistryError):
 
 
 class ChainRefusedError(RolloutError):
-    """A version cannot be served: a link of its chain is missing, damaged or not signed as it must be."""
+    """A version cannot be served: a link of its chain is missing, damaged or not properly signed."""
 
 
 class RolloutFormatError(RolloutError):
-    """What lies in the place of a rollout is none."""
+    """The stored document is not a rollout."""
 
 
 class RolloutConflictError(RolloutError):
-    """The rollout was changed by another since it was read."""
+    """Another process changed the rollout since it was read."""
 
 
 class RegistryUnavailableError(RegistryError):
-    """The store behind the registry failed; its own error is the cause, and another try may succeed."""
+    """The store behind the registry failed; its error is the cause, and retrying may succeed."""

@@ -30,7 +30,7 @@ from peft_adapters.ranking.residual_rows import unpacked
 from peft_adapters.ranking.shoppers import Shoppers
 from peft_adapters.registry.bundle import Bundle, read_bundle, require_encoder, write_bundle
 from peft_adapters.registry.manifest import Manifest
-from peft_adapters.serving.served_model import learnt_from, probabilities_in
+from peft_adapters.serving.model_state import probabilities_from_bundle, state_from_bundle
 
 LEARNER_NAME = "learner"
 
@@ -145,7 +145,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
         own.copy_(heads)  # in place: the optimisers hold these tensors
     for taste in (ranker.taste, learner.catalogue_taste, lists.taste):
         taste.copy_(groups["heads"]["taste"].float())
-    probabilities = probabilities_in(bundle)
+    probabilities = probabilities_from_bundle(bundle)
     if probabilities is not None:
         learner.lists.outcomes.begin_with(probabilities)
     for role in ROLES:
@@ -201,4 +201,4 @@ def _require_fit(bundle: Bundle, learner: Learner) -> None:
         )
     encoder = learner.encoder
     require_encoder(bundle, base_digest=encoder.base_digest, adapter_config=encoder.adapter_config())
-    learnt_from(bundle, None, dim=encoder.dim)
+    state_from_bundle(bundle, None, dim=encoder.dim)

@@ -1,1 +1,1 @@
-"""The model that a scoring worker serves: built from a bundle, explained, and refreshed."""
+"""The model that a scoring worker serves: built from bundles, refreshed with new items, explained."""

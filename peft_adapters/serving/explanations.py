@@ -1,13 +1,14 @@
-"""What a score is made of: exact shares of every item looked at before, of counters, and of what vectors say.
+"""Exact attribution of a score to the items of the shopper's context, counters, text, residuals and the query.
 
-A score is a weighted sum of features, so each feature's share is its weight times its value. Within a feature, what is
-a sum over the items of a context is shared out among them by integrated gradients from an empty context (Sundararajan
-et al. 2017, the Aumann-Shapley shares): of `f(s_1 + .. + s_n)` with `f(0) = 0`, item `j` has `f(s) * s_j / s`, whatever
-`f` is. That is exact for what is linear, for logarithms of counts, and for squares. What attention looks at is taken as
-given; what it then says is linear. So the shares add up to the score.
+A score is a weighted sum of features, so a feature's share is its weight times its value. Within a feature, what is a
+sum over the items of a context is divided among them by integrated gradients from an empty context (Sundararajan et
+al. 2017, the Aumann-Shapley shares): of `f(s_1 + .. + s_n)` with `f(0) = 0`, item `j` gets `f(s) * s_j / s` for any
+`f`. This is exact for linear functions, logarithms of counts, and squares. Attention weights are taken as given; the
+result is linear in the rest. So the shares add up to the score.
 
-A vector is the item's text (with what other modalities add to it) plus the learnt residual, over the norm of both. A
-product of two texts is the text's share; all that has a residual in it is the residual's.
+A vector is the item's text (plus the projected vectors of other modalities) plus the learnt residual, divided by the
+norm of the sum. The product of two texts is the share of text; every term with a residual in it is the share of
+residuals.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from peft_adapters.settings import AFFINITIES, FEATURES, NEW_AFFINITIES
 KINDS = ("popularity", "cooccurrence", "repeats", "text", "residual")
 
 _POPULARITY = ("popularity_fast", "popularity_slow", "click_through", "never_sold")
-_FOLLOWED = (  # feature, counts, and the part of the context that is followed
+_COUNTED = (  # feature, matrix of counts, and the part of the context that the counts start from
     ("transition", "transition", "last"),
     ("skip_transition", "skip_transition", "near"),
     ("session_cooccurrence", "cooccurrence", "session"),
@@ -51,8 +52,14 @@ _REPEATS = ("repeat", "last_basket", "in_session")
 Array = npt.NDArray[np.float64]
 
 
-class LookedAt(NamedTuple):
-    """An item of the shopper's past and its share in a score, by kind."""
+class HistoryShare(NamedTuple):
+    """An item of the shopper's context and its share of a score.
+
+    Attributes:
+        row: Row of the item in the served model.
+        sessions_ago: Sessions since the shopper last looked at it; 0 is the current session.
+        shares: Share of the score by kind, see `KINDS`.
+    """
 
     row: int
     sessions_ago: int
@@ -60,23 +67,23 @@ class LookedAt(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of all kinds together."""
+        """The sum over all kinds."""
         return sum(self.shares.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What one score is made of, cut three ways; each cut adds up to the score.
+    """The parts of one score, divided in three ways; each division adds up to the score.
 
     Attributes:
-        row: of the candidate.
-        score: as ranking gives it.
-        kinds: share by kind, see `KINDS`.
-        popularity: share of the candidate's own counts.
-        taste: share of what all shoppers like.
-        query: share of what was searched for; this, taste, popularity and `history` are the cut by source.
-        history: share of each item of the context, the largest first; none has no share at all.
-        features: share by feature.
+        row: Row of the candidate.
+        score: The score, as ranking gives it.
+        kinds: Share by kind, see `KINDS`.
+        popularity: Share of the candidate's own counts.
+        taste: Share of the preference vector shared by all shoppers.
+        query: Share of the search query; query, taste, popularity and `history` are the division by source.
+        history: Share of each item of the context, largest first; items without a share are left out.
+        features: Share by feature.
     """
 
     row: int
@@ -85,7 +92,7 @@ class Explanation:
     popularity: float
     taste: float
     query: float
-    history: list[LookedAt]
+    history: list[HistoryShare]
     features: Mapping[str, float]
 
 
@@ -96,24 +103,24 @@ def explain(
     """Explain the scores of candidates for one context.
 
     Args:
-        model: which scores.
-        contexts: of one shopper.
+        model: The model that scores the candidates.
+        contexts: The context of one shopper.
         columns: [candidates] sorted rows of the candidates, at least one.
-        query_vector: [1, dim] vector of what is searched for.
+        query_vector: [1, dim] vector of the search query; None outside search.
     """
     scores, _ = model.ranker.judge(contexts, columns, query_vector)
-    own = _Shares(model, contexts, columns, query_vector)
-    return [own.of(place, score) for place, score in enumerate(scores.tolist())]
+    shares = _Shares(model, contexts, columns, query_vector)
+    return [shares.explanation(place, score) for place, score in enumerate(scores.tolist())]
 
 
 class _Shares:
-    """Shares of the scores of some candidates, `history` [kinds, context rows, candidates], others [.., candidates]."""
+    """Shares of the candidates' scores: `_history` [kinds, context rows, candidates], others [.., candidates]."""
 
     def __init__(self, model: ServedModel, contexts: Contexts, columns: IntArray, query_vector: Tensor | None) -> None:
         self._model, self._columns = model, columns
         self._rows = contexts.rows()
         self._ages = _sessions_ago(contexts, self._rows)
-        heads = model.learnt.heads.double()
+        heads = model.state.heads.double()
         values = model.ranker.features(contexts, columns, query_vector)[:, 0].double()
         self._features: Array = (heads[:, None] * values).numpy()  # [features, candidates]
         self._weights = dict(zip(FEATURES, heads.tolist(), strict=True))
@@ -124,14 +131,16 @@ class _Shares:
         self._share_repeats()
         candidate, candidate_text = self._vectors("candidate", columns)
         self._share_vectors(affinity_weights(weights, self._rows)[:, 0].double(), candidate, candidate_text)
-        self._taste = self._apart(self._weights["taste"] * model.learnt.taste.double(), candidate, candidate_text)
+        self._taste = self._text_residual(
+            self._weights["taste"] * model.state.taste.double(), candidate, candidate_text
+        )
         self._query = np.zeros_like(self._taste)
         if query_vector is not None:
             slope = self._slope("query_affinity", candidate @ query_vector[0].double())
-            self._query = slope.numpy() * self._apart(query_vector[0].double(), candidate, candidate_text)
+            self._query = slope.numpy() * self._text_residual(query_vector[0].double(), candidate, candidate_text)
 
-    def of(self, place: int, score: float) -> Explanation:
-        """The explanation of the candidate at a place."""
+    def explanation(self, place: int, score: float) -> Explanation:
+        """Return the explanation of the candidate at a place among the columns."""
         history = self._history[:, :, place]
         kinds = dict(zip(KINDS, history.sum(axis=1).tolist(), strict=True))
         kinds["popularity"] += float(self._popularity[place])
@@ -145,15 +154,15 @@ class _Shares:
             popularity=float(self._popularity[place]),
             taste=float(self._taste[:, place].sum()),
             query=float(self._query[:, place].sum()),
-            history=self._looked_at(history),
+            history=self._history_shares(history),
             features=dict(zip(FEATURES, self._features[:, place].tolist(), strict=True)),
         )
 
-    def _looked_at(self, history: Array) -> list[LookedAt]:
-        """What of the context has a share, of [kinds, context rows]."""
+    def _history_shares(self, history: Array) -> list[HistoryShare]:
+        """Return the items with a share, largest first, from one candidate's [kinds, context rows]."""
         order = np.argsort(-np.abs(history.sum(axis=0)), kind="stable")
         return [
-            LookedAt(
+            HistoryShare(
                 int(self._rows[place]),
                 int(self._ages[place]),
                 dict(zip(KINDS, history[:, place].tolist(), strict=True)),
@@ -163,29 +172,31 @@ class _Shares:
         ]
 
     def _feature(self, name: str) -> Array:
-        """Share of a feature, [candidates]."""
+        """Return the share of a feature, [candidates]."""
         share: Array = self._features[FEATURES.index(name)]
         return share
 
     def _kind(self, name: str) -> Array:
-        """Shares of a kind, [context rows, candidates], to be added to."""
+        """Return the shares of a kind, [context rows, candidates], a view to add to."""
         shares: Array = self._history[KINDS.index(name)]
         return shares
 
     def _share_counts(self, weights: ContextWeights) -> None:
-        """Share out what is counted to follow, or to go with, the items of the context."""
-        for feature, name, part in _FOLLOWED:
-            one: sparse.csr_array = getattr(weights, part)
-            each = sparse.csr_array((one.data, one.indices, np.arange(one.nnz + 1)), shape=(one.nnz, one.shape[1]))
+        """Divide the features of transitions and co-occurrences among the items of the context."""
+        for feature, name, part in _COUNTED:
+            items: sparse.csr_array = getattr(weights, part)
+            item_matrix = sparse.csr_array(  # one row per item of that part
+                (items.data, items.indices, np.arange(items.nnz + 1)), shape=(items.nnz, items.shape[1])
+            )
             counts = self._model.ranker.counters.matrices[name]
-            added = counts.probability(each, smoothing=SMOOTHING_EVENTS)[:, self._columns].toarray()
+            added = counts.probability(item_matrix, smoothing=SMOOTHING_EVENTS)[:, self._columns].toarray()
             added = added.astype(np.float64)  # [items of that part, candidates]
             total = added.sum(axis=0)
             share = self._feature(feature) / np.where(total > 0, total, 1.0)
-            self._kind("cooccurrence")[np.searchsorted(self._rows, one.indices)] += added * share
+            self._kind("cooccurrence")[np.searchsorted(self._rows, items.indices)] += added * share
 
     def _share_repeats(self) -> None:
-        """Give a candidate that is in the context itself what that says."""
+        """Attribute the features of repeats to the item itself, for candidates that are in the context."""
         _, of_context, of_candidates = np.intersect1d(
             self._rows, self._columns, assume_unique=True, return_indices=True
         )
@@ -193,47 +204,47 @@ class _Shares:
             self._kind("repeats")[of_context, of_candidates] += self._feature(name)[of_candidates]
 
     def _share_vectors(self, weights: Tensor, candidate: Tensor, candidate_text: Tensor) -> None:
-        """Share out what vectors of the context's items say, weights [AFFINITIES, context rows]."""
+        """Divide the affinity features among the context's items; weights are [AFFINITIES, context rows]."""
         query, query_text = self._vectors("query", self._rows)
-        whole, text = query @ candidate.T, query_text @ candidate_text.T  # [context rows, candidates]
-        attended = weights[0][:, None] * attention_strength(whole)
+        product, text_product = query @ candidate.T, query_text @ candidate_text.T  # [context rows, candidates]
+        attended = weights[0][:, None] * attention_strength(product)
         total = attended.sum(dim=0)
-        share = attended * self._weights["session_attention_new"] * self._new() / torch.where(total > 0, total, 1.0)
-        for name, own in zip(AFFINITIES, weights, strict=True):
-            share = share + own[:, None] * self._slope(name, own @ whole)
-        self._kind("text")[:] += (share * text).numpy()
-        self._kind("residual")[:] += (share * (whole - text)).numpy()
+        share = attended * self._weights["session_attention_new"] * self._novelty() / torch.where(total > 0, total, 1.0)
+        for name, item_weights in zip(AFFINITIES, weights, strict=True):
+            share = share + item_weights[:, None] * self._slope(name, item_weights @ product)
+        self._kind("text")[:] += (share * text_product).numpy()
+        self._kind("residual")[:] += (share * (product - text_product)).numpy()
 
     def _slope(self, name: str, product: Tensor) -> Tensor:
-        """What an affinity's product [candidates] is multiplied by to give the share of all features made of it."""
+        """Return the factor of an affinity's product [candidates] in the sum of all features computed from it."""
         slope: Tensor = self._weights[name] + self._weights[f"{name}_squared"] * float(AFFINITY_SCALE) * product
-        return slope + self._weights[f"{name}_new"] * self._new() if name in NEW_AFFINITIES else slope
+        return slope + self._weights[f"{name}_new"] * self._novelty() if name in NEW_AFFINITIES else slope
 
-    def _apart(self, vector: Tensor, candidate: Tensor, candidate_text: Tensor) -> Array:
-        """Products of a vector [dim] with the candidates' texts and with the rest of them, [2, candidates]."""
+    def _text_residual(self, vector: Tensor, candidate: Tensor, candidate_text: Tensor) -> Array:
+        """Return the products of a vector [dim] with the candidates' texts and residuals, [2, candidates]."""
         of_text = candidate_text @ vector
         products: Array = torch.stack([of_text, candidate @ vector - of_text]).numpy()
         return products
 
-    def _new(self) -> Tensor:
-        """What features of what is new are multiplied by, [candidates]."""
+    def _novelty(self) -> Tensor:
+        """Return the factor of the `_new` features: the scaled share of text in each vector, [candidates]."""
         share: Tensor = float(AFFINITY_SCALE) * self._model.ranker.text_share[torch.from_numpy(self._columns)].double()
         return share
 
     def _vectors(self, role: str, rows: IntArray) -> tuple[Tensor, Tensor]:
-        """Vectors of a role [rows, dim], and the texts' part in them."""
+        """Return the vectors of a role [rows, dim], and the part of them that is text."""
         index = torch.from_numpy(rows)
-        learnt = self._model.learnt.residuals[role]
-        residual = torch.zeros(len(rows), learnt.shape[1], dtype=torch.float64)
-        known = index < len(learnt)
-        residual[known] = learnt[index[known]].double()
-        text = self._model.content[index].double()
-        whole = text + (1 - self._model.ranker.text_share[index].double())[:, None] * residual
-        norm = whole.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        return whole / norm, text / norm
+        residuals = self._model.state.residuals[role]
+        residual = torch.zeros(len(rows), residuals.shape[1], dtype=torch.float64)
+        has_residual = index < len(residuals)
+        residual[has_residual] = residuals[index[has_residual]].double()
+        text = self._model.content_vectors[index].double()
+        vector = text + (1 - self._model.ranker.text_share[index].double())[:, None] * residual
+        norm = vector.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return vector / norm, text / norm
 
 
 def _sessions_ago(contexts: Contexts, rows: IntArray) -> IntArray:
-    """How many sessions ago each row of one context was looked at last."""
+    """Return the number of sessions since each row of the context was last looked at."""
     ages = dict(zip(contexts.items[0].tolist()[::-1], contexts.ages[0].tolist()[::-1], strict=True))
     return np.array([ages.get(row, 0) for row in rows.tolist()], dtype=np.int64)

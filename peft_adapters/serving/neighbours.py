@@ -1,4 +1,4 @@
-"""Near texts among many, without looking at each: a graph of neighbours (HNSW, Malkov & Yashunin 2018), by usearch."""
+"""Approximate nearest-neighbour search over text vectors, with an HNSW graph (Malkov & Yashunin 2018) of usearch."""
 
 from __future__ import annotations
 
@@ -11,37 +11,45 @@ from peft_adapters.ranking.counters import IntArray
 from peft_adapters.serving.served_model import ServedModel
 
 
-class Neighbours:
-    """The items of one served model by their texts, to find candidates in that are then looked at exactly.
+class NeighbourIndex:
+    """An index of one served model's text vectors; it finds candidates, which are then scored exactly.
 
-    A graph takes minutes to make of a large catalogue, and every step of LoRA moves every vector. So it is kept while
-    newer adapters are served, and asked with the query under its own adapter: rows and queries are of one version.
+    Building the graph of a large catalogue takes minutes, and every LoRA step moves every vector. The index is
+    therefore kept while newer adapters are served, and searched with the query encoded under the index's own adapter,
+    so that query and items are of one version.
 
     Args:
-        model: Whose texts; what comes later is not in here.
+        model: The model whose texts are indexed; items that are added later are not in the index.
 
     Attributes:
-        rows: How many rows of the worker's catalogue there were: later ones are for the caller to look at.
-        adapter: What its texts are under.
+        rows: Number of rows that the worker's catalogue had; the caller scores later rows itself.
+        adapter: Encoder suffix with the adapter that the vectors were made under.
     """
 
     def __init__(self, model: ServedModel) -> None:
         from usearch.index import Index  # an extra: only large catalogues need it
 
-        kept = np.flatnonzero(model.has_text)
+        items = np.flatnonzero(model.has_text)
         self.rows, self.adapter = len(model.row_of), model.suffix
-        self._index = Index(ndim=model.text.shape[1], metric="cos", dtype="i8")
-        self._index.add(model.catalogue_rows[kept], model.text[torch.from_numpy(kept)].numpy(), threads=1)
+        self._index = Index(ndim=model.text_vectors.shape[1], metric="cos", dtype="i8")
+        vectors = model.text_vectors[torch.from_numpy(items)].numpy()
+        self._index.add(model.catalogue_rows[items], vectors, threads=1)
 
-    def near(self, query: str, queries: QueryEncoder, count: int) -> IntArray:
-        """Rows of the worker's catalogue whose texts are near a query's, in no order that means anything."""
-        vector: Tensor = queries(query, self.adapter)
+    def search(self, query: str, encode_query: QueryEncoder, count: int) -> IntArray:
+        """Return the catalogue rows of the texts nearest to a query, in no particular order.
+
+        Args:
+            query: The search query in words.
+            encode_query: Encodes the query under the index's adapter.
+            count: Number of rows to return.
+        """
+        vector: Tensor = encode_query(query, self.adapter)
         rows: IntArray = self._index.search(vector.numpy(), count, threads=1).keys.astype(np.int64)
         return rows
 
 
-def installed() -> bool:
-    """Whether the extra `ann` is there."""
+def usearch_is_installed() -> bool:
+    """Return whether the extra `ann` is installed."""
     try:
         import usearch.index  # noqa: F401
     except ImportError:

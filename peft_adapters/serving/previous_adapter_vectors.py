@@ -1,7 +1,6 @@
-"""Text vectors under adapters of earlier versions, kept on the disk: going back to one of those encodes nothing.
+"""Text vectors under the adapters of earlier versions, stored on disk so that a rollback encodes nothing.
 
-Under an adapter that is not served any more a catalogue's vectors would take as long as under a new one, seconds to
-minutes, just when a bad version must go at once.
+Encoding a catalogue takes seconds to minutes. A rollback to an earlier adapter must not wait for that.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Kept:
-    """Vectors under one adapter: their file, and the texts they were made of; row n is the catalogue's."""
+class _StoredVectors:
+    """A file of text vectors under one adapter, and the texts they were made of; row n is row n of the catalogue."""
 
     lora: Mapping[str, Tensor]
     texts: Sequence[str | None]
@@ -33,29 +32,29 @@ class _Kept:
 
 
 class PreviousAdapterVectors:
-    """Keeps vectors of the adapters that were served last.
+    """A store of text vectors by adapter that removes the least recently used beyond a size limit.
 
     Args:
-        directory: where they go; made when the first are kept.
-        most_bytes: of all; more are let go, the longest unused first.
+        directory: Directory of the files; created when the first vectors are stored.
+        max_bytes: Limit on the size of all files together.
     """
 
-    def __init__(self, directory: Path, *, most_bytes: int) -> None:
-        self._directory, self._most_bytes = directory, most_bytes
-        self._kept: list[_Kept] = []  # the last in use first
+    def __init__(self, directory: Path, *, max_bytes: int) -> None:
+        self._directory, self._max_bytes = directory, max_bytes
+        self._stored: list[_StoredVectors] = []  # most recently used first
         self._numbers = itertools.count()
 
-    def keep(self, lora: Mapping[str, Tensor], texts: Sequence[str | None], vectors: Tensor, rows: IntArray) -> None:
-        """Keep what was made under an adapter, unless it is kept already. A disk that fails is logged, no more.
+    def add(self, lora: Mapping[str, Tensor], texts: Sequence[str | None], vectors: Tensor, rows: IntArray) -> None:
+        """Store the vectors of an adapter, unless they are stored already. A disk error is logged, not raised.
 
         Args:
-            lora: the adapter under PEFT's names.
-            texts: [items] in any order.
-            vectors: [items, dim] theirs.
-            rows: [catalogue rows] where each row of the catalogue is among them.
+            lora: LoRA weights under PEFT's names.
+            texts: [items] texts in any order.
+            vectors: [items, dim] unit vectors of the texts.
+            rows: [catalogue rows] place of each catalogue row among the items.
         """
         size_bytes = len(rows) * vectors.shape[1] * vectors.element_size()
-        if size_bytes > self._most_bytes or self._used(lora) is not None:
+        if size_bytes > self._max_bytes or self._use(lora) is not None:
             return
         path = self._directory / f"{next(self._numbers)}.npy"
         try:
@@ -63,39 +62,49 @@ class PreviousAdapterVectors:
             np.save(path, vectors.numpy()[rows], allow_pickle=False)
         except OSError as error:
             _remove(path)
-            log.warning("texts_not_kept", problem=str(error), follows="going back to their adapter encodes them again")
+            log.warning(
+                "text_vectors_not_stored", problem=str(error), follows="a rollback to their adapter encodes them again"
+            )
             return
-        self._kept.insert(0, _Kept(lora, [texts[row] for row in rows.tolist()], path, size_bytes))
-        while sum(one.size_bytes for one in self._kept) > self._most_bytes:
-            _remove(self._kept.pop().path)
+        self._stored.insert(0, _StoredVectors(lora, [texts[row] for row in rows.tolist()], path, size_bytes))
+        while sum(stored.size_bytes for stored in self._stored) > self._max_bytes:
+            _remove(self._stored.pop().path)
 
-    def find(self, lora: Mapping[str, Tensor]) -> tuple[Sequence[str | None], Tensor] | None:
-        """Texts [rows] of the catalogue, and their vectors [rows, dim] under an adapter; None if they are not kept."""
-        kept = self._used(lora)
-        if kept is None:
+    def get(self, lora: Mapping[str, Tensor]) -> tuple[Sequence[str | None], Tensor] | None:
+        """Return the texts [rows] and vectors [rows, dim] stored for an adapter; None if there are none.
+
+        Rows are those of the catalogue at the time the vectors were stored.
+        """
+        stored = self._use(lora)
+        if stored is None:
             return None
         try:
-            return kept.texts, torch.from_numpy(np.load(kept.path, allow_pickle=False))
+            return stored.texts, torch.from_numpy(np.load(stored.path, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
-            self._kept.remove(kept)
-            _remove(kept.path)
-            log.warning("kept_texts_not_read", problem=str(error), follows="they are encoded again")
+            self._stored.remove(stored)
+            _remove(stored.path)
+            log.warning("stored_text_vectors_unreadable", problem=str(error), follows="they are encoded again")
             return None
 
-    def _used(self, lora: Mapping[str, Tensor]) -> _Kept | None:
-        """What is kept of an adapter, which from now on was the last in use."""
-        found = next((one for one in self._kept if same_adapter(one.lora, lora)), None)
-        if found is not None:
-            self._kept.remove(found)
-            self._kept.insert(0, found)
-        return found
+    def _use(self, lora: Mapping[str, Tensor]) -> _StoredVectors | None:
+        """Return the entry of an adapter and mark it as the most recently used."""
+        entry = next((stored for stored in self._stored if same_adapter(stored.lora, lora)), None)
+        if entry is not None:
+            self._stored.remove(entry)
+            self._stored.insert(0, entry)
+        return entry
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # a disk that fails has been told of where it mattered
+    with suppress(OSError):  # the error that matters has been logged
         path.unlink()
 
 
-def same_adapter(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two adapters have the same weights."""
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same_adapter(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Return whether two adapters have the same weights.
+
+    Args:
+        first: LoRA weights under PEFT's names.
+        second: LoRA weights to compare with.
+    """
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -62,7 +62,7 @@ def far_smaller(model: ServedModel) -> str | None:
     Args:
         model: The model that is served, built over the catalogue.
     """
-    learnt = len(model.learnt.item_ids)
+    learnt = len(model.state.item_ids)
     present = int(model.has_text[:learnt].sum())
     if present >= FAR_SMALLER * learnt:
         return None

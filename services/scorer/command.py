@@ -139,7 +139,7 @@ def _wired(
         announcements=announcements,
         metrics=metrics,
         items_refresh_seconds=settings.scorer.items_refresh_seconds,
-        before=PreviousAdapterVectors(directory / "texts", most_bytes=settings.scorer.kept_texts_bytes),
+        before=PreviousAdapterVectors(directory / "texts", max_bytes=settings.scorer.kept_texts_bytes),
         kept_rows=settings.scorer.kept_rows,
         pinned_scenarios=settings.scorer.pinned_scenarios,
         max_scenarios=settings.scorer.max_scenarios,

@@ -7,7 +7,7 @@ import numpy as np
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.ranking.counters import FloatArray, IntArray
 from peft_adapters.ranking.lexical import LexicalIndex
-from peft_adapters.serving.neighbours import Neighbours
+from peft_adapters.serving.neighbours import NeighbourIndex
 from peft_adapters.serving.served_model import ServedModel
 
 Served = Callable[[], ServedModel | None]
@@ -63,7 +63,7 @@ class NearItems:
 
     def __init__(self, served: Served, *, above_items: int) -> None:
         self._served, self._above_items = served, above_items
-        self._graph: Neighbours | None = None
+        self._graph: NeighbourIndex | None = None
 
     def refresh(self) -> None:
         """Make the graph anew if there is none, its adapter is no longer served, or many items are not in it."""
@@ -76,7 +76,7 @@ class NearItems:
             or graph.adapter is not model.suffix
             or len(model.row_of) - graph.rows > graph.rows // _NEW_SHARE
         ):
-            self._graph = Neighbours(model)
+            self._graph = NeighbourIndex(model)
 
     def among(self, query: str, queries: QueryEncoder, rows: IntArray, count: int, model: ServedModel) -> IntArray:
         """Those of a model's rows to look at for a query: some near ones and what is too new, or all, if they are few.
@@ -91,7 +91,7 @@ class NearItems:
         graph = self._graph
         if graph is None or len(rows) <= self._above_items:
             return rows
-        near = graph.near(query, queries, count)
+        near = graph.search(query, queries, count)
         newer = model.row_of[min(graph.rows, len(model.row_of)) :]
         found = np.concatenate([model.row_of[near[near < len(model.row_of)]], newer])
         return np.intersect1d(found, rows)

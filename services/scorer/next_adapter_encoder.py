@@ -6,7 +6,8 @@ from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.errors import HeadwaterModelError
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.next_adapter_vectors import NextAdapterVectors
-from peft_adapters.serving.served_model import ServedModel, texts_ahead
+from peft_adapters.serving.model_builder import start_next_adapter_vectors
+from peft_adapters.serving.served_model import ServedModel
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class NextAdapterEncoder:
     def follow(self, scenario: str, model: ServedModel) -> None:
         """Turn to what a version announces, once it is served."""
         try:
-            coming = texts_ahead(model, self._coming.get(scenario), self._encoder)
+            coming = start_next_adapter_vectors(model, self._coming.get(scenario), self._encoder)
         except HeadwaterModelError as error:  # the version that is to bring it will be refused, and says so
             log.warning("adapter_ahead_not_usable", scenario=scenario, problem=str(error))
             coming = None

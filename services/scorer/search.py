@@ -10,7 +10,7 @@ from torch import Tensor
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.ranking.counters import FloatArray, IntArray
 from peft_adapters.ranking.retrieval import best, fused
-from peft_adapters.serving.neighbours import installed
+from peft_adapters.serving.neighbours import usearch_is_installed
 from peft_adapters.serving.served_model import ServedModel
 from services.scorer.answers import Answers, rows_of, spread
 from services.scorer.diversity import pool_size
@@ -71,7 +71,7 @@ class Search:
     def refreshers(self) -> list[Refresher]:
         """What is to be run beside."""
         own = [Refresher("words", self.lexicon.refresh)]
-        return [*own, Refresher("graph", self.near.refresh)] if installed() else own
+        return [*own, Refresher("graph", self.near.refresh)] if usearch_is_installed() else own
 
     def search(self, request: SearchRequest, model: ServedModel) -> Found:
         """The `k` items that fit a query and the shopper best."""
@@ -125,6 +125,6 @@ def sure_of(similarity: float, half_sure: float) -> float:
 def _similarity(vector: Tensor, rows: IntArray, model: ServedModel) -> FloatArray:
     """Cosine of a query and the texts of some rows, [rows]."""
     few = len(rows) < len(model) // 4  # a copy of many rows costs more than the product with all
-    text = model.text[torch.from_numpy(rows)] if few else model.text
+    text = model.text_vectors[torch.from_numpy(rows)] if few else model.text_vectors
     similarity: FloatArray = (text @ vector).numpy()
     return similarity if few else similarity[rows]

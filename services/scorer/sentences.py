@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from peft_adapters.serving.explanations import Explanation, LookedAt
+from peft_adapters.serving.explanations import Explanation, HistoryShare
 from peft_adapters.serving.served_model import ServedModel
 
 _REASONS = 2
@@ -35,7 +35,7 @@ def _reasons(explanation: Explanation, model: ServedModel) -> Iterator[tuple[flo
         yield looked_at.share, _of_history(looked_at, explanation.row, model)
 
 
-def _of_history(looked_at: LookedAt, row: int, model: ServedModel) -> str:
+def _of_history(looked_at: HistoryShare, row: int, model: ServedModel) -> str:
     when = "" if looked_at.sessions_ago == 0 else " before"
     if looked_at.row == row:
         return f"you looked at it{when or ' just now'}"

@@ -9,6 +9,7 @@ import structlog
 
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.errors import (
+    BuildStoppedError,
     BundleFormatError,
     HeadwaterModelError,
     RegistryError,
@@ -17,8 +18,9 @@ from peft_adapters.errors import (
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.registry.bundle import Bundle
 from peft_adapters.registry.rollout import Rollout
+from peft_adapters.serving.model_builder import build_model, refresh_model
 from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
-from peft_adapters.serving.served_model import BuildStoppedError, ServedModel, build, refreshed, require_finite_scores
+from peft_adapters.serving.served_model import ServedModel, require_finite_scores
 from services import memory
 from services.metrics import ScorerMetrics
 from services.scorer.announcements import Announcements
@@ -349,14 +351,14 @@ class Worker:
         return self._build(slot, bundles, slot.deployment.stable)
 
     def _build(self, slot: ModelSlot, bundles: Sequence[Bundle], previous: ServedModel | None) -> ServedModel:
-        model = build(
+        model = build_model(
             bundles,
             previous=previous,
             catalogue=self._catalogue,
             encoder=self._encoder,
             stop=self._interrupt,
-            ahead=self._ahead.of(slot.scenario),
-            before=self._before,
+            next_adapter_vectors=self._ahead.of(slot.scenario),
+            previous_adapter_vectors=self._before,
         )
         self._changes_in[id(model)] = self._changes
         return model
@@ -368,7 +370,7 @@ class Worker:
                 if self._changes_in.get(id(model)) == self._changes or self._interrupt.is_set():
                     continue
                 try:
-                    new = refreshed(model, catalogue=self._catalogue, encoder=self._encoder, stop=self._interrupt)
+                    new = refresh_model(model, catalogue=self._catalogue, encoder=self._encoder, stop=self._interrupt)
                 except BuildStoppedError:
                     return
                 except Exception as error:

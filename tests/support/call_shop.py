@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 from tiny_model import shown_stream, tiny_encoder, titled
 
 from peft_adapters.encoder.query_encoder import QueryEncoder
-from peft_adapters.serving.served_model import ServedModel, build
+from peft_adapters.serving.model_builder import build_model
+from peft_adapters.serving.served_model import ServedModel
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
@@ -51,12 +52,12 @@ class Shop:
         publications.learn(64)
         catalogue = catalogue_of(encoder, ITEMS)
         bundle = publications.read(publications.full(1))
-        self.without_lists = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+        self.without_lists = build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder)
         for shown, clicks in shown_stream(20, items=30, seed=1):
             publications.learner.learn_lists(publications.learner.observe_lists([shown]))
             publications.learner.learn(publications.learner.observe(clicks))
         bundle = publications.read(publications.full(2))
-        self.model: ServedModel = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+        self.model: ServedModel = build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder)
         self.answers.model = self.model
         series = CollectorRegistry()
         worker: Any = SimpleNamespace(

@@ -104,7 +104,7 @@ class Stage:
             announcements=self.announcements,
             metrics=metrics,
             items_refresh_seconds=0.02,
-            before=PreviousAdapterVectors(directory / "texts", most_bytes=2**20),
+            before=PreviousAdapterVectors(directory / "texts", max_bytes=2**20),
             **worker,
         )
         for item_id, text in ITEMS:

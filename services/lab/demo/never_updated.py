@@ -13,7 +13,8 @@ from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.shoppers import pad
 from peft_adapters.registry.bundle import read_bundle
 from peft_adapters.registry.registry import AdapterRegistry
-from peft_adapters.serving.served_model import ServedModel, build
+from peft_adapters.serving.model_builder import build_model
+from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import EncoderSettings
 from services.items import catalogue_item
 from services.lab.demo.errors import DemoError
@@ -79,6 +80,6 @@ def load_never_updated(
     try:
         catalogue = Catalogue(cache)
         catalogue.upsert(catalogue_item(item) for item in items)
-        return NeverUpdated(build([bundle], previous=None, catalogue=catalogue, encoder=encoder), catalogue.rows)
+        return NeverUpdated(build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder), catalogue.rows)
     finally:
         cache.close()

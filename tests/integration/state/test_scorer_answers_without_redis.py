@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from redis_server import RedisServer
 from tiny_model import tiny_encoder, titled
 
-from peft_adapters.serving.served_model import build
+from peft_adapters.serving.model_builder import build_model
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
@@ -49,7 +49,7 @@ class Worker:
         publications.learner.add_items(ITEMS)
         publications.learn(64)
         encoder = tiny_encoder()
-        self.answers.model = build(
+        self.answers.model = build_model(
             [publications.read(publications.full(1))],
             previous=None,
             catalogue=catalogue_of(encoder, ITEMS),

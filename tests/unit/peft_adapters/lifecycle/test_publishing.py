@@ -24,7 +24,8 @@ from peft_adapters.registry.registry import AdapterRegistry, Owner
 from peft_adapters.registry.retention import Retention
 from peft_adapters.registry.signing import Signer, Verifier, generate_key_pair
 from peft_adapters.registry.stores import FsspecStore
-from peft_adapters.serving.served_model import ServedModel, build
+from peft_adapters.serving.model_builder import build_model
+from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import LearnerSettings
 
 ITEMS = 20
@@ -128,18 +129,18 @@ class Press:
         catalogue = Catalogue(PrefixCache(encoder, None))
         own = self.learner.catalogue
         catalogue.upsert(list(zip(own.ids, own.texts, strict=True)))
-        return build(self.bundles(version), previous=None, catalogue=catalogue, encoder=encoder)
+        return build_model(self.bundles(version), previous=None, catalogue=catalogue, encoder=encoder)
 
     def assert_served_is_the_learner(self, version: int) -> None:
         served, ranker = self.served(version), self.learner.ranker
         assert served.item_ids == self.learner.catalogue.ids
-        assert torch.equal(served.learnt.heads, ranker.heads)
+        assert torch.equal(served.state.heads, ranker.heads)
         for role in ROLES:
             _, rounded = unpacked(packed(role, ranker.residuals[role], range(len(ranker))), role)
-            assert torch.equal(served.learnt.residuals[role], rounded.half())
+            assert torch.equal(served.state.residuals[role], rounded.half())
         for mine, theirs in (
-            (served.learnt.counters.full(), ranker.counters.full()),
-            (served.learnt.lora, {name: own.half() for name, own in self.learner.lora_steps.served.items()}),
+            (served.state.counters.full(), ranker.counters.full()),
+            (served.state.lora, {name: own.half() for name, own in self.learner.lora_steps.served.items()}),
         ):
             assert mine.keys() == theirs.keys()
             assert [name for name, value in mine.items() if not torch.equal(value, theirs[name])] == []
@@ -205,7 +206,7 @@ def test_the_lora_that_comes_next_travels_ahead_of_its_version(tmp_path: Path) -
         press.publish()
         coming.append(press.bundles(version)[-1].groups.get("next_adapter", {}))
         press.assert_served_is_the_learner(version)
-    served = press.served(3).learnt.lora
+    served = press.served(3).state.lora
     assert [bool(own) for own in coming] == [True, True, False]
     for own in coming[:2]:
         assert own.keys() == served.keys()

@@ -26,7 +26,7 @@ from peft_adapters.ranking.modalities import (
     with_vectors,
 )
 from peft_adapters.ranking.shoppers import pad
-from peft_adapters.serving.served_model import build, refreshed
+from peft_adapters.serving.model_builder import build_model, refresh_model
 from peft_adapters.settings import LearnerSettings
 
 ITEMS, LENGTH = 20, 12
@@ -242,8 +242,8 @@ def test_a_worker_scores_as_the_learner_does_with_vectors(tmp_path: Path, encode
         publications.learn(64)
     bundles.append(publications.read(publications.delta(2)))
     catalogue = catalogue_of(encoder, [*reversed(items)])
-    model = build(bundles[:1], previous=None, catalogue=catalogue, encoder=encoder)
-    model = build(bundles[1:], previous=model, catalogue=catalogue, encoder=encoder)
+    model = build_model(bundles[:1], previous=None, catalogue=catalogue, encoder=encoder)
+    model = build_model(bundles[1:], previous=model, catalogue=catalogue, encoder=encoder)
     batch = learner.observe(random_stream(16, items=30, seed=99, users=8))
     own = [
         ([model.rows[learner.catalogue.ids[row]] for row in items if row >= 0], ages[items >= 0].tolist())
@@ -251,7 +251,7 @@ def test_a_worker_scores_as_the_learner_does_with_vectors(tmp_path: Path, encode
     ]
     assert any(rows for rows, _ in own)
     torch.testing.assert_close(model.ranker.score(pad(own)), learner.judge(batch), atol=5e-3, rtol=5e-3)
-    without = build(bundles, previous=None, catalogue=catalogue_of(encoder, titled(30)), encoder=encoder)
+    without = build_model(bundles, previous=None, catalogue=catalogue_of(encoder, titled(30)), encoder=encoder)
     assert not torch.allclose(without.ranker.score(pad(own)), learner.judge(batch), atol=5e-2)
 
 
@@ -263,11 +263,11 @@ def test_a_worker_counts_vectors_of_another_length_and_serves_their_items_by_tex
     publications.learn(64)
     bundle = publications.read(publications.full(1))
     catalogue = catalogue_of(encoder, pictured(30))
-    whole = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+    whole = build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder)
     catalogue.upsert([("item-3", titled(30)[3][1], item_vectors({"image": [1.0], "unheard-of": [1.0]}))])
-    model = refreshed(whole, catalogue=catalogue, encoder=encoder)
+    model = refresh_model(whole, catalogue=catalogue, encoder=encoder)
     catalogue.upsert([titled(30)[3]])
-    by_text = refreshed(model, catalogue=catalogue, encoder=encoder)
+    by_text = refresh_model(model, catalogue=catalogue, encoder=encoder)
     context = pad([([5, 7], [0, 0])])
     assert (whole.unused_vectors, model.unused_vectors, by_text.unused_vectors) == (0, 1, 0)
     assert torch.equal(model.ranker.score(context), by_text.ranker.score(context))

@@ -18,7 +18,8 @@ from peft_adapters.lifecycle.warm_start import load_bundle_into
 from peft_adapters.ranking.calibration import INPUTS
 from peft_adapters.ranking.tensor_rules import COUNT, WEIGHT, fault_of
 from peft_adapters.registry.bundle import Bundle, read_bundle, write_bundle
-from peft_adapters.serving.served_model import ServedModel, build, require_finite_scores
+from peft_adapters.serving.model_builder import build_model
+from peft_adapters.serving.served_model import ServedModel, require_finite_scores
 from peft_adapters.settings import LearnerSettings
 
 ITEMS = titled(12)
@@ -51,7 +52,7 @@ class Chain:
         self.served = self.build(self.full, None)
 
     def build(self, bundle: Bundle, previous: ServedModel | None) -> ServedModel:
-        return build([bundle], previous=previous, catalogue=self.catalogue, encoder=self.encoder)
+        return build_model([bundle], previous=previous, catalogue=self.catalogue, encoder=self.encoder)
 
 
 @pytest.fixture(scope="module")

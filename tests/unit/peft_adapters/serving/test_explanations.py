@@ -14,7 +14,8 @@ from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.ranking.shoppers import pad
 from peft_adapters.serving.explanations import KINDS, Explanation, explain
-from peft_adapters.serving.served_model import ServedModel, _ranker, build
+from peft_adapters.serving.model_builder import build_model, build_ranker
+from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import FEATURES
 
 PLAIN: list[CatalogueItem] = [*titled(30)]
@@ -45,7 +46,7 @@ def make_model(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Ca
             publications.learner.learn_lists(publications.learner.observe_lists([shown]))
         bundle = publications.read(publications.full(1))
         newer = [*items, ("item-30", "a late vase")]
-        return build([bundle], previous=None, catalogue=catalogue_of(encoder, newer), encoder=encoder)
+        return build_model([bundle], previous=None, catalogue=catalogue_of(encoder, newer), encoder=encoder)
 
     return make
 
@@ -57,9 +58,9 @@ def model(make_model: Callable[..., ServedModel]) -> ServedModel:
 
 def _with_every_weight(model: ServedModel) -> ServedModel:
     """The same with no weight of the head at zero, so that no feature escapes."""
-    heads = model.learnt.heads + torch.linspace(-2.0, 3.0, len(FEATURES))
-    learnt = replace(model.learnt, heads=heads)
-    return replace(model, learnt=learnt, ranker=_ranker(learnt, model.content))
+    heads = model.state.heads + torch.linspace(-2.0, 3.0, len(FEATURES))
+    state = replace(model.state, heads=heads)
+    return replace(model, state=state, ranker=build_ranker(state, model.content_vectors))
 
 
 def explained(
@@ -87,7 +88,7 @@ def test_every_cut_adds_up_to_the_score(model: ServedModel, context: tuple[list[
 
 @pytest.mark.parametrize("context", [CONTEXTS["nobody"], CONTEXTS["both"]])
 def test_what_is_searched_for_has_its_share(model: ServedModel, context: tuple[list[int], list[int]]) -> None:
-    query_vector = model.text[[9]]
+    query_vector = model.text_vectors[[9]]
     assert_adds_up(model, context, query_vector)
     alone, searched = explained(model, context), explained(model, context, query_vector)
     assert {own.query for own in alone} == {0.0}
@@ -101,7 +102,7 @@ def test_what_lists_taught_and_vectors_of_other_modalities_are_in_it(make_model:
         (item[0], item[1], {"image": rng.normal(size=6).astype(np.float16)}) for item in PLAIN
     ]
     model = make_model(items, lists=6)
-    assert not torch.equal(model.content, model.text)
+    assert not torch.equal(model.content_vectors, model.text_vectors)
     assert_adds_up(model, CONTEXTS["both"])
 
 
@@ -128,8 +129,8 @@ def test_a_repeat_is_the_share_of_the_item_itself(model: ServedModel) -> None:
 
 
 def test_without_residuals_all_that_vectors_say_is_the_text_s(model: ServedModel) -> None:
-    residuals = {role: torch.zeros_like(table) for role, table in model.learnt.residuals.items()}
-    bare = replace(model, learnt=replace(model.learnt, residuals=residuals))
+    residuals = {role: torch.zeros_like(table) for role, table in model.state.residuals.items()}
+    bare = replace(model, state=replace(model.state, residuals=residuals))
     own = explained(bare, CONTEXTS["both"])
     assert max(abs(one.kinds["residual"]) for one in own) < CLOSE
     assert max(abs(one.kinds["residual"]) for one in explained(model, CONTEXTS["both"])) > 0.01

@@ -11,13 +11,15 @@ from learnt_chain import Publications, catalogue_of
 from tiny_model import Listed, random_stream, tiny_encoder, tiny_learner, titled
 
 from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.errors import BuildStoppedError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.warm_start import load_bundle_into
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.shoppers import pad
-from peft_adapters.serving import served_model as serving
+from peft_adapters.serving import model_builder as serving
+from peft_adapters.serving.model_builder import build_model, refresh_model, start_next_adapter_vectors
 from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
-from peft_adapters.serving.served_model import BuildStoppedError, ServedModel, build, refreshed, texts_ahead
+from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import LearnerSettings
 
 ITEMS = titled(30)
@@ -66,7 +68,7 @@ def test_a_worker_scores_as_the_learner_does_whatever_order_its_items_came_in(
         publications.learn(64)
     bundle = publications.read(publications.full(1))
     catalogue = catalogue_of(encoder, [*reversed(ITEMS)])
-    model = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+    model = build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder)
     batch = learner.observe(random_stream(16, items=30, seed=99, users=8))
     rows = [[learner.catalogue.ids[row] for row in items if row >= 0] for items in batch.contexts.items]
     own = [
@@ -83,16 +85,16 @@ def test_deltas_add_up_to_the_full_bundle_bit_for_bit(publications: Publications
     publications.learn(64)
     bundles = [publications.read(publications.full(1))]
     catalogue = catalogue_of(encoder, ITEMS)
-    model = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    model = build_model(bundles, previous=None, catalogue=catalogue, encoder=encoder)
     publications.learner.add_items(ITEMS[20:])
     for version in (2, 3, 4):
         publications.learn(64)
         if version == 4:
             full = publications.read(publications.full(4, mark=False))
         bundles.append(publications.read(publications.delta(version)))
-        model = build(bundles[-1:], previous=model, catalogue=catalogue, encoder=encoder)
-    at_once = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
-    alone = build([full], previous=None, catalogue=catalogue, encoder=encoder)
+        model = build_model(bundles[-1:], previous=model, catalogue=catalogue, encoder=encoder)
+    at_once = build_model(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    alone = build_model([full], previous=None, catalogue=catalogue, encoder=encoder)
     assert [bundle.manifest.kind for bundle in bundles] == ["full", "delta", "delta", "delta"]
     assert scores(model, catalogue) == scores(at_once, catalogue) == scores(alone, catalogue)
     assert model.version == 4
@@ -103,12 +105,12 @@ def test_building_leaves_the_served_model_as_it_is(publications: Publications, e
     publications.learner.add_items(ITEMS)
     publications.learn(64)
     catalogue = catalogue_of(encoder, ITEMS)
-    old = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    old = build_model([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
     before = scores(old, catalogue)
     publications.learn(64)
-    new = build([publications.read(publications.delta(2))], previous=old, catalogue=catalogue, encoder=encoder)
+    new = build_model([publications.read(publications.delta(2))], previous=old, catalogue=catalogue, encoder=encoder)
     catalogue.upsert([("item-0", "another text"), ("new", "wholly new")])
-    newer = refreshed(new, catalogue=catalogue, encoder=encoder)
+    newer = refresh_model(new, catalogue=catalogue, encoder=encoder)
     assert scores(old, catalogue) == before
     assert scores(new, catalogue) != before
     assert scores(newer, catalogue)["item-0"] != scores(new, catalogue)["item-0"]
@@ -121,13 +123,13 @@ def test_an_item_without_text_keeps_its_row_and_is_offered_only_once_it_has_one(
     publications.learn(64)
     catalogue = catalogue_of(encoder, ITEMS[10:])
     bundle = publications.read(publications.full(1))
-    model = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+    model = build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder)
     assert model.item_ids == [item for item, _ in ITEMS]
     assert not model.has_text[:10].any()
     assert model.has_text[10:].all()
     catalogue.upsert(ITEMS[:10])
-    whole = refreshed(model, catalogue=catalogue, encoder=encoder)
-    straight = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+    whole = refresh_model(model, catalogue=catalogue, encoder=encoder)
+    straight = build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder)
     assert whole.has_text.all()
     assert scores(whole, catalogue) == pytest.approx(scores(straight, catalogue), abs=1e-5)
 
@@ -138,13 +140,15 @@ def test_items_the_updater_does_not_know_yet_come_behind_and_move_when_it_does(
     publications.learner.add_items(ITEMS[:20])
     publications.learn(64)
     catalogue = catalogue_of(encoder, [("only-here", "a vase"), *ITEMS])
-    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    model = build_model([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
     assert model.item_ids[20:] == ["only-here", *(item for item, _ in ITEMS[20:])]
     assert model.has_text.all()
     assert scores(model, catalogue)["only-here"] != 0
     publications.learner.add_items(ITEMS[20:])
     publications.learn(64)
-    model = build([publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder)
+    model = build_model(
+        [publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder
+    )
     assert model.item_ids == [*(item for item, _ in ITEMS), "only-here"]
     assert [model.row_of[catalogue.rows[item]] for item in model.item_ids] == list(range(31))
 
@@ -154,17 +158,19 @@ def test_text_vectors_are_computed_again_only_where_text_or_adapter_changed(tmp_
     publications.learner.add_items(ITEMS)
     publications.learn(64)
     catalogue = counting(encoder, ITEMS)
-    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    model = build_model([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
     assert catalogue.computed == 30
     publications.learn(64)
-    model = build([publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder)
+    model = build_model(
+        [publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder
+    )
     assert catalogue.computed == 30
     catalogue.upsert([("item-4", "a new text"), ("new", "one more")])
-    model = refreshed(model, catalogue=catalogue, encoder=encoder)
+    model = refresh_model(model, catalogue=catalogue, encoder=encoder)
     assert catalogue.computed == 32
     lora = {name: value + 0.01 for name, value in publications.learner.lora_steps.served.items()}
     publications.learner.lora_steps.restore(lora, lora)
-    build([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
+    build_model([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
     assert catalogue.computed == 32 + 31
 
 
@@ -174,8 +180,8 @@ def test_vectors_made_ahead_are_used_by_the_version_that_brings_their_adapter(tm
     publications.learn(64)
     bundles = [publications.read(publications.full(1))]
     catalogue = counting(encoder, [*reversed(ITEMS)])
-    model = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
-    ahead = texts_ahead(model, None, encoder)
+    model = build_model(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    ahead = start_next_adapter_vectors(model, None, encoder)
     assert ahead is not None
     assert not ahead.advance(catalogue, 20)
     assert ahead.advance(catalogue, 20)
@@ -184,10 +190,12 @@ def test_vectors_made_ahead_are_used_by_the_version_that_brings_their_adapter(tm
     for version in (2, 3):
         publications.learn(64)
         bundles.append(publications.read(publications.delta(version)))
-        assert texts_ahead(model, ahead, encoder) is ahead
-        model = build(bundles[-1:], previous=model, catalogue=catalogue, encoder=encoder, ahead=ahead)
+        assert start_next_adapter_vectors(model, ahead, encoder) is ahead
+        model = build_model(
+            bundles[-1:], previous=model, catalogue=catalogue, encoder=encoder, next_adapter_vectors=ahead
+        )
     assert catalogue.computed == before + 2 + 2  # the new texts, under either adapter
-    without = build(bundles, previous=None, catalogue=catalogue, encoder=encoder)
+    without = build_model(bundles, previous=None, catalogue=catalogue, encoder=encoder)
     assert scores(model, catalogue) == pytest.approx(scores(without, catalogue), abs=1e-5)
     assert model.suffix is ahead.suffix
 
@@ -203,18 +211,18 @@ def test_going_back_to_an_adapter_of_before_encodes_what_has_changed_since_and_n
     publications.learn(64)
     second = publications.read(publications.full(2))
     catalogue = counting(encoder, [*reversed(ITEMS)])
-    before = PreviousAdapterVectors(tmp_path / "texts", most_bytes=2**20)
-    model = build([first], previous=None, catalogue=catalogue, encoder=encoder, before=before)
-    texts = {item_id: model.text[row].clone() for item_id, row in model.rows.items()}
+    before = PreviousAdapterVectors(tmp_path / "texts", max_bytes=2**20)
+    model = build_model([first], previous=None, catalogue=catalogue, encoder=encoder, previous_adapter_vectors=before)
+    texts = {item_id: model.text_vectors[row].clone() for item_id, row in model.rows.items()}
     catalogue.upsert([("item-4", "a new text"), ("new", "one more")])
-    model = build([second], previous=model, catalogue=catalogue, encoder=encoder, before=before)
+    model = build_model([second], previous=model, catalogue=catalogue, encoder=encoder, previous_adapter_vectors=before)
     assert catalogue.computed == 30 + 31
-    model = build([first], previous=model, catalogue=catalogue, encoder=encoder, before=before)
+    model = build_model([first], previous=model, catalogue=catalogue, encoder=encoder, previous_adapter_vectors=before)
     assert catalogue.computed == 30 + 31 + 2
     del texts["item-4"]
     for item_id, vector in texts.items():
-        assert torch.equal(model.text[model.rows[item_id]], vector)
-    without = build([first], previous=None, catalogue=catalogue, encoder=encoder)
+        assert torch.equal(model.text_vectors[model.rows[item_id]], vector)
+    without = build_model([first], previous=None, catalogue=catalogue, encoder=encoder)
     assert scores(model, catalogue) == pytest.approx(scores(without, catalogue), abs=1e-5)
 
 
@@ -227,16 +235,16 @@ def test_a_version_whose_adapter_was_not_begun_ahead_is_built_all_the_same(
     publications.learn(64)
     catalogue = catalogue_of(encoder, items)
     first = publications.read(publications.full(1))
-    model = build([first], previous=None, catalogue=catalogue, encoder=encoder)
-    ahead = texts_ahead(model, None, encoder)
+    model = build_model([first], previous=None, catalogue=catalogue, encoder=encoder)
+    ahead = start_next_adapter_vectors(model, None, encoder)
     for _ in range(2):
         publications.learn(64)
     delta = publications.read(publications.delta(2))
-    built = build([delta], previous=model, catalogue=catalogue, encoder=encoder, ahead=ahead)
-    without = build([first, delta], previous=None, catalogue=catalogue, encoder=encoder)
+    built = build_model([delta], previous=model, catalogue=catalogue, encoder=encoder, next_adapter_vectors=ahead)
+    without = build_model([first, delta], previous=None, catalogue=catalogue, encoder=encoder)
     assert built.suffix is not model.suffix
     assert built.item_ids == without.item_ids
-    torch.testing.assert_close(built.text, without.text)
+    torch.testing.assert_close(built.text_vectors, without.text_vectors)
     assert len(built) == 30
 
 
@@ -244,8 +252,8 @@ def test_no_vectors_are_made_ahead_of_nothing(publications: Publications, encode
     publications.learner.add_items(ITEMS)
     publications.learn(64)
     bundle = publications.read(publications.full(1))
-    model = build([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
-    assert texts_ahead(model, None, encoder) is None
+    model = build_model([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
+    assert start_next_adapter_vectors(model, None, encoder) is None
 
 
 def test_a_shopper_s_item_that_came_after_the_build_is_left_out_of_the_context(
@@ -253,7 +261,7 @@ def test_a_shopper_s_item_that_came_after_the_build_is_left_out_of_the_context(
 ) -> None:
     publications.learner.add_items(ITEMS)
     catalogue = catalogue_of(encoder, ITEMS)
-    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    model = build_model([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
     context = model.context([30, 4], [0, 1])
     assert (context.items.tolist(), context.ages.tolist()) == ([[4]], [[1]])
     assert model.context([], []).items.shape == (1, 0)
@@ -261,10 +269,10 @@ def test_a_shopper_s_item_that_came_after_the_build_is_left_out_of_the_context(
 
 def test_an_empty_catalogue_can_be_served(publications: Publications, encoder: Encoder) -> None:
     catalogue = catalogue_of(encoder, [])
-    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    model = build_model([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
     assert len(model) == 0
     catalogue.upsert(ITEMS[:1])
-    assert refreshed(model, catalogue=catalogue, encoder=encoder).item_ids == ["item-0"]
+    assert refresh_model(model, catalogue=catalogue, encoder=encoder).item_ids == ["item-0"]
 
 
 def test_a_build_told_to_stop_ends_between_two_chunks(
@@ -283,7 +291,7 @@ def test_a_build_told_to_stop_ends_between_two_chunks(
     catalogue.upsert(ITEMS)
     bundle = publications.read(publications.full(1))
     with pytest.raises(BuildStoppedError):
-        build([bundle], previous=None, catalogue=catalogue, encoder=encoder, stop=stop)
+        build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder, stop=stop)
     assert catalogue.computed == 10
 
 
@@ -303,13 +311,17 @@ def test_a_worker_gives_the_learners_probabilities_of_what_is_shown_first(
     learner.add_items(ITEMS)
     publications.learn(64)
     catalogue = catalogue_of(encoder, ITEMS)
-    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    model = build_model([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
     assert model.ranker.judge(model.context([1], [0]))[1] == {}
     learn_lists(learner, 40, from_minute=0)
-    model = build([publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder)
+    model = build_model(
+        [publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder
+    )
     before = model.ranker.judge(model.context([], []))[1]["click"]
     learn_lists(learner, 40, from_minute=40)
-    model = build([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
+    model = build_model(
+        [publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder
+    )
     for user in ("user-3", "nobody"):
         alone = [Listed(user, 10**8, (item_id,), (False,)) for item_id in learner.catalogue.ids]
         expected = learner.judge_lists(learner.observe_lists(alone)).probabilities
@@ -346,12 +358,12 @@ def test_who_begins_from_a_bundle_begins_with_its_probabilities(publications: Pu
 def test_what_two_versions_have_in_common_is_held_once(publications: Publications, encoder: Encoder) -> None:
     publications.learner.add_items(ITEMS)
     catalogue = catalogue_of(encoder, ITEMS)
-    first = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
-    again = refreshed(first, catalogue=catalogue, encoder=encoder)
-    assert again.text is first.text
+    first = build_model([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    again = refresh_model(first, catalogue=catalogue, encoder=encoder)
+    assert again.text_vectors is first.text_vectors
     assert again.item_ids is first.item_ids
     assert scores(again, catalogue) == scores(first, catalogue)
     catalogue.upsert([("item-3", "another text")])
-    other = refreshed(again, catalogue=catalogue, encoder=encoder)
-    assert other.text is not first.text
+    other = refresh_model(again, catalogue=catalogue, encoder=encoder)
+    assert other.text_vectors is not first.text_vectors
     assert scores(other, catalogue) != scores(first, catalogue)

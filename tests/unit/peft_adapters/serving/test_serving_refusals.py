@@ -13,7 +13,8 @@ from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError
 from peft_adapters.ranking.calibration import INPUTS
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.registry.bundle import Bundle
-from peft_adapters.serving.served_model import ServedModel, build
+from peft_adapters.serving.model_builder import build_model
+from peft_adapters.serving.served_model import ServedModel
 
 ITEMS = titled(12)
 
@@ -33,7 +34,7 @@ class Served:
         self.delta = publications.read(publications.delta(2))
 
     def build(self, bundle: Bundle, previous: ServedModel | None) -> ServedModel:
-        return build([bundle], previous=previous, catalogue=self.catalogue, encoder=self.encoder)
+        return build_model([bundle], previous=previous, catalogue=self.catalogue, encoder=self.encoder)
 
 
 @pytest.fixture
@@ -151,4 +152,4 @@ def test_a_full_bundle_replaces_whatever_is_served(served: Served) -> None:
 
 def test_no_bundle_is_a_fault_of_the_caller(served: Served) -> None:
     with pytest.raises(ValueError, match="at least one bundle"):
-        build([], previous=None, catalogue=served.catalogue, encoder=served.encoder)
+        build_model([], previous=None, catalogue=served.catalogue, encoder=served.encoder)

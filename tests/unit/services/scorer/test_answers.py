@@ -11,7 +11,8 @@ from tiny_model import shown_stream, tiny_encoder, titled
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.ranking.catalogue import Catalogue
-from peft_adapters.serving.served_model import ServedModel, build
+from peft_adapters.serving.model_builder import build_model
+from peft_adapters.serving.served_model import ServedModel
 from services.scorer.answers import Answers
 from services.scorer.live_items import LiveItems
 from services.scorer.requests import RankRequest, RecommendRequest
@@ -45,7 +46,7 @@ class Shop:
         self.encoder, self.catalogue = encoder, Catalogue(PrefixCache(encoder, None))
         self.catalogue.upsert(self.items.take_changes(1_000))
         bundle = publications.read(publications.full(1))
-        self.model: ServedModel = build([bundle], previous=None, catalogue=self.catalogue, encoder=encoder)
+        self.model: ServedModel = build_model([bundle], previous=None, catalogue=self.catalogue, encoder=encoder)
 
     def ranked(self, candidates: list[str], **who: Any) -> list[str]:
         return self.answers.rank(RankRequest(candidates=tuple(candidates), **who), self.model).item_ids
@@ -135,7 +136,7 @@ def test_excluded_items_are_left_out_and_unknown_ones_do_no_harm(shop: Shop) -> 
 def test_a_worker_without_items_answers_with_nothing(tmp_path: Path, encoder: Encoder) -> None:
     publications = Publications(tmp_path)
     catalogue = Catalogue(PrefixCache(encoder, None))
-    model = build([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
+    model = build_model([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
     answers = Answers(LiveItems(), ShopperState({}, max_shoppers=1, pseudonymise=str))
     assert answers.recommend(RecommendRequest(user_id="u"), model).item_ids == []
     assert answers.rank(RankRequest(candidates=("a",)), model).unknown == ["a"]
@@ -171,7 +172,7 @@ def test_what_is_ranked_comes_with_its_probabilities_where_lists_were_learnt(tmp
         publications.learner.learn_lists(publications.learner.observe_lists([shown]))
     shop = Shop(tmp_path / "without", encoder)
     bundle = publications.read(publications.full(1))
-    model = build([bundle], previous=None, catalogue=shop.catalogue, encoder=encoder)
+    model = build_model([bundle], previous=None, catalogue=shop.catalogue, encoder=encoder)
     request = RankRequest(candidates=("item-3", "item-1", "no-such", "item-9"))
     assert shop.answers.rank(request, shop.model).probabilities == {}
     answer = shop.answers.rank(request, model)

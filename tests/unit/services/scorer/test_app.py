@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 from tiny_model import tiny_encoder, titled
 
 from peft_adapters.encoder.encoder import Encoder
-from peft_adapters.serving.served_model import ServedModel, build
+from peft_adapters.serving.model_builder import build_model
+from peft_adapters.serving.served_model import ServedModel
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answer, Answers
 from services.scorer.app import create_app
@@ -52,7 +53,7 @@ class StandingWorker:
         publications.learner.add_items(ITEMS)
         publications.learn(64)
         bundle = publications.read(publications.full(1))
-        self.model: ServedModel = build(
+        self.model: ServedModel = build_model(
             [bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder
         )
 

@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 from tiny_model import tiny_encoder, titled
 
 from peft_adapters.registry.rollout import Canary, Rollout, Shadow
-from peft_adapters.serving.served_model import ServedModel, build
+from peft_adapters.serving.model_builder import build_model
+from peft_adapters.serving.served_model import ServedModel
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answer, Answers
 from services.scorer.app import create_app
@@ -48,7 +49,9 @@ class Place:
         for version in (1, 2):
             publications.learn(64)
             bundle = publications.read(publications.full(version))
-            self.models.append(build([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder))
+            self.models.append(
+                build_model([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
+            )
 
     def problems(self) -> dict[str, str]:
         return {}

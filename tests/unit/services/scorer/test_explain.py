@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 from tiny_model import paired_stream, tiny_encoder, titled
 
 from peft_adapters.encoder.query_encoder import QueryEncoder
-from peft_adapters.serving.explanations import Explanation, LookedAt
-from peft_adapters.serving.served_model import build
+from peft_adapters.serving.explanations import Explanation, HistoryShare
+from peft_adapters.serving.model_builder import build_model
 from services.metrics import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
@@ -42,7 +42,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Any:
     answers = Answers(items, shoppers)
     answers.encode_query = QueryEncoder(encoder)
     bundle = publications.read(publications.full(3))
-    answers.model = build([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
+    answers.model = build_model([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
     return SimpleNamespace(scenario="home", items=items, answers=answers, shoppers=shoppers, missing=lambda: None)
 
 
@@ -133,14 +133,14 @@ def test_what_is_beyond_the_limits_is_refused(client: httpx.Client, request_: di
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def _explanation(popularity: float, taste: float, *history: LookedAt, query: float = 0.0) -> Explanation:
+def _explanation(popularity: float, taste: float, *history: HistoryShare, query: float = 0.0) -> Explanation:
     return Explanation(
         row=0, score=0.0, kinds={}, popularity=popularity, taste=taste, query=query, history=list(history), features={}
     )
 
 
-def _looked_at(row: int, ago: int, **shares: float) -> LookedAt:
-    return LookedAt(row, ago, {"cooccurrence": 0.0, "text": 0.0, "residual": 0.0, "repeats": 0.0} | shares)
+def _looked_at(row: int, ago: int, **shares: float) -> HistoryShare:
+    return HistoryShare(row, ago, {"cooccurrence": 0.0, "text": 0.0, "residual": 0.0, "repeats": 0.0} | shares)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tiny_model import tiny_encoder
 
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.registry.rollout import Canary, Rollout, Shadow, rollout_bytes
-from peft_adapters.serving import served_model as serving
+from peft_adapters.serving import model_builder as serving
 from services.scorer import worker as worker_module
 
 
@@ -45,7 +45,7 @@ def published(stage: Stage, count: int) -> None:
 def test_a_rollback_is_obeyed_before_hear_returns_even_while_a_build_is_under_way(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    building, build = threading.Event(), serving.build
+    building, build = threading.Event(), serving.build_model
 
     def endless(bundles: Sequence[Any], *, stop: threading.Event, **parts: Any) -> Any:
         if bundles[-1].manifest.version == 4:
@@ -53,7 +53,7 @@ def test_a_rollback_is_obeyed_before_hear_returns_even_while_a_build_is_under_wa
             assert stop.wait(30)
         return build(bundles, stop=stop, **parts)
 
-    monkeypatch.setattr(worker_module, "build", endless)
+    monkeypatch.setattr(worker_module, "build_model", endless)
     with stage.running():
         published(stage, 3)
         stage.publish(4)
@@ -69,7 +69,7 @@ def test_a_rollback_is_obeyed_before_hear_returns_even_while_a_build_is_under_wa
 def test_a_pin_to_what_is_not_held_leaves_the_build_under_way_for_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    building, build = threading.Event(), serving.build
+    building, build = threading.Event(), serving.build_model
 
     def slow(bundles: Sequence[Any], *, stop: threading.Event, **parts: Any) -> Any:
         if bundles[-1].manifest.version == 4 and not building.is_set():
@@ -77,7 +77,7 @@ def test_a_pin_to_what_is_not_held_leaves_the_build_under_way_for_it(
             assert stop.wait(30)
         return build(bundles, stop=stop, **parts)
 
-    monkeypatch.setattr(worker_module, "build", slow)
+    monkeypatch.setattr(worker_module, "build_model", slow)
     stage.publish(1, full=True)
     stage.publish(2)
     stage.publish(3)

@@ -77,7 +77,7 @@ def test_a_scenario_is_loaded_when_asked_for_and_goes_when_others_are(stage: Sta
     home, search = (stage.worker.answers.deployments[name].models["stable"] for name in ("home", "search"))
     assert home.manifest.scenario == "home"
     assert search.manifest.scenario == "search"
-    assert not home.learnt.heads.equal(search.learnt.heads)
+    assert not home.state.heads.equal(search.state.heads)
     assert stage.count("refused") == 0
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.ranking.catalogue import Catalogue
-from peft_adapters.serving.served_model import ServedModel, build, refreshed
+from peft_adapters.serving.model_builder import build_model, refresh_model
+from peft_adapters.serving.served_model import ServedModel
 from services.metrics import ScorerMetrics
 from services.scorer import lexicon as lexicon_module
 from services.scorer import refresher as refresher_module
@@ -75,7 +76,7 @@ class Shop:
         self.catalogue.upsert(self.items.take_changes(1_000))
         self.shoppers = ShopperState(self.items.rows, max_shoppers=10, pseudonymise=str)
         self.answers = Answers(self.items, self.shoppers, scenario=self.scenario)
-        self.answers.model = build([made.bundle], previous=None, catalogue=self.catalogue, encoder=made.encoder)
+        self.answers.model = build_model([made.bundle], previous=None, catalogue=self.catalogue, encoder=made.encoder)
         self.queries = QueryEncoder(made.encoder)
         self.search = Search(self.queries, self.answers, SearchSettings())
         self.search.lexicon.refresh()
@@ -93,7 +94,7 @@ class Shop:
 
     def refresh(self) -> None:
         self.catalogue.upsert(self.items.take_changes(1_000))
-        self.answers.model = refreshed(self.model, catalogue=self.catalogue, encoder=self.encoder)
+        self.answers.model = refresh_model(self.model, catalogue=self.catalogue, encoder=self.encoder)
 
     def app(self, **settings: Any) -> Any:
         series = CollectorRegistry()
@@ -141,7 +142,7 @@ def test_a_query_without_a_known_word_is_answered_by_meaning(client: httpx.Clien
     items = client.post("/v1/search", json={"query": "teapots", "k": 5}).json()["items"]
     assert [each["words"] for each in items] == [0.0] * 5
     vector = shop.queries("teapots", shop.model.suffix)
-    nearest = (shop.model.text @ vector).argsort(descending=True)[:5].tolist()
+    nearest = (shop.model.text_vectors @ vector).argsort(descending=True)[:5].tolist()
     assert [each["item_id"] for each in items] == [shop.model.item_ids[row] for row in nearest]
 
 

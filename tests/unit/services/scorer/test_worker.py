@@ -15,12 +15,13 @@ from tiny_model import tiny_encoder
 from torch import Tensor
 
 from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.errors import BuildStoppedError
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.modalities import item_vectors
 from peft_adapters.ranking.next_adapter_vectors import NextAdapterVectors
 from peft_adapters.registry.bundle import read_manifest
 from peft_adapters.registry.rollout import Rollout
-from peft_adapters.serving.served_model import BuildStoppedError, build
+from peft_adapters.serving.model_builder import build_model
 from services.metrics import ScorerMetrics
 from services.scorer import worker as worker_module
 from services.scorer.next_adapter_encoder import NextAdapterEncoder
@@ -185,7 +186,7 @@ def test_a_delta_that_does_not_fit_what_is_served_is_built_from_the_full_bundle(
         model = stage.worker.answers.model
         assert model is not None
         slot = stage.worker.scenarios.slot("home")
-        slot.renew(model, replace(model, learnt=replace(model.learnt, item_ids=["item-0"])))
+        slot.renew(model, replace(model, state=replace(model.state, item_ids=["item-0"])))
         stage.publish(2)
         until(lambda: stage.version == 2)
     assert stage.registry.fetched == [1, 2, 1, 2]
@@ -203,7 +204,7 @@ def test_a_fault_of_ours_in_a_build_keeps_what_is_served_and_the_loop(
     with stage.running(), capture_logs() as logs:
         until(lambda: stage.version == 1)
         with monkeypatch.context() as patch:
-            patch.setattr(worker_module, "build", broken)
+            patch.setattr(worker_module, "build_model", broken)
             stage.publish(2)
             until(lambda: stage.count("refused") == 1)
         assert stage.version == 1
@@ -270,7 +271,7 @@ def test_a_fault_of_ours_in_a_refresh_keeps_what_is_served_and_the_loop(
     with stage.running(), capture_logs() as logs:
         until(lambda: stage.version == 1)
         with monkeypatch.context() as patch:
-            patch.setattr(worker_module, "refreshed", broken)
+            patch.setattr(worker_module, "refresh_model", broken)
             stage.item("item-late", "a vase")
             until(lambda: any(entry["event"] == "items_not_refreshed" for entry in logs))
         until(lambda: "item-late" in stage.worker.answers.model.rows)  # type: ignore[union-attr]
@@ -282,7 +283,7 @@ def test_told_to_end_it_does_not_end_a_long_build_first(stage: Stage, monkeypatc
         assert stop.wait(30)
         raise BuildStoppedError("told to stop")
 
-    monkeypatch.setattr(worker_module, "build", endless)
+    monkeypatch.setattr(worker_module, "build_model", endless)
     stage.publish(1, full=True)
     with capture_logs() as logs, stage.running():
         until(lambda: stage.registry.fetched == [1])
@@ -331,7 +332,7 @@ class TestAhead:
         bundle = coming.publications.read(coming.directory / "slow" / "1-full")
         catalogue = Catalogue(coming.cache)
         catalogue.upsert(ITEMS)
-        model = build([bundle], previous=None, catalogue=catalogue, encoder=encoder)
+        model = build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder)
         ahead = NextAdapterEncoder(encoder, catalogue)
         for scenario in ("home", "search"):
             ahead.follow(scenario, model)
