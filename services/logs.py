@@ -37,6 +37,7 @@ def configure_logging(*, json: bool | None = None, level: str = "info") -> None:
     )
     logging.raiseExceptions = False  # a line that cannot be written, as on a full disk, is lost; no traceback follows
     handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(number)  # some libraries give their own loggers a lower level when they are imported
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_renderers(json=json))
     )

@@ -2,21 +2,29 @@
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import structlog
 from kafka.errors import (
+    InvalidMetadataError,
     KafkaError,
     LogTruncationError,
     OffsetOutOfRangeError,
     RetriableError,
-    StaleMetadata,
     TopicAuthorizationFailedError,
 )
 
 from streams import read_problems
 from streams.connection import KafkaConnection, refusal
-from streams.errors import BrokerUnreachableError, ConsumeError, TopicError
+from streams.errors import (
+    BrokerUnreachableError,
+    ConsumeError,
+    HeadwaterStreamError,
+    MissingTopicError,
+    TopicError,
+    error_text,
+)
 from streams.group import GroupCommitter
 from streams.log_client import LogClient, failed_partition
 from streams.log_positions import Gap, LogPositions
@@ -61,6 +69,7 @@ class PartitionConsumer:
 
     Raises:
         BrokerUnreachableError: If no broker answers.
+        TopicError: If a topic is deleted at this moment.
         ValueError: If an argument is out of its range.
     """
 
@@ -107,7 +116,7 @@ class PartitionConsumer:
             self._follow(self._lookup.look_now(self._client.manager, LOOKUP_TIMEOUT_MS), LOOKUP_TIMEOUT_MS)
         except KafkaError as error:
             self.close()
-            raise BrokerUnreachableError(connection.bootstrap_servers, str(error)) from error
+            raise self._not_answered(error) from error
         except BaseException:
             self.close()
             raise
@@ -163,9 +172,10 @@ class PartitionConsumer:
 
         Raises:
             TopicError: One cannot.
+            MissingTopicError: One does not exist.
         """
-        for problem in self.problems().values():
-            raise TopicError(problem)
+        for name, problem in self.problems().items():
+            raise MissingTopicError(problem) if name in self._positions.missing else TopicError(problem)
 
     @property
     def gaps(self) -> list[Gap]:
@@ -200,11 +210,12 @@ class PartitionConsumer:
 
         Raises:
             BrokerUnreachableError: If no broker answers in time.
+            TopicError: If a partition has no leader, as when its topic has just been deleted.
         """
         try:
             return self._client.stable_ends(self._assigned, int(timeout_seconds * 1000))
         except KafkaError as error:
-            raise BrokerUnreachableError(self._connection.bootstrap_servers, str(error)) from error
+            raise self._not_answered(error) from error
 
     def reached(self, ends: Offsets) -> bool:
         """Return whether all records before some ends were read, markers of transactions and compacted ones aside.
@@ -220,12 +231,13 @@ class PartitionConsumer:
 
         Raises:
             BrokerUnreachableError: If no broker answers in time.
+            TopicError: If a partition has no leader, as when its topic has just been deleted.
         """
         try:
             self._note_hanging(self._client.stable_ends(self._assigned, int(timeout_seconds * 1000)))
             ends = self._client.log_ends(self._assigned, int(timeout_seconds * 1000))
         except KafkaError as error:
-            raise BrokerUnreachableError(self._connection.bootstrap_servers, str(error)) from error
+            raise self._not_answered(error) from error
         return {at: max(0, end - self._read_up_to(at)) for at, end in ends.items()}
 
     def commit(self, offsets: Offsets) -> None:
@@ -252,8 +264,9 @@ class PartitionConsumer:
             if metadata is not None:
                 self._follow(metadata, CHECK_TIMEOUT_MS)
         except (KafkaError, BrokerUnreachableError) as error:
-            if not self._assigned:  # else a check of what is read notices it
-                self._noticed(str(error))
+            # Where something is read, a check notices that the broker is lost.
+            if not self._assigned and not isinstance(error, InvalidMetadataError):
+                self._noticed(error_text(error))
 
     def _follow(self, metadata: Metadata, timeout_ms: int) -> bool:
         """Read the partitions that metadata show, and no others; True if that is a change.
@@ -327,7 +340,7 @@ class PartitionConsumer:
             self._realign(self._positions.offsets | _divergence(error))
         except RetriableError as error:
             self._go_back()
-            self._noticed(str(error))
+            self._failed(error)
         except Exception as error:  # of one partition; whatever its records made the client raise
             self._isolate(error)
         return []
@@ -372,11 +385,8 @@ class PartitionConsumer:
             return
         try:
             ends = self._client.stable_ends(self._assigned, CHECK_TIMEOUT_MS)
-        except StaleMetadata as error:  # a partition without a leader, as when its topic was deleted: no broker is away
-            self._look_anew(str(error))
-            return
         except KafkaError as error:
-            self._noticed(str(error))
+            self._failed(error)
             return
         self._outage.over()
         self._next_check = time.monotonic() + CHECK_SECONDS
@@ -386,18 +396,19 @@ class PartitionConsumer:
         self._note_hanging(ends)
         self._notice_stall(ends)
 
-    def _look_anew(self, reason: str) -> None:
-        """Look at the metadata at once; a broker that answers is not away.
+    def _failed(self, error: KafkaError) -> None:
+        """Report a failed request as a lost broker, unless metadata that are asked for now explain it.
 
-        Args:
-            reason: what happened, which is reported if no broker answers.
+        A topic that was deleted, or has no leader, fails requests too: the client knows no leader, or asks until its
+        time is up.
         """
-        try:
-            self._follow(self._lookup.look_now(self._client.manager, CHECK_TIMEOUT_MS), CHECK_TIMEOUT_MS)
-        except (KafkaError, BrokerUnreachableError):
-            self._noticed(reason)
-        else:
-            self._next_check = time.monotonic() + CHECK_SECONDS
+        if refusal(self._connection) is None:
+            with suppress(KafkaError, BrokerUnreachableError):
+                changed = self._follow(self._lookup.look_now(self._client.manager, CHECK_TIMEOUT_MS), CHECK_TIMEOUT_MS)
+                if changed or isinstance(error, InvalidMetadataError):
+                    self._next_check = time.monotonic() + CHECK_SECONDS
+                    return
+        self._noticed(error_text(error))
 
     def _note_hanging(self, stable_ends: Offsets) -> None:
         """Note where all was read that can be: records of an open transaction behind are not to be waited for."""
@@ -424,14 +435,25 @@ class PartitionConsumer:
             if self._follow(self._lookup.look_now(self._client.manager, CHECK_TIMEOUT_MS), CHECK_TIMEOUT_MS):
                 return  # a topic that was recreated is no shorter log
             starts, ends = self._bounds(self._assigned, CHECK_TIMEOUT_MS)
-        except (KafkaError, BrokerUnreachableError) as error:
-            self._noticed(str(error))
+        except KafkaError as error:
+            self._failed(error)
+            return
+        except BrokerUnreachableError as error:
+            self._noticed(error.reason)
             return
         self._outage.over()
         for at in starts:
             self._positions.move(at, self._positions.offsets[at], wanted[at], starts, ends)
         self._changed = True
         self._go_back()
+
+    def _not_answered(self, error: KafkaError) -> HeadwaterStreamError:
+        if isinstance(error, InvalidMetadataError):
+            return TopicError(
+                f"topics {self.topics} cannot be read to their end: {error_text(error)}; check that they exist, and "
+                "that the brokers that hold them run"
+            )
+        return BrokerUnreachableError(self._connection.bootstrap_servers, error_text(error))
 
     def _noticed(self, reason: str) -> None:
         self._next_check = time.monotonic() + self._outage.noticed(reason)

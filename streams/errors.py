@@ -2,7 +2,8 @@
 
 HeadwaterStreamError
 ├── BrokerUnreachableError   no broker answered in the time allowed
-├── TopicError               a topic is missing or could not be created
+├── TopicError               a topic is missing or could not be created, or cannot be read now
+│   └── MissingTopicError      it does not exist
 ├── ConsumeError             the broker answers, but will not give the records
 │   └── UndecodableBatchError  one batch of records cannot be decompressed or is corrupt
 ├── DeliveryError            records were not confirmed by the broker
@@ -20,6 +21,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streams.delivery import Delivery
+
+
+def error_text(error: Exception) -> str:
+    """Return what the Kafka client says of an error; only its class if it has no message.
+
+    >>> from kafka.errors import KafkaTimeoutError
+    >>> error_text(KafkaTimeoutError(None)), error_text(KafkaTimeoutError("Request timed out"))
+    ('KafkaTimeoutError', 'KafkaTimeoutError: Request timed out')
+    """
+    has_message = any(part not in (None, "") for part in error.args)
+    return str(error) if has_message else type(error).__name__
 
 
 class HeadwaterStreamError(Exception):
@@ -42,7 +54,11 @@ class BrokerUnreachableError(HeadwaterStreamError):
 
 
 class TopicError(HeadwaterStreamError):
-    """A topic is missing or could not be created."""
+    """A topic is missing or could not be created, or cannot be read now."""
+
+
+class MissingTopicError(TopicError):
+    """A topic does not exist."""
 
 
 class ConsumeError(HeadwaterStreamError):

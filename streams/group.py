@@ -6,7 +6,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from streams.connection import KafkaConnection, open_client
-from streams.errors import BrokerUnreachableError
+from streams.errors import BrokerUnreachableError, error_text
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +44,8 @@ class GroupCommitter:
                 )
             self._consumer.commit(marks, timeout_ms=COMMIT_TIMEOUT_MS)
         except (KafkaError, BrokerUnreachableError) as error:
-            log.warning("offsets_not_committed", group_id=self._group_id, problem=f"{type(error).__name__}: {error}")
+            problem = f"not confirmed within {COMMIT_TIMEOUT_MS / 1000:g} s: {error_text(error)}"
+            log.warning("offsets_not_committed", group_id=self._group_id, problem=problem)
 
     def close(self) -> None:
         """Lets go of the connection."""

@@ -56,6 +56,7 @@ class LogPositions:
     Attributes:
         offsets: The next offset of every known partition.
         ids: The identity of the logs that `offsets` belongs to, by topic, where the broker tells it.
+        missing: The topics that do not exist, as of the last look.
         gaps: Where a log did not have what was to be read next, in the order found.
     """
 
@@ -74,6 +75,7 @@ class LogPositions:
         self._from_latest = start == "latest"
         self.offsets: Offsets = _of_topics(start, topics) if isinstance(start, dict) else {}
         self.ids = {topic: id_ for topic, id_ in topic_ids.items() if topic in topics}
+        self.missing: set[str] = set()
         self.gaps: list[Gap] = []
         # Partitions that begin where `start` says; a topic's others came to be later, and begin at their first record.
         self._from_start: dict[str, frozenset[int]] = {topic: frozenset() for topic, _ in self.offsets}
@@ -90,10 +92,12 @@ class LogPositions:
         found = metadata[topic]
         if found.error is not None and not found.partitions:
             if not found.exists:
+                self.missing.add(topic)
                 self._from_start.setdefault(topic, frozenset())
             was_read = any(name == topic for name, _ in self.offsets)
             self._problems.note(topic, read_problems.absent(topic, found, was_read=was_read))
             return []
+        self.missing.discard(topic)
         self._problems.clear_seen(topic)
         self._from_start.setdefault(topic, found.partitions)
         mine = [number for number in sorted(found.partitions) if number % self._world_size == self._rank]

@@ -5,7 +5,8 @@ with EventProducer(KafkaConnection(bootstrap_servers="127.0.0.1:9092")) as produ
 """
 
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,9 +16,9 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from streams.connection import KafkaConnection, open_client
 from streams.delivery import Delivery
-from streams.errors import DeliveryError, EventTooLargeError
+from streams.errors import DeliveryError, EventTooLargeError, error_text
 from streams.events import Event
-from streams.topics import CREATE_COMMAND, Topics
+from streams.topics import MISSING_REMEDY, Topics
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +67,7 @@ class EventProducer:
         self._topics = topics or Topics()
         self._on_delivery = on_delivery
         self._failures: list[Delivery] = []
-        self._pending = 0  # records
+        self._pending: Counter[str] = Counter()  # records, by topic; none is 0
         self._pending_bytes = 0
         self._settled = threading.Condition()
         self._producer = open_client(
@@ -108,8 +109,8 @@ class EventProducer:
             DeliveryError: If records failed since the last flush, or it takes longer than `timeout_seconds`.
         """
         with self._settled:
-            if not self._settled.wait_for(lambda: self._pending == 0, timeout_seconds):
-                raise DeliveryError(f"{self._pending} records not confirmed within {timeout_seconds} s")
+            if not self._settled.wait_for(lambda: not self._pending, timeout_seconds):
+                raise DeliveryError(_unconfirmed(self._pending, timeout_seconds))
             failures, self._failures = self._failures, []
         if failures:
             raise DeliveryError(_summary(failures), failures)
@@ -142,7 +143,7 @@ class EventProducer:
 
     def _send(self, topic: str, key: bytes | None, value: bytes | None, event: Event | None) -> None:
         size_bytes = len(key or b"") + len(value or b"")
-        self._reserve(size_bytes)
+        self._reserve(topic, size_bytes)
         try:
             future = self._producer.send(topic, key=key, value=value)
         except (KafkaError, ValueError) as error:
@@ -158,13 +159,13 @@ class EventProducer:
             self._producer._sender.force_close()
             self._producer._sender.join(CLOSE_TIMEOUT_SECONDS)
 
-    def _reserve(self, size_bytes: int) -> None:
+    def _reserve(self, topic: str, size_bytes: int) -> None:
         """The client buffers without end; here the caller waits once too much is unconfirmed."""
         with self._settled:
             while self._pending_bytes and self._pending_bytes + size_bytes > MAX_PENDING_BYTES:
                 self._settled.wait()
             self._pending_bytes += size_bytes
-            self._pending += 1
+            self._pending[topic] += 1
 
     def _confirmed(self, event: Event | None, size_bytes: int, metadata: Any) -> None:
         delivery = Delivery(event, metadata.topic, metadata.partition, metadata.offset, metadata.timestamp, None)
@@ -176,7 +177,9 @@ class EventProducer:
     def _settle(self, delivery: Delivery, size_bytes: int, *, raised: bool = False) -> None:
         with self._settled:
             self._pending_bytes -= size_bytes
-            self._pending -= 1
+            self._pending[delivery.topic] -= 1
+            if not self._pending[delivery.topic]:
+                del self._pending[delivery.topic]
             self.delivered += delivery.error is None
             self.failed += delivery.error is not None
             if delivery.error is not None and not raised:
@@ -192,11 +195,22 @@ class EventProducer:
 def _refusal(topic: str, error: Exception) -> DeliveryError:
     if isinstance(error, MessageSizeTooLargeError):
         return EventTooLargeError(f"an event must fit into one record: {error}; shorten its texts")
-    remedy = f"create it with `{CREATE_COMMAND}`, or check the rights on it"
-    return DeliveryError(f"topic {topic!r} takes no records: {error}; {remedy}")
+    return DeliveryError(
+        f"topic {topic!r} takes no records: {error_text(error)}; if it does not exist, {MISSING_REMEDY}; else check "
+        "the rights on it and its brokers"
+    )
+
+
+def _unconfirmed(pending: Mapping[str, int], timeout_seconds: float | None) -> str:
+    topics = ", ".join(f"{records} of topic {topic!r}" for topic, records in sorted(pending.items()))
+    return (
+        f"{sum(pending.values())} records not confirmed within {timeout_seconds} s: {topics}; check that its brokers "
+        "run, and that enough replicas are in sync"
+    )
 
 
 def _summary(failures: list[Delivery]) -> str:
-    shown = "; ".join(f"{failure.topic}: {failure.error}" for failure in failures[:SHOWN_FAILURES])
+    causes = [(failure.topic, failure.error) for failure in failures if failure.error is not None]
+    shown = "; ".join(f"{topic}: {error_text(error)}" for topic, error in causes[:SHOWN_FAILURES])
     more = f" and {len(failures) - SHOWN_FAILURES} more" if len(failures) > SHOWN_FAILURES else ""
     return f"{len(failures)} records not delivered: {shown}{more}"

@@ -9,6 +9,7 @@ import structlog
 from streams.errors import UndecodableBatchError
 from streams.offsets import partition_name
 from streams.topic_metadata import TopicMetadata
+from streams.topics import MISSING_REMEDY
 
 log = structlog.get_logger(__name__)
 
@@ -88,14 +89,8 @@ def absent(topic: str, found: TopicMetadata, *, was_read: bool) -> str:
             "and read it; reading goes on where it stopped"
         )
     if was_read:
-        return (
-            f"topic {topic!r} was deleted; create it again with `headwater topics create`, or, if it is in another "
-            "dialect, have its producer do so; the new one is read from its first record"
-        )
-    return (
-        f"topic {topic!r} does not exist; create it with `headwater topics create`, or, if it is in another dialect, "
-        "have its producer do so; reading begins at its first record once it is there"
-    )
+        return f"topic {topic!r} was deleted; {MISSING_REMEDY}; the new one is read from its first record"
+    return f"topic {topic!r} does not exist; {MISSING_REMEDY}; reading begins at its first record once it is there"
 
 
 def leaderless(topic: str, partition: int) -> str:

@@ -78,6 +78,7 @@ def _remedy(codec: str, end: int, error: Exception) -> str:
             return f"install the package that decodes it: pip install {PACKAGES[codec]}"
         return "have its producer use gzip, snappy, lz4, zstd or no compression"
     return (
-        f"restore it from another replica, or give it up by deleting the records before offset {end} (a compacted "
-        "topic allows that only with `cleanup.policy=compact,delete`, and what it held before must be published again)"
+        f"restore it from another replica, or give it up by deleting the records before offset {end}; if the topic is "
+        "compacted, set `cleanup.policy=compact,delete` and `retention.ms=-1` for that, set them back, and publish "
+        "again what the partition held before that offset"
     )

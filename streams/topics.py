@@ -12,6 +12,8 @@ EVENT_MAX_BYTES = 1024 * 1024 + 12
 # A dead letter carries up to 1 MiB of refused bytes as base64, and its reason.
 DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
 CREATE_COMMAND = "headwater topics create"
+# For a topic of either kind: `headwater topics create` creates none that is in another dialect.
+MISSING_REMEDY = f"create it with `{CREATE_COMMAND}`, or, if it is in another dialect, have its producer create it"
 CREATE_REMEDY = f"run `{CREATE_COMMAND}` as a user that may create topics"
 
 

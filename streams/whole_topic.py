@@ -22,7 +22,8 @@ def read_to_end(connection: KafkaConnection, topic: str) -> Iterator[Record]:
 
     Raises:
         BrokerUnreachableError: No broker answers.
-        TopicError: The topic does not exist.
+        MissingTopicError: The topic does not exist.
+        TopicError: It cannot be read now.
         ConsumeError: The broker does not give what is there.
     """
     with closing(PartitionConsumer(connection, [topic])) as consumer:

@@ -99,9 +99,15 @@ class LogReader:
         return self._ours.topic_problems() | self._others.topic_problems()
 
     def catalogue_problem(self) -> str | None:
-        """Return why the items topic, or part of it, cannot be read; None if nothing is known against it."""
-        problems = self._ours.topic_problems().items()
-        return "; ".join(text for name, text in problems if topic_of(name) == self._topics.items) or None
+        """Return why a topic with items, or part of it, cannot be read; None if nothing is known against it."""
+        catalogues = self._topics.catalogues()
+        problems = self.topic_problems().items()
+        return "; ".join(text for name, text in problems if topic_of(name) in catalogues) or None
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the broker of our own topics answers."""
+        return self._ours.is_reading
 
     def stop(self) -> None:
         """Have `run` return soon."""

@@ -124,8 +124,7 @@ class Worker:
     def missing(self) -> str | None:
         """What is not there yet for an answer that uses all there is; None when the worker is ready."""
         if not self._reader.catalogue_read.is_set():
-            why = self._reader.catalogue_problem() or "is Kafka reachable, and do its topics exist?"
-            return f"the catalogue has not been read yet; {why}"
+            return f"the catalogue has not been read yet; {self._why_no_catalogue()}"
         other_secret = self._other_secret()
         if other_secret is not None:
             return other_secret
@@ -136,6 +135,12 @@ class Worker:
         if not self._reader.caught_up.is_set():
             return "shoppers' latest events are still being read"
         return None if self._settled else "all is there, and is being settled"
+
+    def _why_no_catalogue(self) -> str:
+        problem = self._reader.catalogue_problem()
+        if problem is not None:
+            return problem
+        return "it is being read" if self._reader.is_reading else "is Kafka reachable, and do its topics exist?"
 
     def problems(self) -> dict[str, str]:
         """What the worker cannot have at present, with the cause and what is served meanwhile, by dependency."""

@@ -21,7 +21,14 @@ from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
 from streams.consumer import PartitionConsumer
 from streams.control import Forget, Secret, SecretReset, parse_control
 from streams.dead_letters import DeadLetter
-from streams.errors import ConsumeError, HeadwaterStreamError, SecretError, SecretMismatchError, TopicError
+from streams.errors import (
+    ConsumeError,
+    HeadwaterStreamError,
+    MissingTopicError,
+    SecretError,
+    SecretMismatchError,
+    TopicError,
+)
 from streams.events import Click, Purchase
 from streams.look_back import look_back
 from streams.offsets import Offsets
@@ -111,8 +118,22 @@ class StateWriter:
             start, topic_ids = look_back(self._connection, behaviour, self._look_back_events)
         log.info("state_writing", first_time=not held, partitions=len(start))
         self._learn_forgotten()
-        beat_at = 0.0
         topics = [self._topics.control, *behaviour]
+        try:
+            self._write_all(topics, start, topic_ids, held)
+        finally:
+            self._metrics.writing.set(0)
+
+    def _write_all(self, topics: list[str], start: Offsets, topic_ids: dict[str, str], held: Offsets) -> None:
+        """Write what comes, for as long as the turn lasts.
+
+        Args:
+            topics: which to read.
+            start: the next offset of each partition.
+            topic_ids: the logs that `start` belongs to.
+            held: the offsets that the store has.
+        """
+        beat_at = 0.0
         with closing(PartitionConsumer(self._connection, topics, start=start, topic_ids=topic_ids)) as consumer:
             while not self._stop.is_set() and self._store.claim(self._name):
                 self._metrics.writing.set(1)
@@ -121,16 +142,18 @@ class StateWriter:
                     held = self._write(records, held, consumer)
                     self._metrics.show_topics(topics, consumer.problems())
                     beat_at = time.monotonic() + BEAT_SECONDS
-        self._metrics.writing.set(0)
 
     def _behaviour(self) -> list[str]:
         """The topics that tell what shoppers do."""
         return list(dict.fromkeys([self._topics.clicks, self._topics.purchases, *self._topics.dialects]))
 
     def _learn_forgotten(self) -> None:
-        """Know of all who were to be forgotten so far, whatever is read first.
+        """Read the control topic to its end, so that no event of a shopper is written that is to be forgotten.
+
+        A topic that does not exist names nobody; one that exists and cannot be read is waited for.
 
         Raises:
+            TopicError: the control topic exists and cannot be read.
             SecretMismatchError: the deployment uses another secret.
         """
         clock = ReaderClock.of((), self._clock_settings)
@@ -141,8 +164,14 @@ class StateWriter:
                     self._forgotten[command.user] = command.ts_ms
                 elif isinstance(command, Secret | SecretReset):
                     self._agreed = command.fingerprint if isinstance(command, Secret) else None
-        except (TopicError, ConsumeError) as error:  # shoppers' events do not wait for it; it is read once it can be
-            log.warning("control_not_read", problem=str(error), retry="until it can be read")
+        except MissingTopicError as error:  # nobody is to be forgotten yet; it is read once it exists
+            log.warning("control_missing", problem=str(error))
+        except (TopicError, ConsumeError) as error:
+            self._metrics.show_topics([self._topics.control], [self._topics.control])
+            raise TopicError(
+                f"no shopper's events are written before topic {self._topics.control!r} was read, which says who is to "
+                f"be forgotten: {error}"
+            ) from error
         problem = mismatch(self._store.fingerprint, self._agreed, source=f"the topic {self._topics.control}")
         if problem is not None:
             raise SecretMismatchError(problem)

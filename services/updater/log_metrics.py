@@ -51,13 +51,15 @@ class LogMetrics:
         self._metrics.log_changes.labels("truncated").inc(sum(gap.cause == "truncation" for gap in gaps))
 
     def _export_lag(self, waiting: Mapping[TopicPartition, int]) -> None:
+        gone = self._lagging - self._consumer.positions().keys()
+        for topic, partition in gone:
+            self._metrics.consumer_lag_records.remove(topic, str(partition))
+        self._lagging -= gone
         try:
             lag = self._consumer.lag(_LAG_TIMEOUT_SECONDS)
         except HeadwaterStreamError:
-            return  # the consumer reports itself that the broker is away
-        for topic, partition in self._lagging - self._consumer.positions().keys():
-            self._metrics.consumer_lag_records.remove(topic, str(partition))
-        self._lagging = (self._lagging & self._consumer.positions().keys()) | lag.keys()
+            return  # the consumer itself reports what is wrong
+        self._lagging |= lag.keys()
         for at, records in lag.items():
             topic, partition = at
             self._metrics.consumer_lag_records.labels(topic, str(partition)).set(records + waiting.get(at, 0))

@@ -312,11 +312,8 @@ class Updater:
         report = self._intake.guard_report(self._settings.scenario)
         if report.caps == self._reported:
             return
-        with suppress(DeliveryError):
-            self._announcer = self._announcer or EventProducer(
-                self._settings.kafka, metadata_timeout_seconds=_METADATA_SECONDS
-            )
-            self._announcer.send_raw(self._settings.topics.control, *guard_record(report))
+        with suppress(BrokerUnreachableError, DeliveryError):
+            self._open_announcer().send_raw(self._settings.topics.control, *guard_record(report))
             self._reported = report.caps
 
     def _announce(self, manifest: Manifest) -> None:
@@ -329,18 +326,22 @@ class Updater:
         )
 
     def _say(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> None:
+        announcer = self._open_announcer()
+        try:
+            for key, value in records:
+                announcer.send_raw(topic, key, value)
+            announcer.flush(timeout_seconds=_CONFIRM_SECONDS)
+        except DeliveryError:
+            with suppress(DeliveryError):  # after a failure an idempotent producer delivers nothing more
+                announcer.close(timeout_seconds=0)
+            self._announcer = None
+            raise
+
+    def _open_announcer(self) -> EventProducer:
         self._announcer = self._announcer or EventProducer(
             self._settings.kafka, metadata_timeout_seconds=_METADATA_SECONDS
         )
-        try:
-            for key, value in records:
-                self._announcer.send_raw(topic, key, value)
-            self._announcer.flush(timeout_seconds=_CONFIRM_SECONDS)
-        except DeliveryError:
-            with suppress(DeliveryError):  # after a failure an idempotent producer delivers nothing more
-                self._announcer.close(timeout_seconds=0)
-            self._announcer = None
-            raise
+        return self._announcer
 
     # ---- start and end
 
@@ -419,7 +420,7 @@ class Updater:
         topics = [self._settings.topics.items]
         with closing(self._open(topics)) as consumer:
             reader, metrics = self._slices_of(consumer), LogMetrics(consumer, self._metrics, topics)
-            while not self._stop.is_set() and (consumer.problems() or not consumer.reached(consumer.end_offsets())):
+            while not self._stop.is_set() and not _is_read(consumer):
                 metrics.export(reader.waiting)
                 reader.read(0.5)
             self._learn_rest(reader)
@@ -476,6 +477,14 @@ class Updater:
             if self._announcer is not None:
                 self._announcer.close()
         self._consumer.close()
+
+
+def _is_read(consumer: PartitionConsumer) -> bool:
+    """Return whether all there is was read; False as long as that cannot be told."""
+    try:
+        return not consumer.problems() and consumer.reached(consumer.end_offsets())
+    except HeadwaterStreamError:  # the consumer itself reports what is wrong
+        return False
 
 
 def _batches(taken: Sequence[Any], size: int) -> list[Sequence[Any]]:

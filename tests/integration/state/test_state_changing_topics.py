@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from redis_server import RedisServer
 from state_deployment import Deployment, click, until
+from structlog.testing import capture_logs
 from topic_changes import recreate
 
+from streams.connection import KafkaConnection
+from streams.control import forget_record
 from streams.producer import EventProducer
 from streams.topics import Topics
 
@@ -110,3 +114,40 @@ def test_offsets_of_a_release_that_kept_no_ids_are_gone_on_from(shop: Deployment
         until(lambda: shop.times("u") == [1, 2])
         until(lambda: shop.topics.clicks in shop.store.topic_ids())
     assert shop.written("click") == 2
+
+
+def test_no_event_of_a_forgotten_shopper_is_written_while_the_control_topic_cannot_be_read(
+    apache_kafka_sasl_ssl: Any, make_topics: Callable[..., Topics], valkey_server: RedisServer
+) -> None:
+    everything = apache_kafka_sasl_ssl.connection
+    nobody = KafkaConnection(**everything.model_dump() | {"sasl_username": "nobody"})
+    topics = make_topics(everything, partitions=1)
+    shop = Deployment(everything, topics, valkey_server)
+    reader = Deployment(nobody, topics, valkey_server)
+    reader.settings, reader.store = shop.settings, shop.store
+    with closing(KafkaAdminClient(**everything.client_options())) as admin, closing(shop.store), shop.producer:
+
+        def allow(topic: str) -> None:
+            pattern = ResourcePattern(ResourceType.TOPIC, topic)
+            admin.create_acls([ACL("User:nobody", "*", ACLOperation.READ, ACLPermissionType.ALLOW, pattern)])
+
+        def shown(name: str, **labels: str) -> float | None:
+            return reader.registry.get_sample_value(name, labels)
+
+        allow(topics.clicks)
+        allow(topics.purchases)
+        shop.send(click(1, "forgotten"), click(2, "kept"))
+        shop.producer.send_raw(topics.control, *forget_record("forgotten", ts_ms=time.time_ns() // 1_000_000))
+        shop.producer.flush()
+        with capture_logs() as lines, reader.writing(), reader.producer:
+            until(lambda: shown("headwater_topic_readable", topic=topics.control) == 0)
+            time.sleep(3)
+            assert (shop.times("forgotten"), shop.times("kept")) == ([], [])
+            assert shown("headwater_state_writing") == 0
+            allow(topics.control)
+            until(lambda: shop.times("kept") == [2])
+            until(lambda: shown("headwater_topic_readable", topic=topics.control) == 1)
+            assert shop.times("forgotten") == []
+            assert reader.written("forgotten") == 1
+    [line] = [line for line in lines if line["event"] == "state_not_written"]
+    assert "no shopper's events are written before topic" in line["problem"]

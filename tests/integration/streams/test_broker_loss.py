@@ -298,6 +298,7 @@ class TestUnreachable:
                 consumer.end_offsets(timeout_seconds=0.3)
             consumer.close()
         assert [line["event"] for line in lines] == ["offsets_not_committed"]
+        assert "None" not in lines[0]["problem"]
 
     def test_unconfirmed_events_are_raised_and_counted(self, tmp_path: Path) -> None:
         with EmbeddedBroker(tmp_path) as broker:
@@ -307,7 +308,9 @@ class TestUnreachable:
             producer.flush(5)
             broker.stop()
             producer.send(click(2))
-            with pytest.raises(DeliveryError, match=r"1 records not confirmed within 0\.3 s"):
+            with pytest.raises(
+                DeliveryError, match=r"1 records not confirmed within 0\.3 s: 1 of topic 'headwater\.clicks'"
+            ):
                 producer.flush(0.3)
             with pytest.raises(DeliveryError, match="not confirmed"):
                 producer.close(0.1)

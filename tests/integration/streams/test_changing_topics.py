@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer
+from streams.errors import TopicError
 from streams.record import Record
 
 pytestmark = pytest.mark.kafka
@@ -104,6 +105,47 @@ def test_a_partition_without_a_leader_is_no_lost_broker(log: ChangingTopics, mon
         poll_until(consumer, lambda: stale >= 3)
         assert not consumer.is_away
     assert "kafka_lost" not in [line["event"] for line in lines]
+
+
+def test_the_only_topic_of_a_reader_is_deleted_and_no_broker_is_reported_lost(log: ChangingTopics) -> None:
+    """The client asks for offsets of a deleted topic until its time is up, as it does when a broker hangs."""
+    clicks = log.topic("clicks", 3)
+    with capture_logs() as lines, closing(PartitionConsumer(log.connection, [clicks])) as consumer:
+        for _ in range(3):
+            poll_until(consumer, lambda: not consumer.problems())
+            log.delete(clicks)
+            poll_until(consumer, lambda: clicks in consumer.problems())
+            assert not consumer.is_away
+            assert not consumer.has_no_answers
+            log.create(clicks, 3)
+    assert "kafka_lost" not in [line["event"] for line in lines]
+
+
+def test_timeouts_that_a_deleted_topic_explains_are_no_lost_broker(
+    log: ChangingTopics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is known of the deletion until requests have failed: looks at the metadata are suppressed."""
+    clicks = log.topic("clicks")
+    with capture_logs() as lines, closing(PartitionConsumer(log.connection, [clicks])) as consumer:
+        monkeypatch.setattr(consumer, "_look", lambda: None)
+        log.delete(clicks)
+        poll_until(consumer, lambda: clicks in consumer.problems())
+    assert "kafka_lost" not in [line["event"] for line in lines]
+
+
+@pytest.mark.parametrize("ask", ["lag", "end_offsets"])
+def test_ends_that_no_leader_tells_are_no_lost_broker(
+    log: ChangingTopics, ask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clicks = log.topic("clicks")
+
+    def no_leader(*_: object) -> None:
+        raise StaleMetadata("no leader is known")
+
+    with closing(PartitionConsumer(log.connection, [clicks])) as consumer:
+        monkeypatch.setattr(consumer._client, "stable_ends", no_leader)
+        with pytest.raises(TopicError, match=rf"'{clicks}'\] cannot be read to their end"):
+            getattr(consumer, ask)()
 
 
 @pytest.mark.parametrize("records", [20, 500])

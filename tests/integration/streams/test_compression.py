@@ -10,6 +10,8 @@ import kafka.codec
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka import TopicPartition as KafkaPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import PolicyViolationError
 from segments import damage_batch, segment_of
 
 from streams import KafkaConnection, Topics
@@ -17,6 +19,7 @@ from streams.consumer import PartitionConsumer
 from streams.errors import UndecodableBatchError
 from streams.lookup import RecordLookup
 from streams.record import Record
+from streams.record_batches import _remedy
 
 CODECS = ("gzip", "snappy", "lz4", "zstd")
 LIBRARIES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
@@ -161,3 +164,27 @@ def poll_until(consumer: PartitionConsumer, holds: Callable[[], bool]) -> list[R
 
 def test_the_libraries_of_all_codecs_are_dependencies() -> None:
     assert all(getattr(kafka.codec, f"has_{codec}")() for codec in CODECS)
+
+
+@pytest.mark.kafka
+def test_the_remedy_for_a_corrupt_batch_of_a_compacted_topic_works(apache_kafka: Any, topics_on_apache: Topics) -> None:
+    """Kafka deletes no records of a topic that is only compacted; the settings that the remedy names allow it."""
+    topic, connection = topics_on_apache.items, apache_kafka.connection
+    produce(connection, topic, [b"1", b"2", b"3"])
+    remedy = _remedy("gzip", 2, ValueError("crc"))
+    assert "deleting the records before offset 2" in remedy
+    named = dict(re.findall(r"`([a-z.]+)=([^`]+)`", remedy))
+    assert named == {"cleanup.policy": "compact,delete", "retention.ms": "-1"}
+    with closing(KafkaAdminClient(**connection.client_options())) as admin:
+        with pytest.raises(PolicyViolationError):
+            admin.delete_records({KafkaPartition(topic, 0): 2})
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, named)])
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                admin.delete_records({KafkaPartition(topic, 0): 2})
+                break
+            except PolicyViolationError:  # the broker has not heard of the new settings yet
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+    assert [record.value for record in read(connection, topic, 1)] == [b"3"]

@@ -5,16 +5,20 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient
 
 from streams.connection import KafkaConnection
+from streams.consumer import PartitionConsumer
+from streams.errors import DeliveryError
 from streams.producer import EventProducer
 from streams.topic_check import catalogue_problems, check_topics
 from streams.topic_creation import ensure_topics
-from streams.topics import Topics
+from streams.topics import Dialect, Topics
 
 
 def create(connection: KafkaConnection, name: str, **configs: str) -> None:
@@ -27,6 +31,7 @@ def create(connection: KafkaConnection, name: str, **configs: str) -> None:
 def run(*arguments: str, connection: KafkaConnection, topics: Topics) -> subprocess.CompletedProcess[str]:
     names = topics.model_dump(exclude={"dialects"})
     named = {f"HEADWATER_TOPICS__{key.upper()}": value for key, value in names.items()}
+    named["HEADWATER_TOPICS__DIALECTS"] = json.dumps(topics.dialects)
     return subprocess.run(
         [sys.executable, "-m", "services.cli", "topics", *arguments],
         env=os.environ | named | {"HEADWATER_BOOTSTRAP_SERVERS": connection.bootstrap_servers},
@@ -140,3 +145,27 @@ def test_new_topics_take_the_broker_s_replication_factor(apache_kafka_cluster: l
         time.sleep(0.2)
     with EventProducer(connection, topics) as producer:
         producer.send_raw(topics.clicks, b"key", b"{}")
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("dialect", ["segment", "ga4", "metarank"])
+def test_a_topic_in_another_dialect_is_not_created_and_nobody_is_told_to_create_it_with_the_command(
+    apache_kafka: Any, make_topics: Callable[..., Topics], dialect: Dialect
+) -> None:
+    ours = make_topics(apache_kafka.connection, partitions=1)
+    theirs = f"{ours.clicks}.theirs"
+    done = run(
+        "create", connection=apache_kafka.connection, topics=ours.model_copy(update={"dialects": {theirs: dialect}})
+    )
+    assert done.returncode == 1
+    [line] = [line for line in done.stdout.splitlines() if theirs in line]
+    assert line == f"not created\t{theirs}\tmissing\tdoes not exist; its producer has to create it"
+    with closing(PartitionConsumer(apache_kafka.connection, [theirs])) as consumer:
+        problem = consumer.problems()[theirs]
+    with (
+        closing(EventProducer(apache_kafka.connection, metadata_timeout_seconds=0.5)) as producer,
+        pytest.raises(DeliveryError) as refused,
+    ):
+        producer.send_raw(theirs, None, b"{}")
+    for sentence in (problem, str(refused.value)):
+        assert "if it is in another dialect, have its producer create it" in sentence

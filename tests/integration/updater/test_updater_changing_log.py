@@ -278,3 +278,22 @@ def test_lag_of_partitions_that_are_gone_is_no_longer_exported(shop: Shop, log: 
             assert time.monotonic() < deadline, lagging()
             consumer.poll(0.5)
             metrics.export({})
+
+
+def test_a_missing_adapters_topic_does_not_hold_learning_up(shop: Shop, log: ChangingTopics) -> None:
+    log.delete(shop.topics.adapters)
+    with capture_logs() as lines, running(shop) as made:
+
+        def failed() -> list[str]:
+            return [line["problem"] for line in lines if line["event"] == "publication_failed"]
+
+        wait_until(lambda: bool(failed()), what="a publication that fails", seconds=20)
+        assert made.learnt() >= 10
+        shop.send(*events(20, first=200))
+        wait_until(lambda: made.counts()["in"] == 40, what="events learnt meanwhile", seconds=15)
+        assert f"topic {shop.topics.adapters!r} takes no records" in failed()[0]
+        assert "headwater topics create" in failed()[0]
+        took = made.value("headwater_publish_seconds_sum") or 0.0
+        assert took / (made.value("headwater_publish_seconds_count") or 1.0) < 10.0
+        log.create(shop.topics.adapters)
+        wait_until(lambda: bool(shop.announced()), what="the announcement, once the topic exists", seconds=30)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from peft_adapters.ranking.lexical import LexicalIndex
 from services.logs import configure_logging
 
 
@@ -74,3 +75,13 @@ def test_a_traceback_has_no_local_variables(capsys: pytest.CaptureFixture[str], 
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="`level` must be debug, info, warning or error, got 'loud'"):
         configure_logging(level="loud")
+
+
+def test_the_level_holds_for_libraries_that_set_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(json=True)
+    LexicalIndex(["a blue mug", "a red mug"])  # bm25s gives its logger the level debug
+    logging.getLogger("bm25s").debug("Building index")
+    assert capsys.readouterr().err == ""
+    configure_logging(json=True, level="debug")
+    logging.getLogger("bm25s").debug("Building index")
+    assert json.loads(capsys.readouterr().err)["level"] == "debug"

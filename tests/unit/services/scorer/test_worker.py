@@ -435,3 +435,11 @@ def test_with_another_secret_than_the_deployments_it_is_not_ready(tmp_path: Path
         stage.reader.secret_fingerprint = None
         stage.worker.answers.deployments["home"] = replace(deployment, stable=made_elsewhere)
         assert "the adapter that is held" in stage.worker.problems()["privacy"]
+
+
+def test_a_catalogue_that_is_being_read_is_no_question_about_kafka(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.reader.catalogue_read.clear()
+    monkeypatch.setattr(type(stage.reader), "is_reading", True)
+    assert stage.worker.missing() == "the catalogue has not been read yet; it is being read"
