@@ -21,7 +21,7 @@ from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.ranking.modalities import CatalogueItem, item_vectors
 from peft_adapters.registry.bundle import read_bundle
 from peft_adapters.registry.registry import AdapterRegistry
-from peft_adapters.serving.served_model import build
+from peft_adapters.serving.model_builder import build_model
 from peft_adapters.settings import EncoderSettings
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer
@@ -100,7 +100,7 @@ def scores(registry: AdapterRegistry, version: int) -> dict[str, dict[str, float
             )
             for number in registry.chain("home", version)
         ]
-    model = build(bundles, previous=None, catalogue=catalogue, encoder=encoder())
+    model = build_model(bundles, previous=None, catalogue=catalogue, encoder=encoder())
     found = {}
     for name, history in HISTORIES.items():
         context = model.context([catalogue.rows[item] for item in history], [0] * len(history))
