@@ -19,7 +19,7 @@ from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.ranking.catalogue import item_text
 from peft_adapters.ranking.counters import FloatArray
 from peft_adapters.ranking.lexical import LexicalIndex
-from peft_adapters.ranking.retrieval import best, fused
+from peft_adapters.ranking.retrieval import reciprocal_rank_fusion, top_k
 from peft_adapters.settings import EncoderSettings
 from services.scorer.search import sure_of
 from services.settings.search import SearchSettings
@@ -69,8 +69,8 @@ def _figures(meaning: list[FloatArray], words: list[FloatArray], wanted: Any, we
 
 def _first(meaning: FloatArray, words: FloatArray, weight: float) -> int:
     having = np.where(words > 0, words, -np.inf)
-    orders = [best(meaning, len(meaning)), best(having, len(meaning))]
-    return int(best(fused(orders, (1.0, weight), len(meaning)), 1)[0])
+    orders = [top_k(meaning, len(meaning)), top_k(having, len(meaning))]
+    return int(top_k(reciprocal_rank_fusion(orders, (1.0, weight), len(meaning)), 1)[0])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.learning.learner import Learner
 from peft_adapters.ranking.counters import FloatArray
 from peft_adapters.ranking.lexical import LexicalIndex, words
-from peft_adapters.ranking.retrieval import best, fused
+from peft_adapters.ranking.retrieval import reciprocal_rank_fusion, top_k
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream
@@ -90,7 +90,7 @@ def _replayed(learner: Learner, stream: Any, query_words: int, batch_events: int
                 cosines.append(float(vectors[0] @ vectors[1]))
                 meaning, near = ((learner.ranker.text @ vector).numpy() for vector in vectors)
                 for name, scores in _orders(meaning, near, index.scores(query), personal).items():
-                    places = np.flatnonzero(best(scores, CUTOFF) == row)
+                    places = np.flatnonzero(top_k(scores, CUTOFF) == row)
                     ranks.setdefault(name, []).append(1 / (1 + float(places[0])) if len(places) else 0.0)
         learner.learn(batch)
     return ranks, cosines
@@ -98,16 +98,18 @@ def _replayed(learner: Learner, stream: Any, query_words: int, batch_events: int
 
 def _orders(meaning: FloatArray, near: FloatArray, found: FloatArray, personal: FloatArray) -> Mapping[str, FloatArray]:
     """Scores of every item by each order; `near` is the meaning of quantised queries."""
-    by_words = best(np.where(found > 0, found, -np.inf), CANDIDATES)
+    by_words = top_k(np.where(found > 0, found, -np.inf), CANDIDATES)
     orders: dict[str, FloatArray] = {"words": np.where(found > 0, found, -np.inf), "meaning": meaning}
     orders["meaning, int8"] = near
     for name, scores in (("", meaning), (", int8", near)):
-        both = [best(scores, CANDIDATES), by_words]
-        orders[f"fused{name}"] = fused(both, (1.0, 1.0), len(meaning))
-        rows = np.sort(best(orders[f"fused{name}"], CANDIDATES))
+        both = [top_k(scores, CANDIDATES), by_words]
+        orders[f"fused{name}"] = reciprocal_rank_fusion(both, (1.0, 1.0), len(meaning))
+        rows = np.sort(top_k(orders[f"fused{name}"], CANDIDATES))
         own = rows[np.argsort(-personal[rows], kind="stable")]
         for weight in PERSONAL_WEIGHTS:
-            orders[f"fused, personal {weight:g}{name}"] = fused([*both, own], (1.0, 1.0, weight), len(meaning))
+            orders[f"fused, personal {weight:g}{name}"] = reciprocal_rank_fusion(
+                [*both, own], (1.0, 1.0, weight), len(meaning)
+            )
     return orders
 
 

@@ -25,7 +25,7 @@ from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import MATRICES, Counters
-from peft_adapters.ranking.residual_rows import packed
+from peft_adapters.ranking.residual_rows import quantise_rows
 from peft_adapters.registry.bundle import read_bundle, write_bundle
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel
@@ -94,7 +94,8 @@ def make_bundles(directory: Path, items: int) -> None:
             groups={
                 "adapter_model": {name: value + (0.01 if version == 3 else 0) for name, value in lora.items()},
                 "heads": {"weights": torch.ones(len(FEATURES)), "taste": torch.zeros(encoder.dim)},
-                "residuals": packed("query", table, rows.tolist()) | packed("candidate", table, rows.tolist()),
+                "residuals": quantise_rows("query", table, rows.tolist())
+                | quantise_rows("candidate", table, rows.tolist()),
                 "counters": counted,
             },
             adapter_config=encoder.adapter_config(),

@@ -86,7 +86,7 @@ class Learner:
 
     def add_items(self, items: Sequence[CatalogueItem]) -> None:
         """Take in items, new ones or what has become of old ones; they can be ranked from now on."""
-        rows = self.catalogue.upsert([self.projections.accepted(item) for item in items])
+        rows = self.catalogue.upsert([self.projections.drop_invalid_vectors(item) for item in items])
         self._grow()
         self._refresh(rows)
 
@@ -103,11 +103,11 @@ class Learner:
 
     def _refresh(self, rows: Sequence[int]) -> None:
         if self.lora_steps.ahead is not None:
-            self.lora_steps.ahead.renew(self.catalogue, rows)
+            self.lora_steps.ahead.refresh(self.catalogue, rows)
         self._put_texts(rows, self.catalogue.vectors(self.lora_steps.served_suffix, rows))
 
     def _put_texts(self, rows: Sequence[int], text: Tensor) -> None:
-        self.ranker.text[list(rows)] = self.projections.over(rows, text, self.catalogue.other_vectors)
+        self.ranker.text[list(rows)] = self.projections.project(rows, text, self.catalogue.modality_vectors)
 
     # ---- a batch
 
@@ -266,7 +266,7 @@ class Learner:
             self.restart_heads()
         self.rate_factor = rate_factor
         if halvings:
-            self.ranker.counters.forget(halvings)
+            self.ranker.counters.decay(halvings)
 
     def restart_heads(self) -> None:
         """Let the heads' rates begin again at their high start, as after a drift, and replay nothing from before."""
@@ -288,7 +288,7 @@ class Learner:
     def _serve_projections(self) -> None:
         """Now and then let item vectors follow the projections; those of items without other vectors stay."""
         if self.projections.served and self.batches_learned % self.settings.projection_refresh_batches == 0:
-            rows, vectors = self.projections.serve(self.catalogue.other_vectors)
+            rows, vectors = self.projections.refresh_served(self.catalogue.modality_vectors)
             self.ranker.text[rows] = vectors
 
     def _step(self, batch: Batch) -> float:
@@ -300,7 +300,7 @@ class Learner:
         """
         heads, taste = (own.clone().requires_grad_() for own in (self.catalogue_heads, self.catalogue_taste))
         rows = np.union1d(batch.context_rows, batch.candidates)
-        live_rows, live = self.projections.live(rows, self.catalogue.other_vectors)
+        live_rows, live = self.projections.project_trained(rows, self.catalogue.modality_vectors)
         query = Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
         candidate = Side(self.ranker, "candidate", batch.candidates, live_rows=live_rows, live=live)
         features = positives_features(batch, taste, query, candidate)
@@ -374,7 +374,7 @@ class Learner:
         """Count lists and learn nothing from them; those of no weight are not counted."""
         counted = batch.weight.numpy()[batch.owner] > 0
         self.ranker.counters.update_shown(
-            batch.items[counted], batch.clicked[counted], batch.bought[counted], again=batch.late[counted]
+            batch.items[counted], batch.clicked[counted], batch.bought[counted], is_correction=batch.late[counted]
         )
         self._pass_over(batch)
         self._blend()

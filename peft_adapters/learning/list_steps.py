@@ -91,7 +91,7 @@ class ListSteps:
             tensor.clone().requires_grad_() for tensor in (self.heads, self.taste, self.examination)
         )
         rows, place = np.unique(batch.items, return_inverse=True)
-        live = self._projections.live(np.union1d(batch.context_rows, rows), self._catalogue.other_vectors)
+        live = self._projections.project_trained(np.union1d(batch.context_rows, rows), self._catalogue.modality_vectors)
         query = Side(self._ranker, "query", batch.context_rows, live_rows=live[0], live=live[1])
         candidate = Side(self._ranker, "candidate", rows, live_rows=live[0], live=live[1])
         shown = torch.from_numpy(place)

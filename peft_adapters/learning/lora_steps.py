@@ -159,7 +159,7 @@ class LoraSteps:
         """
         live_rows = batch.live_rows
         live = self._catalogue.vectors(self._encoder.suffix, live_rows.tolist())
-        live = self._projections.added(live, live_rows.tolist(), self._catalogue.other_vectors)
+        live = self._projections.project_detached(live, live_rows.tolist(), self._catalogue.modality_vectors)
         query = Side(self._ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
         candidate = Side(self._ranker, "candidate", batch.columns, live_rows=live_rows, live=live)
         features = positives_features(batch, taste, query, candidate)

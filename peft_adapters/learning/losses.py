@@ -13,7 +13,7 @@ from torch import Tensor
 from peft_adapters.learning.batches import Batch, ListBatch
 from peft_adapters.learning.lora_replay import LoraBatch
 from peft_adapters.ranking.counters import IntArray
-from peft_adapters.ranking.features import affinities_of_pairs, affinity_features, weighted_sum, whole_features
+from peft_adapters.ranking.features import affinity_features, pad_features, pair_affinities, weighted_sum
 from peft_adapters.ranking.ranker import Ranker
 
 _LATE_SMOOTHING = 10.0  # clicks: while few are known, late ones are taken for rarer than counted
@@ -111,10 +111,8 @@ def list_features(batch: ListBatch, taste: Tensor, query: Tensor, candidate: Ten
         text_share: [shown] how far text speaks for each.
     """
     owner = torch.from_numpy(batch.owner)
-    affinities = affinities_of_pairs(
-        batch.affinity_weights, owner, query, candidate, taste, text_share, batch.query_vector
-    )
-    return whole_features(torch.cat([batch.counter_features, affinities]))
+    affinities = pair_affinities(batch.affinity_weights, owner, query, candidate, taste, text_share, batch.query_vector)
+    return pad_features(torch.cat([batch.counter_features, affinities]))
 
 
 class DelayedFeedback:

@@ -25,7 +25,7 @@ from peft_adapters.ranking.calibration import (
     CalibrationBins,
     OnlineLogistic,
     Probabilities,
-    inputs_of,
+    outcome_inputs,
 )
 from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.features import conversion
@@ -65,13 +65,13 @@ class OutcomeSteps:
         """Go on from what a bundle holds."""
         for outcome, weights in known._asdict().items():
             if weights is not None:
-                self._heads[outcome].begin_with(weights)
+                self._heads[outcome].initialise(weights)
                 self.learnt[outcome] = True
 
     def inputs(self, batch: ListBatch, features: Tensor, counters: Counters) -> Tensor:
         """What outcomes follow from, [shown, INPUTS], of features [features, shown]."""
         converted = torch.from_numpy(conversion(counters)[batch.items])
-        return inputs_of(features * self._mask, converted, torch.from_numpy(batch.position))
+        return outcome_inputs(features * self._mask, converted, torch.from_numpy(batch.position))
 
     def learn(self, batch: ListBatch, inputs: Tensor, feedback: DelayedFeedback) -> None:
         """Judge by what is known, then learn.
@@ -86,7 +86,7 @@ class OutcomeSteps:
         known = self.probabilities()
         for outcome, probability in known(inputs).items() if known else ():
             happened = clicked if outcome == "click" else bought
-            self.judged[outcome].add(probability, happened, weight=weight, again=late)
+            self.judged[outcome].add(probability, happened, weight=weight, is_correction=late)
         click = self._heads["click"].probability(inputs)
         self._heads["click"].update(inputs, clicked, feedback.weights(click, clicked) * weight * (clicked | ~late))
         self.learnt = {"click": True, "purchase": self.learnt["purchase"] or bool(bought.any())}

@@ -29,7 +29,7 @@ from torch import Tensor
 from peft_adapters.durable import durable_file, link_or_copy, path_in_errors, sync_directory, sync_file
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learning.learner import Learner
-from peft_adapters.ranking.modalities import pack, unpack
+from peft_adapters.ranking.modalities import pack_vectors, unpack_vectors
 from peft_adapters.ranking.ranker import ROLES
 from peft_adapters.registry.bundle import SAME_ADAPTER
 
@@ -271,7 +271,7 @@ def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Everything a learner is, as tensors and as JSON can hold it."""
     parts = {
         "counters": learner.ranker.counters.state(),
-        "other_vectors": pack(learner.catalogue.other_vectors),
+        "other_vectors": pack_vectors(learner.catalogue.modality_vectors),
         "plain": learner.projections.plain(),
         "lora_replay": learner.lora_steps.replay.state(),
         "lora_ahead": _ahead(learner),
@@ -305,7 +305,7 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
             f"the checkpoint was made with the adapter {state['adapter']}, this one is {_adapter(learner)}; "
             "use the `encoder.lora_*` settings it was made with, or an empty directory"
         )
-    vectors = unpack(_part(tensors, "other_vectors"))
+    vectors = unpack_vectors(_part(tensors, "other_vectors"))
     learner.catalogue.upsert(
         (item_id, text, vectors.get(row, {})) for row, (item_id, text) in enumerate(state["items"])
     )

@@ -22,7 +22,7 @@ from peft_adapters.learning.learner import Learner
 from peft_adapters.learning.losses import generalised_cross_entropy
 from peft_adapters.lifecycle.checkpoint import learner_weights, restore_weights
 from peft_adapters.ranking.counters import Counters, IntArray
-from peft_adapters.ranking.modalities import added_norm
+from peft_adapters.ranking.modalities import contribution_norm
 from peft_adapters.ranking.ranker import ROLES, Ranker
 from peft_adapters.ranking.residual_rows import row_norms
 from peft_adapters.ranking.tensor_rules import fault_of, is_finite, rule_of
@@ -105,7 +105,7 @@ def _beyond_bounds(groups: Mapping[str, Mapping[str, Tensor]], settings: GateSet
         ("heads", settings.max_head_weight, torch.abs),
         ("residuals", settings.max_residual_norm, _row_norms),
         ("adapter_model", settings.max_lora_norm, torch.linalg.vector_norm),
-        ("projections", settings.max_projection_norm, added_norm),
+        ("projections", settings.max_projection_norm, contribution_norm),
     )
     reasons = []
     for group, limit, measure in bounds:
@@ -361,7 +361,9 @@ def _norms(weights: Mapping[str, Tensor]) -> dict[str, float]:
     rows = torch.cat([_row_norms(weights[f"residuals.{role}"].float()) for role in ROLES])
     moved = rows[rows != 0]
     lora = [value for name, value in weights.items() if name.startswith("served_lora/")]
-    added = [float(added_norm(value)) for name, value in weights.items() if name.startswith("projections/served/")]
+    added = [
+        float(contribution_norm(value)) for name, value in weights.items() if name.startswith("projections/served/")
+    ]
     return {
         "heads": float(torch.linalg.vector_norm(torch.cat([weights[name].float() for name in _HEADS]))),
         "residuals": float(moved.mean()) if len(moved) else 0.0,

@@ -14,7 +14,7 @@ from peft_adapters.errors import RegistryError, RegistryUnavailableError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.gate import Gate
 from peft_adapters.ranking.ranker import ROLES
-from peft_adapters.ranking.residual_rows import packed
+from peft_adapters.ranking.residual_rows import quantise_rows
 from peft_adapters.registry.bundle import Manifest, write_bundle
 from peft_adapters.registry.registry import AdapterRegistry, Owner
 from peft_adapters.registry.retention import Retention
@@ -150,7 +150,7 @@ def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor
     ranker = learner.ranker
     residuals: dict[str, Tensor] = {}
     for role in ROLES:
-        residuals |= packed(role, ranker.residuals[role], range(len(ranker)) if full else learner.touched[role])
+        residuals |= quantise_rows(role, ranker.residuals[role], range(len(ranker)) if full else learner.touched[role])
     projections = {name: weights.half() for name, weights in learner.projections.served.items()}
     groups: dict[str, dict[str, Tensor]] = {"projections": projections} if projections else {}
     ahead = learner.lora_steps.ahead

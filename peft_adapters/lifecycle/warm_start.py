@@ -26,7 +26,7 @@ from peft_adapters.lifecycle.gate import GateSettings, judge_candidate
 from peft_adapters.lifecycle.publishing import bundle_groups
 from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.ranker import ROLES
-from peft_adapters.ranking.residual_rows import unpacked
+from peft_adapters.ranking.residual_rows import dequantise_rows
 from peft_adapters.ranking.shoppers import Shoppers
 from peft_adapters.registry.bundle import Bundle, read_bundle, require_encoder, write_bundle
 from peft_adapters.registry.manifest import Manifest
@@ -149,7 +149,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     if probabilities is not None:
         learner.lists.outcomes.begin_with(probabilities)
     for role in ROLES:
-        rows, residuals = unpacked(groups["residuals"], role)
+        rows, residuals = dequantise_rows(groups["residuals"], role)
         ranker.residuals[role][rows] = residuals
     ranker.counters.apply(groups["counters"])
     for optimiser in (learner.heads_optimiser, learner.lora_steps.heads_optimiser, learner.taste_optimiser):

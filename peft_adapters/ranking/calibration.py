@@ -30,7 +30,7 @@ class Probabilities(NamedTuple):
     """What says how likely each outcome is; a bundle carries it.
 
     Attributes:
-        click: [INPUTS] weights of `inputs_of`.
+        click: [INPUTS] weights of `outcome_inputs`.
         purchase: [INPUTS] of what is clicked; None where no purchase was learnt.
     """
 
@@ -39,10 +39,10 @@ class Probabilities(NamedTuple):
 
     def __call__(self, inputs: Tensor) -> dict[str, Tensor]:
         """Probability of each outcome, by name, [...], from inputs [..., INPUTS]."""
-        return probabilities_of([inputs @ weights for weights in self if weights is not None])
+        return outcome_probabilities([inputs @ weights for weights in self if weights is not None])
 
 
-def probabilities_of(log_odds: Sequence[Tensor]) -> dict[str, Tensor]:
+def outcome_probabilities(log_odds: Sequence[Tensor]) -> dict[str, Tensor]:
     """Probability of each outcome, by name: of log odds of a click and, where they are known, of a purchase then."""
     click = torch.sigmoid(log_odds[0])
     if len(log_odds) == 1:
@@ -50,7 +50,7 @@ def probabilities_of(log_odds: Sequence[Tensor]) -> dict[str, Tensor]:
     return {"click": click, "purchase": click * torch.sigmoid(log_odds[1])}
 
 
-def inputs_of(features: Tensor, conversion: Tensor, position: Tensor | None = None) -> Tensor:
+def outcome_inputs(features: Tensor, conversion: Tensor, position: Tensor | None = None) -> Tensor:
     """What outcomes follow from, [..., candidates, INPUTS]: features, conversion, 1 and `-log(1 + position)`.
 
     Args:
@@ -131,7 +131,7 @@ class CalibratedHead:
         weights[one] += shift
         return weights.float()
 
-    def begin_with(self, weights: Tensor) -> None:
+    def initialise(self, weights: Tensor) -> None:
         """Go on from what `weights` gave; a first batch is not to throw it over."""
         for own, known in ((self.slow, weights.double()), (self.fast, torch.tensor([1.0, 0.0], dtype=torch.float64))):
             own.restore({"weights": known, "curvature": _BELIEVED * torch.eye(len(known), dtype=torch.float64)})
@@ -162,7 +162,12 @@ class CalibrationBins:
         self._sums = torch.zeros(3, BINS, dtype=torch.float64)  # how many, predicted, observed
 
     def add(
-        self, probability: Tensor, happened: Tensor, *, weight: Tensor | None = None, again: Tensor | None = None
+        self,
+        probability: Tensor,
+        happened: Tensor,
+        *,
+        weight: Tensor | None = None,
+        is_correction: Tensor | None = None,
     ) -> None:
         """Take in what was predicted and what came of it.
 
@@ -170,11 +175,11 @@ class CalibrationBins:
             probability: [judged].
             happened: [judged].
             weight: [judged] how much each counts; None counts each whole.
-            again: [judged] what was taken in before, when it had not happened yet.
+            is_correction: [judged] what was taken in before, when it had not happened yet.
         """
         probability = probability.double()
         weight = torch.ones_like(probability) if weight is None else weight.double()
-        first = weight if again is None else weight * ~again
+        first = weight if is_correction is None else weight * ~is_correction
         place = (probability * BINS).long().clamp(0, BINS - 1)
         self._sums *= 0.5 ** (len(probability) / self._half_life)
         for sums, values in zip(self._sums, (first, first * probability, weight * happened), strict=True):

@@ -35,7 +35,7 @@ class Catalogue:
         self.texts: list[str] = []
         self.rows: dict[str, int] = {}
         self.hidden: list[Tensor | None] = []  # [tokens, dim] a row; None where it is left to the cache
-        self.other_vectors: dict[int, ItemVectors] = {}  # by row, of items that have vectors of other modalities
+        self.modality_vectors: dict[int, ItemVectors] = {}  # by row, of items that have vectors of other modalities
 
     def __len__(self) -> int:
         """Items."""
@@ -97,9 +97,9 @@ class Catalogue:
     def _put_vectors(self, item_id: str, vectors: ItemVectors) -> bool:
         """Whether they are others than before."""
         row = self.rows[item_id]
-        before = self.other_vectors.pop(row, {})
+        before = self.modality_vectors.pop(row, {})
         if vectors:
-            self.other_vectors[row] = vectors
+            self.modality_vectors[row] = vectors
         return before.keys() != vectors.keys() or not all(
             np.array_equal(before[name], vectors[name]) for name in before
         )

@@ -161,7 +161,7 @@ class Counters:
         clicked: npt.NDArray[np.bool_],
         bought: npt.NDArray[np.bool_],
         *,
-        again: npt.NDArray[np.bool_],
+        is_correction: npt.NDArray[np.bool_],
     ) -> None:
         """Count what was shown.
 
@@ -169,14 +169,14 @@ class Counters:
             items: [shown] rows of the items.
             clicked: [shown] whether each was clicked.
             bought: [shown] whether each was bought.
-            again: [shown] its showing was counted before, and only its click or purchase is new.
+            is_correction: [shown] its showing was counted before, and only its click or purchase is new.
         """
         size = len(self.events)
-        self.shown = self.shown + np.bincount(items[~again], minlength=size).astype(np.float32)
+        self.shown = self.shown + np.bincount(items[~is_correction], minlength=size).astype(np.float32)
         self.clicked = self.clicked + np.bincount(items[clicked], minlength=size).astype(np.float32)
         self.bought = self.bought + np.bincount(items[bought], minlength=size).astype(np.float32)
 
-    def forget(self, halvings: int) -> None:
+    def decay(self, halvings: int) -> None:
         """Make all that was counted weigh less beside what comes: shares stay, and yield sooner.
 
         By powers of 2, which leave sums of counts exact.

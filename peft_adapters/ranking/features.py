@@ -175,7 +175,7 @@ def affinity_features(
     return affinities(products, attention, candidates @ taste, text_share, sought)
 
 
-def affinities_of_pairs(
+def pair_affinities(
     weights: Tensor,
     owner: Tensor,
     query: Tensor,
@@ -253,7 +253,7 @@ def affinities(
     )
 
 
-def whole_features(features: Tensor) -> Tensor:
+def pad_features(features: Tensor) -> Tensor:
     """All features [FEATURES, ...] of those [features, ...] where what nobody searched for is left out."""
     missing = len(FEATURES) - len(features)
     return torch.cat([features, features.new_zeros(missing, *features.shape[1:])]) if missing else features

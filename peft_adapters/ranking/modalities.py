@@ -45,7 +45,7 @@ def _unit(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float16]:
     return (scaled / max(float(np.linalg.norm(scaled)), 1.0)).astype(np.float16)  # the largest is 1, or all are 0
 
 
-def with_vectors(
+def add_modalities(
     text: Tensor, rows: Sequence[int], vectors: Mapping[int, ItemVectors], projections: Mapping[str, Tensor]
 ) -> Tensor:
     """Text vectors with what other modalities add, [rows, dim], unit length.
@@ -75,14 +75,14 @@ def _plus(sums: Tensor, found: Sequence[npt.NDArray[np.float16] | None], project
     return sums.index_add(0, torch.tensor([place for place, _ in fitting]), stacked @ projection.T)
 
 
-def count_unfit(vectors: Iterable[ItemVectors], projections: Mapping[str, Tensor]) -> int:
+def count_mismatched(vectors: Iterable[ItemVectors], projections: Mapping[str, Tensor]) -> int:
     """How many vectors have another length than the projection of their modality takes."""
     return sum(
         len(one) != projections[name].shape[1] for each in vectors for name, one in each.items() if name in projections
     )
 
 
-def added_norm(projection: Tensor) -> Tensor:
+def contribution_norm(projection: Tensor) -> Tensor:
     """Norm of what a projection [dim, length] adds to a text: the root of its mean square over all unit vectors."""
     norm: Tensor = torch.linalg.vector_norm(projection) / projection.shape[1] ** 0.5
     return norm
@@ -111,7 +111,7 @@ class Projections:
 
     # ---- which modalities there are
 
-    def claim(self, lengths: Mapping[str, int]) -> str | None:
+    def register(self, lengths: Mapping[str, int]) -> str | None:
         """Make room for an item's modalities, the first one's length being that of all; the rule it breaks instead."""
         for name, length in lengths.items():
             if name in self._trained and length != (own := self._trained[name].shape[1]):
@@ -127,9 +127,9 @@ class Projections:
             self._put(name, torch.zeros(self._dim, lengths[name]))
         return None
 
-    def accepted(self, item: CatalogueItem) -> CatalogueItem:
+    def drop_invalid_vectors(self, item: CatalogueItem) -> CatalogueItem:
         """The item, without its vectors where they break a rule."""
-        if len(item) == 2 or (problem := self.claim({name: len(one) for name, one in item[2].items()})) is None:
+        if len(item) == 2 or (problem := self.register({name: len(one) for name, one in item[2].items()})) is None:
             return item
         log.warning("vectors_not_used", item_id=item[0], problem=problem)
         return item[:2]
@@ -148,7 +148,7 @@ class Projections:
 
     # ---- item vectors
 
-    def over(self, rows: Sequence[int], text: Tensor, vectors: Mapping[int, ItemVectors]) -> Tensor:
+    def project(self, rows: Sequence[int], text: Tensor, vectors: Mapping[int, ItemVectors]) -> Tensor:
         """What items are scored by, [rows, dim], of new text vectors [rows, dim], which are remembered."""
         if not self._trained:
             return text
@@ -156,26 +156,26 @@ class Projections:
             self._plain.pop(row, None)
             if row in vectors:
                 self._plain[row] = plain.clone()
-        return with_vectors(text, rows, vectors, self.served)
+        return add_modalities(text, rows, vectors, self.served)
 
-    def serve(self, vectors: Mapping[int, ItemVectors]) -> tuple[list[int], Tensor]:
+    def refresh_served(self, vectors: Mapping[int, ItemVectors]) -> tuple[list[int], Tensor]:
         """Make projections as they stand those that scores follow from: the rows and their vectors [rows, dim]."""
         self.served = {name: weights.detach() for name, weights in self._gated().items()}
         rows = sorted(self._plain)
-        return rows, with_vectors(self._plain_of(rows), rows, vectors, self.served)
+        return rows, add_modalities(self._plain_of(rows), rows, vectors, self.served)
 
-    def live(
+    def project_trained(
         self, rows: npt.NDArray[np.int64], vectors: Mapping[int, ItemVectors]
     ) -> tuple[npt.NDArray[np.int64], Tensor] | tuple[None, None]:
         """Those of some sorted rows that have vectors, and what they are by the trained projections, differentiable."""
         having = [row for row in rows.tolist() if row in self._plain]
         if not having:
             return None, None
-        return np.array(having), with_vectors(self._plain_of(having), having, vectors, self._gated())
+        return np.array(having), add_modalities(self._plain_of(having), having, vectors, self._gated())
 
-    def added(self, text: Tensor, rows: Sequence[int], vectors: Mapping[int, ItemVectors]) -> Tensor:
+    def project_detached(self, text: Tensor, rows: Sequence[int], vectors: Mapping[int, ItemVectors]) -> Tensor:
         """Text vectors [rows, dim] with what the trained projections add, differentiable in the texts alone."""
-        return with_vectors(text, rows, vectors, {name: weights.detach() for name, weights in self._gated().items()})
+        return add_modalities(text, rows, vectors, {name: weights.detach() for name, weights in self._gated().items()})
 
     def _gated(self) -> dict[str, Tensor]:
         return {name: self._gates[name] * weights for name, weights in self._trained.items()}
@@ -246,7 +246,7 @@ class Projections:
         self._plain = {row: tensors["text"][place].clone() for place, row in enumerate(rows)}
 
 
-def pack(vectors: Mapping[int, ItemVectors]) -> dict[str, Tensor]:
+def pack_vectors(vectors: Mapping[int, ItemVectors]) -> dict[str, Tensor]:
     """Vectors by row as a few tensors; those of one modality have one length."""
     names = sorted({name for own in vectors.values() for name in own})
     tensors = {}
@@ -257,8 +257,8 @@ def pack(vectors: Mapping[int, ItemVectors]) -> dict[str, Tensor]:
     return tensors
 
 
-def unpack(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, npt.NDArray[np.float16]]]:
-    """What `pack` was given."""
+def unpack_vectors(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, npt.NDArray[np.float16]]]:
+    """What `pack_vectors` was given."""
     vectors: dict[int, dict[str, npt.NDArray[np.float16]]] = {}
     for key, table in tensors.items():
         kind, name = key.split("/", 1)

@@ -48,7 +48,7 @@ class NextAdapterVectors:
             self.texts += catalogue.texts[rows.start : rows.stop]
         return len(self.texts) == len(catalogue)
 
-    def renew(self, catalogue: Catalogue, rows: Sequence[int]) -> None:
+    def refresh(self, catalogue: Catalogue, rows: Sequence[int]) -> None:
         """Make those of `rows` again that are made already: their texts have changed."""
         again = [row for row in rows if row < len(self.texts)]
         if again:

@@ -25,8 +25,8 @@ from peft_adapters.ranking.features import (
     affinity_weights,
     context_weights,
     conversion,
+    pad_features,
     weighted_sum,
-    whole_features,
 )
 from peft_adapters.ranking.request_scorer import QueryVectors, RequestScorer
 from peft_adapters.ranking.shoppers import Contexts
@@ -163,11 +163,11 @@ class FrozenRanker:
             return torch.from_numpy(self._one.score(contexts, columns, query_vector))[None]
         return weighted_sum(self._heads, *self._features(contexts, columns, query_vector))
 
-    def best(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
+    def top_k(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
         """The `count` best of some sorted rows for one context, the best first, and their scores."""
-        return self._one.best(contexts, rows, count)
+        return self._one.top_k(contexts, rows, count)
 
-    def judge(
+    def score_with_probabilities(
         self, context: Contexts, columns: IntArray | None = None, query_vector: Tensor | None = None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """The same scores for one context, and by outcome the probability of each that is shown in the first place.
@@ -175,7 +175,7 @@ class FrozenRanker:
         Returns:
             scores [candidates], and probabilities [candidates].
         """
-        return self._one.judge(context, columns, query_vector)
+        return self._one.score_with_probabilities(context, columns, query_vector)
 
     @torch.inference_mode()
     def features(
@@ -185,7 +185,7 @@ class FrozenRanker:
         if len(contexts) == 1:
             return self._one.features(contexts, columns, query_vector)
         counted, affinities = self._features(contexts, columns, query_vector)
-        return whole_features(torch.cat([counted, torch.stack([own.expand(counted.shape[1:]) for own in affinities])]))
+        return pad_features(torch.cat([counted, torch.stack([own.expand(counted.shape[1:]) for own in affinities])]))
 
     def _features(
         self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from peft_adapters.ranking import kernels
-from peft_adapters.ranking.calibration import INPUTS, Probabilities, probabilities_of
+from peft_adapters.ranking.calibration import INPUTS, Probabilities, outcome_probabilities
 from peft_adapters.ranking.counter_features import CounterFeatures
 from peft_adapters.ranking.counters import FloatArray, IntArray
 from peft_adapters.ranking.kernels import AFFINITY_SCALE
 from peft_adapters.ranking.recency import HISTORY_RECENCY, PASSED_RECENCY, SESSION_RECENCY
-from peft_adapters.ranking.retrieval import best
+from peft_adapters.ranking.retrieval import top_k
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.settings import COUNTER_FEATURES, FEATURES
 
@@ -72,7 +72,7 @@ class RequestScorer:
         )[0]
         return scores
 
-    def best(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
+    def top_k(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
         """The best of some rows, the best first, and their scores.
 
         Attention looks at each item of the session for each candidate, and moves a score by so much at most. What it
@@ -85,27 +85,27 @@ class RequestScorer:
         """
         if count < len(rows):
             without = self.score(contexts, rows, None, attends=False)
-            ahead = np.sort(rows[best(without, _AHEAD * count)])
+            ahead = np.sort(rows[top_k(without, _AHEAD * count)])
             reached = np.partition(self.score(contexts, ahead, None), -count)[-count]
             rows = rows[without + self._attention_at_most[rows] >= reached]
         scores = self.score(contexts, rows, None)
-        order = best(scores, count)
+        order = top_k(scores, count)
         return rows[order], scores[order]
 
-    def judge(
+    def score_with_probabilities(
         self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """The same scores, and by outcome the probability [candidates] of each that is shown in the first place."""
         scores, *log_odds = _weighted(self._weights, self._inputs(contexts, columns, query_vector))
         if not log_odds:
             return scores, {}
-        probabilities = probabilities_of([torch.from_numpy(own) for own in log_odds])
+        probabilities = outcome_probabilities([torch.from_numpy(own) for own in log_odds])
         return scores, {outcome: own.numpy() for outcome, own in probabilities.items()}
 
     def _inputs(
         self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None, *, attends: bool = True
     ) -> FloatArray:
-        """What `calibration.inputs_of` gives, [INPUTS, candidates]: features, conversion, 1, and 0 for the place.
+        """What `calibration.outcome_inputs` gives, [INPUTS, candidates]: features, conversion, 1, and 0 for the place.
 
         Raises:
             ValueError: there is not one context; compiled loops would not notice.

@@ -15,7 +15,7 @@ _LARGEST = 127
 _CHUNK = 16_384  # rows at a time: of a large catalogue not all are held in full once more
 
 
-def packed(role: str, table: Tensor, rows: Collection[int]) -> dict[str, Tensor]:
+def quantise_rows(role: str, table: Tensor, rows: Collection[int]) -> dict[str, Tensor]:
     """Some rows of a role's residuals, as a bundle's group holds them.
 
     Args:
@@ -32,7 +32,7 @@ def packed(role: str, table: Tensor, rows: Collection[int]) -> dict[str, Tensor]
     return {f"{role}.rows": index.to(torch.int32), f"{role}.values": values, f"{role}.scales": scales}
 
 
-def unpacked(group: Mapping[str, Tensor], role: str) -> tuple[Tensor, Tensor]:
+def dequantise_rows(group: Mapping[str, Tensor], role: str) -> tuple[Tensor, Tensor]:
     """Rows [rows] of a role in a bundle's group, and their residuals [rows, dim].
 
     Raises:

@@ -11,10 +11,10 @@ from peft_adapters.ranking.counters import FloatArray, IntArray
 _RANK_OFFSET = 60  # of the paper: how little the first places stand out
 
 
-def best(scores: FloatArray, count: int) -> IntArray:
+def top_k(scores: FloatArray, count: int) -> IntArray:
     """Places of the highest scores, the highest first; of equal ones the earlier first. Never one of minus infinity.
 
-    >>> best(np.array([0.5, -np.inf, 2.0, 2.0], dtype=np.float32), 3)
+    >>> top_k(np.array([0.5, -np.inf, 2.0, 2.0], dtype=np.float32), 3)
     array([2, 3, 0])
     """
     count = min(count, int(np.isfinite(scores).sum()))
@@ -26,7 +26,7 @@ def best(scores: FloatArray, count: int) -> IntArray:
     return places
 
 
-def fused(orders: Sequence[IntArray], weights: Sequence[float], size: int) -> FloatArray:
+def reciprocal_rank_fusion(orders: Sequence[IntArray], weights: Sequence[float], size: int) -> FloatArray:
     """Reciprocal rank fusion (Cormack, Clarke & Buettcher 2009): a score for each place, minus infinity for none.
 
     Args:

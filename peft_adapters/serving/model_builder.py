@@ -22,7 +22,7 @@ from peft_adapters.encoder.encoder import Encoder, MergedSuffix
 from peft_adapters.errors import BuildStoppedError, BundleBaseMismatchError, BundleFormatError, EncoderError
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import IntArray
-from peft_adapters.ranking.modalities import count_unfit, with_vectors
+from peft_adapters.ranking.modalities import add_modalities, count_mismatched
 from peft_adapters.ranking.next_adapter_vectors import NextAdapterVectors
 from peft_adapters.ranking.ranker import FrozenRanker, Ranker
 from peft_adapters.registry.bundle import Bundle, require_encoder
@@ -184,8 +184,8 @@ def _assembled(
         text_vectors = _text_vectors(items, reusable, suffix, encode)
         if previous_adapter_vectors is not None:
             previous_adapter_vectors.add(state.lora, items.texts, text_vectors, items.row_of)
-    content_vectors = with_vectors(
-        text_vectors, items.catalogue_rows.tolist(), catalogue.other_vectors, state.projections
+    content_vectors = add_modalities(
+        text_vectors, items.catalogue_rows.tolist(), catalogue.modality_vectors, state.projections
     )
     return ServedModel(
         manifest=manifest,
@@ -198,7 +198,7 @@ def _assembled(
         has_text=items.catalogue_rows != _NO_ROW,
         catalogue_rows=items.catalogue_rows,
         row_of=items.row_of,
-        unused_vectors=count_unfit(catalogue.other_vectors.values(), state.projections),
+        unused_vectors=count_mismatched(catalogue.modality_vectors.values(), state.projections),
         suffix=suffix,
         ranker=build_ranker(state, content_vectors),
     )

@@ -12,7 +12,7 @@ from peft_adapters.errors import BundleFormatError
 from peft_adapters.ranking.calibration import INPUTS, Probabilities
 from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, PER_ITEM, Counters
 from peft_adapters.ranking.ranker import ROLES
-from peft_adapters.ranking.residual_rows import unpacked
+from peft_adapters.ranking.residual_rows import dequantise_rows
 from peft_adapters.ranking.tensor_rules import is_finite, require_tensors
 from peft_adapters.registry.bundle import Bundle
 from peft_adapters.settings import FEATURES
@@ -117,7 +117,7 @@ def _merged_residuals(
 ) -> dict[str, Tensor]:
     residuals = {}
     for role in ROLES:
-        rows, values = unpacked(changed, role)
+        rows, values = dequantise_rows(changed, role)
         _require(bool(((rows >= 0) & (rows < item_count)).all()), "a residual is of no item")
         values = values.half()
         _require(values.shape == (len(rows), dim) and is_finite(values), f"bad {role} residuals")

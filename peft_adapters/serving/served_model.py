@@ -87,7 +87,7 @@ def require_finite_scores(model: ServedModel) -> None:
     busiest = np.argsort(-model.ranker.counters.events, kind="stable")[:_HISTORY_ITEMS]
     for history in (busiest[:0], busiest):
         context = Contexts(history[None], np.zeros_like(history)[None], np.empty((1, 0), dtype=np.int64))
-        scores, probabilities = model.ranker.judge(context, rows)
+        scores, probabilities = model.ranker.score_with_probabilities(context, rows)
         for name, values in {"score": scores, **probabilities}.items():
             finite = int(np.isfinite(values).sum())
             if finite < len(rows):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peft_adapters.encoder.encoder import MergedSuffix
 from peft_adapters.ranking.counters import FloatArray, IntArray
-from peft_adapters.ranking.retrieval import best
+from peft_adapters.ranking.retrieval import top_k
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.registry.rollout import Rollout
 from peft_adapters.serving.served_model import ServedModel
@@ -137,7 +137,7 @@ class Answers:
             return self._best(request, model, rows, query.k, query.diversity)
         vectors = model.ranker.candidate_vectors(np.arange(len(model)))
         scores = (vectors @ vectors[row]).numpy()[rows]
-        order = best(scores, _wanted_of(query.k, query.diversity))
+        order = top_k(scores, _wanted_of(query.k, query.diversity))
         return self._listed(model, rows[order], scores[order], query.k, query.diversity)
 
     def remember(self, request: RankRequest | RecommendRequest) -> None:
@@ -168,7 +168,7 @@ class Answers:
 
     def _best(self, request: RecommendRequest, model: ServedModel, rows: IntArray, k: int, diversity: float) -> Answer:
         """The `k` best of some rows for who asks."""
-        found = model.ranker.best(self.context(request, model), rows, _wanted_of(k, diversity))
+        found = model.ranker.top_k(self.context(request, model), rows, _wanted_of(k, diversity))
         return self._listed(model, *found, k, diversity)
 
     def _listed(self, model: ServedModel, rows: IntArray, scores: FloatArray, k: int, diversity: float) -> Answer:
@@ -199,7 +199,9 @@ class Answers:
         """Scores and probabilities [candidates] of sorted rows."""
         if not len(columns):
             return np.zeros(0, dtype=np.float32), {}
-        return model.ranker.judge(self.context(request, model), columns, self.query_vector(request.query, model))
+        return model.ranker.score_with_probabilities(
+            self.context(request, model), columns, self.query_vector(request.query, model)
+        )
 
     def is_withheld(self, model: ServedModel, row: int) -> bool:
         """Whether an item is blocked or removed, and so not to be named to anyone."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.ranking.counters import FloatArray, IntArray
-from peft_adapters.ranking.retrieval import best, fused
+from peft_adapters.ranking.retrieval import reciprocal_rank_fusion, top_k
 from peft_adapters.serving.neighbours import usearch_is_installed
 from peft_adapters.serving.served_model import ServedModel
 from services.scorer.answers import Answers, rows_of, spread
@@ -79,13 +79,15 @@ class Search:
         vector = self._queries(request.query, model.suffix)
         words = self.lexicon.scores(request.query, model)
         orders = [self._by_meaning(request.query, vector, allowed, model), self._by_words(words, allowed)]
-        rows = np.sort(best(fused(orders, _ALIKE, len(model)), self._settings.candidates))
+        rows = np.sort(top_k(reciprocal_rank_fusion(orders, _ALIKE, len(model)), self._settings.candidates))
         if not len(rows):
             return Found(rows, _NOTHING, _NOTHING, _NOTHING, {})
-        personal, probabilities = model.ranker.judge(self._answers.context(request, model), rows, vector[None])
+        personal, probabilities = model.ranker.score_with_probabilities(
+            self._answers.context(request, model), rows, vector[None]
+        )
         orders.append(rows[np.argsort(-personal, kind="stable")])
-        scores = fused(orders, (*_ALIKE, self._settings.personal_weight), len(model))[rows]
-        order = best(scores, pool_size(request.k) if request.diversity else request.k)
+        scores = reciprocal_rank_fusion(orders, (*_ALIKE, self._settings.personal_weight), len(model))[rows]
+        order = top_k(scores, pool_size(request.k) if request.diversity else request.k)
         if request.diversity:
             order = spread(model, order, rows, scores, request.diversity, request.k)
         order = order[self._answers.may_be_offered(model, rows[order])][: request.k]
@@ -97,7 +99,7 @@ class Search:
         """The items of kind `answer` that fit a question best, and how sure it is that the first one answers it."""
         allowed = self._answers.offered(_ANSWERS, model)
         similarity = _similarity(self._queries(request.question, model.suffix), allowed, model)
-        order = best(similarity, request.k)
+        order = top_k(similarity, request.k)
         rows, scores = allowed[order], similarity[order]
         if not len(rows):
             return 0.0, Found(rows, _NOTHING, _NOTHING, _NOTHING, {})
@@ -108,12 +110,12 @@ class Search:
         """Rows whose texts are nearest to a query, the nearest first."""
         count = self._settings.candidates
         rows = self.near.among(query, self._queries, allowed, _LOOKED_AT * count, model)
-        return rows[best(_similarity(vector, rows, model), count)]
+        return rows[top_k(_similarity(vector, rows, model), count)]
 
     def _by_words(self, words: FloatArray, allowed: IntArray) -> IntArray:
         """Rows that have words of a query, the best first."""
         having = allowed[words[allowed] > 0]
-        return having[best(words[having], self._settings.candidates)]
+        return having[top_k(words[having], self._settings.candidates)]
 
 
 def sure_of(similarity: float, half_sure: float) -> float:

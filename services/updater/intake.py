@@ -175,7 +175,7 @@ class Intake:
         self._clamped[record.topic] += clamped
         for event in decoded if isinstance(decoded, list) else ():
             if isinstance(event, Item) and event.vectors:
-                problem = self._learner.projections.claim({name: len(one) for name, one in event.vectors.items()})
+                problem = self._learner.projections.register({name: len(one) for name, one in event.vectors.items()})
                 if problem is not None:
                     return record, refused(record, Reason.WRONG_VECTOR, problem)
         return record, decoded

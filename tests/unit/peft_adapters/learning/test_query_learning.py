@@ -180,7 +180,7 @@ def test_a_worker_scores_searches_as_the_learner_judges_them() -> None:
     for event, expected in enumerate(learner.judge(batch)[:, torch.from_numpy(few)].numpy()):
         one = slice(event, event + 1)
         own = Contexts(*(part[one] for part in (batch.contexts.items, batch.contexts.ages, batch.contexts.passed)))
-        scores, _ = frozen.judge(own, few, batch.query_vector[one])
+        scores, _ = frozen.score_with_probabilities(own, few, batch.query_vector[one])
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from peft_adapters.lifecycle.gate import GateSettings, judge_candidate
 from peft_adapters.lifecycle.publishing import bundle_groups
-from peft_adapters.ranking.residual_rows import packed
+from peft_adapters.ranking.residual_rows import quantise_rows
 from peft_adapters.settings import LearnerSettings
 
 
 def residuals(**tables: Tensor) -> dict[str, Tensor]:
     """By role; where none is given, of two items at rest."""
     rest = {"query": torch.zeros(2, 3), "candidate": torch.zeros(2, 3)}
-    return {k: v for role, own in (rest | tables).items() for k, v in packed(role, own, range(len(own))).items()}
+    return {k: v for role, own in (rest | tables).items() for k, v in quantise_rows(role, own, range(len(own))).items()}
 
 
 def candidate(**groups: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

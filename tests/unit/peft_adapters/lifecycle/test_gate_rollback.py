@@ -16,7 +16,7 @@ from peft_adapters.lifecycle.checkpoint import learner_weights
 from peft_adapters.lifecycle.gate import Evidence, Gate, GateSettings, judge_candidate
 from peft_adapters.lifecycle.publishing import bundle_groups
 from peft_adapters.ranking.ranker import ROLES
-from peft_adapters.ranking.residual_rows import packed
+from peft_adapters.ranking.residual_rows import quantise_rows
 from peft_adapters.settings import LearnerSettings
 
 ITEMS, EVENTS = 30, 40
@@ -266,5 +266,5 @@ def _fields() -> dict[str, Any]:
 
 
 def _at_rest() -> dict[str, dict[str, torch.Tensor]]:
-    residuals = {k: v for role in ROLES for k, v in packed(role, torch.zeros(0, 2), ()).items()}
+    residuals = {k: v for role in ROLES for k, v in quantise_rows(role, torch.zeros(0, 2), ()).items()}
     return {"adapter_model": {}, "heads": {}, "residuals": residuals, "counters": {}}

@@ -18,7 +18,7 @@ from peft_adapters.lifecycle.gate import Gate, GateSettings
 from peft_adapters.lifecycle.publishing import Publisher
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.ranker import ROLES
-from peft_adapters.ranking.residual_rows import packed, unpacked
+from peft_adapters.ranking.residual_rows import dequantise_rows, quantise_rows
 from peft_adapters.registry.bundle import Bundle, Manifest, read_bundle
 from peft_adapters.registry.registry import AdapterRegistry, Owner
 from peft_adapters.registry.retention import Retention
@@ -136,7 +136,7 @@ class Press:
         assert served.item_ids == self.learner.catalogue.ids
         assert torch.equal(served.state.heads, ranker.heads)
         for role in ROLES:
-            _, rounded = unpacked(packed(role, ranker.residuals[role], range(len(ranker))), role)
+            _, rounded = dequantise_rows(quantise_rows(role, ranker.residuals[role], range(len(ranker))), role)
             assert torch.equal(served.state.residuals[role], rounded.half())
         for mine, theirs in (
             (served.state.counters.full(), ranker.counters.full()),

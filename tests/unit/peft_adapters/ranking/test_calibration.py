@@ -14,7 +14,7 @@ from peft_adapters.ranking.calibration import (
     CalibrationBins,
     OnlineLogistic,
     Probabilities,
-    inputs_of,
+    outcome_inputs,
 )
 from peft_adapters.settings import FEATURES
 
@@ -66,7 +66,7 @@ def test_what_happens_later_is_not_counted_twice_and_weights_count() -> None:
     late, whole = CalibrationBins(), CalibrationBins()
     probability = torch.tensor([0.3, 0.3, 0.6])
     late.add(probability, torch.tensor([False, True, False]))
-    late.add(probability[:1], torch.tensor([True]), again=torch.tensor([True]))
+    late.add(probability[:1], torch.tensor([True]), is_correction=torch.tensor([True]))
     nothing = torch.tensor([1.0, 1.0, 1.0, 0.0])
     whole.add(torch.tensor([0.3, 0.3, 0.6, 0.9]), torch.tensor([True, True, False, False]), weight=nothing)
     assert late.error() == whole.error() == pytest.approx((2 - 0.6 + 0.6) / 3)
@@ -115,7 +115,7 @@ def test_the_fast_half_of_a_head_follows_a_level_and_its_weights_say_what_it_say
     assert errors[0] < 0.03 < 0.06 < errors[1]
     torch.testing.assert_close(torch.sigmoid(fresh.float() @ head.weights(1)).double(), head.probability(fresh))
     other = CalibratedHead((0.0, 0.0, 0.0))
-    other.begin_with(head.weights(1))
+    other.initialise(head.weights(1))
     torch.testing.assert_close(other.probability(fresh), head.probability(fresh))
     other.update(inputs[:200], outcome[:200], torch.ones(200))
     assert (other.weights(1) - head.weights(1)).abs().max() < 0.2  # of the level before, which was 1.5 lower
@@ -182,7 +182,7 @@ def test_its_steps_are_along_the_slope_of_the_loss() -> None:
 def test_a_purchase_is_a_click_and_what_follows_it() -> None:
     generator = torch.Generator().manual_seed(0)
     features, converted = torch.randn(len(FEATURES), 2, 5, generator=generator), torch.arange(5.0)
-    first, third = inputs_of(features, converted), inputs_of(features, converted, torch.full((2, 5), 2))
+    first, third = outcome_inputs(features, converted), outcome_inputs(features, converted, torch.full((2, 5), 2))
     torch.testing.assert_close(first[1, 4], torch.cat([features[:, 1, 4], torch.tensor([4.0, 1.0, 0.0])]))
     torch.testing.assert_close(third[1, 4], torch.cat([features[:, 1, 4], torch.tensor([4.0, 1.0, -math.log(3)])]))
     click, purchase = torch.randn(2, INPUTS, generator=generator)

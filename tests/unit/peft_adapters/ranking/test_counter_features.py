@@ -27,7 +27,7 @@ def counted(rng: np.random.Generator, events: int, counters: Counters | None = N
         counters.update(items, [rng.integers(ITEMS - 5, size=rng.integers(0, 9)).tolist() for _ in items])
         shown = rng.integers(ITEMS, size=30)
         clicked = rng.random(30) < 0.3
-        counters.update_shown(shown, clicked, clicked & (rng.random(30) < 0.5), again=np.zeros(30, dtype=bool))
+        counters.update_shown(shown, clicked, clicked & (rng.random(30) < 0.5), is_correction=np.zeros(30, dtype=bool))
     return counters
 
 
@@ -95,7 +95,7 @@ def test_several_contexts_where_one_is_looked_at_are_refused() -> None:
     frozen = FrozenRanker(ranker_of(torch.Generator().manual_seed(3), counted(np.random.default_rng(3), 100)))
     for contexts in (pad([([1], [0]), ([2], [0])]), pad([])):
         with pytest.raises(ValueError, match=f"one context is looked at, got {len(contexts)}"):
-            frozen.judge(contexts, np.array([1]))
+            frozen.score_with_probabilities(contexts, np.array([1]))
 
 
 @pytest.mark.parametrize("events", [100, 3_000])
@@ -145,7 +145,7 @@ def test_the_best_are_those_of_all_scores_whatever_attention_weighs(attention: f
         own = context(rng, repeats=True)
         rows = np.sort(rng.permutation(ITEMS)[: rng.integers(0, ITEMS + 1)])
         expected = frozen.score(own)[0].numpy()[rows]
-        found, scores = frozen.best(own, rows, count)
+        found, scores = frozen.top_k(own, rows, count)
         np.testing.assert_array_equal(found, rows[np.argsort(-expected, kind="stable")][:count])
         np.testing.assert_allclose(scores, np.sort(expected)[::-1][:count], rtol=1e-5, atol=1e-6)
 
@@ -162,7 +162,7 @@ def test_what_attention_cannot_lift_among_the_best_is_not_looked_at(monkeypatch:
 
     kernels_compared = kernels.compared
     monkeypatch.setattr(kernels, "compared", note)
-    frozen.best(context(rng, repeats=True), np.arange(ITEMS), 3)
+    frozen.top_k(context(rng, repeats=True), np.arange(ITEMS), 3)
     assert looked_at[0] == 0
     assert sum(looked_at) < ITEMS / 2
 

@@ -131,7 +131,7 @@ def test_an_empty_batch_changes_nothing(counters: Counters) -> None:
 
 def test_what_is_forgotten_weighs_less_beside_what_comes(counters: Counters) -> None:
     before = counters.copy()
-    counters.forget(2)
+    counters.decay(2)
     assert counters.events.tolist() == [0, 0, 0.5, 0.25]
     assert counters.popularity.tolist() == [[0, 0, 0.5, 0.25]] * 2
     for name in MATRICES:
@@ -144,7 +144,7 @@ def test_what_is_forgotten_weighs_less_beside_what_comes(counters: Counters) -> 
 
 def test_a_delta_cannot_say_what_was_forgotten(counters: Counters) -> None:
     assert not counters.rewritten
-    counters.forget(1)
+    counters.decay(1)
     assert counters.rewritten
     counters.mark_published()
     assert not counters.rewritten

@@ -13,12 +13,12 @@ from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.features import (
     INITIAL_WEIGHTS,
     _by_similarities,
-    affinities_of_pairs,
     affinity_features,
     affinity_weights,
     context_weights,
+    pad_features,
+    pair_affinities,
     weighted_sum,
-    whole_features,
 )
 from peft_adapters.ranking.shoppers import Contexts, pad
 from peft_adapters.settings import (
@@ -217,7 +217,7 @@ def test_pairs_have_the_affinities_of_their_context_and_candidate() -> None:
     weights, query, candidates, taste, text_share = _random_affinities()
     whole = torch.stack([own.expand(3, 7) for own in affinity_features(weights, query, candidates, taste, text_share)])
     owner, which = torch.tensor([0, 0, 2, 1]), torch.tensor([4, 1, 0, 6])
-    pairs = affinities_of_pairs(weights, owner, query, candidates[which], taste, text_share[which])
+    pairs = pair_affinities(weights, owner, query, candidates[which], taste, text_share[which])
     torch.testing.assert_close(pairs, whole[:, owner, which])
 
 
@@ -233,17 +233,17 @@ def test_searches_have_the_product_of_their_vector_and_its_square_and_nobody_els
     torch.testing.assert_close(square, 3 * product**2)
     assert not product[1].any()
     owner, which = torch.tensor([0, 2, 1]), torch.tensor([4, 0, 6])
-    pairs = affinities_of_pairs(weights, owner, query, candidates[which], taste, text_share[which], query_vector)
+    pairs = pair_affinities(weights, owner, query, candidates[which], taste, text_share[which], query_vector)
     torch.testing.assert_close(pairs[-2:], torch.stack([product, square])[:, owner, which])
 
 
 def test_features_that_are_left_out_are_zero() -> None:
     few = torch.rand(len(FEATURES) - len(QUERY_FEATURES), 2, 3, generator=torch.Generator().manual_seed(1))
-    whole = whole_features(few)
+    whole = pad_features(few)
     assert torch.equal(whole[: len(few)], few)
     assert whole.shape == (len(FEATURES), 2, 3)
     assert not whole[len(few) :].any()
-    assert whole_features(whole) is whole
+    assert pad_features(whole) is whole
     heads = torch.rand(len(FEATURES), generator=torch.Generator().manual_seed(2))
     own = len(COUNTER_FEATURES)
     torch.testing.assert_close(

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from peft_adapters.ranking.lexical import LexicalIndex
-from peft_adapters.ranking.retrieval import best, fused
+from peft_adapters.ranking.retrieval import reciprocal_rank_fusion, top_k
 
 TEXTS = ["Red mug", "blue MUG, large", "red lamp", "", "an oak table of the finest oak"]
 
 
 def ranked(query: str) -> list[int]:
     scores = LexicalIndex(TEXTS).scores(query)
-    return [place for place in best(scores, len(TEXTS)).tolist() if scores[place] > 0]
+    return [place for place in top_k(scores, len(TEXTS)).tolist() if scores[place] > 0]
 
 
 def test_what_has_more_and_rarer_words_of_a_query_comes_first() -> None:
@@ -41,16 +41,16 @@ def test_best_gives_the_highest_in_order_and_never_what_is_ruled_out() -> None:
         scores[rng.random(20) < 0.3] = -np.inf
         for count in (1, 4, 20, 30):
             expected = [place for place in np.argsort(-scores, kind="stable").tolist() if np.isfinite(scores[place])]
-            assert best(scores, count).tolist() == expected[:count]
-    assert best(np.full(3, -np.inf, dtype=np.float32), 2).tolist() == []
-    assert best(np.zeros(0, dtype=np.float32), 2).tolist() == []
+            assert top_k(scores, count).tolist() == expected[:count]
+    assert top_k(np.full(3, -np.inf, dtype=np.float32), 2).tolist() == []
+    assert top_k(np.zeros(0, dtype=np.float32), 2).tolist() == []
 
 
 def test_fusion_rewards_what_several_orders_put_high_and_marks_what_none_has() -> None:
     orders = [np.array([3, 1, 2]), np.array([1, 0])]
-    scores = fused(orders, (1.0, 1.0), 5)
+    scores = reciprocal_rank_fusion(orders, (1.0, 1.0), 5)
     assert scores[1] == pytest.approx(1 / 62 + 1 / 61)
     assert scores[3] == pytest.approx(1 / 61)
     assert scores[4] == -np.inf
-    assert best(scores, 5).tolist() == [1, 3, 0, 2]
-    assert best(fused(orders, (1.0, 0.0), 5), 2).tolist() == [3, 1]
+    assert top_k(scores, 5).tolist() == [1, 3, 0, 2]
+    assert top_k(reciprocal_rank_fusion(orders, (1.0, 0.0), 5), 2).tolist() == [3, 1]

@@ -21,9 +21,9 @@ from peft_adapters.ranking.modalities import (
     MAX_MODALITIES,
     CatalogueItem,
     Projections,
-    added_norm,
+    add_modalities,
+    contribution_norm,
     item_vectors,
-    with_vectors,
 )
 from peft_adapters.ranking.shoppers import pad
 from peft_adapters.serving.model_builder import build_model, refresh_model
@@ -68,7 +68,7 @@ def test_each_adds_its_projection_and_items_without_stay_bit_for_bit() -> None:
     text = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     vectors = {7: item_vectors({"image": [3.0, 4.0], "sound": [2.0]}), 9: item_vectors({"image": [1.0, 0.0]})}
     image, sound = torch.arange(8.0).reshape(4, 2), torch.ones(4, 1)
-    found = with_vectors(text, [7, 8, 9], vectors, {"image": image, "sound": sound})
+    found = add_modalities(text, [7, 8, 9], vectors, {"image": image, "sound": sound})
     first = text[0] + image @ torch.tensor([0.6, 0.8]) + 1.0
     torch.testing.assert_close(found[0], first / first.norm(), atol=1e-3, rtol=1e-3)
     assert torch.equal(found[1], text[1])
@@ -78,7 +78,7 @@ def test_each_adds_its_projection_and_items_without_stay_bit_for_bit() -> None:
 def test_a_vector_of_another_length_is_left_out() -> None:
     text = torch.eye(2)
     vectors = {0: item_vectors({"image": [1.0, 2.0, 3.0]}), 1: item_vectors({"image": [1.0]})}
-    found = with_vectors(text, [0, 1], vectors, {"image": torch.ones(2, 1)})
+    found = add_modalities(text, [0, 1], vectors, {"image": torch.ones(2, 1)})
     torch.testing.assert_close(found[0], text[0])
     assert not torch.allclose(found[1], text[1])
 
@@ -92,7 +92,7 @@ def test_any_finite_vector_becomes_a_unit_one_or_nothing(values: list[float]) ->
 
 def test_more_vectors_than_are_projected_at_a_time_are_all_projected() -> None:
     vectors = {row: item_vectors({"image": [1.0]}) for row in range(0, 3_000, 2)}
-    found = with_vectors(
+    found = add_modalities(
         torch.eye(2)[:1].expand(3_000, 2), range(3_000), vectors, {"image": torch.tensor([[0.0], [1.0]])}
     )
     torch.testing.assert_close(found[::2, 1], torch.full((1_500,), 0.5**0.5))
@@ -104,9 +104,9 @@ def test_more_vectors_than_are_projected_at_a_time_are_all_projected() -> None:
 
 def test_the_first_length_of_a_name_is_that_of_all_and_the_problem_names_both() -> None:
     projections = Projections(4, learning_rate=0.1, weight_decay=0.0)
-    assert projections.claim({"image": 3, "sound": 2}) is None
-    assert projections.claim({"image": 3}) is None
-    assert projections.claim({"sound": 2, "image": 5, "new": 1}) == (
+    assert projections.register({"image": 3, "sound": 2}) is None
+    assert projections.register({"image": 3}) is None
+    assert projections.register({"sound": 2, "image": 5, "new": 1}) == (
         "`vectors.image` must have 3 numbers, as the first one had, got 5; keep to one length"
     )
     assert sorted(projections.served) == ["image", "sound"]  # nothing of what was refused was taken
@@ -114,8 +114,8 @@ def test_the_first_length_of_a_name_is_that_of_all_and_the_problem_names_both() 
 
 def test_names_are_bounded() -> None:
     projections = Projections(4, learning_rate=0.1, weight_decay=0.0)
-    assert projections.claim({f"m{number}": 1 for number in range(MAX_MODALITIES)}) is None
-    problem = projections.claim({"more": 1})
+    assert projections.register({f"m{number}": 1 for number in range(MAX_MODALITIES)}) is None
+    problem = projections.register({"more": 1})
     assert problem is not None
     assert f"at most {MAX_MODALITIES} names" in problem
     assert "more" in problem
@@ -127,7 +127,7 @@ def test_a_learner_that_is_given_a_wrong_length_takes_the_item_without_it(encode
         learner.add_items(
             [("a", "mug", item_vectors({"image": [1.0, 2.0]})), ("b", "cup", item_vectors({"image": [1.0]}))]
         )
-    assert list(learner.catalogue.other_vectors) == [0]
+    assert list(learner.catalogue.modality_vectors) == [0]
     assert learner.catalogue.ids == ["a", "b"]
     (line,) = (line for line in logs if line["event"] == "vectors_not_used")
     assert line["item_id"] == "b"
@@ -198,7 +198,7 @@ def test_a_vector_that_changes_goes_or_comes_changes_its_item_alone(encoder: Enc
         learner.add_items(change)
         assert set(moved(learner, before)) <= set(rows)
     assert moved(learner, before) == [4, 5]
-    assert 4 not in learner.catalogue.other_vectors
+    assert 4 not in learner.catalogue.modality_vectors
     plain = learner.catalogue.vectors(learner.lora_steps.served_suffix, [4])
     torch.testing.assert_close(learner.ranker.text[[4]], plain)
     learn(learner, 0, 96)
@@ -324,4 +324,4 @@ def test_the_norm_of_a_projection_is_what_it_adds_on_average() -> None:
     projection = torch.randn(16, 64, generator=generator)
     vectors = torch.nn.functional.normalize(torch.randn(4_000, 64, generator=generator), dim=1)
     mean_square = (vectors @ projection.T).square().sum(dim=1).mean()
-    assert float(added_norm(projection)) == pytest.approx(float(mean_square.sqrt()), rel=0.02)
+    assert float(contribution_norm(projection)) == pytest.approx(float(mean_square.sqrt()), rel=0.02)

@@ -312,12 +312,12 @@ def test_a_worker_gives_the_learners_probabilities_of_what_is_shown_first(
     publications.learn(64)
     catalogue = catalogue_of(encoder, ITEMS)
     model = build_model([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
-    assert model.ranker.judge(model.context([1], [0]))[1] == {}
+    assert model.ranker.score_with_probabilities(model.context([1], [0]))[1] == {}
     learn_lists(learner, 40, from_minute=0)
     model = build_model(
         [publications.read(publications.delta(2))], previous=model, catalogue=catalogue, encoder=encoder
     )
-    before = model.ranker.judge(model.context([], []))[1]["click"]
+    before = model.ranker.score_with_probabilities(model.context([], []))[1]["click"]
     learn_lists(learner, 40, from_minute=40)
     model = build_model(
         [publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder
@@ -326,14 +326,14 @@ def test_a_worker_gives_the_learners_probabilities_of_what_is_shown_first(
         alone = [Listed(user, 10**8, (item_id,), (False,)) for item_id in learner.catalogue.ids]
         expected = learner.judge_lists(learner.observe_lists(alone)).probabilities
         items, ages = learner.shoppers.context(user, None, 10**8)
-        scores, found = model.ranker.judge(model.context(items, ages))
+        scores, found = model.ranker.score_with_probabilities(model.context(items, ages))
         np.testing.assert_array_equal(scores, model.ranker.score(model.context(items, ages))[0].numpy())
         for outcome in ("click", "purchase"):
             np.testing.assert_allclose(found[outcome], expected[outcome], atol=1e-3, rtol=1e-3)
-        few = model.ranker.judge(model.context(items, ages), np.array([2, 9]))[1]
+        few = model.ranker.score_with_probabilities(model.context(items, ages), np.array([2, 9]))[1]
         np.testing.assert_array_equal(few["purchase"], found["purchase"][[2, 9]])
     assert bool(items) == (user != "nobody")
-    assert not np.array_equal(model.ranker.judge(model.context([], []))[1]["click"], before)
+    assert not np.array_equal(model.ranker.score_with_probabilities(model.context([], []))[1]["click"], before)
 
 
 def test_who_begins_from_a_bundle_begins_with_its_probabilities(publications: Publications) -> None:

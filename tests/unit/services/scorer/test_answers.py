@@ -176,7 +176,7 @@ def test_what_is_ranked_comes_with_its_probabilities_where_lists_were_learnt(tmp
     request = RankRequest(candidates=("item-3", "item-1", "no-such", "item-9"))
     assert shop.answers.rank(request, shop.model).probabilities == {}
     answer = shop.answers.rank(request, model)
-    click = model.ranker.judge(model.context([], []))[1]["click"].tolist()
+    click = model.ranker.score_with_probabilities(model.context([], []))[1]["click"].tolist()
     assert set(answer.probabilities) == {"click"}
     assert answer.probabilities["click"] == pytest.approx([click[model.rows[item]] for item in answer.item_ids])
     body = ranking(answer, "home")["items"]

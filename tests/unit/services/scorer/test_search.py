@@ -158,13 +158,13 @@ def test_the_ranking_is_told_what_was_searched_for(
     client: httpx.Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Tensor] = []
-    judge = shop.model.ranker.judge
+    judge = shop.model.ranker.score_with_probabilities
 
     def noted(contexts: Any, columns: Any, query_vector: Tensor) -> Any:
         told.append(query_vector)
         return judge(contexts, columns, query_vector)
 
-    monkeypatch.setattr(shop.model.ranker, "judge", noted)
+    monkeypatch.setattr(shop.model.ranker, "score_with_probabilities", noted)
     found(client, "red mug")
     (query_vector,) = told
     assert torch.equal(query_vector, shop.queries("red mug", shop.model.suffix)[None])

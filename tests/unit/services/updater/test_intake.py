@@ -111,7 +111,7 @@ def test_vectors_of_another_length_are_a_dead_letter_and_the_item_stays_what_it_
     assert letter.error == "`vectors.image` must have 2 numbers, as the first one had, got 1; keep to one length"
     assert json.loads(letter.original() or b"")["vectors"] == {"image": [1.0], "sound": [1.0]}
     assert box.learner.catalogue.texts == ["mug 1"]
-    assert list(box.learner.catalogue.other_vectors[0]) == ["sound"]  # the second one fixed no length of its own
+    assert list(box.learner.catalogue.modality_vectors[0]) == ["sound"]  # the second one fixed no length of its own
     assert box.exported(TOPICS.items) == NOTHING | {"in": 3, "learnt": 2, "dead_letter": 1}
     box.check_identity()
 
