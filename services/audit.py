@@ -51,16 +51,16 @@ class AuditLog:
         Raises:
             AuditError: The beginning cannot be told; what is wrapped has not run.
         """
-        self.tell(action, "began", by=by, address=address, **details)
+        self.record(action, "began", by=by, address=address, **details)
         try:
             yield
         except BaseException as error:
             problem = str(error) or type(error).__name__
-            self._tell_end(action, "failed", by=by, address=address, error=problem, **details)
+            self._record_end(action, "failed", by=by, address=address, error=problem, **details)
             raise
-        self._tell_end(action, "done", by=by, address=address, **details)
+        self._record_end(action, "done", by=by, address=address, **details)
 
-    def tell(self, action: str, outcome: Outcome, *, by: str, address: str = "", **details: Any) -> None:
+    def record(self, action: str, outcome: Outcome, *, by: str, address: str = "", **details: Any) -> None:
         """Tells one thing; with a file, it is on disk when this returns.
 
         Args:
@@ -79,10 +79,10 @@ class AuditLog:
             moment = datetime.now(UTC).isoformat(timespec="milliseconds")
             self._append(self._path, json.dumps({"at": moment, **entry}, default=str).encode() + b"\n")
 
-    def _tell_end(self, action: str, outcome: Outcome, **details: Any) -> None:
+    def _record_end(self, action: str, outcome: Outcome, **details: Any) -> None:
         """What is done is done: a file that takes no line by now does not make it a failure."""
         try:
-            self.tell(action, outcome, **details)
+            self.record(action, outcome, **details)
         except AuditError as error:
             log.error("audit_log_failed", action=action, outcome=outcome, problem=str(error))
 

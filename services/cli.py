@@ -120,7 +120,7 @@ def _outcome(error: Exception) -> tuple[int, str]:
     Errors of the three trees, and errors of the disk, are expected. Everything else is a bug.
     """
     from peft_adapters.errors import HeadwaterModelError
-    from services.disks import disk_problem
+    from services.disks import describe_disk_error
     from services.errors import HeadwaterServiceError, UsageError
     from streams.errors import HeadwaterStreamError
 
@@ -128,7 +128,7 @@ def _outcome(error: Exception) -> tuple[int, str]:
         return USAGE_ERROR, _one_line(error)
     if isinstance(error, HeadwaterServiceError | HeadwaterStreamError | HeadwaterModelError):
         return FAILURE, _one_line(error)
-    problem = disk_problem(error)
+    problem = describe_disk_error(error)
     if problem is not None:
         return FAILURE, problem
     traceback.print_exception(error)

@@ -29,7 +29,7 @@ class TemporaryDirectoryError(HeadwaterServiceError):
     """No temporary directory can be made."""
 
 
-def disk_problem(error: Exception) -> str | None:
+def describe_disk_error(error: Exception) -> str | None:
     """One sentence on an error of a disk, with path and remedy; None for any other error.
 
     Args:

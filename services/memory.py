@@ -9,7 +9,7 @@ LARGE_BYTES = 4 << 20  # a catalogue's vectors: mapped alone, and unmapped when 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 
 
-def give_back() -> None:
+def limit_heaps() -> None:
     """Have the C library keep less of what was freed; where it is not glibc nothing is done.
 
     By itself it keeps a heap for each thread, and soon takes large tensors for something to be kept in them. Not for
@@ -28,7 +28,7 @@ def trim() -> None:
         malloc_trim(0)
 
 
-def settle() -> None:
+def freeze_gc() -> None:
     """Have the collector of reference cycles leave alone all that there is now.
 
     A full collection holds up every thread while it looks at each object: over 4,732 items and 60,000 events that is

@@ -10,7 +10,7 @@ TIMEOUT_SECONDS = 5.0
 SUCCESS = range(200, 300)
 
 
-def is_well(port: int, path: str) -> bool:
+def is_healthy(port: int, path: str) -> bool:
     """Tell whether a GET is answered with success.
 
     Args:
@@ -28,4 +28,4 @@ def is_well(port: int, path: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(not is_well(int(sys.argv[1]), sys.argv[2]))
+    sys.exit(not is_healthy(int(sys.argv[1]), sys.argv[2]))

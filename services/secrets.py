@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 CONFIRM_SECONDS = 10.0
 
 
-def mismatch(own: str, deployment: str | None, *, source: str) -> str | None:
+def describe_mismatch(own: str, deployment: str | None, *, source: str) -> str | None:
     """Say in one sentence that a process has another secret than its deployment; None if it has the same.
 
     Args:
@@ -58,14 +58,14 @@ def published_fingerprint(settings: Settings) -> str | None:
 def manifest_fingerprint(settings: Settings) -> str | None:
     """Return the fingerprint in the newest manifest of the registry; None if there is none or it cannot be read."""
     try:
-        registry = AdapterRegistry(settings.scorer.registry_url, api_key=settings.registry.shown_key())
+        registry = AdapterRegistry(settings.scorer.registry_url, api_key=settings.registry.plain_key())
         latest = registry.latest(settings.scenario)
     except (HeadwaterModelError, OSError):
         return None
     return None if latest is None else latest.secret_fingerprint
 
 
-def require_same(settings: Settings, pseudonymise: Pseudonymiser) -> bool:
+def require_same_secret(settings: Settings, pseudonymise: Pseudonymiser) -> bool:
     """Check that this process has the deployment's secret; return False if nothing says what that is.
 
     Args:
@@ -78,13 +78,13 @@ def require_same(settings: Settings, pseudonymise: Pseudonymiser) -> bool:
     found, source = published_fingerprint(settings), f"the topic {settings.topics.control}"
     if found is None:
         found, source = manifest_fingerprint(settings), f"the newest manifest of {settings.scorer.registry_url}"
-    problem = mismatch(pseudonymise.fingerprint(), found, source=source)
+    problem = describe_mismatch(pseudonymise.fingerprint(), found, source=source)
     if problem is not None:
         raise SecretMismatchError(problem)
     return found is not None
 
 
-def agree(settings: Settings, pseudonymise: Pseudonymiser) -> None:
+def publish_or_check(settings: Settings, pseudonymise: Pseudonymiser) -> None:
     """Check this process's secret against the control topic, and publish it there if it names none.
 
     Raises:
@@ -97,7 +97,7 @@ def agree(settings: Settings, pseudonymise: Pseudonymiser) -> None:
     except (TopicError, ConsumeError) as error:  # learning does not wait for the control topic
         log.warning("secret_not_compared", problem=str(error), remedy="headwater topics check; then start again")
         return
-    problem = mismatch(own, found, source=f"the topic {settings.topics.control}")
+    problem = describe_mismatch(own, found, source=f"the topic {settings.topics.control}")
     if problem is not None:
         raise SecretMismatchError(problem)
     if found is None:

@@ -134,7 +134,7 @@ def access(settings: Settings) -> RegistryClient:
     """
     url = settings.registry.url
     return (
-        HttpClient(url, settings.registry.shown_key(), read_seconds=settings.registry.read_seconds)
+        HttpClient(url, settings.registry.plain_key(), read_seconds=settings.registry.read_seconds)
         if url.startswith(("http://", "https://"))
         else DirectClient(settings, url)
     )

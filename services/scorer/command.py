@@ -65,7 +65,7 @@ def run(settings: Settings) -> None:
         TemporaryDirectoryError: No temporary directory can be made.
         StateError: Shoppers' states are to come from Redis, and its client is not installed or its address is none.
     """
-    memory.give_back()
+    memory.limit_heaps()
     torch.set_num_threads(settings.scorer.torch_threads)
     sys.setswitchinterval(SWITCH_SECONDS)
     log.info("scorer_starting", scenario=settings.scenario, registry_url=settings.scorer.registry_url)
@@ -82,7 +82,7 @@ def run(settings: Settings) -> None:
             registry,
             announcements,
             poll_seconds=settings.scorer.registry_poll_seconds,
-            api_key=settings.registry.shown_key(),
+            api_key=settings.registry.plain_key(),
         )
         watch = CanaryMonitor(
             settings.kafka,
@@ -95,7 +95,7 @@ def run(settings: Settings) -> None:
         )
         name = worker_name(settings.scorer.port)
         reporter = WorkerReporter(
-            settings.scorer.registry_url, worker, name=name, api_key=settings.registry.shown_key()
+            settings.scorer.registry_url, worker, name=name, api_key=settings.registry.plain_key()
         )
         followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
         app = create_app(
@@ -169,7 +169,7 @@ def _registry(settings: Settings) -> AdapterRegistry:
     return AdapterRegistry(
         settings.scorer.registry_url,
         verify=load_verifier(settings.signing),
-        api_key=settings.registry.shown_key(),
+        api_key=settings.registry.plain_key(),
         read_seconds=settings.registry.read_seconds,
     )
 

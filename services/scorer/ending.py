@@ -23,7 +23,7 @@ def ends_canaries(settings: Settings, announcements: Announcements) -> Callable[
         settings: Which registry; a registry process asks for a key of the scope `admin`.
         announcements: Of this worker.
     """
-    url, key = settings.scorer.registry_url, settings.registry.shown_key()
+    url, key = settings.scorer.registry_url, settings.registry.plain_key()
     over_http = url.startswith(("http://", "https://"))
     access: RegistryClient = HttpClient(url, key) if over_http else DirectClient(settings, url)
 

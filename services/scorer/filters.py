@@ -8,7 +8,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
 
 from peft_adapters.ranking.counters import IntArray
-from services.settings.blocklist import folded
+from services.settings.blocklist import fold_name
 from streams.events import Item, ItemKind
 
 MAX_FILTER_VALUES = 100
@@ -50,7 +50,7 @@ class ItemFacts:
         """Take in what an event of the catalogue says of an item."""
         if row >= len(self._facts):
             self._facts = np.concatenate([self._facts, np.zeros_like(self._facts)])
-        category = self._categories.setdefault(folded(item.category), len(self._categories))
+        category = self._categories.setdefault(fold_name(item.category), len(self._categories))
         price = np.nan if item.price is None else item.price
         self._facts[row] = (KINDS.index(item.kind), category, price, item.in_stock)
 
@@ -71,4 +71,4 @@ class ItemFacts:
         return fits
 
     def _codes(self, categories: Sequence[str]) -> list[int]:
-        return [self._categories.get(folded(name), UNKNOWN_CATEGORY) for name in categories]
+        return [self._categories.get(fold_name(name), UNKNOWN_CATEGORY) for name in categories]

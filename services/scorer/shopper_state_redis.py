@@ -17,8 +17,8 @@ import structlog
 from peft_adapters.ranking.shoppers import Shoppers
 from services.metrics import StateMetrics
 from services.scorer.shopper_state import Baskets, Context, as_told
-from services.state.entries import Entry, unpacked
-from services.state.errors import StateAwayError, StateError
+from services.state.entries import Entry, unpack_entries
+from services.state.errors import StateError, StateUnavailableError
 from services.state.store import StateStore
 from streams.events import Purchase, UserEvent
 
@@ -150,7 +150,7 @@ class RedisState:
 
     def _entries(self, user_id: str, packed: Sequence[str]) -> list[Entry]:
         """Entries once each, oldest first, without what is to be forgotten."""
-        found, refused = unpacked(packed)
+        found, refused = unpack_entries(packed)
         self._metrics.refused.inc(refused)
         after_ms = self._forgotten.get(user_id, -1)
         oldest_first = reversed([entry for entry in found if entry.publish_ts_ms > after_ms])
@@ -163,7 +163,7 @@ class RedisState:
         began = time.perf_counter()
         try:
             entries = ask(user_id)
-        except StateAwayError as error:
+        except StateUnavailableError as error:
             self._found(str(error), away=True)
             return None
         except StateError as error:  # of this shopper alone

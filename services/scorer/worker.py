@@ -37,7 +37,7 @@ from services.scorer.registry_poller import RegistryPoller
 from services.scorer.registry_status import ADAPTER, REGISTRY, Cause, cause_of
 from services.scorer.scenarios import Scenarios
 from services.scorer.shopper_state import StateSource
-from services.secrets import mismatch
+from services.secrets import describe_mismatch
 
 log = structlog.get_logger(__name__)
 
@@ -178,7 +178,7 @@ class Worker:
         model = self.answers.model
         made_with = None if model is None else model.manifest.secret_fingerprint
         agreed = self._reader.secret_fingerprint
-        return mismatch(self._secret_fingerprint, agreed, source="the control topic") or mismatch(
+        return describe_mismatch(self._secret_fingerprint, agreed, source="the control topic") or describe_mismatch(
             self._secret_fingerprint, None if agreed else made_with, source="the adapter that is held"
         )
 
@@ -227,7 +227,7 @@ class Worker:
     def _settle(self) -> None:
         """Once all is there that answers need, and before anyone is told so: the collection holds up whoever asks."""
         if not self._settled and self.answers.model is not None and self._reader.caught_up.is_set():
-            memory.settle()
+            memory.freeze_gc()
             self._settled = True
 
     def _trim(self) -> None:

@@ -5,10 +5,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from streams.events import Item
 
 
-def folded(name: str) -> str:
+def fold_name(name: str) -> str:
     """A brand or a category as it is compared: neither case nor space around it counts.
 
-    >>> folded(" Acme ") == folded("ACME")
+    >>> fold_name(" Acme ") == fold_name("ACME")
     True
     """
     return name.strip().casefold()
@@ -33,7 +33,7 @@ class Blocklist(BaseModel):
         Raises:
             ValueError: There is an empty one.
         """
-        known = frozenset(map(folded, names))
+        known = frozenset(map(fold_name, names))
         if "" in known:
             raise ValueError("a name must not be empty, got ''; every item without one would be blocked")
         return known
@@ -42,6 +42,6 @@ class Blocklist(BaseModel):
         """Whether an item is on it."""
         return (
             item.item_id in self.item_ids
-            or folded(item.brand) in self.brands
-            or folded(item.category) in self.categories
+            or fold_name(item.brand) in self.brands
+            or fold_name(item.category) in self.categories
         )

@@ -30,6 +30,6 @@ class RegistrySettings(BaseModel):
     api_key: SecretStr | None = None
     read_seconds: float = Field(default=20.0, gt=0, le=600)
 
-    def shown_key(self) -> str | None:
+    def plain_key(self) -> str | None:
         """The key in the clear."""
         return None if self.api_key is None else self.api_key.get_secret_value()

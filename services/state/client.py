@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from services.settings.state import StateSettings
-from services.state.errors import StateAwayError, StateError, StateRefusedError
+from services.state.errors import StateError, StateRefusedError, StateUnavailableError
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -47,7 +47,7 @@ def connect(settings: StateSettings, *, timeout_seconds: float) -> Redis:
         ) from None
 
 
-def shown(settings: StateSettings) -> str:
+def display_url(settings: StateSettings) -> str:
     """Where Redis is, without user and password."""
     parts = urlsplit(settings.redis_url.get_secret_value())
     host = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else ""
@@ -56,17 +56,18 @@ def shown(settings: StateSettings) -> str:
 
 @contextmanager
 def redis_errors(settings: StateSettings) -> Iterator[None]:
-    """Maps what goes wrong with Redis: `StateRefusedError` where it says no to a command, else `StateAwayError`."""
+    """Translate errors of Redis: `StateRefusedError` if it refuses a command, else `StateUnavailableError`."""
     from redis.exceptions import RedisError, ResponseError
 
     try:
         yield
     except ResponseError as error:
         raise StateRefusedError(
-            f"Redis at {shown(settings)} refuses a command: {error}; check its rights, its memory, and `state.prefix`"
+            f"Redis at {display_url(settings)} refuses a command: {error}; "
+            "check its rights, its memory, and `state.prefix`"
         ) from error
     except (RedisError, OSError) as error:
-        raise StateAwayError(
-            f"no Redis answers at {shown(settings)}: {type(error).__name__}: {error}; "
+        raise StateUnavailableError(
+            f"no Redis answers at {display_url(settings)}: {type(error).__name__}: {error}; "
             "check `state.redis_url`, and that the server runs"
         ) from error

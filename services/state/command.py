@@ -10,7 +10,7 @@ import structlog
 
 from services.metrics import StateWriterMetrics, new_registry
 from services.settings import Settings
-from services.state.client import shown
+from services.state.client import display_url
 from services.state.store import StateStore
 from services.state.writer import StateWriter
 from services.web.access.wiring import Access
@@ -51,6 +51,6 @@ def run(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ask_to_stop)
         access = Access.of(settings.limits, settings.security)
-        log.info("state_writer_starting", redis=shown(state))
+        log.info("state_writer_starting", redis=display_url(state))
         with closing(start_metrics_server(registry, state.metrics_host, state.metrics_port, access=access)):
             writer.run()

@@ -39,7 +39,7 @@ class Entry:
     item_id: str
 
 
-def packed(event: Click | Purchase, *, publish_ts_ms: int, pseudonymise: Callable[[str], str]) -> str:
+def pack_entry(event: Click | Purchase, *, publish_ts_ms: int, pseudonymise: Callable[[str], str]) -> str:
     """An event as an entry of its shopper's list."""
     identity = event.order_line() or f"{event.KIND}/{event.event_id}"
     digest = blake2b(identity.encode(), digest_size=DIGEST_BYTES).hexdigest()
@@ -48,7 +48,7 @@ def packed(event: Click | Purchase, *, publish_ts_ms: int, pseudonymise: Callabl
     return json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
 
 
-def unpacked(entries: Sequence[str]) -> tuple[list[Entry], int]:
+def unpack_entries(entries: Sequence[str]) -> tuple[list[Entry], int]:
     """Entries, in the order given, and how many of them are no entries."""
     found, refused = [], 0
     for entry in entries:

@@ -1,10 +1,10 @@
 """Errors of shoppers' states in Redis.
 
 StateError
-├── StateAwayError       Redis does not answer
+├── StateUnavailableError       Redis does not answer
 ├── StateRefusedError    Redis answers, and does not do as it is told
-├── StateForeignError    what is there was written in another format, or under another secret
-└── StateTakenError      another writer has written meanwhile
+├── StateMismatchError    what is there was written in another format, or under another secret
+└── StateConflictError      another writer has written meanwhile
 """
 
 from services.errors import HeadwaterServiceError
@@ -14,7 +14,7 @@ class StateError(HeadwaterServiceError):
     """Base of every error that `services.state` raises on purpose."""
 
 
-class StateAwayError(StateError):
+class StateUnavailableError(StateError):
     """Redis does not answer."""
 
 
@@ -22,9 +22,9 @@ class StateRefusedError(StateError):
     """Redis answers, and does not do as it is told."""
 
 
-class StateForeignError(StateError):
+class StateMismatchError(StateError):
     """What is there was written in another format, or under another secret."""
 
 
-class StateTakenError(StateError):
+class StateConflictError(StateError):
     """Another writer has written meanwhile."""

@@ -20,9 +20,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from services.settings.state import StateSettings
-from services.state.client import connect, redis_errors, shown
+from services.state.client import connect, display_url, redis_errors
 from services.state.entries import FORMAT, KEPT_EVENTS, KEPT_PURCHASES
-from services.state.errors import StateForeignError, StateTakenError
+from services.state.errors import StateConflictError, StateMismatchError
 from streams.offsets import Offsets, decode_offsets, encode_offsets, is_partition_name, partition_name
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class StateStore:
         """What is kept of a shopper, newest first.
 
         Raises:
-            StateAwayError: Redis does not answer.
+            StateUnavailableError: Redis does not answer.
             StateRefusedError: It does not give this shopper's list.
         """
         with redis_errors(self._settings):
@@ -101,7 +101,7 @@ class StateStore:
         """The purchases that are kept of a shopper, newest first.
 
         Raises:
-            StateAwayError: Redis does not answer.
+            StateUnavailableError: Redis does not answer.
             StateRefusedError: It does not give this shopper's list.
         """
         with redis_errors(self._settings):
@@ -111,8 +111,8 @@ class StateStore:
         """What changes for as long as a writer writes; None where nothing was written yet.
 
         Raises:
-            StateAwayError: Redis does not answer.
-            StateForeignError: What is there was written in another format, or under another secret.
+            StateUnavailableError: Redis does not answer.
+            StateMismatchError: What is there was written in another format, or under another secret.
         """
         return self._checked().get("beat")
 
@@ -120,8 +120,8 @@ class StateStore:
         """The next offset of each partition; empty where nothing was written yet.
 
         Raises:
-            StateAwayError: Redis does not answer.
-            StateForeignError: What is there was written in another format, or under another secret.
+            StateUnavailableError: Redis does not answer.
+            StateMismatchError: What is there was written in another format, or under another secret.
         """
         return _offsets(self._checked())
 
@@ -129,8 +129,8 @@ class StateStore:
         """Return the identity of the log that each topic's offsets belong to, where it was known.
 
         Raises:
-            StateAwayError: Redis does not answer.
-            StateForeignError: What is there was written in another format, or under another secret.
+            StateUnavailableError: Redis does not answer.
+            StateMismatchError: What is there was written in another format, or under another secret.
         """
         written = self._checked()
         return {name.removesuffix(_ID): value for name, value in written.items() if name.endswith(_ID)}
@@ -140,8 +140,8 @@ class StateStore:
             written = cast(dict[str, str], self._client.hgetall(self._written))
         for name, expected in (("format", FORMAT), ("secret", self.fingerprint)):
             if written and written.get(name) != expected:
-                raise StateForeignError(
-                    f"`{self._written}` at {shown(self._settings)} must have {name} {expected!r}, got "
+                raise StateMismatchError(
+                    f"`{self._written}` at {display_url(self._settings)} must have {name} {expected!r}, got "
                     f"{written.get(name)!r}; give all processes one `privacy.secret`, or take another `state.prefix`"
                 )
         return written
@@ -152,7 +152,7 @@ class StateStore:
         """Whether a writer may write for the next few seconds: one at a time, the others stand by.
 
         Raises:
-            StateAwayError: Redis does not answer.
+            StateUnavailableError: Redis does not answer.
             StateRefusedError: It does not do as it is told.
         """
         lease_ms = int(LEASE_SECONDS * 1000)
@@ -167,7 +167,7 @@ class StateStore:
         """Let another writer write at once.
 
         Raises:
-            StateAwayError: Redis does not answer.
+            StateUnavailableError: Redis does not answer.
             StateRefusedError: It does not do as it is told.
         """
         with redis_errors(self._settings):
@@ -193,16 +193,18 @@ class StateStore:
             topic_ids: The identity of the logs that `after` belongs to, by topic.
 
         Raises:
-            StateAwayError: Redis does not answer.
+            StateUnavailableError: Redis does not answer.
             StateRefusedError: It does not do as it is told.
-            StateTakenError: Redis has other offsets: another writer has written, or the server came back without.
+            StateConflictError: Redis has other offsets: another writer has written, or the server came back without.
         """
         from redis.exceptions import WatchError
 
         with redis_errors(self._settings), self._client.pipeline() as pipe:
             pipe.watch(self._written)  # type: ignore[no-untyped-call]  # 1. from here on nobody else may change the offsets
             if _offsets(cast(dict[str, str], pipe.hgetall(self._written))) != before:
-                raise StateTakenError(f"`{self._written}` has other offsets than this writer left; reading them again")
+                raise StateConflictError(
+                    f"`{self._written}` has other offsets than this writer left; reading them again"
+                )
             pipe.multi()
             for user_id in changes.forgotten:  # 2. states
                 pipe.delete(self._shopper(user_id), self._bought(user_id))
@@ -216,7 +218,7 @@ class StateStore:
             try:
                 pipe.execute()  # 4. at once
             except WatchError:
-                raise StateTakenError(f"`{self._written}` was changed by another writer; reading it again") from None
+                raise StateConflictError(f"`{self._written}` was changed by another writer; reading it again") from None
 
     def _push(self, pipe: Pipeline, key: str, entries: list[str], kept: int) -> None:
         """Add entries to a list that is kept so long, and so many of."""

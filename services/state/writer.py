@@ -12,9 +12,9 @@ from contextlib import closing, suppress
 import structlog
 
 from services.metrics import StateWriterMetrics
-from services.secrets import mismatch
-from services.state.entries import packed
-from services.state.errors import StateError, StateTakenError
+from services.secrets import describe_mismatch
+from services.state.entries import pack_entry
+from services.state.errors import StateConflictError, StateError
 from services.state.store import LEASE_SECONDS, Changes, StateStore
 from streams.clocks import ClockSettings, ReaderClock, decode_bounded
 from streams.connection import KafkaConnection, backoff_seconds, wait_for_broker
@@ -88,7 +88,7 @@ class StateWriter:
                     self._follow()
             except SecretError:
                 raise
-            except StateTakenError as error:
+            except StateConflictError as error:
                 log.info("state_taken", reason=str(error))
             except (StateError, HeadwaterStreamError) as error:
                 self._metrics.failures.inc()
@@ -172,7 +172,7 @@ class StateWriter:
                 f"no shopper's events are written before topic {self._topics.control!r} was read, which says who is to "
                 f"be forgotten: {error}"
             ) from error
-        problem = mismatch(self._store.fingerprint, self._agreed, source=f"the topic {self._topics.control}")
+        problem = describe_mismatch(self._store.fingerprint, self._agreed, source=f"the topic {self._topics.control}")
         if problem is not None:
             raise SecretMismatchError(problem)
 
@@ -217,6 +217,6 @@ class StateWriter:
         user_id = self._pseudonymise(event.user_id)
         if publish_ts_ms <= self._forgotten.get(user_id, -1):
             return "forgotten"
-        entry = packed(event, publish_ts_ms=publish_ts_ms, pseudonymise=self._pseudonymise)
+        entry = pack_entry(event, publish_ts_ms=publish_ts_ms, pseudonymise=self._pseudonymise)
         changes.add(user_id, entry, is_purchase=isinstance(event, Purchase))
         return event.KIND

@@ -32,7 +32,7 @@ _AS_LOG = ": their slices are then read from the log again, and may be cut other
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class JournalEntry:
     """A slice of the log, and whatever else decides what is learnt from it.
 
     Attributes:
@@ -70,11 +70,11 @@ class Journal:
         self._directory = directory
         self._path = journal_path(directory, checkpoint)
         lines = _read(self._path)
-        self.recorded = deque(recorded for _, recorded in lines)
+        self.to_replay = deque(recorded for _, recorded in lines)
         self._last_crc = _crc_of(lines or _read(journal_path(directory, checkpoint - 1)))
         self._file = _opened(self._path, "ab")
 
-    def record(self, slice_: Recorded) -> None:
+    def record(self, slice_: JournalEntry) -> None:
         """Write a slice down; it is on the disk when this returns.
 
         Raises:
@@ -90,7 +90,7 @@ class Journal:
         Raises:
             CheckpointError: the disk refused.
         """
-        carried = [line for line, _ in _read(self._path)[-len(self.recorded) :]] if self.recorded else []
+        carried = [line for line, _ in _read(self._path)[-len(self.to_replay) :]] if self.to_replay else []
         self._file.close()
         self._path = journal_path(self._directory, checkpoint)
         self._file = _opened(self._path, "wb")
@@ -102,7 +102,7 @@ class Journal:
         Raises:
             CheckpointError: the disk refused.
         """
-        kept = _read(self._path)[: -len(self.recorded) or None]
+        kept = _read(self._path)[: -len(self.to_replay) or None]
         repeated = [line for line, _ in kept]
         self._file.close()
         try:
@@ -111,7 +111,7 @@ class Journal:
             sync_directory(self._directory)
         except OSError as error:
             raise _refused(self._path, error) from error
-        self.recorded.clear()
+        self.to_replay.clear()
         self._last_crc = _crc_of(kept)
         self._file = _opened(self._path, "ab")
 
@@ -190,7 +190,7 @@ def write_chain(source: Path, target: Path, checkpoint: int, *, newest: int) -> 
         journal.write_lines(read_chain(source, checkpoint, newest=newest))
 
 
-def _read(path: Path, *, is_open: bool = True) -> list[tuple[str, Recorded]]:
+def _read(path: Path, *, is_open: bool = True) -> list[tuple[str, JournalEntry]]:
     """Lines of a journal, each as text and as the slice it means.
 
     Args:
@@ -209,7 +209,7 @@ def _read(path: Path, *, is_open: bool = True) -> list[tuple[str, Recorded]]:
     return [_parsed(path, number, line) for number, line in enumerate(whole, start=1)]
 
 
-def _parsed(path: Path, number: int, line: bytes) -> tuple[str, Recorded]:
+def _parsed(path: Path, number: int, line: bytes) -> tuple[str, JournalEntry]:
     try:
         text = line.decode()
         told = json.loads(text)
@@ -244,7 +244,7 @@ def _refused(path: Path, error: OSError) -> CheckpointError:
     )
 
 
-def _line(slice_: Recorded, *, after: int | None) -> tuple[str, int]:
+def _line(slice_: JournalEntry, *, after: int | None) -> tuple[str, int]:
     """Return the line of a slice without its end, and its checksum."""
     line: dict[str, Any] = {"ends": encode_offsets(slice_.ends), "now_ms": slice_.now_ms}
     if slice_.decision is not None:
@@ -269,13 +269,13 @@ def _without_crc(line: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key != "crc"}
 
 
-def _crc_of(lines: Sequence[tuple[str, Recorded]]) -> int | None:
+def _crc_of(lines: Sequence[tuple[str, JournalEntry]]) -> int | None:
     """Checksum of the last of some lines; None where there is none."""
     return json.loads(lines[-1][0]).get("crc") if lines else None
 
 
-def _recorded(line: dict[str, Any]) -> Recorded:
-    return Recorded(
+def _recorded(line: dict[str, Any]) -> JournalEntry:
+    return JournalEntry(
         decode_offsets(line["ends"]),
         line.get("gate"),
         line.get("late", False),

@@ -30,11 +30,11 @@ from peft_adapters.registry.registry import AdapterRegistry, Owner
 from peft_adapters.registry.signing import load_signer
 from services import memory
 from services.metrics import UpdaterMetrics
-from services.secrets import agree
+from services.secrets import publish_or_check
 from services.settings import Settings
 from services.updater.checkpoint_store import CheckpointStore
 from services.updater.intake import Intake
-from services.updater.journal import Recorded
+from services.updater.journal import JournalEntry
 from services.updater.log_metrics import LogMetrics
 from services.updater.quality_monitor import QualityMonitor
 from services.updater.replay import ReplayCheck
@@ -135,12 +135,12 @@ class Updater:
         limit = self._own.max_events
         return self._stop.is_set() or (limit is not None and self.learner.events_learned >= limit)
 
-    def _next_slice(self) -> tuple[Slice, Recorded] | None:
+    def _next_slice(self) -> tuple[Slice, JournalEntry] | None:
         """Return the next slice and what was journaled of it.
 
         Slices journaled since the last checkpoint are repeated first; then the log is read on.
         """
-        recorded = self._home.journal.recorded
+        recorded = self._home.journal.to_replay
         if recorded:
             if (obstacle := self._replay.obstacle(recorded[0])) is not None:
                 log.error(
@@ -156,7 +156,7 @@ class Updater:
             return piece, recorded.popleft()
         return self._recorded(self._reader.poll(_POLL_SECONDS))
 
-    def _recorded(self, piece: Slice | None) -> tuple[Slice, Recorded] | None:
+    def _recorded(self, piece: Slice | None) -> tuple[Slice, JournalEntry] | None:
         """Where a slice ends is on the disk before it is learnt: a restart cuts it there again.
 
         So is what the gate has decided since the slice before, and only then is the consequence drawn; and so is
@@ -167,7 +167,7 @@ class Updater:
         self._home.verify()
         late = self._lets_lora_wait(piece)
         now_ms = time.time_ns() // 1_000_000
-        recorded = Recorded(piece.ends, self._decided, late, now_ms, piece.topic_ids, piece.missed)
+        recorded = JournalEntry(piece.ends, self._decided, late, now_ms, piece.topic_ids, piece.missed)
         self._home.journal.record(recorded)
         self._settle(self._decided)
         self._decided = None
@@ -188,7 +188,7 @@ class Updater:
             self._publisher.begin_anew()
             self._unpublished = True
 
-    def _learn(self, piece: Slice, recorded: Recorded) -> None:
+    def _learn(self, piece: Slice, recorded: JournalEntry) -> None:
         """Take a slice in, and learn what it gives: positives, each batch judged before it is learnt, then lists."""
         self._intake.miss(piece.missed)
         taken = self._intake.take(piece.records, now_ms=recorded.now_ms)
@@ -243,7 +243,7 @@ class Updater:
         """
         with self._metrics.publish_seconds.time():
             try:
-                if self._unpublished and not self._home.journal.recorded:
+                if self._unpublished and not self._home.journal.to_replay:
                     self._gate_and_publish()
                 if self._unannounced is not None:
                     self._announce(self._unannounced)
@@ -369,10 +369,10 @@ class Updater:
             sign=load_signer(settings.signing),
         )
         self._resume()
-        if not self._offsets and not self._home.journal.recorded:
+        if not self._offsets and not self._home.journal.to_replay:
             self._learn_catalogue()
         self._consumer = self._open(self._intake.topics)
-        agree(settings, self._pseudonymise)
+        publish_or_check(settings, self._pseudonymise)
         self._reader = self._slices_of(self._consumer)
         self._replay = ReplayCheck(self._consumer)
         self._log_metrics = LogMetrics(self._consumer, self._metrics, self._intake.topics)
@@ -398,7 +398,7 @@ class Updater:
             "resumed",
             events_learned=self.learner.events_learned,
             offsets=saved["offsets"],
-            slices_to_repeat=len(self._home.journal.recorded),
+            slices_to_repeat=len(self._home.journal.to_replay),
         )
 
     def _start_warm(self) -> None:
@@ -465,7 +465,7 @@ class Updater:
     def _finish(self) -> None:
         """Learn what waits, checkpoint and publish it, let go of the connections."""
         log.info("updater_stopping", waiting=sum(self._reader.waiting.values()))
-        if self._stop.is_set() and not self._home.journal.recorded:
+        if self._stop.is_set() and not self._home.journal.to_replay:
             self._learn_rest(self._reader)
         if not self._is_behind() or self._checkpoint():
             self._publish()

@@ -52,7 +52,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class CheckpointInfo:
     """A checkpoint as `headwater checkpoints` shows it.
 
     Attributes:
@@ -225,7 +225,7 @@ def _empty(directory: Path) -> None:
 # ---- for operators
 
 
-def survey(root: Path) -> list[Found]:
+def inspect_checkpoints(root: Path) -> list[CheckpointInfo]:
     """Check all checkpoints in a directory without changing anything; oldest first.
 
     Raises:
@@ -244,12 +244,12 @@ def survey(root: Path) -> list[Found]:
     return found
 
 
-def _found(root: Path, epoch: int, number: int) -> Found:
+def _found(root: Path, epoch: int, number: int) -> CheckpointInfo:
     source = epoch_path(root, epoch)
     path = checkpoint_path(source, number)
     files = [entry.lstat() for entry in path.iterdir()]
     learner, offsets = _told(path)
-    return Found(
+    return CheckpointInfo(
         epoch=epoch,
         number=number,
         saved_at=path.stat().st_mtime,

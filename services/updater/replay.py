@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import structlog
 
-from services.updater.journal import Recorded
+from services.updater.journal import JournalEntry
 from streams.consumer import PartitionConsumer
 from streams.errors import HeadwaterStreamError
 from streams.offsets import Offsets, encode_offsets
@@ -35,7 +35,7 @@ class ReplayCheck:
         self._next_look = 0.0  # monotonic seconds
         self._unreadable_since: float | None = None  # monotonic seconds
 
-    def obstacle(self, recorded: Recorded) -> str | None:
+    def obstacle(self, recorded: JournalEntry) -> str | None:
         """Return why a journaled slice cannot be repeated; None if it can, or as long as it may."""
         ids = self._consumer.topic_ids()
         other = [topic for topic, id_ in sorted(recorded.topic_ids.items()) if is_other_log(id_, ids.get(topic))]
@@ -49,7 +49,7 @@ class ReplayCheck:
             return self._cut_off(recorded, ends) or self._unreadable(recorded, ends)
         return None
 
-    def compare(self, slice_: Slice, recorded: Recorded) -> None:
+    def compare(self, slice_: Slice, recorded: JournalEntry) -> None:
         """Log it if records of a repeated slice were deleted since it was journaled."""
         if slice_.missed != recorded.missed:
             log.error(
@@ -59,11 +59,11 @@ class ReplayCheck:
                 journaled=encode_offsets(recorded.missed),
             )
 
-    def _cut_off(self, recorded: Recorded, ends: Offsets) -> str | None:
+    def _cut_off(self, recorded: JournalEntry, ends: Offsets) -> str | None:
         short = {at: ends[at] for at, end in recorded.ends.items() if at in ends and ends[at] < end}
         return f"the log is shorter than it was, and ends at {encode_offsets(short)}" if short else None
 
-    def _unreadable(self, recorded: Recorded, ends: Offsets) -> str | None:
+    def _unreadable(self, recorded: JournalEntry, ends: Offsets) -> str | None:
         positions = self._consumer.positions()
         unread = {at[0] for at, end in recorded.ends.items() if at not in ends and positions.get(at, 0) < end}
         unreadable = sorted(unread.intersection(self._consumer.topics))

@@ -12,7 +12,7 @@ from services.metrics import StateMetrics
 from services.scorer.shopper_state import Context, ShopperState, StateSource
 from services.scorer.shopper_state_redis import RedisState
 from services.scorer.shopper_state_request import RequestState
-from services.state.entries import packed
+from services.state.entries import pack_entry
 from services.state.store import Changes, StateStore
 from streams.events import Click, Purchase
 from streams.offsets import Offsets
@@ -106,7 +106,7 @@ class InRedis(WorkersOwn):
     def happened(self, *events: Click | Purchase, publish_ts_ms: int = 0) -> None:
         changes = Changes()
         for event in events:
-            entry = packed(event, publish_ts_ms=publish_ts_ms, pseudonymise=hidden)
+            entry = pack_entry(event, publish_ts_ms=publish_ts_ms, pseudonymise=hidden)
             changes.add(hidden(event.user_id), entry, is_purchase=isinstance(event, Purchase))
         self._write(changes)
 

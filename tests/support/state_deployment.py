@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from redis_server import RedisServer
 
 from services.metrics import StateWriterMetrics
-from services.state.entries import unpacked
+from services.state.entries import unpack_entries
 from services.state.store import StateStore
 from services.state.writer import StateWriter
 from streams.connection import KafkaConnection
@@ -73,7 +73,7 @@ class Deployment:
 
     def times(self, user_id: str) -> list[int]:
         """Event times of what is kept of a shopper, oldest first."""
-        return [entry.ts_ms for entry in reversed(unpacked(self.store.entries(user_id))[0])]
+        return [entry.ts_ms for entry in reversed(unpack_entries(self.store.entries(user_id))[0])]
 
     def written(self, outcome: str) -> float | None:
         return self.registry.get_sample_value("headwater_state_events_total", {"outcome": outcome})

@@ -8,7 +8,7 @@ import typer
 from services.options import Config, Level, LogLevel, Scenario, settings_from
 
 if TYPE_CHECKING:
-    from services.updater.recovery import Found
+    from services.updater.recovery import CheckpointInfo
 
 FAILURE = 1
 
@@ -63,16 +63,16 @@ def verify(
 
 def _found(
     checkpoint_dir: Path | None, config: Path | None, log_level: Level | None, scenario: str | None
-) -> "tuple[Path, list[Found]]":
+) -> "tuple[Path, list[CheckpointInfo]]":
     """The directory of the scenario, and the checkpoints in it."""
     settings = settings_from(config, None, log_level, scenario, updater={"checkpoint_dir": checkpoint_dir})
-    from services.updater.recovery import survey
+    from services.updater.recovery import inspect_checkpoints
 
     root = settings.updater.checkpoint_dir / settings.scenario
-    return root, survey(root)
+    return root, inspect_checkpoints(root)
 
 
-def _show(root: Path, found: "list[Found]", *, json_: bool) -> None:
+def _show(root: Path, found: "list[CheckpointInfo]", *, json_: bool) -> None:
     from services.operate.checkpoints.rendering import as_json, table
 
     if json_:

@@ -6,19 +6,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from services.updater.recovery import Found
+from services.updater.recovery import CheckpointInfo
 
 _COLUMNS = ("EPOCH", "NUMBER", "AGE", "SIZE", "EVENTS", "USABLE", "OFFSETS")
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"))
 
 
-def as_json(root: Path, found: Sequence[Found]) -> str:
+def as_json(root: Path, found: Sequence[CheckpointInfo]) -> str:
     """All fields of all checkpoints."""
     rows = [asdict(each) | {"usable": each.problem is None, "age_seconds": _age_seconds(each)} for each in found]
     return json.dumps({"directory": str(root), "checkpoints": rows}, indent=2)
 
 
-def table(found: Sequence[Found]) -> Iterator[str]:
+def table(found: Sequence[CheckpointInfo]) -> Iterator[str]:
     """One line a checkpoint, and below each that cannot be used the reason."""
     rows = [_row(each) for each in found]
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
@@ -29,7 +29,7 @@ def table(found: Sequence[Found]) -> Iterator[str]:
             yield f"  {each.problem}"
 
 
-def _row(found: Found) -> tuple[str, ...]:
+def _row(found: CheckpointInfo) -> tuple[str, ...]:
     events = "?" if found.events_learned is None else str(found.events_learned)
     offsets = " ".join(f"{at}={offset}" for at, offset in found.offsets.items())
     usable = "yes" if found.problem is None else "no"
@@ -40,11 +40,11 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _age_seconds(found: Found) -> float:
+def _age_seconds(found: CheckpointInfo) -> float:
     return round(max(0.0, time.time() - found.saved_at), 1)
 
 
-def _age(found: Found) -> str:
+def _age(found: CheckpointInfo) -> str:
     seconds = _age_seconds(found)
     for unit_seconds, name in _UNITS:
         if seconds >= unit_seconds:

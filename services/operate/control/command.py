@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from services.producers import BROKER_TIMEOUT_SECONDS, open_producer
-from services.secrets import require_same
+from services.secrets import require_same_secret
 from services.settings import Settings
 from streams.connection import wait_for_broker
 from streams.control import Command, GuardReport, Quarantined, forget_record, parse_control, release_key
@@ -56,7 +56,7 @@ def forget(settings: Settings, user_id: str) -> Forgotten:
     user = pseudonymise(user_id)
     names, topics = {user_id, user}, settings.topics
     with open_producer(settings) as producer:
-        is_checked = require_same(settings, pseudonymise)
+        is_checked = require_same_secret(settings, pseudonymise)
         producer.send_raw(topics.control, *forget_record(user, ts_ms=time.time_ns() // 1_000_000))
         producer.send_raw(topics.control, release_key(f"user/{user}"), None)
         letters = _letters_naming(names, settings)
@@ -106,7 +106,7 @@ def _require_same_if_known(settings: Settings) -> None:
         pseudonymise = pseudonymiser(settings.privacy, make=False)
     except SecretError:
         return
-    require_same(settings, pseudonymise)
+    require_same_secret(settings, pseudonymise)
 
 
 def release(settings: Settings, key: str) -> bool:

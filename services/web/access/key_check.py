@@ -159,11 +159,11 @@ class KeyGuard:
         action, by = f"{request.method} {request.url.path}", f"{key.name}/{key.id}"
         address = request.client.host if request.client else ""
 
-        def tell() -> None:
-            audit.tell(action, "refused", by=by, address=address, reason=reason)
+        def record() -> None:
+            audit.record(action, "refused", by=by, address=address, reason=reason)
 
         try:
-            await run_in_threadpool(tell)
+            await run_in_threadpool(record)
         except AuditError as error:  # it is refused all the same
             log.error("audit_log_failed", action=action, problem=str(error))
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from services.metrics import StateMetrics
 from services.scorer.shopper_state_redis import SILENT_SECONDS, RedisState
 from services.settings.state import StateSettings
-from services.state.entries import packed
+from services.state.entries import pack_entry
 from services.state.errors import StateError
 from services.state.store import Changes, StateStore
 from streams.events import Click
@@ -40,7 +40,7 @@ class Reading:
         for item_id in item_ids:
             self._number += 1
             event = Click(event_id=f"c{self._number}", ts=self._number, user_id=user_id, item_id=item_id)
-            changes.add(user_id, packed(event, publish_ts_ms=1, pseudonymise=str), is_purchase=False)
+            changes.add(user_id, pack_entry(event, publish_ts_ms=1, pseudonymise=str), is_purchase=False)
         before = self.store.offsets()
         self.store.write(changes, before=before, after={("clicks", 0): self._number}, beat=str(self._number))
 

@@ -22,7 +22,7 @@ from services.scorer.shopper_state_request import RequestState
 from services.settings import Settings
 from services.settings.scorer import ScorerSettings
 from services.settings.state import StateSettings
-from services.state.entries import packed
+from services.state.entries import pack_entry
 from services.state.store import Changes
 from services.web.server import running
 from streams.events import Click, Item
@@ -89,7 +89,7 @@ def test_a_shopper_is_known_from_redis_and_still_is_when_it_is_gone(
     changes = Changes()
     for number, item_id in enumerate(("item-3", "item-7")):
         event = Click(event_id=f"c{number}", ts=number * 10**7, user_id="u", item_id=item_id)
-        changes.add(HIDDEN("u"), packed(event, publish_ts_ms=1, pseudonymise=HIDDEN), is_purchase=False)
+        changes.add(HIDDEN("u"), pack_entry(event, publish_ts_ms=1, pseudonymise=HIDDEN), is_purchase=False)
     worker.shoppers._store.write(changes, before={}, after={("clicks", 0): 2}, beat="b")
     worker.shoppers.check()
 

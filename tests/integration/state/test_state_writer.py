@@ -13,7 +13,7 @@ from redis_server import RedisServer
 from state_deployment import Deployment, click, until
 from structlog.testing import capture_logs
 
-from services.state.errors import StateTakenError
+from services.state.errors import StateConflictError
 from services.state.store import Changes, StateStore
 from streams.connection import KafkaConnection
 from streams.control import forget_record
@@ -88,7 +88,7 @@ def test_a_writer_that_lost_its_turn_unknowingly_writes_nothing(shop: Deployment
     changes = Changes()
     changes.add("u", "entry", is_purchase=False)
     shop.store.write(Changes(), before={}, after={("clicks", 0): 5}, beat="1")
-    with pytest.raises(StateTakenError, match="other offsets than this writer left"):
+    with pytest.raises(StateConflictError, match="other offsets than this writer left"):
         shop.store.write(changes, before={("clicks", 0): 4}, after={("clicks", 0): 6}, beat="2")
     assert shop.store.entries("u") == []
     assert shop.store.offsets() == {("clicks", 0): 5}

@@ -14,7 +14,7 @@ import yaml
 from typer.main import get_command
 
 from services import cli
-from services.probe import is_well
+from services.probe import is_healthy
 from services.settings import load_settings
 
 ROOT = Path(__file__).parents[3]
@@ -196,7 +196,7 @@ def test_a_process_runs_where_nothing_but_its_directory_can_be_written(tmp_path:
                 pytest.skip("no mount namespace can be had here")
             assert line[:1] == ["listening"]
             assert httpx.get(f"http://{line[1]}:{line[2]}/healthz", timeout=20).status_code == 200
-            assert is_well(int(line[2]), "/healthz")
-            assert not is_well(int(line[2]), "/nothing-here")
+            assert is_healthy(int(line[2]), "/healthz")
+            assert not is_healthy(int(line[2]), "/nothing-here")
         finally:
             process.kill()

@@ -64,22 +64,22 @@ def test_lines_of_threads_do_not_mix_and_a_file_moved_away_is_begun_anew(tmp_pat
     path = tmp_path / "audit.jsonl"
     audit = AuditLog(path)
 
-    def tell() -> None:
+    def record() -> None:
         for _ in range(5):
-            audit.tell("try", "refused", by="x" * 500)
+            audit.record("try", "refused", by="x" * 500)
 
-    threads = [threading.Thread(target=tell) for _ in range(4)]
+    threads = [threading.Thread(target=record) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(lines(path)) == 20
     path.rename(tmp_path / "audit.1.jsonl")
-    audit.tell("try", "done", by="ops")
+    audit.record("try", "done", by="ops")
     assert len(lines(path)) == 1
 
 
 def test_a_line_break_in_a_value_makes_no_second_line(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    AuditLog(path).tell("adapters.pin", "done", by="ops", reason='bad\n{"action": "forged"}')
+    AuditLog(path).record("adapters.pin", "done", by="ops", reason='bad\n{"action": "forged"}')
     assert [line["action"] for line in lines(path)] == ["adapters.pin"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.disks import STALE_SECONDS, TemporaryDirectoryError, disk_problem, temporary_directory
+from services.disks import STALE_SECONDS, TemporaryDirectoryError, describe_disk_error, temporary_directory
 
 PREFIX = "headwater-scorer-"
 
@@ -89,11 +89,11 @@ def test_without_a_writable_directory_the_error_names_tmpdir(monkeypatch: pytest
     ],
 )
 def test_an_error_of_a_disk_is_one_sentence(error: Exception, problem: str) -> None:
-    said = disk_problem(error)
+    said = describe_disk_error(error)
     assert said is not None
     assert said.startswith(problem)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), ConnectionRefusedError(errno.ECONNREFUSED, "refused")])
 def test_other_errors_are_not(error: Exception) -> None:
-    assert disk_problem(error) is None
+    assert describe_disk_error(error) is None

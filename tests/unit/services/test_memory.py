@@ -15,7 +15,7 @@ def resident_mib():
     return int(line.split()[1]) / 1024
 
 if {tidy}:
-    memory.give_back()
+    memory.limit_heaps()
 np.ones(5 << 20, dtype=np.uint8)  # freed: by itself the C library keeps a heap for such ones from here on
 before = resident_mib()
 blocks = [np.ones(5 << 20, dtype=np.uint8) for _ in range(40)]
@@ -37,7 +37,7 @@ del blocks
 memory.trim()
 print(resident_mib() - before)
 """
-FROZEN = "import gc; from services import memory; memory.settle(); print(gc.get_freeze_count())"
+FROZEN = "import gc; from services import memory; memory.freeze_gc(); print(gc.get_freeze_count())"
 
 
 def printed(code: str) -> float:

@@ -17,7 +17,7 @@ from peft_adapters.learning.learner import Learner
 from peft_adapters.settings import LearnerSettings
 from services.updater import checkpoint_store as store_module
 from services.updater.checkpoint_store import CheckpointStore
-from services.updater.journal import Journal, Recorded
+from services.updater.journal import Journal, JournalEntry
 from streams.join_store import Shown
 
 AT = ("clicks", 0)
@@ -57,7 +57,7 @@ def test_one_that_was_written_and_did_not_come_to_count_is_as_if_it_had_never_be
 ) -> None:
     with closing(opened(tmp_path)) as first:
         first.save(learner, {"number": 1})
-        first.journal.record(Recorded({AT: 7}))
+        first.journal.record(JournalEntry({AT: 7}))
         first.store.add(shown(1))
         with monkeypatch.context() as patch:
             patch.setattr(first.store, "commit", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -74,30 +74,30 @@ def test_one_that_was_written_and_did_not_come_to_count_is_as_if_it_had_never_be
 class TestJournal:
     def test_ends_since_the_checkpoint_are_to_be_repeated(self, tmp_path: Path, learner: Learner) -> None:
         with closing(opened(tmp_path)) as first:
-            first.journal.record(Recorded({AT: 1}))
+            first.journal.record(JournalEntry({AT: 1}))
             first.save(learner, {})
-            first.journal.record(Recorded({AT: 2, ("other/topic", 3): 5}))
-            first.journal.record(Recorded({AT: 3, ("other/topic", 3): 5}))
+            first.journal.record(JournalEntry({AT: 2, ("other/topic", 3): 5}))
+            first.journal.record(JournalEntry({AT: 3, ("other/topic", 3): 5}))
         with closing(opened(tmp_path)) as second:
             ends = [{AT: 2, ("other/topic", 3): 5}, {AT: 3, ("other/topic", 3): 5}]
             assert _ends(second) == ends
-            second.journal.recorded.popleft()  # repeated
+            second.journal.to_replay.popleft()  # repeated
             second.save(learner, {})
         with closing(opened(tmp_path)) as third:
             assert _ends(third) == ends[1:]
 
     def test_what_the_gate_decided_and_whether_lora_waits_stand_beside_the_slice(self, tmp_path: Path) -> None:
         with closing(opened(tmp_path)) as first:
-            first.journal.record(Recorded({AT: 1}))
-            first.journal.record(Recorded({AT: 2}, "published"))
-            first.journal.record(Recorded({AT: 3}, "refused", late=True))
-            first.journal.record(Recorded({AT: 4}, late=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}))
+            first.journal.record(JournalEntry({AT: 1}))
+            first.journal.record(JournalEntry({AT: 2}, "published"))
+            first.journal.record(JournalEntry({AT: 3}, "refused", late=True))
+            first.journal.record(JournalEntry({AT: 4}, late=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}))
         with closing(opened(tmp_path)) as second:
-            assert list(second.journal.recorded) == [
-                Recorded({AT: 1}),
-                Recorded({AT: 2}, "published"),
-                Recorded({AT: 3}, "refused", late=True),
-                Recorded({AT: 4}, late=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}),
+            assert list(second.journal.to_replay) == [
+                JournalEntry({AT: 1}),
+                JournalEntry({AT: 2}, "published"),
+                JournalEntry({AT: 3}, "refused", late=True),
+                JournalEntry({AT: 4}, late=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}),
             ]
 
     def test_what_goes_beside_is_linked_until_it_changes_but_never_to_the_checkpoint_to_fall_back_to(
@@ -116,13 +116,13 @@ class TestJournal:
 
     def test_a_line_cut_short_was_never_learnt(self, tmp_path: Path) -> None:
         with closing(opened(tmp_path)) as first:
-            first.journal.record(Recorded({AT: 1}))
+            first.journal.record(JournalEntry({AT: 1}))
         (path,) = tmp_path.glob("*/journal-*.jsonl")
         with path.open("a") as file:
             file.write('{"clicks/0": ')
         with closing(opened(tmp_path)) as again:
             assert _ends(again) == [{AT: 1}]
-            again.journal.record(Recorded({AT: 2}))
+            again.journal.record(JournalEntry({AT: 2}))
         with closing(opened(tmp_path)) as last:
             assert _ends(last) == [{AT: 1}, {AT: 2}]
 
@@ -192,22 +192,22 @@ def test_old_epochs_checkpoints_and_journals_are_pruned(tmp_path: Path, learner:
 
 def _ends(home: CheckpointStore) -> list[dict[tuple[str, int], int]]:
     """Of the slices that are to be repeated."""
-    return [recorded.ends for recorded in home.journal.recorded]
+    return [recorded.ends for recorded in home.journal.to_replay]
 
 
 def test_slices_that_cannot_be_repeated_are_dropped_and_those_learnt_since_stay(tmp_path: Path) -> None:
     slices = [
-        Recorded({("clicks", 0): end}, topic_ids={"clicks": "c/1"}, missed={("clicks", 0): 2}) for end in range(5)
+        JournalEntry({("clicks", 0): end}, topic_ids={"clicks": "c/1"}, missed={("clicks", 0): 2}) for end in range(5)
     ]
     journal = Journal(tmp_path, 1)
     for each in slices[:4]:
         journal.record(each)
     journal.close()
     journal = Journal(tmp_path, 1)
-    assert list(journal.recorded) == slices[:4]
-    journal.recorded.popleft()  # it was repeated
+    assert list(journal.to_replay) == slices[:4]
+    journal.to_replay.popleft()  # it was repeated
     journal.abandon()
     journal.record(slices[4])
     journal.close()
     with closing(Journal(tmp_path, 1)) as journal:
-        assert list(journal.recorded) == [slices[0], slices[4]]
+        assert list(journal.to_replay) == [slices[0], slices[4]]

@@ -17,8 +17,8 @@ from peft_adapters.learning.learner import Learner
 from peft_adapters.settings import LearnerSettings
 from services.updater import checkpoint_store as store_module
 from services.updater.checkpoint_store import CheckpointStore
-from services.updater.journal import Recorded
-from services.updater.recovery import survey
+from services.updater.journal import JournalEntry
+from services.updater.recovery import inspect_checkpoints
 from streams.join_store import Shown
 
 AT = ("clicks", 0)
@@ -44,7 +44,7 @@ def root(tmp_path: Path, learner: Learner) -> Path:
     with closing(opened(tmp_path / "home")) as own:
         for number in (1, 2, 3):
             own.save(learner, {"number": number, "offsets": {"clicks/0": number}}, {"live": torch.ones(2)})
-            own.journal.record(Recorded({AT: number}))
+            own.journal.record(JournalEntry({AT: number}))
             own.store.add(shown(number))
     return tmp_path / "home"
 
@@ -77,7 +77,7 @@ def went_on_from(root: Path) -> tuple[int, list[int], list[int]]:
         extra, beside = again.load(tiny_learner(LearnerSettings())) or ({}, {})
         assert beside["live"].tolist() == [1, 1]
         waiting = [number for number in range(1, 5) if again.store.by_request(number)]
-        return extra["number"], [each.ends[AT] for each in again.journal.recorded], waiting
+        return extra["number"], [each.ends[AT] for each in again.journal.to_replay], waiting
 
 
 def test_an_intact_start_goes_on_from_the_newest(root: Path) -> None:
@@ -185,13 +185,13 @@ def test_slices_carried_over_to_a_later_journal_are_repeated_once(tmp_path: Path
     with closing(opened(tmp_path)) as own:
         own.save(learner, {"number": 1}, beside)
         for number in (1, 2, 3):
-            own.journal.record(Recorded({AT: number}))
+            own.journal.record(JournalEntry({AT: number}))
     with closing(opened(tmp_path)) as own:
         own.load(tiny_learner(LearnerSettings()))
-        own.journal.recorded.popleft()
+        own.journal.to_replay.popleft()
         own.save(learner, {"number": 2}, beside)  # in the middle of the repetition: 2 and 3 are carried over
-        own.journal.recorded.clear()
-        own.journal.record(Recorded({AT: 4}))
+        own.journal.to_replay.clear()
+        own.journal.record(JournalEntry({AT: 4}))
     cut(epoch(tmp_path) / "0000000002" / "model.safetensors")
     assert went_on_from(tmp_path) == (1, [1, 2, 3, 4], [])
 
@@ -246,7 +246,7 @@ class TestDamagedJournal:
     def test_lines_lost_in_the_middle_of_a_step_back_are_named(self, root: Path) -> None:
         with closing(opened(root)) as own:
             own.load(tiny_learner(LearnerSettings()))
-            own.journal.record(Recorded({AT: 4}))
+            own.journal.record(JournalEntry({AT: 4}))
         path = epoch(root) / "journal-0000000003.jsonl"
         path.write_bytes(path.read_bytes().split(b"\n", 1)[1])
         cut(epoch(root) / "0000000003" / "model.safetensors")
@@ -282,7 +282,7 @@ def test_with_a_large_join_state_checkpoints_without_a_copy_are_not_fallen_back_
             if number == 2:
                 own._copies._next = float("inf")  # not due again
             own.save(learner, {"number": number}, {"live": torch.ones(2)})
-            own.journal.record(Recorded({AT: number}))
+            own.journal.record(JournalEntry({AT: number}))
             own.store.add(shown(number))
     assert sorted(path.name for path in epoch(tmp_path).iterdir() if path.is_dir()) == ["0000000001", "0000000004"]
     cut(epoch(tmp_path) / "0000000004" / "model.safetensors")
@@ -303,13 +303,13 @@ def test_a_copy_that_fails_is_logged_and_the_older_one_stays(
 
 
 def test_the_survey_says_what_can_be_used(root: Path) -> None:
-    assert [(found.number, found.problem) for found in survey(root)] == [(2, None), (3, None)]
-    (older, newest) = survey(root)
+    assert [(found.number, found.problem) for found in inspect_checkpoints(root)] == [(2, None), (3, None)]
+    (older, newest) = inspect_checkpoints(root)
     assert (newest.epoch, newest.offsets) == (1, {"clicks/0": 3})
     assert newest.size_bytes > 1_000
     cut(epoch(root) / "0000000003" / "model.safetensors")
     before = files(root)
-    (older, newest) = survey(root)
+    (older, newest) = inspect_checkpoints(root)
     assert older.problem is None
     assert newest.problem is not None
     assert "model.safetensors is not the file that SHA256SUMS names" in newest.problem
@@ -320,7 +320,7 @@ def test_the_survey_of_a_checkpoint_that_is_deleted_meanwhile_shows_the_others(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.updater.recovery.checkpoint_numbers", lambda _: [1, 2, 3])
-    assert [found.number for found in survey(root)] == [2, 3]
+    assert [found.number for found in inspect_checkpoints(root)] == [2, 3]
 
 
 def test_a_directory_in_the_way_is_named_with_its_remedy(root: Path) -> None:
