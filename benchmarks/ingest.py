@@ -81,7 +81,7 @@ def _ingest(connection: KafkaConnection, topics: Topics, known: set[str], events
             for event in decoded:
                 if isinstance(event, SHOPPER_EVENTS):
                     at = record.topic, record.partition
-                    watermarks.see(at, event_ms=event.ts, log_ms=record.timestamp_ms)
+                    watermarks.observe(at, event_ms=event.ts, log_ms=record.timestamp_ms)
                     joiner.offer(event, publish_ts_ms=record.timestamp_ms, topic=record.topic)
         joiner.advance(watermarks.advance())
 

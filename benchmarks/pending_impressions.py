@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks.measure import Measured
-from streams.events import Impression, Shown
+from streams.events import Impression, ShownItem
 from streams.join_store import JoinStore
 from streams.joiner import Joiner
 
@@ -48,7 +48,7 @@ def run(_data: Path) -> Measured:
 def _fill(sender: Connection) -> None:
     rng = random.Random(0)  # noqa: S311
     lists = [
-        tuple(Shown(item_id=f"item-{rng.randrange(CATALOGUE)}", position=place) for place in range(ITEMS_EACH))
+        tuple(ShownItem(item_id=f"item-{rng.randrange(CATALOGUE)}", position=place) for place in range(ITEMS_EACH))
         for _ in range(1_000)
     ]
     slowest = 0.0

@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from streams.faults import rule
+from streams.validation_errors import describe_rule
 
 FAULTS_SHOWN = 3
 
@@ -18,7 +18,7 @@ def one_line(error: Exception, *, with_values: bool = False) -> str:
         return str(error)
     faults = error.errors(include_url=False)
     shown = [
-        f"`{'.'.join(map(str, fault['loc']))}`: {rule(fault) if with_values else fault['msg']}"
+        f"`{'.'.join(map(str, fault['loc']))}`: {describe_rule(fault) if with_values else fault['msg']}"
         for fault in faults[:FAULTS_SHOWN]
     ]
     more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []

@@ -4,10 +4,10 @@ import re
 import time
 from datetime import datetime
 
-from streams.events import MOMENT_PATTERN
+from streams.events import TIMESTAMP_PATTERN
 
 # For fields of calls over HTTP: the same texts as a pattern of JSON Schema, so that clients can check them.
-MOMENT_OR_AGO = rf"^[0-9]{{1,9}}[smhd]$|{MOMENT_PATTERN}"
+MOMENT_OR_AGO = rf"^[0-9]{{1,9}}[smhd]$|{TIMESTAMP_PATTERN}"
 
 _UNITS_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 

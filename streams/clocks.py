@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from streams.dead_letters import DeadLetter, Reason
-from streams.decode import ItemRemoved, decode, refused
+from streams.decode import ItemRemoved, decode, reject
 from streams.events import Event, Item
 from streams.record import Record
 from streams.topics import Topics
@@ -51,7 +51,9 @@ class ReaderClock:
     log_ms: int
 
     @classmethod
-    def of(cls, records: Sequence[Record], settings: ClockSettings, *, now_ms: int | None = None) -> "ReaderClock":
+    def from_records(
+        cls, records: Sequence[Record], settings: ClockSettings, *, now_ms: int | None = None
+    ) -> "ReaderClock":
         """Return the clock that bounds the times of some records.
 
         Args:
@@ -69,22 +71,22 @@ class ReaderClock:
         """The latest time that is taken as it is."""
         return self.now_ms + self.allowance_ms
 
-    def bounded(self, time_ms: int) -> int:
+    def bound_time(self, time_ms: int) -> int:
         """Return a time as it counts: `log_ms` if it is further ahead than the allowance."""
         return time_ms if time_ms <= self.latest_ms else self.log_ms
 
-    def not_ahead(self, record: Record) -> int:
+    def publish_ts_ms(self, record: Record) -> int:
         """Return the time of a record as it may move what is not its own, such as a watermark: not after now."""
-        return min(self.record(record).timestamp_ms, self.now_ms)
+        return min(self.bound_record(record).timestamp_ms, self.now_ms)
 
-    def record(self, record: Record) -> Record:
+    def bound_record(self, record: Record) -> Record:
         """Return a record with its time bounded; one without a time (-1) has `log_ms`."""
         if 0 <= record.timestamp_ms <= self.latest_ms:
             return record
         return replace(record, timestamp_ms=self.log_ms)
 
 
-class Bounded(NamedTuple):
+class BoundedRecord(NamedTuple):
     """A decoded record whose times are bounded.
 
     Attributes:
@@ -98,7 +100,7 @@ class Bounded(NamedTuple):
     clamped: bool
 
 
-def decode_bounded(record: Record, topics: Topics, clock: ReaderClock) -> Bounded:
+def decode_bounded(record: Record, topics: Topics, clock: ReaderClock) -> BoundedRecord:
     """Decode a record and bound its time and those of its events.
 
     An item counts as of its record at the latest: its time decides which of two is the newer one, and nothing that was
@@ -109,23 +111,23 @@ def decode_bounded(record: Record, topics: Topics, clock: ReaderClock) -> Bounde
         topics: which topic carries what.
         clock: the reader's clock.
     """
-    bounded = clock.record(record)
+    bounded = clock.bound_record(record)
     decoded = decode(bounded, topics)
     if isinstance(decoded, DeadLetter):
-        return Bounded(bounded, decoded, False)
+        return BoundedRecord(bounded, decoded, False)
     clamped = record.timestamp_ms > clock.latest_ms
     for index, event in enumerate(decoded):
         if isinstance(event, DeadLetter):
             continue
         if event.ts > clock.now_ms + DAY_MS:
-            return Bounded(bounded, refused(record, Reason.FROM_THE_FUTURE, _too_far(event.ts, clock)), False)
-        ts = clock.bounded(event.ts)
+            return BoundedRecord(bounded, reject(record, Reason.FROM_THE_FUTURE, _too_far(event.ts, clock)), False)
+        ts = clock.bound_time(event.ts)
         clamped |= ts != event.ts
         if isinstance(event, Item):
             ts = min(ts, bounded.timestamp_ms)
         if ts != event.ts and not isinstance(event, ItemRemoved):
             decoded[index] = event.model_copy(update={"ts": ts})
-    return Bounded(bounded, decoded, clamped)
+    return BoundedRecord(bounded, decoded, clamped)
 
 
 def _too_far(ts: int, clock: ReaderClock) -> str:

@@ -110,7 +110,7 @@ def open_client(build: Callable[..., Client], connection: KafkaConnection, **opt
         BrokerUnreachableError: If no broker answers within `bootstrap_timeout_ms`, or it turns us away, or no broker
             can be reached at the address that it advertises.
     """
-    refused = refusal(connection)
+    refused = bootstrap_problem(connection)
     if refused is not None:
         raise BrokerUnreachableError(connection.bootstrap_servers, refused)
     started: list[KafkaNetClient] = []
@@ -141,18 +141,18 @@ def _client_reason(error: Exception, complaints: Sequence[str], connection: Kafk
     return reason
 
 
-def refusal(connection: KafkaConnection) -> str | None:
+def bootstrap_problem(connection: KafkaConnection) -> str | None:
     """Why no server takes a connection: quicker than a client, and it leaves nothing open."""
     reasons = []
     for server in connection.servers():
-        reason = connection_refusal(*_address(server))
+        reason = connect_problem(*_address(server))
         if reason is None:
             return None
         reasons.append(reason)
     return reasons[0]
 
 
-def connection_refusal(host: str, port: int) -> str | None:
+def connect_problem(host: str, port: int) -> str | None:
     """Return why an address takes no connection, or None if it does."""
     try:
         socket.create_connection((host, port), timeout=PROBE_TIMEOUT_MS / 1000).close()
@@ -179,7 +179,7 @@ class _ConnectionManager(KafkaConnectionManager):  # type: ignore[misc]  # kafka
             try:
                 self.run(self._connect_to, broker.node_id, timeout_ms)
             except Exception as error:  # besides KafkaError whatever the resolver and the TLS library raise
-                cause = connection_refusal(broker.host, broker.port) or str(error.args[0] if error.args else error)
+                cause = connect_problem(broker.host, broker.port) or str(error.args[0] if error.args else error)
                 reasons.append(f"it advertises {broker.host}:{broker.port}, which cannot be connected to ({cause})")
             else:
                 return

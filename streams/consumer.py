@@ -16,7 +16,7 @@ from kafka.errors import (
 )
 
 from streams import read_problems
-from streams.connection import KafkaConnection, refusal
+from streams.connection import KafkaConnection, bootstrap_problem
 from streams.errors import (
     BrokerUnreachableError,
     ConsumeError,
@@ -154,20 +154,20 @@ class PartitionConsumer:
         return []
 
     @property
-    def is_away(self) -> bool:
+    def is_broker_lost(self) -> bool:
         """Whether the broker was last found to be away."""
         return self._outage.is_on
 
     @property
-    def has_no_answers(self) -> bool:
+    def is_unanswered(self) -> bool:
         """Whether the brokers of these topics do not answer, though others may."""
-        return self._outage.has_no_answers
+        return self._outage.is_unanswered
 
     def problems(self) -> dict[str, str]:
         """Return what cannot be read, by topic or `topic/partition`, in a sentence each. Safe from another thread."""
         return self._problems.sentences()
 
-    def require(self) -> None:
+    def check_readable(self) -> None:
         """Check that all topics can be read, for a reader that does not wait.
 
         Raises:
@@ -197,7 +197,7 @@ class PartitionConsumer:
         end, read = self._client.high_watermark(at), self._read_up_to(at)
         return end is not None and read < end and self._hanging.get(at) != read
 
-    def hold(self, partitions: Collection[TopicPartition]) -> None:
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
         """Reads nothing of these partitions, and of all others again, until the next call."""
         held = set(partitions)
         if held != self._held:
@@ -217,7 +217,7 @@ class PartitionConsumer:
         except KafkaError as error:
             raise self._not_answered(error) from error
 
-    def reached(self, ends: Offsets) -> bool:
+    def has_reached(self, ends: Offsets) -> bool:
         """Return whether all records before some ends were read, markers of transactions and compacted ones aside.
 
         Partitions that cannot be read now are left out: see `problems`.
@@ -314,7 +314,7 @@ class PartitionConsumer:
                 for topic in _topics_of(error):
                     self._problems.note(topic, read_problems.unauthorized(topic), retry=True)
             except KafkaError:
-                if refusal(self._connection) is not None or not self._note_cut_off(partitions):
+                if bootstrap_problem(self._connection) is not None or not self._note_cut_off(partitions):
                     raise
 
     def _note_cut_off(self, partitions: Sequence[TopicPartition]) -> bool:
@@ -402,7 +402,7 @@ class PartitionConsumer:
         A topic that was deleted, or has no leader, fails requests too: the client knows no leader, or asks until its
         time is up.
         """
-        if refusal(self._connection) is None:
+        if bootstrap_problem(self._connection) is None:
             with suppress(KafkaError, BrokerUnreachableError):
                 changed = self._follow(self._lookup.look_now(self._client.manager, CHECK_TIMEOUT_MS), CHECK_TIMEOUT_MS)
                 if changed or isinstance(error, InvalidMetadataError):

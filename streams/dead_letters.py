@@ -75,7 +75,7 @@ class DeadLetter(BaseModel):
         """The bytes of the refused record's key."""
         return None if self.key is None else b64decode(self.key)
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether it holds the refused record as it was."""
         return self.payload_policy == "keep" and (self.payload is not None or self.payload_bytes == 0)
 
@@ -234,7 +234,7 @@ class DeadLetterWriter:
         )
 
 
-def redacted(letter: DeadLetter, topics: Topics, pseudonymise: Pseudonymise) -> DeadLetter:
+def redact_letter(letter: DeadLetter, topics: Topics, pseudonymise: Pseudonymise) -> DeadLetter:
     """A whole letter without the ids of people; the key of an item is nobody's, and stays.
 
     Args:
@@ -264,7 +264,7 @@ class _Policy:
         if self._policy == "keep" or letter.payload_policy != "keep":
             return letter
         if self._policy == "redact" and self._pseudonymise is not None:
-            return redacted(letter, self._topics, self._pseudonymise)
+            return redact_letter(letter, self._topics, self._pseudonymise)
         error = redact_error(letter.error, key=letter.original_key(), payload=letter.original())
         return letter.model_copy(update={"key": None, "payload": None, "error": error, "payload_policy": "drop"})
 

@@ -9,11 +9,11 @@ from pydantic import TypeAdapter, ValidationError
 from streams.dead_letters import DeadLetter, Reason
 from streams.dialects import DECODERS, BadLine, Source
 from streams.events import MODELS, Event, Item
-from streams.faults import faults_of
 from streams.record import Record
 from streams.topics import Topics
+from streams.validation_errors import describe_errors
 
-__all__ = ["MAX_EVENT_BYTES", "ItemRemoved", "Reason", "decode", "refused"]
+__all__ = ["MAX_EVENT_BYTES", "ItemRemoved", "Reason", "decode", "reject"]
 
 MAX_EVENT_BYTES = 1024 * 1024
 MAX_ERROR_CHARS = 500
@@ -49,22 +49,22 @@ def decode(
     """
     kind, value = topics.kind_of(record.topic), record.value
     if kind is None and record.topic not in topics.dialects:
-        return refused(record, Reason.UNKNOWN_TOPIC, f"topic {record.topic!r} carries no events")
+        return reject(record, Reason.UNKNOWN_TOPIC, f"topic {record.topic!r} carries no events")
     if value is None:
         return _removed(record, kind)
     if len(value) > max_event_bytes:
         problem = f"an event must have at most {max_event_bytes} bytes, got {len(value)}"
-        return refused(record, Reason.OVERSIZED, problem)
+        return reject(record, Reason.OVERSIZED, problem)
     try:
         if kind is None:
             return _translated(record, value, topics)
         event: Event = _READERS[kind](value)
     except ValidationError as error:
-        return refused(record, _reason(error), faults_of(error))
+        return reject(record, _reason(error), describe_errors(error))
     if record.key != event.key().encode():
         field = "item_id" if kind == Item.KIND else "user_id"
         problem = f"the key of the record must be its {field}, got {'none' if record.key is None else 'another'}"
-        return refused(record, Reason.WRONG_KEY, problem)
+        return reject(record, Reason.WRONG_KEY, problem)
     return [event]
 
 
@@ -73,25 +73,25 @@ def _translated(record: Record, value: bytes, topics: Topics) -> list[Event | It
     found = DECODERS[topics.dialects[record.topic]](Source(value, record.timestamp_ms, place))
     bad = [one for one in found if isinstance(one, BadLine)]
     if bad and len(bad) == len(found):
-        return refused(record, Reason.INVALID_SCHEMA, "; ".join(dict.fromkeys(one.problem for one in bad)))
+        return reject(record, Reason.INVALID_SCHEMA, "; ".join(dict.fromkeys(one.problem for one in bad)))
     return [_refused_line(record, one) if isinstance(one, BadLine) else one for one in found]
 
 
 def _refused_line(record: Record, line: BadLine) -> DeadLetter:
     """The dead letter of a line; its payload is the line, as an event of ours: mended, it can be put back."""
-    letter = refused(replace(record, value=line.payload()), Reason.INVALID_SCHEMA, line.problem)
+    letter = reject(replace(record, value=line.payload()), Reason.INVALID_SCHEMA, line.problem)
     return letter.model_copy(update={"line": line.where})
 
 
 def _removed(record: Record, kind: str | None) -> list[Event | ItemRemoved | DeadLetter] | DeadLetter:
     if kind != Item.KIND:
-        return refused(record, Reason.MALFORMED_JSON, "a record without a value is no event; only items can be removed")
+        return reject(record, Reason.MALFORMED_JSON, "a record without a value is no event; only items can be removed")
     try:
         item_id = (record.key or b"").decode()
     except UnicodeDecodeError as error:
-        return refused(record, Reason.WRONG_KEY, f"the key of a removal must be an item_id: {error}")
+        return reject(record, Reason.WRONG_KEY, f"the key of a removal must be an item_id: {error}")
     if not item_id:
-        return refused(record, Reason.WRONG_KEY, "the key of a removal must be an item_id, got none")
+        return reject(record, Reason.WRONG_KEY, "the key of a removal must be an item_id, got none")
     return [ItemRemoved(item_id, record.timestamp_ms)]
 
 
@@ -104,7 +104,7 @@ def _reason(error: ValidationError) -> Reason:
     return Reason.INVALID_SCHEMA
 
 
-def refused(record: Record, reason: Reason, problem: str) -> DeadLetter:
+def reject(record: Record, reason: Reason, problem: str) -> DeadLetter:
     """The dead letter of a record.
 
     Args:

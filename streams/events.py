@@ -53,7 +53,7 @@ def unit_problem(value: float) -> str | None:
     return f"looks like {unit}; `ts` must be epoch milliseconds, got {str(value)[:40]}"
 
 
-def number_in(text: str) -> float | None:
+def parse_number(text: str) -> float | None:
     """Return the number that a text holds and nothing else, None if it holds something else.
 
     Python reads some numbers as dates of ISO 8601: 1796070402006 as the year 1796. No time is written so.
@@ -61,7 +61,7 @@ def number_in(text: str) -> float | None:
     Args:
         text: what may be a time as a number.
 
-    >>> number_in("1796070402006"), number_in("1.5"), number_in("2026-01-31")
+    >>> parse_number("1796070402006"), parse_number("1.5"), parse_number("2026-01-31")
     (1796070402006, 1.5, None)
     """
     if _NUMBER.fullmatch(text) is None:
@@ -94,7 +94,7 @@ def epoch_ms(value: object) -> object:
 
 
 def _rfc_3339(text: str) -> datetime:
-    number = number_in(text)
+    number = parse_number(text)
     if number is not None:
         raise ValueError(
             unit_problem(number)
@@ -109,14 +109,14 @@ def _rfc_3339(text: str) -> datetime:
 # RFC 3339 from 1974 to 9998: an earlier time is one in seconds that was read as milliseconds, and at the other end an
 # offset would lead out of what an event's time may be. Requests over HTTP are held to it; on Kafka a time may be
 # written in each way that Python reads.
-MOMENT_PATTERN = (
+TIMESTAMP_PATTERN = (
     r"^(197[4-9]|19[89]\d|[2-8]\d{3}|9[0-8]\d{2}|99[0-8]\d|999[0-8])-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
     r"(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$"
 )
 _TIME_SCHEMA = {
     "anyOf": [
         {"type": "integer", "minimum": SECONDS_UNTIL, "maximum": MAX_TS_MS, "description": "epoch milliseconds, UTC"},
-        {"type": "string", "format": "date-time", "pattern": MOMENT_PATTERN, "description": "RFC 3339"},
+        {"type": "string", "format": "date-time", "pattern": TIMESTAMP_PATTERN, "description": "RFC 3339"},
         {
             "type": "integer",
             "minimum": 0,
@@ -182,7 +182,7 @@ class _UserEvent(_Event):
 
 
 # A mapping, because there are so many: an impression of 24 items is read in half the time that models take.
-class Shown(TypedDict):
+class ShownItem(TypedDict):
     """One item of an impression, and the place at which it was shown (0 is the first)."""
 
     item_id: Id
@@ -197,7 +197,7 @@ class Impression(_UserEvent):
     request_id: Id
     scenario: Scenario
     query: str | None = None
-    items: Annotated[tuple[Shown, ...], Field(min_length=1)]
+    items: Annotated[tuple[ShownItem, ...], Field(min_length=1)]
     adapter_version: str | None = None
 
 
@@ -253,10 +253,10 @@ class Item(_Event):
         return self.item_id
 
 
-def asked_in_words(query: str | None) -> str | None:
+def normalize_query(query: str | None) -> str | None:
     """What a shopper searched for as it is learnt from: spaces in order, bounded; None where nothing was.
 
-    >>> asked_in_words("  red   mug ")
+    >>> normalize_query("  red   mug ")
     'red mug'
     """
     return (" ".join(query.split())[:MAX_QUERY_CHARS] or None) if query else None

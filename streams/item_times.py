@@ -12,7 +12,7 @@ class ItemTimes:
     def __init__(self) -> None:
         self._newest_ms: dict[str, int] = {}
 
-    def take(self, event: Item | ItemRemoved, *, latest_ms: int) -> bool:
+    def update(self, event: Item | ItemRemoved, *, latest_ms: int) -> bool:
         """Note an event of the catalogue. Returns False if a newer one of its item was noted before.
 
         Of two with the same time the later one in the log is the newer.

@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
 
 
 @dataclass(slots=True)
-class Shown:
+class PendingImpression:
     """An impression that waits.
 
     Attributes:
@@ -94,11 +94,11 @@ class JoinStore:
         self._db.executescript(_SCHEMA)
         self._db.execute("BEGIN IMMEDIATE")
         self._cached_impressions = cached_impressions
-        self._cache: OrderedDict[int, Shown] = OrderedDict()  # the newest, in order of seq
+        self._cache: OrderedDict[int, PendingImpression] = OrderedDict()  # the newest, in order of seq
         self._by_request: dict[int, int] = {}  # of the cached
         self._by_user: dict[int, list[int]] = {}  # of the cached, oldest first
-        self._unsaved: list[Shown] = []
-        self._changed: dict[int, Shown] = {}  # saved before, with other marks now
+        self._unsaved: list[PendingImpression] = []
+        self._changed: dict[int, PendingImpression] = {}  # saved before, with other marks now
         self._new_digests: list[bytes] = []
         self._next_seq = 1 + (self._one("SELECT max(seq) FROM shown") or 0)
         self._impressions: int = self._one("SELECT count(*) FROM shown") or 0
@@ -151,7 +151,7 @@ class JoinStore:
         """Go on numbering from there."""
         self._next_seq, self._next_ticket = seq, ticket
 
-    def add(self, shown: Shown) -> None:
+    def add(self, shown: PendingImpression) -> None:
         """Keep an impression."""
         shown.seq = self._next_seq
         self._next_seq += 1
@@ -163,21 +163,21 @@ class JoinStore:
         if len(self._unsaved) >= self._cached_impressions:
             self.save()
 
-    def by_request(self, request: int) -> Shown | None:
+    def by_request(self, request: int) -> PendingImpression | None:
         """The impression of a request."""
         seq = self._by_request.get(request)
         if seq is not None:
             return self._cache[seq]
         return next(self._older("request = ? ORDER BY seq DESC LIMIT 1", request), None)
 
-    def by_user(self, user_id: str, *, limit: int = 32) -> Iterator[Shown]:
+    def by_user(self, user_id: str, *, limit: int = 32) -> Iterator[PendingImpression]:
         """Impressions of a user, newest first."""
         user = user_digest(user_id)
         cached = self._by_user.get(user, ())
         yield from (self._cache[seq] for seq in reversed(cached[-limit:]))
         yield from self._older("user = ? ORDER BY seq DESC LIMIT ?", user, limit)
 
-    def mark(self, shown: Shown, index: int, *, bought: bool = False) -> None:
+    def mark(self, shown: PendingImpression, index: int, *, bought: bool = False) -> None:
         """Note that the item at `index` was clicked or `bought`."""
         shown.marks |= 1 << index | bought << (len(shown.item_ids) + index)
         if shown.seq not in self._cache:
@@ -185,7 +185,7 @@ class JoinStore:
         elif not self._unsaved or shown.seq < self._unsaved[0].seq:
             self._changed[shown.seq] = shown
 
-    def from_seq(self, seq: int, *, limit: int) -> list[Shown]:
+    def from_seq(self, seq: int, *, limit: int) -> list[PendingImpression]:
         """Impressions from a place in the order of arrival on."""
         found = list(self._older("seq >= ? ORDER BY seq LIMIT ?", seq, limit))
         if len(found) == limit:
@@ -213,7 +213,7 @@ class JoinStore:
         while self._cache and next(iter(self._cache)) < seq:
             self._uncache(next(iter(self._cache)))
 
-    def forget(self, user_id: str) -> list[Shown]:
+    def forget(self, user_id: str) -> list[PendingImpression]:
         """Drop a user's impressions; what they were."""
         self.save()
         user = user_digest(user_id)
@@ -235,7 +235,7 @@ class JoinStore:
         for shown in self._cache.values():
             shown.ts = min(shown.ts, now_ms)
 
-    def _older(self, where: str, *values: int) -> Iterator[Shown]:
+    def _older(self, where: str, *values: int) -> Iterator[PendingImpression]:
         """Impressions that are no longer cached."""
         if self._impressions == len(self._cache):
             return
@@ -377,11 +377,11 @@ def _bits(marks: int, count: int) -> tuple[bool, ...]:
     return tuple([bool(marks >> index & 1) for index in range(count)]) if marks else (False,) * count
 
 
-def _marks(shown: Shown) -> str | None:
+def _marks(shown: PendingImpression) -> str | None:
     return f"{shown.marks:x}" if shown.marks else None
 
 
-def _packed(shown: Shown) -> str:
+def _packed(shown: PendingImpression) -> str:
     in_order = shown.positions == tuple(range(len(shown.positions)))
     positions = "" if in_order else ",".join(map(str, shown.positions))
     parts = (shown.topic, shown.user_id, shown.session_id or "", positions, shown.query or "", *shown.item_ids)
@@ -389,10 +389,10 @@ def _packed(shown: Shown) -> str:
     return text if text.count(_SEPARATOR) == len(parts) - 1 else _AS_JSON + json.dumps(parts)
 
 
-def _shown(seq: int, ts: int, request: int, marks: str | None, body: str) -> Shown:
+def _shown(seq: int, ts: int, request: int, marks: str | None, body: str) -> PendingImpression:
     parts = json.loads(body[1:]) if body.startswith(_AS_JSON) else body.split(_SEPARATOR)
     topic, user_id, session_id, positions, query, *item_ids = parts
-    return Shown(
+    return PendingImpression(
         seq=seq,
         ts=ts,
         topic=topic,

@@ -21,8 +21,8 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from streams.errors import StateVersionError
-from streams.events import Click, Impression, Purchase, UserEvent, asked_in_words
-from streams.join_store import DIGEST_BYTES, JoinStore, Shown, request_digest
+from streams.events import Click, Impression, Purchase, UserEvent, normalize_query
+from streams.join_store import DIGEST_BYTES, JoinStore, PendingImpression, request_digest
 from streams.recent_ids import RecentIds
 
 STATE_VERSION = 4
@@ -61,8 +61,8 @@ class ShownList:
         item_ids: what was shown and is in the catalogue.
         positions: where, 0 is the first.
         clicked: whether each was clicked or bought before its negatives were due.
-        late: one item alone, clicked or bought after it was learnt as a negative, or bought after it was learnt as
-            clicked; `clicked` and `bought` say which of it is new.
+        is_correction: whether this is a single item that was clicked or bought after it was learnt as a negative, or
+            bought after it was learnt as clicked; `clicked` and `bought` say which of the two is new.
         bought: whether each was bought before its negatives were due; left out, nothing was.
         query: what the user had searched for, where that is why it was shown.
         left_out: outcome of a list that the guard left out: capped or quarantined.
@@ -74,7 +74,7 @@ class ShownList:
     item_ids: tuple[str, ...]
     positions: tuple[int, ...]
     clicked: tuple[bool, ...]
-    late: bool = False
+    is_correction: bool = False
     topic: str = ""
     weight: float = 1.0
     bought: tuple[bool, ...] = ()
@@ -205,7 +205,7 @@ class Joiner:
     def _show(
         self, impression: Impression, user_id: str, session_id: str | None, publish_ts_ms: int, topic: str
     ) -> None:
-        shown = Shown(
+        shown = PendingImpression(
             ts=min(impression.ts, publish_ts_ms),
             topic=topic,
             request=request_digest(impression.request_id),
@@ -213,7 +213,7 @@ class Joiner:
             session_id=session_id,
             item_ids=tuple([item["item_id"] for item in impression.items]),
             positions=tuple([item["position"] for item in impression.items]),
-            query=asked_in_words(impression.query),
+            query=normalize_query(impression.query),
         )
         self.store.add(shown)
         self._waiting_lists[topic] += 1
@@ -254,10 +254,10 @@ class Joiner:
             if len(self._early) > MAX_EARLY:
                 self._early.popitem(last=False)
 
-    def _shown(self, event: Click | Purchase, user_id: str) -> Shown | None:
+    def _shown(self, event: Click | Purchase, user_id: str) -> PendingImpression | None:
         """The impression that an event answers, by request, or else by user, item and time."""
         window_ms = self._click_window_ms if isinstance(event, Click) else self._purchase_window_ms
-        candidates: Iterable[Shown]
+        candidates: Iterable[PendingImpression]
         if event.request_id is not None:
             found = self.store.by_request(request_digest(event.request_id))
             candidates = [found] if found is not None and found.user_id == user_id else []
@@ -293,7 +293,7 @@ class Joiner:
         self._drop_old(watermark_ms)
         return lists
 
-    def _due(self, shown: Shown) -> list[ShownList]:
+    def _due(self, shown: PendingImpression) -> list[ShownList]:
         self._waiting_lists[shown.topic] -= 1
         item_ids, positions, clicked, bought = shown.item_ids, shown.positions, shown.clicked(), shown.bought()
         if not all(map(self._is_known, item_ids)):
@@ -395,7 +395,7 @@ class Joiner:
             "due_seq": self._due_seq,
             "next_numbers": self.store.next_numbers,
             "early": [[*key, *early] for key, early in self._early.items()],
-            "late": [asdict(correction) for correction in self._late],
+            "late": [_to_json(correction) for correction in self._late],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -414,7 +414,7 @@ class Joiner:
         self._due_seq = state["due_seq"]
         self.store.number_from(*state["next_numbers"])
         self._early = OrderedDict(((request, item), (ts, bought)) for request, item, ts, bought in state["early"])
-        self._late = [_list_of(correction) for correction in state["late"]]
+        self._late = [_from_json(fields) for fields in state["late"]]
 
 
 def example_of(event: Click | Purchase, *, publish_ts_ms: int, query: str | None = None) -> Example:
@@ -441,7 +441,7 @@ def _at(whole: tuple[Any, ...], indices: list[int]) -> tuple[Any, ...]:
     return tuple([whole[index] for index in indices])
 
 
-def _correction(shown: Shown, index: int, *, clicked: bool, bought: bool) -> ShownList:
+def _correction(shown: PendingImpression, index: int, *, clicked: bool, bought: bool) -> ShownList:
     return ShownList(
         user_id=shown.user_id,
         session_id=shown.session_id,
@@ -450,13 +450,20 @@ def _correction(shown: Shown, index: int, *, clicked: bool, bought: bool) -> Sho
         positions=(shown.positions[index],),
         clicked=(clicked,),
         bought=(bought,),
-        late=True,
+        is_correction=True,
         topic=shown.topic,
         query=shown.query,
     )
 
 
-def _list_of(fields: dict[str, Any]) -> ShownList:
-    """A list as JSON gives it back, with lists for tuples."""
+def _to_json(shown: ShownList) -> dict[str, Any]:
+    """Return a list as the checkpoint format has it: a correction is named `late` there."""
+    fields = asdict(shown)
+    return {"late" if name == "is_correction" else name: value for name, value in fields.items()}
+
+
+def _from_json(fields: dict[str, Any]) -> ShownList:
+    """Return the list that `_to_json` wrote; JSON has turned its tuples into lists."""
     tuples: dict[str, Any] = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return ShownList(**(fields | tuples))
+    fields = fields | tuples
+    return ShownList(is_correction=fields.pop("late"), **fields)

@@ -9,7 +9,7 @@ from kafka import TopicPartition as KafkaPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import StaleMetadata
 
-from streams.connection import KafkaConnection, connection_refusal, open_client
+from streams.connection import KafkaConnection, connect_problem, open_client
 from streams.offsets import Offsets, TopicPartition
 from streams.record_batches import name_undecodable_batches
 
@@ -120,7 +120,7 @@ class LogClient:
         cluster = self.manager.cluster
         leaders = {at: cluster.leader_for_partition(KafkaPartition(*at)) for at in partitions}
         brokers = {broker.node_id: broker for broker in cluster.brokers() if broker.node_id in set(leaders.values())}
-        causes = {node: connection_refusal(broker.host, broker.port) for node, broker in brokers.items()}
+        causes = {node: connect_problem(broker.host, broker.port) for node, broker in brokers.items()}
         return {
             at: (f"{brokers[node].host}:{brokers[node].port}", cause)
             for at, node in leaders.items()

@@ -6,7 +6,13 @@ from collections import defaultdict
 
 import structlog
 
-from streams.connection import FIRST_BACKOFF_SECONDS, KafkaConnection, backoff_seconds, refusal, unreachable_reason
+from streams.connection import (
+    FIRST_BACKOFF_SECONDS,
+    KafkaConnection,
+    backoff_seconds,
+    bootstrap_problem,
+    unreachable_reason,
+)
 from streams.errors import BrokerUnreachableError
 
 log = structlog.get_logger(__name__)
@@ -39,7 +45,7 @@ class Outage:
         return began is not None and _answered.get(self._connection.bootstrap_servers, 0.0) <= began
 
     @property
-    def has_no_answers(self) -> bool:
+    def is_unanswered(self) -> bool:
         """Whether this reader has no answers, though others may have."""
         return self._began is not None
 
@@ -51,7 +57,7 @@ class Outage:
         """
         self._misses += 1
         if self._began is None:
-            refused = refusal(self._connection)
+            refused = bootstrap_problem(self._connection)
             if refused is None and self._misses == 1:  # a single slow answer
                 return FIRST_BACKOFF_SECONDS
             self._began = time.monotonic()

@@ -101,7 +101,7 @@ class SliceReader:
         if not self._follow():
             return self._cut(patient=False)
         if not self._is_full() or self._is_starved():
-            self._consumer.hold([at for at, queue in self._queues.items() if len(queue) > 2 * MAX_RECORDS])
+            self._consumer.pause([at for at, queue in self._queues.items() if len(queue) > 2 * MAX_RECORDS])
             self.read(timeout_seconds)
         if self._since is None:
             return self._cut(patient=False) if self._has_missed() else None
@@ -110,7 +110,7 @@ class SliceReader:
         due = old or (self._is_full() and not self._is_starved()) or (gathered and self._has_waited_in_the_log())
         return self._cut(patient=not old) if due else None
 
-    def rest(self) -> Slice | None:
+    def flush(self) -> Slice | None:
         """What waits, as it stands: no more is to come."""
         self._follow()
         return self._cut(patient=False) if self._since is not None or self._has_missed() else None
@@ -119,7 +119,7 @@ class SliceReader:
         """Read on; the slice that ends at `ends` once all of it is there."""
         missing = self._missing(ends)
         if missing:
-            self._consumer.hold(self._queues.keys() - missing)
+            self._consumer.pause(self._queues.keys() - missing)
             self.read(timeout_seconds)
             missing = self._missing(ends)
         if missing:

@@ -50,7 +50,7 @@ class Watermarks:
         self._log_ms = {at: min(time_ms, now_ms) for at, time_ms in self._log_ms.items()}
         return True
 
-    def see(self, partition: TopicPartition, *, event_ms: int, log_ms: int) -> None:
+    def observe(self, partition: TopicPartition, *, event_ms: int, log_ms: int) -> None:
         """Take in an event.
 
         Args:

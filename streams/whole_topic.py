@@ -27,11 +27,11 @@ def read_to_end(connection: KafkaConnection, topic: str) -> Iterator[Record]:
         ConsumeError: The broker does not give what is there.
     """
     with closing(PartitionConsumer(connection, [topic])) as consumer:
-        consumer.require()
+        consumer.check_readable()
         ends, heard = consumer.end_offsets(), time.monotonic()
-        while not consumer.reached(ends):
+        while not consumer.has_reached(ends):
             records = consumer.poll(_POLL_SECONDS)
-            consumer.require()
+            consumer.check_readable()
             if records:
                 heard = time.monotonic()
             elif time.monotonic() > heard + SILENCE_SECONDS:

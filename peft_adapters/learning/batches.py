@@ -74,7 +74,7 @@ class ShownList(Protocol):
         """Whether each item was bought before its negative was due."""
 
     @property
-    def late(self) -> bool:
+    def is_correction(self) -> bool:
         """One item alone, clicked or bought after it was learnt as not; `clicked` and `bought` say what is new."""
 
     @property
@@ -139,7 +139,7 @@ class ListBatch:
         position: [shown] place in its list, from 0.
         clicked: [shown] whether it was clicked.
         bought: [shown] whether it was bought.
-        late: [shown] whether it corrects what was learnt before.
+        is_correction: [shown] whether it corrects what was learnt before.
         weight: [lists] in the loss.
         counter_features: [COUNTER_FEATURES, shown] without what the list's own clicks have added.
         affinity_weights: [AFFINITIES, lists, context rows].
@@ -154,7 +154,7 @@ class ListBatch:
     position: IntArray
     clicked: npt.NDArray[np.bool_]
     bought: npt.NDArray[np.bool_]
-    late: npt.NDArray[np.bool_]
+    is_correction: npt.NDArray[np.bool_]
     weight: Tensor
     counter_features: Tensor
     affinity_weights: Tensor

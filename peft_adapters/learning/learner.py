@@ -374,7 +374,10 @@ class Learner:
         """Count lists and learn nothing from them; those of no weight are not counted."""
         counted = batch.weight.numpy()[batch.owner] > 0
         self.ranker.counters.update_shown(
-            batch.items[counted], batch.clicked[counted], batch.bought[counted], is_correction=batch.late[counted]
+            batch.items[counted],
+            batch.clicked[counted],
+            batch.bought[counted],
+            is_correction=batch.is_correction[counted],
         )
         self._pass_over(batch)
         self._blend()

@@ -111,8 +111,8 @@ class ListSteps:
         self._projections.step(gradients[5:], scale=_PROJECTION_SCALE)
         moves = ((query, gradients[3]), (candidate, gradients[4]))
         touched = {side.role: self._step_rows(side, gradient) for side, gradient in moves}
-        self.feedback.count(batch.clicked, batch.late)
-        self.feedback.follow(scores.detach()[torch.from_numpy(~batch.late)])
+        self.feedback.count(batch.clicked, batch.is_correction)
+        self.feedback.follow(scores.detach()[torch.from_numpy(~batch.is_correction)])
         self.lists_learned += len(batch)
         return float(loss.detach()), touched
 

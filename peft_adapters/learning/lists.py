@@ -86,7 +86,7 @@ def observe_lists(
         position=np.array([place for shown in lists for place in shown.positions], dtype=np.int64),
         clicked=np.array([was for shown in lists for was in shown.clicked], dtype=np.bool_),
         bought=np.array([was for shown in lists for was in shown.bought], dtype=np.bool_),
-        late=np.array([shown.late for shown in lists], dtype=np.bool_)[owner],
+        is_correction=np.array([shown.is_correction for shown in lists], dtype=np.bool_)[owner],
         weight=torch.tensor([shown.weight for shown in lists], dtype=torch.float32),
         counter_features=features,
         affinity_weights=affinity_weights(weights, known),

@@ -200,7 +200,7 @@ def lists_loss(batch: ListBatch, scores: Tensor, examination: Tensor, feedback: 
     clicked = torch.from_numpy(batch.clicked)
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, clicked.float(), reduction="none")
     weights = feedback.weights(torch.sigmoid(logits), clicked) * batch.weight[torch.from_numpy(batch.owner)]
-    weights = weights * torch.from_numpy(batch.clicked | ~batch.late)  # a late purchase is no click anew
+    weights = weights * torch.from_numpy(batch.clicked | ~batch.is_correction)  # a late purchase is no click anew
     return (weights * losses).sum() / len(batch)
 
 
@@ -209,4 +209,4 @@ def _list_means(batch: ListBatch, scores: Tensor, level: float) -> Tensor:
     owner = torch.from_numpy(batch.owner)
     sums = torch.zeros(len(batch)).index_add(0, owner, scores)
     means = (sums / torch.bincount(owner, minlength=len(batch)).clamp(min=1))[owner]
-    return torch.where(torch.from_numpy(batch.late), level, means)
+    return torch.where(torch.from_numpy(batch.is_correction), level, means)

@@ -81,7 +81,7 @@ class OutcomeSteps:
             inputs: [shown, INPUTS].
             feedback: of clicks.
         """
-        clicked, bought, late = (torch.from_numpy(was) for was in (batch.clicked, batch.bought, batch.late))
+        clicked, bought, late = (torch.from_numpy(was) for was in (batch.clicked, batch.bought, batch.is_correction))
         weight = batch.weight[torch.from_numpy(batch.owner)]
         known = self.probabilities()
         for outcome, probability in known(inputs).items() if known else ():
@@ -95,7 +95,7 @@ class OutcomeSteps:
             chance = click * self._heads["purchase"].probability(inputs)
             counted = self._feedback.weights(chance, bought) * weight * (bought | ~late)
             self._heads["purchase"].update(inputs, bought, counted, ceiling=click)
-            self._feedback.count(batch.bought, batch.late)
+            self._feedback.count(batch.bought, batch.is_correction)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it, as tensors and as JSON can hold it."""

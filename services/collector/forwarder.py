@@ -11,7 +11,7 @@ import structlog
 
 from services.collector.spool import Spool, SpoolError, Waiting
 from services.metrics import CollectorMetrics
-from streams.connection import KafkaConnection, backoff_seconds, refusal
+from streams.connection import KafkaConnection, backoff_seconds, bootstrap_problem
 from streams.errors import BrokerUnreachableError, DeliveryError, HeadwaterStreamError
 from streams.producer import EventProducer
 from streams.topic_creation import ensure_topics
@@ -146,7 +146,7 @@ class Forwarder:
             self._require_broker()
 
     def _require_broker(self) -> None:
-        refused = refusal(self._connection)
+        refused = bootstrap_problem(self._connection)
         if refused is not None:
             raise BrokerUnreachableError(self._connection.bootstrap_servers, refused)
 

@@ -30,7 +30,7 @@ from typing import Any
 from services.data.files import InputError, opened_text
 from services.data.rows import InputRow, RefusedRows, table_rows
 from services.faults import one_line
-from streams.events import SECONDS_FROM, Click, Event, Impression, Item, Purchase, number_in, unit_problem
+from streams.events import SECONDS_FROM, Click, Event, Impression, Item, Purchase, parse_number, unit_problem
 
 INVENTED_EPOCH_MS = 1_577_836_800_000  # 2020-01-01T00:00:00Z
 DEFAULT_SCENARIO = "home"
@@ -241,9 +241,9 @@ def row_time_ms(row: Row) -> int:
     if timestamp_ms := row.get("timestamp_ms"):
         return _epoch_ms(timestamp_ms, "timestamp_ms")
     if ts := row.get("ts"):
-        return _iso_ms(ts, "ts") if number_in(ts) is None else _epoch_ms(ts, "ts")
+        return _iso_ms(ts, "ts") if parse_number(ts) is None else _epoch_ms(ts, "ts")
     if seq := row.get("seq"):
-        number = number_in(seq)
+        number = parse_number(seq)
         if not isinstance(number, int):
             raise ValueError(f"`seq` must be a whole number, got {seq[:40]!r}")
         return INVENTED_EPOCH_MS + 1000 * number
@@ -257,7 +257,7 @@ def has_time(row: Row) -> bool:
 
 def _epoch_ms(text: str, column: str) -> int:
     """Reads a number of milliseconds; tables of floats write it as 1764500000000.0."""
-    number = number_in(text)
+    number = parse_number(text)
     if number is None or not math.isfinite(number):
         raise ValueError(f"`{column}` must be a number of epoch milliseconds, got {text[:40]!r}")
     if problem := unit_problem(number):
@@ -268,7 +268,7 @@ def _epoch_ms(text: str, column: str) -> int:
 @lru_cache(maxsize=1024)  # all lines of an order share one time
 def _iso_ms(text: str, column: str) -> int:
     """Reads an ISO 8601 time as epoch milliseconds; without a zone it is UTC."""
-    number = number_in(text)
+    number = parse_number(text)
     if number is not None and number >= SECONDS_FROM:  # less may be a date: 20260131
         raise ValueError(
             unit_problem(number)

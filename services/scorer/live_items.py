@@ -61,7 +61,7 @@ class LiveItems:
             event: an item or its removal; one that is older than what was taken in before changes nothing.
             latest_ms: the latest time that the reader accepts, epoch milliseconds.
         """
-        if not self._times.take(event, latest_ms=latest_ms):
+        if not self._times.update(event, latest_ms=latest_ms):
             return
         if isinstance(event, ItemRemoved):
             if event.item_id in self.rows:

@@ -19,9 +19,9 @@ from streams.control import Forget, Secret, SecretReset, parse_control
 from streams.dead_letters import DeadLetter
 from streams.decode import ItemRemoved
 from streams.events import Click, Item, Purchase
-from streams.look_back import look_back
 from streams.offsets import topic_of
 from streams.record import Record
+from streams.start_offsets import start_offsets
 from streams.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -146,7 +146,7 @@ class LogReader:
         if not self._wait_for_catalogue():
             return
         if self._behaviour and not self._looked_back:
-            self._others.start_at(*look_back(self._connection, self._behaviour, self._look_back_events))
+            self._others.start_at(*start_offsets(self._connection, self._behaviour, self._look_back_events))
             self._looked_back = True
         with self._others.opened(self._others.topics) as consumer:
             self._others.read_to_end(consumer)
@@ -180,7 +180,7 @@ class LogReader:
         return [self._topics.clicks, self._topics.purchases, *others]
 
     def _take_in_all(self, records: Sequence[Record]) -> None:
-        clock = ReaderClock.of(records, self._clock_settings)
+        clock = ReaderClock.from_records(records, self._clock_settings)
         for record in records:
             self._take_in(record, clock)
 
@@ -189,7 +189,7 @@ class LogReader:
             self._announcements.hear(record.key, record.value)
             return
         if record.topic == self._topics.control:
-            command = parse_control(clock.record(record))
+            command = parse_control(clock.bound_record(record))
             if isinstance(command, Forget):
                 self._shoppers.forget(command.user, until_ms=command.ts_ms)
             elif isinstance(command, Secret | SecretReset):
@@ -200,7 +200,7 @@ class LogReader:
             return  # the updater's to report, once
         for event in decoded:
             if isinstance(event, Click | Purchase):
-                self._shoppers.take_in(event, publish_ts_ms=clock.not_ahead(record))
+                self._shoppers.take_in(event, publish_ts_ms=clock.publish_ts_ms(record))
             elif isinstance(event, Item | ItemRemoved):
                 with self._one_writer:
                     self._items.take_in(event, latest_ms=clock.latest_ms)

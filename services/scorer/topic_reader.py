@@ -46,21 +46,21 @@ class TopicReader:
     def is_reading(self) -> bool:
         """Whether the broker answers."""
         consumer = self._consumer
-        return consumer is not None and not consumer.is_away
+        return consumer is not None and not consumer.is_broker_lost
 
     def problem(self) -> str | None:
         """Return why nothing of Kafka can be read, or None. Addresses are for the log of the process alone."""
         consumer = self._consumer
         if consumer is None:
             return "Kafka cannot be read; what has been read of it is served, and the log of the process says why"
-        return "Kafka does not answer; what has been read of it is served" if consumer.is_away else None
+        return "Kafka does not answer; what has been read of it is served" if consumer.is_broker_lost else None
 
     def topic_problems(self) -> dict[str, str]:
         """Return what cannot be read, by topic or `topic/partition`. Safe to call from another thread."""
         consumer = self._consumer
-        if consumer is None or consumer.is_away:
+        if consumer is None or consumer.is_broker_lost:
             return {}
-        silent = self.topics if consumer.has_no_answers else ()
+        silent = self.topics if consumer.is_unanswered else ()
         return consumer.problems() | {
             topic: f"topic {topic!r} is not being read, since its broker does not answer; what has been read of it is "
             "served; start the broker"
@@ -119,7 +119,7 @@ class TopicReader:
         while not self._stop.is_set() and self._lacks(consumer, required):
             self.poll(consumer)
         ends = consumer.end_offsets()
-        while not self._stop.is_set() and (not consumer.reached(ends) or self._lacks(consumer, required)):
+        while not self._stop.is_set() and (not consumer.has_reached(ends) or self._lacks(consumer, required)):
             self.poll(consumer)
 
     def follow(self, consumer: PartitionConsumer) -> None:

@@ -30,9 +30,9 @@ from streams.errors import (
     TopicError,
 )
 from streams.events import Click, Purchase
-from streams.look_back import look_back
 from streams.offsets import Offsets
 from streams.record import Record
+from streams.start_offsets import start_offsets
 from streams.topics import Topics
 from streams.whole_topic import read_to_end
 
@@ -115,7 +115,7 @@ class StateWriter:
         behaviour = self._behaviour()
         start = held
         if not held:
-            start, topic_ids = look_back(self._connection, behaviour, self._look_back_events)
+            start, topic_ids = start_offsets(self._connection, behaviour, self._look_back_events)
         log.info("state_writing", first_time=not held, partitions=len(start))
         self._learn_forgotten()
         topics = [self._topics.control, *behaviour]
@@ -156,10 +156,10 @@ class StateWriter:
             TopicError: the control topic exists and cannot be read.
             SecretMismatchError: the deployment uses another secret.
         """
-        clock = ReaderClock.of((), self._clock_settings)
+        clock = ReaderClock.from_records((), self._clock_settings)
         try:
             for record in read_to_end(self._connection, self._topics.control):
-                command = parse_control(clock.record(record))
+                command = parse_control(clock.bound_record(record))
                 if isinstance(command, Forget):
                     self._forgotten[command.user] = command.ts_ms
                 elif isinstance(command, Secret | SecretReset):
@@ -179,7 +179,7 @@ class StateWriter:
     def _write(self, records: Sequence[Record], held: Offsets, consumer: PartitionConsumer) -> Offsets:
         """Write what records change; the offsets that the store has then."""
         changes, taken, newest_ms = Changes(), Counter[str](), 0
-        clock = ReaderClock.of(records, self._clock_settings)
+        clock = ReaderClock.from_records(records, self._clock_settings)
         for record in records:
             newest_ms = max(newest_ms, self._take_in(record, clock, changes, taken))
         positions = consumer.positions()
@@ -198,7 +198,7 @@ class StateWriter:
     def _take_in(self, record: Record, clock: ReaderClock, changes: Changes, taken: Counter[str]) -> int:
         """Add what a record changes; the event time of what it holds, 0 where that is nothing of a shopper's."""
         if record.topic == self._topics.control:
-            command = parse_control(clock.record(record))
+            command = parse_control(clock.bound_record(record))
             if isinstance(command, Forget):
                 self._forgotten[command.user] = command.ts_ms
                 changes.forget(command.user)
@@ -207,7 +207,7 @@ class StateWriter:
         newest_ms = 0
         for event in () if isinstance(decoded, DeadLetter) else decoded:  # dead letters are the updater's to report
             if isinstance(event, Click | Purchase):
-                publish_ts_ms = clock.not_ahead(record)
+                publish_ts_ms = clock.publish_ts_ms(record)
                 newest_ms = max(newest_ms, min(event.ts, publish_ts_ms))
                 taken[self._add(event, publish_ts_ms, changes)] += 1
         return newest_ms

@@ -19,7 +19,7 @@ from services.settings import Settings
 from streams.clocks import ReaderClock, decode_bounded
 from streams.control import MAX_REPORTED, Capped, Forget, GuardReport, Released, parse_control
 from streams.dead_letters import DeadLetter, Reason
-from streams.decode import ItemRemoved, refused
+from streams.decode import ItemRemoved, reject
 from streams.events import SHOPPER_EVENTS, Click, Event, Impression, Item, Purchase
 from streams.guard import Guard
 from streams.guard_accounts import HOUR_MS
@@ -118,7 +118,7 @@ class Intake:
             records: the slice.
             now_ms: the reader's clock when the slice was cut, epoch milliseconds; no time counts as much later.
         """
-        clock = ReaderClock.of(records, self._clock_settings, now_ms=now_ms)
+        clock = ReaderClock.from_records(records, self._clock_settings, now_ms=now_ms)
         self._bound(clock)
         taken, items = Taken(), list[Item]()
         events: list[tuple[Record, Impression | Click | Purchase | Forget | Released]] = []
@@ -140,7 +140,7 @@ class Intake:
                     self._refuse(event, taken)
                     continue
                 # The row of a removed item stays: events and counts may name it. Scorers stop showing it themselves.
-                is_newest = self._item_times.take(event, latest_ms=clock.latest_ms)
+                is_newest = self._item_times.update(event, latest_ms=clock.latest_ms)
                 self._count(record.topic, "learnt" if is_newest else "ignored")
                 if isinstance(event, Item) and is_newest:
                     items.append(event)
@@ -177,7 +177,7 @@ class Intake:
             if isinstance(event, Item) and event.vectors:
                 problem = self._learner.projections.register({name: len(one) for name, one in event.vectors.items()})
                 if problem is not None:
-                    return record, refused(record, Reason.WRONG_VECTOR, problem)
+                    return record, reject(record, Reason.WRONG_VECTOR, problem)
         return record, decoded
 
     def _take_items(self, items: Sequence[Item]) -> list[Example]:
@@ -193,8 +193,8 @@ class Intake:
         late_ms = self.watermarks.stream_ms - event.ts
         if late_ms > 0:
             self._late[record.topic, _lateness(late_ms)] += 1
-        publish_ts_ms = clock.not_ahead(record)
-        self.watermarks.see((record.topic, record.partition), event_ms=event.ts, log_ms=publish_ts_ms)
+        publish_ts_ms = clock.publish_ts_ms(record)
+        self.watermarks.observe((record.topic, record.partition), event_ms=event.ts, log_ms=publish_ts_ms)
         return self._joiner.offer(event, publish_ts_ms=publish_ts_ms, topic=record.topic)
 
     def _command(self, record: Record) -> list[Forget | Released]:
@@ -214,7 +214,7 @@ class Intake:
     def _counting(self, weighed: list[Weighed]) -> list[Weighed]:
         """Return what counts; what the guard left out is counted under its outcome."""
         for positive in weighed:
-            if positive.left_out and not (isinstance(positive, ShownList) and positive.late):
+            if positive.left_out and not (isinstance(positive, ShownList) and positive.is_correction):
                 self._outcomes[positive.topic, positive.left_out] += 1
         return [positive for positive in weighed if not positive.left_out]
 

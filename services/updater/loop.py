@@ -427,7 +427,7 @@ class Updater:
 
     def _learn_rest(self, reader: SliceReader) -> None:
         """Learn all that was read, in as many slices as it takes."""
-        while (piece := self._recorded(reader.rest())) is not None:
+        while (piece := self._recorded(reader.flush())) is not None:
             self._learn(*piece)
 
     def _open(self, topics: list[str]) -> PartitionConsumer:
@@ -482,7 +482,7 @@ class Updater:
 def _is_read(consumer: PartitionConsumer) -> bool:
     """Return whether all there is was read; False as long as that cannot be told."""
     try:
-        return not consumer.problems() and consumer.reached(consumer.end_offsets())
+        return not consumer.problems() and consumer.has_reached(consumer.end_offsets())
     except HeadwaterStreamError:  # the consumer itself reports what is wrong
         return False
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Strict
 
-from streams.events import MOMENT_PATTERN
+from streams.events import TIMESTAMP_PATTERN
 
 
 def rfc_3339_only(value: object) -> object:
@@ -14,7 +14,7 @@ def rfc_3339_only(value: object) -> object:
     Raises:
         ValueError: It is such a text.
     """
-    if isinstance(value, str) and re.fullmatch(MOMENT_PATTERN, value) is None:
+    if isinstance(value, str) and re.fullmatch(TIMESTAMP_PATTERN, value) is None:
         raise ValueError(
             f"`ts` must be epoch milliseconds or an RFC 3339 time with `T` and offset, got {value[:40]!r}; "
             "write 2026-01-31T09:00:00Z"

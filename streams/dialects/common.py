@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from streams.dialects.times import FIRST_MS, epoch_milliseconds
 from streams.events import MAX_COUNT, MAX_ID_CHARS, Click, EpochMs, Event, Impression, Purchase
-from streams.faults import MAX_FAULTS, brief, fault
+from streams.validation_errors import MAX_ERRORS, describe_error, summarize
 
 SCENARIO = "home"  # none of the dialects has a word for it
 EMPTY = ("", "(not set)")  # the second is what GA4 exports where a producer gave nothing
@@ -192,7 +192,7 @@ def lines_of(items: Sequence[Any], read: Callable[[dict[str, Any], str], Line], 
     return [
         read(item, f"{path}.{number}")
         if isinstance(item, dict)
-        else Line(f"{path}.{number}", None, problem=f"must be an object, got {brief(item)}")
+        else Line(f"{path}.{number}", None, problem=f"must be an object, got {summarize(item)}")
         for number, item in enumerate(items)
     ]
 
@@ -221,7 +221,7 @@ def shown(common: Common, lines: Sequence[Line], *, query: str | None = None) ->
             case ("items",) if lines:
                 pass  # none of them can be used, which is said of each
             case _:  # of the list as a whole: no item of it can be used
-                return [BadLine("", fault(detail), {"type": Impression.KIND, **fields, "items": items})]
+                return [BadLine("", describe_error(detail), {"type": Impression.KIND, **fields, "items": items})]
     found: Decoded = [
         BadLine(lines[number].where, "; ".join(said), {"type": Impression.KIND, **fields, "items": [items[number]]})
         for number, said in problems.items()
@@ -276,9 +276,9 @@ def _built(model: type[Click] | type[Purchase], fields: dict[str, Any], line: Li
             return model.model_validate(fields)
         problem = f"{line.where}: {line.problem}"
     except ValidationError as error:
-        details = error.errors(include_url=False)[:MAX_FAULTS]
+        details = error.errors(include_url=False)[:MAX_ERRORS]
         problem = "; ".join(
-            _line_fault(detail, line, detail["loc"]) if detail["loc"][0] in LINE_FIELDS else fault(detail)
+            _line_fault(detail, line, detail["loc"]) if detail["loc"][0] in LINE_FIELDS else describe_error(detail)
             for detail in details
         )
     return BadLine(line.where, problem, {"type": model.KIND, **fields, "item_id": line.item_id})
@@ -300,8 +300,8 @@ def _item_id(value: Any) -> Any:
 def _line_fault(detail: ErrorDetails, line: Line, path: Sequence[int | str]) -> str:
     if line.problem is not None:
         return f"{line.where}: {line.problem}"
-    said = fault(detail, path=(line.where, *path))
-    return f"{said}, got {brief(line.item_id)}" if detail["type"] == "missing" else said
+    said = describe_error(detail, path=(line.where, *path))
+    return f"{said}, got {summarize(line.item_id)}" if detail["type"] == "missing" else said
 
 
 def _fields(common: Common, **own: Any) -> dict[str, Any]:

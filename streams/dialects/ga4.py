@@ -28,7 +28,7 @@ from streams.dialects.common import (
     whole,
 )
 from streams.dialects.times import epoch_microseconds
-from streams.faults import brief, faults_of
+from streams.validation_errors import describe_errors, summarize
 
 CLICKS = frozenset({"select_item", "view_item", "add_to_cart"})
 UNDERSTOOD = CLICKS | {"view_item_list", "purchase"}
@@ -154,12 +154,12 @@ def _of_request(shared: dict[str, Any], event: Any, source: Source, number: int,
     """Reads one event of a request; a bad one does not take the others with it."""
     where = f"events.{number}"
     if not isinstance(event, dict):
-        return [BadLine(where, f"{where}: must be an object, got {brief(event)}", {"event": event})]
+        return [BadLine(where, f"{where}: must be an object, got {summarize(event)}", {"event": event})]
     try:
         found = _read(shared | event, source, place="" if count == 1 else f"/{number}", within=f"{where}.")
         return [one.within(where) if isinstance(one, BadLine) else one for one in found]
     except ValidationError as error:
-        return [BadLine(where, f"{where}: {faults_of(error)}", event)]
+        return [BadLine(where, f"{where}: {describe_errors(error)}", event)]
 
 
 def _read(event: dict[str, Any], source: Source, *, place: str = "", within: str = "") -> Decoded:

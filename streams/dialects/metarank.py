@@ -28,7 +28,7 @@ from streams.dialects.common import (
     shown,
 )
 from streams.events import Item, ItemKind
-from streams.faults import brief
+from streams.validation_errors import summarize
 
 CLICKS = frozenset({"click", "view", "like"})
 PURCHASE = "purchase"
@@ -129,7 +129,7 @@ def _item(source: Source) -> Item | BadLine:
     if price is not None and price >= 0:
         fields["price"] = price
     if "title" not in fields:
-        title = brief(next(item.named("title"), None))
+        title = summarize(next(item.named("title"), None))
         problem = f"title: must be a text each time, because an item replaces the one before it whole, got {title}"
         return BadLine("", problem, fields)
     return Item.model_validate({name: value for name, value in fields.items() if value is not None})

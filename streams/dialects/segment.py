@@ -28,7 +28,7 @@ from streams.dialects.common import (
     shown,
     whole,
 )
-from streams.faults import brief
+from streams.validation_errors import summarize
 
 LISTS = frozenset({"Product List Viewed", "Product List Filtered"})
 CLICKS = frozenset({"Product Clicked", "Product Viewed", "Product Added"})
@@ -58,7 +58,7 @@ def _line(product: dict[str, Any], where: str, *, first: int = 1) -> Line:
 
 def _products(value: object) -> object:
     if not isinstance(value, list) or not value:
-        got = "none" if value is None or value == [] else brief(value)
+        got = "none" if value is None or value == [] else summarize(value)
         raise ValueError(f"must be a list of at least one product, got {got}")
     return value
 

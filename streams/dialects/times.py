@@ -1,6 +1,6 @@
 """Times in the dialects: numbers that count in another unit than they should are refused by name."""
 
-from streams.events import number_in
+from streams.events import parse_number
 
 # The instant 2001-09-09T01:46:40Z in each unit; no shop sends events from before it. Each floor is 1,000 times the one
 # before, so a number between two floors counts in the lower one's unit, for times up to the year 33658.
@@ -45,7 +45,7 @@ def epoch_microseconds(value: object) -> object:
 
 def _epoch(value: object, unit: str) -> object:
     if isinstance(value, str):
-        number = number_in(value)
+        number = parse_number(value)
         value = value if number is None else number
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value

@@ -110,7 +110,7 @@ def learn_shown(learner: Learner, stream: Sequence[tuple[Listed, list[Bought]]],
 
 
 def late_click(shown: Listed) -> Listed:
-    return shown._replace(item_ids=shown.item_ids[:1], clicked=(True,), late=True)
+    return shown._replace(item_ids=shown.item_ids[:1], clicked=(True,), is_correction=True)
 
 
 def and_bought(shown: Listed) -> Listed:
@@ -121,7 +121,9 @@ def and_bought(shown: Listed) -> Listed:
 
 def late_purchase(shown: Listed) -> Listed:
     """Of what was learnt as clicked."""
-    return shown._replace(item_ids=shown.item_ids[:1], clicked=(False,), late=True, purchases=shown.item_ids[:1])
+    return shown._replace(
+        item_ids=shown.item_ids[:1], clicked=(False,), is_correction=True, purchases=shown.item_ids[:1]
+    )
 
 
 def check_lists_resumed_equal_uninterrupted(make: MakeLearner) -> None:

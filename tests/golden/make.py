@@ -26,7 +26,7 @@ from peft_adapters.registry.rollout import Canary
 from peft_adapters.settings import EncoderSettings
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer
-from streams.events import Click, Event, Impression, Item, Purchase, Shown
+from streams.events import Click, Event, Impression, Item, Purchase, ShownItem
 from streams.producer import EventProducer
 
 _ITEMS, _USERS = 14, 5
@@ -189,7 +189,7 @@ def _traffic() -> Iterator[Event | None]:
                 request_id=f"r{number}",
                 scenario="home",
                 query=" ".join(rng.sample(golden.WORDS, 2)) if rng.random() < 0.4 else None,
-                items=tuple(Shown(item_id=f"i{item}", position=place) for place, item in enumerate(items)),
+                items=tuple(ShownItem(item_id=f"i{item}", position=place) for place, item in enumerate(items)),
             )
             shown.append(event)
         else:

@@ -18,7 +18,7 @@ from tiny_model import tiny_learner
 from peft_adapters.settings import LearnerSettings
 from services.settings import Settings
 from services.updater.intake import Intake
-from streams.events import Click, Event, Impression, Item, Purchase, Shown
+from streams.events import Click, Event, Impression, Item, Purchase, ShownItem
 from streams.join_store import JoinStore
 from streams.privacy import Pseudonymiser
 from streams.record import Record
@@ -39,7 +39,9 @@ def real_events(rng: random.Random) -> Iterator[Event]:
         number += 1
         common = {"event_id": f"e{number}", "ts": NOW_MS + 1_000 * number, "user_id": f"u{rng.randrange(20)}"}
         item_id, request_id = f"i{rng.randrange(ITEMS)}", f"r{number - rng.randrange(30)}"
-        shown = tuple(Shown(item_id=f"i{rng.randrange(ITEMS)}", position=place) for place in range(rng.randint(1, 5)))
+        shown = tuple(
+            ShownItem(item_id=f"i{rng.randrange(ITEMS)}", position=place) for place in range(rng.randint(1, 5))
+        )
         yield Impression(**common, request_id=f"r{number}", scenario="home", items=shown)
         yield Click(**common, item_id=item_id, request_id=request_id, position=rng.randrange(5))
         yield Purchase(**common, item_id=item_id, quantity=rng.randint(1, 5), price=1.5)

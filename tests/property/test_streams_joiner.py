@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streams.events import Click, Impression, Purchase, Shown
+from streams.events import Click, Impression, Purchase, ShownItem
 from streams.join_store import JoinStore
 from streams.joiner import Example, Joiner, ShownList
 
@@ -44,7 +44,7 @@ class Shop:
     def step(self, what: str, number: int, name: str, time_ms: int) -> list[Example | ShownList]:
         user_id, request_id = USERS[number % 2], f"r-{number % 5}"
         if what == "show":
-            items = (Shown(item_id=name, position=0), Shown(item_id="b", position=number))
+            items = (ShownItem(item_id=name, position=0), ShownItem(item_id="b", position=number))
             event = Impression(
                 event_id=f"i-{number}", ts=time_ms, user_id=user_id, request_id=request_id, scenario="home", items=items
             )
@@ -71,7 +71,7 @@ def test_every_event_is_accounted_for_at_any_time(steps: list[Step], max_held: i
         got += shop.step(*step)
         counts = shop.joiner.counts()
         assert counts["in"] == sum(count for name, count in counts.items() if name != "in")
-        lists = [one for one in got if isinstance(one, ShownList) and not one.late]
+        lists = [one for one in got if isinstance(one, ShownList) and not one.is_correction]
         examples = [one for one in got if isinstance(one, Example)]
         assert counts["learnt"] == len(examples) + len(lists)
         assert shop.joiner.store.held_count <= max_held

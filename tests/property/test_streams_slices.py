@@ -50,7 +50,7 @@ class Arrivals:
     def is_behind(self, at: TopicPartition) -> bool:
         return self._read[at] < len(self._log[at])
 
-    def hold(self, partitions: Collection[TopicPartition]) -> None:
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
         self._held = set(partitions)
 
 
@@ -68,7 +68,7 @@ def reader(consumer: Arrivals, **limits: Any) -> SliceReader:
 
 def read_all(slices: SliceReader, polls: int) -> list[Slice]:
     found = [piece for _ in range(polls) if (piece := slices.poll(0.0)) is not None]
-    while (piece := slices.rest()) is not None:
+    while (piece := slices.flush()) is not None:
         found.append(piece)
     return found
 
@@ -120,7 +120,7 @@ def test_more_records_of_one_partition_than_are_held_at_once(first: int, then: i
     live = reader(Arrivals(log, []), max_events=10**6, max_bytes=10**9)
     for _ in range(20):
         live.read(0.0)
-    whole = live.rest()
+    whole = live.flush()
     assert whole is not None
     assert len(whole.records) == 4_510
     again = reader(Arrivals(log, [(0, first), (1, then)] * 8))

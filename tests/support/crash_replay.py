@@ -26,7 +26,7 @@ from services.settings import Settings
 from streams.connection import wait_for_broker
 from streams.consumer import PartitionConsumer
 from streams.errors import BrokerUnreachableError, DeliveryError
-from streams.events import Click, Event, Impression, Item, Purchase, Shown
+from streams.events import Click, Event, Impression, Item, Purchase, ShownItem
 from streams.offsets import encode_offsets
 from streams.producer import EventProducer
 
@@ -152,7 +152,7 @@ class Traffic:
                 user_id=user,
                 request_id=f"r{self._number}",
                 scenario="home",
-                items=tuple(Shown(item_id=f"i{item}", position=place) for place, item in enumerate(shown)),
+                items=tuple(ShownItem(item_id=f"i{item}", position=place) for place, item in enumerate(shown)),
             )
             self._shown.append(impression)
             return impression

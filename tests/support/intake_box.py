@@ -18,7 +18,7 @@ from services.settings import Settings
 from services.settings.updater import UpdaterSettings
 from services.updater.intake import Intake
 from streams.dead_letters import DeadLetter
-from streams.events import Click, Event, Impression, Item, Shown
+from streams.events import Click, Event, Impression, Item, ShownItem
 from streams.join_store import JoinStore
 from streams.joiner import Example, ShownList
 from streams.privacy import Pseudonymiser
@@ -108,7 +108,7 @@ def click(number: int = 0, *, item: str = "i0", ts: int = NOW_MS, user: str = "u
 
 
 def impression(number: int = 0, *names: str, ts: int = NOW_MS, user: str = "u") -> Impression:
-    shown = tuple(Shown(item_id=name, position=place) for place, name in enumerate(names or ("i0",)))
+    shown = tuple(ShownItem(item_id=name, position=place) for place, name in enumerate(names or ("i0",)))
     return Impression(event_id=f"e{number}", ts=ts, user_id=user, request_id=f"r{number}", scenario="home", items=shown)
 
 

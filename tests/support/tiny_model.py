@@ -54,7 +54,7 @@ class Listed(NamedTuple):
     item_ids: tuple[str, ...]
     clicked: tuple[bool, ...]
     session_id: str | None = None
-    late: bool = False
+    is_correction: bool = False
     weight: float = 1.0
     purchases: tuple[str, ...] = ()
     places: tuple[int, ...] = ()

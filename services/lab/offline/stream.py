@@ -11,7 +11,7 @@ from pathlib import Path
 
 from services.data.dataset import DatasetError, read_events
 from services.data.rows import RefusedRows
-from streams.events import Click, Impression, Purchase, asked_in_words
+from streams.events import Click, Impression, Purchase, normalize_query
 from streams.joiner import Example, ShownList, example_of
 
 _DAY_MS = 86_400_000
@@ -92,7 +92,7 @@ def read_stream(
             f"{path}: {len(unknown)} items are not in the catalogue, among them {sorted(unknown)[:3]}; "
             "add them to --items"
         )
-    queries = {one.request_id: asked_in_words(one.query) for one in impressions}
+    queries = {one.request_id: normalize_query(one.query) for one in impressions}
     examples = [
         example_of(event, publish_ts_ms=event.ts, query=queries.get(event.request_id or "")) for event in positives
     ]
@@ -120,7 +120,9 @@ def _shown(
     items = [item for item in event.items if item["item_id"] in known]
     ids = [item["item_id"] for item in items]
 
-    def part(which: Sequence[int], *, from_ms: float = 0, to_ms: float = math.inf, late: bool = False) -> ShownList:
+    def part(
+        which: Sequence[int], *, from_ms: float = 0, to_ms: float = math.inf, is_correction: bool = False
+    ) -> ShownList:
         def came(times: Mapping[str, int]) -> tuple[bool, ...]:
             return tuple(from_ms <= times.get(ids[index], math.inf) < to_ms for index in which)
 
@@ -132,15 +134,15 @@ def _shown(
             positions=tuple(items[index]["position"] for index in which),
             clicked=came(clicked),
             bought=came(bought),
-            late=late,
-            query=asked_in_words(event.query),
+            is_correction=is_correction,
+            query=normalize_query(event.query),
         )
 
     everything = range(len(items))
     lessons = [(due_ms, part(everything, to_ms=due_ms))]
     for index, item_id in enumerate(ids):
         for came_ms in sorted({times[item_id] for times in (clicked, bought) if times.get(item_id, 0) >= due_ms}):
-            lessons.append((came_ms, part([index], from_ms=came_ms, to_ms=came_ms + 1, late=True)))
+            lessons.append((came_ms, part([index], from_ms=came_ms, to_ms=came_ms + 1, is_correction=True)))
     return Shown(part(everything), tuple(lessons))
 
 

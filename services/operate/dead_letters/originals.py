@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from services.settings import Settings
-from streams.dead_letters import DeadLetter, redacted
+from streams.dead_letters import DeadLetter, redact_letter
 from streams.lookup import RecordLookup
 from streams.privacy import Pseudonymiser, pseudonymiser
 
@@ -55,7 +55,7 @@ class Originals:
             return NotReplayable("it is one line of a record whose other lines count already; replay it mended")
         if not self._lookup.has_topic(letter.topic):
             return NotReplayable(f"topic {letter.topic!r} does not exist")
-        if letter.is_whole():
+        if letter.is_complete():
             original: Original | NotReplayable = Original(letter.original_key(), letter.original())
         else:
             original = self._from_log(letter)
@@ -84,7 +84,9 @@ class Originals:
             return letter.original_key() == original.key
         if self._pseudonymise is None:
             return True
-        again = redacted(letter.with_record(original.key, original.value), self._settings.topics, self._pseudonymise)
+        again = redact_letter(
+            letter.with_record(original.key, original.value), self._settings.topics, self._pseudonymise
+        )
         return (again.key, again.payload) == (letter.key, letter.payload or again.payload)
 
     @cached_property

@@ -191,7 +191,7 @@ def test_a_single_broker_that_is_misadvertised_holds_up_only_what_it_leads(
     ):
         assert list(consumer.problems()) == [f"{topics.clicks}/0"]
         assert [record.topic for record in consumer.poll(10)] == [topics.purchases]
-        assert not consumer.is_away
+        assert not consumer.is_broker_lost
         assert [entry["advertised"] for entry in logs if entry["event"] == "leader_unreachable"] == [HOST]
         third.stop()
         third.configure(third.properties().replace(HOST, f"127.0.0.1:{third.port}"))

@@ -103,7 +103,7 @@ def test_a_partition_without_a_leader_is_no_lost_broker(log: ChangingTopics, mon
 
         monkeypatch.setattr(consumer._client, "stable_ends", no_leader)
         poll_until(consumer, lambda: stale >= 3)
-        assert not consumer.is_away
+        assert not consumer.is_broker_lost
     assert "kafka_lost" not in [line["event"] for line in lines]
 
 
@@ -115,8 +115,8 @@ def test_the_only_topic_of_a_reader_is_deleted_and_no_broker_is_reported_lost(lo
             poll_until(consumer, lambda: not consumer.problems())
             log.delete(clicks)
             poll_until(consumer, lambda: clicks in consumer.problems())
-            assert not consumer.is_away
-            assert not consumer.has_no_answers
+            assert not consumer.is_broker_lost
+            assert not consumer.is_unanswered
             log.create(clicks, 3)
     assert "kafka_lost" not in [line["event"] for line in lines]
 
@@ -221,7 +221,7 @@ def test_lag_counts_what_lies_behind_a_hanging_transaction(log: ChangingTopics) 
         assert consumer.end_offsets() == {(clicks, 0): 5}
         assert values(read(consumer, 5)) == list(range(5))
         assert consumer.lag() == {(clicks, 0): 8}
-        assert consumer.reached(consumer.end_offsets())
+        assert consumer.has_reached(consumer.end_offsets())
         assert not consumer.is_behind((clicks, 0))  # nothing that could be read
         producer.abort_transaction()
         producer.close()
@@ -252,8 +252,8 @@ def test_all_topics_missing(log: ChangingTopics) -> None:
     missing = f"{log.prefix}.missing"
     with closing(PartitionConsumer(log.connection, [missing])) as consumer:
         assert consumer.poll(0.5) == []
-        assert (consumer.lag(), consumer.end_offsets(), consumer.reached({(missing, 0): 3})) == ({}, {}, True)
-        assert not consumer.is_away
+        assert (consumer.lag(), consumer.end_offsets(), consumer.has_reached({(missing, 0): 3})) == ({}, {}, True)
+        assert not consumer.is_broker_lost
         log.create(missing)
         log.send(missing, range(3))
         assert values(read(consumer, 3)) == [0, 1, 2]

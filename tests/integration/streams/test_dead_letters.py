@@ -244,7 +244,7 @@ class TestMoreThanMayWait:
         records = read_all(connection, topics.dead_letters)
         found = [DeadLetter.model_validate_json(record.value or b"") for record in records]
         assert len(found) == len({one.offset for one in found})
-        return {one.offset: one.is_whole() for one in found}
+        return {one.offset: one.is_complete() for one in found}
 
     def test_goes_to_the_broker_at_once_and_whole(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         with closing(DeadLetterWriter(kafka_connection, topics)) as writer:
@@ -312,7 +312,7 @@ class TestPolicies:
         ann, session = (Pseudonymiser(b"of the test")(one) for one in ("ann", "ann-1"))
         assert json.loads(found.original() or b"") == fields | {"user_id": ann, "session_id": session}
         assert found.original_key() == ann.encode()
-        assert (found.payload_policy, found.payload_bytes, found.is_whole()) == ("redact", len(value), False)
+        assert (found.payload_policy, found.payload_bytes, found.is_complete()) == ("redact", len(value), False)
 
     def test_redact_keeps_nothing_of_what_is_not_json(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         found = self.kept(kafka_connection, topics, Record(topics.clicks, 0, 5, b"ann", b'{"ann', 0), "redact")
@@ -321,13 +321,13 @@ class TestPolicies:
     def test_drop_keeps_neither_payload_nor_key(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         value = b'{"event_id": "", "user_id": "ann", "item_id": "mug-1", "ts": "ann"}'
         found = self.kept(kafka_connection, topics, Record(topics.clicks, 0, 5, b"ann", value, 0), "drop")
-        assert (found.payload, found.key, found.payload_policy, found.is_whole()) == (None, None, "drop", False)
+        assert (found.payload, found.key, found.payload_policy, found.is_complete()) == (None, None, "drop", False)
         assert "`ts` must be epoch milliseconds or an RFC 3339 time" in found.error
 
     def test_keep_keeps_the_bytes_and_says_so(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         found = self.kept(kafka_connection, topics, Record(topics.clicks, 0, 5, b"ann", b'{"ann', 0), "keep")
         assert (found.original(), found.original_key()) == (b'{"ann', b"ann")
-        assert (found.payload_policy, found.is_whole()) == ("keep", True)
+        assert (found.payload_policy, found.is_complete()) == ("keep", True)
 
     def test_redacting_needs_a_way_to(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         with pytest.raises(ValueError, match="`pseudonymise` must be given"):

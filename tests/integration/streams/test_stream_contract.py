@@ -14,7 +14,7 @@ from streams import Click, Delivery, EventProducer, Impression, Item, KafkaConne
 from streams.consumer import PartitionConsumer
 from streams.decode import ItemRemoved, decode
 from streams.errors import DeliveryError, EventTooLargeError, TopicError
-from streams.events import Event, Shown
+from streams.events import Event, ShownItem
 from streams.record import Record
 
 TS = 1_700_000_000_000
@@ -61,7 +61,7 @@ class TestProducerToConsumer:
         sent: dict[str, Event] = {
             topics.impressions: Impression(
                 event_id="e-1", ts=TS, request_id="r-1", user_id="u", scenario="search", query="größe 38",
-                items=(Shown(item_id="i-1", position=0),),
+                items=(ShownItem(item_id="i-1", position=0),),
             ),
             topics.clicks: click(2, position=3, session_id="s-1"),
             topics.purchases: Purchase(event_id="e-3", ts=TS, user_id="u", item_id="i", quantity=2, price=9.5),
@@ -182,7 +182,7 @@ class TestReading:
             first = (records[0].topic, records[0].partition)
             others = [at for at in consumer.positions() if at != first]
             for held in ([first], [first, others[0]], [first, *others[:2]], [*others], []):
-                consumer.hold(held)
+                consumer.pause(held)
                 for _ in range(8):
                     got = consumer.poll(0.2, max_records=20)
                     assert not {(record.topic, record.partition) for record in got} & set(held)
@@ -277,7 +277,7 @@ class TestReading:
                 TopicError, match=r"'no\.such\.topic' does not exist; create it with `headwater topics create`"
             ),
         ):
-            consumer.require()
+            consumer.check_readable()
 
 
 class TestCommit:

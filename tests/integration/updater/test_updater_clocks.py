@@ -19,7 +19,7 @@ from services.updater.loop import Updater
 from streams.connection import KafkaConnection
 from streams.embedded_broker import EmbeddedBroker
 from streams.errors import HeadwaterStreamError
-from streams.events import Click, Event, Impression, Shown
+from streams.events import Click, Event, Impression, ShownItem
 from streams.topics import Topics
 
 MINUTE_MS = 60_000
@@ -32,7 +32,7 @@ def now_ms() -> int:
 
 
 def impressions(count: int, *, ts: int) -> list[Event]:
-    shown = (Shown(item_id="i1", position=0), Shown(item_id="i2", position=1))
+    shown = (ShownItem(item_id="i1", position=0), ShownItem(item_id="i2", position=1))
     return [
         Impression(event_id=f"s{n}", ts=ts, user_id=f"u{n}", request_id=f"r{n}", scenario="home", items=shown)
         for n in range(count)

@@ -20,7 +20,7 @@ from streams.connection import KafkaConnection
 from streams.control import GuardReport, Quarantined, Released, Secret, forget_record, parse_control, release_key
 from streams.embedded_broker import EmbeddedBroker
 from streams.errors import DeliveryError, HeadwaterStreamError, SecretMismatchError
-from streams.events import Click, Impression, Shown
+from streams.events import Click, Impression, ShownItem
 from streams.privacy import PrivacySettings, Pseudonymiser
 from streams.producer import EventProducer
 from streams.topics import Topics
@@ -95,7 +95,7 @@ def test_no_raw_id_is_kept_logged_measured_or_published(shop: Shop, payload: str
         session_id=SESSION,
         request_id="r1",
         scenario="home",
-        items=(Shown(item_id="i2", position=0),),
+        items=(ShownItem(item_id="i2", position=0),),
     )
     waits = of_person(100, "an-item-that-has-not-come")
     shop.send(shown, waits, *(of_person(n) for n in range(20)))

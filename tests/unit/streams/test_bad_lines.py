@@ -23,7 +23,7 @@ from foreign_events import (
 
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import decode
-from streams.events import Click, Impression, Purchase, Shown
+from streams.events import Click, Impression, Purchase, ShownItem
 from streams.record import Record
 from streams.topics import Dialect
 
@@ -270,4 +270,4 @@ def test_shown_items_of_one_list_keep_what_they_said_of_their_places() -> None:
     said = changed(GA4_ROW, "items", to=[*GA4_ROW["items"], {"item_id": ""}])
     shown, _ = read("ga4", said)
     assert isinstance(shown, Impression)
-    assert shown.items == (Shown(item_id="9195912", position=4), Shown(item_id="9195913", position=1))
+    assert shown.items == (ShownItem(item_id="9195912", position=4), ShownItem(item_id="9195913", position=1))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from streams.clocks import DAY_MS, Bounded, ClockSettings, ReaderClock, decode_bounded
+from streams.clocks import DAY_MS, BoundedRecord, ClockSettings, ReaderClock, decode_bounded
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import ItemRemoved
 from streams.events import Item
@@ -17,7 +17,7 @@ from streams.watermarks import Watermarks
 TOPICS = Topics(dialects={"of.ga4": "ga4"})
 NOW_MS = 1_790_000_000_000
 MINUTE_MS = 60_000
-CLOCK = ReaderClock.of((), ClockSettings(), now_ms=NOW_MS)
+CLOCK = ReaderClock.from_records((), ClockSettings(), now_ms=NOW_MS)
 
 
 def record(ts: int, *, log_ms: int = NOW_MS, topic: str = TOPICS.clicks, **fields: Any) -> Record:
@@ -30,7 +30,7 @@ def item_record(ts: int, *, log_ms: int = NOW_MS) -> Record:
     return record(ts, log_ms=log_ms, topic=TOPICS.items, kind="product", title="Mug")
 
 
-def times(bounded: Bounded) -> tuple[int, list[int], bool]:
+def times(bounded: BoundedRecord) -> tuple[int, list[int], bool]:
     assert isinstance(bounded.decoded, list)
     ts = [event.ts for event in bounded.decoded if not isinstance(event, DeadLetter)]
     return bounded.record.timestamp_ms, ts, bounded.clamped
@@ -76,15 +76,15 @@ def test_a_record_without_a_time_has_the_readers() -> None:
 def test_in_a_backlog_a_time_ahead_counts_as_of_the_log_not_of_the_reader() -> None:
     old = [record(NOW_MS - 7_200_000, log_ms=NOW_MS - 7_200_000 + n) for n in range(3)]
     ahead = record(NOW_MS + 50 * MINUTE_MS, log_ms=NOW_MS + 50 * MINUTE_MS)
-    clock = ReaderClock.of([*old, ahead], ClockSettings(), now_ms=NOW_MS)
+    clock = ReaderClock.from_records([*old, ahead], ClockSettings(), now_ms=NOW_MS)
     log_ms = NOW_MS - 7_200_000 + 2
     assert times(decode_bounded(ahead, TOPICS, clock)) == (log_ms, [log_ms], True)
 
 
 def test_where_most_records_are_ahead_the_readers_own_time_counts() -> None:
     ahead = [record(0, log_ms=NOW_MS + 300_000) for _ in range(3)]
-    clock = ReaderClock.of([record(0, log_ms=NOW_MS - 7_200_000), *ahead], ClockSettings(), now_ms=NOW_MS)
-    assert clock.record(ahead[0]).timestamp_ms == NOW_MS
+    clock = ReaderClock.from_records([record(0, log_ms=NOW_MS - 7_200_000), *ahead], ClockSettings(), now_ms=NOW_MS)
+    assert clock.bound_record(ahead[0]).timestamp_ms == NOW_MS
 
 
 def test_an_item_is_not_later_than_its_record() -> None:
@@ -100,30 +100,30 @@ class TestItemTimes:
 
     def test_an_older_event_does_not_undo_a_newer_one_and_equals_follow_the_log(self) -> None:
         known = ItemTimes()
-        assert known.take(self.item(NOW_MS), latest_ms=NOW_MS)
-        assert not known.take(self.item(NOW_MS - 1), latest_ms=NOW_MS)
-        assert known.take(self.item(NOW_MS), latest_ms=NOW_MS)
-        assert known.take(ItemRemoved("i", NOW_MS + 1), latest_ms=NOW_MS + 1)
-        assert not known.take(self.item(NOW_MS), latest_ms=NOW_MS + 1)
+        assert known.update(self.item(NOW_MS), latest_ms=NOW_MS)
+        assert not known.update(self.item(NOW_MS - 1), latest_ms=NOW_MS)
+        assert known.update(self.item(NOW_MS), latest_ms=NOW_MS)
+        assert known.update(ItemRemoved("i", NOW_MS + 1), latest_ms=NOW_MS + 1)
+        assert not known.update(self.item(NOW_MS), latest_ms=NOW_MS + 1)
 
     def test_the_removal_of_an_unknown_item_is_remembered_over_a_restart(self) -> None:
         known, restarted = ItemTimes(), ItemTimes()
-        known.take(ItemRemoved("i", NOW_MS), latest_ms=NOW_MS)
+        known.update(ItemRemoved("i", NOW_MS), latest_ms=NOW_MS)
         restarted.restore(json.loads(json.dumps(known.state())))
-        assert not restarted.take(self.item(NOW_MS - 1), latest_ms=NOW_MS)
+        assert not restarted.update(self.item(NOW_MS - 1), latest_ms=NOW_MS)
 
     def test_a_time_from_before_the_clock_was_set_back_freezes_no_item(self) -> None:
         known = ItemTimes()
-        known.take(self.item(NOW_MS + 3_600_000), latest_ms=NOW_MS + 3_600_000)
-        assert known.take(self.item(NOW_MS), latest_ms=NOW_MS)
+        known.update(self.item(NOW_MS + 3_600_000), latest_ms=NOW_MS + 3_600_000)
+        assert known.update(self.item(NOW_MS), latest_ms=NOW_MS)
 
 
 class TestWatermarks:
     def test_a_record_from_the_future_makes_no_other_partition_idle(self) -> None:
         marks = Watermarks(idle_seconds=60)
         marks.bound(NOW_MS)
-        marks.see(("clicks", 0), event_ms=NOW_MS - 30_000, log_ms=NOW_MS - 30_000)
-        marks.see(("clicks", 1), event_ms=NOW_MS + 50 * MINUTE_MS, log_ms=NOW_MS + 50 * MINUTE_MS)
+        marks.observe(("clicks", 0), event_ms=NOW_MS - 30_000, log_ms=NOW_MS - 30_000)
+        marks.observe(("clicks", 1), event_ms=NOW_MS + 50 * MINUTE_MS, log_ms=NOW_MS + 50 * MINUTE_MS)
         assert marks.advance() == NOW_MS - 30_000
         assert marks.latest_ms == NOW_MS
 
@@ -133,5 +133,5 @@ class TestWatermarks:
         assert marks.bound(NOW_MS)
         assert marks.advance() == NOW_MS
         assert not marks.bound(NOW_MS + 1_000)
-        marks.see(("clicks", 0), event_ms=NOW_MS + 1_000, log_ms=NOW_MS + 1_000)
+        marks.observe(("clicks", 0), event_ms=NOW_MS + 1_000, log_ms=NOW_MS + 1_000)
         assert marks.advance() == NOW_MS + 1_000

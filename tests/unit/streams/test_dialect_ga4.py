@@ -16,7 +16,7 @@ from foreign_events import (
 
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import decode
-from streams.events import Click, Impression, Purchase, Shown
+from streams.events import Click, Impression, Purchase, ShownItem
 
 
 def test_a_row_of_the_export_is_what_was_shown() -> None:
@@ -31,7 +31,7 @@ def test_a_row_of_the_export_is_what_was_shown() -> None:
         request_id=shown.event_id,
         scenario="home",
         query="tee",
-        items=(Shown(item_id="9195912", position=4), Shown(item_id="9195913", position=1)),
+        items=(ShownItem(item_id="9195912", position=4), ShownItem(item_id="9195913", position=1)),
     )
 
 

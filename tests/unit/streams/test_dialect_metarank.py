@@ -11,7 +11,7 @@ from foreign_events import (
 )
 
 from streams.dead_letters import DeadLetter, Reason
-from streams.events import Click, Impression, Item, Purchase, Shown
+from streams.events import Click, Impression, Item, Purchase, ShownItem
 
 TS = 1_599_391_467_000
 RANKING = "81f46c34-a4bb-469c-8708-f8127cd67d27"
@@ -19,7 +19,7 @@ COMMON: dict[str, Any] = {"ts": TS, "user_id": "user1", "session_id": "session1"
 
 
 def test_a_ranking_is_what_was_shown_in_its_order() -> None:
-    items = tuple(Shown(item_id=name, position=place) for place, name in enumerate(("item3", "item1", "item2")))
+    items = tuple(ShownItem(item_id=name, position=place) for place, name in enumerate(("item3", "item1", "item2")))
     expected = Impression(**COMMON, event_id=RANKING, scenario="home", query="cat", items=items)
     assert read("metarank", METARANK_RANKING) == [expected]
 

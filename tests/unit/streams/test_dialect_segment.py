@@ -4,7 +4,7 @@ import pytest
 from foreign_events import LOG_MS, SEGMENT_CLICK, SEGMENT_LIST, SEGMENT_ORDER, changed, read
 
 from streams.dead_letters import DeadLetter, Reason
-from streams.events import Click, Impression, Purchase, Shown
+from streams.events import Click, Impression, Purchase, ShownItem
 
 ID = "022bb90c-bbac-11e4-8dfc-aa07a5b093db"
 TS = 1_449_720_511_905
@@ -14,8 +14,8 @@ COMMON: dict[str, Any] = {"event_id": ID, "ts": TS, "user_id": "97980cfea0067", 
 @pytest.mark.parametrize("name", ["Product List Viewed", "Product List Filtered"])
 def test_a_list_is_what_was_shown_with_places_from_0(name: str) -> None:
     items = (
-        Shown(item_id="507f1f77bcf86cd799439011", position=0),
-        Shown(item_id="505bd76785ebb509fc183733", position=1),
+        ShownItem(item_id="507f1f77bcf86cd799439011", position=0),
+        ShownItem(item_id="505bd76785ebb509fc183733", position=1),
     )
     assert read("segment", SEGMENT_LIST | {"event": name}) == [Impression(**COMMON, request_id=ID, items=items)]
 

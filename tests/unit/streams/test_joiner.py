@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from streams.events import Click, Impression, Purchase, Shown, UserEvent
+from streams.events import Click, Impression, Purchase, ShownItem, UserEvent
 from streams.join_store import JoinStore
 from streams.joiner import Example, Joiner, ShownList
 
@@ -23,7 +23,7 @@ def shown(number: int, *item_ids: str, ts: int = 1_000, user_id: str = "u", requ
         user_id=user_id,
         request_id=request_id or f"r-{number}",
         scenario="home",
-        items=tuple(Shown(item_id=item_id, position=place) for place, item_id in enumerate(item_ids)),
+        items=tuple(ShownItem(item_id=item_id, position=place) for place, item_id in enumerate(item_ids)),
     )
 
 
@@ -177,11 +177,15 @@ class TestCorrections:
     def test_a_purchase_after_the_negative_was_learnt_corrects_it(self) -> None:
         purchase = Purchase(event_id="p", ts=50_000, user_id="u", item_id="known-b")
         (correction,) = self.late(purchase)
-        assert correction == ShownList("u", None, 1_000, ("known-b",), (1,), (True,), late=True, bought=(True,))
+        assert correction == ShownList(
+            "u", None, 1_000, ("known-b",), (1,), (True,), is_correction=True, bought=(True,)
+        )
 
     def test_a_click_of_the_same_request_does_so_too(self) -> None:
         (correction,) = self.late(click(1, "known-a", ts=50_000, request_id="r-1"))
-        assert correction == ShownList("u", None, 1_000, ("known-a",), (0,), (True,), late=True, bought=(False,))
+        assert correction == ShownList(
+            "u", None, 1_000, ("known-a",), (0,), (True,), is_correction=True, bought=(False,)
+        )
 
     def test_each_only_once_and_of_what_was_clicked_the_purchase_alone(self) -> None:
         join = joiner()
@@ -263,7 +267,7 @@ def test_restored_joiner_goes_on_exactly(tmp_path: Path) -> None:
     assert second.counts() == counts(**{"in": 8, "learnt": 3, "duplicate": 1, "expired": 3, "pending": 1})
     assert [example.event_id for example in offered(second, click(3), click(1))] == ["e-1"]
     lists = second.advance(10**6)
-    assert [(due.late, due.item_ids) for due in lists] == [(True, ("known-b",)), (False, ("known-c",))]
+    assert [(due.is_correction, due.item_ids) for due in lists] == [(True, ("known-b",)), (False, ("known-c",))]
 
 
 def test_state_of_another_version_is_refused() -> None:
@@ -303,7 +307,7 @@ class TestSearches:
         (bought,) = offered(join, Purchase(event_id="p", ts=30_000, user_id="u", item_id="known", request_id="r-1"))
         assert bought.query == "mug"
         (late,) = join.advance(31_000)
-        assert (late.late, late.query) == (True, "mug")
+        assert (late.is_correction, late.query) == (True, "mug")
 
     def test_what_waits_for_its_item_or_its_window_keeps_it_through_a_restart(self, tmp_path: Path) -> None:
         store = JoinStore(tmp_path / "join.sqlite")

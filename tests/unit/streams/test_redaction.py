@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.dead_letters import DeadLetter, redacted
+from streams.dead_letters import DeadLetter, redact_letter
 from streams.decode import decode
 from streams.record import Record
 from streams.redaction import redact_error, redact_json, redact_key
@@ -71,7 +71,7 @@ def test_the_key_of_an_item_is_nobodys() -> None:
     topics = Topics()
     letter = decode(Record(topics.items, 0, 0, b"mug-1", b'{"item_id": "mug-1"}', 0), topics)
     assert isinstance(letter, DeadLetter)
-    kept = redacted(letter, topics, hide)
+    kept = redact_letter(letter, topics, hide)
     assert (kept.original_key(), kept.original()) == (b"mug-1", b'{"item_id": "mug-1"}')
 
 
@@ -120,4 +120,4 @@ class TestError:
         }
         letter = decode(Record(topics.purchases, 0, 0, b"k", json.dumps(event).encode(), 0), topics)
         if isinstance(letter, DeadLetter):
-            assert found not in redacted(letter, topics, lambda one: "p").error
+            assert found not in redact_letter(letter, topics, lambda one: "p").error

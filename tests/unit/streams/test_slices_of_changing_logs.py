@@ -48,7 +48,7 @@ class Script:
         del at
         return False
 
-    def hold(self, partitions: Collection[TopicPartition]) -> None:
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
         del partitions
 
 
@@ -90,7 +90,7 @@ def test_deleted_records_with_none_behind_them_are_counted_at_once_and_once() ->
     assert reader.ends[A] == 10
     assert reader.poll(0) == Slice([], {A: 30, B: 0}, {A: 20}, script.ids)
     assert reader.poll(0) is None
-    assert reader.rest() is None
+    assert reader.flush() is None
 
 
 def test_records_before_deleted_ones_are_given_out_before() -> None:
@@ -100,7 +100,7 @@ def test_records_before_deleted_ones_are_given_out_before() -> None:
     assert offsets(reader.poll(0)) == [(A, 0), (A, 1)]
     script.jumps(A, 9, "retention")
     assert reader.poll(0) is None  # offset 2 waits for others, and what was deleted behind it waits with it
-    rest = reader.rest()
+    rest = reader.flush()
     assert offsets(rest) == [(A, 2)]
     assert rest is not None
     assert (rest.ends[A], rest.missed) == (9, {A: 6})

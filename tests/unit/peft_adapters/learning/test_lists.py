@@ -82,9 +82,9 @@ def test_an_unknown_item_is_refused(learner: Learner) -> None:
 
 def test_shown_and_clicked_are_counted_and_a_late_click_is_not_shown_again(learner: Learner) -> None:
     learner.learn_lists(learner.observe_lists([listed("ann", 0, [1, 2, 3], [2]), listed("bob", 0, [2, 3], [])]))
-    learner.learn_lists(learner.observe_lists([listed("bob", 0, [3], [3], late=True)]))
+    learner.learn_lists(learner.observe_lists([listed("bob", 0, [3], [3], is_correction=True)]))
     learner.learn_lists(learner.observe_lists([listed("eve", 0, [1, 2], [1], weight=0.0)]))
-    late_purchase = listed("bob", 0, [3], [], late=True)._replace(purchases=("item-3",))
+    late_purchase = listed("bob", 0, [3], [], is_correction=True)._replace(purchases=("item-3",))
     learner.learn_lists(learner.observe_lists([late_purchase]))
     counters = learner.ranker.counters
     assert counters.shown[:5].tolist() == [0, 1, 2, 2, 0]
@@ -218,7 +218,9 @@ def test_no_gradient_runs_through_the_weights() -> None:
 
 def batch_of(clicked: list[bool], owner: list[int], *, late: bool = False) -> ListBatch:
     learner = tiny_learner(LearnerSettings(lora=False), items=12)
-    lists = [listed("ann", 0, list(range(owner.count(index))), [], late=late) for index in range(max(owner) + 1)]
+    lists = [
+        listed("ann", 0, list(range(owner.count(index))), [], is_correction=late) for index in range(max(owner) + 1)
+    ]
     batch = learner.observe_lists(lists)
     batch.clicked[:] = clicked
     return batch

@@ -37,7 +37,7 @@ def shop(lists: int, *, seed: int, late_share: float = 0.0, from_minute: int = 0
         made.lists.append(one._replace(purchases=chosen(ids, bought & ~late)))
         for item_id in chosen(ids, late):
             alone: dict[str, Any] = {"item_ids": (item_id,), "purchases": (item_id,), "places": (ids.index(item_id),)}
-            made.late.append(one._replace(clicked=(False,), late=True, **alone))
+            made.late.append(one._replace(clicked=(False,), is_correction=True, **alone))
     return made
 
 

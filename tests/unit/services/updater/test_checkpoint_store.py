@@ -18,7 +18,7 @@ from peft_adapters.settings import LearnerSettings
 from services.updater import checkpoint_store as store_module
 from services.updater.checkpoint_store import CheckpointStore
 from services.updater.journal import Journal, JournalEntry
-from streams.join_store import Shown
+from streams.join_store import PendingImpression
 
 AT = ("clicks", 0)
 
@@ -27,8 +27,8 @@ def opened(root: Path) -> CheckpointStore:
     return CheckpointStore(root, keep_checkpoints=2, stop=threading.Event())
 
 
-def shown(request: int) -> Shown:
-    return Shown(1_000, "impressions", request, "u", None, ("a",), (0,))
+def shown(request: int) -> PendingImpression:
+    return PendingImpression(1_000, "impressions", request, "u", None, ("a",), (0,))
 
 
 @pytest.fixture(scope="module")

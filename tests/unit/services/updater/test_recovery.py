@@ -19,7 +19,7 @@ from services.updater import checkpoint_store as store_module
 from services.updater.checkpoint_store import CheckpointStore
 from services.updater.journal import JournalEntry
 from services.updater.recovery import inspect_checkpoints
-from streams.join_store import Shown
+from streams.join_store import PendingImpression
 
 AT = ("clicks", 0)
 MODEL_FILES = ("model.safetensors", "beside.safetensors", "state.json", "SHA256SUMS")
@@ -29,8 +29,8 @@ def opened(root: Path) -> CheckpointStore:
     return CheckpointStore(root, keep_checkpoints=2, stop=threading.Event())
 
 
-def shown(request: int) -> Shown:
-    return Shown(1_000, "impressions", request, "u", None, ("a",), (0,))
+def shown(request: int) -> PendingImpression:
+    return PendingImpression(1_000, "impressions", request, "u", None, ("a",), (0,))
 
 
 @pytest.fixture(scope="module")

@@ -43,9 +43,15 @@ def test_a_list_is_learnt_when_its_window_has_passed_and_late_clicks_when_they_c
     assert first.as_shown.clicked == (True, False, True)
     assert first.as_shown.bought == (False, False, True)
     (due, lesson), (late_ts, late) = first.lessons
-    assert (due, lesson.clicked, lesson.late) == (11_000, (True, False, False), False)
+    assert (due, lesson.clicked, lesson.is_correction) == (11_000, (True, False, False), False)
     assert (lesson.bought, late.bought) == ((False, False, False), (True,))
-    assert (late_ts, late.item_ids, late.positions, late.clicked, late.late) == (12_000, ("c",), (3,), (True,), True)
+    assert (late_ts, late.item_ids, late.positions, late.clicked, late.is_correction) == (
+        12_000,
+        ("c",),
+        (3,),
+        (True,),
+        True,
+    )
     assert late.ts == lesson.ts == 1_000
     assert [due for due, _ in second.lessons] == [19_000]
     assert second.as_shown.clicked == (False, False)

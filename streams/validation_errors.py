@@ -9,13 +9,13 @@ from pydantic_core import ErrorDetails
 from streams.events import TIME_ERROR, time_problem
 
 VALUE_CHARS = 60
-MAX_FAULTS = 5
+MAX_ERRORS = 5
 
 
-def brief(value: Any) -> str:
+def summarize(value: Any) -> str:
     """Shows a value that was refused; of an object or a list only that it is one.
 
-    >>> [brief(value) for value in (-1, "(not set)", {"a": 1}, [1])]
+    >>> [summarize(value) for value in (-1, "(not set)", {"a": 1}, [1])]
     ['-1', "'(not set)'", 'an object', 'a list']
     """
     if isinstance(value, dict):
@@ -28,7 +28,7 @@ def brief(value: Any) -> str:
     return text if len(text) <= VALUE_CHARS else f"{text[:VALUE_CHARS]}…"
 
 
-def rule(detail: ErrorDetails) -> str:
+def describe_rule(detail: ErrorDetails) -> str:
     """Renders the rule that a value breaks and, unless it is missing, the value.
 
     Args:
@@ -39,10 +39,10 @@ def rule(detail: ErrorDetails) -> str:
     said = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("missing", "json_invalid", "value_error"):  # the last is our own, which says the value
         return said
-    return f"{said.split(', got ')[0]}, got {brief(detail['input'])}"
+    return f"{said.split(', got ')[0]}, got {summarize(detail['input'])}"
 
 
-def fault(detail: ErrorDetails, *, path: Sequence[int | str] | None = None) -> str:
+def describe_error(detail: ErrorDetails, *, path: Sequence[int | str] | None = None) -> str:
     """Renders one fault that pydantic found: path, rule and value.
 
     Args:
@@ -50,10 +50,10 @@ def fault(detail: ErrorDetails, *, path: Sequence[int | str] | None = None) -> s
         path: Where the value stands, if not where pydantic says.
     """
     where = ".".join(filter(None, map(str, detail["loc"] if path is None else path)))
-    return f"{where}: {rule(detail)}" if where else rule(detail)
+    return f"{where}: {describe_rule(detail)}" if where else describe_rule(detail)
 
 
-def faults_of(error: ValidationError) -> str:
+def describe_errors(error: ValidationError) -> str:
     """Renders the first few faults of an error on one line."""
     details = error.errors(include_url=False)
-    return "; ".join(fault(detail) for detail in details[:MAX_FAULTS])
+    return "; ".join(describe_error(detail) for detail in details[:MAX_ERRORS])

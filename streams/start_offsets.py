@@ -8,7 +8,7 @@ from streams.consumer import PartitionConsumer
 from streams.offsets import Offsets
 
 
-def look_back(connection: KafkaConnection, topics: Sequence[str], events: int) -> tuple[Offsets, dict[str, str]]:
+def start_offsets(connection: KafkaConnection, topics: Sequence[str], events: int) -> tuple[Offsets, dict[str, str]]:
     """Return the offset of each partition to begin with, evenly from all, and the ids of the topics.
 
     Topics that cannot be read now are left out: they are read from their first record.
