@@ -34,7 +34,7 @@ from services.lab.demo.command import read_sample
 from services.lab.demo.processes import Child
 from services.lab.demo.stage import stage
 from services.logs import configure_logging
-from services.metrics import EVENT_OUTCOMES
+from services.metrics.intake import EVENT_OUTCOMES
 from services.settings import load_settings
 from streams.consumer import PartitionConsumer
 

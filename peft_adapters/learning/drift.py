@@ -18,6 +18,7 @@ from river import drift
 from peft_adapters.settings import DriftSettings
 
 DETECTORS = ("adwin", "page_hinkley")
+Ending = Literal["recovered", "settled"]
 BLOCK_EVENTS = 64  # a shopper's events are alike: what is watched is the mean loss of so many
 _FAST, _SLOW = 1 / 4, 1 / 64  # weight of the newest block in the two running means
 _SETTLED_BLOCKS = 300
@@ -39,7 +40,7 @@ class Seen(NamedTuple):
     """
 
     alarms: tuple[str, ...] = ()
-    ended: Literal["recovered", "settled"] | None = None
+    ended: Ending | None = None
     events: int = 0
     halvings: int = 0
 

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from peft_adapters.learning.batches import Batch
 
+FIGURES = ("roc_auc", "log_loss", "normalised_entropy", "ndcg10", "hr20")
+
 _RATE = 0.01
 _LIFT_LIMIT = 20.0  # keeps one odd score from throwing the calibration
 

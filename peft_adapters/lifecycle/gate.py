@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from peft_adapters.ranking.tensor_rules import fault_of, is_finite, rule_of
 from peft_adapters.settings import GateSettings as GateSettings
 
 Decision = Literal["published", "refused"]
+Rule = Literal["not_finite", "bound", "loss", "norm", "calibration"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 _WORST = 10.0  # nats: one event counts no more than this, and so much where a score is no number
 _NORM_FLOOR = 1.0  # a group smaller than this is free to grow; texts have norm 1
@@ -66,7 +68,7 @@ def judge_candidate(
     any, does not speak against it. `rules` are those that were broken, in a word each.
     """
     groups = {**groups, "residuals": {role: row_norms(groups["residuals"], role)[:, None] for role in ROLES}}
-    broken = [("not_finite", reason) for reason in _not_finite(groups)]
+    broken: list[tuple[Rule, str]] = [("not_finite", reason) for reason in _not_finite(groups)]
     broken += [("bound", reason) for reason in _not_counts(groups.get("counters", {}))]
     broken += [("bound", reason) for reason in _beyond_bounds(groups, settings)]
     figures: dict[str, Any] = {}
@@ -116,9 +118,9 @@ def _beyond_bounds(groups: Mapping[str, Mapping[str, Tensor]], settings: GateSet
     return reasons
 
 
-def _against(evidence: Evidence, settings: GateSettings) -> list[tuple[str, str]]:
+def _against(evidence: Evidence, settings: GateSettings) -> list[tuple[Rule, str]]:
     """Rules that the evidence breaks, each with its reason."""
-    broken = []
+    broken: list[tuple[Rule, str]] = []
     allowed = settings.loss_tolerance + settings.standard_errors * evidence.standard_error
     if evidence.events >= settings.min_events and evidence.loss_difference > allowed:
         broken.append(

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from peft_adapters.errors import RolloutError, RolloutFormatError
 from peft_adapters.registry.manifest import SCENARIO_PATTERN, Count, TimeMs, Version, check_scenario
 
+STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
+ARMS = (STABLE, CANARY, SHADOW)
 ROLLOUT_NAME = "ROLLOUT.json"
 ROLLOUT_LIMIT_BYTES = 16_384
 KEY_SUFFIX = "/rollout"

@@ -15,7 +15,7 @@ from services.collector.api_schema import REFUSALS, request_body
 from services.collector.forwarder import Forwarder
 from services.collector.intake import Examined, examine
 from services.collector.spool import Spool, SpoolError, SpoolFullError
-from services.metrics import CollectorMetrics
+from services.metrics.collector import CollectorMetrics, Outcome
 from services.settings.collector import CollectorSettings
 from services.web.access.key_check import takes_events
 from services.web.access.wiring import Access, add_access
@@ -27,6 +27,7 @@ from services.web.http import (
     problem_response,
 )
 from services.web.problems import KEYS, problems
+from services.web.routes import api_routes
 
 RETRY_SECONDS = 1  # a spool that drains has room again soon
 RETRY_AWAY_SECONDS = 10
@@ -83,6 +84,7 @@ def create_app(
     add_problem_handlers(app)
     _add_events(app, _Door(spool, forwarder, settings, metrics), max_events=settings.max_batch_events)
     _add_health(app, spool, forwarder, metrics, series)
+    metrics.http.declare(api_routes(app))
     return app
 
 
@@ -116,9 +118,8 @@ class _Door:
         self._count(accepted, "accepted")
         self._forwarder.wake()
 
-    def _count(self, events: list[Examined], outcome: str) -> None:
-        for event in events:
-            self._metrics.events.labels(event.kind, outcome).inc()
+    def _count(self, events: list[Examined], outcome: Outcome) -> None:
+        self._metrics.events_received((event.kind for event in events), outcome)
 
 
 def _add_events(app: FastAPI, access: _Door, *, max_events: int) -> None:
@@ -180,9 +181,8 @@ def _add_health(
     def metrics_page() -> Response:
         """The process's metrics."""
         oldest_ms = spool.oldest_accepted_ms()
-        metrics.spool_events.set(len(spool))
-        metrics.spool_bytes.set(spool.size_bytes)
-        metrics.oldest_timestamp_seconds.set(time.time() if oldest_ms is None else oldest_ms / 1000)
+        oldest_seconds = time.time() if oldest_ms is None else oldest_ms / 1000
+        metrics.show_spool(events=len(spool), size_bytes=spool.size_bytes, oldest_seconds=oldest_seconds)
         return metrics_response(series)
 
 

@@ -7,7 +7,8 @@ import structlog
 from services.collector.app import create_app
 from services.collector.forwarder import Forwarder
 from services.collector.spool import Spool
-from services.metrics import CollectorMetrics, new_registry
+from services.metrics.collector import CollectorMetrics
+from services.metrics.series import new_registry
 from services.settings import Settings
 from services.web.access.wiring import Access
 from services.web.server import serve

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import structlog
 
 from services.collector.spool import Spool, SpoolError, Waiting
-from services.metrics import CollectorMetrics
+from services.metrics.collector import CollectorMetrics
 from streams.connection import KafkaConnection, backoff_seconds, bootstrap_problem
 from streams.errors import BrokerUnreachableError, DeliveryError, HeadwaterStreamError
 from streams.producer import EventProducer
@@ -119,8 +119,7 @@ class Forwarder:
             producer.send_raw(self._topics.of_kind(event.kind), event.key, event.value)
         self._confirm(producer)
         self._sent = waiting
-        for kind, count in Counter(entry.event.kind for entry in waiting).items():
-            self._metrics.forwarded.labels(kind).inc(count)
+        self._metrics.events_forwarded(Counter(entry.event.kind for entry in waiting))
         self._remove_sent()
 
     def _remove_sent(self) -> None:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from services.collector.as_stated import require_as_stated
 from services.collector.spool import Spooled
 from services.data.event_input import event_of, kind_named, reason_of
-from services.metrics import UNKNOWN_KIND
+from services.metrics.collector import UNKNOWN_KIND
 from services.web.http import ProblemError
 from streams.events import MODELS, Event
 from streams.producer import MAX_RECORD_BYTES

@@ -32,7 +32,8 @@ from peft_adapters.registry.registry import LATEST_NAME, AdapterRegistry
 from peft_adapters.registry.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_etag
 from peft_adapters.registry.signing import Verifier
 from peft_adapters.registry.stores import LISTING_NAME
-from services.metrics import RegistryMetrics, new_registry
+from services.metrics.registry import RegistryMetrics
+from services.metrics.series import new_registry
 from services.registry.admin import add_admin
 from services.registry.answers import (
     FILE,
@@ -57,6 +58,7 @@ from services.web.http import (
     metrics_response,
     problem_response,
 )
+from services.web.routes import api_routes
 
 LONGEST_WAIT_SECONDS = 30.0
 MAX_BODY_BYTES = 65_536
@@ -112,6 +114,7 @@ def create_app(
     add_admin(app, registry, audit=access.audit, announce=announce, verify=verify)
     _add_files(app, registry)
     _add_health(app, registry, series)
+    metrics.http.declare(api_routes(app))
     return app
 
 

@@ -9,7 +9,7 @@ import structlog
 from peft_adapters.errors import BundleError, RolloutError
 from peft_adapters.registry.manifest import Manifest, parse_manifest
 from peft_adapters.registry.rollout import KEY_SUFFIX, Rollout, parse_rollout
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.scorer.registry_status import RegistryStatus
 
 log = structlog.get_logger(__name__)
@@ -82,7 +82,7 @@ class Announcements:
             else:
                 self.offer(parse_manifest(value, source="announcement"))
         except (BundleError, RolloutError) as error:
-            self._metrics.swaps.labels("refused").inc()
+            self._metrics.adapter_refused()
             log.warning("announcement_refused", problem=str(error))
 
     def offer(self, manifest: Manifest, *, only_newer: bool = False) -> None:

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry
 
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.scorer.dispatcher import Dispatcher
 from services.scorer.explain import add_explain
 from services.scorer.noop import add_noop
@@ -25,6 +25,7 @@ from services.web.access.wiring import Access, add_access
 from services.web.bodies import BodyRules
 from services.web.http import ProblemError, add_problem_handlers, metrics_response
 from services.web.problems import problems
+from services.web.routes import api_routes
 
 
 def create_app(
@@ -67,6 +68,7 @@ def create_app(
     if search is not None:
         add_search(app, worker, search, settings, pseudonymise)
     _add_health(app, worker, metrics, series, name=name)
+    metrics.http.declare(api_routes(app))
     return app
 
 
@@ -115,6 +117,6 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_page() -> Response:
         """The process's metrics."""
-        metrics.state_users.set(len(worker.shoppers))
-        metrics.stand_with(worker.problems())
+        metrics.show_state_users(len(worker.shoppers))
+        metrics.show_problems(worker.problems())
         return metrics_response(series)

@@ -11,9 +11,9 @@ from contextlib import closing
 
 import structlog
 
-from peft_adapters.registry.rollout import Rollout
-from services.metrics import RolloutMetrics
-from services.scorer.deployment import CANARY, STABLE, Deployment, in_canary
+from peft_adapters.registry.rollout import CANARY, STABLE, Rollout
+from services.metrics.canaries import CanaryMetrics
+from services.scorer.deployment import Deployment, in_canary
 from services.scorer.sequential import CanaryTest, Tally
 from services.settings.scorer import CanarySettings
 from streams.connection import KafkaConnection, backoff_seconds
@@ -54,7 +54,7 @@ class CanaryMonitor:
         deployments: Mapping[str, Deployment],
         pseudonymise: Callable[[str], str],
         settings: CanarySettings,
-        metrics: RolloutMetrics,
+        metrics: CanaryMetrics,
         end: Callable[[Rollout, str], None],
     ) -> None:
         self._connection, self._topics, self._lineups = connection, topics, deployments
@@ -94,7 +94,7 @@ class CanaryMonitor:
         }
         for name in self._trials.keys() - running.keys():
             del self._trials[name]
-            self._metrics.end_trial(name)
+            self._metrics.trial_ended(name)
         for name, deployment in running.items():
             trial = self._trials.get(name)
             if trial is None or not trial.goes_on(deployment):
@@ -121,14 +121,14 @@ class CanaryMonitor:
             test.look()
             for arm, tally in ((STABLE, test.stable), (CANARY, test.canary)):
                 self._metrics.show_arm(name, arm, lists=tally.shown, click_through=tally.click_through)
-            self._metrics.canary_p_value.labels(name).set(test.p_value)
+            self._metrics.show_p_value(name, test.p_value)
             if not test.is_worse or trial.is_told:
                 continue
             trial.is_told = True
             ends = rollout.canary is not None and rollout.canary.auto_rollback
             log.warning("canary_is_worse", scenario=name, why=trial.verdict(), ends=ends)
             if ends:
-                self._metrics.canary_rollbacks.labels(name).inc()
+                self._metrics.canary_rolled_back(name)
                 self._end(rollout, trial.verdict())
 
     def _read(self) -> None:

@@ -18,7 +18,8 @@ from peft_adapters.registry.signing import load_verifier
 from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
 from services import memory
 from services.disks import temporary_directory
-from services.metrics import ScorerMetrics, new_registry
+from services.metrics.scorer import ScorerMetrics
+from services.metrics.series import new_registry
 from services.scorer.announcements import Announcements
 from services.scorer.app import create_app
 from services.scorer.bundles import BundleSource
@@ -90,7 +91,7 @@ def run(settings: Settings) -> None:
             deployments=worker.answers.deployments,
             pseudonymise=pseudonymise,
             settings=settings.scorer.canary,
-            metrics=metrics.rollouts,
+            metrics=metrics.canaries,
             end=ends_canaries(settings, announcements),
         )
         name = worker_name(settings.scorer.port)

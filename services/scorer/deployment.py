@@ -3,11 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
-from peft_adapters.registry.rollout import Rollout
+from peft_adapters.registry.rollout import CANARY, SHADOW, STABLE, Rollout
 from peft_adapters.serving.served_model import ServedModel
-
-STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
-ARMS = (STABLE, CANARY, SHADOW)
 
 _HASHES = 2**64
 

@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from services.metrics import RolloutMetrics
+from peft_adapters.registry.rollout import STABLE
+from services.metrics.rollouts import RolloutMetrics
 from services.scorer.answers import Answer, Answers
-from services.scorer.deployment import STABLE, Deployment
+from services.scorer.deployment import Deployment
 from services.scorer.requests import RankRequest, RecommendRequest, SimilarQuery
 from services.scorer.shadowing import Shadowing
 
@@ -52,14 +53,17 @@ class Dispatcher:
             deployment: Has a stable model.
         """
         model = deployment.models[STABLE]
-        with self._metrics.answer_seconds.labels(deployment.scenario, STABLE).time():
+        began = time.perf_counter()
+        try:
             return self._answers.similar(item_id, query, model)
+        finally:
+            self._metrics.answer_computed(deployment.scenario, STABLE, seconds=time.perf_counter() - began)
 
     def _answered(self, make: Callable[..., Answer], request: Request, deployment: Deployment) -> Answer:
         arm = deployment.arm_of(request.user_id or request.session_id)
         began = time.perf_counter()
         answer = make(request, deployment.models[arm])
-        self._metrics.answer_seconds.labels(deployment.scenario, arm).observe(time.perf_counter() - began)
+        self._metrics.answer_computed(deployment.scenario, arm, seconds=time.perf_counter() - began)
         self._answers.remember(request)
         if deployment.shadow is not None:
             self._shadowing.offer(make, request, deployment.scenario, deployment.shadow, answer)

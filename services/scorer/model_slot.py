@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from peft_adapters.registry.manifest import Manifest
-from peft_adapters.registry.rollout import Rollout
+from peft_adapters.registry.rollout import CANARY, SHADOW, STABLE, Rollout
 from peft_adapters.serving.served_model import ServedModel
-from services.scorer.deployment import CANARY, SHADOW, STABLE, Deployment
+from services.scorer.deployment import Deployment
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from peft_adapters.registry.rollout import STABLE
 from peft_adapters.serving.served_model import ServedModel
 from services.scorer.answers import ItemUnknownError, ProbabilityUnknownError
-from services.scorer.deployment import STABLE, Deployment
+from services.scorer.deployment import Deployment
 from services.scorer.dispatcher import Dispatcher
 from services.scorer.requests import BatchRequest, RankRequest, RecommendRequest, ShopperRequest, SimilarQuery
 from services.scorer.responses import BatchAnswer, CandidateRanking, Ranking, candidate_ranking, ranking

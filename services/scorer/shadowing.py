@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from peft_adapters.registry.rollout import SHADOW
 from peft_adapters.serving.served_model import ServedModel
-from services.metrics import RolloutMetrics
+from services.metrics.rollouts import RolloutMetrics
 from services.scorer.answers import Answer
-from services.scorer.deployment import SHADOW
 from services.scorer.requests import RankRequest, RecommendRequest
 
 log = structlog.get_logger(__name__)
@@ -65,7 +65,7 @@ class Shadowing:
         try:
             self._jobs.put_nowait(_Job(make, request, scenario, shadow, answer))
         except queue.Full:
-            self._metrics.shadow_answers.labels(scenario, "passed_over").inc()
+            self._metrics.shadow_passed_over(scenario)
         with self._lock:
             if self._running:
                 return
@@ -87,21 +87,19 @@ class Shadowing:
                 self._compare(job)
             except Exception:  # a fault of the shadow's alone
                 log.exception("shadow_failed", scenario=job.scenario, version=job.shadow.version)
-                self._metrics.shadow_answers.labels(job.scenario, "failed").inc()
+                self._metrics.shadow_failed(job.scenario)
 
     def _compare(self, job: _Job) -> None:
         began = time.perf_counter()
         shadow = job.make(job.request, job.shadow)
-        self._metrics.answer_seconds.labels(job.scenario, SHADOW).observe(time.perf_counter() - began)
-        self._metrics.shadow_answers.labels(job.scenario, "compared").inc()
+        self._metrics.answer_computed(job.scenario, SHADOW, seconds=time.perf_counter() - began)
         same, apart = overlap(job.answer, shadow), mean_difference(job.answer, shadow)
         version, *means = self._means.get(job.scenario, (job.shadow.version, same, apart))
         if version != job.shadow.version:
             means = [same, apart]
         same, apart = (mean + NEW_SHARE * (new - mean) for mean, new in zip(means, (same, apart), strict=True))
         self._means[job.scenario] = (job.shadow.version, same, apart)
-        self._metrics.shadow_overlap.labels(job.scenario).set(same)
-        self._metrics.shadow_difference.labels(job.scenario).set(apart)
+        self._metrics.shadow_compared(job.scenario, overlap=same, difference=apart)
 
 
 def overlap(answer: Answer, shadow: Answer) -> float:

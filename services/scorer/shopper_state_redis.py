@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from peft_adapters.ranking.shoppers import Shoppers
-from services.metrics import StateMetrics
+from services.metrics.shopper_state import ShopperStateMetrics
 from services.scorer.shopper_state import Baskets, Context, as_told
 from services.state.entries import Entry, unpack_entries
 from services.state.errors import StateError, StateUnavailableError
@@ -41,7 +41,7 @@ class RedisState:
     reads_events = False
 
     def __init__(
-        self, store: StateStore, rows: Mapping[str, int], *, fallback_shoppers: int, metrics: StateMetrics
+        self, store: StateStore, rows: Mapping[str, int], *, fallback_shoppers: int, metrics: ShopperStateMetrics
     ) -> None:
         self._store, self._rows, self._metrics = store, rows, metrics
         self._fallback_shoppers = fallback_shoppers
@@ -123,7 +123,7 @@ class RedisState:
         elif problem is not None and problem != self._problem:
             log.warning("state_store_problem", problem=problem, goes_on="with what is held")
         self._problem, self._is_away = problem, away
-        self._metrics.available.set(problem is None)
+        self._metrics.show_available(available=problem is None)
 
     # ---- what is known
 
@@ -151,7 +151,7 @@ class RedisState:
     def _entries(self, user_id: str, packed: Sequence[str]) -> list[Entry]:
         """Entries once each, oldest first, without what is to be forgotten."""
         found, refused = unpack_entries(packed)
-        self._metrics.refused.inc(refused)
+        self._metrics.entries_refused(refused)
         after_ms = self._forgotten.get(user_id, -1)
         oldest_first = reversed([entry for entry in found if entry.publish_ts_ms > after_ms])
         return list({entry.event: entry for entry in oldest_first}.values())
@@ -169,8 +169,7 @@ class RedisState:
         except StateError as error:  # of this shopper alone
             log.warning("state_refused", problem=str(error))
             return None
-        self._metrics.read_seconds.observe(time.perf_counter() - began)
-        self._metrics.reads.labels("store").inc()
+        self._metrics.read_from_store(seconds=time.perf_counter() - began)
         return entries
 
     def _hold(self, user_id: str, entries: list[str]) -> None:
@@ -186,5 +185,5 @@ class RedisState:
         """A shopper's entries as they were when the store last gave them."""
         with self._lock:
             held = self._held.get(user_id)
-        self._metrics.reads.labels("none" if held is None else "held").inc()
+        self._metrics.read_from_copy(found=held is not None)
         return held or []

@@ -17,17 +17,17 @@ from peft_adapters.errors import (
 )
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.registry.bundle import Bundle
-from peft_adapters.registry.rollout import Rollout
+from peft_adapters.registry.rollout import STABLE, Rollout
 from peft_adapters.serving.model_builder import build_model, refresh_model
 from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
 from peft_adapters.serving.served_model import ServedModel, require_finite_scores
 from services import memory
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.scorer.announcements import Announcements
 from services.scorer.answers import Answers
 from services.scorer.bundles import BundleSource
 from services.scorer.catalogue_check import CatalogueCheck, far_smaller
-from services.scorer.deployment import STABLE, Deployment
+from services.scorer.deployment import Deployment
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
 from services.scorer.model_slot import ModelSlot, Target, same_version
@@ -238,7 +238,7 @@ class Worker:
 
     def _take_items(self, limit: int = ITEMS_A_ROUND) -> None:
         """Encode items that came or changed, in order of arrival."""
-        self._metrics.catalogue_items.set(self._items.present)
+        self._metrics.show_catalogue(self._items.present)
         end = self._changes + limit
         while self._changes < end and not self._interrupt.is_set():
             items = self._items.take_changes(ITEMS_CHUNK)
@@ -315,7 +315,7 @@ class Worker:
         for let_go in self.scenarios.open(scenario):
             self.answers.deployments.pop(let_go, None)
             self._ahead.drop(let_go)
-            self._metrics.rollouts.let_go(let_go)
+            self._metrics.rollouts.scenario_dropped(let_go)
             log.info("scenario_let_go", scenario=let_go)
         slot = self.scenarios.slot(scenario)
         missing = slot.obey(news.rollout, news.latest)
@@ -330,7 +330,7 @@ class Worker:
         self._asking.loaded(slot.scenario)
         self._status.bundle_read(slot.scenario)
         if slot.place(target, model):  # 5. flipped
-            self._metrics.swap_seconds.observe(time.perf_counter() - heard)
+            self._metrics.swap_took(time.perf_counter() - heard)
             if target.arm == STABLE and not slot.is_pinned:
                 self._ahead.follow(slot.scenario, model)
 
@@ -392,7 +392,7 @@ class Worker:
         for arm, model in deployment.models.items():
             old = before.model_of(arm)
             if old is None or not same_version(old, model):
-                self._metrics.swaps.labels("swapped").inc()
+                self._metrics.adapter_swapped()
                 log.info(
                     "adapter_served", scenario=deployment.scenario, arm=arm, version=model.version, items=len(model)
                 )
@@ -408,20 +408,19 @@ class Worker:
 
     def _show_stable(self, model: ServedModel) -> None:
         manifest = model.manifest
-        self._metrics.adapter.stand_at(
+        self._metrics.adapter.show(
             manifest.version, published_at_ms=manifest.published_at_ms, watermark_ms=manifest.watermark_ms
         )
-        self._metrics.items.set(int(model.has_text.sum()))
         if model.unused_vectors:
             log.warning("vectors_not_used", vectors=model.unused_vectors, why="another length than the adapter takes")
-        self._metrics.unused_vectors.set(model.unused_vectors)
+        self._metrics.show_model(items=int(model.has_text.sum()), unused_vectors=model.unused_vectors)
 
     def _refuse(self, scenario: str, target: Target, error: Exception) -> None:
         """Go on with what is served; a fault that is not the bundle's own is logged with its traceback."""
         problem = str(error) if isinstance(error, HeadwaterModelError) else f"it cannot be built: {error!r}"
         if not self._refusals.add(scenario, target, problem):
             return  # reported before
-        self._metrics.swaps.labels("refused").inc()
+        self._metrics.adapter_refused()
         log.warning(
             "adapter_refused",
             scenario=scenario,

@@ -8,7 +8,8 @@ from types import FrameType
 
 import structlog
 
-from services.metrics import StateWriterMetrics, new_registry
+from services.metrics.series import new_registry
+from services.metrics.state_writer import StateWriterMetrics
 from services.settings import Settings
 from services.state.client import display_url
 from services.state.store import StateStore

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 
 import structlog
 
-from services.metrics import StateWriterMetrics
+from services.metrics.state_writer import StateWriterMetrics
 from services.secrets import describe_mismatch
 from services.state.entries import pack_entry
 from services.state.errors import StateConflictError, StateError
@@ -91,7 +91,7 @@ class StateWriter:
             except StateConflictError as error:
                 log.info("state_taken", reason=str(error))
             except (StateError, HeadwaterStreamError) as error:
-                self._metrics.failures.inc()
+                self._metrics.write_failed()
                 if str(error) != told:
                     log.warning("state_not_written", problem=str(error), retry="until it can be")
                 told = str(error)
@@ -104,7 +104,7 @@ class StateWriter:
     def _claimed(self) -> bool:
         """Wait for the turn to write; False when stopped."""
         while not self._store.claim(self._name):
-            self._metrics.writing.set(0)
+            self._metrics.show_writing(writing=False)
             if self._stop.wait(LEASE_SECONDS / 5):
                 return False
         return not self._stop.is_set()
@@ -122,7 +122,7 @@ class StateWriter:
         try:
             self._write_all(topics, start, topic_ids, held)
         finally:
-            self._metrics.writing.set(0)
+            self._metrics.show_writing(writing=False)
 
     def _write_all(self, topics: list[str], start: Offsets, topic_ids: dict[str, str], held: Offsets) -> None:
         """Write what comes, for as long as the turn lasts.
@@ -136,7 +136,7 @@ class StateWriter:
         beat_at = 0.0
         with closing(PartitionConsumer(self._connection, topics, start=start, topic_ids=topic_ids)) as consumer:
             while not self._stop.is_set() and self._store.claim(self._name):
-                self._metrics.writing.set(1)
+                self._metrics.show_writing(writing=True)
                 records = consumer.poll(POLL_SECONDS, MAX_RECORDS)
                 if records or time.monotonic() >= beat_at:
                     held = self._write(records, held, consumer)
@@ -188,11 +188,8 @@ class StateWriter:
         began = time.perf_counter()
         self._store.write(changes, before=held, after=after, beat=secrets.token_hex(8), topic_ids=consumer.topic_ids())
         if records:
-            self._metrics.write_seconds.observe(time.perf_counter() - began)
-        for outcome, count in taken.items():
-            self._metrics.events.labels(outcome).inc(count)
-        if newest_ms:
-            self._metrics.watermark_timestamp_seconds.set(newest_ms / 1000)
+            self._metrics.transaction_took(time.perf_counter() - began)
+        self._metrics.events_written(taken, newest_ms=newest_ms)
         return after
 
     def _take_in(self, record: Record, clock: ReaderClock, changes: Changes, taken: Counter[str]) -> int:

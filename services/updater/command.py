@@ -9,7 +9,8 @@ from types import FrameType
 import structlog
 import torch
 
-from services.metrics import UpdaterMetrics, new_registry
+from services.metrics.series import new_registry
+from services.metrics.updater import UpdaterMetrics
 from services.settings import Settings
 from services.updater.loop import Updater
 from services.web.access.wiring import Access

@@ -14,7 +14,8 @@ import structlog
 
 from peft_adapters.learning.learner import Learner
 from services.items import catalogue_item
-from services.metrics import EVENT_OUTCOMES, LATENESS_SECONDS, UpdaterMetrics
+from services.metrics.intake import EVENT_OUTCOMES, LATENESS_SECONDS
+from services.metrics.updater import UpdaterMetrics
 from services.settings import Settings
 from streams.clocks import ReaderClock, decode_bounded
 from streams.control import MAX_REPORTED, Capped, Forget, GuardReport, Released, parse_control

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from services.metrics import UpdaterMetrics
+from services.metrics.updater import UpdaterMetrics
 from streams.consumer import PartitionConsumer
 from streams.errors import HeadwaterStreamError
 from streams.offsets import TopicPartition, topic_of

@@ -29,7 +29,7 @@ from peft_adapters.registry.manifest import Manifest, manifest_bytes
 from peft_adapters.registry.registry import AdapterRegistry, Owner
 from peft_adapters.registry.signing import load_signer
 from services import memory
-from services.metrics import UpdaterMetrics
+from services.metrics.updater import UpdaterMetrics
 from services.secrets import publish_or_check
 from services.settings import Settings
 from services.updater.checkpoint_store import CheckpointStore
@@ -321,7 +321,7 @@ class Updater:
         self._say(self._settings.topics.adapters, [(manifest.scenario.encode(), manifest_bytes(manifest))])
         self._unannounced = None
         self._metrics.adapters.labels("published").inc()
-        self._metrics.adapter.stand_at(
+        self._metrics.adapter.show(
             manifest.version, published_at_ms=manifest.published_at_ms, watermark_ms=manifest.watermark_ms
         )
 

@@ -14,7 +14,7 @@ from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.gate import Decision, Gate
 from peft_adapters.registry.manifest import Manifest
-from services.metrics import UpdaterMetrics
+from services.metrics.updater import UpdaterMetrics
 from services.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 
-from services.metrics import AccessMetrics
+from services.metrics.access import AccessMetrics
 from services.settings.web import LimitSettings
 from services.web.http import RETRY
 
@@ -136,10 +136,10 @@ class BodyReader:
 
     def _gave_up(self, reading: _Reading) -> HTTPException:
         if reading.evicted:
-            self._metrics.shed.inc()
+            self._metrics.request_shed()
             detail = "too many large bodies are being received at once; send it again, or send less at a time"
             return HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=RETRY | CLOSE)
-        self._metrics.slow_clients.labels("body").inc()
+        self._metrics.slow_client_dropped("body")
         detail = f"the body must be there within {self._body_seconds:g} s; send it faster, or less of it"
         return HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail, headers=CLOSE)
 

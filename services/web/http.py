@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.errors import HeadwaterServiceError
-from services.metrics import OTHER_ROUTE, RequestMetrics
+from services.metrics.requests import OTHER_ROUTE, RequestMetrics
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 FAULTS_TOLD = 20

@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.metrics import AccessMetrics
+from services.metrics.access import AccessMetrics
 from services.settings.web import LimitSettings
 from services.web.bodies import BODILESS_METHODS, BodyReader, replay
 from services.web.http import RETRY, problem_response
@@ -71,10 +71,10 @@ class RequestLimits:
 
     def _count(self, change: int) -> None:
         self._in_flight += change
-        self._metrics.in_flight.set(self._in_flight)
+        self._metrics.show_in_flight(self._in_flight)
 
     async def _shed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._metrics.shed.inc()
+        self._metrics.request_shed()
         detail = f"{self._limits.max_requests} requests are being answered, which is all at once; ask again"
         answer = problem_response(Request(scope), HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=RETRY)
         await answer(scope, receive, send)
@@ -122,7 +122,7 @@ class _Exchange:
 
     def _time_is_up(self) -> None:
         if not self._answer_began:
-            self._metrics.late.inc()
+            self._metrics.request_timed_out()
             self._apology = self._loop.create_task(self._apologise())
 
     async def _apologise(self) -> None:

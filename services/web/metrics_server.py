@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry
 
-from services.metrics import AccessMetrics
+from services.metrics.access import AccessMetrics
 from services.web.access.key_check import reads
 from services.web.access.wiring import Access, add_access
 from services.web.http import add_problem_handlers, metrics_response

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.errors import HeadwaterServiceError
-from services.metrics import AccessMetrics
+from services.metrics.access import AccessMetrics
 from services.settings.web import LimitSettings, SecuritySettings
 from services.web.slow_clients import GiveUp, bounded_protocol
 
@@ -164,7 +164,7 @@ def _config(app: FastAPI, listening: Listening) -> uvicorn.Config:
 
 def _counted(metrics: AccessMetrics | None) -> GiveUp:
     """Counts clients that were given up."""
-    return lambda slow_over: None if metrics is None else metrics.slow_clients.labels(slow_over).inc()
+    return lambda slow_over: None if metrics is None else metrics.slow_client_dropped(slow_over)
 
 
 def _bind(host: str, port: int) -> socket.socket:

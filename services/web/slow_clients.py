@@ -10,9 +10,10 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from services.metrics.access import SlowOver
 from services.settings.web import LimitSettings
 
-GiveUp = Callable[[str], None]
+GiveUp = Callable[[SlowOver], None]
 
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\n"
@@ -80,7 +81,7 @@ class _Bounded(asyncio.Protocol):
     def _await_head(self) -> None:
         self._head_timer = asyncio.get_running_loop().call_later(self.limits.head_seconds, self._drop, "head")
 
-    def _drop(self, slow_over: str) -> None:
+    def _drop(self, slow_over: SlowOver) -> None:
         self._stop_head()
         self._stop_answer()
         self.give_up(slow_over)

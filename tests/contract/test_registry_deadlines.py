@@ -18,7 +18,7 @@ from peft_adapters.registry.internal_http import internal_client
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Rollout
 from peft_adapters.registry.stores import LISTING_NAME
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.registry import client
 from services.registry.changes import Pin
 from services.registry.client import HttpClient

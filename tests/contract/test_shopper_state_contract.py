@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from redis_server import RedisServer
 
 from peft_adapters.ranking.shoppers import SESSION_GAP_MS
-from services.metrics import StateMetrics
+from services.metrics.shopper_state import ShopperStateMetrics
 from services.scorer.shopper_state import Context, ShopperState, StateSource
 from services.scorer.shopper_state_redis import RedisState
 from services.scorer.shopper_state_request import RequestState
@@ -95,7 +95,7 @@ class InRedis(WorkersOwn):
         self.rows = dict(ROWS)
         settings = server.settings(f"t{uuid.uuid4().hex[:8]}", timeout_seconds=5.0)
         self.store = StateStore(settings, fingerprint="one", timeout_seconds=5.0)
-        metrics = StateMetrics(CollectorRegistry())
+        metrics = ShopperStateMetrics(CollectorRegistry())
         self.redis = RedisState(self.store, self.rows, fallback_shoppers=10, metrics=metrics)
         self.source = self.redis
         self._offsets: Offsets = {}

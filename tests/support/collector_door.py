@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from services.collector.app import create_app
 from services.collector.forwarder import Forwarder
 from services.collector.spool import Spool
-from services.metrics import CollectorMetrics
+from services.metrics.collector import CollectorMetrics
 from services.settings.collector import CollectorSettings
 from services.web.server import running
 from streams.connection import KafkaConnection

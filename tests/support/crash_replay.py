@@ -372,7 +372,8 @@ def _with_secret(settings: Settings) -> Settings:
 
 
 def _live(settings: Settings, fault: Death | StoreFault | None, log: Path) -> None:
-    from services.metrics import UpdaterMetrics, new_registry
+    from services.metrics.series import new_registry
+    from services.metrics.updater import UpdaterMetrics
     from services.updater.loop import Updater
 
     torch.set_num_threads(1)

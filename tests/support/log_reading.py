@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
 
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.scorer.announcements import Announcements
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader

@@ -21,7 +21,7 @@ from peft_adapters.registry.bundle import Manifest, read_manifest
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Rollout
 from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.scorer.announcements import Announcements
 from services.scorer.bundles import BundleSource
 from services.scorer.live_items import LiveItems

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry
 from redis_server import RedisServer
 
-from services.metrics import StateWriterMetrics
+from services.metrics.state_writer import StateWriterMetrics
 from services.state.entries import unpack_entries
 from services.state.store import StateStore
 from services.state.writer import StateWriter

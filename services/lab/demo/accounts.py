@@ -8,7 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from peft_adapters.registry import internal_http
-from services.metrics import EVENT_OUTCOMES
+from services.metrics.intake import EVENT_OUTCOMES
 from streams.topics import Topics
 
 TIMEOUT_SECONDS = 5.0

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.audit import AuditError, AuditLog
-from services.metrics import AccessMetrics
+from services.metrics.access import AccessMetrics, KeyReason
 from services.web.access.keys import Key, Keys, KeysError, KeysFile
 from services.web.access.scopes import Scope as KeyScope
 from services.web.http import problem_response
@@ -71,7 +71,7 @@ class KeyRing:
         self._seen = self._sight()
         self._keys: Keys = KeysFile(path).read()
         self._next_look_seconds = time.monotonic() + LOOK_SECONDS
-        self._metrics.keys_file_problem.set(0)
+        self._metrics.show_keys_file(usable=True)
 
     def find(self, token: str) -> Key | None:
         """The key that a caller shows, whatever its state."""
@@ -88,10 +88,10 @@ class KeyRing:
         try:
             self._keys = KeysFile(self._path).read()
         except KeysError as error:
-            self._metrics.keys_file_problem.set(1)
+            self._metrics.show_keys_file(usable=False)
             log.error("keys_file_unusable", problem=str(error), served="the keys that were read last")
             return
-        self._metrics.keys_file_problem.set(0)
+        self._metrics.show_keys_file(usable=True)
         log.info("keys_read", keys=len(self._keys.keys))
 
     def _sight(self) -> tuple[int, ...] | None:
@@ -135,9 +135,9 @@ class KeyGuard:
         await self._turn_away(scope, receive, send, key, needed, reason or "unknown")
 
     async def _turn_away(
-        self, scope: Scope, receive: Receive, send: Send, key: Key | None, needed: KeyScope, reason: str
+        self, scope: Scope, receive: Receive, send: Send, key: Key | None, needed: KeyScope, reason: KeyReason
     ) -> None:
-        self._metrics.turned_away.labels(reason).inc()
+        self._metrics.key_refused(reason)
         request = Request(scope)
         if key is not None:
             log.warning("key_refused", reason=reason, key=key.id, name=key.name, path=request.url.path)
@@ -196,7 +196,7 @@ def _token(header: str) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def _objection(token: str, key: Key | None, needed: KeyScope) -> str | None:
+def _objection(token: str, key: Key | None, needed: KeyScope) -> KeyReason | None:
     """Why a caller is turned away; None if it is not."""
     if not token:
         return "missing"

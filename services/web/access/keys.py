@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -56,7 +57,7 @@ class Key(BaseModel):
     expires_at: AwareDatetime | None = None
     revoked_at: AwareDatetime | None = None
 
-    def state(self, now: datetime) -> str:
+    def state(self, now: datetime) -> Literal["good", "expired", "revoked"]:
         """`good`, `expired` or `revoked`."""
         if self.revoked_at is not None:
             return "revoked"

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from fastapi import FastAPI
 
 from services.audit import AuditLog
-from services.metrics import AccessMetrics, RequestMetrics
+from services.metrics.access import AccessMetrics
+from services.metrics.requests import RequestMetrics
 from services.settings.web import LimitSettings, SecuritySettings
 from services.web.access.key_check import OPEN_PATHS, KeyGuard, KeyRing, Needs
 from services.web.access.openapi import state_keys

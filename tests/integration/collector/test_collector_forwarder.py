@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from services.collector.forwarder import CHUNK_EVENTS, Forwarder
 from services.collector.spool import Spool, Spooled, SpoolError, Waiting
-from services.metrics import CollectorMetrics
+from services.metrics.collector import CollectorMetrics
 from streams.connection import KafkaConnection
 from streams.embedded_broker import EmbeddedBroker
 from streams.topics import Topics

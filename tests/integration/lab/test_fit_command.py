@@ -20,7 +20,8 @@ from peft_adapters.lifecycle.warm_start import LEARNER_NAME
 from peft_adapters.settings import EncoderSettings
 from services.lab.backtest.fitted_start import backtest_start
 from services.lab.offline.inputs import new_learner
-from services.metrics import UpdaterMetrics, new_registry
+from services.metrics.series import new_registry
+from services.metrics.updater import UpdaterMetrics
 from services.settings import Settings
 from services.updater.loop import Updater
 from streams.connection import KafkaConnection

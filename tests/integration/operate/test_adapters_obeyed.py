@@ -19,7 +19,7 @@ from peft_adapters.registry.manifest import manifest_bytes
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Rollout
 from services.cli import app as commands
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.operate.adapters import obeying
 from services.registry import fleet
 from services.registry.app import create_app

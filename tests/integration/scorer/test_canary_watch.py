@@ -19,7 +19,7 @@ from peft_adapters.registry.manifest import Manifest
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Canary, Rollout
 from peft_adapters.serving.served_model import ServedModel
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.scorer.announcements import Announcements
 from services.scorer.canaries import CanaryMonitor
 from services.scorer.deployment import Deployment, in_canary
@@ -98,7 +98,7 @@ def test_a_worse_canary_is_told_and_ended_where_it_is_to_end_by_itself(
         deployments=deployments,
         pseudonymise=str,
         settings=CanarySettings(min_shoppers=20),
-        metrics=metrics.rollouts,
+        metrics=metrics.canaries,
         end=ends_canaries(settings, announcements),
     )
     thread = threading.Thread(target=watch.run)
@@ -147,7 +147,7 @@ def test_topics_recreated_while_a_canary_runs_are_read_from_their_start(
         deployments={"home": Deployment(rollout, stable=models[0], canary=models[1])},
         pseudonymise=str,
         settings=CanarySettings(min_shoppers=20),
-        metrics=ScorerMetrics(series).rollouts,
+        metrics=ScorerMetrics(series).canaries,
         end=lambda *_: None,
     )
 

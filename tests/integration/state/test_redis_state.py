@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from redis_server import RedisServer
 from structlog.testing import capture_logs
 
-from services.metrics import StateMetrics
+from services.metrics.shopper_state import ShopperStateMetrics
 from services.scorer.shopper_state_redis import SILENT_SECONDS, RedisState
 from services.settings.state import StateSettings
 from services.state.entries import pack_entry
@@ -31,7 +31,7 @@ class Reading:
         self.store = StateStore(settings, fingerprint="one", timeout_seconds=settings.timeout_seconds)
         self.registry = CollectorRegistry()
         self.state = RedisState(
-            self.store, ROWS, fallback_shoppers=fallback_shoppers, metrics=StateMetrics(self.registry)
+            self.store, ROWS, fallback_shoppers=fallback_shoppers, metrics=ShopperStateMetrics(self.registry)
         )
         self._number = 0
 
@@ -139,7 +139,7 @@ def test_a_key_of_another_kind_costs_its_shopper_the_state_and_nobody_else(
 def test_what_was_written_under_another_secret_is_not_read(reading: Reading) -> None:
     foreign = StateStore(reading.settings, fingerprint="another", timeout_seconds=5.0)
     with closing(foreign):
-        state = RedisState(foreign, ROWS, fallback_shoppers=2, metrics=StateMetrics(CollectorRegistry()))
+        state = RedisState(foreign, ROWS, fallback_shoppers=2, metrics=ShopperStateMetrics(CollectorRegistry()))
         state.check()
         assert state.context("u", None, 1) == ([], [])
         assert "must have secret 'another', got 'one'" in (state.problem() or "")

@@ -11,7 +11,7 @@ from redis_server import RedisServer
 from tiny_model import tiny_encoder, titled
 
 from peft_adapters.serving.model_builder import build_model
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.scorer.answers import Answers
 from services.scorer.app import create_app
 from services.scorer.command import _shoppers

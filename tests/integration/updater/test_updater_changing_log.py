@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from updater_shop import SETTLED, Shop, events, items, wait_until
 
 from peft_adapters.lifecycle.checkpoint import learner_state
-from services.metrics import UpdaterMetrics, new_registry
+from services.metrics.series import new_registry
+from services.metrics.updater import UpdaterMetrics
 from services.updater.log_metrics import LogMetrics
 from services.updater.loop import Updater
 from streams.consumer import PartitionConsumer

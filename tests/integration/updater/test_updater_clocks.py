@@ -14,7 +14,8 @@ from kafka import KafkaProducer
 from updater_shop import Shop, events, items, wait_until
 
 from peft_adapters.lifecycle.checkpoint import learner_state
-from services.metrics import UpdaterMetrics, new_registry
+from services.metrics.series import new_registry
+from services.metrics.updater import UpdaterMetrics
 from services.updater.loop import Updater
 from streams.connection import KafkaConnection
 from streams.embedded_broker import EmbeddedBroker

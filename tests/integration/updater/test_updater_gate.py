@@ -17,7 +17,8 @@ from updater_shop import Shop, events, items
 
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.gate import GateSettings
-from services.metrics import UpdaterMetrics, new_registry
+from services.metrics.series import new_registry
+from services.metrics.updater import UpdaterMetrics
 from services.settings import Settings
 from services.updater.loop import Updater
 from streams.connection import KafkaConnection

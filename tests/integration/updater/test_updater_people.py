@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from updater_shop import NO_BURSTS, START_MS, Shop, events, items, newest_checkpoint
 
 from peft_adapters.errors import CheckpointError
-from services.metrics import UpdaterMetrics, new_registry
+from services.metrics.series import new_registry
+from services.metrics.updater import UpdaterMetrics
 from services.settings import Settings
 from services.updater.loop import Updater
 from streams.connection import KafkaConnection

@@ -18,7 +18,8 @@ from peft_adapters.lifecycle.gate import GateSettings, judge_candidate
 from peft_adapters.lifecycle.publishing import Publisher
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.stores import FsspecStore
-from services.metrics import UpdaterMetrics, new_registry
+from services.metrics.series import new_registry
+from services.metrics.updater import UpdaterMetrics
 from services.updater.loop import Updater
 from streams.connection import KafkaConnection
 from streams.dead_letters import DeadLetterWriter

@@ -5,8 +5,13 @@ import re
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.metrics import CollectorMetrics, RegistryMetrics, ScorerMetrics, UpdaterMetrics, new_registry
-from streams.decode import Reason
+from services.metrics.collector import CollectorMetrics
+from services.metrics.intake import EVENT_OUTCOMES
+from services.metrics.registry import RegistryMetrics
+from services.metrics.scorer import ScorerMetrics
+from services.metrics.series import new_registry
+from services.metrics.updater import UpdaterMetrics
+from streams.dead_letters import Reason
 from streams.topics import Topics
 
 PROCESSES = [UpdaterMetrics, ScorerMetrics, RegistryMetrics, CollectorMetrics]
@@ -42,9 +47,9 @@ def test_the_identity_can_be_checked_on_every_topic_from_the_first_scrape(regist
     outcomes = ("in", "learnt", "dead_letter", "duplicate", "expired")
     assert [value(outcome) for outcome in outcomes] == [0.0] * 5
     assert registry.get_sample_value("headwater_events_pending", {"topic": "shop.clicks"}) == 0.0
-    metrics.events.labels("shop.clicks", "in").inc(3)
-    metrics.events.labels("shop.clicks", "learnt").inc(2)
-    metrics.events_pending.labels("shop.clicks").set(1)
+    counts = dict.fromkeys(EVENT_OUTCOMES, 0) | {"in": 3, "learnt": 2, "pending": 1}
+    metrics.intake.show_events({"shop.clicks": counts})
+    metrics.intake.show_events({"shop.clicks": counts})
     assert value("in") == 3.0
     assert value("learnt") == 2.0
 
@@ -59,7 +64,7 @@ def test_every_reason_for_a_dead_letter_is_there_at_zero(registry: CollectorRegi
 def test_an_adapter_is_dated_in_seconds(
     process: type[UpdaterMetrics | ScorerMetrics], registry: CollectorRegistry
 ) -> None:
-    process(registry).adapter.stand_at(7, published_at_ms=1_700_000_000_500, watermark_ms=1_600_000_000_250)
+    process(registry).adapter.show(7, published_at_ms=1_700_000_000_500, watermark_ms=1_600_000_000_250)
     assert registry.get_sample_value("headwater_adapter_version") == 7
     assert registry.get_sample_value("headwater_adapter_published_timestamp_seconds") == 1_700_000_000.5
     assert registry.get_sample_value("headwater_adapter_watermark_timestamp_seconds") == 1_600_000_000.25
@@ -67,6 +72,7 @@ def test_an_adapter_is_dated_in_seconds(
 
 def test_routes_are_bounded_whatever_is_asked_for(registry: CollectorRegistry) -> None:
     http = ScorerMetrics(registry).http
+    http.declare(["/v1/rank"])
     http.observe("/v1/rank", 200, 0.004)
     for number in range(20):
         http.observe(f"/admin/{number}", 404, 0.001)
@@ -79,7 +85,7 @@ def test_routes_are_bounded_whatever_is_asked_for(registry: CollectorRegistry) -
 
 def test_two_registries_do_not_know_each_other() -> None:
     first, second = new_registry(), new_registry()
-    UpdaterMetrics(first).batches.inc()
+    UpdaterMetrics(first).learning.micro_batch_learnt(0.5)
     UpdaterMetrics(second)
     assert first.get_sample_value("headwater_batches_total") == 1
     assert second.get_sample_value("headwater_batches_total") == 0

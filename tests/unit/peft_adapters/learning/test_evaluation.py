@@ -10,7 +10,7 @@ import torch
 from tiny_model import random_stream, tiny_learner
 
 from peft_adapters.learning.batches import Batch
-from peft_adapters.learning.evaluation import PrequentialEvaluator, list_ndcg
+from peft_adapters.learning.evaluation import FIGURES, PrequentialEvaluator, list_ndcg
 from peft_adapters.settings import LearnerSettings
 
 ITEMS, EVENTS = 50, 40
@@ -40,6 +40,7 @@ def test_a_perfect_model(batch: Batch) -> None:
     assert values["hr20"] == values["ndcg10"] == 1
     assert values["roc_auc"] == pytest.approx(1, abs=0.01)
     assert values["normalised_entropy"] < 0.2
+    assert values.keys() >= set(FIGURES)
     assert values["normalised_entropy"] == pytest.approx(values["log_loss"] / math.log(2))
 
 

@@ -21,7 +21,7 @@ from peft_adapters.registry.bundle import read_manifest
 from peft_adapters.registry.manifest import FileEntry, table_digest
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Rollout
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.registry.app import create_app as registry_app
 from services.scorer import following
 from services.scorer.app import create_app

@@ -15,7 +15,7 @@ from tiny_model import tiny_encoder, titled
 from peft_adapters.registry.rollout import Canary, Rollout, Shadow
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.scorer.answers import Answer, Answers
 from services.scorer.app import create_app
 from services.scorer.deployment import Deployment, in_canary

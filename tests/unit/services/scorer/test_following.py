@@ -12,7 +12,7 @@ from small_bundle import write_small_bundle
 
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Rollout
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.registry.app import create_app
 from services.scorer import following
 from services.scorer.announcements import Announcements

@@ -7,9 +7,9 @@ import pytest
 from small_bundle import write_small_bundle
 
 from peft_adapters.registry.manifest import Manifest
-from peft_adapters.registry.rollout import Canary, Rollout, Shadow
+from peft_adapters.registry.rollout import CANARY, SHADOW, STABLE, Canary, Rollout, Shadow
 from peft_adapters.serving.served_model import ServedModel
-from services.scorer.deployment import CANARY, SHADOW, STABLE, Deployment, in_canary
+from services.scorer.deployment import Deployment, in_canary
 from services.scorer.model_slot import ModelSlot, Target
 
 

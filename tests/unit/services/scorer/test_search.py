@@ -23,7 +23,7 @@ from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.serving.model_builder import build_model, refresh_model
 from peft_adapters.serving.served_model import ServedModel
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.scorer import lexicon as lexicon_module
 from services.scorer import refresher as refresher_module
 from services.scorer.answers import Answers

@@ -22,7 +22,7 @@ from peft_adapters.ranking.next_adapter_vectors import NextAdapterVectors
 from peft_adapters.registry.bundle import read_manifest
 from peft_adapters.registry.rollout import Rollout
 from peft_adapters.serving.model_builder import build_model
-from services.metrics import ScorerMetrics
+from services.metrics.scorer import ScorerMetrics
 from services.scorer import worker as worker_module
 from services.scorer.next_adapter_encoder import NextAdapterEncoder
 from streams.decode import ItemRemoved
@@ -373,7 +373,8 @@ class TestAhead:
 def test_topics_that_cannot_be_read_are_problems_and_metrics_by_name(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metrics = ScorerMetrics(CollectorRegistry())
+    registry = CollectorRegistry()
+    metrics = ScorerMetrics(registry)
     metrics.declare_topics(stage.reader.topics)
     unreadable = {"headwater.clicks/3": "it has no leader", "shop.web": "it does not exist"}
     monkeypatch.setattr(stage.reader, "problem", lambda: None)
@@ -382,16 +383,19 @@ def test_topics_that_cannot_be_read_are_problems_and_metrics_by_name(
         "kafka/headwater.clicks/3": "it has no leader",
         "kafka/shop.web": "it does not exist",
     }
-    metrics.stand_with(stage.worker.problems())
+    metrics.show_problems(stage.worker.problems())
     readable = {
-        sample.labels["topic"]: sample.value for family in metrics.topic_readable.collect() for sample in family.samples
+        sample.labels["topic"]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "headwater_topic_readable"
     }
     assert {topic for topic, value in readable.items() if value == 0} == {"headwater.clicks", "shop.web"}
     assert readable["headwater.items"] == 1
     unreadable.clear()
-    metrics.stand_with(stage.worker.problems())
-    assert metrics.topic_readable.labels("shop.web")._value.get() == 1
-    assert metrics.dependencies.labels("kafka")._value.get() == 1
+    metrics.show_problems(stage.worker.problems())
+    assert registry.get_sample_value("headwater_topic_readable", {"topic": "shop.web"}) == 1
+    assert registry.get_sample_value("headwater_dependency_available", {"dependency": "kafka"}) == 1
 
 
 def test_a_catalogue_that_cannot_be_read_is_named_with_its_cause(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.learning.learner import Learner
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.settings import LearnerSettings
-from services.metrics import EVENT_OUTCOMES
+from services.metrics.intake import EVENT_OUTCOMES
 from services.settings import Settings
 from services.updater.intake import Intake
 from streams.dead_letters import DeadLetter

@@ -10,7 +10,7 @@ from tiny_model import paired_stream, shown_stream, tiny_learner
 from peft_adapters.learning.drift import DriftMonitor, Seen
 from peft_adapters.learning.learner import Learner
 from peft_adapters.settings import DriftSettings, LearnerSettings
-from services.metrics import UpdaterMetrics
+from services.metrics.updater import UpdaterMetrics
 from services.settings import Settings
 from services.updater.quality_monitor import QualityMonitor
 

@@ -22,7 +22,7 @@ from small_bundle import write_small_bundle
 
 from peft_adapters.registry.registry import AdapterRegistry
 from services.audit import AuditLog
-from services.metrics import AccessMetrics
+from services.metrics.access import AccessMetrics
 from services.registry.app import create_app
 from services.settings.web import LimitSettings
 from services.web.access.key_check import reads

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from services.metrics import AccessMetrics
+from services.metrics.access import AccessMetrics
 from services.settings import SettingsError, load_settings
 from services.settings.web import LimitSettings, SecuritySettings
 from services.web.access.key_check import takes_events

@@ -16,7 +16,8 @@ from fastapi import FastAPI, HTTPException, Response
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from services.metrics import ScorerMetrics, UpdaterMetrics
+from services.metrics.requests import RequestMetrics
+from services.metrics.updater import UpdaterMetrics
 from services.settings.web import SecuritySettings
 from services.web.access.keys import KeysFile
 from services.web.access.scopes import Scope
@@ -33,7 +34,9 @@ class Ask(BaseModel):
 def application(registry: CollectorRegistry) -> FastAPI:
     app = FastAPI()
     add_problem_handlers(app)
-    app.add_middleware(RequestMeter, metrics=ScorerMetrics(registry).http)
+    requests = RequestMetrics(registry)
+    requests.declare(["/v1/rank"])
+    app.add_middleware(RequestMeter, metrics=requests)
 
     @app.post("/v1/rank")
     async def rank(ask: Ask) -> list[str]:

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
-from services.metrics import AccessMetrics
+from services.metrics.access import AccessMetrics
 from services.settings.web import LimitSettings
 from services.web.access.key_check import reads
 from services.web.access.wiring import Access, add_access

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr, ValidationError
 
-from services.metrics import AccessMetrics
+from services.metrics.access import AccessMetrics
 from services.settings.web import SecuritySettings
 from services.web.access.key_check import reads
 from services.web.access.keys import KeysFile

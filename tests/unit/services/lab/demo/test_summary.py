@@ -12,7 +12,7 @@ from services.lab.demo.accounts import Accounts, parse_accounts
 from services.lab.demo.quality import Judgement, Quality
 from services.lab.demo.storefront import ScorerTraffic, Traffic
 from services.lab.demo.summary import Claim, Pace, Summary, claims, summarise, tell
-from services.metrics import UpdaterMetrics
+from services.metrics.updater import UpdaterMetrics
 from streams.topics import Topics
 
 KEYS = """events_replayed, events_learned, dead_letters, adapters_published, adapters_served_by_each_scorer, hr20_live,

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from services.metrics import AccessMetrics
+from services.metrics.access import AccessMetrics
 from services.settings.web import SecuritySettings
 from services.web.access import key_check as guard
 from services.web.access.key_check import caller_of, reads_and_changes
