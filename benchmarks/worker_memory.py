@@ -93,7 +93,7 @@ def make_bundles(directory: Path, items: int) -> None:
             directory / str(version),
             groups={
                 "adapter_model": {name: value + (0.01 if version == 3 else 0) for name, value in lora.items()},
-                "heads": {"weights": torch.ones(len(FEATURES)), "taste": torch.zeros(encoder.dim)},
+                "heads": {"weights": torch.ones(len(FEATURES)), "global_preference": torch.zeros(encoder.dim)},
                 "residuals": quantise_rows("query", table, rows.tolist())
                 | quantise_rows("candidate", table, rows.tolist()),
                 "counters": counted,

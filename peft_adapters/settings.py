@@ -34,7 +34,7 @@ AFFINITY_FEATURES = (
     *AFFINITIES,
     *(f"{name}_squared" for name in AFFINITIES),
     *NEW_FEATURES,
-    "taste",
+    "global_preference",
     *QUERY_FEATURES,  # last: where nobody searches in words they are left out
 )
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
@@ -78,8 +78,10 @@ class LearnerSettings(BaseModel):
         default=5_000, ge=1, description="a larger catalogue is judged on the batch's sampled candidates only"
     )
     heads_learning_rate: float = Field(default=0.1, ge=0)
-    taste_learning_rate: float = Field(default=0.03, ge=0, description="of what all shoppers like")
-    list_taste_learning_rate: float = Field(default=0.003, ge=0, description="of the same where lists are learnt")
+    global_preference_learning_rate: float = Field(default=0.03, ge=0, description="of what all shoppers like")
+    list_global_preference_learning_rate: float = Field(
+        default=0.003, ge=0, description="of the same where lists are learnt"
+    )
     residual_learning_rate: float = Field(default=0.003, ge=0)
     list_residual_learning_rate: float = Field(default=3e-4, ge=0, description="of residuals where lists are learnt")
     loss_focus: float = Field(

@@ -67,8 +67,12 @@ class Learner:
         self.ranker.heads *= self._mask
         self.catalogue_heads = self.ranker.heads.clone()  # the head that finds the next item in the whole catalogue
         self.heads_optimiser = HeadsOptimiser(self.catalogue_heads, learning_rate=settings.heads_learning_rate)
-        self.catalogue_taste = self.ranker.taste.clone()  # the same for taste: what is shown is chosen already
-        self.taste_optimiser = HeadsOptimiser(self.catalogue_taste, learning_rate=settings.taste_learning_rate)
+        self.catalogue_global_preference = (
+            self.ranker.global_preference.clone()
+        )  # the same for the global preference: what is shown is chosen already
+        self.global_preference_optimiser = HeadsOptimiser(
+            self.catalogue_global_preference, learning_rate=settings.global_preference_learning_rate
+        )
         self.projections = Projections(
             encoder.dim,
             learning_rate=settings.projection_learning_rate,
@@ -210,7 +214,12 @@ class Learner:
         query = ranker.vectors("query", batch.context_rows)
         candidate = ranker.vectors("candidate", batch.columns)
         affinities = affinity_features(
-            batch.affinity_weights, query, candidate, ranker.taste, ranker.text_share(batch.columns), batch.query_vector
+            batch.affinity_weights,
+            query,
+            candidate,
+            ranker.global_preference,
+            ranker.text_share(batch.columns),
+            batch.query_vector,
         )
         return weighted_sum(ranker.heads, batch.counter_features, affinities)
 
@@ -238,9 +247,9 @@ class Learner:
         self.events_learned += len(batch)
 
     def _blend(self) -> None:
-        """Serve heads and taste of lists as far as lists account for what was clicked and bought."""
+        """Serve heads and global preference of lists as far as lists account for what was clicked and bought."""
         self.ranker.heads = self._blended(self.catalogue_heads, self.lists.served_heads) * _SERVED
-        self.ranker.taste = self._blended(self.catalogue_taste, self.lists.taste)
+        self.ranker.global_preference = self._blended(self.catalogue_global_preference, self.lists.global_preference)
 
     def _blended(self, of_catalogue: Tensor, of_lists: Tensor) -> Tensor:
         share = self._listed_share()
@@ -271,7 +280,7 @@ class Learner:
     def restart_heads(self) -> None:
         """Let the heads' rates begin again at their high start, as after a drift, and replay nothing from before."""
         self.heads_optimiser.restart()
-        self.taste_optimiser.restart()
+        self.global_preference_optimiser.restart()
         self.lists.restart_heads()
         self.lora_steps.restart()
 
@@ -279,7 +288,7 @@ class Learner:
         """A step of LoRA where one is due, and item vectors that follow it once they are made."""
         if self.settings.lora and self._listed_share() < _LISTED_ENOUGH:
             self.lora_steps.step_where_due(
-                batch, self.catalogue_taste, batches_learned=self.batches_learned, scale=self._scale()
+                batch, self.catalogue_global_preference, batches_learned=self.batches_learned, scale=self._scale()
             )
         made = self.lora_steps.serve_when_made()
         if made is not None:
@@ -292,26 +301,28 @@ class Learner:
             self.ranker.text[rows] = vectors
 
     def _step(self, batch: Batch) -> float:
-        """Move heads, taste, residuals and projections, texts standing still.
+        """Move heads, global preference, residuals and projections, texts standing still.
 
         As far as lists account for the events, all but the heads is left to them: a list says what was chosen over
         what, the catalogue at large says mostly what was shown. (Adaptive steps do not feel a loss made smaller, so the
         step itself is.)
         """
-        heads, taste = (own.clone().requires_grad_() for own in (self.catalogue_heads, self.catalogue_taste))
+        heads, global_preference = (
+            own.clone().requires_grad_() for own in (self.catalogue_heads, self.catalogue_global_preference)
+        )
         rows = np.union1d(batch.context_rows, batch.candidates)
         live_rows, live = self.projections.project_trained(rows, self.catalogue.modality_vectors)
         query = Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
         candidate = Side(self.ranker, "candidate", batch.candidates, live_rows=live_rows, live=live)
-        features = positives_features(batch, taste, query, candidate)
+        features = positives_features(batch, global_preference, query, candidate)
         losses = positives_losses(batch, heads, features, batch.candidates, batch.log_expected)
         loss = (batch.weight * focused(losses, self.settings.loss_focus)).mean()
-        moved = [heads, taste, query.residual, candidate.residual, *self.projections.parameters()]
+        moved = [heads, global_preference, query.residual, candidate.residual, *self.projections.parameters()]
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
         if not all_finite(loss, gradients):
             return math.nan
         self.heads_optimiser.step(gradients[0] * self._mask)
-        self.taste_optimiser.step(gradients[1], scale=self._scale())
+        self.global_preference_optimiser.step(gradients[1], scale=self._scale())
         self._step_residuals((query, gradients[2]), (candidate, gradients[3]), scale=self._scale())
         self.projections.step(gradients[4:], scale=self._scale())
         if self.settings.lora:
@@ -347,7 +358,7 @@ class Learner:
         query = self.ranker.vectors("query", batch.context_rows)
         candidate = self.ranker.vectors("candidate", batch.items)
         share = self.ranker.text_share(batch.items)
-        features = list_features(batch, self.ranker.taste, query, candidate, share)
+        features = list_features(batch, self.ranker.global_preference, query, candidate, share)
         scores = self._blended(self.catalogue_heads, self.lists.heads) @ features
         lengths = np.bincount(batch.owner, minlength=len(batch)).tolist()
         known, inputs = (

@@ -1,4 +1,4 @@
-"""What learns from lists: a head of their own, the taste of all shoppers, residuals, and how far down a list one looks.
+"""What learns from lists: a head of their own, the global preference, residuals, and how far down a list one looks.
 
 A head that tells what is clicked among what was shown is another one than a head that finds the next item in the whole
 catalogue: the first has the click-through to go by and no exposure to explain. The learner keeps both.
@@ -35,7 +35,7 @@ _NOT_OF_LISTS = ("popularity_fast", "popularity_slow", *NEW_FEATURES)
 
 
 class ListSteps:
-    """Steps on lists; moves the ranker's residuals, projections, and the heads and taste of lists.
+    """Steps on lists; moves the ranker's residuals, projections, and the heads and global preference of lists.
 
     Args:
         ranker: whose residuals are moved.
@@ -46,7 +46,7 @@ class ListSteps:
     Attributes:
         heads: [features] weights of the score for what is shown in lists.
         served_heads: [features] the same where it is not known what was passed over.
-        taste: [dim] what all shoppers like of what they are shown.
+        global_preference: [dim] what all shoppers like of what they are shown.
         examination: [2] see `lists_loss`.
         feedback: how many clicks come late.
         outcomes: how likely what is shown is clicked and bought.
@@ -61,7 +61,7 @@ class ListSteps:
         self.heads = torch.tensor([LIST_INITIAL_WEIGHTS.get(name, 0.0) for name in FEATURES]) * self._mask
         self._served_mask = self._mask * torch.tensor([float(name not in PASSED_OVER) for name in FEATURES])
         self.served_heads = self.heads * self._served_mask
-        self.taste = torch.zeros_like(ranker.taste)
+        self.global_preference = torch.zeros_like(ranker.global_preference)
         self.examination = torch.tensor([_START_LOG_ODDS, 0.0])
         self.feedback = DelayedFeedback()
         self.outcomes = OutcomeSteps(self._served_mask)
@@ -72,7 +72,9 @@ class ListSteps:
             "heads": HeadsOptimiser(self.heads, learning_rate=rate),
             "served_heads": HeadsOptimiser(self.served_heads, learning_rate=rate),
             "examination": HeadsOptimiser(self.examination, learning_rate=rate),
-            "taste": HeadsOptimiser(self.taste, learning_rate=settings.list_taste_learning_rate),
+            "global_preference": HeadsOptimiser(
+                self.global_preference, learning_rate=settings.list_global_preference_learning_rate
+            ),
         }
         self._row_optimisers = {
             role: RowOptimiser(learning_rate=settings.list_residual_learning_rate)
@@ -87,18 +89,27 @@ class ListSteps:
 
     def step(self, batch: ListBatch) -> tuple[float, dict[str, set[int]]]:
         """One step; the loss (nats a list) before it, no number if none was taken, and the rows it moved, by role."""
-        heads, taste, examination = (
-            tensor.clone().requires_grad_() for tensor in (self.heads, self.taste, self.examination)
+        heads, global_preference, examination = (
+            tensor.clone().requires_grad_() for tensor in (self.heads, self.global_preference, self.examination)
         )
         rows, place = np.unique(batch.items, return_inverse=True)
         live = self._projections.project_trained(np.union1d(batch.context_rows, rows), self._catalogue.modality_vectors)
         query = Side(self._ranker, "query", batch.context_rows, live_rows=live[0], live=live[1])
         candidate = Side(self._ranker, "candidate", rows, live_rows=live[0], live=live[1])
         shown = torch.from_numpy(place)
-        features = list_features(batch, taste, query.vectors, candidate.vectors[shown], candidate.text_share[shown])
+        features = list_features(
+            batch, global_preference, query.vectors, candidate.vectors[shown], candidate.text_share[shown]
+        )
         scores = heads @ features
         loss = lists_loss(batch, scores, examination, self.feedback)
-        moved = [heads, taste, examination, query.residual, candidate.residual, *self._projections.parameters()]
+        moved = [
+            heads,
+            global_preference,
+            examination,
+            query.residual,
+            candidate.residual,
+            *self._projections.parameters(),
+        ]
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
         if not all_finite(loss, gradients):
             return math.nan, {}
@@ -106,7 +117,7 @@ class ListSteps:
         self.outcomes.learn(batch, self.outcomes.inputs(batch, features, self._ranker.counters), self.feedback)
         self._step_served(batch, features)
         self._optimisers["heads"].step(gradients[0] * self._mask)
-        self._optimisers["taste"].step(gradients[1])
+        self._optimisers["global_preference"].step(gradients[1])
         self._optimisers["examination"].step(gradients[2])
         self._projections.step(gradients[5:], scale=_PROJECTION_SCALE)
         moves = ((query, gradients[3]), (candidate, gradients[4]))
@@ -166,5 +177,5 @@ class ListSteps:
             "heads": self.heads,
             "served_heads": self.served_heads,
             "examination": self.examination,
-            "taste": self.taste,
+            "global_preference": self.global_preference,
         }

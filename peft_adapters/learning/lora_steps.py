@@ -96,14 +96,14 @@ class LoraSteps:
         (gradient,) = torch.autograd.grad((batch.weight * losses).mean(), [heads])
         self.heads_optimiser.step(gradient * self._mask)
 
-    def step_where_due(self, batch: Batch, taste: Tensor, *, batches_learned: int, scale: float) -> None:
+    def step_where_due(self, batch: Batch, global_preference: Tensor, *, batches_learned: int, scale: float) -> None:
         """Take a step if one is due; now and then LoRA as it stands then is what is to be served next.
 
         How many are due follows from the counters, so that nothing more is to be kept.
 
         Args:
             batch: not counted yet.
-            taste: [dim] what all shoppers like.
+            global_preference: [dim] what all shoppers like.
             batches_learned: before this one; what is drawn follows from it.
             scale: of the step.
         """
@@ -111,7 +111,7 @@ class LoraSteps:
         counted = events + np.bincount(batch.items, minlength=len(events)).astype(np.float32)
         before, due = (self._steps_due(text_evidence(n)) for n in (events, counted))
         if due > before:
-            self._step(batch, taste, batches_learned, scale)
+            self._step(batch, global_preference, batches_learned, scale)
         refresh = self._settings.lora_refresh_steps * self._settings.lora_accumulate
         if due // refresh > before // refresh and self.ahead is None and self._moved():
             self.ahead = NextAdapterVectors(self._encoder.lora_state(), self._encoder.merged())
@@ -141,18 +141,18 @@ class LoraSteps:
         trained = self._encoder.lora_state()
         return not all(torch.equal(value, trained[name]) for name, value in self.served.items())
 
-    def _step(self, batch: Batch, taste: Tensor, batches_learned: int, scale: float) -> None:
+    def _step(self, batch: Batch, global_preference: Tensor, batches_learned: int, scale: float) -> None:
         """Move LoRA, heads and residuals standing still; where batches are kept, by the gradient of one of them too."""
         seeds = (self._settings.seed, batches_learned)
         new = lora_batch(batch, *self._rows(batch, np.random.default_rng([*seeds, 1])))
         generator = np.random.default_rng([*seeds, 2])  # as draws of negatives are: by the step
         with self._encoder.lora_dropout(self._settings.lora_dropout, seed=int(generator.integers(2**63))):
             for part in (new, *self.replay.draw(generator)):
-                self._loss(part, taste).backward()  # type: ignore[no-untyped-call]
+                self._loss(part, global_preference).backward()  # type: ignore[no-untyped-call]
         self.replay.take_in(new, generator)
         self.optimiser.step(scale=scale)
 
-    def _loss(self, batch: LoraBatch, taste: Tensor) -> Tensor:
+    def _loss(self, batch: LoraBatch, global_preference: Tensor) -> Tensor:
         """Cross-entropy on fewer candidates, each event weighed by the share that text has in its item.
 
         All candidates carry gradients: if only some did, LoRA would lower it by pulling those towards every shopper.
@@ -162,7 +162,7 @@ class LoraSteps:
         live = self._projections.project_detached(live, live_rows.tolist(), self._catalogue.modality_vectors)
         query = Side(self._ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
         candidate = Side(self._ranker, "candidate", batch.columns, live_rows=live_rows, live=live)
-        features = positives_features(batch, taste, query, candidate)
+        features = positives_features(batch, global_preference, query, candidate)
         losses = positives_losses(batch, self.heads, features, batch.columns, batch.log_expected)
         speaks = self._ranker.text_share(batch.items)
         return (batch.weight * speaks / speaks.mean() * losses).mean()

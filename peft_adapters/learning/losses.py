@@ -61,13 +61,18 @@ class Features(NamedTuple):
         return Features(self.counted, tuple(own.detach() for own in self.affinities))
 
 
-def positives_features(batch: Batch | LoraBatch, taste: Tensor, query: Side, candidate: Side) -> Features:
-    """Features of the candidates, differentiable in what the sides are and in taste [dim]."""
+def positives_features(batch: Batch | LoraBatch, global_preference: Tensor, query: Side, candidate: Side) -> Features:
+    """Features of the candidates, differentiable in what the sides are and in the global preference [dim]."""
     places = candidate.rows if batch.columns is None else np.searchsorted(batch.columns, candidate.rows)
     return Features(
         batch.counter_features[:, :, torch.from_numpy(places)],
         affinity_features(
-            batch.affinity_weights, query.vectors, candidate.vectors, taste, candidate.text_share, batch.query_vector
+            batch.affinity_weights,
+            query.vectors,
+            candidate.vectors,
+            global_preference,
+            candidate.text_share,
+            batch.query_vector,
         ),
     )
 
@@ -100,18 +105,22 @@ def generalised_cross_entropy(log_probability: Tensor, focus: float) -> Tensor:
     return -torch.expm1(focus * log_probability) / focus if focus else -log_probability
 
 
-def list_features(batch: ListBatch, taste: Tensor, query: Tensor, candidate: Tensor, text_share: Tensor) -> Tensor:
+def list_features(
+    batch: ListBatch, global_preference: Tensor, query: Tensor, candidate: Tensor, text_share: Tensor
+) -> Tensor:
     """Features [features, shown] of what was shown.
 
     Args:
         batch: the lists.
-        taste: [dim].
+        global_preference: [dim].
         query: [context rows, dim] vectors of the contexts' items.
         candidate: [shown, dim] vectors of what was shown.
         text_share: [shown] how far text speaks for each.
     """
     owner = torch.from_numpy(batch.owner)
-    affinities = pair_affinities(batch.affinity_weights, owner, query, candidate, taste, text_share, batch.query_vector)
+    affinities = pair_affinities(
+        batch.affinity_weights, owner, query, candidate, global_preference, text_share, batch.query_vector
+    )
     return pad_features(torch.cat([batch.counter_features, affinities]))
 
 

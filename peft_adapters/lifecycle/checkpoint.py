@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.durable import durable_file, link_or_copy, path_in_errors, sync_directory, sync_file
+from peft_adapters.earlier_names import checkpoint_tensors_of_today
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.ranking.modalities import pack_vectors, unpack_vectors
@@ -183,7 +184,7 @@ def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]
     try:
         files = {name: (path / name).read_bytes() for name in (MODEL_NAME, STATE_NAME, BESIDE_NAME)}
         state = _checked_state(path, files)
-        tensors = safetensors.torch.load(files[MODEL_NAME])
+        tensors = checkpoint_tensors_of_today(safetensors.torch.load(files[MODEL_NAME]))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {path} cannot be read: {error}; put it back from a copy, or start in an empty directory"
@@ -201,7 +202,8 @@ def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]
 
 def load_beside(root: Path, number: int) -> dict[str, Tensor]:
     """The tensors that were saved beside a learner, of a checkpoint that `load_checkpoint` has taken."""
-    return safetensors.torch.load((checkpoint_path(root, number) / BESIDE_NAME).read_bytes())
+    tensors = safetensors.torch.load((checkpoint_path(root, number) / BESIDE_NAME).read_bytes())
+    return checkpoint_tensors_of_today(tensors)
 
 
 def _checked_state(path: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -232,10 +234,13 @@ def learner_weights(learner: Learner) -> dict[str, Tensor]:
     ranker = learner.ranker
     tensors = {"heads": ranker.heads, "catalogue_heads": learner.catalogue_heads, "text": ranker.text}
     tensors |= {"likelihood_heads": learner.lora_steps.heads}
-    tensors |= {"taste": ranker.taste, "catalogue_taste": learner.catalogue_taste}
+    tensors |= {
+        "global_preference": ranker.global_preference,
+        "catalogue_global_preference": learner.catalogue_global_preference,
+    }
     tensors |= {f"residuals.{role}": ranker.residuals[role] for role in ROLES}
     parts = {"heads_optimiser": learner.heads_optimiser.state(), "lora_optimiser": learner.lora_steps.optimiser.state()}
-    parts |= {"taste_optimiser": learner.taste_optimiser.state()}
+    parts |= {"global_preference_optimiser": learner.global_preference_optimiser.state()}
     parts |= {"likelihood_optimiser": learner.lora_steps.heads_optimiser.state()}
     parts |= {f"rows.{role}": optimiser.state() for role, optimiser in learner.row_optimisers.items()}
     parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.lora_steps.served}
@@ -256,11 +261,11 @@ def restore_weights(learner: Learner, tensors: dict[str, Tensor]) -> None:
     learner.ranker.text = tensors["text"]
     learner.ranker.residuals = {role: tensors[f"residuals.{role}"] for role in ROLES}
     learner.heads_optimiser.restore(_part(tensors, "heads_optimiser"))
-    learner.ranker.taste = tensors["taste"].clone()
-    learner.catalogue_taste.copy_(tensors["catalogue_taste"])
+    learner.ranker.global_preference = tensors["global_preference"].clone()
+    learner.catalogue_global_preference.copy_(tensors["catalogue_global_preference"])
     learner.lora_steps.heads.copy_(tensors["likelihood_heads"])
     learner.lora_steps.heads_optimiser.restore(_part(tensors, "likelihood_optimiser"))
-    learner.taste_optimiser.restore(_part(tensors, "taste_optimiser"))
+    learner.global_preference_optimiser.restore(_part(tensors, "global_preference_optimiser"))
     for role, optimiser in learner.row_optimisers.items():
         optimiser.restore(_part(tensors, f"rows.{role}"))
     learner.lora_steps.restore(_part(tensors, "lora"), _part(tensors, "served_lora"))

@@ -346,7 +346,7 @@ class _Published:
         return replace(
             ranker,
             heads=self.weights["heads"],
-            taste=self.weights["lists/taste"],
+            global_preference=self.weights["lists/global_preference"],
             text=self.weights["text"][index].float(),
             residuals={role: self.weights[f"residuals.{role}"][index].float() for role in ROLES},
             counters=counters,

@@ -158,7 +158,8 @@ def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor
         groups["next_adapter"] = {name: weights.half() for name, weights in ahead.lora.items()}
     return groups | {
         "adapter_model": {name: weights.half() for name, weights in learner.lora_steps.served.items()},
-        "heads": {"weights": ranker.heads.clone(), "taste": ranker.taste.clone()} | _probabilities(learner),
+        "heads": {"weights": ranker.heads.clone(), "global_preference": ranker.global_preference.clone()}
+        | _probabilities(learner),
         "residuals": residuals,
         "counters": ranker.counters.full() if full else ranker.counters.delta(),
     }

@@ -143,8 +143,8 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
         lists.served_heads,
     ):
         own.copy_(heads)  # in place: the optimisers hold these tensors
-    for taste in (ranker.taste, learner.catalogue_taste, lists.taste):
-        taste.copy_(groups["heads"]["taste"].float())
+    for global_preference in (ranker.global_preference, learner.catalogue_global_preference, lists.global_preference):
+        global_preference.copy_(groups["heads"]["global_preference"].float())
     probabilities = probabilities_from_bundle(bundle)
     if probabilities is not None:
         learner.lists.outcomes.begin_with(probabilities)
@@ -152,7 +152,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
         rows, residuals = dequantise_rows(groups["residuals"], role)
         ranker.residuals[role][rows] = residuals
     ranker.counters.apply(groups["counters"])
-    for optimiser in (learner.heads_optimiser, learner.lora_steps.heads_optimiser, learner.taste_optimiser):
+    for optimiser in (learner.heads_optimiser, learner.lora_steps.heads_optimiser, learner.global_preference_optimiser):
         optimiser.restore({"batches": torch.tensor(_SETTLED_BATCHES)})
     learner.events_learned = bundle.manifest.events_learned
 

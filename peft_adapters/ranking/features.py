@@ -62,7 +62,7 @@ INITIAL_WEIGHTS = {
     "history_affinity_new": 0.0,
     "last_item_affinity_new": 0.0,
     "session_attention_new": 0.0,
-    "taste": 1.0,
+    "global_preference": 1.0,
     "query_affinity": 10.0,
     "query_affinity_squared": 0.0,
 }
@@ -71,7 +71,7 @@ LIST_INITIAL_WEIGHTS = {
     "click_through": 1.0,
     "session_affinity": 1.0,
     "history_affinity": 1.0,
-    "taste": 1.0,
+    "global_preference": 1.0,
     "query_affinity": 5.0,
 }
 
@@ -145,7 +145,7 @@ def affinity_features(
     weights: Tensor,
     query: Tensor,
     candidates: Tensor,
-    taste: Tensor,
+    global_preference: Tensor,
     text_share: Tensor,
     query_vector: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
@@ -157,7 +157,7 @@ def affinity_features(
         weights: [AFFINITIES, contexts, context rows] of the contexts' items.
         query: [context rows, dim] their vectors when they were looked at.
         candidates: [candidates, dim].
-        taste: [dim] what all shoppers like.
+        global_preference: [dim] what all shoppers like.
         text_share: [candidates] how far text speaks for each.
         query_vector: [contexts, dim] vectors of what was searched for, zero where nothing was.
     """
@@ -172,7 +172,7 @@ def affinity_features(
         similarity = query[used] @ candidates.T  # [session rows, candidates]
     attention = attended(session, similarity)
     sought = None if query_vector is None else query_vector @ candidates.T
-    return affinities(products, attention, candidates @ taste, text_share, sought)
+    return affinities(products, attention, candidates @ global_preference, text_share, sought)
 
 
 def pair_affinities(
@@ -180,7 +180,7 @@ def pair_affinities(
     owner: Tensor,
     query: Tensor,
     candidates: Tensor,
-    taste: Tensor,
+    global_preference: Tensor,
     text_share: Tensor,
     query_vector: Tensor | None = None,
 ) -> Tensor:
@@ -191,7 +191,7 @@ def pair_affinities(
         owner: [pairs] the context of each.
         query: as above.
         candidates: [pairs, dim].
-        taste: [dim].
+        global_preference: [dim].
         text_share: [pairs].
         query_vector: [contexts, dim] as above.
     """
@@ -201,7 +201,7 @@ def pair_affinities(
     strength = attention_strength(similarity)
     attention = (session * strength * similarity).sum(dim=1) / (session * strength).sum(dim=1).clamp(min=NO_ATTENTION)
     sought = None if query_vector is None else (query_vector[owner] * candidates).sum(dim=-1)
-    return torch.stack(affinities(products, attention, candidates @ taste, text_share, sought))
+    return torch.stack(affinities(products, attention, candidates @ global_preference, text_share, sought))
 
 
 def _by_similarities(shape: Sequence[int], *, session_rows: int, dim: int) -> bool:
@@ -237,7 +237,7 @@ def attention_strength(similarity: Tensor) -> Tensor:
 def affinities(
     products: Sequence[Vectors], attention: Vectors, liked: Vectors, text_share: Vectors, sought: Vectors | None
 ) -> tuple[Vectors, ...]:
-    """Dot products, scaled squares of them, the same and attention as far as text speaks for an item, taste, searches.
+    """Dot products, scaled squares of them, the same and attention as far as text speaks, preference, query.
 
     Close texts say more than a straight line through all pairs would have it: the square lets a head bend it. And they
     say more of what is new than of what has been learnt: the share of text lets a head tell the two apart.

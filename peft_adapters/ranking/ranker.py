@@ -44,14 +44,14 @@ class Ranker:
 
     Attributes:
         heads: [features] weights of the score.
-        taste: [dim] what all shoppers like: its product with an item's vector is a feature.
+        global_preference: [dim] what all shoppers like: its product with an item's vector is a feature.
         text: [items, dim] unit text vectors under the current adapter.
         residuals: by role [items, dim], zero for an item never learnt; single precision, or as a bundle has them, half.
         counters: the streaming counters.
     """
 
     heads: Tensor
-    taste: Tensor
+    global_preference: Tensor
     text: Tensor
     residuals: dict[str, Tensor]
     counters: Counters = field(default_factory=Counters)
@@ -125,7 +125,10 @@ class FrozenRanker:
         is_fixed: bool = False,
     ) -> None:
         self.counters = ranker.counters.copy()
-        self._heads, self._taste = ranker.heads.clone(), ranker.taste.clone()  # a learner moves them in place
+        self._heads, self._global_preference = (
+            ranker.heads.clone(),
+            ranker.global_preference.clone(),
+        )  # a learner moves them in place
         self.text_share = ranker.text_share()
         converted = torch.from_numpy(conversion(self.counters))
         self._counted = CounterFeatures(self.counters)
@@ -136,7 +139,7 @@ class FrozenRanker:
             self._counted,
             query=self._query,
             candidate=self._candidate,
-            standing=(self._candidate @ self._taste, self.text_share, converted),
+            standing=(self._candidate @ self._global_preference, self.text_share, converted),
             heads=self._heads,
             probabilities=probabilities,
         )
@@ -200,7 +203,7 @@ class FrozenRanker:
             weights,
             self._query(rows),
             self._candidate[chosen],
-            self._taste,
+            self._global_preference,
             self.text_share[chosen],
             query_vector,
         )

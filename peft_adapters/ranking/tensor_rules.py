@@ -50,7 +50,7 @@ _WEIGHT_GROUPS = ("adapter_model", "projections", "next_adapter")
 _OPTIONAL = {"projections", "next_adapter", "heads.click", "heads.purchase"}
 
 _RULES: dict[str, Rule] = {
-    **{f"heads.{name}": WEIGHT for name in ("weights", "taste", "click", "purchase")},
+    **{f"heads.{name}": WEIGHT for name in ("weights", "global_preference", "click", "purchase")},
     **{f"residuals.{role}.rows": INDEX for role in ROLES},
     **{f"residuals.{role}.values": ROUNDED for role in ROLES},
     **{f"residuals.{role}.scales": SCALE for role in ROLES},

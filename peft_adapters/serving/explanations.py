@@ -80,8 +80,8 @@ class Explanation:
         score: The score, as ranking gives it.
         kinds: Share by kind, see `KINDS`.
         popularity: Share of the candidate's own counts.
-        taste: Share of the preference vector shared by all shoppers.
-        query: Share of the search query; query, taste, popularity and `history` are the division by source.
+        global_preference: Share of the preference vector shared by all shoppers.
+        query: Share of the search query; query, global_preference, popularity and `history` are the division by source.
         history: Share of each item of the context, largest first; items without a share are left out.
         features: Share by feature.
     """
@@ -90,7 +90,7 @@ class Explanation:
     score: float
     kinds: Mapping[str, float]
     popularity: float
-    taste: float
+    global_preference: float
     query: float
     history: list[HistoryShare]
     features: Mapping[str, float]
@@ -131,10 +131,10 @@ class _Shares:
         self._share_repeats()
         candidate, candidate_text = self._vectors("candidate", columns)
         self._share_vectors(affinity_weights(weights, self._rows)[:, 0].double(), candidate, candidate_text)
-        self._taste = self._text_residual(
-            self._weights["taste"] * model.state.taste.double(), candidate, candidate_text
+        self._global_preference = self._text_residual(
+            self._weights["global_preference"] * model.state.global_preference.double(), candidate, candidate_text
         )
-        self._query = np.zeros_like(self._taste)
+        self._query = np.zeros_like(self._global_preference)
         if query_vector is not None:
             slope = self._slope("query_affinity", candidate @ query_vector[0].double())
             self._query = slope.numpy() * self._text_residual(query_vector[0].double(), candidate, candidate_text)
@@ -144,7 +144,7 @@ class _Shares:
         history = self._history[:, :, place]
         kinds = dict(zip(KINDS, history.sum(axis=1).tolist(), strict=True))
         kinds["popularity"] += float(self._popularity[place])
-        vectors = self._taste[:, place] + self._query[:, place]
+        vectors = self._global_preference[:, place] + self._query[:, place]
         for kind, share in zip(("text", "residual"), vectors.tolist(), strict=True):
             kinds[kind] += share
         return Explanation(
@@ -152,7 +152,7 @@ class _Shares:
             score=score,
             kinds=kinds,
             popularity=float(self._popularity[place]),
-            taste=float(self._taste[:, place].sum()),
+            global_preference=float(self._global_preference[:, place].sum()),
             query=float(self._query[:, place].sum()),
             history=self._history_shares(history),
             features=dict(zip(FEATURES, self._features[:, place].tolist(), strict=True)),

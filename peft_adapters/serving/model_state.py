@@ -25,7 +25,7 @@ class ModelState:
     Attributes:
         item_ids: The updater's items in its order.
         heads: [features] weights of the score.
-        taste: [dim] preference vector shared by all shoppers.
+        global_preference: [dim] preference vector shared by all shoppers.
         residuals: fp16 [items, dim] by role; bundles hold them as int8.
         counters: The streaming counters.
         lora: LoRA weights under PEFT's names.
@@ -36,7 +36,7 @@ class ModelState:
 
     item_ids: list[str]
     heads: Tensor
-    taste: Tensor
+    global_preference: Tensor
     residuals: dict[str, Tensor]
     counters: Counters
     lora: dict[str, Tensor]
@@ -88,12 +88,15 @@ def _merged(bundle: Bundle, parent: ModelState | None, dim: int) -> ModelState:
     _require(len(set(item_ids)) == len(item_ids), "an item has two rows")
     heads = bundle.groups["heads"]["weights"].float()
     _require(heads.shape == (len(FEATURES),), f"heads have shape {tuple(heads.shape)}, not one weight a feature")
-    taste = bundle.groups["heads"]["taste"].float()
-    _require(taste.shape == (dim,), f"taste has shape {tuple(taste.shape)}, not that of an item's vector")
+    global_preference = bundle.groups["heads"]["global_preference"].float()
+    _require(
+        global_preference.shape == (dim,),
+        f"global_preference has shape {tuple(global_preference.shape)}, not that of an item's vector",
+    )
     return ModelState(
         item_ids=item_ids,
         heads=heads,
-        taste=taste,
+        global_preference=global_preference,
         residuals=_merged_residuals(bundle.groups["residuals"], parent, len(item_ids), dim),
         counters=_merged_counters(bundle.groups["counters"], parent, len(item_ids)),
         lora=bundle.groups["adapter_model"],

@@ -71,7 +71,7 @@ class Sources(BaseModel):
 
     Attributes:
         popularity: The item's own counts.
-        taste: What all shoppers like.
+        global_preference: What all shoppers like.
         query: What the shopper searches for.
         history: Items of the shopper's past, the largest share first.
         more_history: Those that are not told one by one, together; items that are blocked are among them.
@@ -80,7 +80,7 @@ class Sources(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     popularity: _Share
-    taste: _Share
+    global_preference: _Share
     query: _Share
     history: list[HistoryShare]
     more_history: _Share
@@ -165,7 +165,7 @@ def _explained(own: Explanation, model: ServedModel, told: int, answers: Answers
         sentence=because(replace(own, history=nameable), model),
         sources=Sources(
             popularity=own.popularity,
-            taste=own.taste,
+            global_preference=own.global_preference,
             query=own.query,
             history=history,
             more_history=untold,

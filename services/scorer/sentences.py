@@ -30,7 +30,7 @@ def _reasons(explanation: Explanation, model: ServedModel) -> Iterator[tuple[flo
     """How strongly each reason speaks for the item, and the reason in words."""
     yield explanation.popularity, "many shoppers choose it"
     yield explanation.query, "it fits what you are looking for"
-    yield explanation.taste, "it is the kind of thing that shoppers here like"
+    yield explanation.global_preference, "it is the kind of thing that shoppers here like"
     for looked_at in explanation.history:
         yield looked_at.share, _of_history(looked_at, explanation.row, model)
 

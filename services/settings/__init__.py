@@ -54,6 +54,13 @@ class SettingsError(UsageError):
     """Settings that cannot be used; the message names key, rule, value and remedy."""
 
 
+# Settings of earlier releases, and their names today.
+RENAMED = {
+    "learner.taste_learning_rate": "learner.global_preference_learning_rate",
+    "learner.list_taste_learning_rate": "learner.list_global_preference_learning_rate",
+}
+
+
 class Settings(BaseSettings):
     """All that can be set, by section. `load_settings` fills it; the class itself reads nothing from outside.
 
@@ -156,9 +163,10 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 def _from_environment() -> dict[str, Any]:
     """Reads the environment, in which every ``HEADWATER_`` variable must be known."""
-    known = {ENV_PREFIX + key.upper().replace(".", "__") for key in _known_keys(Settings)} | OTHER_VARIABLES
+    known = {_variable(key) for key in _known_keys(Settings)} | OTHER_VARIABLES
+    renamed = {_variable(old): _variable(new) for old, new in RENAMED.items()}
     ours = (name.upper() for name in os.environ if name.upper().startswith(ENV_PREFIX))
-    _refuse_unknown(ours, known, source="the environment")
+    _refuse_unknown(ours, known, source="the environment", renamed_keys=renamed)
     try:
         values = dict(EnvSettingsSource(Settings)())
     except ValueError as error:
@@ -166,6 +174,11 @@ def _from_environment() -> dict[str, Any]:
     if servers := os.environ.get(BOOTSTRAP_VARIABLE):
         values["kafka"] = {"bootstrap_servers": servers, **values.get("kafka", {})}
     return values
+
+
+def _variable(key: str) -> str:
+    """Return the environment variable of a setting."""
+    return ENV_PREFIX + key.upper().replace(".", "__")
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -176,9 +189,13 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _known_keys(field.annotation, f"{prefix}{name}.")
 
 
-def _refuse_unknown(keys: Iterable[str], known: set[str], *, source: str) -> None:
+def _refuse_unknown(
+    keys: Iterable[str], known: set[str], *, source: str, renamed_keys: Mapping[str, str] = RENAMED
+) -> None:
     for key in keys:
         if key not in known:
+            if renamed := renamed_keys.get(key):
+                raise SettingsError(f"unknown setting `{key}` in {source}; it was renamed, use `{renamed}`")
             nearest = get_close_matches(key, known, n=1, cutoff=0.0)
             raise SettingsError(f"unknown setting `{key}` in {source}; the nearest known one is `{nearest[0]}`")
 

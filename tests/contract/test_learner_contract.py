@@ -213,8 +213,8 @@ def test_learner(check: Callable[[MakeLearner], None], make: MakeLearner) -> Non
 # ---- what a policy learns, and what it leaves alone
 
 LEARNT = {
-    "live": {"heads", "taste", "residuals.query", "residuals.candidate", "lora", "served_lora", "text"},
-    "live-without-lora": {"heads", "taste", "residuals.query", "residuals.candidate"},
+    "live": {"heads", "global_preference", "residuals.query", "residuals.candidate", "lora", "served_lora", "text"},
+    "live-without-lora": {"heads", "global_preference", "residuals.query", "residuals.candidate"},
     "frozen": set(),
     "popularity": {"heads"},
     "cooccurrence": {"heads"},

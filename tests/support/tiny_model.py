@@ -163,7 +163,7 @@ def shown_stream(
 def state_bytes(learner: Learner) -> dict[str, bytes]:
     """Everything that ranking depends on, to be compared bit by bit."""
     ranker = learner.ranker
-    tensors = {"heads": ranker.heads, "taste": ranker.taste, "text": ranker.text}
+    tensors = {"heads": ranker.heads, "global_preference": ranker.global_preference, "text": ranker.text}
     tensors |= {f"residuals.{role}": rows for role, rows in ranker.residuals.items()}
     tensors |= {f"lora.{name}": value for name, value in learner.encoder.lora_state().items()}
     tensors |= {f"served_lora.{name}": value for name, value in learner.lora_steps.served.items()}

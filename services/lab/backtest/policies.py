@@ -21,8 +21,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "frozen": {
         "features": AFFINITY_FEATURES,
         "heads_learning_rate": 0.0,
-        "taste_learning_rate": 0.0,
-        "list_taste_learning_rate": 0.0,
+        "global_preference_learning_rate": 0.0,
+        "list_global_preference_learning_rate": 0.0,
     }
     | _TEXT_ONLY,
     # Popularity at both half-lives under a head fitted as live's is; where lists are shown, click-through so far.

@@ -78,18 +78,19 @@ def test_a_step_adds_the_gradient_of_a_kept_batch() -> None:
     one, other = learnt(1, replay=4), learnt(1, replay=0)
     assert all(torch.equal(value, other.encoder.lora_state()[name]) for name, value in one.encoder.lora_state().items())
     batch = one.observe(paired_stream(20, items=30, seed=1))
-    steps, taste = one.lora_steps, one.catalogue_taste
+    steps, global_preference = one.lora_steps, one.catalogue_global_preference
     first = steps.replay.draw(np.random.default_rng(0))[0]  # the only one
     new = lora_batch(batch, *steps._rows(batch, np.random.default_rng([one.settings.seed, one.batches_learned, 1])))
     parameters = one.encoder.lora_parameters()
     expected = [
         sum(parts)
         for parts in zip(
-            *(torch.autograd.grad(steps._loss(part, taste), parameters) for part in (new, first)), strict=True
+            *(torch.autograd.grad(steps._loss(part, global_preference), parameters) for part in (new, first)),
+            strict=True,
         )
     ]
     steps.optimiser._accumulate = 2  # so that the gradient can be looked at
-    steps._step(batch, taste, one.batches_learned, 1.0)
+    steps._step(batch, global_preference, one.batches_learned, 1.0)
     for parameter, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 

@@ -22,7 +22,7 @@ def learner() -> Learner:
 def _loss(learner: Learner, batch: Batch, heads: Tensor, focus: float) -> Tensor:
     query = Side(learner.ranker, "query", batch.context_rows)
     candidate = Side(learner.ranker, "candidate", batch.candidates)
-    features = positives_features(batch, learner.ranker.taste, query, candidate)
+    features = positives_features(batch, learner.ranker.global_preference, query, candidate)
     return focused(positives_losses(batch, heads, features, batch.candidates, batch.log_expected), focus).mean()
 
 
@@ -32,7 +32,7 @@ def _log_probabilities(learner: Learner, batch: Batch, heads: Tensor) -> Tensor:
         batch.affinity_weights,
         ranker.vectors("query", batch.context_rows),
         ranker.vectors("candidate"),
-        ranker.taste,
+        ranker.global_preference,
         ranker.text_share(),
     )
     scores = weighted_sum(heads, batch.counter_features, affinities)

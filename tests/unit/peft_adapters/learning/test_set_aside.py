@@ -21,7 +21,11 @@ def learner() -> Learner:
 
 def _weights(learner: Learner) -> dict[str, torch.Tensor]:
     """What learning moves; what scores follow from is blended anew with every count."""
-    return {name: value.clone() for name, value in learner_weights(learner).items() if name not in ("heads", "taste")}
+    return {
+        name: value.clone()
+        for name, value in learner_weights(learner).items()
+        if name not in ("heads", "global_preference")
+    }
 
 
 @pytest.mark.parametrize("spoilt", [math.nan, math.inf])

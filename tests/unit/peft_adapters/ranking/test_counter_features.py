@@ -113,7 +113,7 @@ def ranker_of(draw: torch.Generator, counters: Counters) -> Ranker:
     ranker.grow(ITEMS)
     ranker.text = torch.nn.functional.normalize(torch.randn(ITEMS, 16, generator=draw), dim=1)
     ranker.residuals = {role: torch.randn(ITEMS, 16, generator=draw) for role in ROLES}
-    ranker.taste = torch.randn(16, generator=draw)
+    ranker.global_preference = torch.randn(16, generator=draw)
     ranker.counters = counters
     return ranker
 

@@ -162,9 +162,11 @@ def test_the_newest_of_what_was_passed_over_weighs_most() -> None:
 def test_affinities_are_dot_products_with_the_weighted_mean_and_their_squares() -> None:
     weights = context_weights(CONTEXTS, 4)
     rows = np.array([0, 1, 2, 3])
-    taste = torch.tensor([0.5, 0.0, -1.0, 2.0])
+    global_preference = torch.tensor([0.5, 0.0, -1.0, 2.0])
     text_share = torch.tensor([1.0, 0.5, 0.25, 0.0])
-    features = affinity_features(affinity_weights(weights, rows), torch.eye(4), torch.eye(4), taste, text_share)
+    features = affinity_features(
+        affinity_weights(weights, rows), torch.eye(4), torch.eye(4), global_preference, text_share
+    )
     assert len(features) == len(AFFINITY_FEATURES) - len(QUERY_FEATURES)  # nobody searched in words
     named = dict(zip(AFFINITY_FEATURES, features, strict=False))
     for index, name in enumerate(NEW_AFFINITIES):
@@ -173,7 +175,7 @@ def test_affinities_are_dot_products_with_the_weighted_mean_and_their_squares() 
         product = torch.from_numpy(part.toarray())
         torch.testing.assert_close(features[index], product)
         torch.testing.assert_close(features[index + len(AFFINITIES)], 3 * product**2)
-    assert_close(features[-1], taste.tolist())
+    assert_close(features[-1], global_preference.tolist())
 
 
 def _random_affinities() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -202,8 +204,8 @@ def test_affinities_go_by_way_of_what_is_fewer() -> None:
 
 
 def test_attention_listens_to_what_of_the_session_is_closest_to_the_candidate() -> None:
-    weights, query, candidates, taste, text_share = _random_affinities()
-    features = affinity_features(weights, query, candidates, taste, text_share)
+    weights, query, candidates, global_preference, text_share = _random_affinities()
+    features = affinity_features(weights, query, candidates, global_preference, text_share)
     attention = dict(zip(AFFINITY_FEATURES, features, strict=False))["session_attention_new"]
     for context, candidate in ((0, 2), (2, 6)):
         similar = query @ candidates[candidate]
@@ -214,26 +216,30 @@ def test_attention_listens_to_what_of_the_session_is_closest_to_the_candidate() 
 
 
 def test_pairs_have_the_affinities_of_their_context_and_candidate() -> None:
-    weights, query, candidates, taste, text_share = _random_affinities()
-    whole = torch.stack([own.expand(3, 7) for own in affinity_features(weights, query, candidates, taste, text_share)])
+    weights, query, candidates, global_preference, text_share = _random_affinities()
+    whole = torch.stack(
+        [own.expand(3, 7) for own in affinity_features(weights, query, candidates, global_preference, text_share)]
+    )
     owner, which = torch.tensor([0, 0, 2, 1]), torch.tensor([4, 1, 0, 6])
-    pairs = pair_affinities(weights, owner, query, candidates[which], taste, text_share[which])
+    pairs = pair_affinities(weights, owner, query, candidates[which], global_preference, text_share[which])
     torch.testing.assert_close(pairs, whole[:, owner, which])
 
 
 def test_searches_have_the_product_of_their_vector_and_its_square_and_nobody_else_has() -> None:
-    weights, query, candidates, taste, text_share = _random_affinities()
+    weights, query, candidates, global_preference, text_share = _random_affinities()
     query_vector = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
     query_vector[1] = 0  # did not search
-    without = affinity_features(weights, query, candidates, taste, text_share)
-    features = affinity_features(weights, query, candidates, taste, text_share, query_vector)
+    without = affinity_features(weights, query, candidates, global_preference, text_share)
+    features = affinity_features(weights, query, candidates, global_preference, text_share, query_vector)
     assert all(torch.equal(one, other) for one, other in zip(without, features, strict=False))
     product, square = features[len(without) :]
     torch.testing.assert_close(product, query_vector @ candidates.T)
     torch.testing.assert_close(square, 3 * product**2)
     assert not product[1].any()
     owner, which = torch.tensor([0, 2, 1]), torch.tensor([4, 0, 6])
-    pairs = pair_affinities(weights, owner, query, candidates[which], taste, text_share[which], query_vector)
+    pairs = pair_affinities(
+        weights, owner, query, candidates[which], global_preference, text_share[which], query_vector
+    )
     torch.testing.assert_close(pairs[-2:], torch.stack([product, square])[:, owner, which])
 
 

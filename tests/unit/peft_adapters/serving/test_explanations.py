@@ -77,7 +77,9 @@ def assert_adds_up(
         assert own.score == pytest.approx(score, abs=CLOSE)
         assert sum(own.kinds.values()) == pytest.approx(score, abs=CLOSE)
         assert sum(own.features.values()) == pytest.approx(score, abs=CLOSE)
-        by_source = own.popularity + own.taste + own.query + sum(looked_at.share for looked_at in own.history)
+        by_source = (
+            own.popularity + own.global_preference + own.query + sum(looked_at.share for looked_at in own.history)
+        )
         assert by_source == pytest.approx(score, abs=CLOSE)
 
 
@@ -106,7 +108,7 @@ def test_what_lists_taught_and_vectors_of_other_modalities_are_in_it(make_model:
     assert_adds_up(model, CONTEXTS["both"])
 
 
-def test_a_stranger_is_shown_popularity_and_taste_alone(model: ServedModel) -> None:
+def test_a_stranger_is_shown_popularity_and_global_preference_alone(model: ServedModel) -> None:
     for own in explained(model, CONTEXTS["nobody"]):
         assert own.history == []
         assert own.kinds["cooccurrence"] == own.kinds["repeats"] == 0

@@ -68,7 +68,7 @@ def test_contributions_add_up_to_the_score_that_rank_gives(client: httpx.Client)
     assert (body["adapter_version"], body["scenario"]) == (3, "home")
     for item, score in zip(body["items"], (item["score"] for item in ranked["items"]), strict=True):
         sources = item["sources"]
-        whole = sum(sources[name] for name in ("popularity", "taste", "query", "more_history"))
+        whole = sum(sources[name] for name in ("popularity", "global_preference", "query", "more_history"))
         whole += sum(one["contribution"] for one in sources["history"])
         for total in (item["score"], whole, sum(item["kinds"].values()), sum(item["features"].values())):
             assert total == pytest.approx(score, abs=1e-4)
@@ -133,9 +133,18 @@ def test_what_is_beyond_the_limits_is_refused(client: httpx.Client, request_: di
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def _explanation(popularity: float, taste: float, *history: HistoryShare, query: float = 0.0) -> Explanation:
+def _explanation(
+    popularity: float, global_preference: float, *history: HistoryShare, query: float = 0.0
+) -> Explanation:
     return Explanation(
-        row=0, score=0.0, kinds={}, popularity=popularity, taste=taste, query=query, history=list(history), features={}
+        row=0,
+        score=0.0,
+        kinds={},
+        popularity=popularity,
+        global_preference=global_preference,
+        query=query,
+        history=list(history),
+        features={},
     )
 
 

@@ -100,6 +100,16 @@ def test_an_unknown_key_in_the_file_names_the_nearest(tmp_path: Path, toml: str,
         load_settings(file)
 
 
+def test_a_renamed_setting_is_an_error_that_names_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "headwater.toml"
+    file.write_text("[learner]\nlist_taste_learning_rate = 0.1\n")
+    with pytest.raises(SettingsError, match=r"renamed, use `learner\.list_global_preference_learning_rate`"):
+        load_settings(file)
+    monkeypatch.setenv("HEADWATER_LEARNER__TASTE_LEARNING_RATE", "0.1")
+    with pytest.raises(SettingsError, match="renamed, use `HEADWATER_LEARNER__GLOBAL_PREFERENCE_LEARNING_RATE`"):
+        load_settings()
+
+
 def test_an_unknown_variable_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWATER_KAFKA__SASL_USER", "u")
     with pytest.raises(SettingsError, match=r"`HEADWATER_KAFKA__SASL_USER`.*`HEADWATER_KAFKA__SASL_USERNAME`"):
