@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from services.outputs import require_writable_directories, require_writable_file
 from services.settings import Settings
 
 DEFAULT_BATCH_EVENTS = 128
+
+RunAll = Callable[[Job, Sequence[Run]], Mapping[Run, Outcome]]
 
 
 def run(
@@ -73,6 +75,65 @@ def run(
     rivals = parse_policies(policies)
     if report_dir:
         require_plots()
+    report, by_policy = compare(
+        settings,
+        items=items,
+        events=events,
+        policies=rivals,
+        max_events=max_events,
+        seeds=seeds,
+        warm_up=warm_up,
+        batch_events=batch_events,
+        click_window_seconds=click_window_seconds,
+        label_delay_seconds=label_delay_seconds,
+        judge_after=judge_after,
+        start=start,
+        strict=strict,
+    )
+    _write(report, rivals, by_policy, json_path=json_path, ranks_path=ranks_path, report_dir=report_dir)
+    return report
+
+
+def compare(
+    settings: Settings,
+    *,
+    items: Path,
+    events: Path,
+    policies: Sequence[Policy],
+    seeds: int,
+    max_events: int | None = None,
+    warm_up: Path | None = None,
+    batch_events: int | None = None,
+    click_window_seconds: float = 600.0,
+    label_delay_seconds: float = 0.0,
+    judge_after: float = 0.0,
+    start: Start | None = None,
+    strict: bool = False,
+    run: RunAll = run_all,
+) -> tuple[dict[str, Any], Mapping[str, Sequence[Outcome]]]:
+    """Read the data, run every policy with every seed, and return the report and the outcomes by policy.
+
+    Arguments that `run` above has too mean the same here.
+
+    Args:
+        settings: settings of the encoder and the learner.
+        items: file of the catalogue.
+        events: file of the stream.
+        policies: the policies to compare.
+        seeds: number of runs per policy.
+        max_events: number of clicks and purchases after which the stream ends; None reads it all.
+        warm_up: file of users' earlier items, learnt and never judged.
+        batch_events: records per micro-batch.
+        click_window_seconds: event time after which a shown list is learnt.
+        label_delay_seconds: event time between an event and when it may be learnt.
+        judge_after: share of the stream before the first judged event.
+        start: what learners start from.
+        strict: whether to stop at the first bad row instead of skipping it.
+        run: carries out the runs, in processes of their own or in this one.
+
+    Raises:
+        DatasetError: the data cannot be read.
+    """
     refused = RefusedRows(strict=strict)
     catalogue = read_catalogue(items, refused=refused)
     known = {item[0] for item in catalogue}
@@ -92,12 +153,11 @@ def run(
     events_read = f"{len(stream.examples):,} events and {len(stream.lists):,} lists of {len(catalogue):,} items"
     console.print(f"{events_read}; encoding what is new to the cache")
     new_learner(settings.encoder, settings.learner).catalogue.upsert(data.items)  # fills the cache, for all runs
-    runs = [Run(policy, seed) for seed in range(seeds) for policy in rivals]
-    outcomes = run_all(Job(data, settings.encoder, settings.learner, start), runs)
-    by_policy = {policy.name: [outcomes[Run(policy, seed)] for seed in range(seeds)] for policy in rivals}
+    runs = [Run(policy, seed) for seed in range(seeds) for policy in policies]
+    outcomes = run(Job(data, settings.encoder, settings.learner, start), runs)
+    by_policy = {policy.name: [outcomes[Run(policy, seed)] for seed in range(seeds)] for policy in policies}
     report = {"items": items.name, "events": events.name} | summary(settings, data, by_policy)
-    _write(report, rivals, by_policy, json_path=json_path, ranks_path=ranks_path, report_dir=report_dir)
-    return report
+    return report, by_policy
 
 
 def _write(

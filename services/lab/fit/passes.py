@@ -34,7 +34,7 @@ def learn(
 
     def take(examples: Sequence[Example]) -> None:
         nonlocal losses
-        losses += model.learn(model.observe(examples)) * len(examples)
+        losses += model.learn(model.observe(examples, whole=False)) * len(examples)
         step(len(examples))
 
     def take_lists(lists: Sequence[ShownList]) -> None:

@@ -1,0 +1,116 @@
+"""Headwater's public API.
+
+Names are imported when they are first used: `import headwater` takes milliseconds and imports neither torch nor kafka.
+
+    from headwater import Click, EventProducer, HeadwaterClient    # applications: pip install headwater
+    from headwater import backtest, learn, load_ranker             # notebooks: pip install 'headwater[updater]'
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headwater.answers import ExplainedItem, Explanation, RankedItem, Ranking, SearchHit, SearchResult
+    from headwater.client import (
+        AsyncHeadwaterClient,
+        HeadwaterClient,
+        HeadwaterClientError,
+        RequestRefusedError,
+        ScorerUnavailableError,
+        UnexpectedAnswerError,
+    )
+    from headwater.offline import backtest, learn
+    from headwater.ranker import Ranker, load_ranker
+    from peft_adapters.encoder.encoder import Encoder
+    from peft_adapters.learning.learner import Learner
+    from peft_adapters.registry.registry import AdapterRegistry
+    from peft_adapters.settings import EncoderSettings, LearnerSettings
+    from services.settings import Settings
+    from streams.connection import KafkaConnection
+    from streams.delivery import Delivery
+    from streams.events import Click, Impression, Item, Purchase
+    from streams.producer import EventProducer
+    from streams.topics import Topics
+
+_MODULES = {
+    "headwater.answers": ("ExplainedItem", "Explanation", "RankedItem", "Ranking", "SearchHit", "SearchResult"),
+    "headwater.client": (
+        "AsyncHeadwaterClient",
+        "HeadwaterClient",
+        "HeadwaterClientError",
+        "RequestRefusedError",
+        "ScorerUnavailableError",
+        "UnexpectedAnswerError",
+    ),
+    "headwater.offline": ("backtest", "learn"),
+    "headwater.ranker": ("Ranker", "load_ranker"),
+    "peft_adapters.encoder.encoder": ("Encoder",),
+    "peft_adapters.learning.learner": ("Learner",),
+    "peft_adapters.registry.registry": ("AdapterRegistry",),
+    "peft_adapters.settings": ("EncoderSettings", "LearnerSettings"),
+    "services.settings": ("Settings",),
+    "streams.connection": ("KafkaConnection",),
+    "streams.delivery": ("Delivery",),
+    "streams.events": ("Click", "Impression", "Item", "Purchase"),
+    "streams.producer": ("EventProducer",),
+    "streams.topics": ("Topics",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "AdapterRegistry",
+    "AsyncHeadwaterClient",
+    "Click",
+    "Delivery",
+    "Encoder",
+    "EncoderSettings",
+    "EventProducer",
+    "ExplainedItem",
+    "Explanation",
+    "HeadwaterClient",
+    "HeadwaterClientError",
+    "Impression",
+    "Item",
+    "KafkaConnection",
+    "Learner",
+    "LearnerSettings",
+    "Purchase",
+    "RankedItem",
+    "Ranker",
+    "Ranking",
+    "RequestRefusedError",
+    "ScorerUnavailableError",
+    "SearchHit",
+    "SearchResult",
+    "Settings",
+    "Topics",
+    "UnexpectedAnswerError",
+    "backtest",
+    "learn",
+    "load_ranker",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used.
+
+    Raises:
+        AttributeError: the name is not public.
+        ImportError: the extra that the name needs is not installed.
+    """
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'headwater' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    try:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"headwater.{name} needs the package {error.name!r}, which is not installed; "
+            "run pip install 'headwater[updater]' (learning and ranking) or 'headwater[all]'"
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -1,0 +1,135 @@
+"""Learning and backtesting in process, from files or data frames: what a notebook needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from headwater.tables import Table, as_file
+from peft_adapters.learning.learner import Learner
+from peft_adapters.settings import EncoderSettings, LearnerSettings
+from services.lab.backtest.command import DEFAULT_BATCH_EVENTS, compare
+from services.lab.backtest.policies import parse_policies
+from services.lab.backtest.replay import Outcome
+from services.lab.backtest.run import run_policy
+from services.lab.backtest.workers import Job, Run, run_all
+from services.lab.fit import passes
+from services.lab.offline.inputs import new_learner, read_catalogue
+from services.lab.offline.stream import read_stream
+from services.settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_POLICIES = ("live", "live-without-lora", "frozen", "popularity", "cooccurrence")
+CLICK_WINDOW_SECONDS = 600.0
+
+
+def learn(
+    items: Table,
+    events: Table,
+    *,
+    learner: Learner | None = None,
+    encoder: EncoderSettings | None = None,
+    settings: LearnerSettings | None = None,
+    batch_events: int = DEFAULT_BATCH_EVENTS,
+) -> Learner:
+    """Learn a stream of events in time order, micro-batch by micro-batch, and return the learner.
+
+    Args:
+        items: the catalogue, a file or a data frame with `item_id`, `title` and, where there, `description`,
+            `category`, `brand`, `price`.
+        events: clicks, purchases and impressions, a file or a data frame with `user_id`, `event_type`, `item_id` and a
+            time (`timestamp`, `ts` or `seq`).
+        learner: a learner to go on with; None makes a new one.
+        encoder: settings of the encoder of a new learner; None takes the defaults.
+        settings: settings of a new learner; None takes the defaults.
+        batch_events: number of records per micro-batch.
+
+    Raises:
+        InputError: a table cannot be read, or a row is invalid.
+
+    >>> learner = learn("items.csv", "events.csv")  # doctest: +SKIP
+    """
+    with as_file(items, "items") as item_path, as_file(events, "events") as event_path:
+        catalogue = read_catalogue(item_path)
+        known = {item[0] for item in catalogue}
+        stream = read_stream(event_path, known, max_events=None, click_window_seconds=CLICK_WINDOW_SECONDS)
+    if learner is None:
+        learner = new_learner(encoder or EncoderSettings(), settings or LearnerSettings())
+    learner.add_items(catalogue)
+    passes.learn(learner, stream, batch_events=batch_events, step=lambda events: None)
+    return learner
+
+
+def backtest(
+    items: Table,
+    events: Table,
+    *,
+    policies: Sequence[str] = DEFAULT_POLICIES,
+    seeds: int = 3,
+    max_events: int | None = None,
+    settings: Settings | None = None,
+    processes: int = 1,
+    **options: Any,
+) -> pd.DataFrame:
+    """Judge every event before it is learnt, for several policies, and return one row per policy.
+
+    Columns are the figures of `headwater backtest` (`hr20`, `ndcg20`, `mrr`, `auc` ...) and, with two seeds or more,
+    the half-width of each one's 95 % interval (`hr20_ci95` ...). The whole report is in `frame.attrs["report"]`.
+
+    Args:
+        items: the catalogue, a file or a data frame; columns as for `learn`.
+        events: the stream of events, a file or a data frame; columns as for `learn`.
+        policies: names of the policies to compare, as `headwater backtest --policies` takes them.
+        seeds: number of runs per policy.
+        max_events: number of clicks and purchases after which the stream ends; None reads it all.
+        settings: settings of encoder and learner; None takes the defaults and the environment.
+        processes: 1 runs in this process; more starts worker processes, one per core at most.
+        **options: further options of `services.lab.backtest.command.compare`, such as `batch_events`.
+
+    Raises:
+        SettingsError: a policy is not known.
+        InputError: a table cannot be read, or a row is invalid.
+        ImportError: pandas is not installed.
+    """
+    import pandas as pd
+
+    parsed = parse_policies(policies)
+    with as_file(items, "items") as item_path, as_file(events, "events") as event_path:
+        report, _ = compare(
+            settings or Settings(),
+            items=item_path,
+            events=event_path,
+            policies=parsed,
+            seeds=seeds,
+            max_events=max_events,
+            run=_run_here if processes == 1 else run_all,
+            **options,
+        )
+    frame = pd.DataFrame.from_dict(
+        {policy: _columns(figures) for policy, figures in report["policies"].items()}, orient="index"
+    )
+    frame.index.name, frame.attrs["report"] = "policy", report
+    return frame
+
+
+def _run_here(job: Job, runs: Sequence[Run]) -> Mapping[Run, Outcome]:
+    """Carry out the runs one after the other in this process."""
+    return {
+        run: run_policy(
+            run.policy,
+            job.data,
+            encoder=job.encoder,
+            learner=job.learner.model_copy(update={"seed": run.seed}),
+            start=job.start,
+            progress=lambda events: None,
+        )
+        for run in runs
+    }
+
+
+def _columns(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    means = {name: values["mean"] for name, values in figures.items()}
+    intervals = {f"{name}_ci95": values["ci95"] for name, values in figures.items() if values["ci95"] is not None}
+    return means | intervals

@@ -1,0 +1,216 @@
+"""Ranking in process, without a scorer: from a learner, a bundle directory or a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.answers import RankedItem, Ranking
+from headwater.tables import Table, as_file
+from peft_adapters.encoder.encoder import Encoder, MergedSuffix
+from peft_adapters.encoder.prefix_cache import PrefixCache
+from peft_adapters.encoder.query_encoder import QueryEncoder
+from peft_adapters.errors import VersionNotFoundError
+from peft_adapters.learning.learner import Learner
+from peft_adapters.ranking.catalogue import Catalogue
+from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.ranker import FrozenRanker
+from peft_adapters.ranking.shoppers import Contexts
+from peft_adapters.registry.bundle import Bundle, read_bundle
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.serving.served_model import build
+from peft_adapters.settings import EncoderSettings
+from services.lab.offline.inputs import read_catalogue
+
+DEFAULT_SCENARIO = "home"
+MANIFEST_NAME = "manifest.json"
+
+
+class Ranker:
+    """A frozen copy of a model that ranks items for sessions; what the learner learns later does not change it.
+
+    Args:
+        learner: the learner whose model is copied.
+
+    >>> import headwater  # doctest: +SKIP
+    >>> headwater.Ranker(learner).recommend(5, session_items=["mug-1"]).item_ids  # doctest: +SKIP
+    ['mug-2', 'cup-7', 'plate-3', 'tray-1', 'mug-9']
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self._setup(
+            model=FrozenRanker(learner.ranker, learner.lists.outcomes.probabilities()),
+            rows=dict(learner.catalogue.rows),
+            rankable=np.arange(len(learner.catalogue)),
+            version=0,
+            scenario=DEFAULT_SCENARIO,
+            encoder=learner.encoder,
+            suffix=learner.lora_steps.served_suffix,
+        )
+
+    def _setup(
+        self,
+        *,
+        model: FrozenRanker,
+        rows: Mapping[str, int],
+        rankable: IntArray,
+        version: int,
+        scenario: str,
+        encoder: Encoder,
+        suffix: MergedSuffix,
+    ) -> None:
+        self.version, self.scenario = version, scenario
+        self._model, self._rows, self._rankable = model, rows, rankable
+        self._item_ids = {row: item_id for item_id, row in rows.items()}
+        self._queries, self._suffix = QueryEncoder(encoder), suffix
+
+    def __len__(self) -> int:
+        """Return the number of items that can be ranked."""
+        return len(self._rankable)
+
+    def rank(
+        self,
+        candidates: Sequence[str],
+        *,
+        session_items: Sequence[str] = (),
+        earlier_sessions: Sequence[Sequence[str]] = (),
+        query: str | None = None,
+    ) -> Ranking:
+        """Return the candidates in order, best first, as `/v1/rank` would.
+
+        Args:
+            candidates: ids of the items to order.
+            session_items: ids of the session's items, oldest first.
+            earlier_sessions: ids of the items of each session before it, oldest first.
+            query: words that the shopper searches for; None without a search.
+        """
+        named = np.array([self._rows.get(item_id, -1) for item_id in candidates], dtype=np.int64)
+        is_known = np.isin(named, self._rankable)
+        rows = np.unique(named[is_known])
+        unknown = tuple(item_id for item_id, known in zip(candidates, is_known.tolist(), strict=True) if not known)
+        if not len(rows):
+            return self._ranking(rows, np.zeros(0, dtype=np.float32), {}, unknown)
+        context = self._context(session_items, earlier_sessions)
+        scores, probabilities = self._model.judge(context, rows, self._query_vector(query))
+        order = np.argsort(-scores, kind="stable")
+        by_outcome = {outcome: values[order] for outcome, values in probabilities.items()}
+        return self._ranking(rows[order], scores[order], by_outcome, unknown)
+
+    def recommend(
+        self,
+        k: int = 20,
+        *,
+        session_items: Sequence[str] = (),
+        earlier_sessions: Sequence[Sequence[str]] = (),
+        exclude: Sequence[str] = (),
+    ) -> Ranking:
+        """Return the `k` best items of the catalogue, as `/v1/recommend` would.
+
+        Args:
+            k: number of items.
+            session_items: ids of the session's items, oldest first.
+            earlier_sessions: ids of the items of each session before it, oldest first.
+            exclude: ids of items that must not be in the list.
+        """
+        excluded = [self._rows[item_id] for item_id in exclude if item_id in self._rows]
+        rows = self._rankable[~np.isin(self._rankable, excluded)]
+        best, scores = self._model.best(self._context(session_items, earlier_sessions), rows, k)
+        return self._ranking(best[:k], scores[:k], {}, ())
+
+    def _context(self, session: Sequence[str], earlier: Sequence[Sequence[str]]) -> Contexts:
+        """Return one context: items newest first, each with the number of sessions since it."""
+        pairs = [
+            (self._rows[item_id], age)
+            for age, items in enumerate((session, *reversed(earlier)))
+            for item_id in reversed(items)
+            if item_id in self._rows
+        ]
+        items, ages = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return Contexts(items[None], ages[None], np.empty((1, 0), dtype=np.int64))
+
+    def _query_vector(self, query: str | None) -> Tensor | None:
+        return None if query is None else self._queries(query, self._suffix)[None]
+
+    def _ranking(
+        self, rows: IntArray, scores: FloatArray, probabilities: Mapping[str, FloatArray], unknown: tuple[str, ...]
+    ) -> Ranking:
+        items = [
+            RankedItem(
+                item_id=self._item_ids[row],
+                score=float(scores[place]),
+                **{f"{outcome}_probability": float(values[place]) for outcome, values in probabilities.items()},
+            )
+            for place, row in enumerate(rows.tolist())
+        ]
+        return Ranking(
+            adapter_version=self.version, scenario=self.scenario, items=tuple(items), unknown_candidates=unknown
+        )
+
+
+def load_ranker(
+    source: Path | str,
+    *,
+    items: Table,
+    scenario: str = DEFAULT_SCENARIO,
+    version: int | None = None,
+    encoder: EncoderSettings | None = None,
+) -> Ranker:
+    """Load a published version and return a ranker of it.
+
+    Args:
+        source: directory of one full bundle, or the address of a registry: a path, an fsspec URL, or a registry
+            process's `/v1/files`.
+        items: the catalogue, a file or a data frame: bundles hold what was learnt of items, not their texts.
+        scenario: scenario to load from a registry.
+        version: version to load from a registry; None loads the latest.
+        encoder: settings of the encoder that the version was trained on; None takes the defaults.
+
+    Raises:
+        RegistryError: the registry does not answer, or has no such version.
+        BundleError: a bundle does not verify, or was made for another encoder.
+        InputError: the items cannot be read.
+    """
+    with as_file(items, "items") as path:
+        texts = read_catalogue(path)
+    model_encoder = Encoder(encoder or EncoderSettings())
+    catalogue = Catalogue(PrefixCache.of(model_encoder))
+    catalogue.upsert(texts)
+    bundles = _bundles(source, scenario, version, model_encoder.base_digest)
+    with torch.inference_mode():
+        served = build(bundles, previous=None, catalogue=catalogue, encoder=model_encoder)
+    ranker = Ranker.__new__(Ranker)
+    ranker._setup(
+        model=served.ranker,
+        rows=dict(served.rows),
+        rankable=np.flatnonzero(served.has_text),
+        version=served.version,
+        scenario=served.manifest.scenario,
+        encoder=model_encoder,
+        suffix=served.suffix,
+    )
+    return ranker
+
+
+def _bundles(source: Path | str, scenario: str, version: int | None, base_digest: str) -> list[Bundle]:
+    """Return the bundles that lead to a version, oldest first."""
+    if Path(source, MANIFEST_NAME).is_file():
+        return [read_bundle(Path(source), base_digest=base_digest)]
+    registry = AdapterRegistry(str(source))
+    if version is None:
+        latest = registry.latest(scenario)
+        if latest is None:
+            raise VersionNotFoundError(registry.absence(scenario))
+        version = latest.version
+    links = [registry.manifest(scenario, version)]
+    while (parent := links[-1].builds_on) is not None:
+        links.append(registry.manifest(scenario, parent))
+    with TemporaryDirectory(prefix="headwater-") as directory:
+        return [
+            read_bundle(registry.fetch(scenario, link.version, Path(directory)), base_digest=base_digest)
+            for link in reversed(links)
+        ]
