@@ -22,7 +22,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from headwater.answers import Explanation, Ranking, SearchResult
-from peft_adapters.registry.http_deadline import read_whole
+from peft_adapters.registry.http_deadline import bounded_request
 from peft_adapters.registry.internal_http import internal_client
 
 DEFAULT_TIMEOUT_SECONDS = 2.0
@@ -283,7 +283,7 @@ class HeadwaterClient:
         while True:
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = read_whole(
+                outcome = bounded_request(
                     self._http,
                     "POST",
                     url,

@@ -23,7 +23,7 @@ from peft_adapters.ranking.ranker import FrozenRanker
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.registry.bundle import Bundle, read_bundle
 from peft_adapters.registry.registry import AdapterRegistry
-from peft_adapters.serving.served_model import build
+from peft_adapters.serving.model_builder import build_model
 from peft_adapters.settings import EncoderSettings
 from services.lab.offline.inputs import read_catalogue
 
@@ -182,7 +182,7 @@ def load_ranker(
     catalogue.upsert(texts)
     bundles = _bundles(source, scenario, version, model_encoder.base_digest)
     with torch.inference_mode():
-        served = build(bundles, previous=None, catalogue=catalogue, encoder=model_encoder)
+        served = build_model(bundles, previous=None, catalogue=catalogue, encoder=model_encoder)
     ranker = Ranker.__new__(Ranker)
     ranker._setup(
         model=served.ranker,
