@@ -96,7 +96,7 @@ class Ranker:
         if not len(rows):
             return self._ranking(rows, np.zeros(0, dtype=np.float32), {}, unknown)
         context = self._context(session_items, earlier_sessions)
-        scores, probabilities = self._model.judge(context, rows, self._query_vector(query))
+        scores, probabilities = self._model.score_with_probabilities(context, rows, self._query_vector(query))
         order = np.argsort(-scores, kind="stable")
         by_outcome = {outcome: values[order] for outcome, values in probabilities.items()}
         return self._ranking(rows[order], scores[order], by_outcome, unknown)
@@ -119,7 +119,7 @@ class Ranker:
         """
         excluded = [self._rows[item_id] for item_id in exclude if item_id in self._rows]
         rows = self._rankable[~np.isin(self._rankable, excluded)]
-        best, scores = self._model.best(self._context(session_items, earlier_sessions), rows, k)
+        best, scores = self._model.top_k(self._context(session_items, earlier_sessions), rows, k)
         return self._ranking(best[:k], scores[:k], {}, ())
 
     def _context(self, session: Sequence[str], earlier: Sequence[Sequence[str]]) -> Contexts:
