@@ -98,5 +98,5 @@ def test_a_backtest_returns_a_row_for_each_policy(
 
 
 def test_a_table_that_is_neither_path_nor_frame_is_refused(items: pd.DataFrame) -> None:
-    with pytest.raises(TypeError, match="`events` must be a path or a pandas.DataFrame, got list"):
+    with pytest.raises(TypeError, match=r"`events` must be a path or a pandas\.DataFrame, got list"):
         headwater.learn(items, [{"user_id": "ann"}])  # type: ignore[arg-type]
