@@ -178,7 +178,7 @@ def load_ranker(
     with as_file(items, "items") as path:
         texts = read_catalogue(path)
     model_encoder = Encoder(encoder or EncoderSettings())
-    catalogue = Catalogue(PrefixCache.of(model_encoder))
+    catalogue = Catalogue(PrefixCache.from_settings(model_encoder))
     catalogue.upsert(texts)
     bundles = _bundles(source, scenario, version, model_encoder.base_digest)
     with torch.inference_mode():
@@ -204,7 +204,7 @@ def _bundles(source: Path | str, scenario: str, version: int | None, base_digest
     if version is None:
         latest = registry.latest(scenario)
         if latest is None:
-            raise VersionNotFoundError(registry.absence(scenario))
+            raise VersionNotFoundError(registry.explain_absence(scenario))
         version = latest.version
     links = [registry.manifest(scenario, version)]
     while (parent := links[-1].builds_on) is not None:
