@@ -11,6 +11,7 @@ from torch import Tensor
 
 from peft_adapters.learning.batches import ListBatch, ShownList
 from peft_adapters.ranking.counter_features import CounterFeatures
+from peft_adapters.ranking.counter_kernels import PROBABILITY_SCALE
 from peft_adapters.ranking.counters import (
     NEIGHBOUR_WINDOW_ITEMS,
     PAIR_WINDOW_ITEMS,
@@ -25,7 +26,6 @@ from peft_adapters.ranking.features import (
     context_weights,
     session_lift,
 )
-from peft_adapters.ranking.kernels import PROBABILITY_SCALE
 from peft_adapters.ranking.shoppers import Contexts, Shoppers, pad
 from peft_adapters.settings import COUNTER_FEATURES
 

@@ -1,7 +1,7 @@
-"""What a head scores a candidate by: streaming counters and vector affinities, one array of features a context.
+"""Features that a head scores candidates by: streaming counters and vector affinities.
 
-Counter features are logarithms: of popularity over uniform chance, `log(1 + items * share)`, and of conditional
-probabilities, `log(1 + 100 * probability)`, so that their scale does not depend on the size of the catalogue.
+Counter features are logarithms of popularity over uniform chance, `log(1 + items * share)`, and of conditional
+probabilities, `log(1 + 100 * probability)`, so their scale does not depend on the size of the catalogue.
 """
 
 from __future__ import annotations
@@ -15,14 +15,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from peft_adapters.ranking.counter_kernels import LIFT_SCALE, PROBABILITY_SCALE
 from peft_adapters.ranking.counters import Counters, FloatArray, IntArray
-from peft_adapters.ranking.kernels import (
-    AFFINITY_SCALE,
-    ATTENTION_SHARPNESS,
-    LIFT_SCALE,
-    NO_ATTENTION,
-    PROBABILITY_SCALE,
-)
 from peft_adapters.ranking.recency import (
     HISTORY_RECENCY,
     LAST_RECENCY,
@@ -32,10 +26,11 @@ from peft_adapters.ranking.recency import (
     Recency,
 )
 from peft_adapters.ranking.shoppers import Contexts
+from peft_adapters.ranking.vector_kernels import AFFINITY_SCALE, ATTENTION_SHARPNESS, NO_ATTENTION
 from peft_adapters.settings import COUNTER_FEATURES, FEATURES, NEW_AFFINITIES
 
-# Where a head starts before it has seen an event: with what texts say, since nothing is counted yet; signs of interest
-# count for, and the session at hand against showing the same again. The learner moves them within a few batches.
+# Weights of a head before its first event. Text affinities dominate, since nothing is counted yet. Signs of interest
+# are positive; items of the current session are negative, against repetition. Learning soon changes them.
 INITIAL_WEIGHTS = {
     "popularity_fast": 0.3,
     "popularity_slow": 0.3,
@@ -66,7 +61,7 @@ INITIAL_WEIGHTS = {
     "query_affinity": 10.0,
     "query_affinity_squared": 0.0,
 }
-# The same for the head of lists: what is clicked among what is shown.
+# Initial weights of the list head, which predicts the clicks among the items of a list.
 LIST_INITIAL_WEIGHTS = {
     "click_through": 1.0,
     "session_affinity": 1.0,
@@ -81,12 +76,20 @@ _SMOOTHING_CLICKED = 10.0
 _POPULARITY_SLOW, _SESSION_COOCCURRENCE = (
     COUNTER_FEATURES.index(name) for name in ("popularity_slow", "session_cooccurrence")
 )
-Vectors = TypeVar("Vectors", bound=Any)  # tensors, or arrays
+Vectors = TypeVar("Vectors", bound=Any)  # tensors or arrays
 
 
 @dataclass(frozen=True, slots=True)
 class ContextWeights:
-    """How much each item of a context counts: sparse [contexts, items], every row that is not empty sums to 1."""
+    """Recency weights of the items of contexts: sparse [contexts, items]; the weights of each context sum to 1.
+
+    Attributes:
+        session: weights of the current session's items.
+        near: weights of the newest items of the current session.
+        history: weights of earlier sessions' items.
+        last: weight of the newest item.
+        passed: weights of items shown and not clicked.
+    """
 
     session: sparse.csr_array
     near: sparse.csr_array
@@ -96,7 +99,7 @@ class ContextWeights:
 
 
 def context_weights(contexts: Contexts, item_count: int) -> ContextWeights:
-    """Recency weights of the items of contexts, by part of the context."""
+    """Return the recency weights of contexts over a catalogue of `item_count` items."""
     session, history = contexts.ages == 0, contexts.ages > 0
     items, passed = contexts.items, contexts.passed
     return ContextWeights(
@@ -109,15 +112,15 @@ def context_weights(contexts: Contexts, item_count: int) -> ContextWeights:
 
 
 def session_lift(features: FloatArray, items: int, total: float) -> FloatArray:
-    """Co-occurrence with the session over the root of popularity, [...]: what belongs together without being popular.
+    """Return co-occurrence with the session over the square root of popularity, [...], which discounts popular items.
 
-    Counted pairs over the root of both items' counts is the cosine of item-based collaborative filtering (Sarwar et al.
-    2001); an item of the session has its count under its conditional probability already.
+    The count of a pair over the square root of both items' counts is the cosine of item-based collaborative filtering
+    (Sarwar et al. 2001). The conditional probability is already divided by the count of the session's item.
 
     Args:
-        features: [COUNTER_FEATURES, ...] before the logarithm.
-        items: size of the catalogue.
-        total: slow popularity of all items.
+        features: [COUNTER_FEATURES, ...] counter features before the logarithm.
+        items: number of items in the catalogue.
+        total: sum of the slow popularity of all items.
     """
     probability = features[_SESSION_COOCCURRENCE] / PROBABILITY_SCALE
     share = features[_POPULARITY_SLOW] / items + SMOOTHING_EVENTS / total
@@ -126,14 +129,14 @@ def session_lift(features: FloatArray, items: int, total: float) -> FloatArray:
 
 
 def click_through(counters: Counters) -> FloatArray:
-    """Log ratio of each item's click-through to the mean, [items], smoothed; 0 where nothing was shown."""
+    """Return the smoothed log ratio of each item's click-through rate to the mean, [items]; 0 without impressions."""
     mean = max(float(counters.clicked.sum()), 1.0) / max(float(counters.shown.sum()), 1.0)
     lift = (counters.clicked / mean + _SMOOTHING_SHOWN) / (counters.shown + _SMOOTHING_SHOWN)
     return np.log(lift).astype(np.float32)
 
 
 def conversion(counters: Counters) -> FloatArray:
-    """Log ratio of each item's purchases over clicks in lists to the mean, [items], smoothed; 0 without purchases."""
+    """Return the smoothed log ratio of each item's purchases per click to the mean, [items]; 0 without purchases."""
     if not counters.bought.any():
         return np.zeros_like(counters.bought)
     mean = float(counters.bought.sum()) / max(float(counters.clicked.sum()), 1.0)
@@ -149,30 +152,31 @@ def affinity_features(
     text_share: Tensor,
     query_vector: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Affinity features in their order, each [contexts, candidates] or one for all contexts, [candidates].
+    """Return the affinity features in order, each [contexts, candidates], or [candidates] if equal in all contexts.
 
-    Where nobody searched in words the last ones, `QUERY_FEATURES`, are left out: they are zero.
+    Without search queries the last features, `QUERY_FEATURES`, are omitted: they are zero.
 
     Args:
-        weights: [AFFINITIES, contexts, context rows] of the contexts' items.
-        query: [context rows, dim] their vectors when they were looked at.
-        candidates: [candidates, dim].
-        global_preference: [dim] what all shoppers like.
-        text_share: [candidates] how far text speaks for each.
-        query_vector: [contexts, dim] vectors of what was searched for, zero where nothing was.
+        weights: [AFFINITIES, contexts, context rows] recency weights of the contexts' items.
+        query: [context rows, dim] vectors of the contexts' items in the query role.
+        candidates: [candidates, dim] vectors of the candidates in the candidate role.
+        global_preference: [dim] preference vector shared by all shoppers.
+        text_share: [candidates] share of the text in each candidate's vector.
+        query_vector: [contexts, dim] vector of each context's search query, zero without one; None if no context has
+            one.
     """
     used = weights[0].any(dim=0)
     session = weights[0][:, used]
-    if _by_similarities(weights.shape, session_rows=session.shape[1], dim=query.shape[1]):
+    if _use_similarity_matrix(weights.shape, session_rows=session.shape[1], dim=query.shape[1]):
         similarities = query @ candidates.T  # [context rows, candidates]
-        products = [_product(own, similarities) for own in weights]
+        products = [_product(part, similarities) for part in weights]
         similarity = similarities[used]
     else:
-        products = [_product(own @ query, candidates.T) for own in weights]
+        products = [_product(part @ query, candidates.T) for part in weights]
         similarity = query[used] @ candidates.T  # [session rows, candidates]
-    attention = attended(session, similarity)
-    sought = None if query_vector is None else query_vector @ candidates.T
-    return affinities(products, attention, candidates @ global_preference, text_share, sought)
+    attention = attention_scores(session, similarity)
+    query_affinity = None if query_vector is None else query_vector @ candidates.T
+    return affinities(products, attention, candidates @ global_preference, text_share, query_affinity)
 
 
 def pair_affinities(
@@ -184,109 +188,125 @@ def pair_affinities(
     text_share: Tensor,
     query_vector: Tensor | None = None,
 ) -> Tensor:
-    """The same for pairs of one context and one candidate each, [affinities, pairs].
+    """Return the affinity features of (context, candidate) pairs, [affinities, pairs].
 
     Args:
-        weights: as above.
-        owner: [pairs] the context of each.
-        query: as above.
-        candidates: [pairs, dim].
-        global_preference: [dim].
-        text_share: [pairs].
-        query_vector: [contexts, dim] as above.
+        weights: [AFFINITIES, contexts, context rows] recency weights of the contexts' items.
+        owner: [pairs] index of each pair's context.
+        query: [context rows, dim] vectors of the contexts' items in the query role.
+        candidates: [pairs, dim] vector of each pair's candidate.
+        global_preference: [dim] preference vector shared by all shoppers.
+        text_share: [pairs] share of the text in each candidate's vector.
+        query_vector: [contexts, dim] vector of each context's search query, zero without one; None if no context has
+            one.
     """
     products = list(((weights @ query)[:, owner] * candidates).sum(dim=-1))
     session = weights[0][owner]  # [pairs, context rows]
     similarity = candidates @ query.T
     strength = attention_strength(similarity)
     attention = (session * strength * similarity).sum(dim=1) / (session * strength).sum(dim=1).clamp(min=NO_ATTENTION)
-    sought = None if query_vector is None else (query_vector[owner] * candidates).sum(dim=-1)
-    return torch.stack(affinities(products, attention, candidates @ global_preference, text_share, sought))
+    query_affinity = None if query_vector is None else (query_vector[owner] * candidates).sum(dim=-1)
+    return torch.stack(affinities(products, attention, candidates @ global_preference, text_share, query_affinity))
 
 
-def _by_similarities(shape: Sequence[int], *, session_rows: int, dim: int) -> bool:
-    """Whether affinities cost less by way of all similarities than by way of contexts' mean vectors.
+def _use_similarity_matrix(shape: Sequence[int], *, session_rows: int, dim: int) -> bool:
+    """Return whether the matrix of all similarities costs less than the contexts' mean vectors.
 
-    Events of one batch share most of their items; one shopper with a long history has more items than mean vectors.
+    It does for a batch of events that share most of their items, but not for one shopper with a long history.
     """
     affinities, contexts, rows = shape
     return (rows - session_rows) * dim + affinities * contexts * rows < affinities * contexts * dim
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Their product, for nothing where the left side is zero: few streams know what was passed over."""
+    """Return the matrix product, at no cost if the left side is zero: few streams record passed-over items."""
     return left @ right if left.any() else left.new_zeros(left.shape[0], right.shape[1])
 
 
-def attended(session: Tensor, similarity: Tensor) -> Tensor:
-    """What the items of sessions say of candidates, each as strongly as it is looked at, [contexts, candidates].
+def attention_scores(session: Tensor, similarity: Tensor) -> Tensor:
+    """Return the attention-weighted mean similarity of candidates to sessions' items, [contexts, candidates].
 
     Args:
-        session: [contexts, session rows] weights.
-        similarity: [session rows, candidates].
+        session: [contexts, session rows] recency weights of the sessions' items.
+        similarity: [session rows, candidates] cosines of items and candidates.
     """
     strength = attention_strength(similarity)
     return (session @ (strength * similarity)) / (session @ strength).clamp(min=NO_ATTENTION)
 
 
 def attention_strength(similarity: Tensor) -> Tensor:
-    """How strongly an item is looked at for a candidate (target attention; Zhou et al. 2018), of their cosine."""
-    return torch.exp(float(ATTENTION_SHARPNESS) * (similarity - 1))  # cosines: never above 1
+    """Return the attention [...] that a candidate gives to an item at their cosine [...] (Zhou et al. 2018)."""
+    return torch.exp(float(ATTENTION_SHARPNESS) * (similarity - 1))  # a cosine is at most 1
 
 
 def affinities(
-    products: Sequence[Vectors], attention: Vectors, liked: Vectors, text_share: Vectors, sought: Vectors | None
+    products: Sequence[Vectors],
+    attention: Vectors,
+    preference: Vectors,
+    text_share: Vectors,
+    query_affinity: Vectors | None,
 ) -> tuple[Vectors, ...]:
-    """Dot products, scaled squares of them, the same and attention as far as text speaks, preference, query.
+    """Return the affinity features in the order of `AFFINITY_FEATURES`.
 
-    Close texts say more than a straight line through all pairs would have it: the square lets a head bend it. And they
-    say more of what is new than of what has been learnt: the share of text lets a head tell the two apart.
+    The squares let a head fit that close texts are more informative than a linear fit predicts. The products with the
+    text share let it weigh texts of new items more than those of items with evidence.
+
+    Args:
+        products: dot products [..., candidates] of the mean vectors of the contexts' parts with candidates.
+        attention: [..., candidates] attention-weighted mean similarity to the session's items.
+        preference: [..., candidates] dot product of the global preference with candidates.
+        text_share: [..., candidates] share of the text in each candidate's vector.
+        query_affinity: [..., candidates] dot product of the search query with candidates; None without queries.
     """
-    new = float(AFFINITY_SCALE) * text_share
+    text_weight = float(AFFINITY_SCALE) * text_share
     return (
         *products,
-        *(float(AFFINITY_SCALE) * (own * own) for own in products),
-        *(new * own for own in products[: len(NEW_AFFINITIES)]),
-        new * attention,
-        liked,
-        *(() if sought is None else (sought, float(AFFINITY_SCALE) * (sought * sought))),
+        *(float(AFFINITY_SCALE) * (product * product) for product in products),
+        *(text_weight * product for product in products[: len(NEW_AFFINITIES)]),
+        text_weight * attention,
+        preference,
+        *(() if query_affinity is None else _query_features(query_affinity)),
     )
 
 
+def _query_features(query_affinity: Vectors) -> tuple[Vectors, Vectors]:
+    return query_affinity, float(AFFINITY_SCALE) * (query_affinity * query_affinity)
+
+
 def pad_features(features: Tensor) -> Tensor:
-    """All features [FEATURES, ...] of those [features, ...] where what nobody searched for is left out."""
+    """Return features [features, ...] extended to [FEATURES, ...] with zeros for omitted query features."""
     missing = len(FEATURES) - len(features)
     return torch.cat([features, features.new_zeros(missing, *features.shape[1:])]) if missing else features
 
 
 def weighted_sum(heads: Tensor, counter_features: Tensor, affinities: Sequence[Tensor]) -> Tensor:
-    """Scores [...] of counter features [COUNTER_FEATURES, ...] and affinities; they are never put side by side.
+    """Return scores [...].
 
-    A copy of all features in one piece would cost more than everything else that a score takes. Features that are left
-    out are the last ones, and zero.
+    Concatenating all features would cost more than the rest of the computation.
+
+    Args:
+        heads: [FEATURES] weights of the features.
+        counter_features: [COUNTER_FEATURES, ...] counter features of the candidates.
+        affinities: affinity features [...] each; omitted features are the last ones, and zero.
     """
-    own = len(COUNTER_FEATURES)
-    scores = torch.einsum("f...,f->...", counter_features, heads[:own])
-    for weight, affinity in zip(heads[own : own + len(affinities)], affinities, strict=True):
+    count = len(COUNTER_FEATURES)
+    scores = torch.einsum("f...,f->...", counter_features, heads[:count])
+    for weight, affinity in zip(heads[count : count + len(affinities)], affinities, strict=True):
         scores = torch.addcmul(scores, affinity, weight)
     return scores
 
 
 def affinity_weights(weights: ContextWeights, rows: IntArray) -> Tensor:
-    """Weights of the context items `rows` in each affinity, dense [AFFINITIES, contexts, rows]."""
+    """Return the dense weights [AFFINITIES, contexts, rows] of the context items `rows` in each affinity."""
     parts = (weights.session, weights.history, weights.last, weights.passed)
     return torch.from_numpy(np.stack([part[:, rows].toarray() for part in parts]))
 
 
 def _recency(items: IntArray, selected: Any, item_count: int, recency: Recency) -> sparse.csr_array:
-    """Weights of the newest selected items, each row scaled to sum 1."""
+    """Return sparse recency weights [contexts, items] of the newest selected items; each row sums to 1."""
     rank = np.cumsum(selected, axis=1) - 1
     row, column = np.nonzero(selected & (rank < recency.limit))
     weight = (recency.decay ** rank[row, column]).astype(np.float32)
     weight /= np.bincount(row, weight, len(items))[row].astype(np.float32)
-    return _by_item(items, row, column, weight, item_count)
-
-
-def _by_item(items: IntArray, row: Any, column: Any, values: FloatArray, item_count: int) -> sparse.csr_array:
     # The conversion to CSR adds up repeated items of a context.
-    return sparse.csr_array((values, (row, items[row, column])), shape=(len(items), item_count))
+    return sparse.csr_array((weight, (row, items[row, column])), shape=(len(items), item_count))

@@ -1,9 +1,8 @@
-"""The ranker: all that a score follows from, and the score.
+"""The ranker: item vectors, counters and heads of a scenario, and the scores that follow from them.
 
-`z_i = normalize(text_i + gate_i * residual_i)`, kept in two roles: what an item says when it was just looked at
-(query) and when it is a candidate. The gate `n / (n + 5)` of an item with `n` events lets text speak for what is new
-and lets the residual take over as evidence comes in. The score is a head's weighted sum of counter and affinity
-features.
+An item's vector is `z_i = normalize(text_i + gate_i * residual_i)`, in two roles: as an item of a context (query) and
+as a candidate. The gate `n / (n + 5)` of an item with `n` events relies on the text of new items and shifts to the
+residual as evidence accumulates. A score is a head's weighted sum of counter and affinity features.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.ranking import kernels
+from peft_adapters.ranking import vector_kernels
 from peft_adapters.ranking.calibration import Probabilities
 from peft_adapters.ranking.counter_features import CounterFeatures
 from peft_adapters.ranking.counters import Counters, FloatArray, IntArray
@@ -28,14 +27,14 @@ from peft_adapters.ranking.features import (
     pad_features,
     weighted_sum,
 )
-from peft_adapters.ranking.request_scorer import QueryVectors, RequestScorer
+from peft_adapters.ranking.request_scorer import ContextVectors, RequestScorer
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.ranking.tensor_rules import ROLES as ROLES
 from peft_adapters.settings import FEATURES
 
-_VECTORS_CHUNK = 1_024  # items whose vectors are made at a time: fresh memory costs more than sums do
-QUERY_ITEMS = 50_000  # of a larger catalogue, the vectors of a context's items are made when they are asked for
-GATE_EVENTS = 5.0  # an item's residual counts half after this many events
+_VECTORS_CHUNK = 1_024  # items whose vectors are computed at a time: fresh memory costs more than the sums
+PRECOMPUTED_ITEMS = 50_000  # of larger catalogues, vectors in the query role are computed on demand
+GATE_EVENTS = 5.0  # number of events after which an item's residual has weight one half
 
 
 @dataclass(slots=True)
@@ -43,11 +42,11 @@ class Ranker:
     """Weights and counters of one scenario at one moment.
 
     Attributes:
-        heads: [features] weights of the score.
-        global_preference: [dim] what all shoppers like: its product with an item's vector is a feature.
+        heads: [FEATURES] weights of the score.
+        global_preference: [dim] preference vector shared by all shoppers; its product with an item is a feature.
         text: [items, dim] unit text vectors under the current adapter.
-        residuals: by role [items, dim], zero for an item never learnt; single precision, or as a bundle has them, half.
-        counters: the streaming counters.
+        residuals: residuals [items, dim] by role, zero for items without evidence; fp32, or fp16 as in a bundle.
+        counters: streaming counters of the scenario.
     """
 
     heads: Tensor
@@ -58,63 +57,69 @@ class Ranker:
 
     @classmethod
     def empty(cls, dim: int) -> Ranker:
-        """A ranker of no items that has learnt nothing."""
+        """Return an untrained ranker without items for vectors of width `dim`."""
         heads = torch.tensor([INITIAL_WEIGHTS[name] for name in FEATURES])
         return cls(heads, torch.zeros(dim), torch.zeros(0, dim), {role: torch.zeros(0, dim) for role in ROLES})
 
     def __len__(self) -> int:
-        """Items."""
+        """Return the number of items."""
         return len(self.text)
 
     def grow(self, size: int) -> None:
-        """Make room for `size` items: no text yet, zero residuals, zero counts."""
+        """Extend to `size` items with zero text vectors, residuals and counts."""
         missing = size - len(self)
         if missing > 0:
-            blank = torch.zeros(missing, self.text.shape[1])
-            self.text = torch.cat([self.text, blank])
-            self.residuals = {role: torch.cat([rows, blank]) for role, rows in self.residuals.items()}
+            zeros = torch.zeros(missing, self.text.shape[1])
+            self.text = torch.cat([self.text, zeros])
+            self.residuals = {role: torch.cat([rows, zeros]) for role, rows in self.residuals.items()}
             self.counters.grow(size)
 
     def gate(self, rows: IntArray | None = None) -> Tensor:
-        """Share of the residual in each item's vector, [items, 1]; of all, or of some rows alone."""
+        """Return the weight of the residual in each item's vector, [items, 1]; of all items, or of `rows` [items]."""
         events = torch.from_numpy(self.counters.events if rows is None else self.counters.events[rows])
         return (events / (events + GATE_EVENTS))[:, None]
 
     def text_share(self, rows: IntArray | None = None) -> Tensor:
-        """How far text speaks for each item, [items]; of some rows alone where only those are asked for."""
+        """Return the share of the text in each item's vector, [items]; of all items, or of `rows` [items]."""
         share = 1 - self.gate()[:, 0]
         return share if rows is None else share[torch.from_numpy(rows)]
 
     def vectors(self, role: str, rows: IntArray | None = None) -> Tensor:
-        """Item vectors of a role, unit length [items, dim]; of some rows alone where only those are asked for."""
+        """Return unit item vectors [items, dim] of a role; of all items, or of `rows` [items]."""
         gate, residuals = self.gate(rows), self.residuals[role]
         if rows is not None:
-            which = torch.from_numpy(rows)
-            return _unit(self.text[which], gate, residuals[which])
-        return _unit(self.text, gate, residuals)
+            index = torch.from_numpy(rows)
+            return _item_vectors(self.text[index], gate, residuals[index])
+        return _item_vectors(self.text, gate, residuals)
 
 
-def _unit(text: Tensor, gate: Tensor, residuals: Tensor) -> Tensor:
-    """`normalize(text + gate * residual)`, rows at a time: a catalogue of residuals is not held twice."""
+def _item_vectors(text: Tensor, gate: Tensor, residuals: Tensor) -> Tensor:
+    """Return `normalize(text + gate * residual)` [items, dim], in chunks so that residuals are not held twice.
+
+    Args:
+        text: [items, dim] text vectors.
+        gate: [items, 1] weight of each item's residual.
+        residuals: [items, dim] learnt residuals.
+    """
     vectors = torch.empty_like(text)
     for start in range(0, len(text), _VECTORS_CHUNK):
         chunk = slice(start, start + _VECTORS_CHUNK)
         parts = (text[chunk], gate[chunk, 0], residuals[chunk].float(), vectors[chunk])
-        kernels.unit(*(part.numpy() for part in parts))
+        vector_kernels.item_vectors(*(part.numpy() for part in parts))
     return vectors
 
 
 class FrozenRanker:
-    """A ranker made ready to answer: item vectors computed, nothing in it changes any more.
+    """An immutable snapshot of a ranker with precomputed item vectors, ready to score.
 
     Args:
-        ranker: which.
-        probabilities: what says how likely outcomes are, where that is known.
-        is_fixed: nobody changes `ranker` any more: of a large one not all vectors need to be made beforehand.
+        ranker: ranker to take the snapshot of.
+        probabilities: weights that predict outcome probabilities; None if they are unknown.
+        is_fixed: the ranker does not change any more, so vectors of a large catalogue may be computed on demand.
 
     Attributes:
-        counters: as they stood.
-        text_share: [items] how far text speaks for each.
+        counters: snapshot of the counters.
+        text_share: [items] share of the text in each item's vector.
     """
 
     def __init__(
@@ -125,94 +130,106 @@ class FrozenRanker:
         is_fixed: bool = False,
     ) -> None:
         self.counters = ranker.counters.copy()
-        self._heads, self._global_preference = (
-            ranker.heads.clone(),
-            ranker.global_preference.clone(),
-        )  # a learner moves them in place
+        # copies, because a learner changes its weights in place
+        self._heads, self._global_preference = ranker.heads.clone(), ranker.global_preference.clone()
         self.text_share = ranker.text_share()
-        converted = torch.from_numpy(conversion(self.counters))
-        self._counted = CounterFeatures(self.counters)
-        self._candidate = ranker.vectors("candidate")
-        few = len(ranker) <= QUERY_ITEMS or not is_fixed
-        self._query = QueryVectors(ranker.vectors("query") if few else partial(ranker.vectors, "query"))
-        self._one = RequestScorer(
-            self._counted,
-            query=self._query,
-            candidate=self._candidate,
-            standing=(self._candidate @ self._global_preference, self.text_share, converted),
+        conversions = torch.from_numpy(conversion(self.counters))
+        self._counter_features = CounterFeatures(self.counters)
+        self._candidate_vectors = ranker.vectors("candidate")
+        precompute = len(ranker) <= PRECOMPUTED_ITEMS or not is_fixed
+        self._context_vectors = ContextVectors(
+            ranker.vectors("query") if precompute else partial(ranker.vectors, "query")
+        )
+        self._request_scorer = RequestScorer(
+            self._counter_features,
+            context_vectors=self._context_vectors,
+            candidate_vectors=self._candidate_vectors,
+            static_features=(self._candidate_vectors @ self._global_preference, self.text_share, conversions),
             heads=self._heads,
             probabilities=probabilities,
         )
 
     def __len__(self) -> int:
-        """Items."""
-        return len(self._candidate)
+        """Return the number of items."""
+        return len(self._candidate_vectors)
 
     def candidate_vectors(self, rows: IntArray) -> Tensor:
-        """Unit vectors [rows, dim] of items as candidates."""
-        return self._candidate[torch.from_numpy(rows)]
+        """Return unit vectors [rows, dim] of items in the candidate role."""
+        return self._candidate_vectors[torch.from_numpy(rows)]
 
     @torch.inference_mode()
     def score(self, contexts: Contexts, columns: IntArray | None = None, query_vector: Tensor | None = None) -> Tensor:
-        """Scores [contexts, candidates].
+        """Return scores [contexts, candidates].
 
         Args:
-            contexts: who asks.
+            contexts: recent items of the shoppers.
             columns: [candidates] sorted rows of the candidates; None is the whole catalogue.
             query_vector: [contexts, dim] unit vector of each context's search query under the adapter of the text
                 vectors, zero without a query; None if no context has one.
         """
         if len(contexts) == 1:
-            return torch.from_numpy(self._one.score(contexts, columns, query_vector))[None]
+            return torch.from_numpy(self._request_scorer.score(contexts, columns, query_vector))[None]
         return weighted_sum(self._heads, *self._features(contexts, columns, query_vector))
 
     def top_k(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
-        """The `count` best of some sorted rows for one context, the best first, and their scores."""
-        return self._one.top_k(contexts, rows, count)
+        """Return the `count` best rows for one context, best first, and their scores.
+
+        Args:
+            contexts: recent items of one shopper.
+            rows: [candidates] sorted rows of the candidates.
+            count: number of rows to return; fewer if there are fewer candidates.
+        """
+        return self._request_scorer.top_k(contexts, rows, count)
 
     def score_with_probabilities(
         self, context: Contexts, columns: IntArray | None = None, query_vector: Tensor | None = None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """The same scores for one context, and by outcome the probability of each that is shown in the first place.
+        """Return scores and outcome probabilities for one context.
+
+        Args:
+            context: recent items of one shopper.
+            columns: [candidates] sorted rows of the candidates; None is the whole catalogue.
+            query_vector: [1, dim] unit vector of the search query; None without one.
 
         Returns:
-            scores [candidates], and probabilities [candidates].
+            scores [candidates], and by outcome the probability [candidates] of each candidate at the first position.
         """
-        return self._one.score_with_probabilities(context, columns, query_vector)
+        return self._request_scorer.score_with_probabilities(context, columns, query_vector)
 
     @torch.inference_mode()
     def features(
         self, contexts: Contexts, columns: IntArray | None = None, query_vector: Tensor | None = None
     ) -> Tensor:
-        """Features [FEATURES, contexts, candidates]."""
+        """Return features [FEATURES, contexts, candidates]; arguments as in `score`."""
         if len(contexts) == 1:
-            return self._one.features(contexts, columns, query_vector)
+            return self._request_scorer.features(contexts, columns, query_vector)
         counted, affinities = self._features(contexts, columns, query_vector)
-        return pad_features(torch.cat([counted, torch.stack([own.expand(counted.shape[1:]) for own in affinities])]))
+        expanded = torch.stack([affinity.expand(counted.shape[1:]) for affinity in affinities])
+        return pad_features(torch.cat([counted, expanded]))
 
     def _features(
         self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Counter features [COUNTER_FEATURES, contexts, candidates], and affinities."""
+        """Return counter features [COUNTER_FEATURES, contexts, candidates], and the affinity features."""
         parts = context_weights(contexts, len(self))
-        counted = self._counted.features(contexts, columns)
+        counted = self._counter_features.features(contexts, columns)
         rows = contexts.rows()
         weights = affinity_weights(parts, rows)
-        chosen = slice(None) if columns is None else torch.from_numpy(columns)
+        index = slice(None) if columns is None else torch.from_numpy(columns)
         return counted, affinity_features(
             weights,
-            self._query(rows),
-            self._candidate[chosen],
+            self._context_vectors(rows),
+            self._candidate_vectors[index],
             self._global_preference,
-            self.text_share[chosen],
+            self.text_share[index],
             query_vector,
         )
 
 
 def text_evidence(events: FloatArray) -> float:
-    """How many events the texts of items spoke for: the sum over items of the text's share at each of their events.
+    """Return the text's share in items' vectors, summed over all events [items] of all items.
 
-    The share at an item's event `n` is `1 - gate = 5 / (n + 5)`, and `5 * log(1 + n / 5)` what it sums to.
+    The share at an item's event `n` is `1 - gate = 5 / (n + 5)`, which sums to `5 * log(1 + n / 5)`.
 
     >>> text_evidence(np.array([0.0, 1.0, 1_000.0], dtype=np.float32))
     27.428132324265153

@@ -1,7 +1,7 @@
-"""Scores and probabilities for one shopper at a time, as answers need them: the numbers of a batch, few steps.
+"""Scores and outcome probabilities for one shopper, with the numbers of a batch in fewer steps.
 
-What does not depend on who asks is kept; counters and vectors are looked at by compiled loops, which take candidates
-where they lie; scores and log odds come of one product.
+Everything that does not depend on the context is precomputed. Compiled loops read counters and vectors in place, and
+one matrix product computes scores and log odds.
 """
 
 from __future__ import annotations
@@ -12,82 +12,89 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.ranking import kernels
+from peft_adapters.ranking import vector_kernels
 from peft_adapters.ranking.calibration import INPUTS, Probabilities, outcome_probabilities
 from peft_adapters.ranking.counter_features import CounterFeatures
 from peft_adapters.ranking.counters import FloatArray, IntArray
-from peft_adapters.ranking.kernels import AFFINITY_SCALE
 from peft_adapters.ranking.recency import HISTORY_RECENCY, PASSED_RECENCY, SESSION_RECENCY
 from peft_adapters.ranking.retrieval import top_k
 from peft_adapters.ranking.shoppers import Contexts
+from peft_adapters.ranking.vector_kernels import AFFINITY_SCALE
 from peft_adapters.settings import COUNTER_FEATURES, FEATURES
 
-_AHEAD = 2  # of those that are looked at first, for each that is wanted
-_ROUNDED = 1.0001  # cosines in single precision
-_RECENCY = tuple(own.table for own in (SESSION_RECENCY, HISTORY_RECENCY, PASSED_RECENCY))
+_PRESELECTED = 2  # candidates scored with attention first, per requested one
+_MAX_COSINE = 1.0001  # in single precision
+_RECENCY = tuple(recency.table for recency in (SESSION_RECENCY, HISTORY_RECENCY, PASSED_RECENCY))
 
 
 class RequestScorer:
-    """A frozen ranker's single contexts.
+    """Scorer of single contexts for a frozen ranker.
 
     Args:
-        counted: the counters.
-        query: vectors of context items.
-        candidate: [items, dim] vectors of candidates.
-        standing: [items] each, what does not depend on who asks: how an item is liked, how far text speaks for it, and
-            how its clicks convert.
-        heads: [FEATURES].
-        probabilities: what says how likely outcomes are, where that is known.
+        counter_features: counter features of the frozen counters.
+        context_vectors: item vectors in the query role.
+        candidate_vectors: [items, dim] item vectors in the candidate role.
+        static_features: values [items] independent of the context: affinity to the global preference, text share and
+            conversion.
+        heads: [FEATURES] weights of the score.
+        probabilities: weights that predict outcome probabilities; None if they are unknown.
     """
 
     def __init__(
         self,
-        counted: CounterFeatures,
+        counter_features: CounterFeatures,
         *,
-        query: QueryVectors,
-        candidate: Tensor,
-        standing: tuple[Tensor, Tensor, Tensor],
+        context_vectors: ContextVectors,
+        candidate_vectors: Tensor,
+        static_features: tuple[Tensor, Tensor, Tensor],
         heads: Tensor,
         probabilities: Probabilities | None,
     ) -> None:
-        self._counted, self._query = counted, query
-        self._candidate: FloatArray = candidate.numpy()
-        self._standing: FloatArray = torch.stack(standing).numpy()
+        self._counter_features, self._context_vectors = counter_features, context_vectors
+        self._candidate_vectors: FloatArray = candidate_vectors.numpy()
+        self._static_features: FloatArray = torch.stack(static_features).numpy()
         scale = heads[FEATURES.index("session_attention_new")].abs() * float(AFFINITY_SCALE)
-        self._attention_at_most: FloatArray = (_ROUNDED * scale * standing[1]).numpy()  # a mean of cosines: at most 1
-        outcomes = () if probabilities is None else (own for own in probabilities if own is not None)
+        # [items] largest possible change of a score by attention, which is a mean of cosines
+        self._attention_bound: FloatArray = (_MAX_COSINE * scale * static_features[1]).numpy()
+        outcomes = () if probabilities is None else (weights for weights in probabilities if weights is not None)
         weights = torch.stack([torch.nn.functional.pad(heads, (0, INPUTS - len(heads))), *outcomes])
         self._weights: FloatArray = weights.numpy()
 
     def features(self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None) -> Tensor:
-        """Features [FEATURES, 1, candidates]."""
+        """Return features [FEATURES, 1, candidates]; arguments as in `score`."""
         return torch.from_numpy(self._inputs(contexts, columns, query_vector)[: len(FEATURES), None])
 
     def score(
-        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None, *, attends: bool = True
+        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None, *, with_attention: bool = True
     ) -> FloatArray:
-        """Scores [candidates]; without attention where that is not wanted."""
-        scores: FloatArray = _weighted(
-            self._weights[:1], self._inputs(contexts, columns, query_vector, attends=attends)
-        )[0]
+        """Return scores [candidates].
+
+        Args:
+            contexts: recent items of one shopper.
+            columns: [candidates] sorted rows of the candidates; None is the whole catalogue.
+            query_vector: [1, dim] unit vector of the search query; None without one.
+            with_attention: include attention, which takes most of the time.
+        """
+        inputs = self._inputs(contexts, columns, query_vector, with_attention=with_attention)
+        scores: FloatArray = _weighted_sums(self._weights[:1], inputs)[0]
         return scores
 
     def top_k(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
-        """The best of some rows, the best first, and their scores.
+        """Return the best rows, best first, and their scores, by branch and bound.
 
-        Attention looks at each item of the session for each candidate, and moves a score by so much at most. What it
-        cannot lift to where the best without it end up is not looked at (branch and bound).
+        Attention compares every item of the session with every candidate, and changes a score by a bounded amount.
+        Candidates that this bound cannot lift into the best `count` are skipped.
 
         Args:
-            contexts: of one shopper.
-            rows: sorted.
-            count: so many, or all where there are fewer.
+            contexts: recent items of one shopper.
+            rows: [candidates] sorted rows of the candidates.
+            count: number of rows to return; fewer if there are fewer candidates.
         """
         if count < len(rows):
-            without = self.score(contexts, rows, None, attends=False)
-            ahead = np.sort(rows[top_k(without, _AHEAD * count)])
-            reached = np.partition(self.score(contexts, ahead, None), -count)[-count]
-            rows = rows[without + self._attention_at_most[rows] >= reached]
+            without = self.score(contexts, rows, None, with_attention=False)
+            preselected = np.sort(rows[top_k(without, _PRESELECTED * count)])
+            threshold = np.partition(self.score(contexts, preselected, None), -count)[-count]
+            rows = rows[without + self._attention_bound[rows] >= threshold]
         scores = self.score(contexts, rows, None)
         order = top_k(scores, count)
         return rows[order], scores[order]
@@ -95,54 +102,54 @@ class RequestScorer:
     def score_with_probabilities(
         self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """The same scores, and by outcome the probability [candidates] of each that is shown in the first place."""
-        scores, *log_odds = _weighted(self._weights, self._inputs(contexts, columns, query_vector))
+        """Return scores [candidates], and by outcome the probability [candidates] at the first position."""
+        scores, *log_odds = _weighted_sums(self._weights, self._inputs(contexts, columns, query_vector))
         if not log_odds:
             return scores, {}
-        probabilities = outcome_probabilities([torch.from_numpy(own) for own in log_odds])
-        return scores, {outcome: own.numpy() for outcome, own in probabilities.items()}
+        probabilities = outcome_probabilities([torch.from_numpy(values) for values in log_odds])
+        return scores, {outcome: probability.numpy() for outcome, probability in probabilities.items()}
 
     def _inputs(
-        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None, *, attends: bool = True
+        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None, *, with_attention: bool = True
     ) -> FloatArray:
-        """What `calibration.outcome_inputs` gives, [INPUTS, candidates]: features, conversion, 1, and 0 for the place.
+        """Return the inputs [INPUTS, candidates] of `calibration.outcome_inputs`: features, conversion, 1 and 0.
 
         Raises:
-            ValueError: there is not one context; compiled loops would not notice.
+            ValueError: the number of contexts is not one; compiled loops do not check it.
         """
         if len(contexts) != 1:
-            raise ValueError(f"one context is looked at, got {len(contexts)}; give them one by one")
-        columns = np.arange(len(self._candidate)) if columns is None else columns
+            raise ValueError(f"exactly one context must be given, got {len(contexts)}; score contexts one by one")
+        columns = np.arange(len(self._candidate_vectors)) if columns is None else columns
         inputs = np.zeros((INPUTS, len(columns)), dtype=np.float32)
-        of_counters = len(COUNTER_FEATURES)
-        self._counted.put(contexts, columns, inputs[:of_counters, None])
-        query, items, passed = self._query.of(contexts)
-        kernels.compared(
+        counter_count = len(COUNTER_FEATURES)
+        self._counter_features.fill(contexts, columns, inputs[:counter_count, None])
+        context_vectors, items, passed = self._context_vectors.of_context(contexts)
+        vector_kernels.affinity_features(
             (items, contexts.ages[0], passed),
             _RECENCY,
-            query,
-            inputs[:0, : query.shape[1]] if query_vector is None else query_vector.numpy(),
-            attends,
+            context_vectors,
+            inputs[:0, : context_vectors.shape[1]] if query_vector is None else query_vector.numpy(),
+            with_attention,
             columns,
-            self._candidate,
-            self._standing,
-            inputs[of_counters:],
+            self._candidate_vectors,
+            self._static_features,
+            inputs[counter_count:],
         )
         return inputs
 
 
-def _weighted(weights: FloatArray, inputs: FloatArray) -> FloatArray:
-    """Weighted sums of inputs, [sums, candidates]."""
-    found = np.empty((len(weights), inputs.shape[1]), dtype=np.float32)
-    kernels.weighted(weights, inputs, found)
-    return found
+def _weighted_sums(weights: FloatArray, inputs: FloatArray) -> FloatArray:
+    """Return sums [sums, candidates] of inputs [inputs, candidates], weighted by [sums, inputs]."""
+    sums = np.empty((len(weights), inputs.shape[1]), dtype=np.float32)
+    vector_kernels.weighted_sums(weights, inputs, sums)
+    return sums
 
 
-class QueryVectors:
-    """Vectors of what contexts look at.
+class ContextVectors:
+    """Item vectors in the query role, precomputed or computed on demand.
 
     Args:
-        vectors: [items, dim] all of them, or what makes those [rows, dim] of some rows.
+        vectors: [items, dim] vectors of all items, or a function that returns those [rows, dim] of some rows.
     """
 
     def __init__(self, vectors: Tensor | Callable[[IntArray], Tensor]) -> None:
@@ -150,11 +157,11 @@ class QueryVectors:
         self._table: FloatArray | None = vectors.numpy() if isinstance(vectors, Tensor) else None
 
     def __call__(self, rows: IntArray) -> Tensor:
-        """Of some rows, [rows, dim]."""
+        """Return vectors [rows, dim] of some rows."""
         return self._vectors[torch.from_numpy(rows)] if isinstance(self._vectors, Tensor) else self._vectors(rows)
 
-    def of(self, contexts: Contexts) -> tuple[FloatArray, IntArray, IntArray]:
-        """Of one context: a table [.., dim], and where in it the context's items and those passed over are."""
+    def of_context(self, contexts: Contexts) -> tuple[FloatArray, IntArray, IntArray]:
+        """Return a table [.., dim] of vectors, and its rows for one context's items [items] and passed-over items."""
         items, passed = contexts.items[0], contexts.passed[0]
         if self._table is not None:
             return self._table, items, passed

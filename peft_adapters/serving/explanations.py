@@ -31,8 +31,8 @@ from peft_adapters.ranking.features import (
     attention_strength,
     context_weights,
 )
-from peft_adapters.ranking.kernels import AFFINITY_SCALE
 from peft_adapters.ranking.shoppers import Contexts
+from peft_adapters.ranking.vector_kernels import AFFINITY_SCALE
 from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import AFFINITIES, FEATURES, NEW_AFFINITIES
 

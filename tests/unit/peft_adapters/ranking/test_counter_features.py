@@ -1,4 +1,4 @@
-"""What compiled loops give is what matrices give, for one shopper at a time as for a batch."""
+"""Compiled loops compute what matrices compute, for one shopper as for a batch."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_adapters.ranking import kernels
+from peft_adapters.ranking import vector_kernels
+from peft_adapters.ranking.compiled import compiled
 from peft_adapters.ranking.counter_features import CounterFeatures
 from peft_adapters.ranking.counters import Counters, IntArray
 from peft_adapters.ranking.features import SMOOTHING_EVENTS, click_through, context_weights
-from peft_adapters.ranking.kernels import compiled
 from peft_adapters.ranking.ranker import ROLES, FrozenRanker, Ranker
 from peft_adapters.ranking.shoppers import Contexts, pad
 from peft_adapters.settings import FEATURES
@@ -39,7 +39,7 @@ def context(rng: np.random.Generator, *, repeats: bool) -> Contexts:
 
 
 def by_matrices(counters: Counters, contexts: Contexts) -> Tensor:
-    """The same features of the whole catalogue by sparse products and dense arrays, [features, contexts, items]."""
+    """Return the features of the whole catalogue by sparse products and dense arrays, [features, contexts, items]."""
     weights, matrices, items = context_weights(contexts, ITEMS), counters.matrices, len(counters.events)
     total = np.maximum(counters.popularity.sum(axis=1), 1.0)
     popular = np.broadcast_to((items * counters.popularity / total[:, None])[:, None], (2, len(contexts), items))
@@ -59,9 +59,9 @@ def by_matrices(counters: Counters, contexts: Contexts) -> Tensor:
             if age >= 0:
                 seen[min(age, 2), context, row] += 1
     lift = 10 * followed[2] / 100 / np.sqrt(counters.popularity[1] / total[1] + SMOOTHING_EVENTS / total[1])
-    standing = np.broadcast_to(np.stack([click_through(counters), counters.events == 0])[:, None], popular.shape)
+    static_features = np.broadcast_to(np.stack([click_through(counters), counters.events == 0])[:, None], popular.shape)
     logs = np.log1p(np.stack([*popular, *followed, seen[1] + seen[2], lift]))
-    return torch.from_numpy(np.stack([*logs, seen[1] > 0, seen[0] > 0, *standing])).float()
+    return torch.from_numpy(np.stack([*logs, seen[1] > 0, seen[0] > 0, *static_features])).float()
 
 
 @pytest.mark.parametrize("repeats", [False, True])
@@ -87,14 +87,14 @@ def test_loops_give_what_matrices_give(events: int, repeats: bool) -> None:
     ],
 )
 def test_rows_beyond_the_catalogue_are_refused(contexts: Contexts, columns: list[int]) -> None:
-    with pytest.raises(IndexError, match=f"row {ITEMS} is asked for, and there are {ITEMS} items"):
+    with pytest.raises(IndexError, match=f"rows must be below {ITEMS}, the number of counted items, got {ITEMS}"):
         CounterFeatures(counted(np.random.default_rng(0), 100)).features(contexts, np.array(columns))
 
 
 def test_several_contexts_where_one_is_looked_at_are_refused() -> None:
     frozen = FrozenRanker(ranker_of(torch.Generator().manual_seed(3), counted(np.random.default_rng(3), 100)))
     for contexts in (pad([([1], [0]), ([2], [0])]), pad([])):
-        with pytest.raises(ValueError, match=f"one context is looked at, got {len(contexts)}"):
+        with pytest.raises(ValueError, match=f"exactly one context must be given, got {len(contexts)}"):
             frozen.score_with_probabilities(contexts, np.array([1]))
 
 
@@ -156,12 +156,12 @@ def test_what_attention_cannot_lift_among_the_best_is_not_looked_at(monkeypatch:
     ranker.heads[FEATURES.index("session_attention_new")] = 0.1
     frozen, looked_at = FrozenRanker(ranker), []
 
-    def note(*given: Any) -> None:
-        looked_at.append(len(given[5]) if given[4] else 0)
-        kernels_compared(*given)
+    def note(*arguments: Any) -> None:
+        looked_at.append(len(arguments[5]) if arguments[4] else 0)
+        kernel(*arguments)
 
-    kernels_compared = kernels.compared
-    monkeypatch.setattr(kernels, "compared", note)
+    kernel = vector_kernels.affinity_features
+    monkeypatch.setattr(vector_kernels, "affinity_features", note)
     frozen.top_k(context(rng, repeats=True), np.arange(ITEMS), 3)
     assert looked_at[0] == 0
     assert sum(looked_at) < ITEMS / 2

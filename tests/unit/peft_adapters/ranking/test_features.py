@@ -12,7 +12,7 @@ from peft_adapters.ranking.counter_features import CounterFeatures
 from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.features import (
     INITIAL_WEIGHTS,
-    _by_similarities,
+    _use_similarity_matrix,
     affinity_features,
     affinity_weights,
     context_weights,
@@ -192,15 +192,15 @@ def _random_affinities() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 def test_both_ways_to_affinities_come_to_the_same(which: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     affinities = _random_affinities()
     expected = affinity_features(*affinities)
-    monkeypatch.setattr("peft_adapters.ranking.features._by_similarities", lambda *_, **__: which)
+    monkeypatch.setattr("peft_adapters.ranking.features._use_similarity_matrix", lambda *_, **__: which)
     for one, other in zip(affinity_features(*affinities), expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_affinities_go_by_way_of_what_is_fewer() -> None:
-    assert _by_similarities((4, 128, 144), session_rows=138, dim=384)  # a batch, whose events share items
-    assert not _by_similarities((4, 1, 80), session_rows=20, dim=384)  # one shopper with a long history
-    assert _by_similarities((4, 1, 20), session_rows=20, dim=384)  # one with none
+    assert _use_similarity_matrix((4, 128, 144), session_rows=138, dim=384)  # a batch, whose events share items
+    assert not _use_similarity_matrix((4, 1, 80), session_rows=20, dim=384)  # one shopper with a long history
+    assert _use_similarity_matrix((4, 1, 20), session_rows=20, dim=384)  # one with none
 
 
 def test_attention_listens_to_what_of_the_session_is_closest_to_the_candidate() -> None:

@@ -105,7 +105,7 @@ def test_of_a_large_catalogue_vectors_are_made_in_parts_or_when_asked_for_and_ar
     whole = {role: ranker.vectors(role) for role in ROLES}
     score = FrozenRanker(ranker).score(CONTEXTS)
     monkeypatch.setattr("peft_adapters.ranking.ranker._VECTORS_CHUNK", 7)
-    monkeypatch.setattr("peft_adapters.ranking.ranker.QUERY_ITEMS", 7)
+    monkeypatch.setattr("peft_adapters.ranking.ranker.PRECOMPUTED_ITEMS", 7)
     for role in ROLES:
         assert torch.equal(ranker.vectors(role), whole[role])
         assert torch.equal(ranker.vectors(role, np.array([29, 3])), whole[role][[29, 3]])
