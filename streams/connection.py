@@ -1,4 +1,4 @@
-"""How to reach Kafka, and how to wait for it: one clear line when it is away, one when it is back."""
+"""Connections to Kafka: settings, clients with clear errors, and waiting for a broker."""
 
 import contextlib
 import logging
@@ -21,8 +21,8 @@ from streams.errors import BrokerUnreachableError
 
 log = structlog.get_logger(__name__)
 
-# The client logs every attempt to reconnect, at ERROR. What a person needs of it, this package says once; what the
-# client says can be had with `logging.getLogger("kafka").propagate = True`.
+# The client logs every attempt to reconnect at level ERROR. This package logs an outage once instead; to see the
+# client's own lines, set `logging.getLogger("kafka").propagate = True`.
 _client_log = logging.getLogger("kafka")
 _client_log.addHandler(logging.NullHandler())
 _client_log.propagate = False
@@ -34,11 +34,11 @@ MAX_BACKOFF_SECONDS = 5.0
 
 Client = TypeVar("Client")
 
-_OBJECT = re.compile(r"<.*>: ")  # the client's objects at the head of its messages
+_OBJECT = re.compile(r"<.*>: ")  # the repr of the client's object at the start of its messages
 
 
 class KafkaConnection(BaseModel):
-    """Where the brokers are and how to prove who we are. The same for producers, consumers and administration."""
+    """Addresses and credentials of the brokers, the same for producers, consumers and administration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ class KafkaConnection(BaseModel):
 
     @field_validator("bootstrap_servers")
     @classmethod
-    def _names_host_and_port(cls, value: str) -> str:
+    def _check_servers(cls, value: str) -> str:
         servers = [server.strip() for server in value.split(",") if server.strip()]
         if not servers or not all(_is_host_and_port(server) for server in servers):
             raise ValueError(
@@ -64,14 +64,14 @@ class KafkaConnection(BaseModel):
         return ",".join(servers)
 
     @model_validator(mode="after")
-    def _sasl_is_whole(self) -> Self:
-        given = [self.sasl_mechanism, self.sasl_username, self.sasl_password]
-        if self.security_protocol.startswith("SASL_") and not all(given):
+    def _check_sasl(self) -> Self:
+        sasl = [self.sasl_mechanism, self.sasl_username, self.sasl_password]
+        if self.security_protocol.startswith("SASL_") and not all(sasl):
             raise ValueError(
                 f"`sasl_mechanism`, `sasl_username` and `sasl_password` must be set with {self.security_protocol}; "
                 "set all three, or choose `security_protocol` PLAINTEXT or SSL"
             )
-        if any(given) and not self.security_protocol.startswith("SASL_"):
+        if any(sasl) and not self.security_protocol.startswith("SASL_"):
             raise ValueError(
                 f"`security_protocol` must be SASL_SSL or SASL_PLAINTEXT when a SASL setting is given, "
                 f"got {self.security_protocol}; set it, or leave the SASL settings out"
@@ -79,17 +79,17 @@ class KafkaConnection(BaseModel):
         return self
 
     def servers(self) -> list[str]:
-        """The bootstrap servers, one by one."""
+        """Return the bootstrap servers as a list."""
         return self.bootstrap_servers.split(",")
 
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments that kafka-python's consumer, producer and admin client all take."""
+        """Return keyword arguments for any kafka-python client: consumer, producer or admin."""
         options: dict[str, Any] = {
             "bootstrap_servers": self.servers(),
             "client_id": self.client_id,
             "security_protocol": self.security_protocol,
             "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
-            "reconnect_backoff_max_ms": 1_000,  # the client's own 30 s would be the time it takes to notice a restart
+            "reconnect_backoff_max_ms": 1_000,  # the client's default of 30 s would delay the notice of a restart
         }
         if self.sasl_password is not None:
             options |= {
@@ -102,17 +102,22 @@ class KafkaConnection(BaseModel):
 
 
 def open_client(build: Callable[..., Client], connection: KafkaConnection, **options: Any) -> Client:
-    """Builds a kafka-python client, with its reason when it cannot be.
+    """Build a kafka-python client; the error of a failed attempt names the reason.
 
-    A client's constructor starts a thread and leaves it running when it fails; here it is stopped.
+    The constructor of a client starts a thread and leaves it running when it fails; here it is stopped.
+
+    Args:
+        build: the class of the client.
+        connection: the brokers to connect to.
+        **options: further options of the client.
 
     Raises:
-        BrokerUnreachableError: If no broker answers within `bootstrap_timeout_ms`, or it turns us away, or no broker
-            can be reached at the address that it advertises.
+        BrokerUnreachableError: If no broker answers within `bootstrap_timeout_ms`, or refuses the connection, or no
+            broker can be reached at its advertised address.
     """
-    refused = bootstrap_problem(connection)
-    if refused is not None:
-        raise BrokerUnreachableError(connection.bootstrap_servers, refused)
+    problem = bootstrap_problem(connection)
+    if problem is not None:
+        raise BrokerUnreachableError(connection.bootstrap_servers, problem)
     started: list[KafkaNetClient] = []
 
     def start(**settings: Any) -> KafkaNetClient:
@@ -120,29 +125,29 @@ def open_client(build: Callable[..., Client], connection: KafkaConnection, **opt
         started.append(KafkaNetClient(net=net, manager=_ConnectionManager(net, **settings)))
         return started[0]
 
-    with _complaints() as complaints:
+    with _client_errors() as errors:
         try:
             return build(**connection.client_options() | options, kafka_client=start)
         except (KafkaError, OSError) as error:
             for client in started:
                 client.close()
             raise BrokerUnreachableError(
-                connection.bootstrap_servers, _client_reason(error, complaints, connection)
+                connection.bootstrap_servers, _client_reason(error, errors, connection)
             ) from error
 
 
-def _client_reason(error: Exception, complaints: Sequence[str], connection: KafkaConnection) -> str:
+def _client_reason(error: Exception, logged: Sequence[str], connection: KafkaConnection) -> str:
     """Return why a client could not be built."""
     if isinstance(error, _AdvertisedListenerError):
         return str(error.args[0])
-    reason = complaints[0] if complaints else str(error)
+    reason = logged[0] if logged else str(error)
     if connection.sasl_mechanism is not None:
         reason += " (a wrong `sasl_username` or `sasl_password` may end so)"
     return reason
 
 
 def bootstrap_problem(connection: KafkaConnection) -> str | None:
-    """Why no server takes a connection: quicker than a client, and it leaves nothing open."""
+    """Return why no bootstrap server accepts a connection, or None if one does; faster than building a client."""
     reasons = []
     for server in connection.servers():
         reason = connect_problem(*_address(server))
@@ -153,23 +158,23 @@ def bootstrap_problem(connection: KafkaConnection) -> str | None:
 
 
 def connect_problem(host: str, port: int) -> str | None:
-    """Return why an address takes no connection, or None if it does."""
+    """Return why an address accepts no connection, or None if it does."""
     try:
         socket.create_connection((host, port), timeout=PROBE_TIMEOUT_MS / 1000).close()
-    except (OSError, UnicodeError, OverflowError) as error:  # the last two: no host name, no port number
+    except (OSError, UnicodeError, OverflowError) as error:  # the last two: invalid host name, invalid port
         return getattr(error, "strerror", None) or str(error)
     return None
 
 
 class _AdvertisedListenerError(KafkaError):  # type: ignore[misc]  # kafka-python has no types
-    """A bootstrap server answers, but no broker can be reached at the address that it advertises."""
+    """A bootstrap server answers, but no broker can be reached at its advertised address."""
 
 
 class _ConnectionManager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python has no types
-    """The client's own connections; bootstrapping includes a connection to an advertised address.
+    """The client's connection manager; bootstrapping includes a connection to an advertised address.
 
-    A client learns the brokers' own addresses from a bootstrap server and then uses only these. The connection that is
-    made here is the one that the client goes on with.
+    A client learns the brokers' addresses from a bootstrap server and then uses only these. The client continues with
+    the connection that is made here.
     """
 
     def bootstrap(self, timeout_ms: int, refresh: bool = True) -> None:
@@ -178,7 +183,7 @@ class _ConnectionManager(KafkaConnectionManager):  # type: ignore[misc]  # kafka
         for broker in self.cluster.brokers():
             try:
                 self.run(self._connect_to, broker.node_id, timeout_ms)
-            except Exception as error:  # besides KafkaError whatever the resolver and the TLS library raise
+            except Exception as error:  # KafkaError, and errors of the resolver and the TLS library
                 cause = connect_problem(broker.host, broker.port) or str(error.args[0] if error.args else error)
                 reasons.append(f"it advertises {broker.host}:{broker.port}, which cannot be connected to ({cause})")
             else:
@@ -191,7 +196,7 @@ class _ConnectionManager(KafkaConnectionManager):  # type: ignore[misc]  # kafka
 
 
 def unreachable_reason(connection: KafkaConnection) -> str | None:
-    """Why no broker answers, or None if one does."""
+    """Return why no broker answers, or None if one does."""
     try:
         probe = open_client(KafkaAdminClient, connection, bootstrap_timeout_ms=PROBE_TIMEOUT_MS)
     except BrokerUnreachableError as error:
@@ -201,7 +206,7 @@ def unreachable_reason(connection: KafkaConnection) -> str | None:
 
 
 def backoff_seconds() -> Iterator[float]:
-    """Pauses between attempts: 0.2 s, doubled each time, at most 5 s, without end."""
+    """Yield pauses between attempts without end: 0.2 s, doubled each time, at most 5 s."""
     pause_seconds = FIRST_BACKOFF_SECONDS
     while True:
         yield pause_seconds
@@ -211,18 +216,18 @@ def backoff_seconds() -> Iterator[float]:
 def wait_for_broker(
     connection: KafkaConnection, *, timeout_seconds: float | None = None, stop: threading.Event | None = None
 ) -> bool:
-    """Waits until a broker answers: one warning when it does not, one line when it does again.
+    """Wait until a broker answers; log one warning if none does, and one line when one answers again.
 
     Args:
-        connection: Which broker.
-        timeout_seconds: How long to go on trying; None is for ever.
-        stop: Ends the wait when set.
+        connection: the brokers to wait for.
+        timeout_seconds: the longest time to wait; None waits for ever.
+        stop: an event that ends the wait when it is set.
 
     Returns:
         True once a broker has answered, False if `stop` was set first.
 
     Raises:
-        BrokerUnreachableError: If none answered within `timeout_seconds`.
+        BrokerUnreachableError: If no broker answered within `timeout_seconds`.
     """
     began = time.monotonic()
     stop = stop or threading.Event()
@@ -259,22 +264,22 @@ def _is_host_and_port(server: str) -> bool:
 
 
 @contextlib.contextmanager
-def _complaints() -> Iterator[list[str]]:
-    """Collects what clients started meanwhile complain of: a wrong password is told only there.
+def _client_errors() -> Iterator[list[str]]:
+    """Collect the errors that clients started in this context log: only the log shows that a password is wrong.
 
-    Clients log from threads of their own; what comes from older threads is about other connections.
+    Clients log from threads of their own; lines of threads that existed before concern other connections.
     """
-    heard: list[str] = []
+    messages: list[str] = []
     older = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
 
-    class Ear(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.thread not in older:
-                heard.append(_OBJECT.sub("", record.getMessage()))
+                messages.append(_OBJECT.sub("", record.getMessage()))
 
-    ear = Ear(level=logging.ERROR)
-    _client_log.addHandler(ear)
+    collector = Collector(level=logging.ERROR)
+    _client_log.addHandler(collector)
     try:
-        yield heard
+        yield messages
     finally:
-        _client_log.removeHandler(ear)
+        _client_log.removeHandler(collector)

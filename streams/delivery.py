@@ -7,7 +7,7 @@ from streams.events import Event
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of one record: where it is, or why it is not there."""
+    """The outcome of one record: its place in the log, or the error that kept it out."""
 
     event: Event | None  # None for raw records
     topic: str

@@ -1,8 +1,7 @@
-"""A Kafka broker in the box, for the demo and quick tests: noida-db, one binary, on a free loopback port.
+"""An embedded Kafka broker for the demo and quick tests: noida-db, a single binary, on a free loopback port.
 
-It is no place for data that must last. It writes its state about once a second and on `stop`: what was confirmed in the
-last second before it was killed is gone, and so are records that were still being sent while it stopped. Stop producers
-first.
+It is not durable. It writes its state about once a second and on `stop`: records that were confirmed in the last second
+before it was killed are lost, and so are records that were being sent while it stopped. Stop producers first.
 """
 
 import fcntl
@@ -27,8 +26,8 @@ START_TIMEOUT_SECONDS = 10.0
 STOP_TIMEOUT_SECONDS = 10.0
 ANNOUNCEMENT = re.compile(r"^\s*kafka\s+127\.0\.0\.1:(\d+)\s*$", re.MULTILINE)
 
-# Runs in the child before the broker takes its place: the kernel then ends the broker when its parent dies, however
-# that dies. In a `preexec_fn` the same would not be safe beside threads.
+# Runs in the child before the broker replaces it: the kernel then ends the broker when its parent dies for any reason.
+# A `preexec_fn` could do the same, but is not safe in a process with threads.
 _END_WITH_PARENT = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
@@ -40,13 +39,13 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class EmbeddedBroker:
-    """Runs the broker for as long as this object, or its process, lives.
+    """A broker process that ends with this object, or with the process that started it.
 
-    Start it from a thread that stays: the broker ends with the thread that started it.
+    Start it from a thread that stays alive: the broker ends with the thread that started it.
 
     Args:
-        data_dir: Where its data is kept between runs; one broker at a time.
-        port: 0 takes a free one, and keeps it when it is stopped and started again.
+        data_dir: the directory that keeps its data between runs, for one broker at a time.
+        port: the port to listen on; 0 chooses a free one and keeps it over restarts.
     """
 
     def __init__(self, data_dir: Path, *, port: int = 0) -> None:
@@ -57,22 +56,22 @@ class EmbeddedBroker:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Where to reach it, once started."""
+        """The address of the broker, once it is started."""
         return f"127.0.0.1:{self._port}"
 
     @property
     def pid(self) -> int | None:
-        """The process id of the broker, None when it does not run."""
+        """The process id of the broker; None while it is not running."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> Self:
-        """Starts the broker and waits until it answers.
+        """Start the broker and wait until it answers.
 
         Raises:
-            EmbeddedBrokerError: If it does not start, or another one has the data directory.
+            EmbeddedBrokerError: If it does not start, or another broker uses the data directory.
         """
         self._data_dir.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self._lock_data_dir()
         try:
             self._port = self._launch()
             connection = KafkaConnection(bootstrap_servers=self.bootstrap_servers)
@@ -87,7 +86,7 @@ class EmbeddedBroker:
         return self
 
     def stop(self) -> None:
-        """Stops the broker, which writes its state as it ends. Stopping twice is fine."""
+        """Stop the broker, which writes its state as it ends; stopping it twice is allowed."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -101,21 +100,21 @@ class EmbeddedBroker:
             self._lock = None
 
     def __enter__(self) -> Self:
-        """Starts it."""
+        """Start the broker."""
         return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stops it."""
+        """Stop the broker."""
         self.stop()
 
     @property
     def _log_file(self) -> Path:
         return self._data_dir / "broker.log"
 
-    def _take_lock(self) -> None:
-        """Two brokers on one directory would overwrite each other's state; the lock ends with the process."""
+    def _lock_data_dir(self) -> None:
+        """Lock the directory: two brokers would overwrite each other's state. The lock ends with the process."""
         if self._lock is not None:
             raise EmbeddedBrokerError("the embedded broker runs already; stop it before it is started again")
         lock = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -129,7 +128,7 @@ class EmbeddedBroker:
         self._lock = lock
 
     def _launch(self) -> int:
-        """Starts the process and returns the port it announces."""
+        """Start the process and return the port that it announces."""
         binary = str(files("noida_db").joinpath("noida-db"))
         options = ["--only", "kafka", "--host", "127.0.0.1", "--kafka-port", str(self._port)]
         command = [binary, "start", *options, "--data-dir", str(self._data_dir)]
@@ -148,8 +147,8 @@ class EmbeddedBroker:
             if announced:
                 return int(announced[1])
             time.sleep(0.01)
-        raise EmbeddedBrokerError(f"the embedded broker did not start: {self._last_words()}; see {self._log_file}")
+        raise EmbeddedBrokerError(f"the embedded broker did not start: {self._last_output()}; see {self._log_file}")
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         lines = self._log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return " / ".join(lines[-3:]) or "it said nothing"
+        return " / ".join(lines[-3:]) or "it printed nothing"

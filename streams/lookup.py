@@ -1,4 +1,4 @@
-"""Looks single records up in the log, by where they are."""
+"""Lookup of single records by topic, partition and offset."""
 
 import time
 from typing import Any
@@ -18,10 +18,10 @@ _PAUSE_SECONDS = 0.02  # the embedded broker answers an empty fetch at once
 
 
 class RecordLookup:
-    """Reads records at places that are named, over one connection.
+    """A reader of single records over one connection.
 
     Args:
-        connection: Which Kafka.
+        connection: the brokers to read from.
 
     Raises:
         BrokerUnreachableError: If no broker answers.
@@ -41,22 +41,24 @@ class RecordLookup:
         )
         name_undecodable_batches(self._consumer)
         try:
-            self._topics: set[str] = self._consumer.topics()  # asking for one by name would have some brokers create it
+            self._topics: set[str] = (
+                self._consumer.topics()
+            )  # a request for a single topic would make some brokers create it
         except KafkaError as error:
             self.close()
             raise BrokerUnreachableError(connection.bootstrap_servers, str(error)) from error
 
     def has_topic(self, topic: str) -> bool:
-        """Whether there was a topic when the connection was opened."""
+        """Return whether a topic existed when the connection was opened."""
         return topic in self._topics
 
     def find(self, topic: str, partition: int, offset: int) -> Record | None:
-        """Gives the record at a place, None where the log does not have it, or no longer.
+        """Return the record at an offset, or None if the log does not have it (any more).
 
         Args:
-            topic: Its topic, which need not exist.
-            partition: Its partition, which need not exist.
-            offset: Its offset.
+            topic: the name of its topic, which need not exist.
+            partition: the number of its partition, which need not exist.
+            offset: the offset of the record.
 
         Raises:
             BrokerUnreachableError: If no broker answers in time.
@@ -73,11 +75,11 @@ class RecordLookup:
             ) from error
 
     def close(self) -> None:
-        """Lets go of the connection."""
+        """Close the connection."""
         self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
 
     def _bounds_of(self, at: KafkaPartition) -> tuple[int, int]:
-        """Where a partition began and ended when it was first asked for; nothing is read beyond that."""
+        """Return the first offset and the end of a partition as of the first request; nothing is read beyond them."""
         if at not in self._bounds:
             if at.topic not in self._topics or at.partition not in self._consumer.partitions_for_topic(at.topic):
                 return 0, 0
@@ -86,17 +88,17 @@ class RecordLookup:
         return self._bounds[at]
 
     def _read(self, at: KafkaPartition, offset: int, end: int) -> Record | None:
-        """Reads from an offset on; where it was compacted away, the first record is one behind it."""
+        """Read from an offset on; if the record was compacted away, the first one found has a higher offset."""
         if self._consumer.assignment() != {at}:
             self._consumer.assign([at])
         self._consumer.seek(at, offset)
         deadline = time.monotonic() + LOOKUP_TIMEOUT_MS / 1000
         while time.monotonic() < deadline:
-            for found in self._consumer.poll(timeout_ms=0, max_records=1).get(at, []):
-                if found.offset != offset:
+            for record in self._consumer.poll(timeout_ms=0, max_records=1).get(at, []):
+                if record.offset != offset:
                     return None
-                return Record(at.topic, at.partition, offset, found.key, found.value, found.timestamp)
-            if (self._consumer.position(at, timeout_ms=0) or 0) >= end:  # nothing but markers of transactions
+                return Record(at.topic, at.partition, offset, record.key, record.value, record.timestamp)
+            if (self._consumer.position(at, timeout_ms=0) or 0) >= end:  # only markers of transactions
                 return None
             time.sleep(_PAUSE_SECONDS)
         servers = self._connection.bootstrap_servers

@@ -1,44 +1,48 @@
-"""How long a reader waits between two looks at the log."""
+"""Pauses between the polls of a reader."""
 
 import time
 
-FEW_RECORDS = 100  # after a look that brought so many, or all it might, there is no pause: the log is long
-LONGEST_PAUSE_SECONDS = 0.1  # how much later than the broker could a record is noticed after a quiet second
+FEW_RECORDS = 100  # a poll that brings as many, or its maximum, is followed by no pause: there is more to read
+LONGEST_PAUSE_SECONDS = 0.1  # the delay with which a record is noticed after a second of silence
 
 
 class Pacing:
-    """Spaces looks: each costs a millisecond or more, whatever it brings.
+    """A schedule of polls; each poll costs a millisecond or more, whatever it brings.
 
     Args:
-        idle_pause_seconds: Pause after a look that brought few records or none. Where nothing has come for long, a
-            tenth of that time, to a tenth of a second at most. 0 leaves the waiting to the broker.
+        idle_pause_seconds: the pause after a poll that brought few records or none. After a long silence the pause is a
+            tenth of the silence, at most a tenth of a second. 0 leaves the waiting to the broker.
     """
 
     def __init__(self, idle_pause_seconds: float) -> None:
         self._idle_pause_seconds = idle_pause_seconds
-        self._next_look, self._last_came = 0.0, time.monotonic()  # monotonic seconds
+        self._next_poll, self._last_records = 0.0, time.monotonic()  # monotonic seconds
 
     def wait_for_turn(self, deadline: float) -> bool:
-        """Wait until the next look; False where that comes after a deadline, monotonic seconds."""
-        time.sleep(max(0.0, min(self._next_look, deadline) - time.monotonic()))
-        return self._next_look <= deadline
-
-    def looked(self, records: int, max_records: int) -> None:
-        """Set the next look.
+        """Wait until the next poll is due. Returns False if that is after the deadline.
 
         Args:
-            records: How many records this one brought.
-            max_records: How many it might have brought.
+            deadline: the latest time to return, monotonic seconds.
+        """
+        time.sleep(max(0.0, min(self._next_poll, deadline) - time.monotonic()))
+        return self._next_poll <= deadline
+
+    def record_poll(self, records: int, max_records: int) -> None:
+        """Schedule the poll after one that has ended.
+
+        Args:
+            records: the number of records that it brought.
+            max_records: the largest number that it could have brought.
         """
         now = time.monotonic()
         if records:
-            self._last_came = now
+            self._last_records = now
         many = records >= min(FEW_RECORDS, max_records)
-        self._next_look = now if many or not self._idle_pause_seconds else now + self._pause_seconds(now)
+        self._next_poll = now if many or not self._idle_pause_seconds else now + self._pause_seconds(now)
 
-    def rest(self) -> None:
-        """Set the next look after one at no partition at all."""
-        self._next_look = time.monotonic() + LONGEST_PAUSE_SECONDS
+    def record_idle(self) -> None:
+        """Schedule the poll after one that had no partition to read."""
+        self._next_poll = time.monotonic() + LONGEST_PAUSE_SECONDS
 
     def _pause_seconds(self, now: float) -> float:
-        return max(self._idle_pause_seconds, min(LONGEST_PAUSE_SECONDS, (now - self._last_came) / 10))
+        return max(self._idle_pause_seconds, min(LONGEST_PAUSE_SECONDS, (now - self._last_records) / 10))

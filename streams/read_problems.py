@@ -1,4 +1,4 @@
-"""What of the log cannot be read, in sentences: each problem is logged once, and once more when it has ended."""
+"""Topics and partitions that cannot be read, as sentences; each problem is logged when it begins and ends."""
 
 import math
 import time
@@ -13,8 +13,8 @@ from streams.topics import MISSING_REMEDY
 
 log = structlog.get_logger(__name__)
 
-RETRY_SECONDS = 10.0  # after which a partition that could not be read is tried again
-TRIAL_SECONDS = 5.0  # a partition that is tried again and fails no more in this time can be read
+RETRY_SECONDS = 10.0  # until a partition that could not be read is tried again
+TRIAL_SECONDS = 5.0  # a partition that is tried again and does not fail in this time can be read
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class _Problem:
 class ReadProblems:
     """The topics and partitions that cannot be read at the moment.
 
-    A problem goes by the name of its topic (`shop.clicks`) or partition (`shop.clicks/3`).
+    A problem is identified by the name of its topic (`shop.clicks`) or partition (`shop.clicks/3`).
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class ReadProblems:
 
     @property
     def any(self) -> bool:
-        """Whether there is a problem."""
+        """Whether there is any problem."""
         return bool(self._problems)
 
     def sentences(self) -> dict[str, str]:
@@ -45,9 +45,9 @@ class ReadProblems:
         """Add a problem, and log it unless it is known.
 
         Args:
-            name: The topic or partition that cannot be read.
-            sentence: The reason and the remedy.
-            retry: Whether only another attempt can show that the problem has ended.
+            name: the topic or partition that cannot be read.
+            sentence: the reason and the remedy.
+            retry: whether only another attempt can show that the problem has ended.
         """
         known = self._problems.get(name)
         self._problems[name] = _Problem(sentence, time.monotonic() + RETRY_SECONDS if retry else math.inf)
@@ -60,7 +60,7 @@ class ReadProblems:
             log.info("topic_readable", topic=name)
 
     def clear_seen(self, name: str) -> None:
-        """Remove a problem that metadata show to have ended, but none that only an attempt can show to have ended."""
+        """Remove a problem that metadata show to have ended; one that needs another attempt stays."""
         known = self._problems.get(name)
         if known is not None and known.retry_at == math.inf:
             self.clear(name)
@@ -72,8 +72,8 @@ class ReadProblems:
             if now >= problem.retry_at + TRIAL_SECONDS:
                 self.clear(name)
 
-    def holds_back(self, topic: str, partition: int) -> bool:
-        """Return whether a partition is not to be read yet."""
+    def is_suspended(self, topic: str, partition: int) -> bool:
+        """Return whether a partition must not be read yet."""
         now = time.monotonic()
         return any(
             problem is not None and now < problem.retry_at
@@ -81,12 +81,12 @@ class ReadProblems:
         )
 
 
-def absent(topic: str, found: TopicMetadata, *, was_read: bool) -> str:
+def absent(topic: str, described: TopicMetadata, *, was_read: bool) -> str:
     """Return the sentence for a topic without usable metadata."""
-    if found.exists:
+    if described.exists:
         return (
-            f"topic {topic!r} may not be read, or not now ({found.error}); give this process the rights to describe "
-            "and read it; reading goes on where it stopped"
+            f"topic {topic!r} may not be read, or not now ({described.error}); give this process the rights to "
+            "describe and read it; reading goes on where it stopped"
         )
     if was_read:
         return f"topic {topic!r} was deleted; {MISSING_REMEDY}; the new one is read from its first record"
@@ -102,7 +102,7 @@ def leaderless(topic: str, partition: int) -> str:
 
 
 def cut_off(topic: str, partition: int) -> str:
-    """Return the sentence for a partition whose leader takes no connection at the address that it advertises."""
+    """Return the sentence for a partition whose leader accepts no connection at its advertised address."""
     return (
         f"partition {partition} of topic {topic!r} cannot be read, since its leader takes no connection; start that "
         "broker, or correct its `advertised.listeners`: the log of this process names the address"
@@ -114,14 +114,14 @@ def unauthorized(topic: str) -> str:
     return f"topic {topic!r} may not be read; give this process the right to read it; reading goes on where it stopped"
 
 
-def sentence(topic: str, partition: int, offset: int, error: Exception) -> str:
-    """Return the sentence for a partition whose records the client could not take in.
+def unreadable(topic: str, partition: int, offset: int, error: Exception) -> str:
+    """Return the sentence for a partition whose records the client could not parse.
 
     Args:
-        topic: The topic.
-        partition: The partition.
-        offset: The offset from which it could not be read.
-        error: What the client raised.
+        topic: the name of the topic.
+        partition: the number of the partition.
+        offset: the offset from which it could not be read.
+        error: the error that the client raised.
     """
     if isinstance(error, UndecodableBatchError):
         return (

@@ -1,8 +1,8 @@
-"""Name the record batch that the Kafka client cannot decode.
+"""Errors that name the record batch which the Kafka client cannot decode.
 
-kafka-python lets the error of the decompression library out as it is (`ZstdError`, `UncompressError`, `RuntimeError`,
-`EOFError`, ...), says neither which partition nor which offset it was reading, and loops for ever if it is polled
-again. `name_undecodable_batches` makes the client raise `UndecodableBatchError` instead, and able to go on.
+kafka-python passes on the error of the decompression library as it is (`ZstdError`, `UncompressError`, `RuntimeError`,
+`EOFError`, ...), names neither the partition nor the offset that it was reading, and loops for ever if it is polled
+again. `name_undecodable_batches` makes the client raise `UndecodableBatchError` instead, and continue.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ PACKAGES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
 
 
 def name_undecodable_batches(consumer: KafkaConsumer) -> None:
-    """Have a client raise `UndecodableBatchError` for a batch that it cannot decode.
+    """Make a client raise `UndecodableBatchError` for a batch that it cannot decode.
 
     The error comes out of `consumer.poll` once all records before the batch were returned. The client stays usable:
     the next poll fetches the same batch again, unless the partition is paused or sought elsewhere.
 
     Args:
-        consumer: The client, changed in place.
+        consumer: the client, changed in place.
     """
     consumer._fetcher.PartitionRecords = _NamedPartitionRecords
 
@@ -34,16 +34,16 @@ class _NamedPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  #
     """Records of one fetched partition; the client's own class with its errors translated."""
 
     def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Iterator[Any]:
-        watched = _LastBatch(records)
+        batches = _LastBatch(records)
         try:
-            yield from super()._unpack_records(tp, watched, *deserializers)
+            yield from super()._unpack_records(tp, batches, *deserializers)
         except Exception as error:
-            self.drain()  # or the client asks this exhausted iterator for more, for ever
-            raise _undecodable(tp, self.next_fetch_offset, watched.last, error) from error
+            self.drain()  # otherwise the client would poll this exhausted iterator for ever
+            raise _undecodable(tp, self.next_fetch_offset, batches.last, error) from error
 
 
 class _LastBatch:
-    """The batches of a fetch, which remember the one that was given out last."""
+    """The batches of a fetch; `last` is the one that was returned last."""
 
     def __init__(self, records: Any) -> None:
         self._records = records

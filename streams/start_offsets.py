@@ -1,4 +1,4 @@
-"""Where to begin reading, so that about the newest events wanted are read."""
+"""Start offsets for readers that need only the newest events."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -9,17 +9,17 @@ from streams.offsets import Offsets
 
 
 def start_offsets(connection: KafkaConnection, topics: Sequence[str], events: int) -> tuple[Offsets, dict[str, str]]:
-    """Return the offset of each partition to begin with, evenly from all, and the ids of the topics.
+    """Return the start offset of each partition, the same distance from every end, and the ids of the topics.
 
     Topics that cannot be read now are left out: they are read from their first record.
 
     Args:
-        connection: Which Kafka.
-        topics: Which topics.
-        events: How many events, of all partitions together.
+        connection: the brokers to read from.
+        topics: the names of the topics.
+        events: the number of newest events to read, over all partitions together.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
+        BrokerUnreachableError: If no broker answers.
     """
     if not topics:
         return {}, {}

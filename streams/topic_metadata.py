@@ -1,4 +1,4 @@
-"""Topic metadata, asked for in the background: which partitions a topic has, and which log its name stands for."""
+"""Topic metadata, requested in the background: the partitions of each topic and the identity of its log."""
 
 import time
 from collections.abc import Collection, Mapping
@@ -8,23 +8,23 @@ from typing import Any
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 from kafka.protocol.metadata import MetadataRequest
 
-LOOK_SECONDS = 10.0  # between two requests while every topic can be read
-PROBLEM_LOOK_SECONDS = 2.0  # likewise while one cannot
-SOONEST_SECONDS = 0.5  # between two requests, whatever the reason
-ANSWER_SECONDS = 5.0  # a request that takes longer is given up
+REFRESH_SECONDS = 10.0  # between two requests while every topic can be read
+PROBLEM_REFRESH_SECONDS = 2.0  # between two requests while a topic cannot be read
+MIN_REFRESH_SECONDS = 0.5  # between two requests, whatever the reason
+ANSWER_SECONDS = 5.0  # a request that takes longer is abandoned
 
 
 @dataclass(frozen=True, slots=True)
 class TopicMetadata:
-    """What the broker says of a topic.
+    """A topic as the broker describes it.
 
     Attributes:
-        identity: `cluster id/topic id`; None if the broker does not tell. A topic that is deleted and created again
-            has another one.
-        partitions: Its partitions.
-        leaderless: Those of them that no broker serves at the moment.
-        error: The name of the broker's error; None if there is none.
-        exists: Whether the topic exists, or may exist and be hidden from us.
+        identity: `cluster id/topic id`; None if the broker does not report it. A topic that is deleted and created
+            again has another identity.
+        partitions: the numbers of its partitions.
+        leaderless: the partitions that no broker serves at the moment.
+        error: the name of the broker's error; None if there is none.
+        exists: whether the topic exists, or may exist without this process being allowed to see it.
     """
 
     identity: str | None = None
@@ -38,63 +38,67 @@ Metadata = Mapping[str, TopicMetadata]
 
 
 def is_other_log(known: str | None, found: str | None) -> bool:
-    """Return whether two identities name different logs. An unknown identity matches any: then the name counts."""
+    """Return whether two identities name different logs; an unknown identity matches any."""
     return known is not None and found is not None and known != found
 
 
 class MetadataLookup:
-    """Asks for the metadata of some topics every few seconds without blocking its caller.
+    """Periodic requests for the metadata of some topics that do not block the caller.
 
     Args:
-        topics: Their names.
+        topics: the names of the topics.
     """
 
     def __init__(self, topics: Collection[str]) -> None:
         self._topics = list(dict.fromkeys(topics))
         self._pending: Any = None  # kafka.future.Future
-        self._asked = self._due = 0.0  # monotonic seconds
+        self._requested = self._due = 0.0  # monotonic seconds
 
     def poll(self, manager: Any, *, urgent: bool, problems: bool) -> Metadata | None:
-        """Collect an answer, or ask when it is time to.
+        """Return the answer to a pending request, if it has come; send a request when one is due.
 
         Args:
-            manager: The client's connection manager.
-            urgent: Whether the client's cached metadata differ from what is read.
-            problems: Whether a topic cannot be read.
+            manager: the client's connection manager.
+            urgent: whether the client's cached metadata differ from what is being read.
+            problems: whether a topic cannot be read.
 
         Raises:
-            KafkaError: The request failed.
+            KafkaError: If the request failed.
         """
         now = time.monotonic()
         if self._pending is None:
-            due = min(self._due, self._asked + PROBLEM_LOOK_SECONDS) if problems else self._due
-            if now >= (self._asked + SOONEST_SECONDS if urgent else due):
-                self._asked, self._due = now, now + LOOK_SECONDS
-                self._pending = manager.call_soon(_ask, manager, self._topics)
+            due = min(self._due, self._requested + PROBLEM_REFRESH_SECONDS) if problems else self._due
+            if now >= (self._requested + MIN_REFRESH_SECONDS if urgent else due):
+                self._requested, self._due = now, now + REFRESH_SECONDS
+                self._pending = manager.call_soon(_request, manager, self._topics)
             return None
         if not self._pending.is_done:
-            if now > self._asked + ANSWER_SECONDS:
+            if now > self._requested + ANSWER_SECONDS:
                 self._pending = None
             return None
-        answered, self._pending = self._pending, None
-        if answered.failed():
-            raise answered.exception
-        return _parsed(answered.value)
+        answer, self._pending = self._pending, None
+        if answer.failed():
+            raise answer.exception
+        return _parse(answer.value)
 
-    def look_now(self, manager: Any, timeout_ms: int) -> Metadata:
-        """Ask and wait for the answer.
+    def fetch(self, manager: Any, timeout_ms: int) -> Metadata:
+        """Request the metadata and wait for the answer.
+
+        Args:
+            manager: the client's connection manager.
+            timeout_ms: the longest time to wait.
 
         Raises:
-            KafkaError: The request failed, or was not answered in time.
+            KafkaError: If the request failed, or was not answered in time.
         """
         self._pending = None
-        self._asked = time.monotonic()
-        self._due = self._asked + LOOK_SECONDS
-        return _parsed(manager.run(manager.wait_for, manager.call_soon(_ask, manager, self._topics), timeout_ms))
+        self._requested = time.monotonic()
+        self._due = self._requested + REFRESH_SECONDS
+        return _parse(manager.run(manager.wait_for, manager.call_soon(_request, manager, self._topics), timeout_ms))
 
 
-async def _ask(manager: Any, topics: list[str]) -> Any:
-    """Request metadata and hand the answer to the client too: it then knows who leads a new partition."""
+async def _request(manager: Any, topics: list[str]) -> Any:
+    """Request metadata and update the client with the answer, so that it knows the leaders of new partitions."""
     response = await manager.send(
         MetadataRequest(
             topics=[MetadataRequest.MetadataRequestTopic(name=topic) for topic in topics],
@@ -107,7 +111,7 @@ async def _ask(manager: Any, topics: list[str]) -> Any:
     return response
 
 
-def _parsed(response: Any) -> Metadata:
+def _parse(response: Any) -> Metadata:
     return {topic.name: _topic(topic, getattr(response, "cluster_id", None)) for topic in response.topics}
 
 

@@ -1,4 +1,4 @@
-"""Reads a topic up to where it ends now."""
+"""Reading of a topic up to its present end."""
 
 import time
 from collections.abc import Iterator
@@ -9,31 +9,31 @@ from streams.consumer import PartitionConsumer
 from streams.errors import ConsumeError
 from streams.record import Record
 
-SILENCE_SECONDS = 30.0  # of a broker that has records and does not give them
+SILENCE_SECONDS = 30.0  # after which a broker that has records but does not return them is an error
 _POLL_SECONDS = 0.5
 
 
 def read_to_end(connection: KafkaConnection, topic: str) -> Iterator[Record]:
-    """All that was on a topic when it was asked; what comes later is left to the next time.
+    """Yield the records that a topic has at the moment; later records are not read.
 
     Args:
-        connection: Which Kafka.
-        topic: Which topic.
+        connection: the brokers to read from.
+        topic: the name of the topic.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
-        MissingTopicError: The topic does not exist.
-        TopicError: It cannot be read now.
-        ConsumeError: The broker does not give what is there.
+        BrokerUnreachableError: If no broker answers.
+        MissingTopicError: If the topic does not exist.
+        TopicError: If the topic cannot be read now.
+        ConsumeError: If the broker does not return records that the topic has.
     """
     with closing(PartitionConsumer(connection, [topic])) as consumer:
         consumer.check_readable()
-        ends, heard = consumer.end_offsets(), time.monotonic()
+        ends, last_answer = consumer.end_offsets(), time.monotonic()
         while not consumer.has_reached(ends):
             records = consumer.poll(_POLL_SECONDS)
             consumer.check_readable()
             if records:
-                heard = time.monotonic()
-            elif time.monotonic() > heard + SILENCE_SECONDS:
+                last_answer = time.monotonic()
+            elif time.monotonic() > last_answer + SILENCE_SECONDS:
                 raise ConsumeError(f"{topic!r} has records that no broker gives; try again")
             yield from records

@@ -201,7 +201,7 @@ class TestReading:
                 return look(*arguments)
 
             monkeypatch.setattr(consumer, "_poll_once", noting)
-            consumer._pacing._last_came -= 60.0
+            consumer._pacing._last_records -= 60.0
             assert consumer.poll(1.0) == []
             assert 0 < len(looks) <= 11
             send_clicks(kafka_connection, topics, range(1))
@@ -214,7 +214,7 @@ class TestReading:
         with consumer_of(kafka_connection, [topics.clicks], idle_pause_seconds=3_600.0) as consumer:
             found: list[Record] = []
             while not found:  # until the first fetch has come
-                consumer._pacing._next_look = 0.0
+                consumer._pacing._next_poll = 0.0
                 found = consumer.poll(1.0, 4)
             assert len(found) == 4
             assert len(consumer.poll(1.0, 4)) == 4

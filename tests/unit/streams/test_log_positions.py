@@ -21,7 +21,7 @@ def topic(*partitions: int, identity: str | None = "c/1", **options: Any) -> dic
 def read(one: LogPositions, metadata: dict[str, TopicMetadata], start: int = 3, end: int = 9) -> None:
     found = [at for at in one.readable(metadata) if at not in one.offsets]
     one.adopt_ids(metadata)
-    one.place(dict.fromkeys(found, start), dict.fromkeys(found, end))
+    one.add(dict.fromkeys(found, start), dict.fromkeys(found, end))
 
 
 @pytest.mark.parametrize(("start", "offset"), [("earliest", 3), ("latest", 9), ({("a", 0): 5}, 5), ({("b", 0): 5}, 3)])
