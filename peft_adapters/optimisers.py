@@ -63,7 +63,7 @@ class RowOptimiser:
     """Row-wise Adam without momentum: one second moment a row, touched only when the row occurs.
 
     This is the partial row-wise Adam of embedding tables (FBGEMM) with its first moment left out: as good here
-    (docs/decisions.md), and a checkpoint carries one number a row instead of two vectors.
+    (docs/decisions/0001), and a checkpoint carries one number a row instead of two vectors.
     """
 
     def __init__(self, *, learning_rate: float) -> None:

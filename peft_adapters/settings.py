@@ -68,7 +68,7 @@ class EncoderSettings(BaseModel):
 
 
 class LearnerSettings(BaseModel):
-    """How the learner learns. Where the defaults come from: docs/decisions.md."""
+    """How the learner learns. Where the defaults come from: docs/decisions/."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
