@@ -1,1 +1,1 @@
-"""The model: encoder, frozen-prefix cache, ranker, learner, evaluation, bundle, registry."""
+"""The model: encoder, ranking, learning, registry of adapters, serving, and the lifecycle of a version."""

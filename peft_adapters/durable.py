@@ -1,4 +1,4 @@
-"""Files that outlive a kill and a power cut: whole under their name, or not there."""
+"""Durable writes: a file appears complete under its name or not at all, even after a kill or a power failure."""
 
 import os
 import secrets
@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 @contextmanager
 def path_in_errors(path: Path) -> Iterator[None]:
-    """Put a path into an OSError that has none: those of `write` and `fsync` do not say which file failed.
+    """Add a path to an OSError that has none; those of `write` and `fsync` do not name the file.
 
     Raises:
-        OSError: The one raised within, with its file's name.
+        OSError: The original error, with the file's name.
     """
     try:
         yield
@@ -26,12 +26,12 @@ def path_in_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def durable_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name whole and synced to disk, or not at all.
+    """Write a file that appears under its name complete and synced to disk, or not at all.
 
-    Its name survives a power cut once `sync_directory` has been called; one call does for many files.
+    The name survives a power failure once `sync_directory` has been called; one call covers many files.
 
     Raises:
-        OSError: The disk refused; what stood at `path` before still stands.
+        OSError: The disk failed; the previous file at `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -41,12 +41,12 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        with suppress(OSError):  # a read-only file system: the error that matters is already on its way
+        with suppress(OSError):  # on a read-only file system the first error is the one to report
             temporary.unlink(missing_ok=True)
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Have a file that never changes under another name too; where the file system has no links, as a copy."""
+    """Hard-link a file that never changes; copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -54,12 +54,12 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a power cut."""
+    """Sync the names in a directory to disk."""
     _sync(directory)
 
 
 def sync_file(path: Path) -> None:
-    """Make the contents of a closed file survive a power cut."""
+    """Sync the contents of a closed file to disk."""
     _sync(path)
 
 

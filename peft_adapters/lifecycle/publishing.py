@@ -16,7 +16,8 @@ from peft_adapters.lifecycle.gate import Gate
 from peft_adapters.ranking.ranker import ROLES
 from peft_adapters.ranking.residual_rows import quantise_rows
 from peft_adapters.registry.bundle import Manifest, write_bundle
-from peft_adapters.registry.registry import AdapterRegistry, Owner
+from peft_adapters.registry.ownership import Owner
+from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.retention import Retention
 
 DEFAULT_SNAPSHOT_EVERY = 20

@@ -1,1 +1,1 @@
-"""The adapter registry: bundles, manifests, signatures, rollouts and the stores that hold them."""
+"""The registry of published adapters: bundles, manifests, signatures, stores and the rollout document."""

@@ -1,7 +1,7 @@
 """The bundle: one published adapter as a directory that PEFT itself can load.
 
-Beside PEFT's two files lie the other tensor groups, the items new since the parent, and a manifest that names every
-file with its size and SHA-256. Tensors travel as safetensors and all else as JSON, so that nothing in a bundle can run.
+Beside PEFT's two files it holds the other tensor groups, the items new since the parent, and a manifest that names
+every file with its size and SHA-256. Tensors are safetensors and all else is JSON, so no code is in a bundle.
 """
 
 import hashlib
@@ -44,7 +44,12 @@ __all__ = [
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ITEMS_NAME = "items.json"
-SAME_ADAPTER = ("r", "lora_alpha", "target_modules", "use_rslora")  # with other ones the same tensors say other things
+SAME_ADAPTER = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "use_rslora",
+)  # if these differ, so does what the tensors mean
 
 _T = TypeVar("_T")
 _ITEM_IDS = TypeAdapter(list[str])
@@ -54,7 +59,7 @@ Groups = Mapping[str, Mapping[str, np.ndarray | torch.Tensor]]
 
 
 class Bundle(NamedTuple):
-    """A bundle read and verified."""
+    """A bundle that has been read and verified."""
 
     manifest: Manifest
     groups: dict[str, dict[str, torch.Tensor]]
@@ -71,23 +76,23 @@ def write_bundle(
     sign: Callable[[Manifest], Manifest] | None = None,
     **fields: Any,
 ) -> Manifest:
-    """Write a bundle, manifest last, so that a directory with a manifest is complete.
+    """Write a bundle, its manifest last, so that a directory with a manifest is complete.
 
-    The same content gives the same bytes and the same digest, whatever the order of its mappings. What an interrupted
-    earlier write left in `directory` is overwritten.
+    The same content gives the same bytes and the same digest, independent of the order of mappings. Files left in
+    `directory` by an interrupted write are overwritten.
 
     Args:
-        directory: Where the files go; made when missing.
+        directory: Directory of the bundle; created if it does not exist.
         groups: Tensors by group; each group becomes `<group>.safetensors`.
-        adapter_config: PEFT's configuration (`LoraConfig.to_dict()`).
-        item_ids: Items new since the parent.
-        sign: Gives the manifest its signature; None leaves it without.
-        **fields: The other fields of `Manifest`: `scenario`, `version`, `kind`, `snapshot`, `base_digest` and so on.
+        adapter_config: Configuration of PEFT, `LoraConfig.to_dict()`.
+        item_ids: Ids of the items new since the parent.
+        sign: Returns the manifest with a signature; None leaves it unsigned.
+        **fields: Further fields of `Manifest`: `scenario`, `version`, `kind`, `snapshot`, `base_digest` and so on.
 
     Raises:
         BundlePathError: A group's name cannot be a file name.
         pydantic.ValidationError: A manifest field is missing, unknown or out of range.
-        OSError: The disk refused.
+        OSError: The disk failed.
     """
     contents = {ADAPTER_CONFIG_NAME: _json_bytes(adapter_config), ITEMS_NAME: _json_bytes(item_ids)}
     contents |= {f"{group}.safetensors": _tensor_bytes(tensors) for group, tensors in groups.items()}
@@ -110,18 +115,18 @@ def write_bundle(
 
 
 def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
-    """Read a bundle and verify all of it before any of it is used.
+    """Read a bundle, and verify all files before any is parsed.
 
     Args:
         directory: The bundle's directory. Files the manifest does not name are ignored.
-        base_digest: Digest of the encoder it must fit; None skips that one check.
+        base_digest: Digest of the encoder that the bundle must be made for; None skips this check.
 
     Raises:
-        BundleVersionError: The format is newer or older than this release reads.
+        BundleVersionError: The format is not one that this release reads.
         BundlePathError: A file name could leave the directory.
-        BundleFormatError: The manifest or a file cannot be read as what it must be, or a value is not finite.
-        BundleSizeError: A file is missing, cut short or too long.
-        BundleDigestError: A file, or the table of files, differs from its digest.
+        BundleFormatError: The manifest or a file cannot be parsed, or a value is not finite.
+        BundleSizeError: A file is missing, too short or too long.
+        BundleDigestError: A file or the table of files does not match its digest.
         BundleBaseMismatchError: The bundle was made for another encoder.
     """
     manifest = read_manifest(directory)
@@ -138,23 +143,23 @@ def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
             if name.endswith(".safetensors")
         }
     )
-    if manifest.gate.get("decision") != "refused":  # a refused candidate is kept, and read, to find out what is wrong
+    if manifest.gate.get("decision") != "refused":  # refused candidates are stored for inspection
         _require_finite(directory, groups)
-    item_ids = _json(directory / ITEMS_NAME, contents.get(ITEMS_NAME), _ITEM_IDS)
-    adapter_config = _json(directory / ADAPTER_CONFIG_NAME, contents.get(ADAPTER_CONFIG_NAME), _ADAPTER_CONFIG)
+    item_ids = _parse_json(directory / ITEMS_NAME, contents.get(ITEMS_NAME), _ITEM_IDS)
+    adapter_config = _parse_json(directory / ADAPTER_CONFIG_NAME, contents.get(ADAPTER_CONFIG_NAME), _ADAPTER_CONFIG)
     return Bundle(manifest, groups, item_ids, adapter_config)
 
 
 def require_encoder(bundle: Bundle, *, base_digest: str, adapter_config: Mapping[str, Any]) -> None:
-    """Check that a bundle was made for an encoder, and for an adapter of the same shape.
+    """Check that a bundle was made for an encoder and for an adapter of the same shape.
 
     Args:
-        bundle: which.
-        base_digest: of the encoder.
-        adapter_config: of its adapter.
+        bundle: The bundle to check.
+        base_digest: Digest of the encoder.
+        adapter_config: Configuration of the encoder's adapter.
 
     Raises:
-        BundleBaseMismatchError: it was not.
+        BundleBaseMismatchError: The bundle was made for another encoder or another shape of adapter.
     """
     manifest = bundle.manifest
     name = f"version {manifest.version} of {manifest.scenario!r}"
@@ -174,7 +179,7 @@ def require_encoder(bundle: Bundle, *, base_digest: str, adapter_config: Mapping
 def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type of number that torch does not have
+    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a data type that torch does not have
         raise BundleFormatError(f"{path}: expected safetensors, found {error!r}; publish the bundle anew") from error
 
 
@@ -185,7 +190,7 @@ def _require_finite(directory: Path, groups: Mapping[str, Mapping[str, torch.Ten
         raise BundleFormatError(f"{directory}: {error}; publish a full bundle from an intact learner") from error
 
 
-def _json(path: Path, data: bytes | None, kind: TypeAdapter[_T]) -> _T:
+def _parse_json(path: Path, data: bytes | None, kind: TypeAdapter[_T]) -> _T:
     try:
         return kind.validate_json(data or b"")
     except ValidationError as error:
@@ -195,11 +200,11 @@ def _json(path: Path, data: bytes | None, kind: TypeAdapter[_T]) -> _T:
 
 
 def _json_bytes(value: Any) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True, default=_plain).encode()
+    return json.dumps(value, indent=1, sort_keys=True, default=_sorted_list).encode()
 
 
-def _plain(value: object) -> list[Any]:
-    # PEFT keeps target modules in sets, whose order differs from process to process.
+def _sorted_list(value: object) -> list[Any]:
+    # PEFT holds target modules in sets, whose order differs between processes.
     if isinstance(value, set | frozenset):
         return sorted(value)
     raise TypeError(f"`adapter_config` must hold JSON values and sets, got {type(value).__name__}")

@@ -1,8 +1,8 @@
-"""Deadlines of HTTP requests as a whole.
+"""Deadlines for HTTP requests as a whole.
 
-The timeouts of httpx bound each wait for bytes. A server that sends one byte a second never exceeds them, and would
-hold its caller for ever. Here every operation on the connection, from the connect to the last byte of the body, gets at
-most the time that is left of the request.
+The timeouts of httpx limit each wait for bytes. A server that sends one byte a second never exceeds them, and would
+block its caller for ever. Here every operation on the connection, from the connect to the last byte of the body, gets
+at most the time that is left of the request.
 """
 
 import ssl
@@ -18,16 +18,16 @@ import httpx
 DEADLINE = "deadline"  # the name of the request extension that holds a `Deadline`
 READ_SECONDS = 20.0
 
-_OF_THE_TRANSFER = ("content-encoding", "content-length", "transfer-encoding")
+_TRANSFER_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
 
 
 class Deadline:
-    """The time that a request may take.
+    """The time limit of one request.
 
     Args:
-        seconds: For the whole request.
-        bytes_per_second: Extends the deadline by the time that the received bytes take at this rate; None never
-            extends it.
+        seconds: Time limit of the whole request.
+        bytes_per_second: Extends the deadline by the time that the received bytes take at this rate; None does not
+            extend it.
     """
 
     def __init__(self, seconds: float, *, bytes_per_second: float | None = None) -> None:
@@ -35,12 +35,15 @@ class Deadline:
         self._ends = time.monotonic() + seconds
 
     def received(self, count: int) -> None:
-        """Note that `count` bytes of the body have arrived."""
+        """Extend the deadline for `count` received bytes of the body."""
         if self._rate is not None:
             self._ends += count / self._rate
 
     def timeout(self, operation_seconds: float | None) -> float:
-        """Seconds that the next operation may take.
+        """Return the seconds that the next operation may take.
+
+        Args:
+            operation_seconds: Timeout of the operation alone; None sets none.
 
         Raises:
             httpcore.ReadTimeout: No time is left.
@@ -54,37 +57,37 @@ class Deadline:
 def bounded_request(
     client: httpx.Client, method: str, url: str, *, seconds: float, limit_bytes: int, **options: Any
 ) -> httpx.Response:
-    """Send a request and read the answer, within a deadline and a size.
+    """Send a request and read the response within a deadline and a size limit.
 
     Args:
-        client: From `internal_client`.
-        method: `GET`, `POST` and so on.
+        client: A client made by `internal_client`.
+        method: HTTP method, such as `GET`.
         url: Absolute, or relative to the client's `base_url`.
-        seconds: For the request as a whole.
-        limit_bytes: Longest accepted body.
-        **options: Passed to `httpx.Client.stream`.
+        seconds: Deadline of the request as a whole.
+        limit_bytes: Largest accepted body, bytes.
+        **options: Further arguments of `httpx.Client.stream`.
 
     Raises:
         httpx.HTTPError: The request failed, or exceeded its deadline or size.
     """
     extensions = {DEADLINE: Deadline(seconds)}
     data = bytearray()
-    with client.stream(method, url, timeout=seconds, extensions=extensions, **options) as answer:
-        for part in answer.iter_bytes():
+    with client.stream(method, url, timeout=seconds, extensions=extensions, **options) as response:
+        for part in response.iter_bytes():
             data += part
             if len(data) > limit_bytes:
-                raise httpx.ReadError(f"the answer is longer than {limit_bytes} bytes", request=answer.request)
-    headers = {name: value for name, value in answer.headers.items() if name not in _OF_THE_TRANSFER}
-    return httpx.Response(answer.status_code, headers=headers, content=bytes(data), request=answer.request)
+                raise httpx.ReadError(f"the answer is longer than {limit_bytes} bytes", request=response.request)
+    headers = {name: value for name, value in response.headers.items() if name not in _TRANSFER_HEADERS}
+    return httpx.Response(response.status_code, headers=headers, content=bytes(data), request=response.request)
 
 
 class DeadlineTransport(httpx.HTTPTransport):
-    """Connects directly, and keeps to the `Deadline` in a request's `extensions[DEADLINE]`.
+    """A transport without proxies that enforces the `Deadline` in a request's `extensions[DEADLINE]`.
 
     Args:
-        retries: Further attempts to connect.
-        verify: Decides which servers are trusted.
-        limits: Bounds of the connection pool.
+        retries: Number of further attempts to connect.
+        verify: TLS context with the trusted certificates.
+        limits: Limits of the connection pool.
     """
 
     def __init__(self, *, retries: int, verify: ssl.SSLContext, limits: httpx.Limits) -> None:
@@ -99,17 +102,17 @@ class DeadlineTransport(httpx.HTTPTransport):
         )
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; its body is read later, under the same deadline."""
+        """Send a request; the response's body is read later, under the same deadline."""
         deadline = request.extensions.get(DEADLINE)
-        with _under(deadline):
-            answer = super().handle_request(request)
-        if deadline is not None and isinstance(answer.stream, httpx.SyncByteStream):
-            answer.stream = _DeadlineBody(answer.stream, deadline)
-        return answer
+        with _enforced(deadline):
+            response = super().handle_request(request)
+        if deadline is not None and isinstance(response.stream, httpx.SyncByteStream):
+            response.stream = _DeadlineBody(response.stream, deadline)
+        return response
 
 
 class _DeadlineBody(httpx.SyncByteStream):
-    """A body that is read under its deadline, whoever iterates over it."""
+    """A response body that is read under its deadline in any thread."""
 
     def __init__(self, body: httpx.SyncByteStream, deadline: Deadline) -> None:
         self._body, self._deadline = body, deadline
@@ -117,7 +120,7 @@ class _DeadlineBody(httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         parts = iter(self._body)
         while True:
-            with _under(self._deadline):
+            with _enforced(self._deadline):
                 part = next(parts, None)
             if part is None:
                 return
@@ -128,21 +131,21 @@ class _DeadlineBody(httpx.SyncByteStream):
         self._body.close()
 
 
-_current = threading.local()  # `deadline` of the request that this thread is working on
+_current = threading.local()  # attribute `deadline`: that of the request this thread is working on
 
 
 @contextmanager
-def _under(deadline: Deadline | None) -> Iterator[None]:
-    before, _current.deadline = getattr(_current, "deadline", None), deadline
+def _enforced(deadline: Deadline | None) -> Iterator[None]:
+    previous, _current.deadline = getattr(_current, "deadline", None), deadline
     try:
         yield
     finally:
-        _current.deadline = before
+        _current.deadline = previous
 
 
 @contextmanager
 def _timeout(operation_seconds: float | None) -> Iterator[float | None]:
-    """Yield the time that one operation gets; its timeout names the deadline where that has passed."""
+    """Yield the timeout of one operation; if the deadline has passed, the error raised names it."""
     deadline: Deadline | None = getattr(_current, "deadline", None)
     if deadline is None:
         yield operation_seconds
@@ -155,7 +158,7 @@ def _timeout(operation_seconds: float | None) -> Iterator[float | None]:
 
 
 class _DeadlineBackend(httpcore.NetworkBackend):
-    """Opens connections whose operations keep to the deadline of the thread's request."""
+    """A network backend whose connections enforce the deadline of the thread's request."""
 
     def __init__(self) -> None:
         self._backend = httpcore.SyncBackend()

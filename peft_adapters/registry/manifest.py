@@ -1,6 +1,6 @@
-"""The manifest of a bundle: what it is, where it stands in its chain, and the digest of every file.
+"""The manifest of a bundle: its identity, its place in its chain, and the digest of every file.
 
-Free of torch, so that whoever only carries bundles about starts at once.
+Free of torch, so that processes which only transfer bundles start fast.
 """
 
 import hashlib
@@ -26,17 +26,17 @@ FORMAT_VERSION: Literal[2] = 2
 MANIFEST_NAME = "manifest.json"
 SCENARIO_PATTERN = "[a-z0-9_-]{1,64}"
 MANIFEST_LIMIT_BYTES = 16 * 2**20
-MAX_VERSION = 10**12  # the name of a directory holds no more than 255 digits
-MAX_COUNT = 2**53 - 1  # the largest whole number that every reader of JSON represents exactly
+MAX_VERSION = 10**12  # a directory name has at most 255 characters
+MAX_COUNT = 2**53 - 1  # the largest integer that every JSON reader represents exactly
 MAX_TIME_MS = 253_402_300_799_999  # the last millisecond of the year 9999
 MAX_FILE_BYTES = 2**40
-MAX_ENTRIES = 10_000  # of a mapping in a manifest
-_MAX_DEPTH = 8  # of nested values in `gate`
+MAX_ENTRIES = 10_000  # entries of a mapping in a manifest
+_MAX_DEPTH = 8  # nesting depth of the values in `gate`
 _FAULTS_SHOWN = 3
-_SHOWN_CHARS = 60  # of a value in an error
-SIGNED_PREFIX = b"headwater manifest 1\n"  # so that a signature of one thing is none of another
+_SHOWN_CHARS = 60  # characters of a value in an error message
+SIGNED_PREFIX = b"headwater manifest 1\n"  # domain separation: the signature is valid for nothing else
 
-# No separator, no leading dot, two endings: such a name can neither leave its directory nor be a pickle.
+# No separator, no leading dot, two suffixes: such a name cannot leave its directory or name a pickle.
 _FILE_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}(\.safetensors|\.json)")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -46,7 +46,7 @@ TimeMs = Annotated[int, Field(ge=0, le=MAX_TIME_MS)]
 
 
 class FileEntry(BaseModel):
-    """Digest and size of one file."""
+    """The digest and size of one file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,11 +55,11 @@ class FileEntry(BaseModel):
 
 
 class Signature(BaseModel):
-    """Who stands for a manifest.
+    """The signature of a manifest.
 
     Attributes:
-        key_id: tells the signing key from others: the first 16 digits of the SHA-256 of its public half.
-        ed25519: the signature, base64 (RFC 8032, over `signed_bytes`).
+        key_id: Identifies the signing key: the first 16 hex digits of the SHA-256 of its public half.
+        ed25519: The signature over `signed_bytes`, base64 (RFC 8032).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,9 +69,9 @@ class Signature(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a bundle is: where it stands in its chain, which events it has learnt, and the digest of every file."""
+    """The description of a bundle: its place in its chain, the events it has learnt, and the digest of every file."""
 
-    # Not-a-number travels as the string "NaN": JSON has no such number, and every JSON reader takes a string.
+    # NaN is written as the string "NaN", because JSON has no such number.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     format_version: Literal[2] = FORMAT_VERSION
@@ -88,7 +88,7 @@ class Manifest(BaseModel):
     events_learned: Count
     metrics: dict[str, float] = Field(default={}, max_length=MAX_ENTRIES)
     gate: dict[str, Any] = {}
-    secret_fingerprint: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")  # of the updater's `privacy.secret`
+    secret_fingerprint: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")  # of `privacy.secret`
     code_version: str = Field(default_factory=lambda: installed_version("headwater"), max_length=256)
     files: dict[str, FileEntry] = Field(max_length=MAX_ENTRIES)
     signature: Signature | None = None
@@ -125,11 +125,11 @@ class Manifest(BaseModel):
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read a bundle's manifest alone and check it against itself.
+    """Read a bundle's manifest and check that it is consistent; the other files are not read.
 
     Raises:
-        BundleFormatError: It is missing or unreadable (`BundleVersionError`, `BundlePathError` for those cases).
-        BundleDigestError: The digest is not that of its own table of files.
+        BundleFormatError: The manifest is missing or invalid; subclasses name a foreign version or an unsafe path.
+        BundleDigestError: The digest does not match the table of files.
     """
     path = directory / MANIFEST_NAME
     try:
@@ -141,33 +141,37 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def parse_manifest(data: bytes, *, source: str) -> Manifest:
-    """Turn the bytes of a manifest into a checked `Manifest`; `source` names them in errors.
+    """Parse and check a manifest.
+
+    Args:
+        data: The bytes of the manifest.
+        source: Name of the data in error messages.
 
     Raises:
-        BundleFormatError: They are no manifest (`BundleVersionError`, `BundlePathError` for those cases).
-        BundleDigestError: The digest is not that of its own table of files.
+        BundleFormatError: The manifest is invalid; subclasses name a foreign version or an unsafe path.
+        BundleDigestError: The digest does not match the table of files.
     """
     try:
         raw = json.loads(data)
-        found = raw["format_version"]
+        format_version = raw["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleFormatError(
             f"{source}: expected a JSON object with `format_version`, found {data[:40]!r}; fetch the bundle again"
         ) from error
-    if found != FORMAT_VERSION:
+    if format_version != FORMAT_VERSION:
         raise BundleVersionError(
-            f"{source}: expected format_version {FORMAT_VERSION}, found {_shortened(found)}; "
-            "read it with the release that wrote it, or upgrade this one; beside what an earlier release has written, "
-            "publish to an empty registry"
+            f"{source}: expected format_version {FORMAT_VERSION}, found {_shortened(format_version)}; "
+            "read it with the release that wrote it, or upgrade this one; to publish bundles of this release, use an "
+            "empty registry"
         )
     return _validated(raw, source)
 
 
 def verify_copy(directory: Path) -> Manifest:
-    """Check every file of a bundle against its manifest, without loading any.
+    """Check every file of a bundle against its manifest without parsing any, and return the manifest.
 
     Raises:
-        BundleError: Something is missing, damaged or against the rules.
+        BundleError: A file is missing, damaged or invalid.
     """
     manifest = read_manifest(directory)
     for name, entry in manifest.files.items():
@@ -176,21 +180,25 @@ def verify_copy(directory: Path) -> Manifest:
 
 
 def verified_bytes(path: Path, entry: FileEntry) -> bytes:
-    """Read a file and return its bytes once they are known to be those of `entry`.
+    """Read a file, check its size and digest, and return its bytes.
+
+    Args:
+        path: Path of the file.
+        entry: Its size and digest, from the manifest.
 
     Raises:
-        BundleSizeError: The file is missing, cut short or too long.
-        BundleDigestError: Its bytes are others.
+        BundleSizeError: The file is missing, too short or too long.
+        BundleDigestError: The digest differs.
     """
-    # Read once, then verify and parse the same bytes: a file changed in between is never used.
+    # Read once, then verify and parse the same bytes, so that a file changed in between is never used.
     try:
-        found_bytes = path.stat().st_size
-        data = path.read_bytes() if found_bytes == entry.bytes else b""
+        size_bytes = path.stat().st_size
+        data = path.read_bytes() if size_bytes == entry.bytes else b""
     except FileNotFoundError as error:
         raise BundleSizeError(f"{path}: expected {entry.bytes} bytes, found no file; fetch the bundle again") from error
-    if found_bytes != entry.bytes:
+    if size_bytes != entry.bytes:
         raise BundleSizeError(
-            f"{path}: expected {entry.bytes} bytes, found {found_bytes}; the copy is incomplete, fetch the bundle again"
+            f"{path}: expected {entry.bytes} bytes, found {size_bytes}; the copy is incomplete, fetch the bundle again"
         )
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != entry.sha256:
@@ -201,9 +209,9 @@ def verified_bytes(path: Path, entry: FileEntry) -> bytes:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The manifest as the bytes that lie in a bundle and travel over HTTP.
+    """Serialise a manifest, for the file in the bundle and for HTTP.
 
-    Optional fields without a value are left out: releases that do not know them read it.
+    Optional fields without a value are left out, so that releases which do not know them can read it.
     """
     return manifest.model_dump_json(indent=1, exclude=_absent(manifest)).encode()
 
@@ -214,16 +222,16 @@ def _absent(manifest: Manifest) -> set[str]:
 
 
 def signed_bytes(manifest: Manifest) -> bytes:
-    """What a signature is over: all that a manifest read from its bytes said, but the signature.
+    """Return the bytes that a signature covers: all fields set in the manifest, except the signature.
 
-    Fields that it did not say are left out, so that a release that knows more fields verifies it, too.
+    Fields that are not set are left out, so that a release which knows more fields can still verify it.
     """
-    said = json.loads(manifest.model_dump_json(exclude={"signature"} | _absent(manifest), exclude_unset=True))
-    return SIGNED_PREFIX + json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+    fields = json.loads(manifest.model_dump_json(exclude={"signature"} | _absent(manifest), exclude_unset=True))
+    return SIGNED_PREFIX + json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 def table_digest(files: Mapping[str, FileEntry]) -> str:
-    """SHA-256 over the table of files, sorted by name: the identity of a bundle's content.
+    """Return the SHA-256 over the table of files, sorted by name: the identity of a bundle's content.
 
     >>> table_digest({})
     'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
@@ -233,10 +241,10 @@ def table_digest(files: Mapping[str, FileEntry]) -> str:
 
 
 def check_file_name(name: str) -> str:
-    """Return `name` when a bundle may hold a file of that name.
+    """Return `name` if a bundle may hold a file of that name.
 
     Raises:
-        BundlePathError: It could leave the directory, or is neither safetensors nor JSON.
+        BundlePathError: The name could leave the directory, or is neither safetensors nor JSON.
     """
     if not _FILE_NAME.fullmatch(name) or name == MANIFEST_NAME:
         raise BundlePathError(
@@ -247,10 +255,10 @@ def check_file_name(name: str) -> str:
 
 
 def check_scenario(name: str) -> str:
-    """Return `name` when it can name a scenario.
+    """Return `name` if it is a valid name of a scenario.
 
     Raises:
-        ScenarioNameError: It cannot be both a directory and a URL segment.
+        ScenarioNameError: The name cannot be both a directory and a URL segment.
     """
     if not re.fullmatch(SCENARIO_PATTERN, name):
         raise ScenarioNameError(
@@ -275,10 +283,10 @@ def _validated(raw: Any, source: str) -> Manifest:
 
 
 def _require_bounded(value: Any, *, depth: int) -> None:
-    """Check free-form JSON: no number beyond what JSON readers represent, and no deep nesting.
+    """Check free-form JSON: numbers within what JSON readers represent, and limited nesting.
 
     Raises:
-        ValueError: a number is too large, or values are nested too deeply.
+        ValueError: A number is too large, or values are nested too deeply.
     """
     if depth > _MAX_DEPTH:
         raise ValueError(f"values must be nested at most {_MAX_DEPTH} deep")
@@ -290,7 +298,7 @@ def _require_bounded(value: Any, *, depth: int) -> None:
 
 
 def _faults(error: ValidationError) -> str:
-    """The first faults of a manifest on one line, each with field, rule and value."""
+    """Return the first validation errors of a manifest on one line, each with field, rule and value."""
     faults = error.errors(include_url=False)
     shown = [
         f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg'].removeprefix('Value error, ')}, got "

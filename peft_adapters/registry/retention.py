@@ -1,13 +1,15 @@
-"""Retention: which published versions of a scenario are kept.
+"""Retention: the published versions of a scenario that are kept.
 
 Three windows count back from the newest version: the newest `versions` of any kind; of older full versions, the first
 of each minute for `minutes` minutes, and the first of each hour for `hours` hours. Each version is kept with the
-versions that it builds on. If all of that is larger than `size_bytes`, the oldest are removed first. The newest version
-and those that a rollout names are always kept, with their chains.
+versions that it builds on. If the kept versions are larger than `size_bytes`, the oldest are removed first. The newest
+version and those that a rollout names are always kept, with their chains.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from peft_adapters.errors import ModelValueError
 
 _MINUTE_MS = 60_000
 _HOUR_MS = 60 * _MINUTE_MS
@@ -18,9 +20,9 @@ class PublishedVersion:
     """The fields of a manifest that retention depends on.
 
     Attributes:
-        builds_on: Version that a delta builds on; None of a full version.
+        builds_on: Version that a delta builds on; None for a full version.
         published_at_ms: Time of publication, epoch milliseconds.
-        size_bytes: Size of all its files.
+        size_bytes: Size of all files of the version.
     """
 
     builds_on: int | None
@@ -30,13 +32,13 @@ class PublishedVersion:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many versions are kept, how far back, and how large they may be together.
+    """Limits on the number, age and size of the kept versions.
 
     Attributes:
         versions: Number of newest versions that are all kept.
-        minutes: Of older full versions, the first of each minute is kept for so many minutes.
-        hours: Of older full versions, the first of each hour is kept for so many hours.
-        size_bytes: Bound on the size of all kept versions; None sets no bound.
+        minutes: Minutes for which the first full version of each minute is kept.
+        hours: Hours for which the first full version of each hour is kept.
+        size_bytes: Limit on the size of all kept versions together; None sets no limit.
     """
 
     versions: int
@@ -45,19 +47,19 @@ class Retention:
     size_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the bounds."""
+        """Check that at least one version is kept."""
         if self.versions < 1:
-            raise ValueError(
+            raise ModelValueError(
                 f"`versions` must be at least 1, got {self.versions}; the latest version is what scorers start from"
             )
 
     def select(self, published: Mapping[int, PublishedVersion], *, named: Iterable[int] = ()) -> set[int]:
         """Choose the versions to keep.
 
-        The choice is stable: a version that is passed over once is not chosen later, while newer versions come.
+        The choice is stable: a version that is not kept now would not be kept later either, as newer versions arrive.
 
         Args:
-            published: All versions whose manifests can be read.
+            published: Fields of all versions whose manifests can be read, by version.
             named: Versions that the rollout names.
 
         >>> minute = 60_000
@@ -72,7 +74,7 @@ class Retention:
         newest_first = sorted(published, reverse=True)
         kept = {link for version in {newest_first[0], *named} for link in _chain(published, version)}
         size_bytes = sum(published[version].size_bytes for version in kept)
-        for version in sorted({*newest_first[: self.versions], *self._spaced(published)}, reverse=True):
+        for version in sorted({*newest_first[: self.versions], *self._first_of_each_interval(published)}, reverse=True):
             added = set(_chain(published, version)) - kept
             size_bytes += sum(published[link].size_bytes for link in added)
             if self.size_bytes is not None and size_bytes > self.size_bytes:
@@ -80,25 +82,25 @@ class Retention:
             kept |= added
         return kept
 
-    def _spaced(self, published: Mapping[int, PublishedVersion]) -> set[int]:
-        """The first full version of each minute and of each hour, as far back as the two windows reach."""
-        found: set[int] = set()
+    def _first_of_each_interval(self, published: Mapping[int, PublishedVersion]) -> set[int]:
+        """Return the first full version of each minute and of each hour within the two windows."""
+        selected: set[int] = set()
         newest_ms = published[max(published)].published_at_ms
-        for bucket_ms, buckets in ((_MINUTE_MS, self.minutes), (_HOUR_MS, self.hours)):
+        for interval_ms, intervals in ((_MINUTE_MS, self.minutes), (_HOUR_MS, self.hours)):
             first: dict[int, int] = {}
-            for version, own in sorted(published.items(), key=lambda pair: pair[0]):
-                if own.builds_on is None:
-                    first.setdefault(own.published_at_ms // bucket_ms, version)
-            found |= {
+            for version, fields in sorted(published.items(), key=lambda pair: pair[0]):
+                if fields.builds_on is None:
+                    first.setdefault(fields.published_at_ms // interval_ms, version)
+            selected |= {
                 version
                 for version in first.values()
-                if newest_ms - published[version].published_at_ms < buckets * bucket_ms
+                if newest_ms - published[version].published_at_ms < intervals * interval_ms
             }
-        return found
+        return selected
 
 
 def _chain(published: Mapping[int, PublishedVersion], version: int | None) -> Iterator[int]:
-    """A version and all that it builds on, as far as there are manifests of them."""
+    """Yield a version and the versions it builds on, as far as their manifests are known."""
     while version is not None and version in published:
         yield version
         version = published[version].builds_on

@@ -1,7 +1,7 @@
-"""The rollout document: which version of a scenario shoppers are answered from, which some try, which is only watched.
+"""The rollout document of a scenario: its stable version, its canary and its shadow.
 
-It lies as `<scenario>/ROLLOUT.json` in the registry, and is announced under the key `<scenario>/rollout`. A scenario
-without one follows the latest version. Each change here gives a new document, one revision on; nothing is written.
+It is stored as `<scenario>/ROLLOUT.json` in the registry, and announced under the key `<scenario>/rollout`. A scenario
+without a rollout follows the latest version. The methods return a new document of the next revision and write nothing.
 Free of torch.
 """
 
@@ -19,16 +19,16 @@ ARMS = (STABLE, CANARY, SHADOW)
 ROLLOUT_NAME = "ROLLOUT.json"
 ROLLOUT_LIMIT_BYTES = 16_384
 KEY_SUFFIX = "/rollout"
-TEXT_LIMIT = 500  # characters of a reason, or of who gave it
+TEXT_LIMIT = 500  # characters of `reason` and `changed_by`
 
 
 class Canary(BaseModel):
-    """A version that answers some shoppers.
+    """A version that answers a share of the shoppers.
 
     Attributes:
-        version: which; None follows the latest.
-        percent: of shoppers, above 0 and at most 100.
-        auto_rollback: whether it ends by itself once it is known to be worse.
+        version: Version of the canary; None follows the latest.
+        percent: Percentage of shoppers, above 0 and at most 100.
+        auto_rollback: End the canary automatically once it is measured to be worse.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,7 @@ class Canary(BaseModel):
 
 
 class Shadow(BaseModel):
-    """A version that scores too and never answers; None follows the latest."""
+    """A version that scores the same requests but never answers; None follows the latest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,17 +47,17 @@ class Shadow(BaseModel):
 
 
 class Rollout(BaseModel):
-    """What the workers of a scenario serve.
+    """The versions that the workers of a scenario serve.
 
     Attributes:
-        scenario: which ranking.
-        revision: counts up with every change; 0 is what holds before the first.
-        stable_version: answers all whom no canary does; None follows the latest.
-        canary: answers some; only beside a pinned stable version, so that the two stay what is compared.
-        shadow: is compared, and never answers.
-        changed_at_ms: when, epoch milliseconds.
-        changed_by: who, as the command or the API key says.
-        reason: in their words.
+        scenario: Name of the scenario.
+        revision: Number of the change; 0 before the first.
+        stable_version: Version that answers everyone outside the canary; None follows the latest.
+        canary: Version that answers some shoppers; needs a pinned stable version, so that the comparison is fixed.
+        shadow: Version that is compared and never answers.
+        changed_at_ms: Time of the change, epoch milliseconds.
+        changed_by: Author of the change, as the command or the API key names them.
+        reason: Reason of the change, as its author gave it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ class Rollout(BaseModel):
 
     @property
     def versions(self) -> frozenset[int]:
-        """The versions named; those who follow the latest name none."""
+        """The versions that the document names; parts that follow the latest name none."""
         arms = (self.canary, self.shadow)
         named = {self.stable_version, *(arm.version for arm in arms if arm is not None)}
         return frozenset(version for version in named if version is not None)
@@ -91,56 +91,73 @@ class Rollout(BaseModel):
     # ---- changes
 
     def pinned(self, version: int, **by: str) -> "Rollout":
-        """All are answered from one version; a canary ends.
+        """Pin the stable version and end the canary.
 
         Args:
-            version: which.
-            **by: `changed_by` and `reason`.
+            version: Version that answers everyone.
+            **by: The fields `changed_by` and `reason`.
 
         Raises:
-            RolloutError: a field is against its rule.
+            RolloutError: A field breaks its rule.
         """
         return self._next(stable_version=version, canary=None, shadow=self._shadow_beside(version), **by)
 
     def unpinned(self, **by: str) -> "Rollout":
-        """The latest is followed again; a canary ends, and so does a shadow of the latest.
+        """Follow the latest version again; end the canary, and a shadow of the latest.
+
+        Args:
+            **by: The fields `changed_by` and `reason`.
 
         Raises:
-            RolloutError: a field is against its rule.
+            RolloutError: A field breaks its rule.
         """
         return self._next(stable_version=None, canary=None, shadow=self._shadow_beside(None), **by)
 
     def with_canary(self, canary: Canary | None, *, latest: int, **by: str) -> "Rollout":
-        """Some are answered from another version, or no more. The stable one is held at what it is now.
+        """Start, change or end the canary; the stable version is pinned to its current value when one starts.
+
+        Args:
+            canary: The new canary; None ends it.
+            latest: The latest version, which is pinned if no version is.
+            **by: The fields `changed_by` and `reason`.
 
         Raises:
-            RolloutError: it is the stable version, or a field is against its rule.
+            RolloutError: The canary is the stable version, or a field breaks its rule.
         """
         stable = self.stable_version if canary is None else self.stable_or(latest)
         return self._next(stable_version=stable, canary=canary, **by)
 
     def with_shadow(self, shadow: Shadow | None, *, latest: int, **by: str) -> "Rollout":
-        """Another version scores too, or no more. Beside a shadow of the latest the stable one is held.
+        """Start, change or end the shadow; a shadow of the latest pins the stable version to its current value.
+
+        Args:
+            shadow: The new shadow; None ends it.
+            latest: The latest version, which is pinned if no version is.
+            **by: The fields `changed_by` and `reason`.
 
         Raises:
-            RolloutError: it is the stable version, or a field is against its rule.
+            RolloutError: The shadow is the stable version, or a field breaks its rule.
         """
-        holds = shadow is not None and shadow.version is None
-        stable = self.stable_or(latest) if holds else self.stable_version
+        pins_stable = shadow is not None and shadow.version is None
+        stable = self.stable_or(latest) if pins_stable else self.stable_version
         return self._next(stable_version=stable, shadow=shadow, **by)
 
     def promoted(self, *, latest: int, **by: str) -> "Rollout":
-        """The canary's version answers all, pinned.
+        """Pin the canary's version as the stable one.
+
+        Args:
+            latest: The latest version, which is pinned if the canary follows it.
+            **by: The fields `changed_by` and `reason`.
 
         Raises:
-            RolloutError: there is no canary, or a field is against its rule.
+            RolloutError: There is no canary, or a field breaks its rule.
         """
         if self.canary is None:
             raise RolloutError(f"scenario {self.scenario!r} has no canary to promote; start one, or pin a version")
         return self.pinned(self.canary.version or latest, **by)
 
     def stable_or(self, latest: int) -> int:
-        """The version that answers all whom no canary does, given what the latest is."""
+        """Return the stable version, or `latest` if none is pinned."""
         return latest if self.stable_version is None else self.stable_version
 
     def _shadow_beside(self, stable: int | None) -> Shadow | None:
@@ -153,11 +170,11 @@ class Rollout(BaseModel):
                 {name: getattr(self, name) for name in Rollout.model_fields} | changes | {"revision": self.revision + 1}
             )
         except ValidationError as error:
-            raise RolloutError(f"scenario {self.scenario!r}: {_texts(error)}") from None
+            raise RolloutError(f"scenario {self.scenario!r}: {_messages(error)}") from None
 
 
 def rollout_key(scenario: str) -> bytes:
-    """Key of a scenario's rollout on the topic of the adapters.
+    """Return the key of a scenario's rollout on the topic `adapters`.
 
     >>> rollout_key("home")
     b'home/rollout'
@@ -166,26 +183,31 @@ def rollout_key(scenario: str) -> bytes:
 
 
 def rollout_bytes(rollout: Rollout) -> bytes:
-    """The document as it lies in the registry and travels."""
+    """Serialise a rollout, for the registry, the topic and HTTP."""
     return rollout.model_dump_json(indent=1).encode()
 
 
 def rollout_etag(rollout: Rollout) -> str:
-    """Tells one document from another, for entity tags: SHA-256 of its bytes."""
+    """Return the HTTP entity tag of a rollout: the SHA-256 of its bytes."""
     return hashlib.sha256(rollout_bytes(rollout)).hexdigest()
 
 
 def parse_rollout(data: bytes, *, scenario: str, source: str) -> Rollout:
-    """Read a document; `source` names it in errors.
+    """Parse and check a rollout.
+
+    Args:
+        data: The bytes of the document.
+        scenario: The scenario that it must belong to.
+        source: Name of the data in error messages.
 
     Raises:
-        RolloutFormatError: it is none, or another scenario's.
+        RolloutFormatError: The document is invalid, or belongs to another scenario.
     """
     try:
         rollout = Rollout.model_validate_json(data)
     except ValidationError as error:
         raise RolloutFormatError(
-            f"{source}: expected a rollout, found one that breaks its rules: {_texts(error)}; delete the file"
+            f"{source}: expected a rollout, found one that breaks its rules: {_messages(error)}; delete the file"
         ) from error
     if rollout.scenario != scenario:
         raise RolloutFormatError(
@@ -194,7 +216,7 @@ def parse_rollout(data: bytes, *, scenario: str, source: str) -> Rollout:
     return rollout
 
 
-def _texts(error: ValidationError) -> str:
+def _messages(error: ValidationError) -> str:
     faults = (
         (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()
     )

@@ -1,7 +1,7 @@
-"""Signatures of manifests (Ed25519, RFC 8032): whoever may write to a registry need not be believed.
+"""Signatures of manifests (Ed25519, RFC 8032), so that readers need not trust everyone who can write to a registry.
 
-A manifest holds the digest of every file of its bundle, so that its signature stands for all of it. The keys lie in PEM
-files; the package `cryptography` reads them, and is asked for only where signatures are.
+A manifest holds the digest of every file of its bundle, so its signature covers the whole bundle. Keys are PEM files,
+read by the package `cryptography`, which is needed only if `signing` is configured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Signer:
         path: PEM file of a private Ed25519 key.
 
     Raises:
-        SigningKeyError: it is none.
+        SigningKeyError: The file does not hold such a key, or `cryptography` is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,22 +42,22 @@ class Signer:
         self._key_id = key_id(self._key.public_key())
 
     def __call__(self, manifest: Manifest) -> Manifest:
-        """The manifest with its signature."""
-        # As readers will have it: what is signed is what its bytes say.
-        read = parse_manifest(manifest_bytes(manifest), source="manifest")
-        ed25519 = base64.b64encode(self._key.sign(signed_bytes(read))).decode()
-        return read.model_copy(update={"signature": Signature(key_id=self._key_id, ed25519=ed25519)})
+        """Return the manifest with its signature."""
+        # Sign the manifest as readers parse it, so that both sides cover the same fields.
+        parsed = parse_manifest(manifest_bytes(manifest), source="manifest")
+        ed25519 = base64.b64encode(self._key.sign(signed_bytes(parsed))).decode()
+        return parsed.model_copy(update={"signature": Signature(key_id=self._key_id, ed25519=ed25519)})
 
 
 class Verifier:
-    """Tells manifests signed by known keys from others.
+    """Verifies the signatures of manifests against known keys.
 
     Args:
         paths: PEM files of public Ed25519 keys.
-        require: whether what none of them signed is refused; a signature that is wrong always is.
+        require: Refuse manifests that none of the keys signed; a wrong signature is always refused.
 
     Raises:
-        SigningKeyError: one is none.
+        SigningKeyError: A file does not hold such a key, or `cryptography` is not installed.
     """
 
     def __init__(self, paths: Sequence[Path], *, require: bool) -> None:
@@ -65,10 +65,10 @@ class Verifier:
         self._keys, self._require = {key_id(key): key for key in keys}, require
 
     def __call__(self, manifest: Manifest) -> None:
-        """Return when the manifest may be used.
+        """Check that a manifest may be used.
 
         Raises:
-            BundleSignatureError: it may not.
+            BundleSignatureError: The signature is wrong, or missing or by an unknown key although required.
         """
         state = self.signature_state(manifest)
         if state == "good" or (state != "bad" and not self._require):
@@ -81,7 +81,7 @@ class Verifier:
         )
 
     def signature_state(self, manifest: Manifest) -> SignatureState:
-        """How its signature stands."""
+        """Return the state of a manifest's signature."""
         from cryptography.exceptions import InvalidSignature
 
         signature = manifest.signature
@@ -98,29 +98,32 @@ class Verifier:
 
 
 def load_signer(settings: SigningSettings) -> Signer | None:
-    """What signs, where a key is set.
+    """Return the signer with the configured private key; None if no key is configured.
 
     Raises:
-        SigningKeyError: the key file is none, or the package that reads it is not installed.
+        SigningKeyError: The file does not hold a private key, or `cryptography` is not installed.
     """
     return None if settings.private_key is None else Signer(settings.private_key)
 
 
 def load_verifier(settings: SigningSettings) -> Verifier | None:
-    """What verifies, where keys are set.
+    """Return a verifier with the configured public keys; None if no keys are configured.
 
     Raises:
-        SigningKeyError: a key file is none, or the package that reads it is not installed.
+        SigningKeyError: A file does not hold a public key, or `cryptography` is not installed.
     """
     return Verifier(settings.public_keys, require=settings.require_signature) if settings.public_keys else None
 
 
 def generate_key_pair(directory: Path) -> tuple[Path, Path]:
-    """Make a pair of keys and return their files: private, for its owner's eyes alone, and public.
+    """Generate a key pair and return its two files, private (readable by its owner alone) and public.
+
+    Args:
+        directory: Directory of the two files; created if it does not exist.
 
     Raises:
-        SigningKeyError: there is one already, or the package that makes them is not installed.
-        OSError: the disk refused.
+        SigningKeyError: A key file exists already, or `cryptography` is not installed.
+        OSError: The disk failed.
     """
     _require_package()
     from cryptography.hazmat.primitives import serialization
@@ -144,7 +147,7 @@ def generate_key_pair(directory: Path) -> tuple[Path, Path]:
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """Tells a key from others: the first 16 digits of the SHA-256 of its 32 bytes."""
+    """Return the id of a key: the first 16 hex digits of the SHA-256 of its 32 bytes."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
@@ -155,10 +158,10 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
 
     try:
         key = load_pem_private_key(data, password=None)
-    except (ValueError, TypeError) as error:  # TypeError: one that asks for a password
-        raise _no_key(path, "private") from error
+    except (ValueError, TypeError) as error:  # TypeError: the key is encrypted with a password
+        raise _invalid_key(path, "private") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise _no_key(path, "private")
+        raise _invalid_key(path, "private")
     return key
 
 
@@ -170,9 +173,9 @@ def _public_key(path: Path) -> Ed25519PublicKey:
     try:
         key = load_pem_public_key(data)
     except ValueError as error:
-        raise _no_key(path, "public") from error
+        raise _invalid_key(path, "public") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise _no_key(path, "public")
+        raise _invalid_key(path, "public")
     return key
 
 
@@ -186,7 +189,7 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _no_key(path: Path, half: str) -> SigningKeyError:
+def _invalid_key(path: Path, half: str) -> SigningKeyError:
     return SigningKeyError(
         f"{path}: expected a {half} Ed25519 key as PEM without a password, found something else; make a pair with "
         "`headwater adapters new-key`"
@@ -195,7 +198,7 @@ def _no_key(path: Path, half: str) -> SigningKeyError:
 
 def _require_package() -> None:
     try:
-        import cryptography  # noqa: F401 - whether it is there
+        import cryptography  # noqa: F401 - only to check that it is installed
     except ImportError as error:
         raise SigningKeyError(
             "keys of `signing` need the package cryptography, which is not installed; pip install 'headwater[signing]'"

@@ -1,6 +1,6 @@
-"""Where a registry keeps its files: any fsspec file system, or the registry process over HTTP (read-only).
+"""Stores of a registry's files: any fsspec file system, or the registry process over HTTP (read-only).
 
-Both speak in plain paths relative to the registry's root and raise OSError; the registry gives those their meaning.
+Both take paths relative to the registry's root and raise OSError, which `StoreAccess` maps to errors of the registry.
 """
 
 import weakref
@@ -20,7 +20,7 @@ from peft_adapters.registry.http_deadline import DEADLINE, READ_SECONDS, Deadlin
 from peft_adapters.registry.internal_http import error_detail, internal_client
 
 CHUNK_BYTES = 2**20
-WAIT_SECONDS = 10.0  # for one operation on the connection, such as a connect
+WAIT_SECONDS = 10.0  # timeout of one operation on the connection, such as a connect
 SLOWEST_BYTES_PER_SECOND = 100_000
 LISTING_NAME = "manifests.json"
 LISTING_LIMIT_BYTES = 16 * 2**20
@@ -29,38 +29,38 @@ _PATHS = TypeAdapter(list[str])
 
 
 class Store(Protocol):
-    """Files by relative path. Missing files raise FileNotFoundError, a failing store any other OSError.
+    """Files by relative path. A missing file raises FileNotFoundError, a failing store any other OSError.
 
-    A registry process that answers that a version is damaged raises BundleFormatError.
+    If a registry process reports that a version is damaged, BundleFormatError is raised.
     """
 
     def files(self, path: str) -> list[str]:
-        """Paths, relative to `path`, of all files under it; none when it is missing."""
+        """Return the paths, relative to `path`, of all files under it; none if it does not exist."""
 
     def read(self, path: str, *, limit_bytes: int) -> bytes:
-        """At most the first `limit_bytes` bytes of a file."""
+        """Return at most the first `limit_bytes` bytes of a file."""
 
     def chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
-        """The same, piece by piece."""
+        """Yield at most the first `limit_bytes` bytes of a file in chunks."""
 
     def write(self, path: str, data: bytes) -> None:
-        """Put a file in place whole, or leave what was there."""
+        """Replace a file as a whole; if that fails, the previous content stays."""
 
     def upload(self, path: str, source: Path) -> None:
-        """The same from a local file."""
+        """Replace a file as a whole by a local file."""
 
     def remove(self, path: str) -> None:
-        """Remove a file or a directory with all in it; nothing when it is missing."""
+        """Remove a file, or a directory and its contents; do nothing if it does not exist."""
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file, None where the store does not tell."""
+        """Return the size of a file in bytes; None if the store does not report it."""
 
     def missing_root(self) -> str | None:
-        """The directory that the files should be in, if it does not exist; None where that cannot be told."""
+        """Return the root directory if it does not exist; None if it exists or that is unknown."""
 
 
 class FsspecStore:
-    """A root on any fsspec file system: a local path, `s3://`, `memory://` and the rest."""
+    """The files under a root of any fsspec file system: a local path, `s3://`, `memory://` and others."""
 
     def __init__(self, url: str) -> None:
         self._fs: Any
@@ -68,17 +68,17 @@ class FsspecStore:
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
     def files(self, path: str) -> list[str]:
-        """Paths, relative to `path`, of all files under it; none when it is missing."""
+        """Return the paths, relative to `path`, of all files under it; none if it does not exist."""
         self._fs.invalidate_cache()
         directory = f"{self._path(path)}/"
-        return [found.removeprefix(directory) for found in self._fs.find(directory)]
+        return [file.removeprefix(directory) for file in self._fs.find(directory)]
 
     def read(self, path: str, *, limit_bytes: int) -> bytes:
-        """At most the first `limit_bytes` bytes of a file."""
+        """Return at most the first `limit_bytes` bytes of a file."""
         return bytes(self._fs.cat_file(self._path(path), start=0, end=limit_bytes))
 
     def chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
-        """The same, piece by piece; ranged reads, because open files of `memory://` share one cursor."""
+        """Yield at most the first `limit_bytes` bytes in ranged reads: open files of `memory://` share one cursor."""
         for start in range(0, limit_bytes, CHUNK_BYTES):
             end = min(start + CHUNK_BYTES, limit_bytes)
             chunk = bytes(self._fs.cat_file(self._path(path), start=start, end=end))
@@ -87,7 +87,7 @@ class FsspecStore:
                 return
 
     def write(self, path: str, data: bytes) -> None:
-        """Put a file in place whole, or leave what was there."""
+        """Replace a file as a whole; if that fails, the previous content stays."""
         target = self._path(path)
         if not self._is_local:
             self._fs.pipe_file(target, data)
@@ -95,11 +95,11 @@ class FsspecStore:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         with durable_file(Path(target)) as file:
             file.write(data)
-        # What is written this way, a manifest or LATEST, comes last and so settles the names of uploads before it.
+        # Manifests and LATEST are written this way, after the uploads, so one sync makes the names of all durable.
         sync_directory(Path(target).parent)
 
     def upload(self, path: str, source: Path) -> None:
-        """The same from a local file."""
+        """Replace a file as a whole by a local file."""
         target = self._path(path)
         if not self._is_local:
             self._fs.put_file(str(source), target)
@@ -109,7 +109,7 @@ class FsspecStore:
             copyfileobj(data, file)
 
     def remove(self, path: str) -> None:
-        """Remove a file or a directory with all in it; nothing when it is missing."""
+        """Remove a file, or a directory and its contents; do nothing if it does not exist."""
         self._fs.invalidate_cache()
         try:
             self._fs.rm(self._path(path), recursive=True)
@@ -117,11 +117,11 @@ class FsspecStore:
             return
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file."""
+        """Return the size of a file in bytes."""
         return int(self._fs.size(self._path(path)))
 
     def missing_root(self) -> str | None:
-        """The root, if it is a directory of this machine that does not exist."""
+        """Return the root if it is a local directory that does not exist."""
         return self._root if self._is_local and not Path(self._root).exists() else None
 
     def _path(self, path: str) -> str:
@@ -131,13 +131,13 @@ class FsspecStore:
 class HttpStore:
     """The files of a registry process, read with httpx from its `/v1/files`.
 
-    fsspec reads directories over HTTP by guessing links out of HTML; the registry process answers with a plain list.
+    fsspec is not used over HTTP, because it finds files by parsing links in HTML; the registry process returns a list.
 
     Args:
-        url: Address of the files.
-        api_key: Key of scope `read`, for a registry process that asks for one.
-        read_seconds: Deadline of one read as a whole; a file that arrives faster than `SLOWEST_BYTES_PER_SECOND` gets
-            the time that its bytes take at that rate on top.
+        url: Address of the files, ending in `/v1/files`.
+        api_key: API key of scope `read`, if the registry process requires one.
+        read_seconds: Deadline of one read as a whole; received bytes extend it by the time that they take at
+            `SLOWEST_BYTES_PER_SECOND`.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, read_seconds: float = READ_SECONDS) -> None:
@@ -147,7 +147,7 @@ class HttpStore:
         weakref.finalize(self, self._client.close)
 
     def files(self, path: str) -> list[str]:
-        """Paths of the manifests of scenario `path`: all that the registry process lists."""
+        """Return the paths of the manifests of scenario `path`; the registry process lists no other files."""
         data = self.read(f"{path}/{LISTING_NAME}", limit_bytes=LISTING_LIMIT_BYTES)
         try:
             return _PATHS.validate_json(data)
@@ -157,41 +157,41 @@ class HttpStore:
             ) from error
 
     def read(self, path: str, *, limit_bytes: int) -> bytes:
-        """At most the first `limit_bytes` bytes of a file."""
+        """Return at most the first `limit_bytes` bytes of a file."""
         return b"".join(self.chunks(path, limit_bytes=limit_bytes))
 
     def chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
-        """The same, piece by piece."""
-        left_bytes = limit_bytes
+        """Yield at most the first `limit_bytes` bytes of a file in chunks."""
+        remaining_bytes = limit_bytes
         deadline = Deadline(self._read_seconds, bytes_per_second=SLOWEST_BYTES_PER_SECOND)
         try:
             with self._client.stream("GET", f"{self._url}/{path}", extensions={DEADLINE: deadline}) as response:
                 _check_status(response)
                 for chunk in response.iter_bytes():
-                    yield chunk[:left_bytes]
-                    left_bytes -= len(chunk)
-                    if left_bytes <= 0:
+                    yield chunk[:remaining_bytes]
+                    remaining_bytes -= len(chunk)
+                    if remaining_bytes <= 0:
                         return
         except httpx.HTTPError as error:
             raise OSError(f"GET {self._url}/{path}: {error or type(error).__name__}") from error
 
     def write(self, path: str, data: bytes) -> None:
-        """Refused: the registry process only reads."""
+        """Raise RegistryReadOnlyError, because the registry process only serves reads."""
         raise self._read_only(path)
 
     def upload(self, path: str, source: Path) -> None:
-        """Refused: the registry process only reads."""
+        """Raise RegistryReadOnlyError, because the registry process only serves reads."""
         raise self._read_only(path)
 
     def remove(self, path: str) -> None:
-        """Refused: the registry process only reads."""
+        """Raise RegistryReadOnlyError, because the registry process only serves reads."""
         raise self._read_only(path)
 
     def size(self, path: str) -> int | None:
-        """None: it is known once the file is read."""
+        """Return None, because the size is known only once the file is read."""
 
     def missing_root(self) -> str | None:
-        """None: the registry process does not tell whether its own root exists."""
+        """Return None, because the registry process does not report whether its root exists."""
         return None
 
     def _read_only(self, path: str) -> RegistryReadOnlyError:
@@ -202,11 +202,11 @@ class HttpStore:
 
 
 def open_store(url: str, *, api_key: str | None = None, read_seconds: float = READ_SECONDS) -> Store:
-    """The store behind a registry's address.
+    """Open the store of a registry's address.
 
     Args:
-        url: The address.
-        api_key: For a registry process that asks for one.
+        url: Address of the registry.
+        api_key: API key of scope `read`, if the registry process requires one.
         read_seconds: Deadline of one read over HTTP as a whole.
 
     Raises:
@@ -230,7 +230,7 @@ def _check_status(response: httpx.Response) -> None:
         raise PermissionError(
             f"GET {response.url}: status {response.status_code}; give a key of scope `read` as `registry.api_key`"
         )
-    if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:  # the registry process could not use what it read
+    if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:  # the registry process could not read its own files
         detail = error_detail(next(response.iter_bytes(), b""))
         raise BundleFormatError(f"GET {response.url}: status 500: {detail}; look at the log of the registry process")
     if response.status_code != httpx.codes.OK:

@@ -1,116 +1,138 @@
-"""The files of versions in a store: written and verified one by one, read piece by piece, removed manifest first."""
+"""The files of published versions: written and verified one by one, read in chunks, removed manifest first."""
 
 import hashlib
 import re
+import secrets
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
-from peft_adapters.durable import path_in_errors
-from peft_adapters.errors import BundleDigestError, BundleSizeError, RegistryUnavailableError, VersionNotFoundError
-from peft_adapters.registry.manifest import MANIFEST_NAME, MAX_VERSION, FileEntry, Manifest, manifest_bytes
-from peft_adapters.registry.stores import Store
+from peft_adapters.durable import path_in_errors, sync_directory
+from peft_adapters.errors import BundleDigestError, BundleError, BundleSizeError, VersionNotFoundError
+from peft_adapters.registry.manifest import (
+    MANIFEST_NAME,
+    MAX_VERSION,
+    FileEntry,
+    Manifest,
+    manifest_bytes,
+    verify_copy,
+)
+from peft_adapters.registry.store_access import StoreAccess
 
 _FILE_PATH = re.compile(r"([0-9]{8}|[1-9][0-9]{8,})/([^/]+)")
 
 
+def version_path(scenario: str, version: int) -> str:
+    """Return the directory of a version, relative to the registry's root.
+
+    >>> version_path("home", 7)
+    'home/00000007'
+    """
+    return f"{scenario}/{version:08d}"
+
+
 class VersionFiles:
-    """What a registry does to single files.
+    """Reads, writes and removes the files of versions.
 
     Args:
-        url: of the registry, for errors.
-        store: where they lie.
+        access: Access to the registry's store.
     """
 
-    def __init__(self, url: str, store: Store) -> None:
-        self._url, self._store = url, store
+    def __init__(self, access: StoreAccess) -> None:
+        self._access, self._url, self._store = access, access.url, access.store
 
-    @contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
-        """Give what the store raises its meaning; `doing` says what could not be done.
-
-        Raises:
-            RegistryUnavailableError: the store failed.
-        """
-        try:
-            yield
-        except OSError as error:
-            raise RegistryUnavailableError(
-                f"registry {self._url} cannot {doing}: {error}; check the store, then try again"
-            ) from error
-
-    def by_version(self, path: str) -> dict[int, set[str]]:
-        """Names of the files under `path`, by version.
+    def names_by_version(self, path: str) -> dict[int, set[str]]:
+        """Return the names of the files of each version under `path`.
 
         Raises:
-            RegistryUnavailableError: the store failed.
+            RegistryUnavailableError: The store failed.
         """
-        with self.errors(f"list {path}"):
+        with self._access.errors(f"list {path}"):
             matches = [match for match in map(_FILE_PATH.fullmatch, self._store.files(path)) if match]
-        matches = [match for match in matches if int(match[1]) <= MAX_VERSION]
-        found: dict[int, set[str]] = {int(match[1]): set() for match in matches}
+        names: dict[int, set[str]] = {}
         for match in matches:
-            found[int(match[1])].add(match[2])
-        return found
+            if int(match[1]) <= MAX_VERSION:
+                names.setdefault(int(match[1]), set()).add(match[2])
+        return names
 
-    def put(self, path: str, directory: Path, manifest: Manifest, *, before_manifest: Callable[[], None]) -> None:
+    def write(self, path: str, directory: Path, manifest: Manifest, *, before_manifest: Callable[[], None]) -> None:
         """Write a bundle; it exists once its manifest does.
 
         Args:
-            path: where to.
-            directory: where from.
-            manifest: its manifest.
-            before_manifest: is called when all else is written; what it raises leaves the bundle unseen.
+            path: Directory of the version in the store.
+            directory: Local directory of the bundle.
+            manifest: Manifest of the bundle.
+            before_manifest: Called once all other files are written; if it raises, the bundle stays invisible.
 
         Raises:
-            BundleDigestError: what the store gives back is not what the manifest says.
-            RegistryUnavailableError: the store failed.
+            BundleDigestError: The store returns other bytes than the manifest records.
+            RegistryUnavailableError: The store failed.
         """
-        with self.errors(f"write {path}"):
-            for name, entry in manifest.files.items():  # 1. the files
-                self._store.upload(f"{path}/{name}", directory / name)
-                self._verify(f"{path}/{name}", entry)  # 2. as the store gives them back
+        with self._access.errors(f"write {path}"):
+            for name, entry in manifest.files.items():
+                self._store.upload(f"{path}/{name}", directory / name)  # 1. upload a file
+                self._verify_upload(f"{path}/{name}", entry)  # 2. read it back
             data = manifest_bytes(manifest)
             before_manifest()
-            self._store.write(f"{path}/{MANIFEST_NAME}", data)  # 3. the manifest
+            self._store.write(f"{path}/{MANIFEST_NAME}", data)  # 3. write the manifest
             if self._store.read(f"{path}/{MANIFEST_NAME}", limit_bytes=len(data) + 1) != data:
                 raise BundleDigestError(
                     f"{self._url}/{path}/{MANIFEST_NAME}: the store returns other bytes than it took"
                 )
 
-    def download(self, path: str, entry: FileEntry, target: Path) -> None:
-        """Bring one file here, no more of it than it should be, and check its digest.
+    def fetch(self, manifest: Manifest, destination: Path) -> Path:
+        """Download a version to `<destination>/<scenario>/<version:08d>` and return that directory.
+
+        The directory appears complete and verified, or not at all. A valid copy that exists already is used as it is.
 
         Raises:
-            BundleSizeError: it is cut short, or too long.
-            BundleDigestError: its bytes are others.
-            VersionNotFoundError: it is gone.
-            RegistryUnavailableError: the store failed.
+            VersionNotFoundError: A file of the version is gone.
+            BundleError: The downloaded bytes are not those of the manifest.
+            RegistryUnavailableError: The store failed.
+            OSError: The local disk failed.
         """
-        with path_in_errors(target), target.open("xb") as file:
-            self.verify(path, entry, write=file.write)
+        source = version_path(manifest.scenario, manifest.version)
+        target = destination / source
+        if _is_copy(target, manifest):
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+        try:
+            temporary.mkdir()
+            for name, entry in manifest.files.items():
+                self._download(f"{source}/{name}", entry, temporary / name)
+            with path_in_errors(temporary / MANIFEST_NAME):
+                (temporary / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
+            verify_copy(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync_directory(target.parent)
+        return target
 
     def verify(self, path: str, entry: FileEntry, *, write: Callable[[bytes], object] = bytes) -> None:
-        """Read one file, no more of it than it should be, and check its size and digest.
+        """Read one file, at most one byte beyond its recorded size, and check its size and digest.
 
         Args:
-            path: Of the file.
+            path: Path of the file.
             entry: Its size and digest, from the manifest.
-            write: Called with each piece.
+            write: Called with each chunk.
 
         Raises:
-            BundleSizeError: It is cut short, or too long.
-            BundleDigestError: Its bytes are others.
-            VersionNotFoundError: It is gone.
+            BundleSizeError: The file is too short or too long.
+            BundleDigestError: The digest differs.
+            VersionNotFoundError: The file is gone.
             RegistryUnavailableError: The store failed.
         """
-        found_bytes, sha256 = 0, hashlib.sha256()
+        read_bytes, sha256 = 0, hashlib.sha256()
         for chunk in self.chunks(path, limit_bytes=entry.bytes + 1):
             write(chunk)
-            found_bytes += len(chunk)
+            read_bytes += len(chunk)
             sha256.update(chunk)
-        if found_bytes != entry.bytes:
-            found = "more" if found_bytes > entry.bytes else f"{found_bytes}"
+        if read_bytes != entry.bytes:
+            found = "more" if read_bytes > entry.bytes else f"{read_bytes}"
             raise BundleSizeError(f"{self._url}/{path}: expected {entry.bytes} bytes, found {found}; publish it anew")
         if sha256.hexdigest() != entry.sha256:
             raise BundleDigestError(
@@ -119,52 +141,51 @@ class VersionFiles:
             )
 
     def require_size(self, path: str, entry: FileEntry) -> None:
-        """Check the size of a file before any of it is sent on, where the store knows it.
+        """Check the size of a file before any of it is sent on, if the store knows the size.
 
         Raises:
-            BundleSizeError: the file has another size.
-            VersionNotFoundError: it is gone.
-            RegistryUnavailableError: the store failed.
+            BundleSizeError: The file has another size.
+            VersionNotFoundError: The file is gone.
+            RegistryUnavailableError: The store failed.
         """
-        with self.errors(f"read {path}"):
+        with self._access.errors(f"read {path}"):
             try:
-                found_bytes = self._store.size(path)
+                stored_bytes = self._store.size(path)
             except FileNotFoundError as error:
-                raise self._gone(path) from error
-        if found_bytes not in (None, entry.bytes):
+                raise self._missing(path) from error
+        if stored_bytes not in (None, entry.bytes):
             raise BundleSizeError(
-                f"{self._url}/{path}: expected {entry.bytes} bytes, found {found_bytes}; publish it anew"
+                f"{self._url}/{path}: expected {entry.bytes} bytes, found {stored_bytes}; publish it anew"
             )
 
     def chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
-        """At most the first `limit_bytes` bytes of a file, piece by piece.
+        """Yield at most the first `limit_bytes` bytes of a file in chunks.
 
         Raises:
-            VersionNotFoundError: it is gone.
-            RegistryUnavailableError: the store failed.
+            VersionNotFoundError: The file is gone.
+            RegistryUnavailableError: The store failed.
         """
-        with self.errors(f"read {path}"):
+        with self._access.errors(f"read {path}"):
             try:
                 yield from self._store.chunks(path, limit_bytes=limit_bytes)
             except FileNotFoundError as error:
-                raise self._gone(path) from error
-
-    def _gone(self, path: str) -> VersionNotFoundError:
-        return VersionNotFoundError(
-            f"{self._url}/{path} is gone: the version was pruned meanwhile, or is damaged; take another version"
-        )
+                raise self._missing(path) from error
 
     def remove(self, path: str) -> None:
-        """Remove a version.
+        """Remove a version, its manifest first, so that readers never see part of it.
 
         Raises:
-            RegistryUnavailableError: the store failed.
+            RegistryUnavailableError: The store failed.
         """
-        with self.errors(f"remove {path}"):
-            self._store.remove(f"{path}/{MANIFEST_NAME}")  # first, so that half a version is never seen
+        with self._access.errors(f"remove {path}"):
+            self._store.remove(f"{path}/{MANIFEST_NAME}")
             self._store.remove(path)
 
-    def _verify(self, path: str, entry: FileEntry) -> None:
+    def _download(self, path: str, entry: FileEntry, target: Path) -> None:
+        with path_in_errors(target), target.open("xb") as file:
+            self.verify(path, entry, write=file.write)
+
+    def _verify_upload(self, path: str, entry: FileEntry) -> None:
         sha256 = hashlib.sha256()
         for chunk in self.chunks(path, limit_bytes=entry.bytes + 1):
             sha256.update(chunk)
@@ -173,3 +194,14 @@ class VersionFiles:
                 f"{self._url}/{path}: expected sha256 {entry.sha256}, found {sha256.hexdigest()} after the upload; "
                 "nothing was published, write the bundle anew and publish again"
             )
+
+    def _missing(self, path: str) -> VersionNotFoundError:
+        return VersionNotFoundError(
+            f"{self._url}/{path} is gone: the version was pruned meanwhile, or is damaged; take another version"
+        )
+
+
+def _is_copy(directory: Path, manifest: Manifest) -> bool:
+    with suppress(BundleError, OSError):
+        return manifest_bytes(verify_copy(directory)) == manifest_bytes(manifest)
+    return False

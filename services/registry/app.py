@@ -27,8 +27,9 @@ from peft_adapters.errors import (
     VersionNotFoundError,
     VersionNotKeptError,
 )
+from peft_adapters.registry.latest_pointer import LATEST_NAME
 from peft_adapters.registry.manifest import MANIFEST_NAME, MAX_VERSION, Manifest, manifest_bytes
-from peft_adapters.registry.registry import LATEST_NAME, AdapterRegistry
+from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import ROLLOUT_NAME, Rollout, rollout_bytes, rollout_etag
 from peft_adapters.registry.signing import Verifier
 from peft_adapters.registry.stores import LISTING_NAME

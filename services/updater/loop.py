@@ -26,7 +26,8 @@ from peft_adapters.lifecycle.publishing import Publisher
 from peft_adapters.lifecycle.warm_start import start_from
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.registry.manifest import Manifest, manifest_bytes
-from peft_adapters.registry.registry import AdapterRegistry, Owner
+from peft_adapters.registry.ownership import Owner
+from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.signing import load_signer
 from services import memory
 from services.metrics.updater import UpdaterMetrics

@@ -20,7 +20,8 @@ from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.ranker import ROLES
 from peft_adapters.ranking.residual_rows import dequantise_rows, quantise_rows
 from peft_adapters.registry.bundle import Bundle, Manifest, read_bundle
-from peft_adapters.registry.registry import AdapterRegistry, Owner
+from peft_adapters.registry.ownership import Owner
+from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.retention import Retention
 from peft_adapters.registry.signing import Signer, Verifier, generate_key_pair
 from peft_adapters.registry.stores import FsspecStore
