@@ -49,12 +49,12 @@ class HeadsOptimiser:
         """Begin the schedule again, at its high start."""
         self._batches = 0
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors."""
         return _adam_state(self._optimiser) | {"batches": torch.tensor(self._batches)}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave."""
         self._batches = int(state["batches"])
         _restore_adam(self._optimiser, state)
 
@@ -83,12 +83,12 @@ class RowOptimiser:
         spread = (moment / (1 - _ROW_BETA**self._steps)).sqrt() + _EPSILON
         table[rows] -= self._learning_rate * scale * gradient / spread[:, None]
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors."""
         return {"moment": self._moment.clone(), "steps": torch.tensor(self._steps)}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave."""
         self._moment, self._steps = state["moment"].clone(), int(state["steps"])
 
 
@@ -140,7 +140,7 @@ class LoraOptimiser:
         self._optimiser.zero_grad()
         self._waiting = 0
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors, gradients that wait included."""
         waiting = {
             f"gradient.{index}": parameter.grad.clone()
@@ -150,8 +150,8 @@ class LoraOptimiser:
         counts = {"steps": torch.tensor(self._steps), "waiting": torch.tensor(self._waiting)}
         return _adam_state(self._optimiser) | counts | waiting
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave."""
         _restore_adam(self._optimiser, state)
         self._steps, self._waiting = int(state["steps"]), int(state["waiting"])
         for index, parameter in enumerate(self._parameters):

@@ -140,7 +140,7 @@ class DriftMonitor:
 
     # ---- what a checkpoint keeps
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All of it, bit for bit, as JSON can hold it."""
         page_hinkley = self._page_hinkley
         return {
@@ -160,8 +160,8 @@ class DriftMonitor:
             "level": self._level,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave; of another release of river, whose fields are not known here, no detector."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state. The detectors start anew if another release of river wrote it: their fields may differ."""
         self._fast, self._slow = state["means"]
         self._blocks, self._raised, self._since_alarm = state["counts"]
         self._open = (state["open"][0], state["open"][1])

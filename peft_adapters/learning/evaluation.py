@@ -88,13 +88,13 @@ class PrequentialEvaluator:
         predicted = sum(judged.probability + judged.other_probability for judged in newest)
         return predicted / len(newest) if newest else None
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
         calibrator = [self._calibrator.weights["lift"], self._calibrator.intercept]
         return {"events": self._events, "calibrator": calibrator, "judged": list(self._judged)}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave: the window's events are counted again."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave: the window's events are counted again."""
         self._events = state["events"]
         self._calibrator = _calibrator(*state["calibrator"])
         self._judged = deque((Judged(*judged) for judged in state["judged"]), maxlen=self._window_events)

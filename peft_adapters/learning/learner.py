@@ -223,17 +223,17 @@ class Learner:
         )
         return weighted_sum(ranker.heads, batch.counter_features, affinities)
 
-    def learn(self, batch: Batch, *, texts: bool = True) -> float:
+    def learn(self, batch: Batch, *, lora: bool = True) -> float:
         """One step on a batch, then count it; the loss (nats an event) before the step.
 
         A batch whose loss or gradients are not finite moves nothing, its loss is no number, and it is counted.
 
         Args:
             batch: observed.
-            texts: LoRA learns too, where a step of it is due; else all that has to do with it waits.
+            lora: whether LoRA takes a step if one is due; else the step is put off.
         """
         loss = self._step(batch)
-        if texts and math.isfinite(loss):
+        if lora and math.isfinite(loss):
             self._learn_texts(batch)
         self.batches_learned += 1
         self._serve_projections()

@@ -146,30 +146,30 @@ class ListSteps:
         for name in ("heads", "served_heads"):
             self._optimisers[name].restart()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it, as tensors and as JSON can hold it."""
         parts = self._optimisers | {f"rows.{role}": optimiser for role, optimiser in self._row_optimisers.items()}
         tensors = self._learnt()
-        tensors |= {f"{part}.{key}": value for part, own in parts.items() for key, value in own.state().items()}
-        outcome_tensors, outcomes = self.outcomes.state()
+        tensors |= {f"{part}.{key}": value for part, own in parts.items() for key, value in own.state_dict().items()}
+        outcome_tensors, outcomes = self.outcomes.state_dict()
         tensors |= {f"{_OUTCOMES}{name}": value for name, value in outcome_tensors.items()}
         return tensors, {
-            "feedback": self.feedback.state(),
+            "feedback": self.feedback.state_dict(),
             "lists_learned": self.lists_learned,
             "outcomes": outcomes,
         }
 
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
         for name, own in self._learnt().items():
             own.copy_(tensors[name])  # in place: the optimisers hold these tensors
         parts = self._optimisers | {f"rows.{role}": optimiser for role, optimiser in self._row_optimisers.items()}
         for part, optimiser in parts.items():
             prefix = f"{part}."
-            optimiser.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            optimiser.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         of_outcomes = {k.removeprefix(_OUTCOMES): v for k, v in tensors.items() if k.startswith(_OUTCOMES)}
-        self.outcomes.restore(of_outcomes, state["outcomes"])
-        self.feedback.restore(state["feedback"])
+        self.outcomes.load_state_dict(of_outcomes, state["outcomes"])
+        self.feedback.load_state_dict(state["feedback"])
         self.lists_learned = state["lists_learned"]
 
     def _learnt(self) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ class LoraReplay:
         """Keep nothing of what was, and begin anew."""
         self._kept, self._seen = [], 0
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors."""
         kept = {
             f"{place}.{_KEYS.get(field.name, field.name)}": torch.as_tensor(getattr(batch, field.name))
@@ -100,8 +100,8 @@ class LoraReplay:
         }
         return kept | {"seen": torch.tensor(self._seen)}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave, as far as there is room."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave, as far as there is room."""
         self._seen = int(state["seen"])
         there = (place for place in range(self._capacity) if f"{place}.items" in state)
         self._kept = [_from_state(state, place) for place in there]

@@ -73,7 +73,7 @@ class LoraSteps:
         self.heads_optimiser.restart()
         self.replay.clear()
 
-    def restore(self, lora: dict[str, Tensor], served: dict[str, Tensor]) -> None:
+    def load_lora(self, lora: dict[str, Tensor], served: dict[str, Tensor]) -> None:
         """Put LoRA back: the one that is trained, and the one that scores follow from; no other is to come."""
         self._encoder.load_lora(served)
         self._serve()

@@ -175,12 +175,12 @@ class DelayedFeedback:
         true_share = (1 - probability.detach()) / (1 - probability.detach() + late)
         return (1 + late) * torch.where(clicked, 1.0, true_share)
 
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """All of it, as JSON can hold it."""
         return {"in_time": self.in_time, "late": self.late, "level": self.level}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
         self.in_time, self.late = state["in_time"], state["late"]
         self.level = state["level"]
 

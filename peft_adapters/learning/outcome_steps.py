@@ -97,23 +97,23 @@ class OutcomeSteps:
             self._heads["purchase"].update(inputs, bought, counted, ceiling=click)
             self._feedback.count(batch.bought, batch.is_correction)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it, as tensors and as JSON can hold it."""
-        tensors = {f"{name}.{key}": value for name, own in self._parts() for key, value in own.state().items()}
+        tensors = {f"{name}.{key}": value for name, own in self._parts() for key, value in own.state_dict().items()}
         return tensors, {
-            "feedback": self._feedback.state(),
+            "feedback": self._feedback.state_dict(),
             "learnt": self.learnt,
-            "judged": {outcome: bins.state() for outcome, bins in self.judged.items()},
+            "judged": {outcome: bins.state_dict() for outcome, bins in self.judged.items()},
         }
 
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
         for name, own in self._parts():
-            own.restore({key: tensors[f"{name}.{key}"] for key in ("weights", "curvature")})
-        self._feedback.restore(state["feedback"])
+            own.load_state_dict({key: tensors[f"{name}.{key}"] for key in ("weights", "curvature")})
+        self._feedback.load_state_dict(state["feedback"])
         self.learnt = dict(state["learnt"])
         for outcome, bins in self.judged.items():
-            bins.restore(state["judged"][outcome])
+            bins.load_state_dict(state["judged"][outcome])
 
     def _parts(self) -> Iterator[tuple[str, OnlineLogistic]]:
         for outcome, head in self._heads.items():

@@ -239,12 +239,15 @@ def learner_weights(learner: Learner) -> dict[str, Tensor]:
         "catalogue_global_preference": learner.catalogue_global_preference,
     }
     tensors |= {f"residuals.{role}": ranker.residuals[role] for role in ROLES}
-    parts = {"heads_optimiser": learner.heads_optimiser.state(), "lora_optimiser": learner.lora_steps.optimiser.state()}
-    parts |= {"global_preference_optimiser": learner.global_preference_optimiser.state()}
-    parts |= {"likelihood_optimiser": learner.lora_steps.heads_optimiser.state()}
-    parts |= {f"rows.{role}": optimiser.state() for role, optimiser in learner.row_optimisers.items()}
+    parts = {
+        "heads_optimiser": learner.heads_optimiser.state_dict(),
+        "lora_optimiser": learner.lora_steps.optimiser.state_dict(),
+    }
+    parts |= {"global_preference_optimiser": learner.global_preference_optimiser.state_dict()}
+    parts |= {"likelihood_optimiser": learner.lora_steps.heads_optimiser.state_dict()}
+    parts |= {f"rows.{role}": optimiser.state_dict() for role, optimiser in learner.row_optimisers.items()}
     parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.lora_steps.served}
-    parts |= {"lists": learner.lists.state()[0], "projections": learner.projections.state()}
+    parts |= {"lists": learner.lists.state_dict()[0], "projections": learner.projections.state_dict()}
     return tensors | {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
@@ -256,29 +259,29 @@ def restore_weights(learner: Learner, tensors: dict[str, Tensor]) -> None:
     """
     learner.ranker.heads = tensors["heads"].clone()
     learner.catalogue_heads.copy_(tensors["catalogue_heads"])  # in place: the optimiser holds this tensor
-    learner.lists.restore(_part(tensors, "lists"), learner.lists.state()[1])
-    learner.projections.restore(_part(tensors, "projections"))
+    learner.lists.load_state_dict(_part(tensors, "lists"), learner.lists.state_dict()[1])
+    learner.projections.load_state_dict(_part(tensors, "projections"))
     learner.ranker.text = tensors["text"]
     learner.ranker.residuals = {role: tensors[f"residuals.{role}"] for role in ROLES}
-    learner.heads_optimiser.restore(_part(tensors, "heads_optimiser"))
+    learner.heads_optimiser.load_state_dict(_part(tensors, "heads_optimiser"))
     learner.ranker.global_preference = tensors["global_preference"].clone()
     learner.catalogue_global_preference.copy_(tensors["catalogue_global_preference"])
     learner.lora_steps.heads.copy_(tensors["likelihood_heads"])
-    learner.lora_steps.heads_optimiser.restore(_part(tensors, "likelihood_optimiser"))
-    learner.global_preference_optimiser.restore(_part(tensors, "global_preference_optimiser"))
+    learner.lora_steps.heads_optimiser.load_state_dict(_part(tensors, "likelihood_optimiser"))
+    learner.global_preference_optimiser.load_state_dict(_part(tensors, "global_preference_optimiser"))
     for role, optimiser in learner.row_optimisers.items():
-        optimiser.restore(_part(tensors, f"rows.{role}"))
-    learner.lora_steps.restore(_part(tensors, "lora"), _part(tensors, "served_lora"))
-    learner.lora_steps.optimiser.restore(_part(tensors, "lora_optimiser"))
+        optimiser.load_state_dict(_part(tensors, f"rows.{role}"))
+    learner.lora_steps.load_lora(_part(tensors, "lora"), _part(tensors, "served_lora"))
+    learner.lora_steps.optimiser.load_state_dict(_part(tensors, "lora_optimiser"))
 
 
 def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Everything a learner is, as tensors and as JSON can hold it."""
     parts = {
-        "counters": learner.ranker.counters.state(),
+        "counters": learner.ranker.counters.state_dict(),
         "other_vectors": pack_vectors(learner.catalogue.modality_vectors),
         "plain": learner.projections.plain(),
-        "lora_replay": learner.lora_steps.replay.state(),
+        "lora_replay": learner.lora_steps.replay.state_dict(),
         "lora_ahead": _ahead(learner),
     }
     others = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
@@ -286,8 +289,8 @@ def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "base_digest": learner.encoder.base_digest,
         "adapter": _adapter(learner),
         "items": list(zip(learner.catalogue.ids, learner.catalogue.texts, strict=True)),
-        "shoppers": learner.shoppers.state(),
-        "lists": learner.lists.state()[1],
+        "shoppers": learner.shoppers.state_dict(),
+        "lists": learner.lists.state_dict()[1],
         "batches_learned": learner.batches_learned,
         "events_learned": learner.events_learned,
     }
@@ -317,12 +320,12 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
     learner.ranker.grow(len(learner.catalogue))
     restore_weights(learner, tensors)
     learner.projections.restore_plain(_part(tensors, "plain"))
-    learner.lists.restore(_part(tensors, "lists"), state["lists"])
-    learner.ranker.counters.restore(_part(tensors, "counters"))
-    learner.lora_steps.replay.restore(_part(tensors, "lora_replay"))
+    learner.lists.load_state_dict(_part(tensors, "lists"), state["lists"])
+    learner.ranker.counters.load_state_dict(_part(tensors, "counters"))
+    learner.lora_steps.replay.load_state_dict(_part(tensors, "lora_replay"))
     ahead = _part(tensors, "lora_ahead")
     learner.lora_steps.restore_ahead(_part(ahead, "lora"), ahead.get("vectors", torch.empty(0)))
-    learner.shoppers.restore(state["shoppers"])
+    learner.shoppers.load_state_dict(state["shoppers"])
     learner.batches_learned, learner.events_learned = state["batches_learned"], state["events_learned"]
 
 

@@ -284,7 +284,7 @@ class Gate:
 
     # ---- what a checkpoint keeps
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it, as tensors and as JSON can hold it."""
         kept = {"live": self._live} | ({} if self._put_by is self._live else {"put_by": self._put_by})
         return {f"{which}/{name}": value for which, one in kept.items() for name, value in one.weights.items()}, {
@@ -295,8 +295,8 @@ class Gate:
             "published": {which: [one.events_learned, one.calibration] for which, one in kept.items()},
         }
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
         kept = {}
         for which, (events_learned, calibration) in state["published"].items():
             own = {name.removeprefix(f"{which}/"): t for name, t in tensors.items() if name.startswith(f"{which}/")}

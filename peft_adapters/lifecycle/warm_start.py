@@ -130,7 +130,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     groups, ranker = bundle.groups, learner.ranker
     lora = {name: weights.float() for name, weights in groups["adapter_model"].items()}
     trained = {name: weights.float() for name, weights in groups.get("next_adapter", {}).items()}
-    learner.lora_steps.restore(trained or lora, lora)
+    learner.lora_steps.load_lora(trained or lora, lora)
     learner.projections.load(groups.get("projections", {}))
     learner.add_items([(item_id, "") for item_id in bundle.item_ids])
     heads = groups["heads"]["weights"].float()
@@ -153,7 +153,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
         ranker.residuals[role][rows] = residuals
     ranker.counters.apply(groups["counters"])
     for optimiser in (learner.heads_optimiser, learner.lora_steps.heads_optimiser, learner.global_preference_optimiser):
-        optimiser.restore({"batches": torch.tensor(_SETTLED_BATCHES)})
+        optimiser.load_state_dict({"batches": torch.tensor(_SETTLED_BATCHES)})
     learner.events_learned = bundle.manifest.events_learned
 
 
@@ -168,13 +168,13 @@ def begin_again(learner: Learner) -> None:
 @contextmanager
 def put_back(learner: Learner) -> Iterator[None]:
     """Let events be counted, and take the counts back at the end."""
-    counters, shoppers = learner.ranker.counters.copy(), learner.shoppers.state()
+    counters, shoppers = learner.ranker.counters.copy(), learner.shoppers.state_dict()
     events, heads = learner.events_learned, learner.ranker.heads.clone()
     try:
         yield
     finally:
         learner.ranker.counters, learner.ranker.heads, learner.events_learned = counters, heads, events
-        learner.shoppers.restore(shoppers)
+        learner.shoppers.load_state_dict(shoppers)
 
 
 def _require_fresh(learner: Learner) -> None:

@@ -101,12 +101,12 @@ class OnlineLogistic:
         ridge = _RIDGE * torch.eye(len(self.weights), dtype=torch.float64)
         self.weights = self.weights - torch.linalg.solve(self._curvature + ridge, gradient)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors."""
         return {"weights": self.weights.clone(), "curvature": self._curvature.clone()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave."""
         self.weights, self._curvature = state["weights"].clone(), state["curvature"].clone()
 
 
@@ -134,7 +134,7 @@ class CalibratedHead:
     def initialise(self, weights: Tensor) -> None:
         """Go on from what `weights` gave; a first batch is not to throw it over."""
         for own, known in ((self.slow, weights.double()), (self.fast, torch.tensor([1.0, 0.0], dtype=torch.float64))):
-            own.restore({"weights": known, "curvature": _BELIEVED * torch.eye(len(known), dtype=torch.float64)})
+            own.load_state_dict({"weights": known, "curvature": _BELIEVED * torch.eye(len(known), dtype=torch.float64)})
 
     def probability(self, inputs: Tensor) -> Tensor:
         """Of each row of inputs, [rows] double precision."""
@@ -196,11 +196,11 @@ class CalibrationBins:
         count, predicted, observed = self._sums
         return float((predicted - observed).abs().sum() / count.sum()) if count.any() else None
 
-    def state(self) -> list[list[float]]:
+    def state_dict(self) -> list[list[float]]:
         """All of it, as JSON can hold it."""
         sums: list[list[float]] = self._sums.tolist()
         return sums
 
-    def restore(self, state: Any) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, state: Any) -> None:
+        """Put back what `state_dict` gave."""
         self._sums = torch.tensor(state, dtype=torch.float64)

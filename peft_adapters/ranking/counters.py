@@ -83,7 +83,7 @@ class SparseCounts:
         other._main, other._recent, other._row_sums = self._main, self._recent, self._row_sums
         return other
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Both parts exactly as they are, so that a resumed learner sums in the same order."""
         return {
             f"{part}.{name}": value
@@ -91,8 +91,8 @@ class SparseCounts:
             for name, value in _triples(matrix.tocoo()).items()
         }
 
-    def restore(self, state: Mapping[str, Tensor], size: int) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Tensor], size: int) -> None:
+        """Put back what `state_dict` gave."""
         self._main, self._recent = (
             _csr(state[f"{part}.count"].numpy(), state[f"{part}.row"].numpy(), state[f"{part}.column"].numpy(), size)
             for part in ("main", "recent")
@@ -253,19 +253,21 @@ class Counters:
 
     # ---- what a checkpoint keeps
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Everything, bit for bit."""
         return self._dense() | {
-            f"{name}.{key}": value for name, matrix in self.matrices.items() for key, value in matrix.state().items()
+            f"{name}.{key}": value
+            for name, matrix in self.matrices.items()
+            for key, value in matrix.state_dict().items()
         }
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave; what a delta holds begins anew, so the next bundle has to be a full one."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave; what a delta holds begins anew, so the next bundle has to be a full one."""
         self._take_dense(state)
         for name, matrix in self.matrices.items():
             prefix = f"{name}."
             own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            matrix.restore(own, len(self.events))
+            matrix.load_state_dict(own, len(self.events))
         self.mark_published()
 
 

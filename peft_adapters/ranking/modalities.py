@@ -206,7 +206,7 @@ class Projections:
         for name, one in weights.items():
             self._put(name, one.float(), gate=1.0)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Everything that learning moves, as tensors."""
         tensors = {f"served/{name}": weights for name, weights in self.served.items()}
         tensors |= {f"trained/{name}": weights.detach() for name, weights in self._trained.items()}
@@ -215,11 +215,11 @@ class Projections:
             f"{kind}/{name}/{key}": value
             for kind, optimisers in self._all_optimisers().items()
             for name, optimiser in optimisers.items()
-            for key, value in optimiser.state().items()
+            for key, value in optimiser.state_dict().items()
         }
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave; what came since stays, and has learnt nothing."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave; what came since stays, and has learnt nothing."""
         served = {name.removeprefix("served/"): one for name, one in tensors.items() if name.startswith("served/")}
         for name, weights in ({name: torch.zeros_like(one) for name, one in self.served.items()} | served).items():
             self._put(name, weights)
@@ -230,7 +230,7 @@ class Projections:
             for kind, optimisers in self._all_optimisers().items():
                 prefix = f"{kind}/{name}/"
                 own = {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
-                optimisers[name].restore(own)
+                optimisers[name].load_state_dict(own)
 
     def _all_optimisers(self) -> dict[str, dict[str, LoraOptimiser]]:
         return {"optimiser": self._optimisers, "gate_optimiser": self._gate_optimisers}

@@ -77,11 +77,11 @@ class _Shopper:
             del self.items[0], self.sessions[0], self.times_ms[0]
             del self.keys[: len(self.keys) - 1 - (self.session - self.sessions[0])]
 
-    def state(self) -> list[Any]:
+    def state_dict(self) -> list[Any]:
         lists = (self.items, self.sessions, self.times_ms, self.keys, self.passed, self.passed_ms)
         return [self.session, *(list(own) for own in lists)]
 
-    def restore(self, state: list[Any]) -> None:
+    def load_state_dict(self, state: list[Any]) -> None:
         self.session, *lists = state
         self.items, self.sessions, self.times_ms, self.keys, self.passed, self.passed_ms = (list(own) for own in lists)
 
@@ -175,16 +175,16 @@ class Shoppers:
         """Drop a shopper; whether there was one."""
         return self._shoppers.pop(user_id, None) is not None
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it, in order of last sight."""
-        return {user: shopper.state() for user, shopper in self._shoppers.items()}
+        return {user: shopper.state_dict() for user, shopper in self._shoppers.items()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
         self._shoppers.clear()
         for user, own in state.items():
             shopper = self._shoppers[user] = _Shopper()
-            shopper.restore(own)
+            shopper.load_state_dict(own)
 
 
 def _session_up_to(shopper: _Shopper, end: int, session: int, limit: int) -> list[int]:

@@ -200,7 +200,7 @@ class Updater:
             with self._metrics.learn_seconds.time():
                 batch = self.learner.observe(examples, whole=False)
                 self._watch.judge(self.learner.first_of(batch, _JUDGED_EVENTS))
-                loss = self.learner.learn(batch, texts=not recorded.late)
+                loss = self.learner.learn(batch, lora=not recorded.late)
             self._count(loss)
         for lists in _batches(taken.lists, self._own.batch_events):
             with self._metrics.learn_seconds.time():
@@ -265,7 +265,7 @@ class Updater:
             except (BrokerUnreachableError, DeliveryError) as error:
                 log.warning("checkpoint_put_off", problem=str(error), retries="after a pause")
                 return False
-            tensors, watch = self._watch.state()
+            tensors, watch = self._watch.state_dict()
             extra = watch | {
                 "offsets": encode_offsets(self._offsets),
                 "topic_ids": self._topic_ids,
@@ -394,7 +394,7 @@ class Updater:
         self._topic_ids = saved.get("topic_ids", {})  # checkpoints of earlier releases know none
         self._checkpointed = dict(self._offsets)
         self._intake.restore(saved["intake"])
-        self._watch.restore(tensors, saved)
+        self._watch.load_state_dict(tensors, saved)
         log.info(
             "resumed",
             events_learned=self.learner.events_learned,

@@ -100,14 +100,14 @@ class QualityMonitor:
 
     # ---- what a checkpoint keeps
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it, as tensors and as JSON can hold it."""
-        tensors, gate = self.gate.state()
-        return tensors, {"prequential": self.prequential.state(), "gate": gate, "drift": self.drift.state()}
+        tensors, gate = self.gate.state_dict()
+        return tensors, {"prequential": self.prequential.state_dict(), "gate": gate, "drift": self.drift.state_dict()}
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave."""
-        self.prequential.restore(state["prequential"])
-        self.gate.restore(tensors, state["gate"])
-        self.drift.restore(state["drift"])
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.prequential.load_state_dict(state["prequential"])
+        self.gate.load_state_dict(tensors, state["gate"])
+        self.drift.load_state_dict(state["drift"])
         self._learner.rate_factor = self.drift.rate_factor

@@ -52,11 +52,11 @@ def check_judging_changes_nothing(make: MakeLearner) -> None:
     judged, unjudged = make(), make()
     for batch in in_batches(paired_stream(150, items=ITEMS, seed=1)):
         observed = judged.observe(batch)
-        before, shoppers = state_bytes(judged), judged.shoppers.state()
+        before, shoppers = state_bytes(judged), judged.shoppers.state_dict()
         first = judged.judge(observed)
         assert torch.equal(judged.judge(observed), first)
         assert state_bytes(judged) == before
-        assert judged.shoppers.state() == shoppers
+        assert judged.shoppers.state_dict() == shoppers
         assert judged.learn(observed) == unjudged.learn(unjudged.observe(batch))
     assert state_bytes(judged) == state_bytes(unjudged)
 
@@ -95,7 +95,7 @@ def check_resumed_equals_uninterrupted(make: MakeLearner) -> None:
     later = [*events[175:], *random_stream(50, items=61, seed=5)]
     assert learn(unkilled, later) == learn(resumed, later)
     assert state_bytes(resumed) == state_bytes(unkilled)
-    assert resumed.shoppers.state() == unkilled.shoppers.state()
+    assert resumed.shoppers.state_dict() == unkilled.shoppers.state_dict()
     assert (resumed.batches_learned, resumed.events_learned) == (unkilled.batches_learned, unkilled.events_learned)
 
 
@@ -150,14 +150,14 @@ def check_judging_lists_changes_nothing(make: MakeLearner) -> None:
     learner = make()
     stream = shown_stream(60, items=ITEMS, seed=1, liked=20)
     learn_shown(learner, stream[:40])
-    before, shoppers = state_bytes(learner), learner.shoppers.state()
+    before, shoppers = state_bytes(learner), learner.shoppers.state_dict()
     batch = learner.observe_lists([shown for shown, _ in stream[40:]])
     scores, probabilities = learner.judge_lists(batch)
     assert probabilities["click"].shape == batch.items.shape
     assert [len(own) for own in scores] == [8] * 20
     assert all(torch.equal(*pair) for pair in zip(scores, learner.judge_lists(batch).scores, strict=True))
     assert state_bytes(learner) == before
-    assert learner.shoppers.state() == shoppers
+    assert learner.shoppers.state_dict() == shoppers
 
 
 def check_no_lists_are_no_step(make: MakeLearner) -> None:
@@ -182,10 +182,10 @@ def check_an_item_added_later_can_be_ranked_and_learnt(make: MakeLearner) -> Non
 
 def check_an_unknown_item_is_refused_and_nothing_has_happened(make: MakeLearner) -> None:
     learner = make()
-    shoppers, before = learner.shoppers.state(), state_bytes(learner)
+    shoppers, before = learner.shoppers.state_dict(), state_bytes(learner)
     with pytest.raises(KeyError, match="nowhere"):
         learner.observe([Bought("ann", None, "item-1", 0), Bought("ann", None, "nowhere", 1)])
-    assert learner.shoppers.state() == shoppers
+    assert learner.shoppers.state_dict() == shoppers
     assert state_bytes(learner) == before
 
 

@@ -61,12 +61,12 @@ def test_a_restored_state_counts_on_as_if_nothing_had_happened(
         if then == "grow":
             unkilled.grow(len(unkilled.events) + 2)
     restored = Counters()
-    restored.restore({name: value.clone() for name, value in unkilled.state().items()})
+    restored.load_state_dict({name: value.clone() for name, value in unkilled.state_dict().items()})
     for counters in (unkilled, restored):
         count(counters, first)
         counters.grow(len(counters.events) + 1)
         count(counters, second)
-    assert same(restored.state(), unkilled.state())
+    assert same(restored.state_dict(), unkilled.state_dict())
     assert probabilities(restored) == probabilities(unkilled)
 
 
@@ -79,10 +79,10 @@ def test_a_restored_state_is_exact_beyond_the_fold_too() -> None:
         before = [rng.integers(300, size=5).tolist() for _ in range(events)]
         unkilled.update(rng.integers(300, size=events), before)
     restored = Counters()
-    restored.restore({name: value.clone() for name, value in unkilled.state().items()})
-    assert len(unkilled.state()["transition.recent.row"]) > 0
-    assert len(unkilled.state()["transition.main.row"]) > 0
+    restored.load_state_dict({name: value.clone() for name, value in unkilled.state_dict().items()})
+    assert len(unkilled.state_dict()["transition.recent.row"]) > 0
+    assert len(unkilled.state_dict()["transition.main.row"]) > 0
     assert probabilities(restored) == probabilities(unkilled)
     for counters in (unkilled, restored):
         counters.update(np.arange(300, dtype=np.int64), [[1, 2]] * 300)
-    assert same(restored.state(), unkilled.state())
+    assert same(restored.state_dict(), unkilled.state_dict())

@@ -167,5 +167,5 @@ def state_bytes(learner: Learner) -> dict[str, bytes]:
     tensors |= {f"residuals.{role}": rows for role, rows in ranker.residuals.items()}
     tensors |= {f"lora.{name}": value for name, value in learner.encoder.lora_state().items()}
     tensors |= {f"served_lora.{name}": value for name, value in learner.lora_steps.served.items()}
-    tensors |= {f"counters.{name}": value for name, value in ranker.counters.state().items()}
+    tensors |= {f"counters.{name}": value for name, value in ranker.counters.state_dict().items()}
     return {name: tensor.detach().contiguous().numpy().tobytes() for name, tensor in tensors.items()}

@@ -47,4 +47,6 @@ def backtest_start(settings: Settings, directory: Path, events: Path) -> Start:
 def _begin(directory: Path, names: dict[str, str], learner: Learner) -> None:
     """Begin from the fit, its shoppers under the names that the data has for them."""
     start_from(learner, directory)
-    learner.shoppers.restore({names.get(user, user): state for user, state in learner.shoppers.state().items()})
+    learner.shoppers.load_state_dict(
+        {names.get(user, user): state for user, state in learner.shoppers.state_dict().items()}
+    )

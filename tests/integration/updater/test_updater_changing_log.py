@@ -117,7 +117,7 @@ def assert_same_state(one: Updater, other: Updater) -> None:
     other_tensors, other_state = learner_state(other.learner)
     assert state == other_state
     assert [name for name, value in other_tensors.items() if not torch.equal(value, tensors[name])] == []
-    assert one._watch.prequential.state() == other._watch.prequential.state()
+    assert one._watch.prequential.state_dict() == other._watch.prequential.state_dict()
     assert one._intake.watermarks.state() == other._intake.watermarks.state()
     assert one._intake.guard.state() == other._intake.guard.state()
     assert one._intake.counts() == other._intake.counts()

@@ -146,25 +146,25 @@ def test_of_a_large_batch_the_first_events_are_judged_and_all_are_learnt(
     with updater(shop) as made:
         made.run()
         assert made.learner.events_learned == EVENTS
-        assert len(made._watch.prequential.state()["judged"]) == 4 * 3
+        assert len(made._watch.prequential.state_dict()["judged"]) == 4 * 3
 
 
-@pytest.mark.parametrize(("late_seconds", "with_texts"), [(1e-6, [False, False, False, True]), (1e6, [True] * 4)])
+@pytest.mark.parametrize(("late_seconds", "with_lora"), [(1e-6, [False, False, False, True]), (1e6, [True] * 4)])
 def test_lora_waits_while_learning_is_late_but_not_for_ever(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, late_seconds: float, with_texts: list[bool]
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, late_seconds: float, with_lora: list[bool]
 ) -> None:
     with updater(shop, late_seconds=late_seconds) as made:
         learn, taught = made.learner.learn, []
 
-        def noting(batch: Any, *, texts: bool) -> Any:
-            taught.append(texts)
-            return learn(batch, texts=texts)
+        def noting(batch: Any, *, lora: bool) -> Any:
+            taught.append(lora)
+            return learn(batch, lora=lora)
 
         monkeypatch.setattr(made.learner, "learn", noting)
         made.run()
-        assert made._metrics.late_slices._value.get() == with_texts.count(False)
-    assert sorted(taught) == with_texts  # a slice of items alone may come first
-    assert taught[:2] == with_texts[:2]
+        assert made._metrics.late_slices._value.get() == with_lora.count(False)
+    assert sorted(taught) == with_lora  # a slice of items alone may come first
+    assert taught[:2] == with_lora[:2]
 
 
 def test_what_is_judged_has_not_been_learnt(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,8 +354,8 @@ def assert_same_learner(made: Updater, expected: Updater) -> None:
     expected_tensors, expected_state = learner_state(expected.learner)
     assert state == expected_state
     assert [name for name, value in expected_tensors.items() if not torch.equal(value, tensors[name])] == []
-    assert made._watch.prequential.state() == expected._watch.prequential.state()
-    assert made._watch.drift.state() == expected._watch.drift.state()
+    assert made._watch.prequential.state_dict() == expected._watch.prequential.state_dict()
+    assert made._watch.drift.state_dict() == expected._watch.drift.state_dict()
 
 
 def test_what_was_published_since_the_checkpoint_is_learnt_again_to_the_same_bits(

@@ -37,7 +37,7 @@ def test_heads_never_stand_still() -> None:
     """Drift has to be followed after any number of batches: the rate has a floor."""
     heads = torch.zeros(1)
     optimiser = HeadsOptimiser(heads, learning_rate=0.1)
-    optimiser.restore(optimiser.state() | {"batches": torch.tensor(10**9)})
+    optimiser.load_state_dict(optimiser.state_dict() | {"batches": torch.tensor(10**9)})
     optimiser.step(torch.ones(1))
     assert heads.item() == pytest.approx(-0.01, rel=1e-3)
 
@@ -46,7 +46,7 @@ def test_heads_gradient_is_clipped() -> None:
     """A scaled gradient would not show in Adam's first step; it does in the second moment."""
     optimiser = HeadsOptimiser(torch.zeros(2), learning_rate=0.1)
     optimiser.step(torch.tensor([3_000.0, 4_000.0]))
-    torch.testing.assert_close(optimiser.state()["exp_avg.0"], 0.1 * torch.tensor([3.0, 4.0]))
+    torch.testing.assert_close(optimiser.state_dict()["exp_avg.0"], 0.1 * torch.tensor([3.0, 4.0]))
 
 
 def test_rows_move_against_the_gradient_by_the_rate() -> None:
@@ -140,7 +140,7 @@ def test_heads_resume_exactly(stop: int) -> None:
         unkilled.step(gradient)
     resumed_heads = heads.clone()
     resumed = HeadsOptimiser(resumed_heads, learning_rate=0.1)
-    resumed.restore(copied(unkilled.state()))
+    resumed.load_state_dict(copied(unkilled.state_dict()))
     for gradient in steps[stop:]:
         unkilled.step(gradient)
         resumed.step(gradient)
@@ -155,7 +155,7 @@ def test_rows_resume_exactly(stop: int) -> None:
     rows, steps = torch.tensor([0, 2]), gradients(14, 2, 3)
     for gradient in steps[:stop]:
         unkilled.step(table, rows, gradient)
-    resumed.restore(copied(unkilled.state()))
+    resumed.load_state_dict(copied(unkilled.state_dict()))
     resumed_table = table.clone()
     for gradient in steps[stop:]:
         unkilled.step(table, rows, gradient)
@@ -179,7 +179,7 @@ def test_lora_resumes_exactly(stop: int, options: dict[str, Any]) -> None:
         batch(unkilled_weights, unkilled, number)
     resumed_weights = [nn.Parameter(weight.detach().clone()) for weight in unkilled_weights]
     resumed = LoraOptimiser(resumed_weights, **options)
-    resumed.restore(copied(unkilled.state()))
+    resumed.load_state_dict(copied(unkilled.state_dict()))
     for number in range(stop, 16):
         batch(unkilled_weights, unkilled, number)
         batch(resumed_weights, resumed, number)
@@ -190,7 +190,7 @@ def test_a_state_is_a_copy() -> None:
     heads = torch.zeros(3)
     optimiser = HeadsOptimiser(heads, learning_rate=0.1)
     optimiser.step(torch.ones(3))
-    state = optimiser.state()
+    state = optimiser.state_dict()
     before = copied(state)
     optimiser.step(torch.ones(3))
     assert all(torch.equal(before[name], state[name]) for name in state)

@@ -101,19 +101,19 @@ def test_its_state_goes_on_bit_for_bit(after: int) -> None:
     unkilled = DriftMonitor(DriftSettings())
     watched(unkilled, levels[:after])
     resumed = DriftMonitor(DriftSettings())
-    resumed.restore(json.loads(json.dumps(unkilled.state())))
+    resumed.load_state_dict(json.loads(json.dumps(unkilled.state_dict())))
     for batch, level in enumerate(levels[after:]):
         assert resumed.update(losses(level, 77 + batch)) == unkilled.update(losses(level, 77 + batch))
-        assert resumed.state() == unkilled.state()
+        assert resumed.state_dict() == unkilled.state_dict()
     assert unkilled.recovering
 
 
 def test_the_fields_of_another_release_of_river_are_not_trusted() -> None:
     watch = DriftMonitor(DriftSettings())
     watched(watch, STEADY)
-    state = watch.state() | {"river": "0.1.0", "adwin": "AAAA"}
+    state = watch.state_dict() | {"river": "0.1.0", "adwin": "AAAA"}
     with capture_logs() as lines:
         resumed = DriftMonitor(DriftSettings())
-        resumed.restore(state)
+        resumed.load_state_dict(state)
     assert [line["event"] for line in lines] == ["drift_detectors_begin_anew"]
     watched(resumed, STEADY)

@@ -130,12 +130,12 @@ def test_restored_goes_on_with_the_same_figures(batch: Batch) -> None:
     for table in tables[:3]:
         unkilled.update(batch, table)
     restored = PrequentialEvaluator(window_events=100)
-    restored.restore(json.loads(json.dumps(unkilled.state())))
+    restored.load_state_dict(json.loads(json.dumps(unkilled.state_dict())))
     for table in tables[3:]:
         unkilled.update(batch, table)
         restored.update(batch, table)
     assert restored.values() == pytest.approx(unkilled.values(), rel=1e-9)
-    assert restored.state() == unkilled.state()
+    assert restored.state_dict() == unkilled.state_dict()
 
 
 # ---- lists

@@ -153,7 +153,7 @@ def test_where_texts_wait_all_else_is_learnt() -> None:
     lora, heads, ahead = learner.encoder.lora_state(), learner.ranker.heads.clone(), learner.lora_steps.ahead
     assert ahead is not None
     made = len(ahead.texts)
-    learner.learn(learner.observe(paired_stream(20, items=30, seed=1)), texts=False)
+    learner.learn(learner.observe(paired_stream(20, items=30, seed=1)), lora=False)
     assert all(torch.equal(value, lora[name]) for name, value in learner.encoder.lora_state().items())
     assert len(ahead.texts) == made
     assert not torch.equal(learner.ranker.heads, heads)

@@ -31,7 +31,7 @@ def learnt(batches: int, *, replay: int, encoder: Encoder | None = None) -> Lear
 
 
 def kept(replay: LoraReplay) -> set[int]:
-    return {int(value) for name, value in replay.state().items() if name.endswith(".items")}
+    return {int(value) for name, value in replay.state_dict().items() if name.endswith(".items")}
 
 
 def test_every_batch_is_kept_with_the_same_chance() -> None:
@@ -107,4 +107,4 @@ def test_nothing_from_before_is_replayed_after_a_drift_a_rollback_or_when_a_shop
 
 
 def kept_batches(learner: Learner) -> int:
-    return sum(name.endswith(".items") for name in learner.lora_steps.replay.state())
+    return sum(name.endswith(".items") for name in learner.lora_steps.replay.state_dict())

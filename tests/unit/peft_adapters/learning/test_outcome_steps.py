@@ -107,7 +107,7 @@ def test_without_purchases_there_is_no_probability_of_one_and_the_head_stands_st
     known = learner.lists.outcomes.probabilities()
     assert known is not None
     assert known.purchase is None
-    assert learner.lists.outcomes.state()[0]["purchase.slow.weights"].count_nonzero() == 1  # the start
+    assert learner.lists.outcomes.state_dict()[0]["purchase.slow.weights"].count_nonzero() == 1  # the start
     assert set(judged(learner, made.lists)[0]) == {"click"}
     assert learner.lists.outcomes.judged["purchase"].error() is None
 
@@ -132,7 +132,7 @@ def test_a_late_purchase_is_no_click_anew(learner: Learner) -> None:
     assert loss == 0.0
     assert learner.ranker.counters.shown.tolist() == shown.tolist()
     assert learner.ranker.counters.clicked.tolist() == clicked.tolist()
-    assert learner.lists.feedback.state() == other.lists.feedback.state()
+    assert learner.lists.feedback.state_dict() == other.lists.feedback.state_dict()
     assert (learner.lists.heads - heads).abs().max() < 0.1  # Adam's momentum alone
     ours, theirs = (judged(each, made.lists)[0]["purchase"].mean() for each in (learner, other))
     assert ours > theirs
@@ -141,9 +141,9 @@ def test_a_late_purchase_is_no_click_anew(learner: Learner) -> None:
 def test_a_list_of_no_weight_says_nothing_of_probabilities(learner: Learner) -> None:
     made = shop(20, seed=5)
     learn(learner, made)
-    before, error = learner.lists.outcomes.state(), error_of(learner, "click")
+    before, error = learner.lists.outcomes.state_dict(), error_of(learner, "click")
     learner.learn_lists(learner.observe_lists([shown._replace(weight=0.0) for shown in made.lists]))
-    after = learner.lists.outcomes.state()
+    after = learner.lists.outcomes.state_dict()
     for part in ("click.slow", "click.fast", "purchase.slow", "purchase.fast"):
         assert torch.equal(after[0][f"{part}.weights"], before[0][f"{part}.weights"])
     assert error_of(learner, "click") == pytest.approx(error)

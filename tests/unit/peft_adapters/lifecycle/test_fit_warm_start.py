@@ -111,10 +111,10 @@ def test_beginning_again_forgets_events_and_keeps_weights() -> None:
 
 def test_what_was_only_counted_is_put_back() -> None:
     learner = taught()
-    before, shoppers = state_bytes(learner), learner.shoppers.state()
+    before, shoppers = state_bytes(learner), learner.shoppers.state_dict()
     with put_back(learner):
         learner.count(learner.observe(paired_stream(50, items=ITEMS, seed=2)))
         assert state_bytes(learner) != before
     assert state_bytes(learner) == before
-    assert learner.shoppers.state() == shoppers
+    assert learner.shoppers.state_dict() == shoppers
     assert learner.events_learned == 150

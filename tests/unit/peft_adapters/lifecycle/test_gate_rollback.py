@@ -102,7 +102,7 @@ def test_one_that_got_worse_is_refused_and_after_n_goes_back() -> None:
     judged.publish(6)
     judged.gate.anchor()
     good = {name: value.clone() for name, value in learner_weights(judged.learner).items()}
-    shoppers, counted = judged.learner.shoppers.state(), judged.learner.events_learned
+    shoppers, counted = judged.learner.shoppers.state_dict(), judged.learner.events_learned
     judged.learn(poison=turned_round)
     first = judged.learn()
     assert (first["decision"], first["rules"][-1]) == ("refused", "loss")
@@ -118,7 +118,7 @@ def test_one_that_got_worse_is_refused_and_after_n_goes_back() -> None:
     for name, value in good.items():
         torch.testing.assert_close(back[name], value, atol=2e-3, rtol=1e-3, msg=name)
     assert judged.learner.events_learned == counted + 3 * EVENTS  # nothing is forgotten
-    assert judged.learner.shoppers.state() != shoppers
+    assert judged.learner.shoppers.state_dict() != shoppers
     assert int(judged.learner.ranker.counters.events.sum()) == judged.learner.events_learned
 
 
@@ -192,16 +192,16 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped() -> None:
     judged = Judged()
     judged.publish(5)
     judged.gate.settle("refused")
-    tensors, state = judged.gate.state()
+    tensors, state = judged.gate.state_dict()
     resumed = Gate(judged.learner, judged.prequential, RULES)
-    resumed.restore(tensors, json.loads(json.dumps(state)))
+    resumed.load_state_dict(tensors, json.loads(json.dumps(state)))
     judged.learner.add_items([("new", "a blue lamp")])
     for seed in (11, 12):
         batch = judged.learner.observe(paired_stream(EVENTS, items=ITEMS, seed=seed))
         scores = judged.learner.judge(batch)
         for gate in (judged.gate, resumed):
             gate.update(batch, scores)
-    one, other = judged.gate.state(), resumed.state()
+    one, other = judged.gate.state_dict(), resumed.state_dict()
     assert one[1] == other[1]
     assert all(torch.equal(value, other[0][name]) for name, value in one[0].items())
     assert one[0].keys() == other[0].keys()

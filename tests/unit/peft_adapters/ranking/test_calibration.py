@@ -146,9 +146,9 @@ def test_restored_it_goes_on_bit_for_bit() -> None:
     whole, first, second = (OnlineLogistic((1.0, -2.0, 0.0), half_life=10_000) for _ in range(3))
     learnt(whole, inputs, outcome)
     learnt(first, inputs[:1_000], outcome[:1_000])
-    second.restore(first.state())
+    second.load_state_dict(first.state_dict())
     learnt(second, inputs[1_000:], outcome[1_000:])
-    assert all(torch.equal(value, second.state()[name]) for name, value in whole.state().items())
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
 def test_what_has_a_ceiling_is_found_below_it() -> None:
@@ -175,7 +175,7 @@ def test_its_steps_are_along_the_slope_of_the_loss() -> None:
     (slope,) = torch.autograd.grad(loss, [weights])
     before = model.weights
     model.update(inputs, outcome, torch.ones(50), ceiling=ceiling)
-    curvature = model.state()["curvature"] + 10 * torch.eye(3, dtype=torch.float64)
+    curvature = model.state_dict()["curvature"] + 10 * torch.eye(3, dtype=torch.float64)
     torch.testing.assert_close(curvature @ (before - model.weights), slope)
 
 

@@ -105,12 +105,12 @@ def test_growing_keeps_counts_and_adds_zeros(counters: Counters) -> None:
 
 def test_a_copy_stands_still(counters: Counters) -> None:
     copy = counters.copy()
-    full, state = copy.full(), copy.state()
+    full, state = copy.full(), copy.state_dict()
     kept = {name: value.clone() for name, value in (full | state).items()}
     counters.grow(9)
     counters.update(array(8, 0), [[7], [1, 2]])
     assert len(copy.events) == 4
-    assert all(torch.equal(kept[name], value) for name, value in (copy.full() | copy.state()).items())
+    assert all(torch.equal(kept[name], value) for name, value in (copy.full() | copy.state_dict()).items())
     assert all(torch.equal(kept[name], value) for name, value in (full | state).items())
 
 

@@ -164,9 +164,9 @@ def test_lists_teach_projections_too(encoder: Encoder) -> None:
     for shown, clicks in shown_stream(40, items=ITEMS, seed=1):
         if clicks:
             learner.learn(learner.observe(clicks))
-        before = learner.projections.state()["trained/image"].clone()
+        before = learner.projections.state_dict()["trained/image"].clone()
         learner.learn_lists(learner.observe_lists([shown]))
-    assert not torch.equal(before, learner.projections.state()["trained/image"])
+    assert not torch.equal(before, learner.projections.state_dict()["trained/image"])
 
 
 def test_a_learner_without_vectors_is_bit_for_bit_what_it_was(encoder: Encoder) -> None:

@@ -28,11 +28,11 @@ def test_context_is_as_of_before_the_event() -> None:
 def test_asking_changes_nothing() -> None:
     shoppers = Shoppers()
     shoppers.update("ann", "s1", NOW, 7)
-    state = shoppers.state()
+    state = shoppers.state_dict()
     shoppers.context("ann", "s2", NOW + 1)
     shoppers.context("bob", None, NOW + 1)
     shoppers.session_before("ann", "s2", NOW + 1, limit=5)
-    assert shoppers.state() == state
+    assert shoppers.state_dict() == state
 
 
 def test_sessions_by_id() -> None:
@@ -97,8 +97,8 @@ def test_state_comes_back_exactly_with_its_order_through_json() -> None:
         shoppers.update(user, None if user == "bob" else "s1", NOW + index, index)
     shoppers.pass_over("ann", NOW, [7, 8])
     restored = Shoppers(max_shoppers=2)
-    restored.restore(json.loads(json.dumps(shoppers.state())))
-    assert restored.state() == shoppers.state()
+    restored.load_state_dict(json.loads(json.dumps(shoppers.state_dict())))
+    assert restored.state_dict() == shoppers.state_dict()
     for either in (shoppers, restored):
         either.update("cat", None, NOW, 9)
         assert "bob" not in either
@@ -109,8 +109,8 @@ def test_state_comes_back_exactly_with_its_order_through_json() -> None:
 def test_a_state_stands_still_when_events_go_on() -> None:
     shoppers, restored = Shoppers(), Shoppers()
     shoppers.update("ann", "s1", NOW, 1)
-    state = shoppers.state()
-    restored.restore(state)
+    state = shoppers.state_dict()
+    restored.load_state_dict(state)
     shoppers.update("ann", "s1", NOW, 2)
     restored.update("ann", "s1", NOW, 3)
     assert state["ann"][:3] == [0, [1], [0]]
@@ -151,7 +151,7 @@ def test_keys_of_sessions_are_dropped_with_their_items() -> None:
     shoppers = Shoppers()
     for item in range(HISTORY_ITEMS + 50):
         shoppers.update("ann", f"s{item}", NOW + item, item)
-    assert len(shoppers.state()["ann"][4]) == HISTORY_ITEMS
+    assert len(shoppers.state_dict()["ann"][4]) == HISTORY_ITEMS
     early = NOW + 60
     items, ages = shoppers.context("ann", "s60", early, only_before=True)
     assert (items[0], ages[0]) == (59, 1)

@@ -169,7 +169,7 @@ def test_text_vectors_are_computed_again_only_where_text_or_adapter_changed(tmp_
     model = refresh_model(model, catalogue=catalogue, encoder=encoder)
     assert catalogue.computed == 32
     lora = {name: value + 0.01 for name, value in publications.learner.lora_steps.served.items()}
-    publications.learner.lora_steps.restore(lora, lora)
+    publications.learner.lora_steps.load_lora(lora, lora)
     build_model([publications.read(publications.delta(3))], previous=model, catalogue=catalogue, encoder=encoder)
     assert catalogue.computed == 32 + 31
 
@@ -207,7 +207,7 @@ def test_going_back_to_an_adapter_of_before_encodes_what_has_changed_since_and_n
     publications.learn(64)
     first = publications.read(publications.full(1))
     lora = {name: value + 0.01 for name, value in publications.learner.lora_steps.served.items()}
-    publications.learner.lora_steps.restore(lora, lora)
+    publications.learner.lora_steps.load_lora(lora, lora)
     publications.learn(64)
     second = publications.read(publications.full(2))
     catalogue = counting(encoder, [*reversed(ITEMS)])

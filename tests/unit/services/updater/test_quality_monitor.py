@@ -58,7 +58,7 @@ def test_an_alarm_raises_the_rates_for_a_while_and_is_counted_and_said() -> None
     watched = Watched()
     with capture_logs() as lines:
         assert watched.learn(3) == [1.0, 1.0, 3.0]
-        assert watched.learner.heads_optimiser.state()["batches"] == 1  # begun again, and one step since
+        assert watched.learner.heads_optimiser.state_dict()["batches"] == 1  # begun again, and one step since
         assert watched.value("headwater_drift_rate_factor") == 3
         assert watched.learn(3) == [3.0, 1.0, 1.0]
     assert watched.value("headwater_drift_alarms_total", detector="adwin") == 1
@@ -92,11 +92,11 @@ def test_a_raised_rate_moves_more() -> None:
 def test_what_it_keeps_brings_the_raised_rate_back() -> None:
     watched = Watched()
     watched.learn(3)
-    tensors, state = watched.watch.state()
+    tensors, state = watched.watch.state_dict()
     resumed = Watched()
-    resumed.watch.restore(tensors, state)
+    resumed.watch.load_state_dict(tensors, state)
     assert resumed.learner.rate_factor == 3
-    assert resumed.watch.state()[1] == state
+    assert resumed.watch.state_dict()[1] == state
 
 
 def test_the_calibration_of_lists_is_exported_once_there_is_any() -> None:
