@@ -31,8 +31,8 @@ from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.judging import CUTOFF
 from services.lab.offline.stream import read_stream
+from streams.examples import Example
 from streams.guard import Guard, GuardSettings
-from streams.joiner import Example
 
 TARGET = 0.5
 SEEDS = 3

@@ -33,7 +33,7 @@ from peft_adapters.settings import DriftSettings, EncoderSettings, LearnerSettin
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.judging import CUTOFF, Ranks
 from services.lab.offline.stream import read_stream
-from streams.joiner import Example
+from streams.examples import Example
 
 REGAINED = 0.9
 WINDOW = 1_000

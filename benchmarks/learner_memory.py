@@ -26,7 +26,7 @@ from benchmarks.measure import Measured
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream
-from streams.joiner import Example
+from streams.examples import Example
 
 ITEMS = 200_000
 TITLE_WORDS = (3, 8)  # from, below

@@ -30,7 +30,7 @@ from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream
-from streams.joiner import Example
+from streams.examples import Example
 
 TARGET = 300.0
 ROUNDS = 3

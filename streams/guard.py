@@ -46,9 +46,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from streams.control import Quarantine, Quarantined
 from streams.events import MAX_TS_MS
+from streams.examples import Example, ShownList
 from streams.guard_accounts import HOUR_MS, Accounts, ItemAccount, PairAccount, UserAccount
 from streams.guard_caps import Cap, Caps
-from streams.joiner import Example, ShownList
 
 RULES = ("user_batch", "user_hour", "user_item", "item_batch", "item_hour", "item_burst", "quarantine")
 KINDS = ("user", "item")

@@ -9,7 +9,8 @@ from typing import Protocol
 from peft_adapters.ranking.shoppers import HISTORY_ITEMS, Shoppers
 from services.scorer.bought import Bought
 from streams.events import Click, Purchase, UserEvent
-from streams.joiner import Example, Joiner
+from streams.examples import Example
+from streams.joiner import Joiner
 
 Context = tuple[list[int], list[int]]  # catalogue rows, newest first, and how many sessions ago each was
 Baskets = Sequence[Sequence[int]]  # catalogue rows of sessions, oldest session first, oldest item first

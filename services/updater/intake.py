@@ -22,11 +22,12 @@ from streams.control import MAX_REPORTED, Capped, Forget, GuardReport, Released,
 from streams.dead_letters import DeadLetter, Reason
 from streams.decode import ItemRemoved, reject
 from streams.events import SHOPPER_EVENTS, Click, Event, Impression, Item, Purchase
+from streams.examples import Example, ShownList
 from streams.guard import Guard
 from streams.guard_accounts import HOUR_MS
 from streams.item_times import ItemTimes
 from streams.join_store import JoinStore
-from streams.joiner import Example, Joiner, ShownList
+from streams.joiner import Joiner
 from streams.offsets import Offsets
 from streams.privacy import Pseudonymiser
 from streams.record import Record

@@ -5,8 +5,8 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams.examples import Example, ShownList
 from streams.guard import KINDS, RULES, Guard, GuardSettings
-from streams.joiner import Example, ShownList
 
 USERS = [f"u{number}" for number in range(6)]
 ITEMS = [f"i{number}" for number in range(6)]

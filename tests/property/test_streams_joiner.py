@@ -8,8 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streams.events import Click, Impression, Purchase, ShownItem
+from streams.examples import Example, ShownList
 from streams.join_store import JoinStore
-from streams.joiner import Example, Joiner, ShownList
+from streams.joiner import Joiner
 
 ITEMS = ["a", "b", "c", "d"]
 USERS = ["u", "v"]

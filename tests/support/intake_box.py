@@ -20,8 +20,8 @@ from services.settings.updater import UpdaterSettings
 from services.updater.intake import Intake
 from streams.dead_letters import DeadLetter
 from streams.events import Click, Event, Impression, Item, ShownItem
+from streams.examples import Example, ShownList
 from streams.join_store import JoinStore
-from streams.joiner import Example, ShownList
 from streams.privacy import Pseudonymiser
 from streams.record import Record
 from streams.topics import Topics

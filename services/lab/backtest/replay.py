@@ -17,7 +17,7 @@ from services.lab.backtest.policies import Policy
 from services.lab.backtest.rivals import Rival
 from services.lab.offline.judging import Flags, Ints, Ranks
 from services.lab.offline.stream import Chunk, Shown, Stream, days
-from streams.joiner import Example, ShownList
+from streams.examples import Example, ShownList
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from services.data.dataset import DatasetError
 from services.data.rows import RefusedRows
 from services.lab.offline.stream import Shown, Stream, read_stream
 from services.settings.fit import FitSettings
-from streams.joiner import Example, ShownList
+from streams.examples import Example, ShownList
 
 Record = TypeVar("Record", Example, ShownList)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from peft_adapters.learning.learner import Learner
 from services.lab.offline.judging import Ranks
 from services.lab.offline.stream import Stream, chunks
-from streams.joiner import Example, ShownList
+from streams.examples import Example, ShownList
 
 Progress = Callable[[int], None]
 Lessons = list[tuple[int, ShownList]]

@@ -15,7 +15,7 @@ from services.data.dataset import DatasetError, read_items
 from services.data.files import opened_text
 from services.data.rows import RefusedRows, table_rows
 from services.items import catalogue_item
-from streams.joiner import Example
+from streams.examples import Example
 
 _WARM_UP_GAP_MS = 24 * 3_600_000  # so that no session goes on from the warm-up into the data
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from services.data.dataset import DatasetError, read_events
 from services.data.rows import RefusedRows
 from streams.events import Click, Impression, Purchase, normalize_query
-from streams.joiner import Example, ShownList, example_of
+from streams.examples import Example, ShownList, example_of
 
 _DAY_MS = 86_400_000
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import click_spam
 from benchmarks.__main__ import SCENARIOS
 from benchmarks.click_spam import KINDS, with_spam
-from streams.joiner import Example
+from streams.examples import Example
 
 HONEST = [
     Example(

@@ -1,7 +1,7 @@
 """The textbook's rows say what was known before each event."""
 
 from benchmarks.textbook_loop import HISTORY_ITEMS, _rows
-from streams.joiner import Example
+from streams.examples import Example
 
 
 def bought(user_id: str, item_id: str, ts: int) -> Example:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from streams.examples import Example, ShownList
 from streams.guard import Guard, GuardSettings
-from streams.joiner import Example, ShownList
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from streams.examples import Example
 from streams.guard import Guard, GuardSettings
-from streams.joiner import Example
 
 HOUR_MS = 3_600_000
 BATCH = 256

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from streams.events import Click, Impression, Purchase, ShownItem, UserEvent
+from streams.examples import Example, ShownList
 from streams.join_store import JoinStore
-from streams.joiner import Example, Joiner, ShownList
+from streams.joiner import Joiner
 
 CLICK_WINDOW, PURCHASE_WINDOW = 10_000, 60_000  # ms
 

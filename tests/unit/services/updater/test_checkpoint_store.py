@@ -18,7 +18,7 @@ from peft_adapters.settings import LearnerSettings
 from services.updater import checkpoint_store as store_module
 from services.updater.checkpoint_store import CheckpointStore
 from services.updater.journal import Journal, JournalEntry
-from streams.join_store import PendingImpression
+from streams.pending_impressions import PendingImpression
 
 AT = ("clicks", 0)
 

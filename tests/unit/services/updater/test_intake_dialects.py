@@ -24,8 +24,8 @@ from services.metrics.intake import EVENT_OUTCOMES
 from services.settings import Settings
 from services.updater.intake import Intake
 from streams.dead_letters import DeadLetter
+from streams.examples import Example, ShownList
 from streams.join_store import JoinStore
-from streams.joiner import Example, ShownList
 from streams.privacy import Pseudonymiser
 from streams.record import Record
 from streams.topics import Topics

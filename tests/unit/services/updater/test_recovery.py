@@ -19,7 +19,7 @@ from services.updater import checkpoint_store as store_module
 from services.updater.checkpoint_store import CheckpointStore
 from services.updater.journal import JournalEntry
 from services.updater.recovery import inspect_checkpoints
-from streams.join_store import PendingImpression
+from streams.pending_impressions import PendingImpression
 
 AT = ("clicks", 0)
 MODEL_FILES = ("model.safetensors", "beside.safetensors", "state.json", "SHA256SUMS")

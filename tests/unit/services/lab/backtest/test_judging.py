@@ -9,7 +9,7 @@ import torch
 
 from peft_adapters.learning.lists import JudgedLists
 from services.lab.offline.judging import RANDOM_ITEMS, Ranks, auc_among_random, figures, interval
-from streams.joiner import ShownList
+from streams.examples import ShownList
 
 ALL_SOLD = np.ones(4, dtype=bool)
 

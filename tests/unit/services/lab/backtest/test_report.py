@@ -14,7 +14,7 @@ from services.lab.backtest.summary import summary
 from services.lab.offline.judging import Ranks
 from services.lab.offline.stream import Stream
 from services.settings import Settings
-from streams.joiner import Example
+from streams.examples import Example
 
 EVENTS = 60
 

@@ -9,7 +9,7 @@ from tiny_model import Listed, paired_stream, titled
 
 from peft_adapters.ranking.shoppers import Shoppers, pad
 from services.lab.backtest.river_rival import RiverRival
-from streams.joiner import Example
+from streams.examples import Example
 
 ITEMS = 30
 

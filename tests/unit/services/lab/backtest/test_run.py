@@ -18,7 +18,7 @@ from services.lab.backtest.run import run_policy
 from services.lab.offline.inputs import new_learner, read_catalogue, read_warm_up
 from services.lab.offline.judging import Ranks
 from services.lab.offline.stream import Shown, Stream
-from streams.joiner import Example, ShownList
+from streams.examples import Example, ShownList
 
 ENCODER = EncoderSettings(model=str(tiny_bert()), lora_rank=4, cache_dir=None)
 ITEMS = titled(40)

@@ -19,7 +19,7 @@ from services.lab.backtest.rivals import LearnerRival
 from services.lab.backtest.run import Start, run_policy
 from services.lab.offline.inputs import new_learner
 from services.lab.offline.stream import Stream, chunks
-from streams.joiner import Example
+from streams.examples import Example
 
 DAY_MS = 86_400_000
 ITEMS = 50

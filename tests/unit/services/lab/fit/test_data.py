@@ -13,7 +13,7 @@ from services.lab.fit.passes import count, learn
 from services.lab.offline.judging import Ranks
 from services.lab.offline.stream import Shown, Stream
 from services.settings.fit import FitSettings
-from streams.joiner import Example, ShownList
+from streams.examples import Example, ShownList
 
 
 def example(index: int, **changes: Any) -> Example:
