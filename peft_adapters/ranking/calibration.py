@@ -1,7 +1,7 @@
-"""Probabilities of what becomes of what is shown: fitted as it comes in, judged by the expected calibration error.
+"""Probabilities of clicks and purchases, fitted online and evaluated by the expected calibration error.
 
-An item is clicked with probability `sigmoid(click . inputs)`, and bought, once clicked, with `sigmoid(purchase .
-inputs)`; both together is how likely it is bought at all (Ma et al. 2018, arXiv 1804.07931).
+A shown item is clicked with probability `sigmoid(click . inputs)`, and a clicked item is bought with probability
+`sigmoid(purchase . inputs)`; the product is the probability of a purchase (Ma et al. 2018, arXiv 1804.07931).
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ OUTCOMES = ("click", "purchase")
 BINS = 15
 INPUTS = len(FEATURES) + 3
 
-# Of what is learnt from, in items shown.
-_SLOW_HALF_LIFE = 50_000.0
-_FAST_HALF_LIFE = 10_000.0
-_BELIEVED = 1_000.0  # curvature of what comes without its own
-_RIDGE = 10.0  # as if that much had been seen already; keeps a weight still of which nothing is seen
+_SLOW_HALF_LIFE = 50_000.0  # shown items
+_FAST_HALF_LIFE = 10_000.0  # shown items
+_PRIOR_CURVATURE = 1_000.0  # of loaded weights, which come without their own
+_RIDGE = 10.0  # added to the curvature; keeps a weight constant while its input is always zero
 
 
 class Probabilities(NamedTuple):
-    """What says how likely each outcome is; a bundle carries it.
+    """Weights that predict the outcomes of a shown item; part of a bundle.
 
     Attributes:
-        click: [INPUTS] weights of `outcome_inputs`.
-        purchase: [INPUTS] of what is clicked; None where no purchase was learnt.
+        click: [INPUTS] weights of `outcome_inputs` for a click.
+        purchase: [INPUTS] weights for a purchase after a click; None if no purchase was learnt.
     """
 
     click: Tensor
     purchase: Tensor | None
 
     def __call__(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Probability of each outcome, by name, [...], from inputs [..., INPUTS]."""
+        """Return the probability [...] of each outcome, by name, for inputs [..., INPUTS]."""
         return outcome_probabilities([inputs @ weights for weights in self if weights is not None])
 
 
 def outcome_probabilities(log_odds: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Probability of each outcome, by name: of log odds of a click and, where they are known, of a purchase then."""
+    """Return the probability [...] of each outcome, by name.
+
+    Args:
+        log_odds: log odds [...] of a click and, if known, of a purchase after a click.
+    """
     click = torch.sigmoid(log_odds[0])
     if len(log_odds) == 1:
         return {"click": click}
@@ -51,33 +54,34 @@ def outcome_probabilities(log_odds: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def outcome_inputs(features: Tensor, conversion: Tensor, position: Tensor | None = None) -> Tensor:
-    """What outcomes follow from, [..., candidates, INPUTS]: features, conversion, 1 and `-log(1 + position)`.
+    """Return the inputs [..., candidates, INPUTS] of outcomes: features, conversion, 1 and `-log(1 + position)`.
 
     Args:
-        features: [features, ..., candidates].
+        features: [FEATURES, ..., candidates] features of the candidates.
         conversion: [candidates] purchases over clicks, see `features.conversion`.
-        position: [..., candidates] places from 0; None puts each in the first.
+        position: [..., candidates] positions from 0; None puts every candidate at the first position.
     """
-    one = torch.ones_like(features[0])
-    place = torch.zeros_like(one) if position is None else -position.to(one.dtype).log1p()
-    return torch.cat([features, torch.stack([conversion * one, one, place])]).movedim(0, -1)
+    ones = torch.ones_like(features[0])
+    position_input = torch.zeros_like(ones) if position is None else -position.to(ones.dtype).log1p()
+    return torch.cat([features, torch.stack([conversion * ones, ones, position_input])]).movedim(0, -1)
 
 
 class OnlineLogistic:
-    """Logistic regression, a Newton step a batch, over what is not yet forgotten.
+    """Online logistic regression with exponential forgetting and one Newton step per batch.
 
-    The steps need no rate: the curvature of the loss, summed up with a half-life, says how far each goes.
+    It needs no learning rate: the curvature of the loss, summed with a half-life, sets the step size.
 
-    With a `ceiling` the outcome has probability `ceiling * sigmoid(inputs . weights)`, as a purchase has that of the
-    click before it. With `p` that, and `s` the sigmoid, the loss has the slope `(p - outcome)(1 - s) / (1 - p)` along
-    the log odds, and the expected curvature `p (1 - s)^2 / (1 - p)`; with 1 as ceiling `s - outcome` and `s (1 - s)`.
+    With a `ceiling`, the probability of the outcome is `p = ceiling * sigmoid(inputs . weights)`; a purchase has the
+    probability of its click as ceiling. With `s` the sigmoid, the loss has the slope `(p - outcome)(1 - s) / (1 - p)`
+    in the log odds and the expected curvature `p (1 - s)^2 / (1 - p)`; for a ceiling of 1 these are `s - outcome` and
+    `s (1 - s)`.
 
     Args:
-        start: [inputs] weights before anything is learnt.
-        half_life: what is learnt from counts half after so many more.
+        start: [inputs] initial weights.
+        half_life: number of rows after which a row counts half.
 
     Attributes:
-        weights: [inputs].
+        weights: [inputs] current weights, double precision.
     """
 
     def __init__(self, start: Sequence[float], *, half_life: float) -> None:
@@ -86,62 +90,75 @@ class OnlineLogistic:
         self._half_life = half_life
 
     def probability(self, inputs: Tensor) -> Tensor:
-        """Of each row of inputs, [rows] double precision."""
+        """Return the probability [rows] for inputs [rows, inputs], in double precision."""
         return torch.sigmoid(inputs.double() @ self.weights)
 
     def update(self, inputs: Tensor, outcome: Tensor, weight: Tensor, ceiling: Tensor | None = None) -> None:
-        """Learn from inputs [rows, inputs] and what became of them, [rows]."""
+        """Take a Newton step.
+
+        Args:
+            inputs: [rows, inputs] inputs of the rows.
+            outcome: [rows] True where the outcome happened.
+            weight: [rows] weight of each row in the loss.
+            ceiling: [rows] factor of the probability; None is 1.
+        """
         inputs, weight = inputs.double(), weight.double()
-        own = self.probability(inputs)
-        left = torch.ones_like(own) if ceiling is None else (1 - own) / (1 - ceiling * own)  # of the plain slope
-        probability = own if ceiling is None else ceiling * own
-        gradient = inputs.T @ (weight * left * (probability - outcome.double()))
-        curvature = (inputs * (weight * left * probability * (1 - own))[:, None]).T @ inputs
+        sigmoid = self.probability(inputs)
+        slope_ratio = torch.ones_like(sigmoid) if ceiling is None else (1 - sigmoid) / (1 - ceiling * sigmoid)
+        probability = sigmoid if ceiling is None else ceiling * sigmoid
+        gradient = inputs.T @ (weight * slope_ratio * (probability - outcome.double()))
+        curvature = (inputs * (weight * slope_ratio * probability * (1 - sigmoid))[:, None]).T @ inputs
         self._curvature = self._curvature * 0.5 ** (len(inputs) / self._half_life) + curvature
         ridge = _RIDGE * torch.eye(len(self.weights), dtype=torch.float64)
         self.weights = self.weights - torch.linalg.solve(self._curvature + ridge, gradient)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it as tensors."""
+        """Return weights [inputs] and curvature [inputs, inputs]."""
         return {"weights": self.weights.clone(), "curvature": self._curvature.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave."""
+        """Load the result of `state_dict`."""
         self.weights, self._curvature = state["weights"].clone(), state["curvature"].clone()
 
 
 class CalibratedHead:
-    """A logistic regression with a slow memory, and a recalibration of its log odds with a fast one.
+    """A slow logistic regression whose log odds a fast one recalibrates (online Platt scaling; Platt 1999).
 
-    The slow one tells items apart. It lags behind a level that moves, as counters do while they fill; scale and shift
-    of its log odds (Platt 1999, here online) follow that.
+    The slow regression distinguishes items, but lags behind a moving base rate, such as that of filling counters. The
+    scale and shift of its log odds follow the base rate.
 
     Args:
-        start: [inputs] weights before anything is learnt.
+        start: [inputs] initial weights.
+
+    Attributes:
+        slow: regression of the outcome on the inputs.
+        fast: regression of the outcome on the slow regression's log odds.
     """
 
     def __init__(self, start: Sequence[float]) -> None:
         self.slow = OnlineLogistic(start, half_life=_SLOW_HALF_LIFE)
         self.fast = OnlineLogistic((1.0, 0.0), half_life=_FAST_HALF_LIFE)
 
-    def weights(self, one: int) -> Tensor:
-        """Both as one, [inputs]; input `one` is always 1."""
+    def weights(self, bias: int) -> Tensor:
+        """Return the weights [inputs] of the combined model; the input with index `bias` is always 1."""
         scale, shift = self.fast.weights
         weights: Tensor = scale * self.slow.weights
-        weights[one] += shift
+        weights[bias] += shift
         return weights.float()
 
     def initialise(self, weights: Tensor) -> None:
-        """Go on from what `weights` gave; a first batch is not to throw it over."""
-        for own, known in ((self.slow, weights.double()), (self.fast, torch.tensor([1.0, 0.0], dtype=torch.float64))):
-            own.load_state_dict({"weights": known, "curvature": _BELIEVED * torch.eye(len(known), dtype=torch.float64)})
+        """Start from combined weights [inputs], with a prior curvature that limits the first steps."""
+        identity = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        for regression, start in ((self.slow, weights.double()), (self.fast, identity)):
+            curvature = _PRIOR_CURVATURE * torch.eye(len(start), dtype=torch.float64)
+            regression.load_state_dict({"weights": start, "curvature": curvature})
 
     def probability(self, inputs: Tensor) -> Tensor:
-        """Of each row of inputs, [rows] double precision."""
+        """Return the probability [rows] for inputs [rows, inputs], in double precision."""
         return self.fast.probability(self._log_odds(inputs))
 
     def update(self, inputs: Tensor, outcome: Tensor, weight: Tensor, ceiling: Tensor | None = None) -> None:
-        """Learn as `OnlineLogistic.update` does; the recalibration from log odds that have not learnt it."""
+        """Update both regressions, as in `OnlineLogistic.update`; the fast one first, on log odds before the update."""
         self.fast.update(self._log_odds(inputs), outcome, weight, ceiling)
         self.slow.update(inputs, outcome, weight, ceiling)
 
@@ -151,42 +168,42 @@ class CalibratedHead:
 
 
 class CalibrationBins:
-    """Predicted against observed in 15 equal bins of probability (Naeini et al. 2015; Guo et al. 2017).
+    """Predicted and observed outcomes in 15 equal bins of probability (Naeini et al. 2015; Guo et al. 2017).
 
     Args:
-        half_life: what was judged counts half after so many more; infinite counts all alike.
+        half_life: number of predictions after which a prediction counts half; infinite disables forgetting.
     """
 
     def __init__(self, half_life: float = math.inf) -> None:
         self._half_life = half_life
-        self._sums = torch.zeros(3, BINS, dtype=torch.float64)  # how many, predicted, observed
+        self._sums = torch.zeros(3, BINS, dtype=torch.float64)  # count, predicted, observed
 
     def add(
         self,
         probability: Tensor,
-        happened: Tensor,
+        outcome: Tensor,
         *,
         weight: Tensor | None = None,
         is_correction: Tensor | None = None,
     ) -> None:
-        """Take in what was predicted and what came of it.
+        """Add predictions and their outcomes.
 
         Args:
-            probability: [judged].
-            happened: [judged].
-            weight: [judged] how much each counts; None counts each whole.
-            is_correction: [judged] what was taken in before, when it had not happened yet.
+            probability: [predictions] predicted probability.
+            outcome: [predictions] True where the outcome happened.
+            weight: [predictions] weight of each prediction; None is 1.
+            is_correction: [predictions] True where the prediction was added before its outcome happened.
         """
         probability = probability.double()
         weight = torch.ones_like(probability) if weight is None else weight.double()
-        first = weight if is_correction is None else weight * ~is_correction
-        place = (probability * BINS).long().clamp(0, BINS - 1)
+        counted = weight if is_correction is None else weight * ~is_correction
+        bins = (probability * BINS).long().clamp(0, BINS - 1)
         self._sums *= 0.5 ** (len(probability) / self._half_life)
-        for sums, values in zip(self._sums, (first, first * probability, weight * happened), strict=True):
-            sums.index_add_(0, place, values)
+        for sums, values in zip(self._sums, (counted, counted * probability, weight * outcome), strict=True):
+            sums.index_add_(0, bins, values)
 
     def error(self) -> float | None:
-        """Expected calibration error: the mean over what was judged of its bin's |predicted - observed|.
+        """Return the expected calibration error, the weighted mean of |predicted - observed| over bins, or None.
 
         >>> bins = CalibrationBins()
         >>> bins.add(torch.tensor([0.5, 0.5, 0.1]), torch.tensor([True, False, True]))
@@ -197,10 +214,10 @@ class CalibrationBins:
         return float((predicted - observed).abs().sum() / count.sum()) if count.any() else None
 
     def state_dict(self) -> list[list[float]]:
-        """All of it, as JSON can hold it."""
+        """Return the sums [3, BINS] as JSON-serialisable lists."""
         sums: list[list[float]] = self._sums.tolist()
         return sums
 
     def load_state_dict(self, state: Any) -> None:
-        """Put back what `state_dict` gave."""
+        """Load the result of `state_dict`."""
         self._sums = torch.tensor(state, dtype=torch.float64)

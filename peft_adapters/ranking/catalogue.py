@@ -1,4 +1,4 @@
-"""The catalogue as the model sees it: items in a fixed order, their texts, and the text vectors of one adapter."""
+"""The model's catalogue: items in a fixed order, their texts and cached activations, and vectors under an adapter."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ from peft_adapters.ranking.modalities import CatalogueItem, ItemVectors
 
 log = structlog.get_logger(__name__)
 
-_LOG_SECONDS = 5.0  # between two lines on how far the encoding is
-_CHUNK = 1_024  # items encoded or refreshed at a time; bounds the memory that it takes
+_LOG_SECONDS = 5.0  # between two log lines about progress
+_CHUNK = 1_024  # items encoded or refreshed at a time; bounds memory
 
 
 class Catalogue:
-    """Items in order of arrival: an item keeps its row for ever, its text may change.
+    """Items in order of arrival; an item keeps its row for ever, and its text may change.
 
     Args:
-        cache: where the frozen prefix of each text comes from.
-        max_hidden_bytes: of activations held in memory; those of later items are asked of the cache at each use. None
-            holds all.
+        cache: cache that provides the frozen activations of each text.
+        max_hidden_bytes: limit of activations in memory; those of further items are read from the cache at each use.
+            None keeps all in memory.
+
+    Attributes:
+        ids: item id of each row.
+        texts: text of each row.
+        rows: row of each item id.
+        hidden: activations [tokens, dim] of each row; None where they are only in the cache.
+        modality_vectors: vectors of other modalities, by row, of the items that have any.
     """
 
     def __init__(self, cache: PrefixCache, *, max_hidden_bytes: int | None = None) -> None:
@@ -34,19 +41,19 @@ class Catalogue:
         self.ids: list[str] = []
         self.texts: list[str] = []
         self.rows: dict[str, int] = {}
-        self.hidden: list[Tensor | None] = []  # [tokens, dim] a row; None where it is left to the cache
-        self.modality_vectors: dict[int, ItemVectors] = {}  # by row, of items that have vectors of other modalities
+        self.hidden: list[Tensor | None] = []
+        self.modality_vectors: dict[int, ItemVectors] = {}
 
     def __len__(self) -> int:
-        """Items."""
+        """Return the number of items."""
         return len(self.ids)
 
     def __contains__(self, item_id: object) -> bool:
-        """Whether an item has a row."""
+        """Return whether an item has a row."""
         return item_id in self.rows
 
     def upsert(self, items: Iterable[CatalogueItem]) -> list[int]:
-        """Add items or change them; rows whose text or vectors are new, in order. All of it or, failing, none."""
+        """Add or change items, all or none, and return the sorted rows whose text or vectors changed."""
         changed: dict[str, str] = {}
         vectors: dict[str, ItemVectors] = {}
         for item in items:
@@ -57,70 +64,79 @@ class Catalogue:
             vectors[item_id] = item[2] if len(item) == 3 else {}
         encoded = self._encode(list(changed.values()))
         rows = {
-            self._put(item_id, text, hidden) for (item_id, text), hidden in zip(changed.items(), encoded, strict=True)
+            self._set_text(item_id, text, hidden)
+            for (item_id, text), hidden in zip(changed.items(), encoded, strict=True)
         }
         return sorted(
-            rows | {self.rows[item_id] for item_id, own in vectors.items() if self._put_vectors(item_id, own)}
+            rows | {self.rows[item_id] for item_id, given in vectors.items() if self._set_vectors(item_id, given)}
         )
 
     def _encode(self, texts: Sequence[str]) -> list[Tensor | None]:
-        """Activations of texts, those of a chunk in one piece of memory: many small ones leave holes between them."""
+        """Return activations of texts; each chunk is one allocation, because many small ones fragment memory."""
         encoded: list[Tensor | None] = []
-        told = time.monotonic()
+        logged = time.monotonic()
         for start in range(0, len(texts), _CHUNK):
             hidden = self._cache.get(texts[start : start + _CHUNK])
-            encoded += self._held(hidden)
-            if time.monotonic() > told + _LOG_SECONDS:
-                told = time.monotonic()
+            encoded += self._within_memory_limit(hidden)
+            if time.monotonic() > logged + _LOG_SECONDS:
+                logged = time.monotonic()
                 log.info("catalogue_encoding", done=len(encoded), of=len(texts))
         return encoded
 
-    def _held(self, hidden: list[Tensor]) -> list[Tensor | None]:
-        """What is kept in memory of a chunk: all of it while there is room, else nothing."""
+    def _within_memory_limit(self, hidden: list[Tensor]) -> list[Tensor | None]:
+        """Return a chunk's activations if the memory limit allows them, else None for each."""
         size = sum(states.nbytes for states in hidden)
         if self._max_hidden_bytes is not None and self._hidden_bytes + size > self._max_hidden_bytes:
             return [None] * len(hidden)
         self._hidden_bytes += size
         return list(torch.split(torch.cat(hidden), [len(states) for states in hidden]))
 
-    def _put(self, item_id: str, text: str, hidden: Tensor | None) -> int:
+    def _set_text(self, item_id: str, text: str, hidden: Tensor | None) -> int:
+        """Set an item's text and activations, and return its row."""
         row = self.rows.setdefault(item_id, len(self.ids))
         if row == len(self.ids):
             self.ids.append(item_id)
             self.texts.append(text)
             self.hidden.append(hidden)
-        elif (before := self.hidden[row]) is not None:
-            self._hidden_bytes -= before.nbytes
+        elif (previous := self.hidden[row]) is not None:
+            self._hidden_bytes -= previous.nbytes
         self.texts[row], self.hidden[row] = text, hidden
         return row
 
-    def _put_vectors(self, item_id: str, vectors: ItemVectors) -> bool:
-        """Whether they are others than before."""
+    def _set_vectors(self, item_id: str, vectors: ItemVectors) -> bool:
+        """Set an item's vectors of other modalities, and return whether they changed."""
         row = self.rows[item_id]
-        before = self.modality_vectors.pop(row, {})
+        previous = self.modality_vectors.pop(row, {})
         if vectors:
             self.modality_vectors[row] = vectors
-        return before.keys() != vectors.keys() or not all(
-            np.array_equal(before[name], vectors[name]) for name in before
+        return previous.keys() != vectors.keys() or not all(
+            np.array_equal(previous[name], vectors[name]) for name in previous
         )
 
     def vectors(self, suffix: Callable[[Sequence[Tensor]], Tensor], rows: Sequence[int]) -> Tensor:
-        """Unit text vectors [rows, dim] under an adapter."""
-        vectors = torch.zeros(len(rows), self._cache.dim)  # filled in place: a large catalogue's are not held twice
+        """Return unit text vectors [rows, dim] under an adapter.
+
+        Args:
+            suffix: function that maps activations [tokens, dim] of each text to vectors [texts, dim].
+            rows: catalogue rows of the items.
+        """
+        vectors = torch.zeros(len(rows), self._cache.dim)  # filled in place, so that vectors are not held twice
         for start in range(0, len(rows), _CHUNK):
             hidden = self._activations(rows[start : start + _CHUNK])
             vectors[start : start + len(hidden)] = torch.nn.functional.normalize(suffix(hidden), dim=1)
         return vectors
 
     def _activations(self, rows: Sequence[int]) -> list[Tensor]:
-        """Of some rows, from memory or from the cache."""
-        left = [row for row in rows if self.hidden[row] is None]
-        asked = dict(zip(left, self._cache.get([self.texts[row] for row in left]), strict=True)) if left else {}
-        return [asked[row] if (hidden := self.hidden[row]) is None else hidden for row in rows]
+        """Return activations [tokens, dim] of rows, from memory or from the cache."""
+        missing = [row for row in rows if self.hidden[row] is None]
+        cached = (
+            dict(zip(missing, self._cache.get([self.texts[row] for row in missing]), strict=True)) if missing else {}
+        )
+        return [cached[row] if (hidden := self.hidden[row]) is None else hidden for row in rows]
 
 
 def item_text(*, title: str, brand: str = "", category: str = "", description: str = "") -> str:
-    """The text an item is encoded from and found by, cut to what the encoder reads at most.
+    """Return the text that an item is encoded from and searched by, cut to the encoder's limit.
 
     >>> item_text(title="Mug", brand="Acme", description="Blue.")
     'Mug. Acme. Blue.'

@@ -1,8 +1,7 @@
 """Streaming counters: popularity at two half-lives, directed transitions, windowed co-occurrence, click-through.
 
-They are what collaborative filtering needs from a stream. Counts are whole numbers, or those halved a few times, so
-adding a published delta to a parent's counts gives exactly the counts of the learner that published it. Everything is
-vectorised over a batch.
+Counts are whole numbers, possibly halved a few times, so sums are exact: a parent's counts plus a published delta equal
+the counts of the learner that published it. All updates are vectorised over a micro-batch.
 """
 
 from __future__ import annotations
@@ -20,18 +19,22 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 HALF_LIVES_EVENTS = (1_000.0, 20_000.0)
-PAIR_WINDOW_ITEMS = 20  # a new event is paired with this many before it in its session
-SKIP_WINDOW_ITEMS = 5  # the newest of them also count as directed skip transitions
-NEIGHBOUR_WINDOW_ITEMS = 3  # and these as neighbours, whichever came first
+PAIR_WINDOW_ITEMS = 20  # earlier items of the session that a new event is paired with
+SKIP_WINDOW_ITEMS = 5  # newest of them that also count as directed skip transitions
+NEIGHBOUR_WINDOW_ITEMS = 3  # newest of them that also count as neighbours, without direction
 PER_ITEM = ("events", "shown", "clicked", "bought")
 MATRICES = ("transition", "skip_transition", "cooccurrence", "neighbour")
 
-_MERGE_RATIO = 0.1  # the recent part is folded into the main one at this share of it: amortised constant cost an entry
+_MERGE_RATIO = 0.1  # size of the recent part, over the main one, at which they are merged: amortised constant cost
 _MERGE_ENTRIES = 1_000
 
 
 class SparseCounts:
-    """A growing square matrix of counts: a large sorted part, and a small recent one folded into it now and then."""
+    """A growing square matrix of counts, the sum of a large main part and a small recent part that is merged into it.
+
+    Args:
+        size: number of rows and columns.
+    """
 
     def __init__(self, size: int = 0) -> None:
         self._main = _empty(size)
@@ -39,15 +42,21 @@ class SparseCounts:
         self._row_sums = np.zeros(size, dtype=np.float32)
 
     def grow(self, size: int) -> None:
-        """Make room for `size` items."""
+        """Extend to `size` rows and columns."""
         if size > len(self._row_sums):
-            self._main, self._recent = self._main.copy(), self._recent.copy()  # a resize is in place
+            self._main, self._recent = self._main.copy(), self._recent.copy()  # resize works in place
             self._main.resize(size, size)
             self._recent.resize(size, size)
             self._row_sums = np.pad(self._row_sums, (0, size - len(self._row_sums)))
 
     def add(self, rows: IntArray, columns: IntArray, counts: FloatArray) -> None:
-        """Add counts at (row, column); repeated places add up. Earlier copies of this object keep their counts."""
+        """Add counts; repeated (row, column) pairs add up, and earlier copies of this object do not change.
+
+        Args:
+            rows: [entries] row of each count.
+            columns: [entries] column of each count.
+            counts: [entries] counts to add.
+        """
         size = len(self._row_sums)
         self._recent = self._recent + _csr(counts, rows, columns, size)
         self._row_sums = self._row_sums + np.bincount(rows, counts, size).astype(np.float32)
@@ -55,36 +64,40 @@ class SparseCounts:
             self._main, self._recent = self._main + self._recent, _empty(size)
 
     def scale(self, factor: float) -> None:
-        """Multiply all counts. Earlier copies of this object keep theirs."""
+        """Multiply all counts by a factor; earlier copies of this object do not change."""
         self._main, self._recent = self._main * np.float32(factor), self._recent * np.float32(factor)
         self._row_sums = self._row_sums * np.float32(factor)
 
     @property
     def row_sums(self) -> FloatArray:
-        """Counts of whole rows, [size]."""
+        """Row sums [size]."""
         return self._row_sums
 
     def probability(self, weights: sparse.csr_array, *, smoothing: float) -> sparse.csr_array:
-        """Conditional probabilities of rows, weighted and summed. [contexts, items].
+        """Return weighted sums of the rows' conditional probabilities, [contexts, items].
 
         Row `c` is `sum_j weights[c, j] * counts[j] / (row_sums[j] + smoothing)`.
+
+        Args:
+            weights: sparse [contexts, items] weight of each item in each context.
+            smoothing: count added to each row sum.
         """
         scaled = weights.copy()
         scaled.data = scaled.data / (self._row_sums[weights.indices] + np.float32(smoothing))
         return scaled @ self._main + scaled @ self._recent
 
     def parts(self) -> tuple[sparse.csr_array, sparse.csr_array]:
-        """The large part and the recent one: their sum is what was counted. Neither is ever changed in place."""
+        """Return the main and the recent part [items, items], which sum to the counts and never change in place."""
         return self._main, self._recent
 
     def copy(self) -> SparseCounts:
-        """A copy that shares what neither of the two will change in place."""
-        other = SparseCounts()
-        other._main, other._recent, other._row_sums = self._main, self._recent, self._row_sums
-        return other
+        """Return a copy; it shares the arrays, which neither object changes in place."""
+        copy = SparseCounts()
+        copy._main, copy._recent, copy._row_sums = self._main, self._recent, self._row_sums
+        return copy
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Both parts exactly as they are, so that a resumed learner sums in the same order."""
+        """Return both parts unmerged, so that a resumed learner sums in the same order."""
         return {
             f"{part}.{name}": value
             for part, matrix in (("main", self._main), ("recent", self._recent))
@@ -92,7 +105,7 @@ class SparseCounts:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor], size: int) -> None:
-        """Put back what `state_dict` gave."""
+        """Load the result of `state_dict` for `size` items."""
         self._main, self._recent = (
             _csr(state[f"{part}.count"].numpy(), state[f"{part}.row"].numpy(), state[f"{part}.column"].numpy(), size)
             for part in ("main", "recent")
@@ -100,7 +113,7 @@ class SparseCounts:
         self._row_sums = np.asarray((self._main + self._recent).sum(axis=1), dtype=np.float32).ravel()
 
     def triples(self) -> dict[str, Tensor]:
-        """All counts as `row`, `column` (int32) and `count` (float32), sorted."""
+        """Return all counts as `row`, `column` (int32) and `count` (float32), [entries] each, sorted."""
         return _triples((self._main + self._recent).tocoo())
 
 
@@ -108,13 +121,13 @@ class Counters:
     """All streaming counters of one scenario.
 
     Attributes:
-        popularity: [half-lives, items] events of each item, halved every `HALF_LIVES_EVENTS`.
-        events: [items] events of each item since the beginning.
-        shown: [items] how often each item was in a list whose clicks are known.
-        clicked: [items] how often it was clicked there.
-        bought: [items] how often it was bought there.
-        matrices: the sparse counts by name.
-        rewritten: something happened since `mark_published` that no delta can say.
+        popularity: [half-lives, items] events of each item, halved every `HALF_LIVES_EVENTS` events.
+        events: [items] events of each item since the start.
+        shown: [items] impressions of each item in lists whose clicks are known.
+        clicked: [items] clicks of each item in those lists.
+        bought: [items] purchases of each item in those lists.
+        matrices: sparse counts of item pairs, by name.
+        rewritten: all counts changed since `mark_published`, so that a delta cannot represent them.
     """
 
     def __init__(self) -> None:
@@ -125,7 +138,7 @@ class Counters:
         self._unpublished: dict[str, list[sparse.csr_array]] = {name: [] for name in MATRICES}
 
     def grow(self, size: int) -> None:
-        """Make room for `size` items."""
+        """Extend to `size` items with zero counts."""
         missing = size - len(self.events)
         if missing > 0:
             self.popularity = np.pad(self.popularity, ((0, 0), (0, missing)))
@@ -135,11 +148,11 @@ class Counters:
                 matrix.grow(size)
 
     def update(self, items: IntArray, before: list[list[int]]) -> None:
-        """Count a batch.
+        """Count the events of a micro-batch.
 
         Args:
-            items: [events] rows of the items.
-            before: for each event the rows before it in its session, newest first.
+            items: [events] catalogue rows of the events' items.
+            before: for each event, the rows of earlier items in its session, newest first.
         """
         decay = np.array([0.5 ** (len(items) / half_life) for half_life in HALF_LIVES_EVENTS], dtype=np.float32)
         counts = np.bincount(items, minlength=len(self.events)).astype(np.float32)
@@ -152,8 +165,8 @@ class Counters:
         near = lags < SKIP_WINDOW_ITEMS
         self._add("skip_transition", earlier[near], later[near])
         close = lags < NEIGHBOUR_WINDOW_ITEMS
-        self._add_both_ways("neighbour", earlier[close], later[close])
-        self._add_both_ways("cooccurrence", earlier, later)
+        self._add_symmetric("neighbour", earlier[close], later[close])
+        self._add_symmetric("cooccurrence", earlier, later)
 
     def update_shown(
         self,
@@ -163,13 +176,13 @@ class Counters:
         *,
         is_correction: npt.NDArray[np.bool_],
     ) -> None:
-        """Count what was shown.
+        """Count the impressions of lists, with their clicks and purchases.
 
         Args:
-            items: [shown] rows of the items.
-            clicked: [shown] whether each was clicked.
-            bought: [shown] whether each was bought.
-            is_correction: [shown] its showing was counted before, and only its click or purchase is new.
+            items: [shown] catalogue rows of the shown items.
+            clicked: [shown] True where the item was clicked.
+            bought: [shown] True where the item was bought.
+            is_correction: [shown] True where the impression is counted already and only the click or purchase is new.
         """
         size = len(self.events)
         self.shown = self.shown + np.bincount(items[~is_correction], minlength=size).astype(np.float32)
@@ -177,9 +190,9 @@ class Counters:
         self.bought = self.bought + np.bincount(items[bought], minlength=size).astype(np.float32)
 
     def decay(self, halvings: int) -> None:
-        """Make all that was counted weigh less beside what comes: shares stay, and yield sooner.
+        """Divide all counts by `2 ** halvings`: ratios stay, and new events have more weight.
 
-        By powers of 2, which leave sums of counts exact.
+        Powers of 2 keep sums of counts exact.
         """
         factor = np.float32(0.5**halvings)
         self.popularity = self.popularity * factor
@@ -189,7 +202,7 @@ class Counters:
             matrix.scale(float(factor))
         self.rewritten = True
 
-    def _add_both_ways(self, name: str, rows: IntArray, columns: IntArray) -> None:
+    def _add_symmetric(self, name: str, rows: IntArray, columns: IntArray) -> None:
         self._add(name, np.concatenate([rows, columns]), np.concatenate([columns, rows]))
 
     def _add(self, name: str, rows: IntArray, columns: IntArray) -> None:
@@ -200,61 +213,61 @@ class Counters:
         )
 
     def copy(self) -> Counters:
-        """A copy to apply a delta to, beside the one that is being served."""
-        other = Counters()
-        other.popularity = self.popularity
+        """Return a copy without unpublished counts, for example to apply a delta to it."""
+        copy = Counters()
+        copy.popularity = self.popularity
         for name in PER_ITEM:
-            setattr(other, name, getattr(self, name))
-        other.matrices = {name: matrix.copy() for name, matrix in self.matrices.items()}
-        return other
+            setattr(copy, name, getattr(self, name))
+        copy.matrices = {name: matrix.copy() for name, matrix in self.matrices.items()}
+        return copy
 
-    # ---- what travels in a bundle
+    # ---- tensors of a bundle
 
     def full(self) -> dict[str, Tensor]:
-        """Everything, for a bundle that stands alone."""
-        return self._published({name: matrix.triples() for name, matrix in self.matrices.items()})
+        """Return all counts, for a full bundle."""
+        return self._bundle_tensors({name: matrix.triples() for name, matrix in self.matrices.items()})
 
     def delta(self) -> dict[str, Tensor]:
-        """What was counted since `mark_published`."""
+        """Return the pair counts since `mark_published` and all counts per item, for a delta bundle."""
         size = len(self.events)
         triples = {}
         for name, parts in self._unpublished.items():
             total = _empty(size)
             for part in parts:
                 part = part.copy()
-                part.resize(size, size)  # counted when there were fewer items
+                part.resize(size, size)  # it was counted when there were fewer items
                 total = total + part
             triples[name] = _triples(total.tocoo())
-        return self._published(triples)
+        return self._bundle_tensors(triples)
 
     def mark_published(self) -> None:
-        """Begin a new delta."""
+        """Start a new delta."""
         self.rewritten = False
         self._unpublished = {name: [] for name in MATRICES}
 
     def apply(self, published: Mapping[str, Tensor]) -> None:
-        """Take over what `full` (onto an empty object) or `delta` (onto its parent) gave."""
+        """Apply the tensors of `full` to empty counters, or those of `delta` to the counters of its parent."""
         self.grow(published["events"].shape[0])
-        self._take_dense(published)
+        self._load_dense(published)
         for name, matrix in self.matrices.items():
             data, (rows, columns) = _coo({key: published[f"{name}.{key}"] for key in ("row", "column", "count")})
             matrix.add(rows, columns, data)
 
-    def _published(self, triples: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _bundle_tensors(self, triples: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         return self._dense() | {f"{name}.{key}": value for name, part in triples.items() for key, value in part.items()}
 
     def _dense(self) -> dict[str, Tensor]:
         return {name: torch.from_numpy(getattr(self, name)) for name in ("popularity", *PER_ITEM)}
 
-    def _take_dense(self, tensors: Mapping[str, Tensor]) -> None:
+    def _load_dense(self, tensors: Mapping[str, Tensor]) -> None:
         self.popularity = tensors["popularity"].numpy().copy()
         for name in PER_ITEM:
             setattr(self, name, tensors[name].numpy().copy())
 
-    # ---- what a checkpoint keeps
+    # ---- state of a checkpoint
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything, bit for bit."""
+        """Return all counts, bit for bit."""
         return self._dense() | {
             f"{name}.{key}": value
             for name, matrix in self.matrices.items()
@@ -262,12 +275,12 @@ class Counters:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave; what a delta holds begins anew, so the next bundle has to be a full one."""
-        self._take_dense(state)
+        """Load the result of `state_dict`. Unpublished counts are lost, so the next bundle must be a full one."""
+        self._load_dense(state)
         for name, matrix in self.matrices.items():
             prefix = f"{name}."
-            own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            matrix.load_state_dict(own, len(self.events))
+            part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            matrix.load_state_dict(part, len(self.events))
         self.mark_published()
 
 
@@ -276,8 +289,8 @@ def _empty(size: int) -> Any:
 
 
 def _csr(counts: FloatArray, rows: Any, columns: Any, size: int) -> Any:
-    places = (rows.astype(np.int32), columns.astype(np.int32))  # a third less memory than with the usual 64 bits
-    return sparse.csr_array((counts, places), shape=(size, size))
+    indices = (rows.astype(np.int32), columns.astype(np.int32))  # a third less memory than with 64 bits
+    return sparse.csr_array((counts, indices), shape=(size, size))
 
 
 def _triples(matrix: Any) -> dict[str, Tensor]:

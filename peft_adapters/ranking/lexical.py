@@ -1,4 +1,4 @@
-"""Which texts have the words of a query: BM25 (Robertson & Zaragoza 2009), by the library bm25s."""
+"""Lexical search by BM25 (Robertson & Zaragoza 2009), with the library bm25s."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORD = re.compile(r"\w+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case.
+    """Return the words of a text, in lower case.
 
     >>> words("Blue-glass MUG, 350 ml")
     ['blue', 'glass', 'mug', '350', 'ml']
@@ -23,10 +23,10 @@ def words(text: str) -> list[str]:
 
 
 class LexicalIndex:
-    """BM25 over texts in a fixed order; nothing in it changes any more.
+    """An immutable BM25 index of texts in a fixed order.
 
     Args:
-        texts: One a row.
+        texts: texts to index, one per row.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -39,13 +39,13 @@ class LexicalIndex:
             self._bm25.index((ids, vocabulary), show_progress=False)
 
     def __len__(self) -> int:
-        """Texts."""
+        """Return the number of texts."""
         return self._rows
 
     def scores(self, query: str) -> FloatArray:
-        """How well each text has the query's words, [texts]; 0 where it has none of them."""
-        known = [] if self._bm25 is None else self._bm25.get_tokens_ids(words(query))
-        if self._bm25 is None or not known:
+        """Return the BM25 score [texts] of each text for a query; 0 for texts without any of its words."""
+        token_ids = [] if self._bm25 is None else self._bm25.get_tokens_ids(words(query))
+        if self._bm25 is None or not token_ids:
             return np.zeros(self._rows, dtype=np.float32)
-        scores: FloatArray = self._bm25.get_scores_from_ids(known)
+        scores: FloatArray = self._bm25.get_scores_from_ids(token_ids)
         return scores

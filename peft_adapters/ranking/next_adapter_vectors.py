@@ -1,7 +1,8 @@
-"""Text vectors of the adapter that comes next, made a few at a time while another is served.
+"""Text vectors under the next adapter, computed in steps while the current adapter is served.
 
-A catalogue's vectors take seconds under a new adapter, and all must be there before the first is used: a row is never
-scored against a query of another version. Made ahead, by whoever learns and by whoever serves, they hold nobody up.
+Encoding a catalogue under a new adapter takes seconds, and all its vectors must exist before the first is used, because
+a row is never scored against a query of another version. Learner and workers compute them in advance, so that an
+adapter swap delays nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from peft_adapters.ranking.catalogue import Catalogue
 
 @dataclass(slots=True)
 class NextAdapterVectors:
-    """How far the vectors of a catalogue are under the adapter that comes next.
+    """Vectors of a catalogue's first rows under the next adapter.
 
     Attributes:
-        lora: the adapter under PEFT's names.
-        suffix: computes texts under it.
-        texts: [done] what the vectors were made of; row n is the catalogue's.
-        vectors: [rows, dim] unit vectors; those of the first `done` rows are made.
+        lora: weights of the adapter under PEFT's names.
+        suffix: suffix with the adapter merged into it.
+        texts: texts of the rows that have a vector, in the catalogue's order.
+        vectors: [rows, dim] unit vectors, valid for the first `len(texts)` rows.
     """
 
     lora: Mapping[str, Tensor]
@@ -32,31 +33,32 @@ class NextAdapterVectors:
     texts: list[str] = field(default_factory=list)
     vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
-    def advance(self, catalogue: Catalogue, most: int) -> bool:
-        """Make up to `most` more; whether all are made now.
+    def advance(self, catalogue: Catalogue, max_items: int) -> bool:
+        """Compute the vectors of further rows, and return whether all rows have one.
 
         Args:
-            catalogue: its items, of which more may have come.
-            most: at least 1.
+            catalogue: the catalogue, which may have grown since the last call.
+            max_items: largest number of vectors to compute, at least 1.
         """
         done = len(self.texts)
-        rows = range(done, min(done + most, len(catalogue)))
+        rows = range(done, min(done + max_items, len(catalogue)))
         if len(rows):
-            made = catalogue.vectors(self.suffix, rows)
-            self._make_room(len(catalogue), made.shape[1])
-            self.vectors[rows.start : rows.stop] = made
+            computed = catalogue.vectors(self.suffix, rows)
+            self._reserve(len(catalogue), computed.shape[1])
+            self.vectors[rows.start : rows.stop] = computed
             self.texts += catalogue.texts[rows.start : rows.stop]
         return len(self.texts) == len(catalogue)
 
     def refresh(self, catalogue: Catalogue, rows: Sequence[int]) -> None:
-        """Make those of `rows` again that are made already: their texts have changed."""
-        again = [row for row in rows if row < len(self.texts)]
-        if again:
-            self.vectors[again] = catalogue.vectors(self.suffix, again)
-            for row in again:
+        """Recompute the existing vectors of `rows`, whose texts have changed."""
+        outdated = [row for row in rows if row < len(self.texts)]
+        if outdated:
+            self.vectors[outdated] = catalogue.vectors(self.suffix, outdated)
+            for row in outdated:
                 self.texts[row] = catalogue.texts[row]
 
-    def _make_room(self, rows: int, dim: int) -> None:
+    def _reserve(self, rows: int, dim: int) -> None:
+        """Grow the table of vectors by at least a quarter if it has fewer than `rows` rows."""
         if len(self.vectors) < rows:
             grown, done = torch.zeros(max(rows, len(self.vectors) * 5 // 4), dim), len(self.texts)
             if done:

@@ -1,4 +1,4 @@
-"""How much the items of a context count: the newer, the more."""
+"""Recency weights of a context's items."""
 
 from __future__ import annotations
 
@@ -9,26 +9,21 @@ from peft_adapters.ranking.shoppers import PASSED_ITEMS
 
 
 class Recency:
-    """Weights `decay ** rank` of the newest so many items, scaled to sum 1.
+    """Weights `decay ** rank` of the newest items of a context, scaled to sum 1.
 
     Args:
-        decay: from one item to the one before it.
-        limit: items that count at all.
+        decay: ratio of an item's weight to that of the next newer item.
+        limit: largest number of items with a weight.
 
     Attributes:
-        table: [items that count, rank] the weights of so many items, newest first, zero behind them.
+        table: [limit + 1, limit] weights for each number of items, newest first, padded with zeros.
     """
 
     def __init__(self, decay: float, limit: int) -> None:
         self.decay, self.limit = decay, limit
-        whole = (decay ** np.arange(limit)).astype(np.float32)
-        self.table: FloatArray = np.tril(np.ones((limit + 1, limit), dtype=np.float32), -1) * whole
+        unscaled = (decay ** np.arange(limit)).astype(np.float32)
+        self.table: FloatArray = np.tril(np.ones((limit + 1, limit), dtype=np.float32), -1) * unscaled
         self.table[1:] /= self.table[1:].sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
-
-    def of(self, items: int) -> FloatArray:
-        """Weights of the newest of so many items, newest first."""
-        count = min(items, self.limit)
-        return self.table[count, :count]
 
 
 SESSION_RECENCY, NEAR_RECENCY = Recency(0.9, 30), Recency(0.6, 6)

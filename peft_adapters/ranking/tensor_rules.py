@@ -1,7 +1,7 @@
-"""Rules for the tensors of a bundle: which there may be, of which type, and between which values.
+"""Rules for the tensors of a bundle: their names, types and ranges of values.
 
-Every tensor of a bundle is looked up in one table, so that none is left unchecked: a tensor without a rule is refused.
-A check makes one pass over the values and allocates nothing: NaN carries through `torch.aminmax`.
+Every tensor of a bundle is looked up in one table, and a tensor without a rule is refused, so none stays unchecked. A
+check makes one pass over the values without allocation: `torch.aminmax` propagates NaN.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 
 
 class Rule(NamedTuple):
-    """What the values of a tensor must be.
+    """Allowed types and range of a tensor's values.
 
     Attributes:
-        dtypes: the types it may have.
-        lowest: its smallest allowed value.
-        highest: its largest allowed value.
+        dtypes: the allowed types.
+        lowest: the smallest allowed value.
+        highest: the largest allowed value.
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -45,7 +45,7 @@ INDEX = Rule((torch.int32,), 0, _LARGEST_INT32)
 SCALE = Rule((torch.float32,), 0, _LARGEST_FLOAT32)
 ROUNDED = Rule((torch.int8,), -128, 127)
 
-# Groups whose tensors are all weights, whatever their names; a bundle need not have the optional ones.
+# Groups whose tensors are all weights, under any names. A bundle may lack the optional groups and tensors.
 _WEIGHT_GROUPS = ("adapter_model", "projections", "next_adapter")
 _OPTIONAL = {"projections", "next_adapter", "heads.click", "heads.purchase"}
 
@@ -61,19 +61,19 @@ _RULES: dict[str, Rule] = {
 
 
 def rule_of(name: str) -> Rule | None:
-    """The rule of a tensor, named `group.tensor`; None when it is unknown."""
+    """Return the rule of a tensor named `group.tensor`; None if it is unknown."""
     return WEIGHT if name.partition(".")[0] in _WEIGHT_GROUPS else _RULES.get(name)
 
 
 def require_tensors(groups: Groups) -> None:
-    """Check that a bundle holds the tensors that it must, no others, and in each only allowed values.
+    """Check that a bundle holds exactly the expected tensors, and that each follows its rule.
 
     Raises:
         ValueError: a tensor is missing, unknown, of another type, or holds a value that is not allowed.
     """
     named = {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
-    needed = (_RULES.keys() - _OPTIONAL) | (set(_WEIGHT_GROUPS) - _OPTIONAL)
-    missing = sorted(needed - named.keys() - groups.keys())
+    required = (_RULES.keys() - _OPTIONAL) | (set(_WEIGHT_GROUPS) - _OPTIONAL)
+    missing = sorted(required - named.keys() - groups.keys())
     if missing:
         raise ValueError(f"tensor {missing[0]} is missing")
     for name, tensor in named.items():
@@ -86,10 +86,10 @@ def require_tensors(groups: Groups) -> None:
 
 
 def require_finite(groups: Groups) -> None:
-    """Check that no tensor of any name holds a value that is not finite.
+    """Check that every tensor, under any name, holds only finite values.
 
     Raises:
-        ValueError: one does, or is of a type that cannot be checked.
+        ValueError: a value is not finite, or a tensor's type cannot be checked.
     """
     for group, tensors in groups.items():
         for name, tensor in tensors.items():
@@ -100,7 +100,7 @@ def require_finite(groups: Groups) -> None:
 
 
 def fault_of(tensor: Tensor, rule: Rule) -> str | None:
-    """Name the first rule that a tensor breaks; None when it keeps to all.
+    """Return a sentence about the first violation of a rule by a tensor; None without any.
 
     >>> fault_of(torch.tensor([1.0, float("nan")]), COUNT)
     'must hold finite values, got nan'
@@ -121,12 +121,12 @@ def fault_of(tensor: Tensor, rule: Rule) -> str | None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Check that all values of a tensor are finite, without allocating a mask of them."""
+    """Return whether all values of a tensor are finite, without allocating a mask."""
     return all(map(math.isfinite, _extremes(tensor)))
 
 
 def _extremes(tensor: Tensor) -> tuple[float, float]:
-    """Smallest and largest value, NaN if any value is; 0 and 0 for an empty tensor."""
+    """Return the smallest and largest value, NaN if any value is NaN; 0 and 0 for an empty tensor."""
     if not tensor.numel():
         return 0.0, 0.0
     low, high = torch.aminmax(tensor.detach())
