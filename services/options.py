@@ -1,4 +1,4 @@
-"""Options that several commands have, and the settings that follow from them. Free of anything heavy."""
+"""Options that several commands share, and loading of settings. The module imports nothing heavy."""
 
 import faulthandler
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Level(StrEnum):
-    """How severe a line must be to be logged."""
+    """The least severe level that is logged."""
 
     debug = "debug"
     info = "info"
@@ -24,14 +24,14 @@ class Level(StrEnum):
 
 
 def utf8_text(text: str) -> str:
-    """Read an argument that is an id or a text for people, as UTF-8 even where the locale knows ASCII alone.
+    """Decode an argument that is an id or a text as UTF-8, even if the locale is ASCII.
 
     Raises:
-        BadParameter: It has bytes that are not UTF-8.
+        BadParameter: The argument has bytes that are not UTF-8.
     """
     try:
         text.encode()
-    except UnicodeEncodeError:  # bytes that the locale does not know became surrogates
+    except UnicodeEncodeError:  # bytes that the locale cannot decode became surrogates
         try:
             return os.fsencode(text).decode()
         except UnicodeDecodeError as error:
@@ -43,9 +43,7 @@ def utf8_text(text: str) -> str:
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings file (TOML).")]
 Servers = Annotated[str | None, typer.Option("--bootstrap-servers", metavar="HOST:PORT,...", help="Kafka brokers.")]
 LogLevel = Annotated[Level | None, typer.Option("--log-level", help="Least severe level that is logged.")]
-Scenario = Annotated[
-    str | None, typer.Option("--scenario", metavar="NAME", help="Which ranking: home, search, ads ...")
-]
+Scenario = Annotated[str | None, typer.Option("--scenario", metavar="NAME", help="Scenario: home, search, ads ...")]
 RegistryUrl = Annotated[
     str | None, typer.Option("--registry-url", metavar="URL", help="Adapter registry: a directory, s3:// or http://.")
 ]
@@ -55,10 +53,10 @@ Port = Annotated[
 ]
 MaxEvents = Annotated[int | None, typer.Option("--max-events", min=1, metavar="N", help="Stop after N events.")]
 Items = Annotated[
-    Path, typer.Option("--items", metavar="FILE", help="Catalogue: CSV or TSV with a header, or gzip of it.")
+    Path, typer.Option("--items", metavar="FILE", help="Catalogue: CSV or TSV with a header, plain or gzipped.")
 ]
 Events = Annotated[
-    Path, typer.Option("--events", metavar="FILE", help="Events: CSV or TSV with a header, or gzip of it.")
+    Path, typer.Option("--events", metavar="FILE", help="Events: CSV or TSV with a header, plain or gzipped.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad row instead of skipping it.")]
 FirstPercent = Annotated[
@@ -76,7 +74,7 @@ def settings_from(
     scenario: str | None = None,
     **sections: dict[str, Any],
 ) -> "Settings":
-    """Reads the settings, flags first, and sets up logging as they say."""
+    """Load the settings, with options first, and configure logging."""
     from services.logs import configure_logging
     from services.settings import load_settings
 
@@ -89,5 +87,5 @@ def settings_from(
     )
     configure_logging(level=settings.log_level)
     if sys.__stderr__ is not None:
-        faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)  # tells where a process that hangs stands
+        faulthandler.register(signal.SIGUSR1, file=sys.__stderr__)  # prints the stack of a process that hangs
     return settings

@@ -1,4 +1,4 @@
-"""What OpenAPI says of `POST /v1/events` beyond what the framework finds out: bodies are examined event by event."""
+"""OpenAPI documentation of `POST /v1/events`, whose bodies the application validates event by event."""
 
 from typing import Any
 
@@ -15,23 +15,23 @@ PURCHASE = {
 }
 
 REFUSALS = KEYS | {
-    403: "the key shown is not good for this call, or text/plain came from a page of no allowed origin",
+    403: "the key does not allow this call, or text/plain came from a page of no allowed origin",
     400: "not JSON, or gzip that is damaged or cut off",
     408: "the body did not arrive in time",
-    413: "the body, as sent or unpacked, is larger than `max_body_bytes`",
+    413: "the body, as sent or decompressed, is larger than `max_body_bytes`",
     415: "the `Content-Type` is neither application/json nor text/plain, or the `Content-Encoding` is not gzip",
-    422: "no event is acceptable, `errors` says why for each; or there are more than `max_batch_events`",
-    429: "the spool has no room: no event of the request was taken; send it again after `Retry-After` seconds",
-    503: "the disk fails, or too much is sent at once: no event of the request was taken; send it again after "
+    422: "no event is valid, `errors` has the reason for each; or there are more than `max_batch_events`",
+    429: "the spool is full: no event of the request was accepted; send it again after `Retry-After` seconds",
+    503: "the disk fails, or too much is sent at once: no event of the request was accepted; send it again after "
     "`Retry-After` seconds",
 }
 
 
 def request_body(*, max_events: int) -> dict[str, Any]:
-    """The body of a request: one event of any kind, or a batch.
+    """Return the documentation of a request body: one event of any kind, or a batch.
 
     Args:
-        max_events: Most events of a batch.
+        max_events: the most events of a batch.
     """
     event = {"title": "Event", "oneOf": [_event_schema(kind, schema) for kind, schema in json_schemas().items()]}
     events = {
@@ -39,7 +39,7 @@ def request_body(*, max_events: int) -> dict[str, Any]:
         "minItems": 1,
         "maxItems": max_events,
         "contains": event,
-        "items": {"anyOf": [event, {"title": "What is no event", "description": "is told so, and not taken"}]},
+        "items": {"anyOf": [event, {"title": "Invalid event", "description": "is rejected with a reason"}]},
     }
     batch = {
         "title": "Batch",
@@ -51,22 +51,23 @@ def request_body(*, max_events: int) -> dict[str, Any]:
     examples = {"one event": {"value": CLICK}, "a batch": {"value": {"events": [CLICK, PURCHASE]}}}
     return {
         "required": True,
-        "description": "JSON. `Content-Encoding: gzip` is unpacked. `text/plain`, which `navigator.sendBeacon` sends, "
-        "is read as JSON too: from pages of `cors_origins`, of the collector's own origin, or from no browser.",
+        "description": "JSON. `Content-Encoding: gzip` is decompressed. `text/plain`, which `navigator.sendBeacon` "
+        "sends, is read as JSON too if it comes from pages of `cors_origins`, of the collector's own origin, or "
+        "from no browser.",
         "content": {"application/json": {"schema": {"anyOf": [event, batch]}, "examples": examples}},
     }
 
 
 def _event_schema(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """An event as a producer sends it here: its kind beside its fields; id and time may be left out."""
-    whole = _without_refs(schema, schema.get("$defs", {}))
-    properties = {"type": {"const": kind}, **whole["properties"]}
-    required = ["type", *(name for name in whole["required"] if name not in ("event_id", "ts"))]
-    return {**whole, "properties": properties, "required": required}
+    """Return the schema of an event with its kind as a field; id and time are optional."""
+    resolved = _without_refs(schema, schema.get("$defs", {}))
+    properties = {"type": {"const": kind}, **resolved["properties"]}
+    required = ["type", *(name for name in resolved["required"] if name not in ("event_id", "ts"))]
+    return {**resolved, "properties": properties, "required": required}
 
 
 def _without_refs(node: Any, definitions: dict[str, Any]) -> Any:
-    """Puts definitions in the place of references to them, which inside an OpenAPI document would point nowhere."""
+    """Replace references with their definitions: within an OpenAPI document they would point nowhere."""
     if isinstance(node, list):
         return [_without_refs(part, definitions) for part in node]
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""The HTTP side of the collector."""
+"""The collector's HTTP application."""
 
 import time
 from http import HTTPStatus
@@ -13,12 +13,12 @@ from starlette.concurrency import run_in_threadpool
 
 from services.collector.api_schema import REFUSALS, request_body
 from services.collector.forwarder import Forwarder
-from services.collector.intake import Examined, examine
 from services.collector.spool import Spool, SpoolError, SpoolFullError
+from services.collector.validation import ValidatedEvent, validate_body
 from services.metrics.collector import CollectorMetrics, Outcome
 from services.settings.collector import CollectorSettings
-from services.web.access.key_check import takes_events
-from services.web.access.wiring import Access, add_access
+from services.web.access.install import AccessRules, install_access_control
+from services.web.access.scope_rules import events_or_read
 from services.web.bodies import BodyRules
 from services.web.http import (
     ProblemError,
@@ -29,22 +29,22 @@ from services.web.http import (
 from services.web.problems import KEYS, problems
 from services.web.routes import api_routes
 
-RETRY_SECONDS = 1  # a spool that drains has room again soon
+RETRY_SECONDS = 1  # a spool that is being sent to Kafka has room again soon
 RETRY_AWAY_SECONDS = 10
 
 log = structlog.get_logger(__name__)
 
 
 class EventOutcome(BaseModel):
-    """What became of one event."""
+    """The outcome for one event."""
 
     status: Literal["accepted", "rejected"]
-    event_id: str | None = Field(default=None, description="of an accepted event: its own, or the one made up for it")
-    reason: str | None = Field(default=None, description="of a rejected one: the field and the rule that it breaks")
+    event_id: str | None = Field(default=None, description="of an accepted event: its own, or a generated id")
+    reason: str | None = Field(default=None, description="of a rejected event: the field and the rule that it breaks")
 
 
 class Collected(BaseModel):
-    """What became of the events of a request, in their order."""
+    """The outcomes for the events of a request, in their order."""
 
     accepted: int
     rejected: int
@@ -58,38 +58,38 @@ def create_app(
     metrics: CollectorMetrics,
     series: CollectorRegistry,
     *,
-    access: Access | None = None,
+    access: AccessRules | None = None,
 ) -> FastAPI:
-    """Builds the application over a spool.
+    """Build the application over a spool.
 
     Args:
-        spool: Where accepted events wait.
-        forwarder: Empties it.
-        settings: How much one request may carry.
-        metrics: Where requests and events are counted.
-        series: What `/metrics` shows.
-        access: Who may call; without it everyone.
+        spool: the queue of accepted events.
+        forwarder: sends the spool's events to Kafka.
+        settings: the collector's section of the settings, with the limits of a request.
+        metrics: the metrics that count requests and events.
+        series: the registry of metrics for `/metrics`.
+        access: the access rules; None lets everyone in.
     """
     app = FastAPI(title="Headwater collector")
-    add_access(
+    install_access_control(
         app,
-        access or Access(),
+        access or AccessRules(),
         metrics.access,
-        needs=takes_events,
-        requests=metrics.http,
-        bodies=BodyRules(max_bytes=settings.max_body_bytes, remedy="send fewer events at a time"),
+        required_scope=events_or_read,
+        request_metrics=metrics.http,
+        body_rules=BodyRules(max_bytes=settings.max_body_bytes, remedy="send fewer events at a time"),
         cors_origins=settings.cors_origins,
-        beacons=True,
+        allow_beacons=True,
     )
     add_problem_handlers(app)
-    _add_events(app, _Door(spool, forwarder, settings, metrics), max_events=settings.max_batch_events)
+    _add_events(app, _EventsHandler(spool, forwarder, settings, metrics), max_events=settings.max_batch_events)
     _add_health(app, spool, forwarder, metrics, series)
     metrics.http.declare(api_routes(app))
     return app
 
 
-class _Door:
-    """Takes the events of a request in, or says why not."""
+class _EventsHandler:
+    """Handler that spools the valid events of a request."""
 
     def __init__(
         self, spool: Spool, forwarder: Forwarder, settings: CollectorSettings, metrics: CollectorMetrics
@@ -97,32 +97,32 @@ class _Door:
         self._spool, self._forwarder, self._metrics = spool, forwarder, metrics
         self._max_batch_events = settings.max_batch_events
 
-    def take(self, body: bytes) -> Collected:
-        """Spools what is acceptable: all of it or, when there is no room, nothing."""
-        examined = examine(body, max_events=self._max_batch_events)
-        rejected = [event for event in examined if event.spooled is None]
+    def accept(self, body: bytes) -> Collected:
+        """Spool the valid events of a body, all of them or, if the spool is full, none."""
+        events = validate_body(body, max_events=self._max_batch_events)
+        rejected = [event for event in events if event.record is None]
         self._count(rejected, "rejected")
-        if len(rejected) == len(examined):
-            raise _nothing_acceptable(rejected)
-        self._put([event for event in examined if event.spooled is not None])
+        if len(rejected) == len(events):
+            raise _all_rejected(rejected)
+        self._spool_events([event for event in events if event.record is not None])
         return Collected(
-            accepted=len(examined) - len(rejected), rejected=len(rejected), events=[_outcome(e) for e in examined]
+            accepted=len(events) - len(rejected), rejected=len(rejected), events=[_outcome(event) for event in events]
         )
 
-    def _put(self, accepted: list[Examined]) -> None:
+    def _spool_events(self, accepted: list[ValidatedEvent]) -> None:
         try:
-            self._spool.put([event.spooled for event in accepted if event.spooled is not None])
+            self._spool.append([event.record for event in accepted if event.record is not None])
         except SpoolFullError as error:
             self._count(accepted, "refused_full")
             raise _full(self._forwarder, f"{error}; no event of this request was taken") from None
         self._count(accepted, "accepted")
         self._forwarder.wake()
 
-    def _count(self, events: list[Examined], outcome: Outcome) -> None:
+    def _count(self, events: list[ValidatedEvent], outcome: Outcome) -> None:
         self._metrics.events_received((event.kind for event in events), outcome)
 
 
-def _add_events(app: FastAPI, access: _Door, *, max_events: int) -> None:
+def _add_events(app: FastAPI, handler: _EventsHandler, *, max_events: int) -> None:
     @app.post(
         "/v1/events",
         status_code=HTTPStatus.ACCEPTED,
@@ -131,17 +131,18 @@ def _add_events(app: FastAPI, access: _Door, *, max_events: int) -> None:
         openapi_extra={"requestBody": request_body(max_events=max_events)},
     )
     async def events(request: Request) -> Response:
-        """Take one event, or a batch `{"events": [...]}`.
+        """Accept one event, or a batch `{"events": [...]}`.
 
-        Each event says its `type` beside the fields of its kind; without `event_id` it gets a random one, without `ts`
-        the present time. 202 answers for each event, in order. What was accepted is on disk, and goes to Kafka in the
-        order of acceptance, now or when it is back. Send an event again with the same `event_id` and it counts once.
+        Each event has its kind in `type`, besides the fields of that kind; without `event_id` it gets a random one,
+        without `ts` the present time. The answer 202 has an outcome for each event, in order. Accepted events are on
+        disk, and are sent to Kafka in order of acceptance, at once or when Kafka is back. An event that is sent again
+        with the same `event_id` counts once.
         """
-        collected = await run_in_threadpool(access.take, await request.body())
+        collected = await run_in_threadpool(handler.accept, await request.body())
         return JSONResponse(collected.model_dump(exclude_none=True), status_code=HTTPStatus.ACCEPTED)
 
     @app.exception_handler(SpoolError)
-    async def disk(request: Request, error: SpoolError) -> Response:
+    async def spool_failed(request: Request, error: SpoolError) -> Response:
         log.error("spool_failed", path=request.url.path, problem=str(error))
         detail = "the disk takes no events at present, none of this request was taken; try again"
         retry = {"Retry-After": str(RETRY_AWAY_SECONDS)}
@@ -153,14 +154,14 @@ def _add_health(
 ) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the process runs, Kafka or no Kafka."""
+        """Report that the process runs, whether or not Kafka answers."""
         return {"status": "ok"}
 
     @app.get("/readyz", responses=problems({503: "the spool is full; `Retry-After` says when to look again"}))
     async def readyz() -> dict[str, Any]:
-        """Whether there is room for events; with the broker away there is, until the spool is full.
+        """Report whether the spool has room for events, which it has without a broker too until it is full.
 
-        `problems` names what does not work at present: a disk that takes no events is tried again with each request.
+        `problems` names what fails at present: a disk that takes no events is tried again with each request.
         """
         disk = await run_in_threadpool(spool.problem)
         away = forwarder.problem is not None and not forwarder.waits_for_disk
@@ -179,19 +180,19 @@ def _add_health(
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=problems(KEYS))
     def metrics_page() -> Response:
-        """The process's metrics."""
+        """Return the process's metrics."""
         oldest_ms = spool.oldest_accepted_ms()
         oldest_seconds = time.time() if oldest_ms is None else oldest_ms / 1000
         metrics.show_spool(events=len(spool), size_bytes=spool.size_bytes, oldest_seconds=oldest_seconds)
         return metrics_response(series)
 
 
-def _outcome(examined: Examined) -> EventOutcome:
-    status: Literal["accepted", "rejected"] = "rejected" if examined.spooled is None else "accepted"
-    return EventOutcome(status=status, event_id=examined.event_id, reason=examined.reason)
+def _outcome(event: ValidatedEvent) -> EventOutcome:
+    status: Literal["accepted", "rejected"] = "rejected" if event.record is None else "accepted"
+    return EventOutcome(status=status, event_id=event.event_id, reason=event.reason)
 
 
-def _nothing_acceptable(rejected: list[Examined]) -> ProblemError:
+def _all_rejected(rejected: list[ValidatedEvent]) -> ProblemError:
     errors = [{"pointer": event.pointer, "detail": event.reason} for event in rejected]
     more = f"; and {len(rejected) - 1} more" if len(rejected) > 1 else ""
     detail = f"no event is acceptable: {rejected[0].pointer}: {rejected[0].reason}{more}"
@@ -203,5 +204,5 @@ def _full(forwarder: Forwarder, detail: str) -> ProblemError:
 
 
 def _retry_after(forwarder: Forwarder) -> str:
-    """Seconds after which there may be room again."""
+    """Return the seconds after which there may be room again."""
     return str(RETRY_SECONDS if forwarder.problem is None else RETRY_AWAY_SECONDS)

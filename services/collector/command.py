@@ -1,4 +1,4 @@
-"""The command `headwater collector`."""
+"""The collector process, from settings to serving."""
 
 from contextlib import closing
 
@@ -10,30 +10,30 @@ from services.collector.spool import Spool
 from services.metrics.collector import CollectorMetrics
 from services.metrics.series import new_registry
 from services.settings import Settings
-from services.web.access.wiring import Access
+from services.web.access.install import AccessRules
 from services.web.server import serve
 
 log = structlog.get_logger(__name__)
 
 
 def run(settings: Settings) -> None:
-    """Collects events until SIGTERM or SIGINT; what Kafka has not taken by then waits for the next start.
+    """Collect events until SIGTERM or SIGINT. Events that Kafka does not have by then wait for the next start.
 
     Args:
-        settings: All of them.
+        settings: the settings of the process.
 
     Raises:
         KeysError: The keys file cannot be used.
-        SpoolError: The spool cannot be opened, or another collector has it.
+        SpoolError: The spool cannot be opened, or another collector uses it.
         ServeError: The address cannot be listened on.
     """
-    ours = settings.collector
+    section = settings.collector
     series = new_registry()
     metrics = CollectorMetrics(series)
-    spool = Spool(ours.spool_path, max_events=ours.spool_max_events, max_bytes=ours.spool_max_bytes)
+    spool = Spool(section.spool_path, max_events=section.spool_max_events, max_bytes=section.spool_max_bytes)
     with closing(spool):
-        log.info("collector_starting", spool_path=str(ours.spool_path), waiting_events=len(spool))
+        log.info("collector_starting", spool_path=str(section.spool_path), waiting_events=len(spool))
         forwarder = Forwarder(spool, settings.kafka, settings.topics, metrics)
-        with forwarder.running(grace_seconds=ours.flush_grace_seconds):
-            access = Access.of(settings.limits, settings.security)
-            serve(create_app(spool, forwarder, ours, metrics, series, access=access), ours.host, ours.port)
+        with forwarder.running(grace_seconds=section.flush_grace_seconds):
+            access = AccessRules.from_settings(settings.limits, settings.security)
+            serve(create_app(spool, forwarder, section, metrics, series, access=access), section.host, section.port)

@@ -1,4 +1,4 @@
-"""What waits in the spool goes to Kafka, in order, and leaves the spool once Kafka has it."""
+"""Forwarding of spooled events to Kafka, in order; an event leaves the spool once Kafka has it."""
 
 import math
 import threading
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
-from services.collector.spool import Spool, SpoolError, Waiting
+from services.collector.spool import Spool, SpoolEntry, SpoolError
 from services.metrics.collector import CollectorMetrics
 from streams.connection import KafkaConnection, backoff_seconds, bootstrap_problem
 from streams.errors import BrokerUnreachableError, DeliveryError, HeadwaterStreamError
@@ -18,31 +18,31 @@ from streams.topic_creation import ensure_topics
 from streams.topics import Topics
 
 CHUNK_EVENTS = 1_000
-CHUNK_BYTES = 1024 * 1024  # few enough for a slow line to confirm in time
-CONFIRM_SECONDS = 10.0  # a leader that is elected sooner costs no repeats
-CONFIRM_STEP_SECONDS = 1.0  # a broker that is back sooner is not worth a word
+CHUNK_BYTES = 1024 * 1024  # small enough to be confirmed in time over a slow line
+CONFIRM_SECONDS = 10.0  # a leader election that ends sooner causes no repeats
+CONFIRM_STEP_SECONDS = 1.0  # a broker that is back sooner is not reported
 IDLE_PROBE_SECONDS = 5.0
-END_SECONDS = 5.0  # beyond the grace, for the thread to let go of its connection
+END_SECONDS = 5.0  # beyond the grace period, for the thread to close its connection
 
 log = structlog.get_logger(__name__)
 
 
 class Forwarder:
-    """Sends from a thread of its own: one connection until it fails, then another one.
+    """Forwarder of the spool to Kafka, in a thread of its own, over one connection until that fails.
 
-    A chunk is taken from the head of the spool, sent, confirmed by all replicas, and removed; only then comes the next.
-    What fails is sent again from the head of the chunk, so that the first copies of all events arrive in order. A chunk
-    that was confirmed and cannot be removed, as on a full disk, is not sent again: forwarding pauses until it can.
+    A chunk is read from the head of the spool, sent, confirmed by all replicas, and removed; then the next one follows.
+    After a failure the chunk is sent again from its head, so that the first copies of all events arrive in order. A
+    confirmed chunk that cannot be removed, as on a full disk, is not sent again: forwarding pauses until it can be.
 
     Args:
-        spool: Where events wait.
-        connection: Which Kafka.
-        topics: The names of the topics; those missing are created.
-        metrics: Where confirmed events are counted.
+        spool: the queue of accepted events.
+        connection: the connection options of the brokers.
+        topics: the names of the topics, which are created if missing.
+        metrics: the metrics that count confirmed events.
 
     Attributes:
-        problem: Why nothing goes out at present; None when it does.
-        waits_for_disk: Whether it is the spool's disk that fails, not the broker.
+        problem: the reason why nothing is sent at present; None while forwarding works.
+        waits_for_disk: whether the spool's disk fails, and not the broker.
     """
 
     def __init__(self, spool: Spool, connection: KafkaConnection, topics: Topics, metrics: CollectorMetrics) -> None:
@@ -54,18 +54,18 @@ class Forwarder:
         self._deadline = math.inf  # monotonic seconds
         self._stopped_at: float | None = None  # monotonic seconds
         self._pauses = backoff_seconds()
-        self._sent: Sequence[Waiting] = ()  # confirmed by the broker, and still in the spool
+        self._sent: Sequence[SpoolEntry] = ()  # confirmed by the broker, and still in the spool
 
     def wake(self) -> None:
-        """Has it look into the spool now."""
+        """Make the thread read the spool now."""
         self._arrived.set()
 
     @contextmanager
     def running(self, *, grace_seconds: float) -> Iterator[None]:
-        """Forwards for as long as the context lasts, and a little longer if that empties the spool.
+        """Forward while the context lasts, and up to `grace_seconds` longer to empty the spool.
 
         Args:
-            grace_seconds: How much longer at most. With the broker away nothing is waited for.
+            grace_seconds: the grace period at the end; it is skipped while the broker is away.
         """
         thread = threading.Thread(target=self.run, name="forwarder", daemon=True)
         thread.start()
@@ -79,7 +79,7 @@ class Forwarder:
             log.info("forwarding_ended", waiting_events=len(self._spool), problem=self.problem)
 
     def run(self) -> None:
-        """Forwards until ended; what fails is tried again."""
+        """Forward until ended, and retry after failures."""
         while not self._done():
             self.waits_for_disk = False
             try:
@@ -89,58 +89,58 @@ class Forwarder:
                 self._note_stopped(str(error))
             except HeadwaterStreamError as error:
                 self._note_stopped(str(error))
-            except Exception as error:  # whatever it is, accepted events must not wait behind a dead thread
+            except Exception as error:  # after any error, accepted events must not wait for a dead thread
                 log.exception("forwarder_failed")
                 self._note_stopped(f"internal error: {type(error).__name__}")
             if self.problem is not None and self._ending.wait(next(self._pauses)):
                 return
 
     def _forward(self) -> None:
-        """Sends over one connection until ended, or until it fails."""
+        """Send over one connection until ended, or until it fails."""
         producer = EventProducer(self._connection, self._topics)
         try:
             ensure_topics(self._connection, self._topics)
             while not self._done():
                 self._arrived.clear()
                 self._remove_sent()
-                waiting = self._spool.oldest(max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES)
-                if waiting:
-                    self._deliver(producer, waiting)
+                entries = self._spool.oldest(max_events=CHUNK_EVENTS, max_bytes=CHUNK_BYTES)
+                if entries:
+                    self._deliver(producer, entries)
                 self._note_flowing()
-                if not waiting:
+                if not entries:
                     self._idle()
         finally:
-            with suppress(DeliveryError):  # already reported; the events still wait
+            with suppress(DeliveryError):  # already reported; the events are still spooled
                 producer.close(0)
 
-    def _deliver(self, producer: EventProducer, waiting: Sequence[Waiting]) -> None:
-        """Sends a chunk, 1. to the broker, 2. confirmed, 3. out of the spool."""
-        for _, event in waiting:
-            producer.send_raw(self._topics.of_kind(event.kind), event.key, event.value)
+    def _deliver(self, producer: EventProducer, entries: Sequence[SpoolEntry]) -> None:
+        """Deliver a chunk: 1. send it, 2. wait for the confirmation, 3. remove it from the spool."""
+        for _, record in entries:
+            producer.send_raw(self._topics.of_kind(record.kind), record.key, record.value)
         self._confirm(producer)
-        self._sent = waiting
-        self._metrics.events_forwarded(Counter(entry.event.kind for entry in waiting))
+        self._sent = entries
+        self._metrics.events_forwarded(Counter(entry.record.kind for entry in entries))
         self._remove_sent()
 
     def _remove_sent(self) -> None:
-        """Removes what the broker has confirmed. If the disk refuses, the next try comes before anything else."""
+        """Remove the confirmed chunk. If the disk refuses, the next attempt precedes everything else."""
         if self._sent:
             self._spool.remove_through(self._sent)
             self._sent = ()
 
     def _confirm(self, producer: EventProducer) -> None:
-        """Waits for the broker's word on a chunk for as long as somebody is there to give it."""
-        give_up = time.monotonic() + CONFIRM_SECONDS
+        """Wait until the broker confirms a chunk, as long as it answers."""
+        deadline = time.monotonic() + CONFIRM_SECONDS
         while True:
             try:
                 return producer.flush(CONFIRM_STEP_SECONDS)
             except DeliveryError as error:
-                if error.failures or time.monotonic() > min(give_up, self._deadline):
+                if error.failures or time.monotonic() > min(deadline, self._deadline):
                     raise
             self._require_broker()
 
     def _idle(self) -> None:
-        """Waits for events; every so often it looks whether the broker is there, so that health can say so."""
+        """Wait for events; check the broker at intervals, so that `/readyz` can report it."""
         if not self._arrived.wait(IDLE_PROBE_SECONDS):
             self._require_broker()
 
@@ -153,7 +153,7 @@ class Forwarder:
         return self._ending.is_set() and (not len(self._spool) or time.monotonic() > self._deadline)
 
     def _note_stopped(self, problem: str) -> None:
-        """One line when nothing goes out any more, however often it is tried."""
+        """Log once that forwarding has stopped, however often it is retried."""
         self.problem = problem
         if self._stopped_at is None:
             self._stopped_at = time.monotonic()
@@ -165,7 +165,7 @@ class Forwarder:
             )
 
     def _note_flowing(self) -> None:
-        """One line when it works again."""
+        """Log once that forwarding works again."""
         self.problem = None
         if self._stopped_at is not None:
             after_seconds = round(time.monotonic() - self._stopped_at, 1)

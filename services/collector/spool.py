@@ -1,7 +1,7 @@
-"""Accepted events on disk until Kafka has them: a bounded queue in SQLite.
+"""The spool: a bounded queue in SQLite that keeps accepted events on disk until Kafka has them.
 
-What `put` has returned for survives a SIGKILL and, as far as the disk keeps its word, a power cut. An event leaves once
-Kafka has it; killed in between, it is sent again, and dropped downstream by its `event_id`.
+Events survive a SIGKILL once `append` has returned and, if the disk honours fsync, a power cut. An event is removed
+once Kafka has it; if the process is killed in between, it is sent again, and dropped downstream by its `event_id`.
 """
 
 import sqlite3
@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS spool (
 _PROBED = "CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, written BLOB)"
 _SIZE = "length(key) + length(value)"
 _PROBE = "INSERT OR REPLACE INTO probe VALUES (1, randomblob(4096))"  # no smaller than an event
-_EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"  # it holds users' ids of removed events until then
+_EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"  # until then the log holds user ids of removed events
 
 
 class SpoolError(HeadwaterServiceError):
@@ -31,11 +31,11 @@ class SpoolError(HeadwaterServiceError):
 
 
 class SpoolFullError(HeadwaterServiceError):
-    """The spool has no room for what it was given; none of it was taken."""
+    """The spool has no room for the events; none of them was stored."""
 
 
-class Spooled(NamedTuple):
-    """An event as it will be on Kafka."""
+class SpoolRecord(NamedTuple):
+    """An event as a Kafka record."""
 
     kind: str
     key: bytes
@@ -43,57 +43,57 @@ class Spooled(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """What it counts against the bound."""
+        """Return the bytes of key and value, which count towards the limit."""
         return len(self.key) + len(self.value)
 
 
-class Waiting(NamedTuple):
-    """An event in the spool; a larger sequence was accepted later."""
+class SpoolEntry(NamedTuple):
+    """An event in the spool; sequence numbers follow the order of acceptance."""
 
     sequence: int
-    event: Spooled
+    record: SpoolRecord
 
 
 class Spool:
-    """A queue of events in one file, for one process at a time and all its threads.
+    """A queue of events in one file, for the threads of one process at a time.
 
     Args:
-        path: The file; it is made when it is not there, readable by its owner alone, for it holds users' ids.
-        max_events: Most events that wait.
-        max_bytes: Most bytes of keys and values that wait.
+        path: the file; if missing it is created readable by its owner alone, since it holds user ids.
+        max_events: the most events in the queue.
+        max_bytes: the most bytes of keys and values in the queue.
 
     Raises:
-        SpoolError: The file cannot be opened, is no spool, or another process has it.
+        SpoolError: The file cannot be opened, is not a spool, or is used by another process.
     """
 
     def __init__(self, path: Path, *, max_events: int, max_bytes: int) -> None:
         self._path, self._max_events, self._max_bytes = path, max_events, max_bytes
         self._lock = threading.Lock()
         self._problem: str | None = None  # of the last write
-        self._db, (self._events, self._bytes) = _opened(path)
+        self._db, (self._events, self._bytes) = _open(path)
 
     def __len__(self) -> int:
-        """Events that wait."""
+        """Return the number of events in the queue."""
         return self._events
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of their keys and values."""
+        """Return the bytes of keys and values in the queue."""
         return self._bytes
 
     @property
     def has_room(self) -> bool:
-        """Whether neither bound is reached."""
+        """Return whether both limits leave room."""
         return self._events < self._max_events and self._bytes < self._max_bytes
 
-    def put(self, events: Sequence[Spooled]) -> None:
-        """Takes events, in order, all or none; they are on disk when it returns.
+    def append(self, events: Sequence[SpoolRecord]) -> None:
+        """Append events in order, all or none; they are on disk when it returns.
 
         Args:
-            events: What to keep until it is on Kafka.
+            events: the events to keep until Kafka has them.
 
         Raises:
-            SpoolFullError: They do not fit.
+            SpoolFullError: The events do not fit.
             SpoolError: The disk does not take them.
         """
         size_bytes = sum(event.size_bytes for event in events)
@@ -106,52 +106,52 @@ class Spool:
             self._events += len(events)
             self._bytes += size_bytes
 
-    def oldest(self, *, max_events: int, max_bytes: int) -> list[Waiting]:
-        """The events accepted first, in order; at least one when any waits.
+    def oldest(self, *, max_events: int, max_bytes: int) -> list[SpoolEntry]:
+        """Return the oldest events in order, at least one if the queue is not empty.
 
         Args:
-            max_events: At most so many.
-            max_bytes: And no further one once they are so large together.
+            max_events: the most events to return.
+            max_bytes: the size of all returned events at which no further one is added.
 
         Raises:
             SpoolError: The file cannot be read.
         """
-        found: list[Waiting] = []
+        entries: list[SpoolEntry] = []
         with self._lock, _as_spool_error(self._path):
             rows = self._db.execute("SELECT sequence, kind, key, value FROM spool ORDER BY sequence")
             for sequence, *fields in rows:
-                found.append(Waiting(sequence, Spooled(*fields)))
-                max_bytes -= found[-1].event.size_bytes
-                if len(found) == max_events or max_bytes <= 0:
+                entries.append(SpoolEntry(sequence, SpoolRecord(*fields)))
+                max_bytes -= entries[-1].record.size_bytes
+                if len(entries) == max_events or max_bytes <= 0:
                     break
             rows.close()
-        return found
+        return entries
 
-    def remove_through(self, waiting: Sequence[Waiting]) -> None:
-        """Forgets events from the head of the queue. Nothing of them is left in the file or its write-ahead log.
+    def remove_through(self, entries: Sequence[SpoolEntry]) -> None:
+        """Remove events from the head of the queue, and erase them from the file and its write-ahead log.
 
         Args:
-            waiting: What `oldest` gave, or the first of it.
+            entries: the result of `oldest`, or its beginning.
 
         Raises:
-            SpoolError: The disk does not take it; they still wait.
+            SpoolError: The disk does not take the change; the events are still in the queue.
         """
         with self._lock:
-            self._write("DELETE FROM spool WHERE sequence <= ?", [(waiting[-1].sequence,)])
-            self._events -= len(waiting)
-            self._bytes -= sum(entry.event.size_bytes for entry in waiting)
-            with suppress(sqlite3.Error):  # they are removed; the log is emptied with the next ones
+            self._write("DELETE FROM spool WHERE sequence <= ?", [(entries[-1].sequence,)])
+            self._events -= len(entries)
+            self._bytes -= sum(entry.record.size_bytes for entry in entries)
+            with suppress(sqlite3.Error):  # the events are removed; the log is emptied with the next ones
                 self._db.execute(_EMPTY_LOG)
 
     def problem(self) -> str | None:
-        """Why the disk takes no events at present; None when it does. After a write that failed, it tries another."""
+        """Return why the disk takes no events at present, after another attempt if the last write failed; else None."""
         if self._problem is not None:
             with self._lock, suppress(SpoolError):
                 self._write(_PROBE, [()])
         return self._problem
 
     def oldest_accepted_ms(self) -> int | None:
-        """When the event that waits longest was accepted, epoch milliseconds; None when none waits.
+        """Return when the oldest event was accepted, epoch milliseconds; None if the queue is empty.
 
         Raises:
             SpoolError: The file cannot be read.
@@ -161,12 +161,12 @@ class Spool:
         return row[0] if row else None
 
     def close(self) -> None:
-        """Lets go of the file; what waits stays in it."""
+        """Close the file; events in the queue stay in it."""
         with self._lock:
             self._db.close()
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-        """One transaction, durable once committed."""
+        """Run one transaction, which is durable once committed."""
         try:
             with _as_spool_error(self._path):
                 self._transact(statement, rows)
@@ -188,7 +188,7 @@ class Spool:
 
 @contextmanager
 def _as_spool_error(path: Path) -> Iterator[None]:
-    """Says which file, and what to do."""
+    """Turn an error of SQLite or the disk into a `SpoolError` that names the file and a remedy."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -202,17 +202,17 @@ def _as_spool_error(path: Path) -> Iterator[None]:
         raise SpoolError(f"the spool {path} cannot be used: {error}; {remedy}") from error
 
 
-def _opened(path: Path) -> tuple[sqlite3.Connection, tuple[int, int]]:
-    """Opens the file; also the number of events in it, and the bytes of their keys and values."""
+def _open(path: Path) -> tuple[sqlite3.Connection, tuple[int, int]]:
+    """Open the file; return the connection, and the number of events with the bytes of their keys and values."""
     with _as_spool_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)  # SQLite gives its log the same rights
+        path.touch(mode=0o600)  # SQLite creates its log with the same permissions
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
         try:
-            db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two collectors on one spool would send each other's events
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two collectors on one spool would send events twice
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
-            db.execute("PRAGMA secure_delete=ON")  # what has been sent is no longer in the file
+            db.execute("PRAGMA secure_delete=ON")  # overwrites removed events in the file
             db.execute(_SCHEMA)
             db.execute(_PROBED)
             db.execute(_EMPTY_LOG)
@@ -225,7 +225,7 @@ def _opened(path: Path) -> tuple[sqlite3.Connection, tuple[int, int]]:
 
 
 def _check(db: sqlite3.Connection) -> None:
-    """Finds damage at the start rather than in the middle of a request."""
-    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        raise sqlite3.DatabaseError(found)
+    """Check for damage at the start rather than in the middle of a request."""
+    (result,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if result != "ok":
+        raise sqlite3.DatabaseError(result)

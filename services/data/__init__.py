@@ -1,1 +1,1 @@
-"""Files of events and items, read row by row with the reason for each row that is refused."""
+"""Input files of events and items, read row by row, with the reason for each refused row."""

@@ -1,19 +1,19 @@
-"""Reads a data set's tables, plain or gzipped, as the events that a shop would have published.
+"""Tables of a data set, plain or gzipped, read as the events that a shop would have published.
 
-Columns of items: ``item_id, title`` and, where there, ``kind, description, tags, category, brand, price, status,
+Columns of items: ``item_id, title`` and, optionally, ``kind, description, tags, category, brand, price, status,
 in_stock, first_seen``; tags, split by ``|``, are put before the description. A column ``vectors.<name>`` holds vectors
-of that modality, each a JSON list of numbers; all of a column have one length.
+of that modality, each a JSON list of numbers; all vectors of a column have the same length.
 Columns of events: ``timestamp`` (ISO 8601), ``timestamp_ms``, ``ts`` (either) or ``seq``; ``user_id, event_type,
-item_id`` and, where there, ``session_id, request_id, order_id, position, quantity, price, shown_items, query``. Other
-columns are not looked at.
+item_id`` and, optionally, ``session_id, request_id, order_id, position, quantity, price, shown_items, query``. Other
+columns are ignored.
 
-What the files leave open is settled the same way every time, so that two readings give the same events:
+Missing values are filled by fixed rules, so that two reads give the same events:
 
-- Times without a zone are taken as UTC. Where there is only ``seq``, times are **invented**: one second apart from
-  `INVENTED_EPOCH_MS`. They carry order and nothing else.
-- An item without ``first_seen`` has the time `INVENTED_EPOCH_MS`.
-- A row without a user is a guest, one per session: ``guest-<session_id>``, or per row where there is no session.
-- ``event_id`` is ``<file stem>-<row>``, rows counted from 1 and rows passed over included. A second replay of the
+- Times without a zone are taken as UTC. With ``seq`` alone, times are **invented**, one second apart from
+  `INVENTED_EPOCH_MS`: only their order has a meaning.
+- An item without ``first_seen`` gets the time `INVENTED_EPOCH_MS`.
+- A row without a user is a guest, one per session: ``guest-<session_id>``, or per row if there is no session.
+- ``event_id`` is ``<file stem>-<row>``, with rows counted from 1, skipped rows included. A second replay of the
   same file is therefore dropped as duplicates.
 """
 
@@ -27,14 +27,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from services.data.files import InputError, opened_text
+from services.data.files import open_text
 from services.data.rows import InputRow, RefusedRows, table_rows
 from services.faults import one_line
 from streams.events import SECONDS_FROM, Click, Event, Impression, Item, Purchase, parse_number, unit_problem
 
 INVENTED_EPOCH_MS = 1_577_836_800_000  # 2020-01-01T00:00:00Z
 DEFAULT_SCENARIO = "home"
-_VECTORS = "vectors."  # before a modality in the name of a column
+_VECTORS = "vectors."  # prefix of a modality in a column name
 
 ITEM_COLUMNS = frozenset(
     {
@@ -51,21 +51,19 @@ EVENT_COLUMNS = frozenset(
 
 Row = dict[str, str]
 
-DatasetError = InputError  # the message names file, row, rule and value
-
 
 def read_items(path: Path, *, refused: RefusedRows | None = None) -> Iterator[Item]:
-    """Reads a catalogue.
+    """Read a catalogue.
 
     Args:
-        path: A table, see `services.data.files` and `services.data.rows`.
-        refused: Takes the rows that are no valid items; without it the first one is an error.
+        path: the table, in a format of `services.data.files` and `services.data.rows`.
+        refused: collects invalid rows; without it the first one is an error.
 
     Yields:
-        One item a row, in file order.
+        One item per row, in file order.
 
     Raises:
-        DatasetError: The file cannot be read, lacks a column, or a row is not a valid item.
+        InputError: The file cannot be read, lacks a column, or a row is not a valid item.
     """
     stem, lengths = _stem(path), dict[str, int]()
     refused = refused or RefusedRows()
@@ -88,20 +86,20 @@ def read_events(
     skipped: Counter[str] | None = None,
     refused: RefusedRows | None = None,
 ) -> Iterator[Event]:
-    """Reads purchases, clicks and impressions.
+    """Read purchases, clicks and impressions.
 
     Args:
-        path: A table, see `services.data.files` and `services.data.rows`.
-        max_events: Ends after that many events; rows passed over do not count.
-        scenario: The scenario given to every event.
-        skipped: Counts the rows passed over (returns, and other types that are no signal) by their type.
-        refused: Takes the rows that are no valid events; without it the first one is an error.
+        path: the table, in a format of `services.data.files` and `services.data.rows`.
+        max_events: the most events to read, without skipped rows; None reads all.
+        scenario: the scenario of every event.
+        skipped: counts skipped rows (returns, and other types that carry no signal) by type.
+        refused: collects invalid rows; without it the first one is an error.
 
     Yields:
-        One event a row, in file order.
+        One event per row, in file order.
 
     Raises:
-        DatasetError: The file cannot be read, lacks a column, or a row is not a valid event.
+        InputError: The file cannot be read, lacks a column, or a row is not a valid event.
     """
     stem, taken = _stem(path), 0
     refused = refused or RefusedRows()
@@ -127,9 +125,9 @@ def item_of_row(row: Row, *, event_id: str, ts: int) -> Item:
     """Build an item from the cells of a row.
 
     Args:
-        row: Cells by column.
-        event_id: Of the item event.
-        ts: Its time, epoch milliseconds.
+        row: the cells by column.
+        event_id: the id of the item event.
+        ts: the event's time, epoch milliseconds.
 
     Raises:
         ValueError: A cell breaks a rule.
@@ -160,11 +158,11 @@ def event_of_row(row: Row, kind: str, *, event_id: str, ts: int, scenario: str) 
     """Build a click, purchase or impression from the cells of a row.
 
     Args:
-        row: Cells by column.
-        kind: One of those three.
-        event_id: Of the event.
-        ts: Its time, epoch milliseconds.
-        scenario: Of the event.
+        row: the cells by column.
+        kind: the kind of event, one of those three.
+        event_id: the id of the event.
+        ts: the event's time, epoch milliseconds.
+        scenario: the scenario of the event.
 
     Raises:
         ValueError: A cell breaks a rule.
@@ -182,7 +180,7 @@ def event_of_row(row: Row, kind: str, *, event_id: str, ts: int, scenario: str) 
 
 
 def _require_lengths(item: Item, lengths: dict[str, int]) -> None:
-    """See that each vector has the length of the first of its name, and remember the lengths of new names."""
+    """Check that each vector has the length of the first of its name, and record the lengths of new names."""
     for name, vector in item.vectors.items():
         if len(vector) != lengths.setdefault(name, len(vector)):
             raise ValueError(f"`vectors.{name}` must have {lengths[name]} numbers, as the first has, got {len(vector)}")
@@ -235,7 +233,7 @@ def _first_seen_ms(row: Row) -> int:
 
 
 def row_time_ms(row: Row) -> int:
-    """Takes the row's time, epoch milliseconds."""
+    """Return the row's time, epoch milliseconds."""
     if timestamp := row.get("timestamp"):
         return _iso_ms(timestamp, "timestamp")
     if timestamp_ms := row.get("timestamp_ms"):
@@ -251,12 +249,12 @@ def row_time_ms(row: Row) -> int:
 
 
 def has_time(row: Row) -> bool:
-    """Return whether a row says when it was, and not only in which order."""
+    """Return whether a row has a time, and not only a sequence number."""
     return any(row.get(column) for column in ("timestamp", "timestamp_ms", "ts"))
 
 
 def _epoch_ms(text: str, column: str) -> int:
-    """Reads a number of milliseconds; tables of floats write it as 1764500000000.0."""
+    """Parse a number of milliseconds, which tables of floats write as 1764500000000.0."""
     number = parse_number(text)
     if number is None or not math.isfinite(number):
         raise ValueError(f"`{column}` must be a number of epoch milliseconds, got {text[:40]!r}")
@@ -267,9 +265,9 @@ def _epoch_ms(text: str, column: str) -> int:
 
 @lru_cache(maxsize=1024)  # all lines of an order share one time
 def _iso_ms(text: str, column: str) -> int:
-    """Reads an ISO 8601 time as epoch milliseconds; without a zone it is UTC."""
+    """Parse an ISO 8601 time as epoch milliseconds; without a zone it is UTC."""
     number = parse_number(text)
-    if number is not None and number >= SECONDS_FROM:  # less may be a date: 20260131
+    if number is not None and number >= SECONDS_FROM:  # a smaller number may be a date: 20260131
         raise ValueError(
             unit_problem(number)
             or f"`{column}` must be an ISO 8601 time, got {text[:40]!r}; numbers of milliseconds go to the column "
@@ -280,17 +278,17 @@ def _iso_ms(text: str, column: str) -> int:
 
 
 def _stem(path: Path) -> str:
-    name = os.fsencode(path.name).decode(errors="backslashreplace")  # a file's name may be any bytes, an id is UTF-8
+    name = os.fsencode(path.name).decode(errors="backslashreplace")  # a file name may be any bytes, an id is UTF-8
     return name.removesuffix(".gz").removesuffix(".csv")
 
 
 def _rows(path: Path, *, required: tuple[str, ...], known: Collection[str]) -> Iterator[InputRow]:
-    with opened_text(path) as text:
+    with open_text(path) as text:
         yield from table_rows(text, path, required=required, known=known)
 
 
 def _usable(row: InputRow) -> Row:
-    """Give the cells of a row.
+    """Return the cells of a row.
 
     Raises:
         ValueError: The row cannot be used.

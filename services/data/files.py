@@ -1,4 +1,4 @@
-"""Opens input files as text: gzip and the usual encodings are recognised by content, other formats are named.
+"""Input files as text: gzip and the usual encodings are recognised by content, other formats are named in errors.
 
 Every command that reads events or items (`publish`, `replay`, `backtest`, `fit`, `tune`, `bench`) opens them here.
 """
@@ -16,7 +16,7 @@ from typing import IO, cast
 from services.errors import UsageError
 
 GZIP_MAGIC = b"\x1f\x8b"
-# First bytes of formats that are not text: what they are, and what to do.
+# First bytes of formats that are not text, with the name of the format and the remedy.
 FOREIGN_FORMATS = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook; unpack it, or save it as CSV",
     b"PK\x05\x06": "an empty ZIP archive; give the file itself",
@@ -50,11 +50,11 @@ class InputError(UsageError):
 
 
 @contextmanager
-def opened_text(path: Path) -> Iterator[IO[str]]:
+def open_text(path: Path) -> Iterator[IO[str]]:
     """Open a file as text.
 
     Raises:
-        InputError: The file is not there, is empty, or is of a format that is not text.
+        InputError: The file is missing, empty, or in a format that is not text.
     """
     try:
         with path.open("rb") as file, as_text(file, path) as text:
@@ -64,7 +64,7 @@ def opened_text(path: Path) -> Iterator[IO[str]]:
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
-    """Turn an error of the operating system or of a decoder into one sentence."""
+    """Return an error with one sentence about an error of the operating system or of a decoder."""
     if isinstance(error, UnicodeDecodeError):
         return InputError(f"{path} cannot be read: not {error.encoding}: {error.reason}; save it as UTF-8")
     if isinstance(error, EOFError):
@@ -77,20 +77,20 @@ def unreadable(path: Path, error: Exception) -> InputError:
 
 @contextmanager
 def as_text(binary: IO[bytes], path: Path) -> Iterator[IO[str]]:
-    """Decompress and decode a stream, which stays open; line ends stay as they are.
+    """Decompress and decode a stream, which stays open; line ends are kept.
 
-    Bytes that are not UTF-8 become surrogate escapes, so that the reader can name the line they are in.
+    Bytes that are not UTF-8 become surrogate escapes, so that the reader can name their line.
 
     Args:
-        binary: The file, opened for reading.
-        path: Its name in errors.
+        binary: the file, opened for reading.
+        path: the file's name in errors.
 
     Raises:
-        InputError: It is empty or of a format that is not text.
+        InputError: The file is empty or in a format that is not text.
     """
     unpacked = _buffered(binary)
     while _head(unpacked).startswith(GZIP_MAGIC):
-        unpacked = _buffered(gzip.GzipFile(fileobj=unpacked, mode="rb"))  # a reader's own `mode` is a number
+        unpacked = _buffered(gzip.GzipFile(fileobj=unpacked, mode="rb"))  # BufferedReader.mode is a number
     head = _head(unpacked)
     if not head:
         raise InputError(f"{path} is empty: it has no header, no row and no event")
@@ -105,7 +105,7 @@ def as_text(binary: IO[bytes], path: Path) -> Iterator[IO[str]]:
 
 
 def not_utf8(text: str) -> str | None:
-    """Say which byte of a text, read by `as_text`, is not UTF-8; None if all of them are."""
+    """Return which byte of a text read by `as_text` is not UTF-8; None if all bytes are."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -120,14 +120,14 @@ def _buffered(binary: IO[bytes] | gzip.GzipFile) -> io.BufferedReader:
 
 
 def _head(stream: io.BufferedReader) -> bytes:
-    """Look at the first bytes without taking them; a pipe may give them in pieces."""
+    """Return the first bytes without consuming them; a pipe may deliver them in parts."""
     return stream.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
 
 
 def _require_text(head: bytes, path: Path) -> None:
-    for magic, what in FOREIGN_FORMATS.items():
+    for magic, description in FOREIGN_FORMATS.items():
         if head.startswith(magic):
-            raise InputError(f"{path} is {what}")
+            raise InputError(f"{path} is {description}")
     if head[TAR_OFFSET : TAR_OFFSET + len(TAR_MAGIC)] == TAR_MAGIC:
         raise InputError(f"{path} is a tar archive; unpack it")
 

@@ -1,4 +1,4 @@
-"""Reads tables with a header: CSV, and the same separated by semicolons, tabs or vertical bars."""
+"""Tables with a header: CSV, also separated by semicolons, tabs or vertical bars."""
 
 import csv
 import re
@@ -12,8 +12,8 @@ from pathlib import Path
 from services.data.files import InputError, not_utf8
 
 DELIMITERS = (",", ";", "\t", "|")
-LONGEST_CELL = 16 * 2**20  # characters; the events that they become have limits of their own
-NAMED = 5  # rows that are named one by one, the others are counted
+LONGEST_CELL = 16 * 2**20  # characters; events have their own limits
+NAMED = 5  # rows that are named one by one; the others are counted
 
 JSON_BEGINS = ("{", "[")
 
@@ -27,10 +27,10 @@ class InputRow:
     """One row of a table.
 
     Attributes:
-        number: From 1, the header not counted.
-        line: Of the file, where the row begins, from 1.
-        cells: By column; a cell that is not there is empty.
-        fault: Why the row cannot be used; None if it can.
+        number: the number of the row from 1, without the header.
+        line: the line of the file where the row begins, from 1.
+        cells: the cells by column; a missing cell is empty.
+        fault: the reason why the row cannot be used; None if it can.
     """
 
     number: int
@@ -44,10 +44,10 @@ class RefusedRows:
     """Rows that were skipped.
 
     Attributes:
-        strict: Raise at the first one instead.
-        count: How many there were.
-        named: The first few: file, line, value and reason.
-        item_ids: Items whose rows were refused.
+        strict: whether the first refused row raises an error instead.
+        count: the number of refused rows.
+        named: file, line, value and reason of the first few rows.
+        item_ids: ids of items whose rows were refused.
     """
 
     strict: bool = True
@@ -56,10 +56,10 @@ class RefusedRows:
     item_ids: set[str] = field(default_factory=set)
 
     def refuse(self, problem: str) -> None:
-        """Count a row and name it if it is one of the first.
+        """Count a row, and name it if it is one of the first.
 
         Raises:
-            InputError: Refused rows are not to be skipped.
+            InputError: The first refused row is an error (`strict`).
         """
         if self.strict:
             raise InputError(problem)
@@ -68,7 +68,7 @@ class RefusedRows:
             self.named.append(problem)
 
     def lines(self) -> Iterator[str]:
-        """Render what was refused, for a person."""
+        """Yield lines that report the refused rows."""
         yield from self.named
         if self.count > len(self.named):
             yield f"... and {self.count - len(self.named):,} more"
@@ -76,7 +76,7 @@ class RefusedRows:
             yield f"{self.count:,} bad rows skipped; --strict stops at the first"
 
 
-def show_refused(refused: RefusedRows) -> None:
+def print_refused(refused: RefusedRows) -> None:
     """Print refused rows on standard error."""
     for line in refused.lines():
         sys.stderr.write(f"{line}\n")
@@ -90,17 +90,17 @@ def table_rows(
     known: Collection[str],
     instead: Mapping[str, str] | None = None,
 ) -> Iterator[InputRow]:
-    """Read a table's rows; the delimiter is the one that makes the most known columns of the header.
+    """Yield a table's rows. The delimiter is the one that splits the header into the most known columns.
 
     Args:
-        lines: Of the file, as `services.data.files` opens it, with their ends.
-        path: Its name in errors.
-        required: Columns that must be there.
-        known: All columns that mean something.
-        instead: What else could be given for a column that is missing.
+        lines: the lines of the file, as `services.data.files` opens it, with their ends.
+        path: the file's name in errors.
+        required: columns that the table must have.
+        known: all columns that have a meaning.
+        instead: the remedy for a missing column, by its name.
 
     Raises:
-        InputError: A column is missing, the header is not usable, or there is no row.
+        InputError: A column is missing, the header cannot be used, or there is no row.
     """
     delimiter, columns, header_lines = _header(lines, path, known)
     _require_columns(path, columns, required, instead or {})
@@ -119,16 +119,16 @@ def table_rows(
             cells, fault = [], f"not CSV: {error}"
         if cells is None:
             break
-        if cells or fault is not None:  # an empty line is no row
+        if cells or fault is not None:  # an empty line is not a row
             number += 1
-            given = dict(zip(columns, cells, strict=False))
-            yield InputRow(number, begins, dict.fromkeys(columns, "") | given, fault)
+            present = dict(zip(columns, cells, strict=False))
+            yield InputRow(number, begins, dict.fromkeys(columns, "") | present, fault)
     if number == 0:
         raise InputError(f"{path} has a header and no rows")
 
 
 def looks_like_table(header: str, known: Collection[str]) -> bool:
-    """Tell whether a line is the header of a table: several columns, one of them known or nearly so."""
+    """Return whether a line is the header of a table: several columns, one of them known or similar to a known one."""
     if _EXCEL_HINT.fullmatch(header):
         return True
     columns = _split(header, max(DELIMITERS, key=header.count))
@@ -138,7 +138,7 @@ def looks_like_table(header: str, known: Collection[str]) -> bool:
 
 
 def _header(lines: Iterator[str], path: Path, known: Collection[str]) -> tuple[str, list[str], int]:
-    """Read the header: delimiter, columns, and how many lines were read."""
+    """Read the header; return the delimiter, the columns and the number of lines read."""
     first, line = next(lines, ""), 1
     while first and not first.strip():
         first, line = next(lines, ""), line + 1
@@ -177,8 +177,8 @@ def _require_columns(path: Path, columns: Sequence[str], required: Sequence[str]
 
 def _nearest(name: str, names: Collection[str]) -> str | None:
     plain = {re.sub(r"[\W_]", "", other).lower(): other for other in names}
-    found = get_close_matches(re.sub(r"[\W_]", "", name).lower(), plain, n=1, cutoff=0.7)
-    return plain[found[0]] if found else None
+    matches = get_close_matches(re.sub(r"[\W_]", "", name).lower(), plain, n=1, cutoff=0.7)
+    return plain[matches[0]] if matches else None
 
 
 def _fault(cells: Sequence[str], columns: Sequence[str], delimiter: str) -> str | None:

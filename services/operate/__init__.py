@@ -1,1 +1,1 @@
-"""Commands for operators: adapters, checkpoints, control, dead letters, keys, publishing, replay, topics."""
+"""Commands for operators: adapters, checkpoints, control, dead letters, keys, publish, replay and topics."""

@@ -1,1 +1,1 @@
-"""The registry process: published adapters over HTTP, and which of them is served."""
+"""The registry process: published adapters and their rollout over HTTP."""

@@ -1,4 +1,4 @@
-"""The HTTP side of the registry: manifests and rollouts for people and workers, files laid out as the registry is."""
+"""The registry's HTTP application: manifests and rollouts, and the registry's files under their own paths."""
 
 import signal
 import threading
@@ -36,7 +36,10 @@ from peft_adapters.registry.stores import LISTING_NAME
 from services.metrics.registry import RegistryMetrics
 from services.metrics.series import new_registry
 from services.registry.admin import add_admin
-from services.registry.answers import (
+from services.registry.comparison import Comparison, compare
+from services.registry.fleet import Fleet, add_fleet, required_scope
+from services.registry.long_poll import LongPoll
+from services.registry.openapi import (
     FILE,
     KEYS_ONLY,
     READS,
@@ -47,11 +50,8 @@ from services.registry.answers import (
     ScenarioName,
     Version,
 )
-from services.registry.comparing import Comparison, compare
-from services.registry.fleet import Fleet, add_fleet, needs
-from services.registry.long_poll import LongPoll
-from services.registry.reading import Shown, manifests, shown
-from services.web.access.wiring import Access, add_access
+from services.registry.versions import VersionDetails, manifests, version_details
+from services.web.access.install import AccessRules, install_access_control
 from services.web.bodies import BodyRules
 from services.web.http import (
     ProblemError,
@@ -64,54 +64,52 @@ from services.web.routes import api_routes
 LONGEST_WAIT_SECONDS = 30.0
 MAX_BODY_BYTES = 65_536
 LONG_POLLS = ("/latest", "/rollout")
-# What may change under its name must be asked for again; a version's files never change.
+# Documents that may change must be revalidated; a version's files never change.
 REVALIDATE = {"Cache-Control": "no-cache"}
 
 log = structlog.get_logger(__name__)
 
 QueriedVersion = Annotated[int, Query(ge=1, le=MAX_VERSION, examples=[1])]
-Etags = Annotated[
-    str | None, Header(alias="If-None-Match", description="tags of what is known, or `*`", examples=["*"])
-]
+Etags = Annotated[str | None, Header(alias="If-None-Match", description="tags of known values, or `*`", examples=["*"])]
 
 
 def create_app(
     registry: AdapterRegistry,
     *,
-    access: Access | None = None,
+    access: AccessRules | None = None,
     announce: Callable[[Rollout], object] | None = None,
     verify: Verifier | None = None,
 ) -> FastAPI:
-    """Build the application over a registry; all that it ever writes are rollouts.
+    """Build the application over a registry. It writes nothing but rollouts.
 
     Args:
-        registry: Where the adapters are kept.
-        access: Who may call, and where is told what calls change; without it everyone, and the process's log.
-        announce: Is given each new rollout; None tells nobody.
-        verify: Checks the signatures of versions that are to be served; None checks none.
+        registry: the registry of adapters.
+        access: the access rules and the audit log; None lets everyone in and logs changes to the process's log.
+        announce: is called with each new rollout; None announces nothing.
+        verify: checks the signatures of versions that are to be served; None checks none.
     """
-    watchers = Watchers(
+    polls = LongPolls(
         LongPoll(registry.latest, lambda manifest: manifest.digest), LongPoll(registry.rollout, rollout_etag)
     )
     series = new_registry()
-    app = FastAPI(title="Headwater adapter registry", lifespan=_ends_waits_on_signals(watchers))
+    app = FastAPI(title="Headwater adapter registry", lifespan=_stop_polls_on_signals(polls))
     metrics = RegistryMetrics(series)
-    access = access or Access()
-    add_access(
+    access = access or AccessRules()
+    install_access_control(
         app,
         access,
         metrics.access,
-        needs=needs,
-        waits=_is_long_poll,
-        requests=metrics.http,
-        bodies=BodyRules(max_bytes=MAX_BODY_BYTES, remedy="no call takes more"),
+        required_scope=required_scope,
+        is_long_poll=_is_long_poll,
+        request_metrics=metrics.http,
+        body_rules=BodyRules(max_bytes=MAX_BODY_BYTES, remedy="no call takes more"),
     )
     add_problem_handlers(app)
     _add_registry_errors(app)
-    _add_adapters(app, registry, watchers.latest)
-    _add_looks(app, registry)
+    _add_adapters(app, registry, polls.latest)
+    _add_details(app, registry)
     add_fleet(app, Fleet())
-    _add_rollout(app, registry, watchers.rollout)
+    _add_rollout(app, registry, polls.rollout)
     add_admin(app, registry, audit=access.audit, announce=announce, verify=verify)
     _add_files(app, registry)
     _add_health(app, registry, series)
@@ -119,10 +117,10 @@ def create_app(
     return app
 
 
-def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: LongPoll[Manifest]) -> None:
+def _add_adapters(app: FastAPI, registry: AdapterRegistry, poll: LongPoll[Manifest]) -> None:
     @app.get("/v1/adapters/{scenario}", responses=READS)
     def adapters(scenario: ScenarioName) -> list[Manifest]:
-        """Manifests of all versions, oldest first."""
+        """List the manifests of all versions, oldest first."""
         return list(manifests(registry, scenario))
 
     @app.get("/v1/adapters/{scenario}/latest", response_model=Manifest, responses=READS_PUBLISHED | UNCHANGED)
@@ -131,9 +129,9 @@ def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: LongPoll[Man
         if_none_match: Etags = None,
         wait_seconds: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
     ) -> Response:
-        """The latest manifest; with `If-None-Match` and `wait_seconds`, as soon as there is another."""
+        """Return the latest manifest; with `If-None-Match` and `wait_seconds`, wait for another one."""
         known = _digests(if_none_match)
-        manifest = await watcher.newest(scenario, other_than=known, wait_seconds=wait_seconds)
+        manifest = await poll.newest(scenario, other_than=known, wait_seconds=wait_seconds)
         if manifest is None:
             raise await run_in_threadpool(_no_latest, registry, scenario)
         headers = {"ETag": f'"{manifest.digest}"', **REVALIDATE}
@@ -142,49 +140,48 @@ def _add_adapters(app: FastAPI, registry: AdapterRegistry, watcher: LongPoll[Man
         return _manifest_response(manifest, headers)
 
 
-def _add_looks(app: FastAPI, registry: AdapterRegistry) -> None:
+def _add_details(app: FastAPI, registry: AdapterRegistry) -> None:
     @app.get("/v1/adapters/{scenario}/diff", responses=READS_PUBLISHED)
     def diff(
         scenario: ScenarioName,
         first: QueriedVersion,
         second: QueriedVersion,
     ) -> Comparison:
-        """What is different between two versions: how much was learnt between them, and how they were judged."""
+        """Compare two versions: events learnt between them, and their metrics."""
         return compare(registry, scenario, first, second)
 
     @app.get("/v1/adapters/{scenario}/{version:int}", responses=READS_PUBLISHED)
-    def show(scenario: ScenarioName, version: Version) -> Shown:
-        """One version: its manifest, what it builds on, and what it is to the rollout."""
-        return shown(registry, scenario, version)
+    def show(scenario: ScenarioName, version: Version) -> VersionDetails:
+        """Return manifest, chain and roles of one version."""
+        return version_details(registry, scenario, version)
 
 
-def _add_rollout(app: FastAPI, registry: AdapterRegistry, watcher: LongPoll[Rollout]) -> None:
+def _add_rollout(app: FastAPI, registry: AdapterRegistry, poll: LongPoll[Rollout]) -> None:
     @app.get("/v1/adapters/{scenario}/rollout", response_model=Rollout, responses=READS | UNCHANGED)
     async def rollout(
         scenario: ScenarioName,
         if_none_match: Etags = None,
         wait_seconds: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
     ) -> Response:
-        """Which version is served; with `If-None-Match` and `wait_seconds`, as soon as that is another."""
+        """Return the rollout; with `If-None-Match` and `wait_seconds`, wait for another one."""
         known = _digests(if_none_match)
-        found = await watcher.newest(scenario, other_than=known, wait_seconds=wait_seconds) or Rollout(
-            scenario=scenario
-        )
-        headers = {"ETag": f'"{rollout_etag(found)}"', **REVALIDATE}
-        if rollout_etag(found) in known or "*" in known:
+        current = await poll.newest(scenario, other_than=known, wait_seconds=wait_seconds)
+        current = current or Rollout(scenario=scenario)
+        headers = {"ETag": f'"{rollout_etag(current)}"', **REVALIDATE}
+        if rollout_etag(current) in known or "*" in known:
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-        return Response(rollout_bytes(found), media_type="application/json", headers=headers)
+        return Response(rollout_bytes(current), media_type="application/json", headers=headers)
 
     @app.get("/v1/files/{scenario}/" + ROLLOUT_NAME, response_model=Rollout, responses=READS)
     def rollout_file(scenario: ScenarioName) -> Response:
-        """The same, where a reader of the registry's files looks for it."""
+        """Return the rollout under the path of its file."""
         return Response(rollout_bytes(registry.rollout(scenario)), media_type="application/json", headers=REVALIDATE)
 
 
 def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
     @app.get("/v1/files/{scenario}/" + LATEST_NAME, response_class=PlainTextResponse, responses=READS_PUBLISHED)
     def latest_version(scenario: ScenarioName) -> Response:
-        """Number of the latest version."""
+        """Return the number of the latest version."""
         manifest = registry.latest(scenario)
         if manifest is None:
             raise _no_latest(registry, scenario)
@@ -192,7 +189,7 @@ def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
 
     @app.get("/v1/files/{scenario}/" + LISTING_NAME, response_model=list[str], responses=READS)
     def manifest_paths(scenario: ScenarioName) -> JSONResponse:
-        """Paths of all manifests, which stand in for a directory listing."""
+        """Return the paths of all manifests, in place of a directory listing."""
         paths = [f"{version:08d}/{MANIFEST_NAME}" for version in registry.versions(scenario)]
         return JSONResponse(paths, headers=REVALIDATE)
 
@@ -202,7 +199,7 @@ def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
         responses=READS_PUBLISHED | UNCHANGED | FILE,
     )
     def file(scenario: ScenarioName, version: Version, file: FileName, if_none_match: Etags = None) -> Response:
-        """One file of a version; only names in its manifest are looked up, so that no path can leave it."""
+        """Return one file of a version; only names in its manifest are read, so that no path can leave it."""
         manifest = registry.manifest(scenario, version)
         if file == MANIFEST_NAME:
             return _manifest_response(manifest, {})
@@ -218,25 +215,25 @@ def _add_files(app: FastAPI, registry: AdapterRegistry) -> None:
 def _add_health(app: FastAPI, registry: AdapterRegistry, series: CollectorRegistry) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the process runs, store or no store."""
+        """Report that the process runs, whether or not the store answers."""
         return {"status": "ok"}
 
     @app.get("/readyz", responses=STORE_AWAY)
     def readyz() -> dict[str, str]:
-        """Whether the store answers."""
+        """Report whether the store answers."""
         registry.check()
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=KEYS_ONLY)
     async def metrics() -> Response:
-        """The process's metrics."""
+        """Return the process's metrics."""
         return metrics_response(series)
 
 
 def _add_registry_errors(app: FastAPI) -> None:
     @app.exception_handler(HeadwaterModelError)
     async def model_error(request: Request, error: HeadwaterModelError) -> Response:
-        # Texts of the registry name its own address, which is not for whoever asks; they go to the log.
+        # Error texts contain the registry's address, which callers must not learn; they go to the log.
         log.warning("registry_request_failed", path=request.url.path, error=str(error))
         match error:
             case ScenarioNameError():
@@ -253,7 +250,7 @@ def _add_registry_errors(app: FastAPI) -> None:
             case RolloutFormatError():
                 detail = "the rollout is damaged in the registry; workers stay with the one they know"
                 return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
-            case RolloutError():  # the request is right, and at odds with what is there
+            case RolloutError():  # the request is valid, and in conflict with the present rollout
                 return problem_response(request, HTTPStatus.CONFLICT, str(error))
             case RegistryUnavailableError():
                 detail = "the registry's store does not answer; try again"
@@ -263,33 +260,33 @@ def _add_registry_errors(app: FastAPI) -> None:
                 return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
 
 
-class Watchers(NamedTuple):
+class LongPolls(NamedTuple):
     """The long polls of the process."""
 
     latest: LongPoll[Manifest]
     rollout: LongPoll[Rollout]
 
     def stop(self) -> None:
-        """End all waits, now and from now on."""
-        for watcher in self:
-            watcher.stop()
+        """End all waits, present and future."""
+        for poll in self:
+            poll.stop()
 
 
-def _ends_waits_on_signals(watchers: Watchers) -> Callable[[FastAPI], Any]:
-    """A lifespan that answers long polls as soon as the process is told to end, instead of when they run out."""
+def _stop_polls_on_signals(polls: LongPolls) -> Callable[[FastAPI], Any]:
+    """Return a lifespan that answers long polls as soon as a signal ends the process, before their timeout."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         in_main_thread = threading.current_thread() is threading.main_thread()
         for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread else ():
-            _call_first(number, watchers.stop)
+            _add_signal_action(number, polls.stop)
         yield
-        watchers.stop()
+        polls.stop()
 
     return lifespan
 
 
-def _call_first(number: int, action: Callable[[], None]) -> None:
+def _add_signal_action(number: int, action: Callable[[], None]) -> None:
     before = signal.getsignal(number)
 
     def handle(received: int, frame: FrameType | None) -> None:
@@ -305,7 +302,7 @@ def _is_long_poll(path: str) -> bool:
 
 
 def _digests(if_none_match: str | None) -> set[str]:
-    """The digests in a list of entity tags.
+    """Return the digests in a list of entity tags.
 
     >>> sorted(_digests('"a", W/"b"'))
     ['a', 'b']
@@ -314,7 +311,7 @@ def _digests(if_none_match: str | None) -> set[str]:
 
 
 def _no_latest(registry: AdapterRegistry, scenario: str) -> ProblemError:
-    """Say why there is no latest version, without the registry's own address."""
+    """Return an error that explains why there is no latest version, without the registry's address."""
     cause = registry.explain_absence(scenario)
     for address in (registry.url, str(Path(registry.url).absolute())):
         cause = cause.replace(address, "<registry>")

@@ -1,4 +1,4 @@
-"""Checks that a version can be served, before a rollout names it."""
+"""Verification that a version can be served, before a rollout names it."""
 
 from peft_adapters.errors import BundleError, ChainRefusedError, VersionNotFoundError, VersionNotKeptError
 from peft_adapters.registry.manifest import Manifest
@@ -11,13 +11,13 @@ def verify_chain(
 ) -> list[Manifest]:
     """Read a version and all that it builds on, and check manifests, sizes, digests and signatures.
 
-    Texts of errors do not contain the registry's address, so that they can be sent to callers over HTTP.
+    Error texts do not contain the registry's address, so that they can be sent to callers over HTTP.
 
     Args:
-        registry: Where the version is.
-        scenario: Of which ranking.
-        version: The version that is to be served.
-        verify: Checks signatures; None checks none.
+        registry: the registry that holds the version.
+        scenario: the scenario of the version.
+        version: the version that is to be served.
+        verify: checks signatures against trusted keys; None checks none.
 
     Returns:
         The manifests of the chain, the full version first.
@@ -41,10 +41,10 @@ def verify_chain(
                 verify(manifest)
             registry.verify(manifest)
         except (BundleError, VersionNotFoundError) as error:
-            which = "" if link == version else f" version {link}, which it builds on:"
+            link_name = "" if link == version else f" version {link}, which it builds on:"
             cause = str(error).replace(f"{registry.url}/", "").replace(registry.url, "the registry")
             raise ChainRefusedError(
-                f"version {version} of {scenario!r} cannot be served, and nothing was changed:{which} {cause}"
+                f"version {version} of {scenario!r} cannot be served, and nothing was changed:{link_name} {cause}"
             ) from error
         links.append(manifest)
         link = manifest.builds_on

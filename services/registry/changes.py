@@ -1,4 +1,4 @@
-"""Changes of a rollout as people ask for them, by command or over HTTP, and how each is made."""
+"""Changes of a rollout, as requested by command or over HTTP, and how each is made."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -27,11 +27,11 @@ VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION), NUMBER_ONLY]
 
 
 class Change(BaseModel):
-    """What every change takes.
+    """Base of all changes.
 
     Attributes:
-        reason: in the words of who asks; it stays in the rollout.
-        if_revision: the change is made only if the rollout is still of this revision; None makes it in any case.
+        reason: the caller's reason, which is kept in the rollout.
+        if_revision: the revision that the rollout must still have; None accepts any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,16 +39,16 @@ class Change(BaseModel):
     reason: str = Field(default="", max_length=TEXT_LIMIT)
     if_revision: Annotated[int, Field(ge=0, le=MAX_VERSION), NUMBER_ONLY] | None = None
 
-    def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
-        """The rollout after the change.
+    def apply(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
+        """Return the rollout after the change.
 
         Args:
-            now: the rollout before it.
+            now: the rollout before the change.
             published: all published versions, oldest first; at least one.
-            by: who asks.
+            by: the name of the caller.
 
         Raises:
-            RolloutError: it would break the rules of a rollout.
+            RolloutError: The change would break the rules of a rollout.
         """
         raise NotImplementedError
 
@@ -57,42 +57,42 @@ class Change(BaseModel):
 
 
 class Pin(Change):
-    """Answer all from one version."""
+    """Serve one version to all shoppers."""
 
     version: VersionNumber
 
-    def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
-        """The rollout after the change."""
+    def apply(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
+        """Return the rollout after the change."""
         return now.pinned(self.version, **self._by(by))
 
 
 class Unpin(Change):
-    """Follow the latest version again."""
+    """Serve the latest version again."""
 
-    def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
-        """The rollout after the change."""
+    def apply(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
+        """Return the rollout after the change."""
         return now.unpinned(**self._by(by))
 
 
 class Rollback(Change):
-    """Answer all from an earlier version.
+    """Serve an earlier version to all shoppers.
 
-    Without `version` and `to` it is the stable version if a canary runs, else the one before that which is served.
+    Without `version` and `to`, it is the stable version if a canary runs, else the version before the served one.
 
     Attributes:
-        version: The version to go back to.
-        to: The time to go back to: RFC 3339, or how long ago, such as `2h`. It chooses the newest version that was
-            published at or before then and is still kept.
+        version: the version to go back to.
+        to: the time to go back to: RFC 3339, or an age such as `2h`. It chooses the newest version that was published
+            at or before that time and is still kept.
     """
 
     version: VersionNumber | None = None
     to: Annotated[str, Field(pattern=MOMENT_OR_AGO, examples=["2h", "2026-01-31T09:00:00Z"])] | None = None
 
-    def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
-        """The rollout after the change.
+    def apply(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
+        """Return the rollout after the change.
 
         Raises:
-            RolloutError: there is no earlier version, or the one named is none.
+            RolloutError: There is no earlier version, or the named one is not earlier.
         """
         stable, newest = now.stable_or(published[-1]), _newest_served(now, published[-1])
         earlier = [version for version in published if version < newest]
@@ -108,49 +108,49 @@ class Rollback(Change):
 
 
 class StartCanary(Change):
-    """Answer some shoppers from another version, or from the latest as it comes; the stable one is held."""
+    """Serve another version, or always the latest, to some shoppers; the stable version is pinned."""
 
     version: VersionNumber | None = None
     percent: Annotated[float, Strict(), Field(gt=0, le=100, allow_inf_nan=False)]
     auto_rollback: Flag = False
 
-    def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
-        """The rollout after the change."""
+    def apply(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
+        """Return the rollout after the change."""
         canary = Canary(version=self.version, percent=self.percent, auto_rollback=self.auto_rollback)
         return now.with_canary(canary, latest=published[-1], **self._by(by))
 
 
 class EndCanary(Change):
-    """Answer all from the stable version."""
+    """Serve the stable version to all shoppers."""
 
-    def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
-        """The rollout after the change."""
+    def apply(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
+        """Return the rollout after the change."""
         return now.with_canary(None, latest=published[-1], **self._by(by))
 
 
 class StartShadow(Change):
-    """Have another version, or the latest as it comes, score too without ever answering."""
+    """Score requests with another version, or always the latest, as well; its scores are never answered."""
 
     version: VersionNumber | None = None
 
-    def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
-        """The rollout after the change."""
+    def apply(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
+        """Return the rollout after the change."""
         return now.with_shadow(Shadow(version=self.version), latest=published[-1], **self._by(by))
 
 
 class EndShadow(Change):
-    """Have no version score beside the one that answers."""
+    """End the shadow version."""
 
-    def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
-        """The rollout after the change."""
+    def apply(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
+        """Return the rollout after the change."""
         return now.with_shadow(None, latest=published[-1], **self._by(by))
 
 
 class Promote(Change):
-    """Answer all from the canary's version, pinned."""
+    """Serve the canary's version to all shoppers, pinned."""
 
-    def made(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
-        """The rollout after the change."""
+    def apply(self, now: Rollout, published: Sequence[int], *, by: str) -> Rollout:
+        """Return the rollout after the change."""
         return now.promoted(latest=published[-1], **self._by(by))
 
 
@@ -167,36 +167,36 @@ PATHS: dict[type[Change], str] = {
 }
 
 
-def action_of(change: Change) -> str:
-    """What the audit log calls a change."""
+def action_name(change: Change) -> str:
+    """Return the name of a change in the audit log."""
     return f"adapters.{PATHS[type(change)]}"
 
 
-def asked(change: Change) -> dict[str, object]:
-    """What was asked for, without what was left open."""
+def request_body(change: Change) -> dict[str, object]:
+    """Return the fields of a change that are set."""
     return change.model_dump(exclude_none=True)
 
 
-def make(
+def apply_change(
     registry: AdapterRegistry, scenario: str, change: Change, *, by: str, verify: Verifier | None = None
 ) -> Rollout:
     """Make a change and return the rollout that holds now.
 
-    Versions that are to be served are verified first, with all that they build on; a refused change writes nothing.
-    What was written is read back.
+    Versions that are to be served are verified first, with their chains; a refused change writes nothing. The written
+    rollout is read back.
 
     Args:
-        registry: open for writing.
-        scenario: whose rollout.
-        change: which.
-        by: who asks.
+        registry: the registry, open for writing.
+        scenario: the scenario of the rollout.
+        change: the requested change.
+        by: the name of the caller.
         verify: checks the signatures of versions that are to be served; None checks none.
 
     Raises:
-        RolloutError: it would break the rules of a rollout (`RolloutConflictError`: another was quicker;
+        RolloutError: The change would break the rules of a rollout (`RolloutConflictError`: it was changed meanwhile;
             `ChainRefusedError`: a version cannot be served).
-        VersionNotFoundError: a version it names is not there.
-        RegistryError: the registry is read-only, or cannot be used.
+        VersionNotFoundError: A named version is not in the registry.
+        RegistryError: The registry is read-only, or cannot be used.
     """
     now = registry.rollout(scenario)
     if change.if_revision is not None and change.if_revision != now.revision:
@@ -213,8 +213,8 @@ def make(
         below = _newest_served(now, published[-1])
         version = _version_at(registry, scenario, published, _past_ms(change), below=below)
         change = Rollback(version=version, reason=change.reason)
-    rollout = change.made(now, published, by=by)
-    for version in dict.fromkeys(_brought(change, now, rollout, latest=published[-1])):
+    rollout = change.apply(now, published, by=by)
+    for version in dict.fromkeys(_newly_served(change, now, rollout, latest=published[-1])):
         verify_chain(registry, scenario, version, verify)
     registry.set_rollout(rollout)
     return rollout
@@ -227,8 +227,8 @@ def _newest_served(now: Rollout, latest: int) -> int:
     return max(served)
 
 
-def _brought(change: Change, now: Rollout, after: Rollout, *, latest: int) -> Iterator[int]:
-    """The versions that a change puts into arms; ending a canary or shadow puts none."""
+def _newly_served(change: Change, now: Rollout, after: Rollout, *, latest: int) -> Iterator[int]:
+    """Yield the versions that a change puts into arms; ending a canary or shadow puts none."""
     stable = after.stable_version
     if stable is not None and (stable != now.stable_version or isinstance(change, Pin)):
         yield stable
@@ -239,10 +239,10 @@ def _brought(change: Change, now: Rollout, after: Rollout, *, latest: int) -> It
 
 
 def _past_ms(change: Rollback) -> int:
-    """The time to go back to, in epoch milliseconds.
+    """Return the time to go back to, epoch milliseconds.
 
     Raises:
-        RolloutError: It is no time, lies ahead, or a version is named, too.
+        RolloutError: The text is no time, the time lies in the future, or a version is named as well.
     """
     if change.version is not None:
         raise RolloutError(f"a rollback takes `version` or `to`, got both: {change.version} and {change.to!r}")
@@ -259,41 +259,42 @@ def _version_at(registry: AdapterRegistry, scenario: str, published: Sequence[in
     """Find the newest kept version that was published at or before a time.
 
     Args:
-        registry: Where the versions are.
-        scenario: Of which ranking.
-        published: All published versions, oldest first.
-        at_ms: The time, epoch milliseconds.
-        below: The newest version that is served.
+        registry: the registry that holds the versions.
+        scenario: the scenario of the versions.
+        published: all published versions, oldest first.
+        at_ms: the time, epoch milliseconds.
+        below: the newest version that is served.
 
     Raises:
-        RolloutError: None is kept that far back, or the one found is not below the version that is served.
+        RolloutError: No version is kept that far back, or it is not below the version that is served.
         RegistryUnavailableError: The store failed.
     """
-    oldest = None
+    candidate = None
     for version in reversed(published):
         with suppress(BundleError, VersionNotFoundError):  # damaged, or deleted meanwhile
-            oldest = registry.manifest(scenario, version)
-            if oldest.published_at_ms <= at_ms:
+            candidate = registry.manifest(scenario, version)
+            if candidate.published_at_ms <= at_ms:
                 break
-    if oldest is None or oldest.published_at_ms > at_ms:
+    if candidate is None or candidate.published_at_ms > at_ms:
         kept = (
             "no version can be read"
-            if oldest is None
+            if candidate is None
             else (
-                f"the oldest that is kept is version {oldest.version}, published at {_moment(oldest.published_at_ms)}"
+                f"the oldest that is kept is version {candidate.version}, published at "
+                f"{_moment(candidate.published_at_ms)}"
             )
         )
         raise RolloutError(
             f"no version that was published at or before {_moment(at_ms)} is kept; {kept}; name a later time, or a "
             "version"
         )
-    if oldest.version >= below:
+    if candidate.version >= below:
         raise RolloutError(
-            f"version {oldest.version}, published at {_moment(oldest.published_at_ms)}, is the newest up to "
+            f"version {candidate.version}, published at {_moment(candidate.published_at_ms)}, is the newest up to "
             f"{_moment(at_ms)}, and a rollback must go below version {below}, which is served; name an earlier time or "
             "a version"
         )
-    return oldest.version
+    return candidate.version
 
 
 def _moment(ms: int) -> str:

@@ -1,4 +1,4 @@
-"""A registry as a person reaches it: by its own address, or through the registry process."""
+"""Clients of a registry for operators: directly on its store, or through the registry process."""
 
 import getpass
 import os
@@ -14,8 +14,8 @@ from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Rollout
 from peft_adapters.registry.signing import load_verifier
 from services.audit import AuditLog
-from services.registry.announcing import announce
-from services.registry.changes import PATHS, Change, action_of, asked, make
+from services.registry.announcement import announce
+from services.registry.changes import PATHS, Change, action_name, apply_change, request_body
 from services.registry.fleet import FleetView
 from services.settings import Settings
 
@@ -26,7 +26,7 @@ FLEET_LIMIT_BYTES = 2**25
 
 
 class RegistryClient(Protocol):
-    """Reads a registry, and changes which version is served."""
+    """A client that reads a registry and changes rollouts."""
 
     registry: AdapterRegistry
 
@@ -34,7 +34,7 @@ class RegistryClient(Protocol):
         """Make a change and return the rollout that holds now."""
 
     def fleet(self, scenario: str) -> FleetView | None:
-        """The workers that report to the registry process; None where there is no process, or an older one.
+        """Return the workers that report to the registry process; None if there is no process, or an older one.
 
         Raises:
             RegistryUnavailableError: The process does not answer.
@@ -42,11 +42,11 @@ class RegistryClient(Protocol):
 
 
 class DirectClient:
-    """Writes to the store itself, and tells Kafka where there is one.
+    """A client that writes to the store itself, and announces rollouts on Kafka if that is configured.
 
     Args:
-        settings: which registry, which Kafka.
-        url: of the store.
+        settings: the settings with brokers, signing keys and audit log.
+        url: the address of the store.
     """
 
     def __init__(self, settings: Settings, url: str) -> None:
@@ -57,12 +57,12 @@ class DirectClient:
         """Make a change and return the rollout that holds now.
 
         Raises:
-            RegistryError: it is against the rules, names what is not there or cannot be served, or the store failed.
-        SigningKeyError: a public key of `signing.public_keys` cannot be read.
+            RegistryError: The change breaks a rule, names a version that cannot be served, or the store failed.
+            SigningKeyError: A public key of `signing.public_keys` cannot be read.
         """
-        by = _user()
-        with self._audit.call(action_of(change), by=by, scenario=scenario, asked=asked(change)):
-            rollout = make(self.registry, scenario, change, by=by, verify=load_verifier(self._settings.signing))
+        by = _user_name()
+        with self._audit.call(action_name(change), by=by, scenario=scenario, asked=request_body(change)):
+            rollout = apply_change(self.registry, scenario, change, by=by, verify=load_verifier(self._settings.signing))
         announce(self._settings, rollout)
         return rollout
 
@@ -72,12 +72,12 @@ class DirectClient:
 
 
 class HttpClient:
-    """Asks a registry process.
+    """A client of a registry process.
 
     Args:
-        url: of the process.
-        key: is shown to it; None where it asks for none.
-        read_seconds: deadline of one read as a whole.
+        url: the address of the process.
+        key: the API key to send; None if the process requires none.
+        read_seconds: the deadline of one read as a whole.
     """
 
     def __init__(self, url: str, key: str | None, *, read_seconds: float = READ_SECONDS) -> None:
@@ -89,14 +89,19 @@ class HttpClient:
         """Make a change and return the rollout that holds now.
 
         Raises:
-            RegistryError: the process refused, and says why.
-            RegistryUnavailableError: it does not answer.
+            RegistryError: The process refused the change; the text has its reason.
+            RegistryUnavailableError: The process does not answer.
         """
-        url = f"{self._url}/v1/adapters/{scenario}/{PATHS[type(change)]}"
+        url, body = f"{self._url}/v1/adapters/{scenario}/{PATHS[type(change)]}", request_body(change)
         try:
             with internal_client(headers=self._headers, timeout=TIMEOUT_SECONDS) as client:
                 answer = bounded_request(
-                    client, "POST", url, seconds=TIMEOUT_SECONDS, limit_bytes=ANSWER_LIMIT_BYTES, json=asked(change)
+                    client,
+                    "POST",
+                    url,
+                    seconds=TIMEOUT_SECONDS,
+                    limit_bytes=ANSWER_LIMIT_BYTES,
+                    json=body,
                 )
             if answer.status_code == httpx.codes.OK:
                 return Rollout.model_validate_json(answer.content)
@@ -105,7 +110,7 @@ class HttpClient:
         raise RegistryError(f"POST {url}: status {answer.status_code}: {_detail(answer)}")
 
     def fleet(self, scenario: str) -> FleetView | None:
-        """The workers that report to the registry process; None where it is of a release without that.
+        """Return the workers that report to the registry process; None if its release does not list them.
 
         Raises:
             RegistryUnavailableError: The process does not answer.
@@ -123,14 +128,14 @@ class HttpClient:
         raise RegistryUnavailableError(f"GET {url}: status {answer.status_code}: {_detail(answer)}")
 
 
-def access(settings: Settings) -> RegistryClient:
-    """The registry that `registry.url` names.
+def open_client(settings: Settings) -> RegistryClient:
+    """Return a client of the registry that `registry.url` names.
 
     Args:
-        settings: all of them.
+        settings: the settings of the process.
 
     Raises:
-        RegistryAddressError: no kind of store is known for the address.
+        RegistryAddressError: No kind of store is known for the address.
     """
     url = settings.registry.url
     return (
@@ -147,7 +152,7 @@ def _detail(answer: httpx.Response) -> str:
         return answer.text[:200] or "no more is said"
 
 
-def _user() -> str:
+def _user_name() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # no such user on this system, as in a container with a bare uid

@@ -1,4 +1,4 @@
-"""The command `headwater registry`."""
+"""The registry process, from settings to serving."""
 
 from functools import partial
 
@@ -6,10 +6,10 @@ import structlog
 
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.signing import load_verifier
-from services.registry.announcing import announce
+from services.registry.announcement import announce
 from services.registry.app import create_app
 from services.settings import Settings
-from services.web.access.wiring import Access
+from services.web.access.install import AccessRules
 from services.web.server import serve
 
 log = structlog.get_logger(__name__)
@@ -19,7 +19,7 @@ def run(settings: Settings) -> None:
     """Serve the adapters under `registry.url` until SIGTERM or SIGINT.
 
     Args:
-        settings: All of them.
+        settings: the settings of the process.
 
     Raises:
         KeysError: The keys file cannot be used.
@@ -27,9 +27,9 @@ def run(settings: Settings) -> None:
         SigningKeyError: A public key of `signing.public_keys` cannot be read.
         ServeError: The address cannot be listened on.
     """
-    own = settings.registry
-    log.info("registry_starting", registry_url=own.url)
-    access = Access.of(settings.limits, settings.security)
+    section = settings.registry
+    log.info("registry_starting", registry_url=section.url)
+    access = AccessRules.from_settings(settings.limits, settings.security)
     verify = load_verifier(settings.signing)
-    app = create_app(AdapterRegistry(own.url), access=access, announce=partial(announce, settings), verify=verify)
-    serve(app, own.host, own.port)
+    app = create_app(AdapterRegistry(section.url), access=access, announce=partial(announce, settings), verify=verify)
+    serve(app, section.host, section.port)

@@ -1,4 +1,4 @@
-"""The fleet: the workers that report to a registry process, which version each serves and what its problems are.
+"""The fleet: workers that report to a registry process, with the version that each serves and its problems.
 
 Workers report when something changes and every `REPORT_SECONDS`. The table lives in the memory of the process: after a
 restart it is complete once every worker has reported again. With several registry processes, each knows only the
@@ -13,8 +13,8 @@ from fastapi import FastAPI, Path, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from peft_adapters.registry.manifest import MAX_COUNT, MAX_VERSION, check_scenario
-from services.registry.answers import READS, REPORTS, ScenarioName
-from services.web.access.key_check import reads_and_changes
+from services.registry.openapi import READS, REPORTS, ScenarioName
+from services.web.access.scope_rules import read_or_admin
 from services.web.access.scopes import Scope
 from services.web.json_types import NUMBER_ONLY, Flag
 
@@ -38,11 +38,11 @@ class WorkerReport(BaseModel):
     """The state of one scenario in one worker.
 
     Attributes:
-        ready: Whether the worker answers requests with all that it needs.
-        revision: Revision of the rollout that it obeys.
-        changed_at_ms: Time of that rollout, epoch milliseconds.
-        arms: Version that each arm serves.
-        problems: Sentences about what it cannot have at present.
+        ready: whether the worker answers requests with all dependencies available.
+        revision: revision of the rollout that it follows.
+        changed_at_ms: time of that rollout, epoch milliseconds.
+        arms: version that each arm serves.
+        problems: sentences about what is missing at present.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,8 +65,8 @@ class FleetView(BaseModel):
     """The workers of a scenario that have reported lately.
 
     Attributes:
-        watched_seconds: Age of the table. Younger than two report periods, it may lack workers.
-        workers: Sorted by name.
+        watched_seconds: age of the table; before two report periods it may lack workers.
+        workers: the reports, sorted by worker name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,9 +86,9 @@ class Fleet:
         """Replace a worker's report.
 
         Args:
-            scenario: Of which ranking.
-            worker: The worker's name.
-            report: Its state.
+            scenario: the scenario that the report is about.
+            worker: the worker's name.
+            report: the worker's state.
         """
         self._reports.pop((scenario, worker), None)
         self._reports[scenario, worker] = (report, time.monotonic())
@@ -96,24 +96,24 @@ class Fleet:
             self._reports.pop(next(iter(self._reports)))
 
     def view(self, scenario: str) -> FleetView:
-        """The workers of a scenario that have reported lately."""
+        """Return the workers of a scenario that have reported lately."""
         now = time.monotonic()
         for key in [key for key, (_, at) in self._reports.items() if now - at > EXPIRY_SECONDS]:
             del self._reports[key]
         workers = [
             SeenWorker(worker=worker, seconds_ago=now - at, **report.model_dump())
-            for (own, worker), (report, at) in sorted(self._reports.items(), key=lambda entry: entry[0])
-            if own == scenario
+            for (reported, worker), (report, at) in sorted(self._reports.items(), key=lambda entry: entry[0])
+            if reported == scenario
         ]
         return FleetView(watched_seconds=now - self._began, workers=workers)
 
 
 def add_fleet(app: FastAPI, fleet: Fleet) -> None:
-    """Add the calls by which workers report and others look.
+    """Add the calls that report workers and list them.
 
     Args:
-        app: The registry's application.
-        fleet: The table.
+        app: the registry's application.
+        fleet: the table of reports.
     """
 
     @app.put("/v1/adapters/{scenario}/workers/{worker}", status_code=204, responses=REPORTS)
@@ -124,16 +124,18 @@ def add_fleet(app: FastAPI, fleet: Fleet) -> None:
 
     @app.get("/v1/adapters/{scenario}/workers", responses=READS)
     async def workers(scenario: ScenarioName) -> FleetView:
-        """The workers that have reported in the last ten seconds: version of each arm, problems."""
+        """List the workers that have reported in the last ten seconds, with versions by arm and problems."""
         return fleet.view(check_scenario(scenario))
 
 
-def needs(method: str, path: str) -> Scope:
-    """Return the scope that a call of the registry process needs: workers report with the key that they read with.
+def required_scope(method: str, path: str) -> Scope:
+    """Return the scope that a call of the registry process needs: workers report with their key of scope `read`.
 
-    >>> needs("PUT", "/v1/adapters/home/workers/a").value, needs("POST", "/v1/adapters/home/pin").value
-    ('read', 'admin')
+    >>> required_scope("PUT", "/v1/adapters/home/workers/a").value
+    'read'
+    >>> required_scope("POST", "/v1/adapters/home/pin").value
+    'admin'
     """
     if method == "PUT" and _REPORT_PATH.fullmatch(path):
         return Scope.read
-    return reads_and_changes(method, path)
+    return read_or_admin(method, path)

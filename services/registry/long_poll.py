@@ -1,4 +1,4 @@
-"""Waiting for the next publication or rollout: however many wait, the store has one reader."""
+"""Long polls for the next publication or rollout, with one reader of the store for all waiting requests."""
 
 import asyncio
 import time
@@ -15,21 +15,21 @@ T = TypeVar("T")
 
 
 @dataclass
-class _Sight(Generic[T]):
-    """What holds for one scenario, as it was when last looked at."""
+class _CachedValue(Generic[T]):
+    """The value of one scenario at the last read."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    looked_at_seconds: float = float("-inf")
+    read_at_seconds: float = float("-inf")
     value: T | None = None
 
 
 class LongPoll(Generic[T]):
-    """Long polls on something that each scenario has one of.
+    """Long polls on a value that each scenario has one of.
 
     Args:
-        read: Gives it as it is now; None while there is none.
-        tag: Tells one from the next.
-        poll_seconds: How often the store is asked while anyone waits.
+        read: returns the current value of a scenario; None while there is none.
+        tag: returns a tag that differs between values.
+        poll_seconds: the interval between reads of the store while a request waits.
     """
 
     def __init__(
@@ -38,38 +38,40 @@ class LongPoll(Generic[T]):
         self._read, self._tag = read, tag
         self._poll_seconds = poll_seconds
         self._stopped = False
-        # An entry lives while a request holds it, so that names nobody waits for take no room.
-        self._sights: WeakValueDictionary[str, _Sight[T]] = WeakValueDictionary()
+        # An entry lives while a request holds it, so that names that nobody waits for use no memory.
+        self._cache: WeakValueDictionary[str, _CachedValue[T]] = WeakValueDictionary()
 
     def stop(self) -> None:
-        """End all waits, now and from now on: the process is about to go."""
+        """End all waits, present and future, before the process ends."""
         self._stopped = True
 
     async def newest(self, scenario: str, *, other_than: set[str], wait_seconds: float) -> T | None:
-        """Return what holds, at once if its tag is none of `other_than`, else when it is or time is up.
+        """Return the value, at once if its tag is not in `other_than`, else when that changes or the time is up.
 
         Raises:
-            RegistryError: The registry cannot be read, or the scenario's name is out of the question.
+            RegistryError: The registry cannot be read, or the scenario's name is invalid.
             BundleError: The manifest is damaged.
         """
         deadline_seconds = time.monotonic() + wait_seconds
-        sight = self._sights.setdefault(scenario, _Sight())
-        value = await self._look(sight, scenario, max_age_seconds=0)
-        while self._is_old(value, other_than) and not self._stopped and time.monotonic() < deadline_seconds:
+        cached = self._cache.setdefault(scenario, _CachedValue())
+        value = await self._read_cached(cached, scenario, max_age_seconds=0)
+        while self._is_unchanged(value, other_than) and not self._stopped and time.monotonic() < deadline_seconds:
             await asyncio.sleep(self._poll_seconds)
-            # A shared look is good enough to find nothing new; what is answered must be no older than the question.
-            if not self._is_old(await self._look(sight, scenario, max_age_seconds=self._poll_seconds), other_than):
-                value = await self._look(sight, scenario, max_age_seconds=0)
+            # A shared read is good enough to find nothing new; an answer must be no older than its request.
+            if not self._is_unchanged(
+                await self._read_cached(cached, scenario, max_age_seconds=self._poll_seconds), other_than
+            ):
+                value = await self._read_cached(cached, scenario, max_age_seconds=0)
         return value
 
-    async def _look(self, sight: _Sight[T], scenario: str, *, max_age_seconds: float) -> T | None:
+    async def _read_cached(self, cached: _CachedValue[T], scenario: str, *, max_age_seconds: float) -> T | None:
         oldest_seconds = time.monotonic() - max_age_seconds
-        async with sight.lock:
-            if sight.looked_at_seconds < oldest_seconds:
-                looked_at_seconds = time.monotonic()
-                sight.value = await run_in_threadpool(self._read, scenario)
-                sight.looked_at_seconds = looked_at_seconds
-            return sight.value
+        async with cached.lock:
+            if cached.read_at_seconds < oldest_seconds:
+                read_at_seconds = time.monotonic()
+                cached.value = await run_in_threadpool(self._read, scenario)
+                cached.read_at_seconds = read_at_seconds
+            return cached.value
 
-    def _is_old(self, value: T | None, known: set[str]) -> bool:
+    def _is_unchanged(self, value: T | None, known: set[str]) -> bool:
         return value is None or self._tag(value) in known

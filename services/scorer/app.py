@@ -20,8 +20,8 @@ from services.scorer.search import Search
 from services.scorer.search_routes import add_search
 from services.scorer.worker import Worker
 from services.settings.scorer import ScorerSettings
-from services.web.access.key_check import reads
-from services.web.access.wiring import Access, add_access
+from services.web.access.install import AccessRules, install_access_control
+from services.web.access.scope_rules import always_read
 from services.web.bodies import BodyRules
 from services.web.http import ProblemError, add_problem_handlers, metrics_response
 from services.web.problems import problems
@@ -36,7 +36,7 @@ def create_app(
     *,
     pseudonymise: Callable[[str], str],
     search: Search | None = None,
-    access: Access | None = None,
+    access: AccessRules | None = None,
     name: str = "scorer",
 ) -> FastAPI:
     """Build the application over a worker.
@@ -52,13 +52,13 @@ def create_app(
         name: Of this worker, as it reports itself.
     """
     app = FastAPI(title="Headwater scorer", lifespan=_few_threads(settings.answer_threads))
-    add_access(
+    install_access_control(
         app,
-        access or Access(),
+        access or AccessRules(),
         metrics.access,
-        needs=reads,
-        requests=metrics.http,
-        bodies=BodyRules(max_bytes=settings.max_body_bytes, remedy="send fewer candidates at a time"),
+        required_scope=always_read,
+        request_metrics=metrics.http,
+        body_rules=BodyRules(max_bytes=settings.max_body_bytes, remedy="send fewer candidates at a time"),
         cors_origins=settings.cors_origins,
     )
     add_problem_handlers(app)

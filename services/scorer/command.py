@@ -39,7 +39,7 @@ from services.scorer.worker import Worker
 from services.settings import Settings
 from services.settings.search import SearchSettings
 from services.state.store import StateStore
-from services.web.access.wiring import Access
+from services.web.access.install import AccessRules
 from services.web.server import serve
 from streams.privacy import Pseudonymiser, pseudonymiser
 
@@ -73,7 +73,7 @@ def run(settings: Settings) -> None:
     series = new_registry()
     metrics = ScorerMetrics(series)
     pseudonymise = pseudonymiser(settings.privacy)
-    access = Access.of(settings.limits, settings.security)
+    access = AccessRules.from_settings(settings.limits, settings.security)
     with temporary_directory("headwater-scorer-") as directory:
         registry = _registry(settings)
         announcements = Announcements(settings.scenario, metrics)

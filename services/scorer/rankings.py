@@ -17,7 +17,7 @@ from services.scorer.requests import BatchRequest, RankRequest, RecommendRequest
 from services.scorer.responses import BatchAnswer, CandidateRanking, Ranking, candidate_ranking, ranking
 from services.scorer.worker import Worker
 from services.settings.scorer import ScorerSettings
-from services.web.api_limits import Limits, state_limits
+from services.web.api_limits import Limits, document_limits
 from services.web.http import ProblemError, problem_response
 from services.web.json_response import FastJsonResponse
 from services.web.problems import problems
@@ -54,7 +54,7 @@ def add_rankings(
         turns: Answers from the arm whose turn it is.
     """
     calls = _Calls(worker, settings, pseudonymise, turns)
-    state_limits(app, _limits(settings))
+    document_limits(app, _limits(settings))
 
     @app.post("/v1/rank", response_model=CandidateRanking, responses=problems(REFUSALS | NO_PROBABILITY))
     async def rank(request: RankRequest) -> Response:

@@ -13,7 +13,7 @@ from services.scorer.search import Found, Search
 from services.scorer.search_requests import Answered, AnswerRequest, SearchAnswer, SearchRequest
 from services.scorer.worker import Worker
 from services.settings.scorer import ScorerSettings
-from services.web.api_limits import state_limits
+from services.web.api_limits import document_limits
 from services.web.problems import problems
 
 
@@ -30,7 +30,7 @@ def add_search(
         pseudonymise: What becomes of ids of users and sessions in requests.
     """
     k = {"k": {"maximum": settings.max_k}}
-    state_limits(app, {"SearchRequest": k, "AnswerRequest": k})
+    document_limits(app, {"SearchRequest": k, "AnswerRequest": k})
 
     @app.post("/v1/search", response_model=SearchAnswer, responses=problems(REFUSALS))
     def search_items(request: SearchRequest) -> Response:

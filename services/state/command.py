@@ -14,7 +14,7 @@ from services.settings import Settings
 from services.state.client import display_url
 from services.state.store import StateStore
 from services.state.writer import StateWriter
-from services.web.access.wiring import Access
+from services.web.access.install import AccessRules
 from services.web.metrics_server import start_metrics_server
 from streams.privacy import pseudonymiser
 
@@ -51,7 +51,7 @@ def run(settings: Settings) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ask_to_stop)
-        access = Access.of(settings.limits, settings.security)
+        access = AccessRules.from_settings(settings.limits, settings.security)
         log.info("state_writer_starting", redis=display_url(state))
         with closing(start_metrics_server(registry, state.metrics_host, state.metrics_port, access=access)):
             writer.run()

@@ -13,7 +13,7 @@ from services.metrics.series import new_registry
 from services.metrics.updater import UpdaterMetrics
 from services.settings import Settings
 from services.updater.loop import Updater
-from services.web.access.wiring import Access
+from services.web.access.install import AccessRules
 from services.web.metrics_server import start_metrics_server
 from streams.connection import wait_for_broker
 
@@ -33,7 +33,7 @@ def run(settings: Settings) -> None:
     torch.set_num_threads(settings.updater.torch_threads)
     registry = new_registry()
     metrics = UpdaterMetrics(registry, topics=settings.topics)
-    ours, access = settings.updater, Access.of(settings.limits, settings.security)
+    ours, access = settings.updater, AccessRules.from_settings(settings.limits, settings.security)
     server = start_metrics_server(registry, ours.metrics_host, ours.metrics_port, access=access)
     try:
         wait_for_broker(settings.kafka, stop=stop)

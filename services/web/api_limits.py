@@ -1,4 +1,4 @@
-"""Limits that are settings, told in OpenAPI where they bind: a client generated from it knows them, too."""
+"""OpenAPI documentation of limits that are settings, so that generated clients know them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,18 +8,18 @@ from fastapi import FastAPI
 Limits = Mapping[str, Mapping[str, Mapping[str, int]]]
 
 
-def state_limits(app: FastAPI, limits: Limits) -> None:
-    """Adds limits to what an application says of itself; to be called again for further ones.
+def document_limits(app: FastAPI, limits: Limits) -> None:
+    """Add limits to an application's OpenAPI document. Call it again to add more.
 
     Args:
-        app: The application.
-        limits: By schema, or by path for the parameters of a GET, and by field: JSON Schema keywords.
+        app: the application.
+        limits: JSON Schema keywords by field, by schema name or by path for the parameters of a GET.
     """
-    told = app.openapi
+    build = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = told()
+            document = build()
             for place, fields in limits.items():
                 known = _parameters(document, place) if place.startswith("/") else _properties(document, place)
                 for field, keywords in fields.items():
@@ -40,5 +40,5 @@ def _parameters(document: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema that a limit belongs to: of an optional field, that of the value."""
-    return next((one for one in schema.get("anyOf", ()) if one.get("type") != "null"), schema)
+    """Return the schema that a limit belongs to: for an optional field, that of the value."""
+    return next((option for option in schema.get("anyOf", ()) if option.get("type") != "null"), schema)

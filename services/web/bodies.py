@@ -1,4 +1,4 @@
-"""Receive request bodies before the application runs: unpacked, and bounded in bytes and in time."""
+"""Receipt of request bodies before the application runs: decompressed, with limits of size and time."""
 
 import asyncio
 import zlib
@@ -21,11 +21,11 @@ CLOSE = {"Connection": "close"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BodyRules:
-    """Limits to the bodies that one application takes.
+    """Limits of the bodies that one application accepts.
 
     Attributes:
-        max_bytes: Size of the largest body, as sent and unpacked.
-        remedy: What a client with a larger body should do instead.
+        max_bytes: size of the largest body, both as sent and decompressed.
+        remedy: advice for a client with a larger body.
     """
 
     max_bytes: int = 1_048_576
@@ -37,9 +37,9 @@ class _Reading:
     """A body that is being received.
 
     Attributes:
-        timeout: Ends the reading if the client takes too long, or if its memory is needed.
-        data: Unpacked bytes received so far.
-        evicted: Whether the reading was ended because its memory was needed.
+        timeout: ends the reading if the client takes too long, or if its memory is needed.
+        data: decompressed bytes received so far.
+        evicted: whether the reading was ended because its memory was needed.
     """
 
     timeout: asyncio.Timeout
@@ -48,15 +48,15 @@ class _Reading:
 
 
 class BodyReader:
-    """Receives the bodies of one application's requests.
+    """Reader of the bodies of one application's requests.
 
-    A request that is still sending its body takes memory, but no place among the requests being answered. The memory
-    of all unfinished bodies together is bounded: if it runs out, the largest one is refused, so that small ones pass.
+    A request that is still sending its body uses memory, but does not count as a concurrent request. The memory of all
+    unfinished bodies together is bounded: if it runs out, the largest one is refused, so that small ones pass.
 
     Args:
-        rules: Limits to one body.
-        limits: Time for one body, and memory for all unfinished ones.
-        metrics: Counts refused clients.
+        rules: limits of one body.
+        limits: time for one body, and memory for all unfinished ones.
+        metrics: the metrics that count refused clients.
     """
 
     def __init__(self, rules: BodyRules, limits: LimitSettings, metrics: AccessMetrics) -> None:
@@ -66,13 +66,13 @@ class BodyReader:
         self._readings: set[_Reading] = set()
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """Receive and unpack one body.
+        """Receive and decompress one body.
 
-        `Content-Encoding` is removed from the headers of the request, since the body returned is plain.
+        `Content-Encoding` is removed from the headers of the request, since the returned body is plain.
 
         Args:
-            scope: The request.
-            receive: Gives the parts of its body.
+            scope: the ASGI scope of the request.
+            receive: the channel for the parts of its body.
 
         Raises:
             HTTPException: 400 if the body is damaged or incomplete, 408 if it is slow, 413 if it is large, 415 if its
@@ -118,7 +118,7 @@ class BodyReader:
         reading.data += part
         self._held_bytes += len(part)
         while self._held_bytes > self._most_bytes:
-            largest = max(self._readings, key=lambda one: len(one.data))
+            largest = max(self._readings, key=lambda unfinished: len(unfinished.data))
             self._held_bytes -= len(largest.data)
             largest.data = bytearray()
             largest.evicted = True
@@ -145,13 +145,13 @@ class BodyReader:
 
 
 class _Gunzip:
-    """Unpacks gzip as it arrives; a body may be several gzip members one after another (RFC 1952)."""
+    """Incremental gzip decompressor; a body may be several gzip members one after another (RFC 1952)."""
 
     def __init__(self) -> None:
         self._member = zlib.decompressobj(GZIP_WINDOW_BITS)
 
     def feed(self, packed: bytes, *, at_most: int) -> bytes:
-        """Unpack some bytes, and stop at `at_most` bytes of output."""
+        """Decompress some bytes, and stop at `at_most` bytes of output."""
         unpacked = bytearray()
         while packed and len(unpacked) < at_most:
             if self._member.eof:
@@ -170,11 +170,11 @@ class _Gunzip:
 
 
 def replay(body: bytes | HTTPException, receive: Receive) -> Receive:
-    """Give a body that was already received as one message, and then whatever else the client does.
+    """Return a channel that yields a received body as one message, followed by the client's further messages.
 
     Args:
-        body: The whole body, or why there is none: raised in its place, so that a route answers, or 404 or 405.
-        receive: The rest of the connection.
+        body: the whole body, or an error to raise in its place, so that the route (or 404, 405) answers.
+        receive: the rest of the connection.
     """
     pending = True
 
@@ -191,7 +191,7 @@ def replay(body: bytes | HTTPException, receive: Receive) -> Receive:
 
 
 def _is_packed(headers: Headers) -> bool:
-    """Whether the body is gzip; no other content encoding than that is known."""
+    """Return whether the body is gzip. Any other content encoding is refused."""
     encoding = ", ".join(headers.getlist("content-encoding")).strip().lower()
     if encoding in ("", "identity"):
         return False

@@ -1,4 +1,4 @@
-"""Refuse bodies that do not say that they are JSON."""
+"""Refusal of bodies whose content type is not JSON."""
 
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
@@ -12,17 +12,17 @@ from services.web.bodies import BODILESS_METHODS
 from services.web.http import ProblemError
 
 JSON = "application/json"
-BEACON = "text/plain"  # what `navigator.sendBeacon` says of a string
+BEACON = "text/plain"  # the type that `navigator.sendBeacon` sends for a string
 
 
 def json_route(*, beacon_origins: Collection[str] | None = None) -> type[APIRoute]:
-    """Return a class of routes that answer 415 to a body that is not said to be JSON.
+    """Return a class of routes that answer 415 to a body whose content type is not JSON.
 
-    A body of `text/plain` is taken from a page only if its origin is allowed or its own: browsers let any page post
-    that type anywhere without asking first.
+    A `text/plain` body from a page is accepted only if the page's origin is allowed or the same: browsers let any page
+    post that type anywhere without a preflight.
 
     Args:
-        beacon_origins: Origins of pages whose `text/plain` is read as JSON; None takes no `text/plain` at all.
+        beacon_origins: origins of pages whose `text/plain` is read as JSON; None refuses all `text/plain`.
     """
 
     class JsonRoute(APIRoute):

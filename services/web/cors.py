@@ -1,4 +1,4 @@
-"""Let scripts of web pages call an application and read its answers (CORS)."""
+"""CORS: scripts of web pages may call an application and read its answers."""
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -12,13 +12,13 @@ ANSWER_HEADERS = ("Retry-After", "WWW-Authenticate")
 def allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
     """Let pages of other origins call an application.
 
-    This is the outermost layer: preflights are answered before a key is asked for or a place is taken, and errors of
-    any layer carry the headers without which a page could not read them. Cookies are never asked for
-    (`Access-Control-Allow-Credentials` is not sent): a page shows its key in `Authorization`.
+    This is the outermost layer: preflights are answered without a key and outside the limit of concurrent requests, and
+    errors of any layer carry the headers that let a page read them. Cookies are not used
+    (`Access-Control-Allow-Credentials` is not sent): a page sends its key in `Authorization`.
 
     Args:
-        app: The application.
-        origins: Allowed origins; none changes nothing.
+        app: the application.
+        origins: allowed origins; without any, nothing is installed.
     """
     if not origins:
         return

@@ -1,20 +1,20 @@
-"""HEAD wherever there is GET."""
+"""HEAD for every route that has GET."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class HeadAsGet:
+class HeadMiddleware:
     """ASGI middleware that answers HEAD with the status and the headers of GET, and without its body.
 
     Args:
-        app: The application inside.
+        app: the wrapped application.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, HEAD as GET."""
+        """Pass one request on, with HEAD as GET."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             return await self._app(scope, receive, send)
         answered = False

@@ -1,4 +1,4 @@
-"""What the applications over HTTP share: problem details and the metrics page."""
+"""Problem details (RFC 9457), request metrics and the metrics page of all HTTP applications."""
 
 import time
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from services.errors import HeadwaterServiceError
 from services.metrics.requests import OTHER_ROUTE, RequestMetrics
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
-FAULTS_TOLD = 20
+MAX_FAULTS = 20
 RETRY = {"Retry-After": "1"}
 
 _log = structlog.get_logger(__name__)
@@ -27,10 +27,10 @@ class ProblemError(HeadwaterServiceError):
     """An answer other than success, raised by a route and sent as RFC 9457 problem details.
 
     Args:
-        status: The HTTP status.
-        detail: What went wrong with this request, and what to do about it.
-        headers: Headers of the answer, such as `Retry-After`.
-        extensions: Further members of the problem document.
+        status: the HTTP status code.
+        detail: the problem with this request, and the remedy.
+        headers: headers of the answer, such as `Retry-After`.
+        extensions: further members of the problem document.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class ProblemError(HeadwaterServiceError):
 def problem_response(
     request: Request, status: int, detail: str, *, headers: Mapping[str, str] | None = None, **extensions: Any
 ) -> JSONResponse:
-    """Renders RFC 9457 problem details.
+    """Return a response with RFC 9457 problem details.
 
     Args:
-        request: The request that is answered; its path becomes `instance`.
-        status: The HTTP status.
-        detail: What went wrong with this request.
-        headers: Headers of the answer.
-        extensions: Further members of the document.
+        request: the request that is answered; its path becomes `instance`.
+        status: the HTTP status code.
+        detail: the problem with this request, and the remedy.
+        headers: headers of the answer.
+        extensions: further members of the document.
     """
     body = {
         "type": "about:blank",
@@ -67,14 +67,14 @@ def problem_response(
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Makes every error of `app` an RFC 9457 document: its own, the framework's, and the unexpected.
+    """Answer every error of `app` with an RFC 9457 document: its own, the framework's, and unexpected ones.
 
     Args:
-        app: The application.
+        app: the application.
     """
 
     @app.exception_handler(ProblemError)
-    async def own(request: Request, error: ProblemError) -> Response:
+    async def problem(request: Request, error: ProblemError) -> Response:
         return problem_response(request, error.status, error.detail, headers=error.headers, **error.extensions)
 
     @app.exception_handler(HTTPException)
@@ -83,14 +83,14 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        faults = [{"pointer": _pointer(fault["loc"]), "detail": fault["msg"]} for fault in error.errors()[:FAULTS_TOLD]]
+        faults = [{"pointer": _pointer(fault["loc"]), "detail": fault["msg"]} for fault in error.errors()[:MAX_FAULTS]]
         detail = "; ".join(f"{fault['pointer']}: {fault['detail']}" for fault in faults[:3])
         return problem_response(request, HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=faults)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         _log.error("request_failed", path=request.url.path, error=type(error).__name__)  # the server logs the traceback
-        # The server closes the connection after such an error: a client not told of it sends its next request there.
+        # The server closes the connection after such an error; without the header a client would reuse it.
         return problem_response(
             request,
             HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -100,27 +100,25 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
-    """Renders where in the request a fault is: ``body/items/0``."""
+    """Return the place of a fault in the request, such as ``body/items/0``."""
     return "/".join(str(part) for part in location)
 
 
 def metrics_response(registry: CollectorRegistry) -> Response:
-    """Renders a registry in the Prometheus text format.
+    """Return a response with a registry's metrics in the Prometheus text format.
 
     Args:
-        registry: The process's registry.
+        registry: the process's registry of metrics.
     """
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-class RequestMeter:
+class RequestMetricsMiddleware:
     """ASGI middleware that counts and times each request under its route template.
 
-    Add it with ``app.add_middleware(RequestMeter, metrics=metrics.http)``.
-
     Args:
-        app: The application inside.
-        metrics: Where to count.
+        app: the wrapped application.
+        metrics: the metrics to update.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: RequestMetrics) -> None:
@@ -128,12 +126,12 @@ class RequestMeter:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes one connection on, and counts it when it was an HTTP request."""
+        """Pass one connection on, and count it if it was an HTTP request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         status = int(HTTPStatus.INTERNAL_SERVER_ERROR)  # what the client gets when the application raises
 
-        async def note_status(message: Message) -> None:
+        async def record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -141,7 +139,7 @@ class RequestMeter:
 
         began = time.perf_counter()
         try:
-            await self._app(scope, receive, note_status)
+            await self._app(scope, receive, record_status)
         finally:
             route = getattr(scope.get("route"), "path", OTHER_ROUTE)
             self._metrics.observe(route, status, time.perf_counter() - began)

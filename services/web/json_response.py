@@ -1,4 +1,4 @@
-"""JSON answers at a tenth of the standard library's cost: a list of a hundred items is most of what is written."""
+"""JSON responses at a tenth of the standard library's cost; a list of a hundred items is the usual body."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from starlette.responses import Response
 
 
 class FastJsonResponse(Response):
-    """JSON written by orjson, for bodies that are made of plain types."""
+    """JSON response written by orjson, for bodies of plain types."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """The bytes of a body."""
+        """Return the bytes of a body."""
         return orjson.dumps(content)

@@ -1,4 +1,4 @@
-"""Fields that take what JSON Schema calls right, and no text for a number or a truth: what is stated holds."""
+"""Field types that accept exactly what their JSON Schema allows: no text for a number or a boolean."""
 
 import re
 from typing import Annotated
@@ -9,10 +9,10 @@ from streams.events import TIMESTAMP_PATTERN
 
 
 def rfc_3339_only(value: object) -> object:
-    """Refuses texts that Python would take for a time and the standard does not.
+    """Refuse texts that Python parses as a time although they are not RFC 3339.
 
     Raises:
-        ValueError: It is such a text.
+        ValueError: The value is such a text.
     """
     if isinstance(value, str) and re.fullmatch(TIMESTAMP_PATTERN, value) is None:
         raise ValueError(
@@ -23,15 +23,15 @@ def rfc_3339_only(value: object) -> object:
 
 
 def _number_only(value: object) -> object:
-    """Refuses texts and truth values, which pydantic would take for numbers; 5.0 is as whole as 5, as in JSON Schema.
+    """Refuse texts and booleans, which pydantic would convert to numbers; 5.0 is as whole as 5, as in JSON Schema.
 
     Raises:
-        ValueError: It is such a value.
+        ValueError: The value is a text or a boolean.
     """
     if isinstance(value, str | bool):
         raise ValueError(f"must be a whole number, got {value!r:.40}; write it without quotes")
     return value
 
 
-NUMBER_ONLY = BeforeValidator(_number_only)  # after the bounds of a field: they are told in its schema only so
+NUMBER_ONLY = BeforeValidator(_number_only)  # list it after a field's bounds, or they are missing from its schema
 Flag = Annotated[bool, Strict()]

@@ -1,4 +1,4 @@
-"""No more requests at once than can be answered well, and none for ever."""
+"""Limits of concurrent requests and of the time for one answer."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from services.web.bodies import BODILESS_METHODS, BodyReader, replay
 from services.web.http import RETRY, problem_response
 
 
-class RequestLimits:
-    """ASGI middleware that sheds what is too much, and answers when time is up.
+class RequestLimitMiddleware:
+    """ASGI middleware that answers 503 to requests beyond the limit, and to requests that take too long.
 
-    A request takes a place once its body has been received, so that slow clients hold up nobody else. It keeps its
-    place until its work has ended, be it that its client has been told 503 by then: threads cannot be stopped, and work
-    that goes on is load.
+    A request counts from the moment its body has been received, so that slow clients hold up nobody else. It counts
+    until its work has ended, even if its client was answered 503 before: threads cannot be stopped, and unfinished work
+    is load.
 
     Args:
-        app: The application inside.
-        limits: How many, how long.
-        metrics: Where those are counted that were turned away.
-        bodies: Receives the bodies of requests.
-        exempt: Says of a path that it is bound to neither number nor time: probes, long polls.
+        app: the wrapped application.
+        limits: the most requests at a time, and the time for one answer.
+        metrics: the metrics that count refused requests.
+        bodies: the reader of request bodies.
+        exempt: a test of a path for probes and long polls, which have no limits.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class RequestLimits:
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes one connection on, or says that there is no room."""
+        """Pass one connection on, or answer 503 if too many requests are in flight."""
         if scope["type"] != "http" or self._exempt(scope["path"]):
             return await self._app(scope, receive, send)
         until_seconds = asyncio.get_running_loop().time() + self._limits.request_seconds
@@ -53,7 +53,7 @@ class RequestLimits:
                 receive = replay(await self._bodies.read(scope, receive), receive)
             except HTTPException as error:
                 receive = replay(error, receive)
-            if self._is_full():  # others came while the body was received
+            if self._is_full():  # other requests arrived while the body was received
                 return await self._shed(scope, receive, send)
         await self._answer(scope, receive, send, until_seconds)
 
@@ -81,15 +81,15 @@ class RequestLimits:
 
 
 class _Exchange:
-    """The answer to one request, against the clock.
+    """The answer to one request, with a deadline.
 
     Args:
-        scope: The request.
-        receive: Gives its body.
-        send: Takes its answer.
-        limits: How long an answer may take.
-        metrics: Counts late answers.
-        until_seconds: When the answer must have begun, on the event loop's clock.
+        scope: the ASGI scope of the request.
+        receive: the channel for its body.
+        send: the channel for its answer.
+        limits: the time for one answer.
+        metrics: the metrics that count late answers.
+        until_seconds: the time on the event loop's clock by which the answer must begin.
     """
 
     def __init__(
@@ -104,28 +104,28 @@ class _Exchange:
         self._scope, self._receive, self._send = scope, receive, send
         self._limits, self._metrics = limits, metrics
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_at(until_seconds, self._time_is_up)
+        self._timer = self._loop.call_at(until_seconds, self._on_deadline)
         self._answer_began = False
-        self._apology: asyncio.Task[None] | None = None
+        self._timeout_answer: asyncio.Task[None] | None = None
 
     async def send(self, message: Message) -> None:
-        """Passes on a piece of the answer; what comes after time was up is dropped."""
-        if self._apology is None:
+        """Pass a part of the answer on; parts after the deadline are dropped."""
+        if self._timeout_answer is None:
             self._answer_began = True
             await self._send(message)
 
     async def end(self) -> None:
-        """Stops the clock, and sees to it that a late client has its answer."""
+        """Stop the timer; if the deadline has passed, wait until the 503 is sent."""
         self._timer.cancel()
-        if self._apology is not None:
-            await self._apology
+        if self._timeout_answer is not None:
+            await self._timeout_answer
 
-    def _time_is_up(self) -> None:
+    def _on_deadline(self) -> None:
         if not self._answer_began:
             self._metrics.request_timed_out()
-            self._apology = self._loop.create_task(self._apologise())
+            self._timeout_answer = self._loop.create_task(self._answer_timeout())
 
-    async def _apologise(self) -> None:
+    async def _answer_timeout(self) -> None:
         detail = f"no answer was found within {self._limits.request_seconds:g} s; ask again"
         answer = problem_response(Request(self._scope), HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=RETRY)
         await answer(self._scope, self._receive, self._send)

@@ -1,4 +1,4 @@
-"""The metrics page of a process that has no application of its own, behind the same access control as the others'."""
+"""Metrics page of a process without an HTTP application of its own, with the same access control."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry
 
 from services.metrics.access import AccessMetrics
-from services.web.access.key_check import reads
-from services.web.access.wiring import Access, add_access
+from services.web.access.install import AccessRules, install_access_control
+from services.web.access.scope_rules import always_read
 from services.web.http import add_problem_handlers, metrics_response
-from services.web.server import announce, running
+from services.web.server import print_address, running
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsServer:
-    """A metrics page served from a thread.
+    """A metrics page that a thread serves.
 
     Attributes:
-        host: The address listened on.
-        port: The port listened on.
+        host: the address of the server.
+        port: the port of the server.
     """
 
     host: str
@@ -30,47 +30,45 @@ class MetricsServer:
     _served: ExitStack
 
     def close(self) -> None:
-        """Stops listening and waits for the thread."""
+        """Stop listening and wait for the thread."""
         self._served.close()
 
 
 def start_metrics_server(
-    registry: CollectorRegistry, host: str, port: int, *, access: Access | None = None
+    registry: CollectorRegistry, host: str, port: int, *, access: AccessRules | None = None
 ) -> MetricsServer:
-    """Serves a registry from a thread, and `/healthz` beside it.
-
-    Prints ``listening HOST PORT`` on standard output.
+    """Serve `/metrics` and `/healthz` from a thread, and print ``listening HOST PORT`` on standard output.
 
     Args:
-        registry: The process's registry.
-        host: The address to listen on.
-        port: The port; 0 takes a free one.
-        access: Who may look; without it everyone.
+        registry: the process's registry of metrics.
+        host: the address to listen on.
+        port: the port to listen on; 0 takes a free one.
+        access: the access rules; None lets everyone in.
 
     Raises:
         KeysError: The keys file cannot be used.
-        ServeError: The address cannot be listened on, or must not be without keys.
+        ServeError: The address cannot be listened on, or needs keys.
     """
     served = ExitStack()
-    url = served.enter_context(running(_application(registry, access or Access()), host=host, port=port))
+    url = served.enter_context(running(_application(registry, access or AccessRules()), host=host, port=port))
     server = MetricsServer(host=host, port=urlsplit(url).port or 0, _served=served)
-    announce(server.host, server.port)
+    print_address(server.host, server.port)
     return server
 
 
-def _application(registry: CollectorRegistry, access: Access) -> FastAPI:
+def _application(registry: CollectorRegistry, access: AccessRules) -> FastAPI:
     app = FastAPI(title="Headwater metrics", openapi_url=None)
-    add_access(app, access, AccessMetrics(registry), needs=reads)
+    install_access_control(app, access, AccessMetrics(registry), required_scope=always_read)
     add_problem_handlers(app)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the process runs."""
+        """Report that the process runs."""
         return {"status": "ok"}
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """The process's metrics."""
+        """Return the process's metrics."""
         return metrics_response(registry)
 
     return app

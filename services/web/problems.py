@@ -1,4 +1,4 @@
-"""What OpenAPI says of answers other than success: RFC 9457 problem details."""
+"""OpenAPI documentation of answers other than success: RFC 9457 problem details."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,18 +27,18 @@ PROBLEM = {
     "required": ["type", "title", "status", "detail", "instance"],
 }
 
-# Answers of the access layer, which any call but a probe may get (services/web/access).
+# Answers of access control, which any call but a probe may get (services/web/access).
 KEYS = {
-    401: "a key is asked for, and none was shown that is good",
-    403: "the key shown is not good for this call",
+    401: "a key is required, and none was sent that is valid",
+    403: "the key does not allow this call",
 }
 
 
 def problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route: what each status means there.
+    """Return the `responses` of a route, which document what each status means there.
 
     Args:
-        descriptions: By status.
+        descriptions: the meaning of each status.
     """
     content = {PROBLEM_MEDIA_TYPE: {"schema": PROBLEM}}
     return {status: {"description": text, "content": content} for status, text in descriptions.items()}

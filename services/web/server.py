@@ -1,4 +1,4 @@
-"""Serving: where a process listens, how it says so, and how it ends."""
+"""The HTTP server of a process: address, TLS, start and graceful end."""
 
 import asyncio
 import contextlib
@@ -18,27 +18,27 @@ from fastapi import FastAPI
 from services.errors import HeadwaterServiceError
 from services.metrics.access import AccessMetrics
 from services.settings.web import LimitSettings, SecuritySettings
-from services.web.slow_clients import GiveUp, bounded_protocol
+from services.web.slow_clients import OnDrop, timeout_protocol
 
 GRACE_SECONDS = 10
 
 
 class ServeError(HeadwaterServiceError, OSError):
-    """An address cannot be listened on."""
+    """An address cannot be listened on, or an application does not start."""
 
 
 class ExposedError(ServeError):
-    """An address beyond loopback, and nobody asked for keys."""
+    """A process without keys was to listen on an address beyond loopback."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Listening:
-    """How a process listens.
+class ServerOptions:
+    """Options of the HTTP server of a process.
 
     Attributes:
-        limits: How long a client may take.
-        security: Whether keys are asked for, and the certificate.
-        metrics: Where slow clients are counted.
+        limits: the time that a client may take.
+        security: the keys file and the TLS certificate.
+        metrics: the metrics that count slow clients; None counts none.
     """
 
     limits: LimitSettings = field(default_factory=LimitSettings)
@@ -47,48 +47,48 @@ class Listening:
 
 
 class _Server(uvicorn.Server):
-    """A server that says where it listens once it does."""
+    """A server that prints its address once it listens."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
-            announce(*sockets[0].getsockname()[:2])
+            print_address(*sockets[0].getsockname()[:2])
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serves `app` until SIGTERM or SIGINT, then lets the requests in flight finish and returns.
+    """Serve `app` until SIGTERM or SIGINT, then finish the requests in flight and return.
 
     Prints ``listening HOST PORT`` on standard output once connections are accepted.
 
     Args:
-        app: The application; its lifespan runs around the serving.
-        host: The address to listen on.
-        port: The port; 0 takes a free one, named by the line printed.
+        app: the application, whose lifespan encloses the serving.
+        host: the address to listen on.
+        port: the port to listen on; 0 takes a free one, which the printed line names.
 
     Raises:
-        ServeError: The address cannot be listened on, or must not be without keys, or its certificate cannot be read.
+        ServeError: The address cannot be listened on or needs keys, or the certificate cannot be read.
     """
-    how = _listening(app)
-    refuse_exposure(host, how.security)
-    with _bind(host, port) as listener, _signals_kept_from_killing():
-        _Server(_config(app, how)).run(sockets=[listener])
+    options = _server_options(app)
+    require_keys_beyond_loopback(host, options.security)
+    with _bind(host, port) as listener, _ignored_signals():
+        _Server(_config(app, options)).run(sockets=[listener])
 
 
-def _listening(app: FastAPI) -> Listening:
-    """Return how an application listens: as its access rules say, where it has any."""
-    how: Listening = getattr(app.state, "listening", None) or Listening()
-    return how
+def _server_options(app: FastAPI) -> ServerOptions:
+    """Return the options that `install_access_control` has set, or the defaults."""
+    options: ServerOptions = getattr(app.state, "server_options", None) or ServerOptions()
+    return options
 
 
-def refuse_exposure(host: str, security: SecuritySettings) -> None:
-    """Lets nobody listen beyond loopback who asks for no keys.
+def require_keys_beyond_loopback(host: str, security: SecuritySettings) -> None:
+    """Refuse to listen beyond loopback without keys.
 
     Args:
-        host: The address to listen on.
-        security: Whether keys are asked for.
+        host: the address to listen on.
+        security: the section of the settings that names the keys file.
 
     Raises:
-        ExposedError: The address is not loopback's, no keys are asked for, and nobody said that this is meant.
+        ExposedError: The address is not loopback's, no keys file is set, and `security.open_to_all` is not set.
     """
     if security.keys_file is None and not security.open_to_all and not _is_loopback(host):
         raise ExposedError(
@@ -98,30 +98,30 @@ def refuse_exposure(host: str, security: SecuritySettings) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether all addresses of a name are; the empty name means any address."""
+    """Return whether all addresses of a host name are loopback's; the empty name means any address."""
     try:
-        found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
         return False
-    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in addresses)
 
 
 @contextlib.contextmanager
 def running(app: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serves `app` from a thread for as long as the context lasts, and gives its base URL.
+    """Serve `app` from a thread while the context lasts, and yield its base URL.
 
     Args:
-        app: The application.
-        host: The address to listen on.
-        port: The port; 0 takes a free one.
+        app: the application.
+        host: the address to listen on.
+        port: the port to listen on; 0 takes a free one.
 
     Raises:
         ServeError: The address cannot be listened on, or the application did not start.
     """
-    how = _listening(app)
-    refuse_exposure(host, how.security)
+    options = _server_options(app)
+    require_keys_beyond_loopback(host, options.security)
     with _bind(host, port) as listener:
-        server = uvicorn.Server(_config(app, how))
+        server = uvicorn.Server(_config(app, options))
         thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),), daemon=True)
         thread.start()
         try:
@@ -129,20 +129,20 @@ def running(app: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Iterator
                 if not thread.is_alive():
                     raise ServeError(f"the application at {host} did not start; see the log above")
                 time.sleep(0.005)
-            scheme = "http" if how.security.tls_certificate is None else "https"
+            scheme = "http" if options.security.tls_certificate is None else "https"
             yield f"{scheme}://{host}:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
 
 
-def _config(app: FastAPI, listening: Listening) -> uvicorn.Config:
-    security = listening.security
+def _config(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
+    security = options.security
     password = security.tls_key_password.get_secret_value() if security.tls_key_password else None
     config = uvicorn.Config(
         app,
-        http=bounded_protocol(listening.limits, _counted(listening.metrics)),
-        timeout_keep_alive=listening.limits.idle_seconds,
+        http=timeout_protocol(options.limits, _slow_client_counter(options.metrics)),
+        timeout_keep_alive=options.limits.idle_seconds,
         ssl_certfile=security.tls_certificate,
         ssl_keyfile=security.tls_key,
         ssl_keyfile_password=password,
@@ -162,20 +162,20 @@ def _config(app: FastAPI, listening: Listening) -> uvicorn.Config:
     return config
 
 
-def _counted(metrics: AccessMetrics | None) -> GiveUp:
-    """Counts clients that were given up."""
+def _slow_client_counter(metrics: AccessMetrics | None) -> OnDrop:
+    """Return a function that counts dropped clients."""
     return lambda slow_over: None if metrics is None else metrics.slow_client_dropped(slow_over)
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Opens the listening socket ourselves, so that a free port is known before the server runs."""
+    """Open the listening socket, so that a free port is known before the server runs."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise _cannot_listen(host, port, error) from error
-    # Connections inherit it. asyncio sets it only on sockets it made itself, and without it an answer waits some 40 ms
-    # for the client's delayed acknowledgement.
+    # Connections inherit the option. asyncio sets it only on sockets that it has made itself, and without it an answer
+    # waits some 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -184,15 +184,15 @@ def _cannot_listen(host: str, port: int, error: OSError) -> ServeError:
     return ServeError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another address or port 0")
 
 
-def announce(host: str, port: int) -> None:
-    """Tells whoever started the process where it listens; standard output carries nothing else."""
+def print_address(host: str, port: int) -> None:
+    """Print the address for the parent process; nothing else is written to standard output."""
     sys.stdout.write(f"listening {host} {port}\n")
     sys.stdout.flush()
 
 
 @contextlib.contextmanager
-def _signals_kept_from_killing() -> Iterator[None]:
-    """Lets `serve` return after a signal: uvicorn raises the signal again once it has shut down."""
+def _ignored_signals() -> Iterator[None]:
+    """Let `serve` return after a signal: uvicorn raises the signal again once it has shut down."""
     handled = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda *_: None) for number in handled}
     try:

@@ -1,7 +1,7 @@
-"""Connections that bring nothing, or take nothing, are given up: uvicorn itself waits for them for ever.
+"""Timeouts of connections whose client neither sends nor reads.
 
-It bounds the time between two requests of a connection, and neither the time over the head of one nor over the reading
-of an answer.
+uvicorn limits the time between two requests of a connection, but neither the time for the head of a request nor the
+time for reading an answer.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from services.metrics.access import SlowOver
 from services.settings.web import LimitSettings
 
-GiveUp = Callable[[SlowOver], None]
+OnDrop = Callable[[SlowOver], None]
 
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\n"
@@ -22,21 +22,21 @@ FULL = (
 )
 
 
-def bounded_protocol(limits: LimitSettings, give_up: GiveUp) -> type[asyncio.Protocol]:
-    """The protocol that uvicorn would have taken, with an end to its patience.
+def timeout_protocol(limits: LimitSettings, on_drop: OnDrop) -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol class with timeouts and a limit of connections.
 
     Args:
-        limits: How long a client may take over what.
-        give_up: Told of each that was given up, by what it was slow over: `head`, `answer`, `connections`.
+        limits: the timeouts, and the most connections at a time.
+        on_drop: is called with the cause for each dropped client: `head`, `answer` or `connections`.
     """
-    return type("BoundedProtocol", (_Bounded, AutoHTTPProtocol), {"limits": limits, "give_up": staticmethod(give_up)})
+    return type("TimeoutProtocol", (_Timeouts, AutoHTTPProtocol), {"limits": limits, "on_drop": staticmethod(on_drop)})
 
 
-class _Bounded(asyncio.Protocol):
-    """Goes before a protocol of uvicorn's, whose `connections`, `cycle` and `transport` it looks at."""
+class _Timeouts(asyncio.Protocol):
+    """Mixin for a protocol class of uvicorn, whose `connections`, `cycle` and `transport` it reads."""
 
     limits: LimitSettings
-    give_up: GiveUp
+    on_drop: OnDrop
     connections: set[asyncio.Protocol]
     cycle: Any
     transport: asyncio.Transport
@@ -45,17 +45,17 @@ class _Bounded(asyncio.Protocol):
     _answer_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Gives a client the time for its first head, if there is room for it at all."""
+        """Start the timer for the first head, or refuse the connection if there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.max_connections:
-            self.give_up("connections")
+            self.on_drop("connections")
             self.transport.write(FULL)
             self.transport.close()
         else:
             self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Stops the clock once a head is whole, and starts it with the first byte of the next."""
+        """Stop the timer once a head is complete, and start it with the first byte of the next."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_head()
@@ -63,17 +63,17 @@ class _Bounded(asyncio.Protocol):
             self._await_head()
 
     def pause_writing(self) -> None:
-        """Gives a client the time to read what has piled up."""
+        """Start the timer for reading the buffered answer."""
         super().pause_writing()
         self._answer_timer = asyncio.get_running_loop().call_later(self.limits.answer_seconds, self._drop, "answer")
 
     def resume_writing(self) -> None:
-        """Stops that clock."""
+        """Stop the timer for reading the answer."""
         super().resume_writing()
         self._stop_answer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops all clocks."""
+        """Stop all timers."""
         self._stop_head()
         self._stop_answer()
         super().connection_lost(exc)
@@ -84,8 +84,8 @@ class _Bounded(asyncio.Protocol):
     def _drop(self, slow_over: SlowOver) -> None:
         self._stop_head()
         self._stop_answer()
-        self.give_up(slow_over)
-        self.transport.abort()  # closing would wait until the client has read what it does not read
+        self.on_drop(slow_over)
+        self.transport.abort()  # close() would wait until the client has read the buffered answer
 
     def _stop_head(self) -> None:
         if self._head_timer is not None:

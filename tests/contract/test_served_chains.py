@@ -25,7 +25,7 @@ from services.registry.changes import (
     StartCanary,
     StartShadow,
     Unpin,
-    make,
+    apply_change,
 )
 from services.registry.client import DirectClient, HttpClient, RegistryClient
 from services.settings import Settings
@@ -142,9 +142,9 @@ def test_a_link_that_is_not_signed_refuses_the_version(tmp_path: Path) -> None:
     publish(tmp_path, 1)
     registry = publish(tmp_path, 2, sign=Signer(private))
     verify = Verifier([public], require=True)
-    assert make(registry, "home", Pin(version=2), by="ann", verify=verify).stable_version == 2
+    assert apply_change(registry, "home", Pin(version=2), by="ann", verify=verify).stable_version == 2
     with pytest.raises(RegistryError, match="version 1 of 'home' cannot be served"):
-        make(registry, "home", Pin(version=1), by="ann", verify=verify)
+        apply_change(registry, "home", Pin(version=1), by="ann", verify=verify)
 
 
 class TestBackInTime:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collector_door import Door, open_door
+from collector_app import CollectorApp, open_collector
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -51,21 +51,21 @@ bodies = near_events | st.lists(near_events | anything, max_size=6).map(lambda e
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorApp]:
     path: Path = tmp_path_factory.mktemp("collector") / "spool.db"
-    with open_door(path, max_batch_events=5) as door:
-        yield door
+    with open_collector(path, max_batch_events=5) as collector:
+        yield collector
 
 
 @RUNS
 @given(body=bodies)
 @example(body=whole | {"type": "item", "title": "\ud800"})
 @example(body={"events": [whole | {"type": "impression", "query": "\udfff"}, whole | {"type": "click"}]})
-def test_any_json_is_answered_event_by_event(door: Door, body: Any) -> None:
-    before = len(door.spool)
-    answer = door.post(body)
+def test_any_json_is_answered_event_by_event(collector: CollectorApp, body: Any) -> None:
+    before = len(collector.spool)
+    answer = collector.post(body)
     told = answer.json()
-    kept = door.spool.oldest(max_events=10**6, max_bytes=10**9)[before:]
+    kept = collector.spool.oldest(max_events=10**6, max_bytes=10**9)[before:]
     if answer.status_code == 202:
         accepted = [outcome["event_id"] for outcome in told["events"] if outcome["status"] == "accepted"]
         assert len(accepted) == told["accepted"] == len(kept) > 0
@@ -73,7 +73,7 @@ def test_any_json_is_answered_event_by_event(door: Door, body: Any) -> None:
         # What was kept is what a consumer will read.
         read = [MODELS[event.kind].model_validate_json(event.value) for _, event in kept]
         assert [event.event_id for event in read] == accepted
-        assert [event.key().encode() for event in read] == [entry.event.key for entry in kept]
+        assert [event.key().encode() for event in read] == [entry.record.key for entry in kept]
     else:
         assert answer.status_code in (400, 422)
         assert told["detail"]
@@ -82,9 +82,9 @@ def test_any_json_is_answered_event_by_event(door: Door, body: Any) -> None:
 
 @RUNS
 @given(body=st.binary(max_size=200) | anything.map(lambda value: repr(value).encode("utf-16", "surrogatepass")))
-def test_any_bytes_are_answered_with_a_reason(door: Door, body: bytes) -> None:
-    before = len(door.spool)
-    answer = door.client.post("/v1/events", content=body, headers=JSON_TYPE)
+def test_any_bytes_are_answered_with_a_reason(collector: CollectorApp, body: bytes) -> None:
+    before = len(collector.spool)
+    answer = collector.client.post("/v1/events", content=body, headers=JSON_TYPE)
     assert answer.status_code in (400, 422)
     assert answer.json()["detail"]
-    assert len(door.spool) == before
+    assert len(collector.spool) == before

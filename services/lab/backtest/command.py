@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.data.rows import RefusedRows, show_refused
+from services.data.rows import RefusedRows, print_refused
 from services.lab.backtest.policies import Policy, parse_policies
 from services.lab.backtest.replay import Data, Outcome
 from services.lab.backtest.report import require_plots, write_report
@@ -68,7 +68,7 @@ def run(
 
     Raises:
         SettingsError: a policy is not known, plots cannot be drawn, or an output cannot be written.
-        DatasetError: the data cannot be read.
+        InputError: the data cannot be read.
     """
     require_writable_files({"--json": json_path, "--ranks": ranks_path})
     require_writable_directories({"--report": report_dir})
@@ -132,7 +132,7 @@ def compare(
         run: carries out the runs, in processes of their own or in this one.
 
     Raises:
-        DatasetError: the data cannot be read.
+        InputError: the data cannot be read.
     """
     refused = RefusedRows(strict=strict)
     catalogue = read_catalogue(items, refused=refused)
@@ -140,7 +140,7 @@ def compare(
     stream = read_stream(
         events, known, max_events=max_events, click_window_seconds=click_window_seconds, refused=refused
     )
-    show_refused(refused)
+    print_refused(refused)
     earlier = read_warm_up(warm_up, known, stream.examples[0].ts) if warm_up else []
     data = Data(
         catalogue,

@@ -26,7 +26,7 @@ def backtest_start(settings: Settings, directory: Path, events: Path) -> Start:
 
     Raises:
         BundleFormatError: the directory is not one of `headwater fit`.
-        DatasetError: the events cannot be read.
+        InputError: the events cannot be read.
         SecretError: there is no secret to know the fit's shoppers by.
     """
     try:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peft_adapters.learning.learner import Learner
-from services.data.rows import RefusedRows, show_refused
+from services.data.rows import RefusedRows, print_refused
 from services.lab.fit.data import read_split
 from services.lab.fit.fitting import Task, fit
 from services.lab.fit.progress import Passes
@@ -30,7 +30,7 @@ def run(
 
     Raises:
         SettingsError: `out` cannot be written.
-        DatasetError: the data cannot be read, or is too little.
+        InputError: the data cannot be read, or is too little.
     """
     require_writable_directories({"--out": out})
     torch.set_num_threads(settings.updater.torch_threads)  # sums do not depend on how many cores there are
@@ -41,7 +41,7 @@ def run(
     split = read_split(
         events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise, refused=refused
     )
-    show_refused(refused)
+    print_refused(refused)
     console.print(f"{split.events:,} events of {len(catalogue):,} items; encoding what is new to the cache")
 
     def new_model(with_items: bool) -> Learner:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from services.data.dataset import DatasetError
+from services.data.files import InputError
 from services.data.rows import RefusedRows
 from services.lab.offline.stream import Shown, Stream, read_stream
 from services.settings.fit import FitSettings
@@ -61,13 +61,13 @@ def read_split(
         refused: takes the rows that are no valid events; without it the first one is an error.
 
     Raises:
-        DatasetError: the file cannot be read, or has too few events for three parts.
+        InputError: the file cannot be read, or has too few events for three parts.
     """
     stream = read_stream(path, known, max_events=None, click_window_seconds=own.click_window_seconds, refused=refused)
     kept = until_percent(stream, first_percent)
     split = split_by_time(_hidden(kept, pseudonymise), own)
     if not all(part.examples for part in split.parts):
-        raise DatasetError(
+        raise InputError(
             f"{path}: {len(kept.examples)} events are too few for three parts of {own.train_percent:g}, "
             f"{own.validation_percent:g} and {100 - own.train_percent - own.validation_percent:g} %; give more events"
         )

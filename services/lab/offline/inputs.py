@@ -11,8 +11,8 @@ from peft_adapters.learning.learner import Learner
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services.data.dataset import DatasetError, read_items
-from services.data.files import opened_text
+from services.data.dataset import read_items
+from services.data.files import InputError, open_text
 from services.data.rows import RefusedRows, table_rows
 from services.items import catalogue_item
 from streams.examples import Example
@@ -34,7 +34,7 @@ def read_warm_up(path: Path, known: set[str], before_ms: int) -> list[Example]:
     """Earlier items of users (user_id, prior_items oldest first) as purchases a second apart, all before `before_ms`.
 
     Raises:
-        DatasetError: the file cannot be read, or has not those columns.
+        InputError: the file cannot be read, or has not those columns.
     """
     pairs = [(user, item) for user, prior in _histories(path) for item in prior.split() if item in known]
     start = before_ms - _WARM_UP_GAP_MS - 1_000 * len(pairs)
@@ -56,10 +56,10 @@ def read_warm_up(path: Path, known: set[str], before_ms: int) -> list[Example]:
 
 def _histories(path: Path) -> Iterator[tuple[str, str]]:
     columns = ("user_id", "prior_items")
-    with opened_text(path) as text:
+    with open_text(path) as text:
         for row in table_rows(text, path, required=columns, known=columns):
             if row.fault is not None:
-                raise DatasetError(f"{path}, row {row.number}: {row.fault} (line {row.line})")
+                raise InputError(f"{path}, row {row.number}: {row.fault} (line {row.line})")
             yield row.cells["user_id"], row.cells["prior_items"]
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
-from services.data.dataset import DatasetError, read_events
+from services.data.dataset import read_events
+from services.data.files import InputError
 from services.data.rows import RefusedRows
 from streams.events import Click, Impression, Purchase, normalize_query
 from streams.examples import Example, ShownList, example_of
@@ -67,7 +68,7 @@ def read_stream(
             the first one is an error.
 
     Raises:
-        DatasetError: there is no click or purchase, or one is of an item that the catalogue does not have.
+        InputError: there is no click or purchase, or one is of an item that the catalogue does not have.
     """
     refused = refused or RefusedRows()
     events = read_events(path, refused=refused)
@@ -85,10 +86,10 @@ def read_stream(
             positives.append(event)
     if not positives:
         why = f"{refused.count:,} rows were refused, first: {refused.named[0]}" if refused.count else ""
-        raise DatasetError(f"{path}: expected clicks or purchases, found none; {why or 'check its event_type column'}")
+        raise InputError(f"{path}: expected clicks or purchases, found none; {why or 'check its event_type column'}")
     unknown = {event.item_id for event in positives} - known
     if unknown:
-        raise DatasetError(
+        raise InputError(
             f"{path}: {len(unknown)} items are not in the catalogue, among them {sorted(unknown)[:3]}; "
             "add them to --items"
         )

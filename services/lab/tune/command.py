@@ -11,7 +11,7 @@ from rich.console import Console
 
 from peft_adapters.durable import durable_file
 from peft_adapters.ranking.modalities import CatalogueItem
-from services.data.rows import RefusedRows, show_refused
+from services.data.rows import RefusedRows, print_refused
 from services.lab.fit.data import Split, read_split, waiting_after
 from services.lab.fit.passes import count, learn
 from services.lab.offline.inputs import new_learner, read_catalogue
@@ -35,7 +35,7 @@ def run(
 
     Raises:
         SettingsError: Optuna is not installed, or `out` cannot be written.
-        DatasetError: the data cannot be read, or is too little.
+        InputError: the data cannot be read, or is too little.
     """
     if find_spec("optuna") is None:
         raise SettingsError("`tune` searches with Optuna, which is not installed; pip install 'headwater[tune]'")
@@ -48,7 +48,7 @@ def run(
     split = read_split(
         events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise, refused=refused
     )
-    show_refused(refused)
+    print_refused(refused)
     study = _study(out)
     while (done := _done(study)) < trials:
         _seed(study, settings.learner.seed + done)

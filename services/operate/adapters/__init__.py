@@ -1,1 +1,1 @@
-"""`headwater adapters`: what is published, what is served, and changing that."""
+"""`headwater adapters`: commands that list published adapters and control rollouts."""

@@ -1,13 +1,12 @@
-"""The options of `headwater adapters`."""
+"""The commands `headwater adapters ...` that list, compare and verify versions."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from services.operate.adapters import change_cli
-from services.operate.adapters.options import AnyVersion, Version
-from services.operate.adapters.options import reached as reached_by
+from services.operate.adapters import rollout_cli
+from services.operate.adapters.options import AnyVersion, Version, open_registry
 from services.options import Config, LogLevel, RegistryUrl, Scenario, settings_from
 
 adapters = typer.Typer(
@@ -17,7 +16,7 @@ adapters = typer.Typer(
     rich_markup_mode=None,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @adapters.command("list")
@@ -28,20 +27,23 @@ def list_adapters(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """List the published versions, oldest first, and what each is to the rollout.
+    """List the published versions, oldest first, with their roles in the rollout.
 
     Example: headwater adapters list --registry-url http://registry:8084
     """
-    name, reached = reached_by(registry_url, config, None, log_level, scenario)
-    from services.operate.adapters.rendering import as_json, rows, table, told
-    from services.registry.reading import manifests
+    name, client = open_registry(registry_url, config, None, log_level, scenario)
+    from services.operate.adapters.rendering import as_json, describe_rollout, rows, table
+    from services.registry.versions import manifests
 
-    rollout = reached.registry.rollout(name)
-    found = list(rows(manifests(reached.registry, name), rollout))
+    rollout = client.registry.rollout(name)
+    version_rows = list(rows(manifests(client.registry, name), rollout))
     if json_:
-        typer.echo(as_json({"rollout": rollout.model_dump(), "versions": found}))
+        typer.echo(as_json({"rollout": rollout.model_dump(), "versions": version_rows}))
         return
-    for line in [*told(rollout), *(table(found) if found else ["nothing has been published yet"])]:
+    for line in [
+        *describe_rollout(rollout),
+        *(table(version_rows) if version_rows else ["nothing has been published yet"]),
+    ]:
         typer.echo(line)
 
 
@@ -53,14 +55,16 @@ def show(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """Show all there is of one version, as JSON; without VERSION, of the one that is served.
+    """Show manifest, chain and roles of a version as JSON.
+
+    Without VERSION, the version that is served is shown.
 
     Example: headwater adapters show 17
     """
-    name, reached = reached_by(registry_url, config, None, log_level, scenario)
-    from services.registry.reading import shown
+    name, client = open_registry(registry_url, config, None, log_level, scenario)
+    from services.registry.versions import version_details
 
-    typer.echo(shown(reached.registry, name, version).model_dump_json(indent=2))
+    typer.echo(version_details(client.registry, name, version).model_dump_json(indent=2))
 
 
 @adapters.command("diff")
@@ -68,7 +72,7 @@ def diff(
     first: Version,
     second: Version,
     tensors: Annotated[
-        bool, typer.Option("--tensors", help="Fetch both, and say how far adapter and heads moved.")
+        bool, typer.Option("--tensors", help="Fetch both, and measure how far adapter and heads moved.")
     ] = False,
     json_: AsJson = False,
     registry_url: RegistryUrl = None,
@@ -76,16 +80,16 @@ def diff(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """Say what is different between two versions.
+    """Compare two versions.
 
     Example: headwater adapters diff 16 17 --tensors
     """
-    name, reached = reached_by(registry_url, config, None, log_level, scenario)
+    name, client = open_registry(registry_url, config, None, log_level, scenario)
     from services.operate.adapters.rendering import differences
-    from services.registry.comparing import compare
+    from services.registry.comparison import compare
 
-    found = compare(reached.registry, name, first, second, tensors=tensors)
-    for line in [found.model_dump_json(indent=2)] if json_ else differences(found):
+    comparison = compare(client.registry, name, first, second, tensors=tensors)
+    for line in [comparison.model_dump_json(indent=2)] if json_ else differences(comparison):
         typer.echo(line)
 
 
@@ -94,36 +98,37 @@ def verify(
     version: AnyVersion = None,
     public_key: Annotated[
         list[Path] | None,
-        typer.Option("--public-key", metavar="FILE", help="A key whose signatures count; else those of the settings."),
+        typer.Option("--public-key", metavar="FILE", help="Key to trust; default: `signing.public_keys`."),
     ] = None,
     registry_url: RegistryUrl = None,
     config: Config = None,
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """Check every byte of a version and of all that it builds on, and the signatures; without VERSION, what is served.
+    """Verify digests and signatures of a version and its chain.
 
-    With a key given, a link that it has not signed fails.
+    Every byte of the version and of all versions that it builds on is checked. Without VERSION, the version that is
+    served is verified. With --public-key, every link must be signed by that key.
 
     Example: headwater adapters verify 17 --public-key signing-key.pub.pem
     """
     settings = settings_from(config, None, log_level, scenario, registry={"url": registry_url})
     from peft_adapters.registry.signing import Verifier, load_verifier
-    from services.registry.client import access
-    from services.registry.reading import verified
+    from services.registry.client import open_client
+    from services.registry.versions import verify_version
 
     check = Verifier(public_key, require=True) if public_key else load_verifier(settings.signing)
-    for line in verified(access(settings).registry, settings.scenario, version, check):
+    for line in verify_version(open_client(settings).registry, settings.scenario, version, check):
         typer.echo(line)
 
 
 @adapters.command("new-key")
 def new_key(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where the two files go; made when missing.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Directory for the two files; created if missing.")],
 ) -> None:
-    """Make a pair of keys to sign adapters with.
+    """Make a pair of keys for signing adapters.
 
-    `signing.private_key` names the one that the updater signs with, `signing.public_keys` those that workers trust.
+    `signing.private_key` names the key that the updater signs with, `signing.public_keys` those that workers trust.
 
     Example: headwater adapters new-key ./keys
     """
@@ -135,11 +140,11 @@ def new_key(
 
 
 for _change in (
-    change_cli.pin,
-    change_cli.unpin,
-    change_cli.rollback,
-    change_cli.canary,
-    change_cli.shadow,
-    change_cli.promote,
+    rollout_cli.pin,
+    rollout_cli.unpin,
+    rollout_cli.rollback,
+    rollout_cli.canary,
+    rollout_cli.shadow,
+    rollout_cli.promote,
 ):
     adapters.command()(_change)

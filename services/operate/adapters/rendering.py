@@ -1,4 +1,4 @@
-"""Adapters and rollouts as lines of text and as JSON."""
+"""Rendering of adapters and rollouts as text and as JSON."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,18 +7,18 @@ from typing import Any
 
 from peft_adapters.registry.manifest import Manifest
 from peft_adapters.registry.rollout import Rollout
-from services.registry.comparing import Comparison
-from services.registry.reading import roles
+from services.registry.comparison import Comparison
+from services.registry.versions import roles
 
 SHOWN_METRIC = "ndcg10"
 COLUMNS = ("version", "kind", "published", "events", SHOWN_METRIC, "bytes", "signed by", "is")
 
 
 def rows(manifests: Iterable[Manifest], rollout: Rollout) -> Iterator[dict[str, Any]]:
-    """One row a version: where it stands, and what it is to the rollout."""
-    known = list(manifests)
-    latest = known[-1].version if known else 0
-    for manifest in known:
+    """Yield one row per version, with its roles in the rollout."""
+    published = list(manifests)
+    latest = published[-1].version if published else 0
+    for manifest in published:
         yield {
             "version": manifest.version,
             "kind": manifest.kind,
@@ -31,17 +31,17 @@ def rows(manifests: Iterable[Manifest], rollout: Rollout) -> Iterator[dict[str, 
         }
 
 
-def table(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Rows under a heading, columns as wide as they must be."""
-    cells = [tuple(_cell(row.get(column)) for column in COLUMNS) for row in found]
+def table(version_rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table with a header; empty columns are left out."""
+    cells = [tuple(_cell(row.get(column)) for column in COLUMNS) for row in version_rows]
     used = [at for at, _ in enumerate(COLUMNS) if any(row[at] for row in cells)]
     widths = {at: max(len(row[at]) for row in [COLUMNS, *cells]) for at in used}
     for row in [COLUMNS, *cells]:
         yield "  ".join(row[at].ljust(widths[at]) for at in used).rstrip()
 
 
-def told(rollout: Rollout) -> Iterator[str]:
-    """A rollout in words."""
+def describe_rollout(rollout: Rollout) -> Iterator[str]:
+    """Yield lines that describe a rollout."""
     stable = "the latest version" if rollout.stable_version is None else f"version {rollout.stable_version}, pinned"
     yield f"{rollout.scenario}: answers come from {stable}"
     if rollout.canary is not None:
@@ -54,21 +54,21 @@ def told(rollout: Rollout) -> Iterator[str]:
         yield f"  revision {rollout.revision}, {moment(rollout.changed_at_ms)}, by {rollout.changed_by or '?'}{why}"
 
 
-def differences(found: Comparison) -> Iterator[str]:
-    """The differences between two versions, in lines of text."""
-    first, second = found.versions
-    yield f"{found.scenario}: version {first} to version {second}"
-    yield f"  {found.events_learned:+,} events learnt, published {found.seconds:+,.1f} s"
-    if not found.same_base:
+def differences(comparison: Comparison) -> Iterator[str]:
+    """Yield lines that describe the differences between two versions."""
+    first, second = comparison.versions
+    yield f"{comparison.scenario}: version {first} to version {second}"
+    yield f"  {comparison.events_learned:+,} events learnt, published {comparison.seconds:+,.1f} s"
+    if not comparison.same_base:
         yield "  they are for different frozen encoders"
-    for name, (one, other) in found.metrics.items():
-        yield f"  {name:<20} {_number(one):>10} -> {_number(other):>10}"
-    for name, moved in found.tensors.items():
-        yield f"  {name:<48} moved {moved.relative:.4%} of its length, most in one weight {moved.largest:.3g}"
+    for name, (first_value, second_value) in comparison.metrics.items():
+        yield f"  {name:<20} {_number(first_value):>10} -> {_number(second_value):>10}"
+    for name, change in comparison.tensors.items():
+        yield f"  {name:<48} moved {change.relative:.4%} of its length, most in one weight {change.largest:.3g}"
 
 
 def as_json(value: Any) -> str:
-    """A document for machines."""
+    """Return a value as a JSON document."""
     return json.dumps(value, indent=2, default=str)
 
 
@@ -77,7 +77,7 @@ def _version(version: int | None) -> str:
 
 
 def moment(ms: int) -> str:
-    """A time as RFC 3339, in UTC."""
+    """Return a time as RFC 3339 in UTC."""
     return datetime.fromtimestamp(ms / 1_000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

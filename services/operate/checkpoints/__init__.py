@@ -1,1 +1,1 @@
-"""`headwater checkpoints`: what an updater has kept on disk, and what it could go on from."""
+"""`headwater checkpoints`: commands that list and verify the checkpoints of an updater."""

@@ -1,4 +1,4 @@
-"""The options of `headwater checkpoints`."""
+"""The commands `headwater checkpoints ...`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,9 +20,9 @@ checkpoints = typer.Typer(
 )
 
 CheckpointDir = Annotated[
-    Path | None, typer.Option("--checkpoint-dir", metavar="DIR", help="Where the updater keeps checkpoints.")
+    Path | None, typer.Option("--checkpoint-dir", metavar="DIR", help="Directory of the updater's checkpoints.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @checkpoints.command("list")
@@ -33,14 +33,15 @@ def list_checkpoints(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """List the checkpoints, oldest first, with offsets and whether each can be used, and if not why.
+    """List the checkpoints, oldest first.
 
-    All files are read and compared with their digests; nothing is changed. The updater may run.
+    Each is listed with its offsets and, if it cannot be used, the reason. All files are read and compared with their
+    digests; nothing is changed. The updater may run.
 
     Example: headwater checkpoints list --checkpoint-dir .headwater/checkpoints
     """
-    root, found = _found(checkpoint_dir, config, log_level, scenario)
-    _show(root, found, json_=json_)
+    root, states = _read(checkpoint_dir, config, log_level, scenario)
+    _show(root, states, json_=json_)
 
 
 @checkpoints.command("verify")
@@ -51,20 +52,20 @@ def verify(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """Do the same, and end with status 1 if an updater could go on from none of them.
+    """List the checkpoints, with status 1 if none can be used.
 
     Example: headwater checkpoints verify --scenario home
     """
-    root, found = _found(checkpoint_dir, config, log_level, scenario)
-    _show(root, found, json_=json_)
-    if all(each.problem is not None for each in found):
+    root, states = _read(checkpoint_dir, config, log_level, scenario)
+    _show(root, states, json_=json_)
+    if all(state.problem is not None for state in states):
         raise typer.Exit(FAILURE)
 
 
-def _found(
+def _read(
     checkpoint_dir: Path | None, config: Path | None, log_level: Level | None, scenario: str | None
 ) -> "tuple[Path, list[CheckpointInfo]]":
-    """The directory of the scenario, and the checkpoints in it."""
+    """Return the directory of the scenario, and the checkpoints in it."""
     settings = settings_from(config, None, log_level, scenario, updater={"checkpoint_dir": checkpoint_dir})
     from services.updater.recovery import inspect_checkpoints
 
@@ -72,11 +73,11 @@ def _found(
     return root, inspect_checkpoints(root)
 
 
-def _show(root: Path, found: "list[CheckpointInfo]", *, json_: bool) -> None:
+def _show(root: Path, states: "list[CheckpointInfo]", *, json_: bool) -> None:
     from services.operate.checkpoints.rendering import as_json, table
 
     if json_:
-        typer.echo(as_json(root, found))
+        typer.echo(as_json(root, states))
         return
-    for line in table(found) if found else [f"no checkpoints in {root}"]:
+    for line in table(states) if states else [f"no checkpoints in {root}"]:
         typer.echo(line)

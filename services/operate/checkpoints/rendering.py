@@ -1,4 +1,4 @@
-"""Checkpoints as a table for people and as JSON for machines."""
+"""Rendering of checkpoints as a table and as JSON."""
 
 import json
 import time
@@ -13,13 +13,13 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"))
 
 
 def as_json(root: Path, found: Sequence[CheckpointInfo]) -> str:
-    """All fields of all checkpoints."""
+    """Return all fields of all checkpoints as JSON."""
     rows = [asdict(each) | {"usable": each.problem is None, "age_seconds": _age_seconds(each)} for each in found]
     return json.dumps({"directory": str(root), "checkpoints": rows}, indent=2)
 
 
 def table(found: Sequence[CheckpointInfo]) -> Iterator[str]:
-    """One line a checkpoint, and below each that cannot be used the reason."""
+    """Yield one line per checkpoint, followed by the reason if it cannot be used."""
     rows = [_row(each) for each in found]
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
     yield _line(_COLUMNS, widths)

@@ -1,1 +1,1 @@
-"""Commands to a running deployment, written to its control topic: whom to forget, what to let out of quarantine."""
+"""Commands to a running deployment through its control topic: forget, quarantine, guard and secret."""

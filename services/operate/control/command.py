@@ -1,4 +1,4 @@
-"""`headwater forget`, `headwater quarantine list`, `headwater quarantine release` and `headwater guard list`."""
+"""Implementation of `headwater forget`, `headwater quarantine` and `headwater guard`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ KINDS = ("user/", "item/")
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
-    """What `forget` did.
+class ForgetResult:
+    """The result of `forget`.
 
     Attributes:
         user: the pseudonym that is to be forgotten.
-        dead_letters: how many were removed.
-        is_checked: whether the deployment's fingerprint was found, and is that of the secret used here.
+        dead_letters: the number of removed dead letters.
+        is_checked: whether a fingerprint of the deployment's secret was found, and is that of the local secret.
     """
 
     user: str
@@ -38,20 +38,20 @@ class Forgotten:
     is_checked: bool
 
 
-def forget(settings: Settings, user_id: str) -> Forgotten:
-    """Write that a user is to be forgotten, and remove the dead letters that name them.
+def forget(settings: Settings, user_id: str) -> ForgetResult:
+    """Publish the command to forget a user, and remove the dead letters that name the user.
 
     Args:
-        settings: which Kafka, which topics, and the secret that the user is known by.
-        user_id: as the shop knows them.
+        settings: the settings with brokers, topics and the secret for pseudonyms.
+        user_id: the user's id in the shop's events.
 
     Raises:
-        SecretError: the secret cannot be had.
-        SecretMismatchError: the deployment uses another; nothing was written.
-        BrokerUnreachableError: no broker answers.
-        DeliveryError: the broker did not confirm it.
+        SecretError: The secret cannot be read.
+        SecretMismatchError: The deployment uses another secret; nothing was written.
+        BrokerUnreachableError: No broker answers.
+        DeliveryError: The broker did not confirm the command.
     """
-    # A secret made here would be nobody else's: its pseudonyms name no one.
+    # A secret made here would be unknown to the deployment, and its pseudonyms would match no one.
     pseudonymise = pseudonymiser(settings.privacy, make=False)
     user = pseudonymise(user_id)
     names, topics = {user_id, user}, settings.topics
@@ -63,31 +63,31 @@ def forget(settings: Settings, user_id: str) -> Forgotten:
         for key in letters:
             producer.send_raw(topics.dead_letters, key, None)
         producer.flush(BROKER_TIMEOUT_SECONDS)
-    return Forgotten(user, len(letters), is_checked)
+    return ForgetResult(user, len(letters), is_checked)
 
 
 def quarantined(settings: Settings) -> list[Quarantined]:
-    """What is in quarantine, the latest first.
+    """Return the entries in quarantine, the latest first.
 
     Raises:
-        BrokerUnreachableError: no broker answers.
-        TopicError: there is no control topic.
-        ConsumeError: the broker does not give what is there.
+        BrokerUnreachableError: No broker answers.
+        TopicError: There is no control topic.
+        ConsumeError: The broker refuses the records.
     """
-    found = [command for command in _newest(settings).values() if isinstance(command, Quarantined)]
-    return sorted(found, key=lambda inside: inside.why.ts, reverse=True)
+    entries = [command for command in _newest(settings).values() if isinstance(command, Quarantined)]
+    return sorted(entries, key=lambda entry: entry.why.ts, reverse=True)
 
 
 def guard_reports(settings: Settings) -> list[GuardReport]:
-    """Return what the guards leave out or weigh down at present, as each scenario's updater reported last.
+    """Return the last report of each scenario's guard on the events that it leaves out or weighs down.
 
     Raises:
-        BrokerUnreachableError: no broker answers.
-        TopicError: there is no control topic.
-        ConsumeError: the broker does not give what is there.
+        BrokerUnreachableError: No broker answers.
+        TopicError: There is no control topic.
+        ConsumeError: The broker refuses the records.
     """
-    found = [command for command in _newest(settings).values() if isinstance(command, GuardReport)]
-    return sorted(found, key=lambda report: report.scenario)
+    reports = [command for command in _newest(settings).values() if isinstance(command, GuardReport)]
+    return sorted(reports, key=lambda report: report.scenario)
 
 
 def _newest(settings: Settings) -> dict[bytes | None, Command | None]:
@@ -101,7 +101,7 @@ def _newest(settings: Settings) -> dict[bytes | None, Command | None]:
 
 
 def _require_same_if_known(settings: Settings) -> None:
-    """Refuse a secret that is set here and is not the deployment's; these commands work without one."""
+    """Refuse a local secret that is not the deployment's; these commands work without one."""
     try:
         pseudonymise = pseudonymiser(settings.privacy, make=False)
     except SecretError:
@@ -110,64 +110,61 @@ def _require_same_if_known(settings: Settings) -> None:
 
 
 def release(settings: Settings, key: str) -> bool:
-    """Let a user or an item out of quarantine; whether it was in.
+    """Release a user or an item from quarantine; return whether it was there.
 
     Args:
-        settings: which Kafka, which topics.
-        key: `user/<pseudonym>` or `item/<item id>`, as `quarantined` gives them.
+        settings: the settings with brokers and topics.
+        key: `user/<pseudonym>` or `item/<item id>`, as in the entries of `quarantined`.
 
     Raises:
-        BrokerUnreachableError: no broker answers.
-        DeliveryError: the broker did not confirm it.
+        BrokerUnreachableError: No broker answers.
+        DeliveryError: The broker did not confirm the release.
     """
     with open_producer(settings) as producer:
-        was_in = any(inside.key == key for inside in quarantined(settings))
+        was_in = any(entry.key == key for entry in quarantined(settings))
         producer.send_raw(settings.topics.control, release_key(key), None)
         producer.flush(BROKER_TIMEOUT_SECONDS)
     return was_in
 
 
-# ---- dead letters
-
-
 def _letters_naming(names: set[str], settings: Settings) -> set[bytes | None]:
-    """Keys of the dead letters that hold one of some names; one letter is looked at at a time, they can be large."""
+    """Return the keys of dead letters that contain one of the names. Letters can be large: one is read at a time."""
     naming: set[bytes | None] = set()
     for record in read_to_end(settings.kafka, settings.topics.dead_letters):
-        if record.value is not None and _names_one_of(names, record.value):
+        if record.value is not None and _mentions(names, record.value):
             naming.add(record.key)
         else:  # removed, or written anew without the name
             naming.discard(record.key)
     return naming
 
 
-def _names_one_of(names: set[str], value: bytes) -> bool:
-    """Whether a dead letter holds one of some names: as its key, or anywhere in a payload that can be read.
+def _mentions(names: set[str], value: bytes) -> bool:
+    """Return whether a dead letter contains one of the names, in its key or anywhere in its payload.
 
-    A payload that is no JSON is searched as text. Better a letter too many removed than a name left.
+    A payload that is not JSON is searched as text. A name must not be left, so rather too many letters are removed.
     """
     try:
         letter = DeadLetter.model_validate_json(value)
     except ValidationError:
-        return _says(names, value)
+        return _contains_word(names, value)
     if (letter.original_key() or b"").decode(errors="replace") in names:
         return True
     payload = letter.original() or b""
     try:
-        return _holds(json.loads(payload), names)
+        return _contains_value(json.loads(payload), names)
     except (ValueError, RecursionError):
-        return _says(names, payload)
+        return _contains_word(names, payload)
 
 
-def _says(names: set[str], text: bytes) -> bool:
-    """Whether a name is a word of some text."""
+def _contains_word(names: set[str], text: bytes) -> bool:
+    """Return whether one of the names is a word of a text."""
     return any(re.search(rb"(?<!\w)" + re.escape(name.encode()) + rb"(?!\w)", text) for name in names)
 
 
-def _holds(value: Any, names: set[str]) -> bool:
-    """Whether a name is among the values of parsed JSON, at any depth; some producers send ids as numbers."""
+def _contains_value(value: Any, names: set[str]) -> bool:
+    """Return whether a name is a value of parsed JSON, at any depth; some producers send ids as numbers."""
     if isinstance(value, dict):
-        return any(_holds(part, names) for part in value.values())
+        return any(_contains_value(part, names) for part in value.values())
     if isinstance(value, list):
-        return any(_holds(part, names) for part in value)
+        return any(_contains_value(part, names) for part in value)
     return isinstance(value, str | int) and str(value) in names

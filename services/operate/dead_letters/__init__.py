@@ -1,1 +1,1 @@
-"""Looks at what was refused, puts it back, or does away with it."""
+"""`headwater dead-letters`: commands that list, replay and delete refused events."""

@@ -1,4 +1,4 @@
-"""What `headwater dead-letters` does."""
+"""Implementation of `headwater dead-letters replay` and `purge`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,21 +24,21 @@ def replay(
     again: bool = False,
     dry_run: bool = False,
 ) -> ReplaySummary:
-    """Puts the records of letters back, or the mended events of a file in their place.
+    """Put the records of letters back, or send the mended events of a file in their place.
 
     Args:
-        settings: Which Kafka, which topics.
-        selection: Which letters; its limit is on those not replayed before.
-        mended_file: Names letters, and what to put in their place.
-        again: Whether to repeat what was replayed before.
-        dry_run: Whether to look only, and send nothing.
+        settings: the settings with brokers and topics.
+        selection: the filters of the letters; its limit applies to letters not replayed before.
+        mended_file: the file with letters and the events to send in their place.
+        again: whether to include letters that were replayed before.
+        dry_run: whether to only count, and send nothing.
 
     Raises:
         LetterError: The file cannot be used; nothing was sent.
         BrokerUnreachableError: No broker answers.
         TopicError: The topic does not exist.
-        ConsumeError: The broker does not give what is there.
-        DeliveryError: A record or its mark was not confirmed; what was marked before stays replayed.
+        ConsumeError: The broker refuses the records.
+        DeliveryError: A record or its mark was not confirmed; letters marked before stay replayed.
     """
     named = letters_named(mended_file) if mended_file else None
     letters = read(settings, replace(selection, limit=None)).letters
@@ -49,12 +49,12 @@ def replay(
     due = [letter.record_key() for letter in letters if again or letter.replayed_ts is None]
     work = Replay(settings, mended=events, dry_run=dry_run)
     work.summary.replayed_before = len(letters) - len(due)
-    _work_through(work, read_whole(settings, set(due[: selection.limit])))
+    _run_with_progress(work, read_whole(settings, set(due[: selection.limit])))
     return work.summary
 
 
-def _work_through(work: Replay, letters: list[DeadLetter]) -> None:
-    """Replays, with a progress bar for a person who watches."""
+def _run_with_progress(work: Replay, letters: list[DeadLetter]) -> None:
+    """Replay letters, with a progress bar on a terminal."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("replay", total=len(letters))
@@ -63,11 +63,11 @@ def _work_through(work: Replay, letters: list[DeadLetter]) -> None:
 
 
 def replayed(summary: ReplaySummary, *, dry_run: bool) -> list[str]:
-    """Lines that say what became of the letters.
+    """Return lines that report the outcome of a replay.
 
     Args:
-        summary: What became of them.
-        dry_run: Whether nothing was sent.
+        summary: the outcome for the letters.
+        dry_run: whether nothing was sent.
     """
     topics = ", ".join(f"{count} to {topic}" for topic, count in sorted(summary.sent.items()))
     lines = [f"{summary.sent.total()} records {'would be ' if dry_run else ''}put back{': ' if topics else ''}{topics}"]
@@ -77,15 +77,15 @@ def replayed(summary: ReplaySummary, *, dry_run: bool) -> list[str]:
 
 
 def purge(settings: Settings, letters: list[DeadLetter]) -> None:
-    """Does away with letters: a record without value under the key of each.
+    """Delete letters by writing a record without value under the key of each.
 
     Args:
-        settings: Which Kafka, which topics.
-        letters: Which letters.
+        settings: the settings with brokers and topics.
+        letters: the letters to delete.
 
     Raises:
         BrokerUnreachableError: No broker answers.
-        DeliveryError: Not all were confirmed; purging again is safe.
+        DeliveryError: Not all deletions were confirmed; purging again is safe.
     """
     with EventProducer(settings.kafka) as producer:
         for letter in letters:

@@ -1,7 +1,7 @@
-"""What may be wrong with what an operator asks of the dead letters."""
+"""The error of the dead-letter commands."""
 
 from services.errors import UsageError
 
 
 class LetterError(UsageError):
-    """A filter, a key or a file of mended events cannot be used."""
+    """A filter, a letter's key or a file of mended events cannot be used."""

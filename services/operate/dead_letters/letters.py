@@ -1,4 +1,4 @@
-"""Reads the dead letters: the newest of each key, up to the end of their topic."""
+"""Reading of dead letters: the newest of each key, up to the end of their topic."""
 
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -20,14 +20,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which letters.
+    """Filters of dead letters.
 
     Attributes:
-        reason: Only those refused for it.
-        topic: Only those refused on it.
-        since_ms: Only those first seen then or later.
-        until_ms: Only those first seen before.
-        limit: So many at most, the oldest first.
+        reason: the reason of the letters; None selects all reasons.
+        topic: the topic of the refused records; None selects all topics.
+        since_ms: the earliest first-seen time, epoch milliseconds.
+        until_ms: the first-seen time before which letters are selected, epoch milliseconds.
+        limit: the most letters, oldest first; None sets no limit.
     """
 
     reason: Reason | None = None
@@ -36,8 +36,8 @@ class Selection:
     until_ms: int | None = None
     limit: int | None = None
 
-    def takes(self, letter: DeadLetter) -> bool:
-        """Whether a letter is one of them, their number aside."""
+    def matches(self, letter: DeadLetter) -> bool:
+        """Return whether a letter passes the filters, apart from the limit."""
         return (
             self.reason in (None, letter.reason)
             and self.topic in (None, letter.topic)
@@ -47,13 +47,13 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The letters on the topic that are of a selection.
+class DeadLetterListing:
+    """The letters on the topic that match a selection.
 
     Attributes:
-        letters: In the order in which they were first seen, as many as the selection allows.
-        by_reason: How many there are of each reason, those beyond the limit too.
-        unreadable: Records on the topic that are no letters.
+        letters: the letters in first-seen order, up to the limit of the selection.
+        by_reason: the number of letters by reason, including those beyond the limit.
+        unreadable: the number of records on the topic that are not letters.
     """
 
     letters: list[DeadLetter]
@@ -62,10 +62,10 @@ class Found:
 
 
 def reason_named(text: str) -> Reason:
-    """The reason of a name.
+    """Return the reason with this name.
 
     Raises:
-        LetterError: There is none of it.
+        LetterError: There is no such reason.
     """
     try:
         return Reason(text)
@@ -73,52 +73,52 @@ def reason_named(text: str) -> Reason:
         raise LetterError(f"a reason must be one of {', '.join(Reason)}, got {text!r}") from None
 
 
-def read(settings: Settings, selection: Selection) -> Found:
-    """Reads the letters of a selection, without their payloads, which would fill the memory.
+def read(settings: Settings, selection: Selection) -> DeadLetterListing:
+    """Read the letters of a selection, without their payloads, which would fill the memory.
 
     Args:
-        settings: Which Kafka, which topics.
-        selection: Which letters.
+        settings: the settings with brokers and topics.
+        selection: the filters of the letters.
 
     Raises:
         BrokerUnreachableError: No broker answers.
         TopicError: The topic does not exist.
-        ConsumeError: The broker does not give what is there.
+        ConsumeError: The broker refuses the records.
     """
-    newest = _newest(settings, selection.takes, payloads=False)
+    newest = _newest(settings, selection.matches, payloads=False)
     letters = _oldest_first(newest)
     by_reason = Counter(str(letter.reason) for letter in letters)
     unreadable = sum(letter is None for letter in newest.values())
-    return Found(letters=letters[: selection.limit], by_reason=by_reason, unreadable=unreadable)
+    return DeadLetterListing(letters=letters[: selection.limit], by_reason=by_reason, unreadable=unreadable)
 
 
 def read_whole(settings: Settings, keys: Collection[str]) -> list[DeadLetter]:
-    """Reads letters by key, with their payloads; those that are gone are left out.
+    """Read letters by key, with their payloads; deleted letters are left out.
 
     Args:
-        settings: Which Kafka, which topics.
-        keys: Their keys: topic/partition/offset.
+        settings: the settings with brokers and topics.
+        keys: the keys of the letters: topic/partition/offset.
 
     Raises:
         BrokerUnreachableError: No broker answers.
         TopicError: The topic does not exist.
-        ConsumeError: The broker does not give what is there.
+        ConsumeError: The broker refuses the records.
     """
     return _oldest_first(_newest(settings, lambda letter: letter.record_key() in keys, payloads=True))
 
 
 def read_one(settings: Settings, key: str) -> DeadLetter:
-    """Reads one letter, with its payload.
+    """Read one letter, with its payload.
 
     Args:
-        settings: Which Kafka, which topics.
-        key: Its key: topic/partition/offset.
+        settings: the settings with brokers and topics.
+        key: the key of the letter: topic/partition/offset.
 
     Raises:
         LetterError: There is no such letter.
         BrokerUnreachableError: No broker answers.
         TopicError: The topic does not exist.
-        ConsumeError: The broker does not give what is there.
+        ConsumeError: The broker refuses the records.
     """
     for letter in read_whole(settings, {key}):
         return letter
@@ -131,25 +131,25 @@ def _oldest_first(newest: dict[bytes | None, DeadLetter | None]) -> list[DeadLet
 
 
 def _newest(
-    settings: Settings, takes: Callable[[DeadLetter], bool], *, payloads: bool
+    settings: Settings, matches: Callable[[DeadLetter], bool], *, payloads: bool
 ) -> dict[bytes | None, DeadLetter | None]:
-    """The newest letter of each key, None where it is not readable; a record without value deletes."""
+    """Return the newest letter of each key, None if it is not readable; a record without value deletes."""
     wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
     newest: dict[bytes | None, DeadLetter | None] = {}
     for record in read_to_end(settings.kafka, settings.topics.dead_letters):
         newest.pop(record.key, None)
         if record.value is None:
             continue
-        letter = _parsed(record)
+        letter = _parse(record)
         if letter is None:
             newest[record.key] = None
-        elif takes(letter):
+        elif matches(letter):
             newest[record.key] = letter if payloads else letter.without_payload()
     return newest
 
 
-def _parsed(record: Record) -> DeadLetter | None:
-    """The letter of a record; what stands under another key than its own is none, since no mark would reach it."""
+def _parse(record: Record) -> DeadLetter | None:
+    """Parse a record; return None if it is not a letter, or under another key, where no mark would reach it."""
     try:
         letter = DeadLetter.model_validate_json(record.value or b"")
     except ValidationError as error:

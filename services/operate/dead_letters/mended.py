@@ -1,11 +1,11 @@
-"""Mended events: a file that says, letter by letter, what is to stand in the place of what was refused."""
+"""Mended events: a file with the event to send in place of each refused record, by letter."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.data.event_input import event_of, reason_of
+from services.data.event_validation import describe_error, validate_event
 from services.operate.dead_letters.errors import LetterError
 from streams.dead_letters import DeadLetter
 from streams.events import Event
@@ -15,13 +15,13 @@ FAULTS_SHOWN = 5
 
 
 def letters_named(path: Path) -> dict[str, dict[str, Any]]:
-    """Reads a file of lines ``{"letter": "topic/partition/offset", "event": {...}}``.
+    """Read a file of lines ``{"letter": "topic/partition/offset", "event": {...}}``.
 
     Returns:
         The fields of each event, by the key of its letter.
 
     Raises:
-        LetterError: The file cannot be read, or a line is not of this form, or a letter is named twice.
+        LetterError: The file cannot be read, a line has another form, or a letter is named twice.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -30,7 +30,7 @@ def letters_named(path: Path) -> dict[str, dict[str, Any]]:
     named: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            key, fields = _named(line, f"{path} line {number}")
+            key, fields = _parse_line(line, f"{path} line {number}")
             if key in named:
                 raise LetterError(
                     f"{path} line {number}: letter {key!r} must be named once, it was before; leave one out"
@@ -40,18 +40,18 @@ def letters_named(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def mended(named: Mapping[str, dict[str, Any]], letters: Mapping[str, DeadLetter], topics: Topics) -> dict[str, Event]:
-    """Checks mended events, all of them, before any is sent.
+    """Validate all mended events before any is sent.
 
     The kind of an event is its `type`, or else that of the topic on which it was refused. Without `event_id` it gets
-    its letter's key, so that it counts once however often it is sent; without `ts` the time at which it was refused.
+    its letter's key, so that it counts once however often it is sent; without `ts` the time of the refusal.
 
     Args:
-        named: The fields of each event, by the key of its letter.
-        letters: The letters that there are, by key.
-        topics: Which topic carries what.
+        named: the fields of each event, by the key of its letter.
+        letters: the existing letters by key.
+        topics: the topics with the kinds of events that they carry.
 
     Raises:
-        LetterError: A letter is not there, or an event breaks a rule.
+        LetterError: A letter does not exist, or an event breaks a rule.
     """
     events: dict[str, Event] = {}
     faults: list[str] = []
@@ -62,22 +62,22 @@ def mended(named: Mapping[str, dict[str, Any]], letters: Mapping[str, DeadLetter
             continue
         try:
             defaults = {"event_id": key, "ts": letter.first_seen_ts}
-            events[key] = event_of(defaults | fields, kind=topics.kind_of(letter.topic))
+            events[key] = validate_event(defaults | fields, kind=topics.kind_of(letter.topic))
         except (ValueError, RecursionError) as error:
-            faults.append(f"{key}: {reason_of(error)}")
+            faults.append(f"{key}: {describe_error(error)}")
     if faults:
         more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
         raise LetterError(f"nothing was sent: {'; '.join(faults[:FAULTS_SHOWN])}{more}")
     return events
 
 
-def _named(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
+def _parse_line(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
     try:
-        said = json.loads(line)
+        entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise LetterError(f"{where}: {reason_of(error)}") from None
-    if not isinstance(said, dict) or said.keys() != {"letter", "event"}:
+        raise LetterError(f"{where}: {describe_error(error)}") from None
+    if not isinstance(entry, dict) or entry.keys() != {"letter", "event"}:
         raise LetterError(f'{where}: must be {{"letter": "topic/partition/offset", "event": {{...}}}} and nothing else')
-    if not isinstance(said["letter"], str) or not isinstance(said["event"], dict):
+    if not isinstance(entry["letter"], str) or not isinstance(entry["event"], dict):
         raise LetterError(f"{where}: `letter` must be a text and `event` an object")
-    return said["letter"], said["event"]
+    return entry["letter"], entry["event"]

@@ -1,4 +1,4 @@
-"""The refused record of a letter: from the letter, or from the log for as long as it is there."""
+"""The refused record of a letter, read from the letter, or from the log while it is retained there."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from streams.privacy import Pseudonymiser, pseudonymiser
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A record as it was refused."""
+    """A record as it was refused: key and value."""
 
     key: bytes | None
     value: bytes | None
@@ -19,16 +19,16 @@ class Original:
 
 @dataclass(frozen=True, slots=True)
 class NotReplayable:
-    """Why a record cannot be put back."""
+    """The reason why a record cannot be put back."""
 
     why: str
 
 
 class Originals:
-    """Gives the record of a letter.
+    """Reader of the refused records of letters.
 
     Args:
-        settings: Which Kafka, and the secret by which a redacted letter is compared with what is in the log.
+        settings: the settings with brokers, and the secret to compare redacted letters with the log.
 
     Raises:
         BrokerUnreachableError: No broker answers.
@@ -39,14 +39,14 @@ class Originals:
         self._lookup = RecordLookup(settings.kafka)
 
     def of(self, letter: DeadLetter) -> Original | NotReplayable:
-        """The record of a letter, or why it cannot be put back.
+        """Return the record of a letter, or the reason why it cannot be put back.
 
-        A letter may be anyone's who can write to the topic: nothing goes by its word to a topic that carries no events,
-        such as that of the adapters.
+        Everyone who can write to the topic can forge a letter, so no record is sent to a topic that carries no events,
+        such as the adapters topic.
 
         Raises:
             BrokerUnreachableError: No broker answers.
-            ConsumeError: The broker refuses what is there.
+            ConsumeError: The broker refuses the record.
         """
         topics = self._settings.topics
         if topics.kind_of(letter.topic) is None and letter.topic not in topics.dialects:
@@ -64,7 +64,7 @@ class Originals:
         return original
 
     def close(self) -> None:
-        """Lets go of the connection."""
+        """Close the connection."""
         self._lookup.close()
 
     def _from_log(self, letter: DeadLetter) -> Original | NotReplayable:
@@ -72,12 +72,12 @@ class Originals:
         if record is None:
             return NotReplayable("the letter has no payload, and the log no longer has the record")
         original = Original(record.key, record.value)
-        if len(original.value or b"") != letter.payload_bytes or not self._fits(letter, original):
+        if len(original.value or b"") != letter.payload_bytes or not self._matches(letter, original):
             return NotReplayable("the letter has no payload, and the log has another record in its place")
         return original
 
-    def _fits(self, letter: DeadLetter, original: Original) -> bool:
-        """Whether it gives this letter. Of a letter that keeps no key only the size can be compared."""
+    def _matches(self, letter: DeadLetter, original: Original) -> bool:
+        """Return whether a record belongs to a letter. For a letter without a key, only the sizes are compared."""
         if letter.payload_policy == "drop":
             return True
         if letter.payload_policy == "keep":
@@ -91,6 +91,6 @@ class Originals:
 
     @cached_property
     def _pseudonymise(self) -> Pseudonymiser | None:
-        """None where this machine does not know the secret: to make one now would not help."""
+        """The pseudonymiser; None if this machine does not have the secret, since a new secret would not match."""
         privacy = self._settings.privacy
         return pseudonymiser(privacy) if privacy.secret is not None or privacy.secret_file.exists() else None

@@ -1,11 +1,11 @@
-"""Shows dead letters to a person. What is in them came from anyone: no control character reaches the terminal."""
+"""Rendering of dead letters as text. Their content is untrusted: no control character reaches the terminal."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from services.operate.dead_letters.letters import Found
+from services.operate.dead_letters.letters import DeadLetterListing
 from streams.dead_letters import DeadLetter
 
 _HEADINGS = ("LETTER", "FIRST SEEN", "REASON", "BYTES", "PAYLOAD", "REPLAYED", "ERROR")
@@ -13,29 +13,29 @@ ERROR_CHARS = 100
 
 
 def table(letters: Sequence[DeadLetter]) -> Iterator[str]:
-    """Lines of a table, its columns as wide as they need be."""
+    """Yield the lines of a table."""
     rows = [_HEADINGS, *map(_row, letters)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def counts(found: Found) -> str:
-    """How many there are, by reason."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in _largest_first(found.by_reason))
-    total = found.by_reason.total()
-    shown = f", {len(found.letters)} of them shown" if len(found.letters) < total else ""
-    unreadable = f"; {found.unreadable} records on the topic are no dead letters" if found.unreadable else ""
+def counts(listing: DeadLetterListing) -> str:
+    """Return the number of letters, in total and by reason."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in _largest_first(listing.by_reason))
+    total = listing.by_reason.total()
+    shown = f", {len(listing.letters)} of them shown" if len(listing.letters) < total else ""
+    unreadable = f"; {listing.unreadable} records on the topic are no dead letters" if listing.unreadable else ""
     return f"{total} dead letters{shown}{': ' if reasons else ''}{reasons}{unreadable}"
 
 
 def json_line(letter: DeadLetter) -> str:
-    """A letter as one line of JSON, with its key and without its payload."""
+    """Return a letter as one line of JSON, with its key and without its payload."""
     return json.dumps({"letter": letter.record_key()} | letter.model_dump(mode="json", exclude={"payload"}))
 
 
 def whole(letter: DeadLetter) -> Iterator[str]:
-    """Lines with all there is of one letter."""
+    """Yield lines with all fields of one letter."""
     yield f"letter: {printable(letter.record_key())}"
     for name, value in letter.model_dump(mode="json", exclude={"key", "payload"}).items():
         yield f"{name}: {_moment(value) if name.endswith('_ts') else printable(str(value))}"
@@ -44,16 +44,18 @@ def whole(letter: DeadLetter) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    r"""Spells out what would move the cursor, change colours or hide.
+    r"""Escape characters that are not printable, such as those that move the cursor or change colours.
 
     >>> print(printable("a\tb\x1b[31m"))
     a\tb\x1b[31m
     """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def _largest_first(counted: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(counted.items(), key=lambda one: (-one[1], one[0]))
+    return sorted(counted.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
 def _row(letter: DeadLetter) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""Puts refused records back, once each.
+"""Replay of refused records, once each.
 
-The order is the guarantee, chunk by chunk: 1. The records go to their topics. 2. The broker has confirmed them.
-3. Their letters are written again, marked as replayed, under the same keys. Killed between 2 and 3, the next replay
-repeats the chunk at most, and the updater drops what it had by `event_id`.
+The order gives the guarantee, chunk by chunk: 1. Send the records to their topics. 2. Wait until the broker has
+confirmed them. 3. Write their letters again under the same keys, marked as replayed. If the process is killed between
+2 and 3, the next replay repeats at most one chunk, and the updater drops the duplicates by `event_id`.
 """
 
 import time
@@ -20,17 +20,17 @@ from streams.producer import EventProducer
 CHUNK_LETTERS = 100
 CHUNK_BYTES = 8 * 1024 * 1024
 CONFIRM_SECONDS = 30.0
-MAX_RECORD_BYTES = 64 * 1024 * 1024  # it was in its topic before: what that takes is the broker's to say
+MAX_RECORD_BYTES = 64 * 1024 * 1024  # the record was in its topic before: the broker's own limit applies
 
 
 @dataclass(slots=True)
 class ReplaySummary:
-    """What became of the letters.
+    """The outcome of a replay.
 
     Attributes:
-        sent: How many records were put back, by topic; in a dry run, how many would be.
-        replayed_before: How many letters were passed over, as they were replayed before.
-        not_replayable: How many letters have no record that can be put back, by why.
+        sent: the number of records put back by topic; in a dry run, those that would be.
+        replayed_before: the number of letters skipped because they were replayed before.
+        not_replayable: the number of letters whose record cannot be put back, by reason.
     """
 
     sent: Counter[str] = field(default_factory=Counter)
@@ -39,8 +39,8 @@ class ReplaySummary:
 
 
 @dataclass(frozen=True, slots=True)
-class _Return:
-    """What goes to which topic in the place of a letter's record."""
+class _Replacement:
+    """The record to send for a letter, and its topic."""
 
     letter: DeadLetter
     topic: str
@@ -48,12 +48,12 @@ class _Return:
 
 
 class Replay:
-    """Puts back the records of letters, or mended events in their place.
+    """A replay of letters, with their own records or mended events in their place.
 
     Args:
-        settings: Which Kafka, which topics.
-        mended: What to put in the place of a record, by the key of its letter.
-        dry_run: Whether to look only, and send nothing.
+        settings: the settings with brokers and topics.
+        mended: the event to send in place of a record, by the key of its letter.
+        dry_run: whether to only count, and send nothing.
     """
 
     def __init__(
@@ -67,42 +67,42 @@ class Replay:
         self._settings, self._mended, self._dry_run = settings, mended or {}, dry_run
 
     def run(self, letters: Sequence[DeadLetter]) -> Iterator[int]:
-        """Replays letters, in their order, chunk by chunk.
+        """Replay letters in their order, chunk by chunk.
 
         Yields:
-            How many letters a chunk had, once it is done.
+            The number of letters of each chunk, once it is done.
 
         Raises:
             BrokerUnreachableError: No broker answers.
-            ConsumeError: The broker refuses to show a record that a letter does not hold.
-            DeliveryError: A record or its mark was not confirmed; what was marked before stays replayed.
+            ConsumeError: The broker refuses a record that a letter does not contain.
+            DeliveryError: A record or its mark was not confirmed; letters marked before stay replayed.
         """
         with closing(Originals(self._settings)) as originals:
             for chunk in _chunks(letters):
-                returns = [found for letter in chunk for found in self._return_of(letter, originals)]
-                if returns and not self._dry_run:
-                    self._put_back(returns)
-                self.summary.sent.update(one.topic for one in returns)
+                replacements = [entry for letter in chunk for entry in self._replacements(letter, originals)]
+                if replacements and not self._dry_run:
+                    self._put_back(replacements)
+                self.summary.sent.update(entry.topic for entry in replacements)
                 yield len(chunk)
 
-    def _return_of(self, letter: DeadLetter, originals: Originals) -> list[_Return]:
-        """What is to be put back for a letter: one record, or none."""
+    def _replacements(self, letter: DeadLetter, originals: Originals) -> list[_Replacement]:
+        """Return the record to send for a letter, or an empty list."""
         event = self._mended.get(letter.record_key())
         if event is not None:
             record = Original(event.key().encode(), event.model_dump_json(exclude_none=True).encode())
-            return [_Return(letter, self._settings.topics.of_kind(event.KIND), record)]
+            return [_Replacement(letter, self._settings.topics.of_kind(event.KIND), record)]
         original = originals.of(letter)
         if isinstance(original, NotReplayable):
             self.summary.not_replayable[original.why] += 1
             return []
-        return [_Return(letter, letter.topic, original)]
+        return [_Replacement(letter, letter.topic, original)]
 
-    def _put_back(self, returns: Sequence[_Return]) -> None:
+    def _put_back(self, replacements: Sequence[_Replacement]) -> None:
         with EventProducer(self._settings.kafka, max_record_bytes=MAX_RECORD_BYTES) as producer:
-            for one in returns:
-                producer.send_raw(one.topic, one.record.key, one.record.value)
+            for entry in replacements:
+                producer.send_raw(entry.topic, entry.record.key, entry.record.value)
             producer.flush(CONFIRM_SECONDS)
-        self._mark([one.letter for one in returns])
+        self._mark([entry.letter for entry in replacements])
 
     def _mark(self, letters: Sequence[DeadLetter]) -> None:
         replayed_ts = time.time_ns() // 1_000_000
@@ -113,7 +113,7 @@ class Replay:
 
 
 def _chunks(letters: Sequence[DeadLetter]) -> Iterator[Sequence[DeadLetter]]:
-    """Letters few and small enough to be under way at once."""
+    """Split letters into chunks that are small enough to be in flight at once."""
     chunk: list[DeadLetter] = []
     size_bytes = 0
     for letter in letters:

@@ -1,1 +1,1 @@
-"""Events from a file or standard input, one JSON document a line, checked and sent to the log."""
+"""`headwater publish`: validate events of a file or standard input, and send them to the log."""

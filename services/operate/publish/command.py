@@ -1,4 +1,4 @@
-"""Sends the events of a file or of standard input, and says what was sent and what was not."""
+"""Publishing of the events of a file or of standard input, with a summary of delivered and bad lines."""
 
 import sys
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ STANDARD_INPUT = Path("-")
 
 @dataclass(slots=True)
 class PublishSummary:
-    """What became of the lines.
+    """The outcome for the lines of a file.
 
     Attributes:
-        delivered: Events that the broker confirmed.
-        bad: Lines that are no event.
-        first_bad: Number and reason of the first few of them.
+        delivered: the number of events that the broker confirmed.
+        bad: the number of lines that are not valid events.
+        first_bad: line number and reason of the first few bad lines.
     """
 
     delivered: int = 0
@@ -37,11 +37,11 @@ class PublishSummary:
     first_bad: list[tuple[int, str]] = field(default_factory=list)
 
     def refuse(self, number: int, reason: str) -> None:
-        """Counts a bad line and keeps the first few.
+        """Count a bad line, and keep the first few.
 
         Args:
-            number: The line's number, from 1.
-            reason: The rule it breaks.
+            number: the line's number, from 1.
+            reason: the rule that it breaks.
         """
         self.bad += 1
         if len(self.first_bad) < BAD_LINES_SHOWN:
@@ -49,25 +49,25 @@ class PublishSummary:
 
 
 def run(settings: Settings, path: Path, *, kind: str | None = None, strict: bool = False) -> PublishSummary:
-    """Publish a file of JSON documents or rows of a table; what is no event is skipped and counted.
+    """Publish a file of JSON documents or rows of a table; bad lines are skipped and counted.
 
     Args:
-        settings: Which Kafka, which topics.
-        path: The file; ``-`` is standard input.
-        kind: The kind of every event; None leaves it to each line.
-        strict: Stop at the first line that is no event.
+        settings: the settings with brokers and topics.
+        path: the file; ``-`` is standard input.
+        kind: the kind of every event; None reads it from each line.
+        strict: whether to stop at the first bad line.
 
     Raises:
-        InputError: The file cannot be read, or has a bad line that is not to be skipped.
+        InputError: The file cannot be read, or has a bad line and `strict` is set.
         BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
         DeliveryError: The broker did not confirm every event.
     """
     summary = PublishSummary()
     name = Path("standard input") if path == STANDARD_INPUT else path
-    with _opened(path) as file, open_producer(settings) as producer:
+    with _open(path) as file, open_producer(settings) as producer:
         try:
             for number, event in read_file(file, name, kind=kind):
-                fault = event if isinstance(event, str) else _sent(producer, event)
+                fault = event if isinstance(event, str) else _send(producer, event)
                 if fault is not None and strict:
                     raise InputError(f"{name}, line {number}: {fault}; nothing from there on was sent")
                 if fault is not None:
@@ -81,8 +81,8 @@ def run(settings: Settings, path: Path, *, kind: str | None = None, strict: bool
     return summary
 
 
-def _sent(producer: EventProducer, event: Event) -> str | None:
-    """Send an event; the reason if it is too large."""
+def _send(producer: EventProducer, event: Event) -> str | None:
+    """Send an event; return the reason if it is too large."""
     try:
         producer.send(event)
     except EventTooLargeError as error:
@@ -91,8 +91,8 @@ def _sent(producer: EventProducer, event: Event) -> str | None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Opens the input, with a progress bar for a person who watches a file being sent."""
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """Open the input, with a progress bar for a file on a terminal."""
     if path == STANDARD_INPUT:
         yield sys.stdin.buffer
         return

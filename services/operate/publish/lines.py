@@ -1,4 +1,4 @@
-"""Reads events out of a file: JSON documents, one a line or in an array, or the rows of a table."""
+"""Reading of events from a file: JSON documents, one per line or in an array, or the rows of a table."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from services.data.dataset import (
     item_of_row,
     row_time_ms,
 )
-from services.data.event_input import event_of, kind_named, reason_of
+from services.data.event_validation import describe_error, event_kind, validate_event
 from services.data.files import READ_ERRORS, as_text, unreadable
 from services.data.rows import JSON_BEGINS, looks_like_table, table_rows
 from services.faults import one_line
@@ -31,19 +31,19 @@ COLUMNS = ITEM_COLUMNS | EVENT_COLUMNS | {"event_id", "scenario"}
 _DECODER = json.JSONDecoder()
 _BETWEEN_ELEMENTS, _BETWEEN_DOCUMENTS = re.compile(r"[\s,]*"), re.compile(r"\s*")
 
-Result = tuple[int, Event | str]  # the line, from 1, and the event or the reason why there is none
+Result = tuple[int, Event | str]  # the line number from 1, and the event or the reason why it is invalid
 
 
 def read_file(binary: IO[bytes], path: Path, *, kind: str | None = None) -> Iterator[Result]:
-    """Read the events of a file, whichever of the formats it has.
+    """Read the events of a file in any of the formats.
 
     Args:
-        binary: The file, opened for reading.
-        path: Its name in errors.
-        kind: The kind of every event; None leaves it to each document's `type`, or the column `event_type`.
+        binary: the file, opened for reading.
+        path: the file's name in errors.
+        kind: the kind of every event; None reads `type` of each document, or the column `event_type`.
 
     Raises:
-        InputError: The file cannot be read, or has not the columns that are needed.
+        InputError: The file cannot be read, or lacks a required column.
     """
     try:
         with as_text(binary, path) as text:
@@ -53,7 +53,7 @@ def read_file(binary: IO[bytes], path: Path, *, kind: str | None = None) -> Iter
 
 
 def _read_text(text: IO[str], path: Path, kind: str | None) -> Iterator[Result]:
-    """Tell the format by the first line that is not empty, and read the file."""
+    """Detect the format by the first line that is not empty, and read the file."""
     ahead = [text.readline()]
     while ahead[-1] and not ahead[-1].strip():
         ahead.append(text.readline())
@@ -68,34 +68,35 @@ def _read_text(text: IO[str], path: Path, kind: str | None) -> Iterator[Result]:
 
 
 def read_lines(lines: Iterable[bytes], *, kind: str | None = None) -> Iterator[Result]:
-    """Reads events, one a line; empty lines are passed over.
+    """Read events, one per line; empty lines are skipped.
 
     A line without `event_id` gets a random one, a line without `ts` the present time.
 
     Args:
-        lines: The lines as they came, each with or without its line end.
-        kind: The kind of every event; None leaves it to each line's ``type`` or ``kind_of_event``.
+        lines: the lines, each with or without its line end.
+        kind: the kind of every event; None reads ``type`` or ``kind_of_event`` of each line.
 
     Yields:
-        The line's number, from 1, and its event or the reason why it is none.
+        The line's number from 1, and its event or the reason why it is invalid.
     """
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield number, _event(json.loads(line), kind)
             except (ValueError, RecursionError) as error:
-                yield number, reason_of(error)
+                yield number, describe_error(error)
 
 
 def read_documents(text: str, *, kind: str | None = None) -> Iterator[Result]:
     """Read events from JSON arrays, and from JSON documents that take several lines each.
 
     Args:
-        text: The whole file.
-        kind: As for `read_lines`.
+        text: the content of the whole file.
+        kind: the kind of every event; None reads it from each document.
 
     Yields:
-        The line where each document begins, and its event or the reason why it is none. What is not JSON ends it.
+        The line where each document begins, and its event or the reason why it is invalid. Text that is not JSON ends
+        the iteration.
     """
     in_array, at, line = False, 0, 1
     while True:
@@ -111,19 +112,19 @@ def read_documents(text: str, *, kind: str | None = None) -> Iterator[Result]:
         try:
             fields, at = _DECODER.raw_decode(text, begin)
         except (ValueError, RecursionError) as error:
-            yield line, f"{reason_of(error)}; what follows cannot be read"
+            yield line, f"{describe_error(error)}; what follows cannot be read"
             return
         try:
             yield line, _event(fields, kind)
         except (ValueError, RecursionError) as error:
-            yield line, reason_of(error)
+            yield line, describe_error(error)
         line += text.count("\n", begin, at)
 
 
 def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """Find where a pattern that may be empty ends."""
-    found = pattern.match(text, at)
-    return at if found is None else found.end()
+    """Return where the match of a pattern ends; `at` if there is no match."""
+    match = pattern.match(text, at)
+    return at if match is None else match.end()
 
 
 def _rows(lines: Iterator[str], path: Path, kind: str | None) -> Iterator[Result]:
@@ -139,19 +140,19 @@ def _rows(lines: Iterator[str], path: Path, kind: str | None) -> Iterator[Result
 
 
 def _event_of_row(row: Row, kind: str | None) -> Event:
-    named = row.get("event_type") or kind
-    if kind is not None and named != kind:
-        raise ValueError(f"`event_type` must be {kind}, as --kind says, got {named!r}")
-    if named not in MODELS:
-        raise ValueError(f"`event_type` must be one of {', '.join(MODELS)}, got {named!r}")
+    row_kind = row.get("event_type") or kind
+    if kind is not None and row_kind != kind:
+        raise ValueError(f"`event_type` must be {kind}, as --kind says, got {row_kind!r}")
+    if row_kind not in MODELS:
+        raise ValueError(f"`event_type` must be one of {', '.join(MODELS)}, got {row_kind!r}")
     event_id = row.get("event_id") or str(uuid.uuid4())
     ts = row_time_ms(row) if has_time(row) else time.time_ns() // 1_000_000
-    if named == Item.KIND:
+    if row_kind == Item.KIND:
         return item_of_row(row, event_id=event_id, ts=ts)
-    return event_of_row(row, named, event_id=event_id, ts=ts, scenario=row.get("scenario") or DEFAULT_SCENARIO)
+    return event_of_row(row, row_kind, event_id=event_id, ts=ts, scenario=row.get("scenario") or DEFAULT_SCENARIO)
 
 
 def _event(fields: object, kind: str | None) -> Event:
-    if isinstance(fields, dict) and kind not in (None, named := kind_named(fields, kind)):
+    if isinstance(fields, dict) and kind not in (None, named := event_kind(fields, kind)):
         raise ValueError(f"`type` must be {kind}, as --kind says, got {named!r}")
-    return event_of(fields, kind=kind)
+    return validate_event(fields, kind=kind)

@@ -1,1 +1,1 @@
-"""Data sets as events: read from CSV files, and sent to the log at a chosen pace."""
+"""`headwater replay`: send a data set of CSV files to the log at a chosen pace."""

@@ -1,4 +1,4 @@
-"""Sends a data set's catalogue, then its events at a chosen pace."""
+"""Replay of a data set: its catalogue, then its events at a chosen pace."""
 
 import signal
 import threading
@@ -23,14 +23,14 @@ from streams.producer import EventProducer
 
 @dataclass(slots=True)
 class ReplaySummary:
-    """What was sent.
+    """The outcome of a replay.
 
     Attributes:
-        items: Catalogue items delivered.
-        events: Events delivered.
-        skipped: Rows passed over, by their event type.
-        refused: Rows that are no valid items or events.
-        seconds: How long the events took.
+        items: the number of delivered catalogue items.
+        events: the number of delivered events.
+        skipped: the number of skipped rows by event type.
+        refused: the rows that are not valid items or events.
+        seconds: the time that the events took.
     """
 
     items: int = 0
@@ -50,19 +50,19 @@ def run(
     max_events: int | None = None,
     strict: bool = False,
 ) -> ReplaySummary:
-    """Replays a data set, until its end or until SIGTERM or SIGINT; what was sent is always delivered first.
+    """Replay a data set until its end, or until SIGTERM or SIGINT; sent events are delivered in any case.
 
     Args:
-        settings: Which Kafka, which topics, which scenario.
-        items: The catalogue's table.
-        events: The events' table; None sends the catalogue alone.
-        rate: Events per second.
-        speed_up: Seconds of the data's own time per second; with neither, as fast as the broker takes them.
-        max_events: Ends after that many events.
-        strict: Stop at the first bad row instead of skipping it.
+        settings: the settings with brokers, topics and scenario.
+        items: the table of the catalogue.
+        events: the table of events; None sends the catalogue alone.
+        rate: events per second; None sets no rate.
+        speed_up: seconds of the data's own time per second; without rate and speed-up the broker sets the pace.
+        max_events: the most events to send; None sends all.
+        strict: whether to stop at the first bad row instead of skipping it.
 
     Raises:
-        DatasetError: A file cannot be read, or has a bad row that is not to be skipped.
+        InputError: A file cannot be read, or has a bad row and `strict` is set.
         BrokerUnreachableError: No broker answered.
         DeliveryError: The broker did not confirm every event.
     """
@@ -81,7 +81,7 @@ def run(
             skipped=summary.skipped,
             refused=summary.refused,
         )
-        summary.events = _send(producer, _watched(rows), stop, pacer)
+        summary.events = _send(producer, _with_progress(rows), stop, pacer)
         summary.seconds = time.monotonic() - began
     return summary
 
@@ -94,7 +94,7 @@ def _require_readable(items: Path, events: Path | None) -> None:
 
 
 def _send(producer: EventProducer, events: Iterable[Event], stop: threading.Event, pacer: Pacer | None = None) -> int:
-    """Sends events until they end or `stop` is set, and gives the number that the broker confirmed."""
+    """Send events until they end or `stop` is set; return the number that the broker confirmed."""
     before = producer.delivered
     for event in events:
         if pacer is not None:
@@ -106,15 +106,15 @@ def _send(producer: EventProducer, events: Iterable[Event], stop: threading.Even
     return producer.delivered - before
 
 
-def _watched(events: Iterator[Event]) -> Iterable[Event]:
-    """Counts the events on a person's terminal."""
+def _with_progress(events: Iterator[Event]) -> Iterable[Event]:
+    """Show the progress on a terminal."""
     console = Console(stderr=True)
     return track(events, description="replaying", console=console, disable=not console.is_terminal)
 
 
 @contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """Gives an event that SIGTERM and SIGINT set."""
+    """Yield an event that SIGTERM and SIGINT set."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -1,22 +1,22 @@
-"""Holds a replay to its pace: so many events a second, or the data's own time sped up."""
+"""Pace of a replay: a number of events per second, or the data's own time sped up."""
 
 import time
 from collections.abc import Callable
 
-# A stall longer than this is not made up for by a burst: the schedule moves instead.
+# After a longer stall the schedule moves, instead of a burst that makes up for it.
 MAX_CATCH_UP_SECONDS = 1.0
 
 
 class Pacer:
-    """Waits until the next event is due. With neither a rate nor a speed-up, everything is due at once.
+    """Pacer that waits until the next event is due. With neither a rate nor a speed-up, all are due at once.
 
     Due times are counted from the first event and not from the one before, so that small delays do not add up.
 
     Args:
-        rate: Events per second.
-        speed_up: Seconds of event time per second.
-        sleep: Waits that many seconds, or less.
-        clock: Tells the seconds passed.
+        rate: events per second; None sets no rate.
+        speed_up: seconds of event time per second; None ignores event times.
+        sleep: waits for a number of seconds, or less.
+        clock: returns monotonic seconds.
 
     Raises:
         ValueError: Both are given, or one is not above 0.
@@ -44,10 +44,10 @@ class Pacer:
         self._began = 0.0
 
     def wait(self, ts_ms: int) -> None:
-        """Returns when the event is due.
+        """Wait until the event is due.
 
         Args:
-            ts_ms: The event's time, epoch milliseconds.
+            ts_ms: the event's time, epoch milliseconds.
         """
         if self._count == 0:
             self._began, self._first_ts_ms = self._clock(), ts_ms
@@ -59,7 +59,7 @@ class Pacer:
             self._began -= ahead_seconds
 
     def _due_seconds(self, ts_ms: int) -> float:
-        """Tells how long after the first event this one is due."""
+        """Return the seconds after the first event when this one is due."""
         if self._rate is not None:
             return self._count / self._rate
         if self._speed_up is not None:

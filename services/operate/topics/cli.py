@@ -1,4 +1,4 @@
-"""The commands `headwater topics create | check`."""
+"""The commands `headwater topics create` and `headwater topics check`."""
 
 from typing import Annotated
 
@@ -29,9 +29,9 @@ def create(
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Create the topics that are missing, each with the configuration it needs.
+    """Create the missing topics, with the configuration that each needs.
 
-    Topics that exist are not changed; what is wrong with them is printed, and the exit status is then 1.
+    Topics that exist are not changed; problems with them are printed, and the exit status is then 1.
 
     Example: headwater topics create --partitions 8 --replication-factor 3 --bootstrap-servers kafka:9092
     """
@@ -49,14 +49,15 @@ def create(
 
 @topics.command()
 def check(
-    json_: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     config: Config = None,
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Say of each topic whether it exists, its partitions and replicas, and what is wrong with its configuration.
+    """Check the topics' existence and configuration.
 
-    The exit status is 1 if there is a problem.
+    Each topic is listed with its partitions, its replicas and the problems of its configuration. The exit status is 1
+    if there is a problem.
 
     Example: headwater topics check --bootstrap-servers kafka:9092
     """

@@ -1,4 +1,4 @@
-"""Creates the topics of a deployment, and compares them with what they need."""
+"""Creation of a deployment's topics, and checks of their configuration."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -16,13 +16,13 @@ def create(settings: Settings, *, partitions: int, replication_factor: int | Non
     """Create the topics that are missing, and return their names. Topics that exist stay as they are.
 
     Args:
-        settings: Which Kafka, which topics.
-        partitions: Of each new topic.
-        replication_factor: Of each new topic; None leaves it to the broker.
+        settings: the settings with brokers and topics.
+        partitions: the number of partitions of each new topic.
+        replication_factor: the number of replicas of each new topic; None takes the broker's default.
 
     Raises:
         BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
-        TopicError: The broker refuses to create one.
+        TopicError: The broker refuses to create a topic.
     """
     wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
     return ensure_topics(
@@ -31,10 +31,10 @@ def create(settings: Settings, *, partitions: int, replication_factor: int | Non
 
 
 def check(settings: Settings) -> list[TopicState]:
-    """Describe all topics, with what is wrong with each.
+    """Return the state of all topics, with their problems.
 
     Args:
-        settings: Which Kafka, which topics.
+        settings: the settings with brokers and topics.
 
     Raises:
         BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
@@ -45,13 +45,13 @@ def check(settings: Settings) -> list[TopicState]:
 
 
 def table(states: Iterable[TopicState]) -> Iterator[str]:
-    """Render topics for a person, one a line."""
+    """Yield one line per topic."""
     for state in states:
-        yield f"{state.name}\t{_what_is_there(state)}\t{'; '.join(state.problems) or 'ok'}"
+        yield f"{state.name}\t{_description(state)}\t{'; '.join(state.problems) or 'ok'}"
 
 
 def as_json(states: Iterable[TopicState]) -> str:
-    """Render topics as one JSON document."""
+    """Return the topics as one JSON document."""
     return json.dumps(
         [
             {
@@ -68,7 +68,7 @@ def as_json(states: Iterable[TopicState]) -> str:
     )
 
 
-def _what_is_there(state: TopicState) -> str:
+def _description(state: TopicState) -> str:
     if state.partitions is None:
         return "missing"
     policy = UNKNOWN if state.settings is None else state.settings.get("cleanup.policy", UNKNOWN)

@@ -1,7 +1,7 @@
-"""Keys and the file that keeps them: names, scopes and hashes, never the keys themselves.
+"""API keys and the file that stores their names, scopes and hashes, but not the keys themselves.
 
-A key is 256 random bits, so a plain SHA-256 keeps it: there is nothing to guess, and what makes passwords costly to try
-(scrypt, Argon2) would make each request as costly to check.
+A key is 256 random bits, so a plain SHA-256 is enough: it cannot be guessed, and a hash for passwords (scrypt, Argon2)
+would make every request expensive to check.
 """
 
 import fcntl
@@ -31,20 +31,20 @@ _NO_HASH = hashlib.sha256(b"").hexdigest()
 
 
 class KeysError(UsageError):
-    """A keys file that cannot be used, or a key that cannot be made or found in it."""
+    """A keys file cannot be used, or a key cannot be made or found in it."""
 
 
 class Key(BaseModel):
-    """One key as the file knows it.
+    """One key as the file stores it.
 
     Attributes:
-        id: The part of the key that is no secret.
-        name: Who has it.
-        scopes: What it is good for.
-        sha256: Of the whole key.
-        created_at: When it was made.
-        expires_at: When it is good for nothing any more; None never.
-        revoked_at: When it was revoked.
+        id: the part of the key that is not secret.
+        name: the name of the holder.
+        scopes: the calls that it allows.
+        sha256: the hash of the whole key.
+        created_at: the time when it was made.
+        expires_at: the time from which it is invalid; None never.
+        revoked_at: the time when it was revoked; None if it was not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +58,7 @@ class Key(BaseModel):
     revoked_at: AwareDatetime | None = None
 
     def state(self, now: datetime) -> Literal["good", "expired", "revoked"]:
-        """`good`, `expired` or `revoked`."""
+        """Return `good`, `expired` or `revoked`."""
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= now else "good"
@@ -78,7 +78,7 @@ class Keys(BaseModel):
         return self
 
     def find(self, token: str) -> Key | None:
-        """The key that a caller shows, whatever its state; as quick for a wrong one as for one that nobody has."""
+        """Return the key with this token in whatever state, in constant time; None if there is no such key."""
         form = _TOKEN.fullmatch(token)
         key = next((key for key in self.keys if form is not None and key.id == form[1]), None)
         same = hmac.compare_digest(_hashed(token), key.sha256 if key else _NO_HASH)
@@ -86,20 +86,20 @@ class Keys(BaseModel):
 
 
 class KeysFile:
-    """The file of the keys; changed whole, by one at a time.
+    """The keys file, which is replaced as a whole by one process at a time.
 
     Args:
-        path: Where it is.
+        path: the path of the file.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> Keys:
-        """All keys.
+        """Return all keys.
 
         Raises:
-            KeysError: The file is missing, cannot be read, is no keys file, or others may write it.
+            KeysError: The file is missing, cannot be read, is not a keys file, or is writable by others.
         """
         try:
             with self._path.open("rb") as file:
@@ -115,12 +115,12 @@ class KeysFile:
             raise self._unusable(f"must be a keys file, got: {one_line(error)}") from None
 
     def make(self, name: str, scopes: Collection[Scope], *, days: float | None = None) -> str:
-        """Makes a key and returns it: it is kept nowhere.
+        """Make a key and return its token, which is not stored.
 
         Args:
-            name: Who gets it; several keys may have one name, the old and the new one while they are changed over.
-            scopes: What it is good for.
-            days: For how long; None for ever.
+            name: the name of the holder; the old and the new key share it during a rotation.
+            scopes: the calls that it allows.
+            days: the days until it expires; None never.
 
         Raises:
             KeysError: The file cannot be used, or an argument breaks a rule.
@@ -144,10 +144,10 @@ class KeysFile:
         return token
 
     def revoke(self, key_id: str) -> Key:
-        """Has a key be good for nothing from now on.
+        """Revoke a key and return it.
 
         Args:
-            key_id: Its id.
+            key_id: the id of the key.
 
         Raises:
             KeysError: The file cannot be used, or holds no such key.
@@ -163,7 +163,7 @@ class KeysFile:
         return revoked
 
     def _change(self, change: Callable[[Keys], Keys]) -> None:
-        """Reads, changes and replaces the file while no other does."""
+        """Read, change and replace the file under a lock."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self._path.with_name(f".{self._path.name}.lock")):
@@ -173,18 +173,18 @@ class KeysFile:
             raise self._unusable(f"must be writable, got: {error.strerror or error}") from error
 
     def _replace(self, data: bytes) -> None:
-        # It holds hashes alone, so whoever runs it may have let others read it: so it stays.
+        # The file holds hashes alone, so its owner may have made it readable for others: keep the mode.
         mode = stat.S_IMODE(self._path.stat().st_mode) if self._path.exists() else OWNER_ONLY
-        aside = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "wb") as file:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "wb") as file:
                 os.fchmod(file.fileno(), mode)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(self._path)
+            temporary.replace(self._path)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     def _unusable(self, rule: str) -> KeysError:
         return KeysError(f"`security.keys_file` {self._path} {rule}")

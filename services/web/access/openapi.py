@@ -1,11 +1,11 @@
-"""What OpenAPI says of keys, where they are asked for: a client generated from it sends one."""
+"""OpenAPI documentation of API keys, so that generated clients send one."""
 
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 
-from services.web.access.key_check import OPEN_PATHS, Needs
+from services.web.access.scope_rules import OPEN_PATHS, ScopeRule
 from services.web.problems import problems
 
 SCHEME = "key"
@@ -15,23 +15,23 @@ REFUSALS = {
 }
 
 
-def state_keys(app: FastAPI, needs: Needs) -> None:
-    """Adds to what an application says of itself which scope of key each call needs.
+def document_keys(app: FastAPI, required_scope: ScopeRule) -> None:
+    """Add the key scope of each call to an application's OpenAPI document.
 
     Args:
-        app: The application.
-        needs: The scope that a call needs, by method and path; None where it needs none.
+        app: the application.
+        required_scope: the scope that a call needs, by method and path; None where it needs none.
     """
-    told = app.openapi
+    build = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = told()
+            document = build()
             schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
             schemes[SCHEME] = {"type": "http", "scheme": "bearer", "description": "made by `headwater keys new`"}
             for path, calls in document["paths"].items():
                 for method, call in calls.items():
-                    scope = None if path in OPEN_PATHS else needs(method.upper(), path)
+                    scope = None if path in OPEN_PATHS else required_scope(method.upper(), path)
                     if scope is not None:
                         call["security"] = [{SCHEME: [scope.value]}]
                         call["responses"] |= {str(status): refusal for status, refusal in problems(REFUSALS).items()}

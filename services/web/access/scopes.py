@@ -1,11 +1,11 @@
-"""What a key may be good for. Free of anything heavy, for the command line."""
+"""Scopes of API keys. The module imports nothing heavy, since the command line needs it."""
 
 from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """One kind of call; none includes another."""
+    """A kind of call that a key allows; no scope includes another."""
 
     read = "read"  # rankings, searches, manifests, bundles, metrics
-    events = "events"  # to the collector
-    admin = "admin"  # whatever changes what is served
+    events = "events"  # events sent to the collector
+    admin = "admin"  # calls that change what is served

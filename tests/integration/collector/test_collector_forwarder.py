@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from services.collector.forwarder import CHUNK_EVENTS, Forwarder
-from services.collector.spool import Spool, Spooled, SpoolError, Waiting
+from services.collector.spool import Spool, SpoolEntry, SpoolError, SpoolRecord
 from services.metrics.collector import CollectorMetrics
 from streams.connection import KafkaConnection
 from streams.embedded_broker import EmbeddedBroker
@@ -24,13 +24,13 @@ class FailingSpool(Spool):
     removals_that_fail = 0
     faults_of_ours = 0
 
-    def remove_through(self, waiting: Sequence[Waiting]) -> None:
+    def remove_through(self, waiting: Sequence[SpoolEntry]) -> None:
         if self.removals_that_fail:
             self.removals_that_fail -= 1
             raise SpoolError("the spool cannot be used: disk I/O error")
         super().remove_through(waiting)
 
-    def oldest(self, *, max_events: int, max_bytes: int) -> list[Waiting]:
+    def oldest(self, *, max_events: int, max_bytes: int) -> list[SpoolEntry]:
         if self.faults_of_ours:
             self.faults_of_ours -= 1
             raise ZeroDivisionError
@@ -53,8 +53,8 @@ def spool(tmp_path: Path) -> Iterator[FailingSpool]:
         yield spool
 
 
-def clicks(numbers: range) -> list[Spooled]:
-    return [Spooled("click", b"u", f'{{"event_id": "{number}"}}'.encode()) for number in numbers]
+def clicks(numbers: range) -> list[SpoolRecord]:
+    return [SpoolRecord("click", b"u", f'{{"event_id": "{number}"}}'.encode()) for number in numbers]
 
 
 def ids(numbers: range) -> list[str]:
@@ -75,10 +75,10 @@ def test_chunk_by_chunk_everything_goes_out_once(
     spool: FailingSpool, connection: KafkaConnection, topics: Topics
 ) -> None:
     total = range(2 * CHUNK_EVENTS + 100)
-    spool.put(clicks(total))
+    spool.append(clicks(total))
     with forwarding(spool, connection, topics) as (forwarder, forwarded):
         wait_until(lambda: len(spool) == 0, what="all forwarded")
-        spool.put(clicks(range(len(total), len(total) + 1)))
+        spool.append(clicks(range(len(total), len(total) + 1)))
         forwarder.wake()
         wait_until(lambda: len(spool) == 0, what="the late one too", seconds=2)
         assert forwarder.problem is None
@@ -90,12 +90,12 @@ def test_confirmed_but_not_removed_is_not_sent_again(
     spool: FailingSpool, connection: KafkaConnection, topics: Topics
 ) -> None:
     """As on a full disk: forwarding pauses until the spool can note its progress."""
-    spool.put(clicks(range(10)))
+    spool.append(clicks(range(10)))
     spool.removals_that_fail = 2
     with capture_logs() as lines, forwarding(spool, connection, topics) as (forwarder, forwarded):
         wait_until(lambda: forwarder.waits_for_disk, what="a pause for the disk")
         assert forwarder.problem == "the spool cannot be used: disk I/O error"
-        spool.put(clicks(range(10, 12)))
+        spool.append(clicks(range(10, 12)))
         wait_until(lambda: len(spool) == 0, what="all forwarded")
         wait_until(lambda: forwarded() == 12, what="counted once")
         assert not forwarder.waits_for_disk
@@ -107,7 +107,7 @@ def test_confirmed_but_not_removed_is_not_sent_again(
 def test_a_fault_of_ours_is_logged_and_the_thread_goes_on(
     spool: FailingSpool, connection: KafkaConnection, topics: Topics
 ) -> None:
-    spool.put(clicks(range(10)))
+    spool.append(clicks(range(10)))
     spool.faults_of_ours = 1
     with capture_logs() as lines, forwarding(spool, connection, topics):
         wait_until(lambda: len(spool) == 0, what="all forwarded")
@@ -121,21 +121,21 @@ def test_unconfirmed_is_not_removed(tmp_path: Path, spool: FailingSpool) -> None
     with EmbeddedBroker(tmp_path / "broker") as broker:
         connection, topics = KafkaConnection(bootstrap_servers=broker.bootstrap_servers), Topics()
         with forwarding(spool, connection, topics, grace_seconds=0.5) as (forwarder, forwarded):
-            spool.put(clicks(range(5)))
+            spool.append(clicks(range(5)))
             wait_until(lambda: forwarded() == 5, what="connected")
             broker.stop()
-            spool.put(clicks(range(5, 10)))
+            spool.append(clicks(range(5, 10)))
             forwarder.wake()
             began = time.monotonic()
         assert time.monotonic() - began < 3
     assert forwarded() == 5
-    assert [entry.event for entry in spool.oldest(max_events=100, max_bytes=10**6)] == clicks(range(5, 10))
+    assert [entry.record for entry in spool.oldest(max_events=100, max_bytes=10**6)] == clicks(range(5, 10))
     assert forwarder.problem is not None
 
 
 def test_topics_that_are_missing_are_made(spool: FailingSpool, connection: KafkaConnection) -> None:
     topics = Topics(clicks="collector.made.clicks")
-    spool.put(clicks(range(3)))
+    spool.append(clicks(range(3)))
     with forwarding(spool, connection, topics):
         wait_until(lambda: len(spool) == 0, what="all forwarded")
     assert arrived(connection, topics.clicks) == {"u": ids(range(3))}

@@ -257,7 +257,7 @@ def test_a_change_is_told_on_the_topic(
 
 
 def test_without_kafka_the_change_is_made_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.registry.announcing.TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("services.registry.announcement.TIMEOUT_SECONDS", 0.2)
     desk = Desk(registry := three_versions(tmp_path), registry.url)
     desk.env |= {"HEADWATER_BOOTSTRAP_SERVERS": "127.0.0.1:1", "HEADWATER_REGISTRY__ANNOUNCE_ROLLOUTS": "true"}
     desk.run("pin", "2")

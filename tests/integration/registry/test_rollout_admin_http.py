@@ -17,9 +17,9 @@ from peft_adapters.registry.rollout import Rollout
 from services.audit import AuditLog
 from services.registry.app import create_app
 from services.settings.web import LimitSettings, SecuritySettings
+from services.web.access.install import AccessRules
 from services.web.access.keys import KeysFile
 from services.web.access.scopes import Scope
-from services.web.access.wiring import Access
 from services.web.server import running
 
 
@@ -41,7 +41,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     registry, told = AdapterRegistry(str(tmp_path / "registry")), queue.Queue[Rollout]()
     for version in (1, 2, 3):
         registry.publish(tmp_path / str(version), write_small_bundle(tmp_path / str(version), version))
-    app = create_app(registry, access=Access(audit=AuditLog(tmp_path / "audit.jsonl")), announce=told.put)
+    app = create_app(registry, access=AccessRules(audit=AuditLog(tmp_path / "audit.jsonl")), announce=told.put)
     with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield Desk(client, tmp_path, told)
 
@@ -147,7 +147,7 @@ def test_where_keys_are_asked_for_readers_read_and_admins_change(tmp_path: Path)
     manifest = write_small_bundle(tmp_path / "1")
     registry.publish(tmp_path / "1", manifest)
     security = SecuritySettings(keys_file=tmp_path / "keys.json", audit_log=tmp_path / "audit.jsonl")
-    with running(create_app(registry, access=Access.of(LimitSettings(), security))) as url:
+    with running(create_app(registry, access=AccessRules.from_settings(LimitSettings(), security))) as url:
         assert AdapterRegistry(f"{url}/v1/files", api_key=reader).latest("home") == manifest
         with pytest.raises(RegistryUnavailableError, match=r"status 401; give a key .* as `registry\.api_key`"):
             AdapterRegistry(f"{url}/v1/files").latest("home")

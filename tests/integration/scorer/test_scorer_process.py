@@ -20,7 +20,7 @@ from tiny_model import tiny_bert, titled
 from peft_adapters.registry.bundle import Manifest, read_manifest
 from peft_adapters.registry.manifest import manifest_bytes
 from peft_adapters.registry.registry import AdapterRegistry
-from services.operate.adapters.obeying import wait_for_workers
+from services.operate.adapters.rollout_wait import wait_for_workers
 from services.registry.app import create_app
 from services.registry.changes import Pin
 from services.registry.client import HttpClient

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collector_door import Door, full_disk, open_door
+from collector_app import CollectorApp, full_disk, open_collector
 
 from services.settings.collector import CollectorSettings
 from streams.events import MODELS, Click, Impression, Item
@@ -22,39 +22,39 @@ SMALL: dict[str, Any] = {"max_batch_events": 5, "spool_max_events": 7, "max_body
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    with open_door(tmp_path / "spool.db", **SMALL) as door:
-        yield door
+def collector(tmp_path: Path) -> Iterator[CollectorApp]:
+    with open_collector(tmp_path / "spool.db", **SMALL) as collector:
+        yield collector
 
 
-def spooled(door: Door) -> list[Any]:
-    waiting = door.spool.oldest(max_events=1_000, max_bytes=10**7)
+def spooled(collector: CollectorApp) -> list[Any]:
+    waiting = collector.spool.oldest(max_events=1_000, max_bytes=10**7)
     return [MODELS[event.kind].model_validate_json(event.value) for _, event in waiting]
 
 
 class TestTaken:
-    def test_one_event_of_each_kind(self, door: Door) -> None:
+    def test_one_event_of_each_kind(self, collector: CollectorApp) -> None:
         for event in (CLICK, ITEM, SHOWN, BOUGHT):
-            answer = door.post(event)
+            answer = collector.post(event)
             assert answer.status_code == 202
             accepted = {"status": "accepted", "event_id": event["event_id"]}
             assert answer.json() == {"accepted": 1, "rejected": 0, "events": [accepted]}
-        assert [type(event) for event in spooled(door)][:3] == [Click, Item, Impression]
-        assert [event.event_id for event in spooled(door)] == ["c1", "i1", "s1", "p1"]
+        assert [type(event) for event in spooled(collector)][:3] == [Click, Item, Impression]
+        assert [event.event_id for event in spooled(collector)] == ["c1", "i1", "s1", "p1"]
 
-    def test_a_record_is_keyed_as_producers_key_it(self, door: Door) -> None:
-        door.post({"events": [CLICK, ITEM]})
-        waiting = door.spool.oldest(max_events=9, max_bytes=10**6)
+    def test_a_record_is_keyed_as_producers_key_it(self, collector: CollectorApp) -> None:
+        collector.post({"events": [CLICK, ITEM]})
+        waiting = collector.spool.oldest(max_events=9, max_bytes=10**6)
         assert [(event.kind, event.key) for _, event in waiting] == [("click", b"ann"), ("item", b"mug")]
-        assert json.loads(waiting[0].event.value) == {"schema_version": 1, "scenario": "home"} | {
+        assert json.loads(waiting[0].record.value) == {"schema_version": 1, "scenario": "home"} | {
             name: value for name, value in CLICK.items() if name != "type"
         }
 
-    def test_id_and_time_are_made_up_when_they_are_missing(self, door: Door) -> None:
+    def test_id_and_time_are_made_up_when_they_are_missing(self, collector: CollectorApp) -> None:
         before = time.time_ns() // 1_000_000
         bare = {"type": "click", "user_id": "ann", "item_id": "mug"}
-        told = [outcome["event_id"] for outcome in door.post({"events": [bare, bare]}).json()["events"]]
-        kept = spooled(door)
+        told = [outcome["event_id"] for outcome in collector.post({"events": [bare, bare]}).json()["events"]]
+        kept = spooled(collector)
         assert told == [event.event_id for event in kept]
         assert len(set(told)) == 2
         assert all(before <= event.ts <= time.time_ns() // 1_000_000 for event in kept)
@@ -67,19 +67,21 @@ class TestTaken:
             ITEM | {"price": 2**60 + 1, "vectors": {"image": [1, 0.5]}, "colour": True},
         ],
     )
-    def test_what_json_schema_calls_right(self, door: Door, event: dict[str, Any]) -> None:
-        assert door.post(event).status_code == 202
+    def test_what_json_schema_calls_right(self, collector: CollectorApp, event: dict[str, Any]) -> None:
+        assert collector.post(event).status_code == 202
 
     @pytest.mark.parametrize(("ts", "unit"), [(1_764_500_000, "seconds"), (1_764_500_000_000_000, "microseconds")])
-    def test_a_time_in_another_unit_is_refused_with_that_reason(self, door: Door, ts: int, unit: str) -> None:
-        answer = door.post(CLICK | {"ts": ts})
+    def test_a_time_in_another_unit_is_refused_with_that_reason(
+        self, collector: CollectorApp, ts: int, unit: str
+    ) -> None:
+        answer = collector.post(CLICK | {"ts": ts})
         assert answer.status_code == 422
         assert f"looks like {unit}; `ts` must be epoch milliseconds, got {ts}" in answer.text
-        assert spooled(door) == []
+        assert spooled(collector) == []
 
-    def test_a_mixed_batch_has_an_outcome_for_each_in_order(self, door: Door) -> None:
+    def test_a_mixed_batch_has_an_outcome_for_each_in_order(self, collector: CollectorApp) -> None:
         no_item = {name: value for name, value in CLICK.items() if name != "item_id"}
-        answer = door.post({"events": [no_item, CLICK, {"type": "view"}, ITEM, "click"]})
+        answer = collector.post({"events": [no_item, CLICK, {"type": "view"}, ITEM, "click"]})
         assert answer.status_code == 202
         body = answer.json()
         assert (body["accepted"], body["rejected"]) == (2, 3)
@@ -91,21 +93,21 @@ class TestTaken:
             {"status": "accepted", "event_id": "i1"},
             {"status": "rejected", "reason": "an event must be a JSON object, got str"},
         ]
-        assert [event.event_id for event in spooled(door)] == ["c1", "i1"]
-        assert door.counted("click") == {"accepted": 1, "rejected": 1, "refused_full": 0}
-        assert door.counted("item") == {"accepted": 1, "rejected": 0, "refused_full": 0}
-        assert door.counted("unknown") == {"accepted": 0, "rejected": 2, "refused_full": 0}
+        assert [event.event_id for event in spooled(collector)] == ["c1", "i1"]
+        assert collector.counted("click") == {"accepted": 1, "rejected": 1, "refused_full": 0}
+        assert collector.counted("item") == {"accepted": 1, "rejected": 0, "refused_full": 0}
+        assert collector.counted("unknown") == {"accepted": 0, "rejected": 2, "refused_full": 0}
 
     def test_clients_at_once_are_all_answered_for(self, tmp_path: Path) -> None:
-        def send(client: int, door: Door) -> list[str]:
+        def send(client: int, collector: CollectorApp) -> list[str]:
             ids = [f"{client}-{number}" for number in range(20)]
             for event_id in ids:
-                assert door.post(CLICK | {"event_id": event_id}).status_code == 202
+                assert collector.post(CLICK | {"event_id": event_id}).status_code == 202
             return ids
 
-        with open_door(tmp_path / "spool.db") as door, ThreadPoolExecutor(8) as pool:
-            sent = list(pool.map(send, range(8), [door] * 8))
-            kept = [event.event_id for event in spooled(door)]
+        with open_collector(tmp_path / "spool.db") as collector, ThreadPoolExecutor(8) as pool:
+            sent = list(pool.map(send, range(8), [collector] * 8))
+            kept = [event.event_id for event in spooled(collector)]
         assert sorted(kept) == sorted(event_id for ids in sent for event_id in ids)
         for client, ids in enumerate(sent):  # one client's events keep their order
             assert [event_id for event_id in kept if event_id.startswith(f"{client}-")] == ids
@@ -139,23 +141,23 @@ class TestRefused:
         ],
     )
     def test_an_event_alone_is_a_problem_that_names_field_and_rule(
-        self, door: Door, event: dict[str, Any], reason: str
+        self, collector: CollectorApp, event: dict[str, Any], reason: str
     ) -> None:
-        answer = door.post(event)
+        answer = collector.post(event)
         assert answer.status_code == 422
         assert answer.headers["content-type"] == "application/problem+json"
         [error] = answer.json()["errors"]
         assert error["pointer"] == "body"
         assert reason in error["detail"]
         assert reason in answer.json()["detail"]
-        assert len(door.spool) == 0
+        assert len(collector.spool) == 0
 
-    def test_a_batch_of_which_nothing_is_acceptable_lists_each(self, door: Door) -> None:
-        answer = door.post({"events": [[], {"type": "click"}]})
+    def test_a_batch_of_which_nothing_is_acceptable_lists_each(self, collector: CollectorApp) -> None:
+        answer = collector.post({"events": [[], {"type": "click"}]})
         assert answer.status_code == 422
         assert [error["pointer"] for error in answer.json()["errors"]] == ["body/events/0", "body/events/1"]
         assert answer.json()["detail"].endswith("; and 1 more")
-        assert door.counted("click")["rejected"] == 1
+        assert collector.counted("click")["rejected"] == 1
 
     @pytest.mark.parametrize(
         ("body", "told"),
@@ -169,11 +171,11 @@ class TestRefused:
             ({"events": [CLICK] * 6}, "`events` must have at most 5 events, got 6; send several batches"),
         ],
     )
-    def test_what_is_neither_event_nor_batch_is_told_so(self, door: Door, body: Any, told: str) -> None:
-        answer = door.post(body)
+    def test_what_is_neither_event_nor_batch_is_told_so(self, collector: CollectorApp, body: Any, told: str) -> None:
+        answer = collector.post(body)
         assert answer.status_code == 422
         assert told in answer.json()["detail"]
-        assert len(door.spool) == 0
+        assert len(collector.spool) == 0
 
     @pytest.mark.parametrize(
         ("body", "told"),
@@ -185,9 +187,9 @@ class TestRefused:
             (b"1" * 4_500, "integer string conversion"),
         ],
     )
-    def test_what_is_not_json_is_told_so(self, door: Door, body: bytes, told: str) -> None:
+    def test_what_is_not_json_is_told_so(self, collector: CollectorApp, body: bytes, told: str) -> None:
         for content_type in ("application/json", "text/plain"):  # said to be or not
-            answer = door.client.post("/v1/events", content=body, headers={"content-type": content_type})
+            answer = collector.client.post("/v1/events", content=body, headers={"content-type": content_type})
             assert answer.status_code == 400
             assert told in answer.json()["detail"]
 
@@ -195,14 +197,14 @@ class TestRefused:
         "headers",
         [{}, {"content-type": "application/x-www-form-urlencoded"}, {"content-type": "application/jsonp"}],
     )
-    def test_json_must_say_that_it_is_json(self, door: Door, headers: dict[str, str]) -> None:
-        answer = door.client.post("/v1/events", content=json.dumps(CLICK), headers=headers)
+    def test_json_must_say_that_it_is_json(self, collector: CollectorApp, headers: dict[str, str]) -> None:
+        answer = collector.client.post("/v1/events", content=json.dumps(CLICK), headers=headers)
         assert answer.status_code == 415
         assert "-H 'content-type: application/json'" in answer.json()["detail"]
-        assert len(door.spool) == 0
+        assert len(collector.spool) == 0
 
-    def test_a_large_body_is_cut_off(self, door: Door) -> None:
-        answer = door.post(ITEM | {"description": "x" * 6_000})
+    def test_a_large_body_is_cut_off(self, collector: CollectorApp) -> None:
+        answer = collector.post(ITEM | {"description": "x" * 6_000})
         assert answer.status_code == 413
         assert "at most 5000 bytes; send fewer events at a time" in answer.json()["detail"]
 
@@ -210,92 +212,92 @@ class TestRefused:
             for _ in range(1_000):
                 yield b" " * 100
 
-        assert door.client.post("/v1/events", content=endless()).status_code == 413
+        assert collector.client.post("/v1/events", content=endless()).status_code == 413
 
-    def test_an_event_that_no_record_takes_is_rejected_at_the_door(self, tmp_path: Path) -> None:
-        with open_door(tmp_path / "spool.db", max_body_bytes=3_000_000) as door:
+    def test_an_event_that_no_record_takes_is_rejected_at_once(self, tmp_path: Path) -> None:
+        with open_collector(tmp_path / "spool.db", max_body_bytes=3_000_000) as collector:
             large = ITEM | {"description": "x" * 1_100_000}
-            answer = door.post({"events": [large, CLICK]})
+            answer = collector.post({"events": [large, CLICK]})
             assert answer.status_code == 202
             assert "an event must have at most 1047552 bytes, got 1100" in answer.json()["events"][0]["reason"]
-            assert [event.event_id for event in spooled(door)] == ["c1"]
+            assert [event.event_id for event in spooled(collector)] == ["c1"]
 
-    def test_other_methods_and_paths_are_problems_too(self, door: Door) -> None:
-        assert door.client.get("/v1/events").status_code == 405
-        assert door.client.post("/v1/event").json()["status"] == 404
+    def test_other_methods_and_paths_are_problems_too(self, collector: CollectorApp) -> None:
+        assert collector.client.get("/v1/events").status_code == 405
+        assert collector.client.post("/v1/event").json()["status"] == 404
 
 
 class TestFull:
-    def test_429_says_when_to_come_back_and_takes_nothing(self, door: Door) -> None:
-        wait_until_away(door)
-        assert door.post({"events": [CLICK] * 5}).status_code == 202
-        answer = door.post({"events": [ITEM, CLICK, {"type": "click"}, CLICK]})
+    def test_429_says_when_to_come_back_and_takes_nothing(self, collector: CollectorApp) -> None:
+        wait_until_away(collector)
+        assert collector.post({"events": [CLICK] * 5}).status_code == 202
+        answer = collector.post({"events": [ITEM, CLICK, {"type": "click"}, CLICK]})
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "10"
         assert answer.headers["content-type"] == "application/problem+json"
         assert "5 events of " in answer.json()["detail"]
         assert "no event of this request was taken" in answer.json()["detail"]
-        assert len(door.spool) == 5
-        assert door.counted("click") == {"accepted": 5, "rejected": 1, "refused_full": 2}
-        assert door.counted("item") == {"accepted": 0, "rejected": 0, "refused_full": 1}
-        assert door.post({"events": [CLICK] * 2}).status_code == 202  # there is room for two
-        assert door.post(CLICK).status_code == 429
+        assert len(collector.spool) == 5
+        assert collector.counted("click") == {"accepted": 5, "rejected": 1, "refused_full": 2}
+        assert collector.counted("item") == {"accepted": 0, "rejected": 0, "refused_full": 1}
+        assert collector.post({"events": [CLICK] * 2}).status_code == 202  # there is room for two
+        assert collector.post(CLICK).status_code == 429
 
-    def test_a_bad_request_is_told_so_though_there_is_no_room(self, door: Door) -> None:
+    def test_a_bad_request_is_told_so_though_there_is_no_room(self, collector: CollectorApp) -> None:
         for count in (5, 2):
-            door.post({"events": [CLICK] * count})
-        assert door.post({"type": "click"}).status_code == 422
+            collector.post({"events": [CLICK] * count})
+        assert collector.post({"type": "click"}).status_code == 422
 
-    def test_a_full_spool_is_not_ready_and_alive(self, door: Door) -> None:
+    def test_a_full_spool_is_not_ready_and_alive(self, collector: CollectorApp) -> None:
         for count in (5, 2):
-            door.post({"events": [CLICK] * count})
-        wait_until_away(door)
-        answer = door.client.get("/readyz")
+            collector.post({"events": [CLICK] * count})
+        wait_until_away(collector)
+        answer = collector.client.get("/readyz")
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "10"
         assert answer.json()["detail"] == "the spool is full and the broker is away"
         assert (answer.json()["broker"], answer.json()["spool_events"]) == ("away", 7)
-        assert door.client.get("/healthz").json() == {"status": "ok"}
+        assert collector.client.get("/healthz").json() == {"status": "ok"}
 
     def test_a_disk_that_fails_is_503_and_takes_nothing(self, tmp_path: Path) -> None:
-        with open_door(tmp_path / "spool.db") as door:
-            door.post(CLICK)
+        with open_collector(tmp_path / "spool.db") as collector:
+            collector.post(CLICK)
             with full_disk():
-                answer = door.post(ITEM | {"description": "x" * 200_000})
+                answer = collector.post(ITEM | {"description": "x" * 200_000})
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "10"
             assert "none of this request was taken" in answer.json()["detail"]
             assert str(tmp_path) not in answer.text
-            assert door.post(CLICK | {"event_id": "c2"}).status_code == 202
-            assert [event.event_id for event in spooled(door)] == ["c1", "c2"]
-            assert door.counted("item") == {"accepted": 0, "rejected": 0, "refused_full": 0}
+            assert collector.post(CLICK | {"event_id": "c2"}).status_code == 202
+            assert [event.event_id for event in spooled(collector)] == ["c1", "c2"]
+            assert collector.counted("item") == {"accepted": 0, "rejected": 0, "refused_full": 0}
 
 
 class TestLooks:
-    def test_ready_though_the_broker_is_away_and_says_so(self, door: Door) -> None:
-        door.post(CLICK)
-        wait_until_away(door)
-        answer = door.client.get("/readyz")
+    def test_ready_though_the_broker_is_away_and_says_so(self, collector: CollectorApp) -> None:
+        collector.post(CLICK)
+        wait_until_away(collector)
+        answer = collector.client.get("/readyz")
         assert answer.status_code == 200
-        waiting = {"spool_events": 1, "spool_bytes": door.spool.size_bytes}
+        waiting = {"spool_events": 1, "spool_bytes": collector.spool.size_bytes}
         assert answer.json() == {"status": "ready", "broker": "away", **waiting}
 
-    def test_metrics_show_what_waits(self, door: Door) -> None:
+    def test_metrics_show_what_waits(self, collector: CollectorApp) -> None:
         name = "headwater_collector_spool_oldest_timestamp_seconds"
-        assert "headwater_collector_spool_events 0.0" in door.client.get("/metrics").text
-        assert time.time() - (door.value(name) or 0) < 5
-        door.post({"events": [CLICK, ITEM]})
-        oldest = door.spool.oldest_accepted_ms()
+        assert "headwater_collector_spool_events 0.0" in collector.client.get("/metrics").text
+        assert time.time() - (collector.value(name) or 0) < 5
+        collector.post({"events": [CLICK, ITEM]})
+        oldest = collector.spool.oldest_accepted_ms()
         assert oldest is not None
-        door.client.get("/metrics")
-        assert door.value(name) == oldest / 1000
-        assert door.value("headwater_collector_spool_events") == 2
-        assert door.value("headwater_collector_spool_bytes") == door.spool.size_bytes
-        assert door.value("headwater_requests_total", route="/v1/events", status="202") == 1
-        assert door.value("headwater_requests_total", route="/v1/events", status="429") == 0
+        collector.client.get("/metrics")
+        assert collector.value(name) == oldest / 1000
+        assert collector.value("headwater_collector_spool_events") == 2
+        assert collector.value("headwater_collector_spool_bytes") == collector.spool.size_bytes
+        assert collector.value("headwater_requests_total", route="/v1/events", status="202") == 1
+        assert collector.value("headwater_requests_total", route="/v1/events", status="429") == 0
 
-    def test_openapi_shows_single_and_batch_and_every_answer(self, door: Door) -> None:
-        document = door.client.get("/openapi.json").json()
+    def test_openapi_shows_single_and_batch_and_every_answer(self, collector: CollectorApp) -> None:
+        document = collector.client.get("/openapi.json").json()
         post = document["paths"]["/v1/events"]["post"]
         assert {"202", "400", "413", "415", "422", "429", "503"} <= set(post["responses"])
         event, batch = post["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
@@ -305,7 +307,7 @@ class TestLooks:
         assert click["required"] == ["type", "user_id", "item_id"]
         assert "#/$defs" not in json.dumps(document)
         for example in post["requestBody"]["content"]["application/json"]["examples"].values():
-            assert door.post(example["value"]).json()["rejected"] == 0
+            assert collector.post(example["value"]).json()["rejected"] == 0
 
 
 @pytest.mark.parametrize(
@@ -321,8 +323,8 @@ def test_a_spool_that_could_never_take_a_request_is_refused(settings: dict[str, 
         CollectorSettings.model_validate(settings)
 
 
-def wait_until_away(door: Door) -> None:
+def wait_until_away(collector: CollectorApp) -> None:
     deadline = time.monotonic() + 5
-    while "no Kafka broker answers" not in (door.forwarder.problem or ""):
-        assert time.monotonic() < deadline, door.forwarder.problem
+    while "no Kafka broker answers" not in (collector.forwarder.problem or ""):
+        assert time.monotonic() < deadline, collector.forwarder.problem
         time.sleep(0.01)

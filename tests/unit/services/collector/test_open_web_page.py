@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from collector_door import open_door
+from collector_app import open_collector
 
 from streams.events import MODELS
 
@@ -48,12 +48,12 @@ def example(url: str, origin: str) -> str:
 @pytest.mark.skipif(shutil.which("node") is None, reason="no Node on this machine")
 @pytest.mark.parametrize("origin", [SHOP, "https://evil.example"])
 def test_the_example_sends_its_events(tmp_path: Path, origin: str) -> None:
-    with open_door(tmp_path / "spool.db", cors_origins=(SHOP,)) as door:
+    with open_collector(tmp_path / "spool.db", cors_origins=(SHOP,)) as collector:
         script = tmp_path / "page.mjs"
-        script.write_text(example(str(door.client.base_url).rstrip("/"), origin))
+        script.write_text(example(str(collector.client.base_url).rstrip("/"), origin))
         node = shutil.which("node") or "node"
         run = subprocess.run([node, script], capture_output=True, text=True, timeout=60)
-        waiting = door.spool.oldest(max_events=9, max_bytes=10**6)
+        waiting = collector.spool.oldest(max_events=9, max_bytes=10**6)
         if origin == SHOP:
             assert json.loads(run.stdout) == {"status": 202, "beacon": 202}, run.stderr
             events = [MODELS[event.kind].model_validate_json(event.value) for _, event in waiting]

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-from collector_door import open_door
+from collector_app import open_collector
 from document_checks import check_document
 
 
 @pytest.mark.timeout(900)  # some hundred requests on a machine that may do much else
 def test_of_requests_made_from_the_document_none_fails_a_check(tmp_path: Path) -> None:
-    with open_door(tmp_path / "spool.db") as door:
-        check_document(f"{door.client.base_url}/openapi.json", tmp_path, operations=4, cases=60)
+    with open_collector(tmp_path / "spool.db") as collector:
+        check_document(f"{collector.client.base_url}/openapi.json", tmp_path, operations=4, cases=60)
         for kind in ("impression", "click", "purchase", "item"):
-            counted = door.counted(kind)
+            counted = collector.counted(kind)
             assert counted["accepted"], kind
             assert counted["rejected"], kind

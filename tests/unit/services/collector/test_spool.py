@@ -11,23 +11,23 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from collector_door import full_disk
+from collector_app import full_disk
 
-from services.collector.spool import Spool, Spooled, SpoolError, SpoolFullError
+from services.collector.spool import Spool, SpoolError, SpoolFullError, SpoolRecord
 
 
 def opened(path: Path, *, max_events: int = 10_000, max_bytes: int = 10**7) -> Spool:
     return Spool(path, max_events=max_events, max_bytes=max_bytes)
 
 
-def events(*names: int) -> list[Spooled]:
-    return [Spooled("click", b"u1", f"event {name:06d}".encode()) for name in names]
+def events(*names: int) -> list[SpoolRecord]:
+    return [SpoolRecord("click", b"u1", f"event {name:06d}".encode()) for name in names]
 
 
 def drained(spool: Spool, *, max_events: int = 1_000) -> list[int]:
     names: list[int] = []
     while waiting := spool.oldest(max_events=max_events, max_bytes=10**6):
-        names += [int(entry.event.value.split()[1]) for entry in waiting]
+        names += [int(entry.record.value.split()[1]) for entry in waiting]
         spool.remove_through(waiting)
     return names
 
@@ -46,40 +46,40 @@ def spool(path: Path) -> Iterator[Spool]:
 class TestOrder:
     def test_what_went_in_comes_out_whole_and_in_order(self, spool: Spool) -> None:
         mixed = [
-            Spooled("item", b"i", b"\x00\xff"),
-            Spooled("click", "ü".encode(), b""),
-            Spooled("purchase", b"u", b"{}"),
+            SpoolRecord("item", b"i", b"\x00\xff"),
+            SpoolRecord("click", "ü".encode(), b""),
+            SpoolRecord("purchase", b"u", b"{}"),
         ]
-        spool.put(mixed[:2])
-        spool.put(mixed[2:])
+        spool.append(mixed[:2])
+        spool.append(mixed[2:])
         waiting = spool.oldest(max_events=10, max_bytes=10**6)
-        assert [entry.event for entry in waiting] == mixed
+        assert [entry.record for entry in waiting] == mixed
         assert [entry.sequence for entry in waiting] == sorted({entry.sequence for entry in waiting})
 
     def test_looking_takes_nothing_away(self, spool: Spool) -> None:
-        spool.put(events(1, 2, 3))
+        spool.append(events(1, 2, 3))
         assert spool.oldest(max_events=2, max_bytes=10**6) == spool.oldest(max_events=2, max_bytes=10**6)
         assert drained(spool, max_events=2) == [1, 2, 3]
         assert spool.oldest(max_events=2, max_bytes=10**6) == []
 
     def test_a_chunk_ends_at_its_bytes_but_is_never_empty(self, spool: Spool) -> None:
-        spool.put(events(*range(10)))
+        spool.append(events(*range(10)))
         size_bytes = events(0)[0].size_bytes
         assert len(spool.oldest(max_events=10, max_bytes=3 * size_bytes)) == 3
         assert len(spool.oldest(max_events=10, max_bytes=1)) == 1
 
     def test_events_that_come_while_others_are_sent_keep_their_place(self, spool: Spool) -> None:
-        spool.put(events(1, 2))
+        spool.append(events(1, 2))
         waiting = spool.oldest(max_events=10, max_bytes=10**6)
-        spool.put(events(3))
+        spool.append(events(3))
         spool.remove_through(waiting)
-        spool.put(events(4))
+        spool.append(events(4))
         assert drained(spool) == [3, 4]
 
     def test_requests_at_once_keep_their_events_together(self, spool: Spool) -> None:
         def put(first: int) -> None:
             for start in range(first, first + 100, 5):
-                spool.put(events(*range(start, start + 5)))
+                spool.append(events(*range(start, start + 5)))
 
         threads = [threading.Thread(target=put, args=[first]) for first in range(0, 800, 100)]
         for thread in threads:
@@ -94,11 +94,11 @@ class TestOrder:
 class TestBounds:
     def test_all_or_nothing_at_the_bound_of_events(self, path: Path) -> None:
         with closing(opened(path, max_events=3)) as spool:
-            spool.put(events(1, 2))
+            spool.append(events(1, 2))
             with pytest.raises(SpoolFullError, match=r"2 events of \d+ bytes wait"):
-                spool.put(events(3, 4))
+                spool.append(events(3, 4))
             assert spool.has_room
-            spool.put(events(5))
+            spool.append(events(5))
             assert not spool.has_room
             assert drained(spool) == [1, 2, 5]
             assert spool.has_room
@@ -106,37 +106,37 @@ class TestBounds:
     def test_all_or_nothing_at_the_bound_of_bytes(self, path: Path) -> None:
         one = events(1)[0].size_bytes
         with closing(opened(path, max_bytes=3 * one)) as spool:
-            spool.put(events(1, 2))
+            spool.append(events(1, 2))
             with pytest.raises(SpoolFullError):
-                spool.put(events(3, 4))
-            spool.put(events(5))
+                spool.append(events(3, 4))
+            spool.append(events(5))
             assert (len(spool), spool.size_bytes, spool.has_room) == (3, 3 * one, False)
             assert drained(spool) == [1, 2, 5]
             assert (len(spool), spool.size_bytes) == (0, 0)
 
     def test_counts_are_those_of_the_file_after_a_restart(self, path: Path) -> None:
         with closing(opened(path)) as spool:
-            spool.put(events(*range(7)))
+            spool.append(events(*range(7)))
             spool.remove_through(spool.oldest(max_events=3, max_bytes=10**6))
             before = len(spool), spool.size_bytes
         with closing(opened(path, max_events=5)) as spool:
             assert (len(spool), spool.size_bytes) == before
             with pytest.raises(SpoolFullError):
-                spool.put(events(8, 9))
+                spool.append(events(8, 9))
 
     def test_the_file_stays_within_what_its_bound_says(self, path: Path) -> None:
         """Space is used again, however many events go through."""
         with closing(opened(path, max_bytes=200_000)) as spool:
             for _ in range(20):
-                spool.put([Spooled("click", b"u", b"x" * 190)] * 1_000)
+                spool.append([SpoolRecord("click", b"u", b"x" * 190)] * 1_000)
                 spool.remove_through(spool.oldest(max_events=1_000, max_bytes=10**6))
         assert path.stat().st_size < 200_000 * 4 / 3
 
     def test_the_oldest_has_a_time(self, spool: Spool) -> None:
         assert spool.oldest_accepted_ms() is None
-        spool.put(events(1))
+        spool.append(events(1))
         first = spool.oldest_accepted_ms()
-        spool.put(events(2))
+        spool.append(events(2))
         assert spool.oldest_accepted_ms() == first
         assert first is not None
 
@@ -144,8 +144,8 @@ class TestBounds:
 class TestFailures:
     def test_sent_events_are_no_longer_in_the_file(self, path: Path) -> None:
         with closing(opened(path)) as spool:
-            spool.put([Spooled("click", b"user-name-of-ann", b"{}")])
-            spool.put(events(*range(100)))
+            spool.append([SpoolRecord("click", b"user-name-of-ann", b"{}")])
+            spool.append(events(*range(100)))
             assert len(drained_raw(spool)) == 101
         assert b"user-name-of-ann" not in path.read_bytes()
         assert not path.with_name("spool.db-wal").exists()
@@ -157,8 +157,8 @@ class TestFailures:
             return any(name in file.read_bytes() for file in path.parent.iterdir())
 
         with closing(opened(path)) as spool:
-            spool.put([Spooled("click", b"user-name-of-ann", b"{}")])
-            spool.put([Spooled("click", b"user-name-of-bob", b"{}")])
+            spool.append([SpoolRecord("click", b"user-name-of-ann", b"{}")])
+            spool.append([SpoolRecord("click", b"user-name-of-bob", b"{}")])
             assert in_files(b"user-name-of-ann")
             spool.remove_through(spool.oldest(max_events=1, max_bytes=10**6))
             assert not in_files(b"user-name-of-ann")
@@ -166,7 +166,7 @@ class TestFailures:
 
     def test_what_a_killed_process_left_in_the_log_is_gone_once_it_is_sent(self, path: Path, tmp_path: Path) -> None:
         with closing(opened(path)) as spool:
-            spool.put([Spooled("click", b"user-name-of-ann", b"{}")])
+            spool.append([SpoolRecord("click", b"user-name-of-ann", b"{}")])
             left = tmp_path / "left"
             shutil.copytree(path.parent, left)
         with closing(opened(left / path.name)) as found:
@@ -176,20 +176,20 @@ class TestFailures:
     def test_a_torn_file_is_named_with_its_remedy(self, path: Path) -> None:
         with closing(opened(path)) as spool:
             for number in range(300):
-                spool.put(events(number))
+                spool.append(events(number))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(SpoolError, match=rf"the spool {path} cannot be used: .* the file is damaged: put it back"):
             opened(path)
 
     def test_a_disk_that_takes_events_again_is_no_problem_any_more(self, spool: Spool) -> None:
         with full_disk(), pytest.raises(SpoolError):
-            spool.put([Spooled("click", b"u", b"x" * 100_000)])
+            spool.append([SpoolRecord("click", b"u", b"x" * 100_000)])
         assert spool._problem is not None
         assert spool.problem() is None
 
     def test_only_its_owner_may_read_it(self, path: Path) -> None:
         with closing(opened(path)) as spool:
-            spool.put(events(1))
+            spool.append(events(1))
             for file in path.parent.iterdir():
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
@@ -197,7 +197,7 @@ class TestFailures:
         """A copy of the files of a spool in use is what an unclean end leaves."""
         with closing(opened(path)) as spool:
             for count in range(0, 60, 3):
-                spool.put(events(count, count + 1, count + 2))
+                spool.append(events(count, count + 1, count + 2))
             spool.remove_through(spool.oldest(max_events=5, max_bytes=10**6))
             left = tmp_path / "left"
             shutil.copytree(path.parent, left)
@@ -224,7 +224,7 @@ class TestFailures:
         other = [sys.executable, "-c", PUTS_FOR_EVER, str(path)]
         done = subprocess.run(other, capture_output=True, text=True, check=False, timeout=20)
         assert "no other collector has it" in done.stderr
-        spool.put(events(1))
+        spool.append(events(1))
 
     def test_what_is_no_spool_is_named_and_left_alone(self, path: Path) -> None:
         path.parent.mkdir()
@@ -239,33 +239,33 @@ class TestFailures:
             opened(tmp_path / "file" / "spool.db")
 
     def test_a_full_disk_takes_nothing_and_loses_nothing(self, spool: Spool) -> None:
-        spool.put(events(*range(10)))
+        spool.append(events(*range(10)))
         with full_disk(), pytest.raises(SpoolError, match="free space on its disk"):
-            spool.put([Spooled("click", b"u", b"x" * 100_000)])
+            spool.append([SpoolRecord("click", b"u", b"x" * 100_000)])
         assert len(spool) == 10
-        spool.put(events(10))
+        spool.append(events(10))
         assert drained(spool) == list(range(11))
 
     def test_a_closed_spool_says_so(self, path: Path) -> None:
         spool = opened(path)
         spool.close()
         with pytest.raises(SpoolError, match="closed"):
-            spool.put(events(1))
+            spool.append(events(1))
         with closing(sqlite3.connect(path)) as db:
             assert db.execute("SELECT count(*) FROM spool").fetchone() == (0,)
 
 
 PUTS_FOR_EVER = """
 import itertools, pathlib, sys
-from services.collector.spool import Spool, Spooled
+from services.collector.spool import Spool, SpoolRecord
 spool = Spool(pathlib.Path(sys.argv[1]), max_events=10**6, max_bytes=10**9)
 for first in itertools.count(0, 3):
-    spool.put([Spooled("click", b"u1", f"event {name:06d}".encode()) for name in range(first, first + 3)])
+    spool.append([SpoolRecord("click", b"u1", f"event {name:06d}".encode()) for name in range(first, first + 3)])
     print(first + 3, flush=True)
 """
 
 
-def drained_raw(spool: Spool) -> list[Spooled]:
+def drained_raw(spool: Spool) -> list[SpoolRecord]:
     waiting = spool.oldest(max_events=10_000, max_bytes=10**7)
     spool.remove_through(waiting)
-    return [entry.event for entry in waiting]
+    return [entry.record for entry in waiting]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.data.dataset import INVENTED_EPOCH_MS, DatasetError, read_events, read_items
+from services.data.dataset import INVENTED_EPOCH_MS, read_events, read_items
+from services.data.files import InputError
 from streams.events import Click, Impression, Purchase
 
 RETAIL = """timestamp,user_id,session_id,event_type,item_id,quantity,price,country
@@ -116,7 +117,7 @@ def test_items_take_vectors_from_columns_of_their_names(tmp_path: Path) -> None:
 def test_a_vector_that_cannot_be_used_names_its_row(tmp_path: Path, cell: str, message: str) -> None:
     path = tmp_path / "items.csv"
     path.write_text(f'item_id,title,vectors.image\n7,MUG,"[0.5, 1]"\n8,PLATE,{cell}\n')
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(InputError, match=message):
         list(read_items(path))
 
 
@@ -137,7 +138,7 @@ def test_a_vector_that_cannot_be_used_names_its_row(tmp_path: Path, cell: str, m
 def test_a_file_that_cannot_be_used_names_its_fault(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "events.csv"
     path.write_text(text)
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(InputError, match=message):
         list(read_events(path))
 
 
@@ -146,7 +147,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, content: bytes | 
     path = tmp_path / "events.csv.gz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"events\.csv\.gz cannot be read: "):
+    with pytest.raises(InputError, match=r"events\.csv\.gz cannot be read: "):
         list(read_events(path))
 
 
@@ -164,7 +165,7 @@ def test_the_bundled_sample_is_read_whole() -> None:
 def test_times_in_seconds_are_refused_with_that_reason(tmp_path: Path, column: str) -> None:
     file = tmp_path / "events.csv"
     file.write_text(f"user_id,event_type,item_id,{column}\nann,click,i1,1764500000\n")
-    with pytest.raises(DatasetError, match=r"row 1: .*looks like seconds; `ts` must be epoch milliseconds"):
+    with pytest.raises(InputError, match=r"row 1: .*looks like seconds; `ts` must be epoch milliseconds"):
         list(read_events(file))
 
 
@@ -185,7 +186,7 @@ def test_times_in_seconds_are_refused_with_that_reason(tmp_path: Path, column: s
 def test_a_cell_that_is_no_time_is_named_as_it_stands(tmp_path: Path, column: str, cell: str, problem: str) -> None:
     file = tmp_path / "events.csv"
     file.write_text(f"user_id,event_type,item_id,{column}\nann,click,i1,{cell}\n")
-    with pytest.raises(DatasetError) as refused:
+    with pytest.raises(InputError) as refused:
         list(read_events(file))
     assert problem in str(refused.value)
 

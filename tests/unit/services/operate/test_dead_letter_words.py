@@ -11,7 +11,7 @@ import pytest
 from services.moments import moment_ms
 from services.operate.dead_letters.command import replayed
 from services.operate.dead_letters.errors import LetterError
-from services.operate.dead_letters.letters import Found, Selection, reason_named
+from services.operate.dead_letters.letters import DeadLetterListing, Selection, reason_named
 from services.operate.dead_letters.mended import letters_named, mended
 from services.operate.dead_letters.rendering import counts, json_line, table, whole
 from services.operate.dead_letters.replaying import CHUNK_BYTES, CHUNK_LETTERS, ReplaySummary, _chunks
@@ -67,7 +67,7 @@ class TestSelection:
         ],
     )
     def test_takes_what_each_filter_lets_pass(self, selection: Selection, taken: bool) -> None:
-        assert selection.takes(letter()) is taken
+        assert selection.matches(letter()) is taken
 
     def test_a_reason_that_is_none_is_an_error(self) -> None:
         assert reason_named("oversized") is Reason.OVERSIZED
@@ -136,10 +136,10 @@ class TestShown:
 
     def test_counts_are_by_reason_the_most_first(self) -> None:
         by_reason = Counter(oversized=1, wrong_key=2, malformed_json=1)
-        assert counts(Found([letter()], by_reason, 0)) == (
+        assert counts(DeadLetterListing([letter()], by_reason, 0)) == (
             "4 dead letters, 1 of them shown: 2 wrong_key, 1 malformed_json, 1 oversized"
         )
-        assert counts(Found([], Counter(), 0)) == "0 dead letters"
+        assert counts(DeadLetterListing([], Counter(), 0)) == "0 dead letters"
 
     def test_a_line_of_json_has_all_but_the_payload(self) -> None:
         assert json.loads(json_line(letter())) == {"letter": KEY} | letter().model_dump(

@@ -18,7 +18,7 @@ from services.registry.changes import (
     StartCanary,
     StartShadow,
     Unpin,
-    make,
+    apply_change,
 )
 
 
@@ -36,56 +36,56 @@ def test_each_has_a_route_of_its_own() -> None:
 
 
 def test_a_rollback_goes_to_the_version_before_the_one_that_is_served(registry: AdapterRegistry) -> None:
-    back = make(registry, "home", Rollback(reason="worse"), by="ann")
+    back = apply_change(registry, "home", Rollback(reason="worse"), by="ann")
     assert (back.stable_version, back.reason, back.changed_by) == (5, "worse", "ann")
-    assert make(registry, "home", Rollback(), by="ann").stable_version == 2
+    assert apply_change(registry, "home", Rollback(), by="ann").stable_version == 2
     with pytest.raises(RolloutError, match="nothing earlier than version 2 is kept"):
-        make(registry, "home", Rollback(), by="ann")
+        apply_change(registry, "home", Rollback(), by="ann")
     assert registry.rollout("home").revision == 2
-    assert make(registry, "home", Unpin(), by="ann").stable_version is None
+    assert apply_change(registry, "home", Unpin(), by="ann").stable_version is None
 
 
 def test_a_rollback_from_a_canary_goes_to_the_stable_version(registry: AdapterRegistry) -> None:
-    make(registry, "home", Pin(version=2), by="ann")
-    make(registry, "home", StartCanary(percent=50), by="ann")
-    back = make(registry, "home", Rollback(), by="ann")
+    apply_change(registry, "home", Pin(version=2), by="ann")
+    apply_change(registry, "home", StartCanary(percent=50), by="ann")
+    back = apply_change(registry, "home", Rollback(), by="ann")
     assert (back.stable_version, back.canary) == (2, None)
 
 
 def test_a_named_rollback_goes_there_and_not_forward(registry: AdapterRegistry) -> None:
-    assert make(registry, "home", Rollback(version=2), by="ann").stable_version == 2
+    assert apply_change(registry, "home", Rollback(version=2), by="ann").stable_version == 2
     with pytest.raises(RolloutError, match="`version` must be below 2, which is served, got 5; pin it"):
-        make(registry, "home", Rollback(version=5), by="ann")
-    make(registry, "home", StartCanary(version=7, percent=1), by="ann")
-    assert make(registry, "home", Rollback(version=5), by="ann").stable_version == 5
+        apply_change(registry, "home", Rollback(version=5), by="ann")
+    apply_change(registry, "home", StartCanary(version=7, percent=1), by="ann")
+    assert apply_change(registry, "home", Rollback(version=5), by="ann").stable_version == 5
 
 
 def test_a_version_that_was_never_published_is_refused(registry: AdapterRegistry) -> None:
     for change in (Pin(version=3), Rollback(version=3), StartCanary(version=3, percent=5), StartShadow(version=3)):
         with pytest.raises(VersionNotFoundError, match="no version 3"):
-            make(registry, "home", change, by="ann")
+            apply_change(registry, "home", change, by="ann")
     with pytest.raises(VersionNotFoundError, match="nothing has been published for scenario 'ads'"):
-        make(registry, "ads", Unpin(), by="ann")
+        apply_change(registry, "ads", Unpin(), by="ann")
 
 
 def test_canary_and_shadow_begin_and_end(registry: AdapterRegistry) -> None:
-    canary = make(registry, "home", StartCanary(version=5, percent=0.5, auto_rollback=True), by="ann")
+    canary = apply_change(registry, "home", StartCanary(version=5, percent=0.5, auto_rollback=True), by="ann")
     assert (canary.stable_version, canary.canary) == (7, Canary(version=5, percent=0.5, auto_rollback=True))
-    both = make(registry, "home", StartShadow(version=2), by="ann")
+    both = apply_change(registry, "home", StartShadow(version=2), by="ann")
     assert (both.canary, both.shadow) == (canary.canary, Shadow(version=2))
-    assert make(registry, "home", EndShadow(), by="ann").shadow is None
-    assert make(registry, "home", EndCanary(), by="ann").canary is None
-    make(registry, "home", StartCanary(version=5, percent=5), by="ann")
-    assert make(registry, "home", Promote(), by="ann").stable_version == 5
+    assert apply_change(registry, "home", EndShadow(), by="ann").shadow is None
+    assert apply_change(registry, "home", EndCanary(), by="ann").canary is None
+    apply_change(registry, "home", StartCanary(version=5, percent=5), by="ann")
+    assert apply_change(registry, "home", Promote(), by="ann").stable_version == 5
 
 
 def test_a_change_can_be_made_dependent_on_what_was_seen(registry: AdapterRegistry) -> None:
-    make(registry, "home", Pin(version=5, if_revision=0), by="ann")
+    apply_change(registry, "home", Pin(version=5, if_revision=0), by="ann")
     with pytest.raises(RolloutConflictError, match="must be that of the rollout of 'home', 1, got 0"):
-        make(registry, "home", Pin(version=7, if_revision=0), by="ben")
+        apply_change(registry, "home", Pin(version=7, if_revision=0), by="ben")
     assert registry.rollout("home").changed_by == "ann"
 
 
 def test_a_name_too_long_is_cut(registry: AdapterRegistry) -> None:
-    assert len(make(registry, "home", Unpin(), by="x" * 2_000).changed_by) == 500
+    assert len(apply_change(registry, "home", Unpin(), by="x" * 2_000).changed_by) == 500
     assert registry.rollout("home") != Rollout(scenario="home")

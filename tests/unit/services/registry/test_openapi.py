@@ -12,7 +12,7 @@ from small_bundle import write_small_bundle
 from peft_adapters.registry.registry import AdapterRegistry
 from services.audit import AuditLog
 from services.registry.app import LONG_POLLS, create_app
-from services.web.access.wiring import Access
+from services.web.access.install import AccessRules
 from services.web.server import running
 
 # What a long poll may be told to wait is in the document. Of 30 s each, a test would do nothing else.
@@ -25,7 +25,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Cl
     registry = AdapterRegistry(str(tmp_path / "registry"))
     for version in (1, 2, 3):
         registry.publish(tmp_path / str(version), write_small_bundle(tmp_path / str(version), version))
-    app = create_app(registry, access=Access(audit=AuditLog(tmp_path / "audit.jsonl")))
+    app = create_app(registry, access=AccessRules(audit=AuditLog(tmp_path / "audit.jsonl")))
     with running(app) as url, httpx.Client(base_url=url) as client:
         yield client
 

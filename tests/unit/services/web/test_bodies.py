@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from collector_door import Door as Collector
-from collector_door import open_door
+from collector_app import CollectorApp as Collector
+from collector_app import open_collector
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
@@ -25,8 +25,8 @@ from services.audit import AuditLog
 from services.metrics.access import AccessMetrics
 from services.registry.app import create_app
 from services.settings.web import LimitSettings
-from services.web.access.key_check import reads
-from services.web.access.wiring import Access, add_access
+from services.web.access.install import AccessRules, install_access_control
+from services.web.access.scope_rules import always_read
 from services.web.bodies import BodyRules
 from services.web.http import add_problem_handlers
 from services.web.metrics_server import start_metrics_server
@@ -48,7 +48,13 @@ def application(*, max_bytes: int = 10_000, **limits: Any) -> Iterator[tuple[htt
     app, series = FastAPI(), CollectorRegistry()
     add_problem_handlers(app)
     rules = BodyRules(max_bytes=max_bytes, remedy="ask for less")
-    add_access(app, Access(limits=LimitSettings(**limits)), AccessMetrics(series), needs=reads, bodies=rules)
+    install_access_control(
+        app,
+        AccessRules(limits=LimitSettings(**limits)),
+        AccessMetrics(series),
+        required_scope=always_read,
+        body_rules=rules,
+    )
 
     @app.post("/v1/count")
     async def count(question: Question) -> int:
@@ -70,8 +76,8 @@ def client() -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def collector(tmp_path: Path) -> Iterator[Collector]:
-    with open_door(tmp_path / "spool.db", max_body_bytes=5_000, max_batch_events=5) as door:
-        yield door
+    with open_collector(tmp_path / "spool.db", max_body_bytes=5_000, max_batch_events=5) as collector:
+        yield collector
 
 
 def post(client: httpx.Client, content: Any, headers: dict[str, str], path: str = "/v1/count") -> httpx.Response:
@@ -88,11 +94,11 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     registry = AdapterRegistry(str(directory / "registry"))
     registry.publish(directory / "1", write_small_bundle(directory / "1", 1))
     with ExitStack() as stack:
-        served = create_app(registry, access=Access(audit=AuditLog(directory / "audit.jsonl")))
+        served = create_app(registry, access=AccessRules(audit=AuditLog(directory / "audit.jsonl")))
         metrics = stack.enter_context(closing(start_metrics_server(CollectorRegistry(), "127.0.0.1", 0)))
         yield {
             "registry": stack.enter_context(running(served)),
-            "collector": str(stack.enter_context(open_door(directory / "spool.db")).client.base_url),
+            "collector": str(stack.enter_context(open_collector(directory / "spool.db")).client.base_url),
             "metrics page": f"http://127.0.0.1:{metrics.port}",
         }
 
@@ -197,11 +203,11 @@ class TestContentType:
 
     @pytest.mark.parametrize("origin", [None, "https://shop.example", "own"])
     def test_the_collector_takes_a_beacon(self, tmp_path: Path, origin: str | None) -> None:
-        with open_door(tmp_path / "spool.db", cors_origins=("https://shop.example",)) as door:
-            named = str(door.client.base_url) if origin == "own" else origin
+        with open_collector(tmp_path / "spool.db", cors_origins=("https://shop.example",)) as collector:
+            named = str(collector.client.base_url) if origin == "own" else origin
             headers = {"content-type": "text/plain;charset=UTF-8"} | ({"origin": named} if named else {})
-            answer = post(door.client, json.dumps(CLICK), headers, "/v1/events")
-            assert (answer.status_code, len(door.spool)) == (202, 1)
+            answer = post(collector.client, json.dumps(CLICK), headers, "/v1/events")
+            assert (answer.status_code, len(collector.spool)) == (202, 1)
 
     def test_not_from_a_page_that_nobody_allowed(self, collector: Collector) -> None:
         """Browsers let any page post `text/plain` anywhere, a developer's own machine included."""

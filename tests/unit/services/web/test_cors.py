@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from services.metrics.access import AccessMetrics
 from services.settings import SettingsError, load_settings
 from services.settings.web import LimitSettings, SecuritySettings
-from services.web.access.key_check import takes_events
+from services.web.access.install import AccessRules, install_access_control
 from services.web.access.keys import KeysFile
+from services.web.access.scope_rules import events_or_read
 from services.web.access.scopes import Scope
-from services.web.access.wiring import Access, add_access
 from services.web.bodies import BodyRules
 from services.web.http import ProblemError, add_problem_handlers
 from services.web.server import running
@@ -39,12 +39,12 @@ def application(
 ) -> Iterator[tuple[httpx.Client, CollectorRegistry]]:
     app, series = FastAPI(), CollectorRegistry()
     add_problem_handlers(app)
-    add_access(
+    install_access_control(
         app,
-        Access(security=security or SecuritySettings(), limits=LimitSettings(request_seconds=5, body_seconds=5)),
+        AccessRules(security=security or SecuritySettings(), limits=LimitSettings(request_seconds=5, body_seconds=5)),
         AccessMetrics(series),
-        needs=takes_events,
-        bodies=BodyRules(max_bytes=1_000),
+        required_scope=events_or_read,
+        body_rules=BodyRules(max_bytes=1_000),
         cors_origins=origins,
     )
 

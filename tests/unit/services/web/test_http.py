@@ -19,10 +19,10 @@ from pydantic import BaseModel
 from services.metrics.requests import RequestMetrics
 from services.metrics.updater import UpdaterMetrics
 from services.settings.web import SecuritySettings
+from services.web.access.install import AccessRules
 from services.web.access.keys import KeysFile
 from services.web.access.scopes import Scope
-from services.web.access.wiring import Access
-from services.web.http import ProblemError, RequestMeter, add_problem_handlers, metrics_response
+from services.web.http import ProblemError, RequestMetricsMiddleware, add_problem_handlers, metrics_response
 from services.web.metrics_server import start_metrics_server
 from services.web.server import ExposedError, ServeError, running, serve
 
@@ -36,7 +36,7 @@ def application(registry: CollectorRegistry) -> FastAPI:
     add_problem_handlers(app)
     requests = RequestMetrics(registry)
     requests.declare(["/v1/rank"])
-    app.add_middleware(RequestMeter, metrics=requests)
+    app.add_middleware(RequestMetricsMiddleware, metrics=requests)
 
     @app.post("/v1/rank")
     async def rank(ask: Ask) -> list[str]:
@@ -148,7 +148,7 @@ def test_a_process_without_an_application_serves_its_metrics(capsys: pytest.Capt
 
 def test_the_metrics_of_such_a_process_ask_for_a_key_too(tmp_path: Path) -> None:
     token = KeysFile(tmp_path / "keys.json").make("prometheus", [Scope.read])
-    access = Access(security=SecuritySettings(keys_file=tmp_path / "keys.json"))
+    access = AccessRules(security=SecuritySettings(keys_file=tmp_path / "keys.json"))
     with closing(start_metrics_server(CollectorRegistry(), "0.0.0.0", 0, access=access)) as server:  # noqa: S104
         url = f"http://127.0.0.1:{server.port}"
         assert httpx.get(f"{url}/healthz").status_code == 200

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from services.metrics.access import AccessMetrics
 from services.settings.web import LimitSettings
-from services.web.access.key_check import reads
-from services.web.access.wiring import Access, add_access
+from services.web.access.install import AccessRules, install_access_control
+from services.web.access.scope_rules import always_read
 from services.web.http import add_problem_handlers, metrics_response
 from services.web.server import running
 
@@ -51,8 +51,10 @@ class House:
 def house_of(**limits: Any) -> Iterator[House]:
     series, go_on, app, begun = CollectorRegistry(), threading.Event(), FastAPI(), []
     add_problem_handlers(app)
-    access = Access(limits=LimitSettings(**limits))
-    add_access(app, access, AccessMetrics(series), needs=reads, waits=lambda path: path == "/poll")
+    access = AccessRules(limits=LimitSettings(**limits))
+    install_access_control(
+        app, access, AccessMetrics(series), required_scope=always_read, is_long_poll=lambda path: path == "/poll"
+    )
 
     @app.get("/metrics")
     async def metrics() -> Response:

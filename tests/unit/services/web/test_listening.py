@@ -12,18 +12,20 @@ from pydantic import SecretStr, ValidationError
 
 from services.metrics.access import AccessMetrics
 from services.settings.web import SecuritySettings
-from services.web.access.key_check import reads
+from services.web.access.install import AccessRules, install_access_control
 from services.web.access.keys import KeysFile
+from services.web.access.scope_rules import always_read
 from services.web.access.scopes import Scope
-from services.web.access.wiring import Access, add_access
-from services.web.server import ExposedError, ServeError, refuse_exposure, running, serve
+from services.web.server import ExposedError, ServeError, require_keys_beyond_loopback, running, serve
 
 PASSWORD = "only-for-tests"  # noqa: S105
 
 
 def application(security: SecuritySettings) -> FastAPI:
     app = FastAPI()
-    add_access(app, Access(security=security), AccessMetrics(CollectorRegistry()), needs=reads)
+    install_access_control(
+        app, AccessRules(security=security), AccessMetrics(CollectorRegistry()), required_scope=always_read
+    )
 
     @app.get("/healthz")
     async def healthz() -> str:
@@ -48,15 +50,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, P
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_needs_no_keys(host: str) -> None:
-    refuse_exposure(host, SecuritySettings())
+    require_keys_beyond_loopback(host, SecuritySettings())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.7", "no-such-name.invalid"])  # noqa: S104
 def test_beyond_loopback_keys_must_be_asked_for(host: str, tmp_path: Path) -> None:
     with pytest.raises(ExposedError, match=r"`host` must be loopback's while `security.keys_file` is not set"):
-        refuse_exposure(host, SecuritySettings())
-    refuse_exposure(host, SecuritySettings(keys_file=tmp_path / "keys.json"))
-    refuse_exposure(host, SecuritySettings(open_to_all=True))
+        require_keys_beyond_loopback(host, SecuritySettings())
+    require_keys_beyond_loopback(host, SecuritySettings(keys_file=tmp_path / "keys.json"))
+    require_keys_beyond_loopback(host, SecuritySettings(open_to_all=True))
 
 
 def test_who_would_be_exposed_does_not_listen() -> None:

@@ -11,7 +11,7 @@ import torch
 from tiny_model import Bought, paired_stream, tiny_bert, titled
 
 from peft_adapters.settings import EncoderSettings, LearnerSettings
-from services.data.dataset import DatasetError
+from services.data.files import InputError
 from services.lab.backtest.policies import parse_policies
 from services.lab.backtest.replay import Data
 from services.lab.backtest.run import run_policy
@@ -212,13 +212,13 @@ def test_warm_up_comes_before_the_data_and_in_no_session_of_it(tmp_path: Path) -
 
 @pytest.mark.parametrize("text", ["user,items\nann,a\n", ""])
 def test_warm_up_without_its_columns_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(DatasetError, match=r"must have the columns user_id, prior_items|is empty"):
+    with pytest.raises(InputError, match=r"must have the columns user_id, prior_items|is empty"):
         read_warm_up(write(tmp_path / "history.csv", text), {"a"}, before_ms=0)
 
 
 def test_warm_up_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_warm_up(tmp_path / "nowhere.csv", {"a"}, before_ms=0)
     (tmp_path / "broken.csv.gz").write_bytes(b"no gzip")
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_warm_up(tmp_path / "broken.csv.gz", {"a"}, before_ms=0)

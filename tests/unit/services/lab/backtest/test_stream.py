@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.data.dataset import DatasetError
+from services.data.files import InputError
 from services.data.rows import RefusedRows
 from services.lab.offline.stream import Stream, chunks, days, read_stream
 
@@ -83,19 +83,19 @@ def test_purchases_alone_are_cut_by_count(tmp_path: Path) -> None:
 
 
 def test_events_of_unknown_items_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"1 items are not in the catalogue, among them \['z'\]"):
+    with pytest.raises(InputError, match=r"1 items are not in the catalogue, among them \['z'\]"):
         read(tmp_path, "1,ann,,click,,z,,\n")
 
 
 def test_no_signal_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="expected clicks or purchases, found none"):
+    with pytest.raises(InputError, match="expected clicks or purchases, found none"):
         read(tmp_path, "1,ann,,impression,r,,,a b\n")
 
 
 def test_when_nothing_is_left_the_refused_rows_are_named(tmp_path: Path) -> None:
     path = tmp_path / "events.csv"
     path.write_text("timestamp,user_id,event_type,item_id\n2026-11-01T10:00:00Z,ann,click,\n")
-    with pytest.raises(DatasetError, match=r"found none; 1 rows were refused, first: .*events\.csv, row 1: `item_id`"):
+    with pytest.raises(InputError, match=r"found none; 1 rows were refused, first: .*events\.csv, row 1: `item_id`"):
         read_stream(path, {"a"}, max_events=None, click_window_seconds=1, refused=RefusedRows(strict=False))
 
 

@@ -17,9 +17,9 @@ from services.registry.app import create_app
 from services.registry.changes import Pin
 from services.registry.client import HttpClient
 from services.settings.web import LimitSettings, SecuritySettings
+from services.web.access.install import AccessRules
 from services.web.access.keys import KeysFile
 from services.web.access.scopes import Scope
-from services.web.access.wiring import Access
 from services.web.server import running
 
 NEW_CERTIFICATE = (
@@ -54,7 +54,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         tls_key=tmp_path / "key.pem",
         audit_log=tmp_path / "audit.jsonl",
     )
-    with running(create_app(registry, access=Access.of(LimitSettings(), security))) as url:
+    with running(create_app(registry, access=AccessRules.from_settings(LimitSettings(), security))) as url:
         yield Desk(url, worker, operator, tmp_path / "audit.jsonl")
 
 

@@ -20,7 +20,7 @@ from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Rollout
 from services.cli import app as commands
 from services.metrics.scorer import ScorerMetrics
-from services.operate.adapters import obeying
+from services.operate.adapters import rollout_wait
 from services.registry import fleet
 from services.registry.app import create_app
 from services.scorer import reporting
@@ -29,9 +29,9 @@ from services.scorer.following import RegistryFollower
 from services.scorer.reporting import WorkerReporter
 from services.settings.scorer import ScorerSettings
 from services.settings.web import LimitSettings, SecuritySettings
+from services.web.access.install import AccessRules
 from services.web.access.keys import KeysFile
 from services.web.access.scopes import Scope
-from services.web.access.wiring import Access
 from services.web.server import running
 
 BASE = {name: None for name in os.environ if name.startswith("HEADWATER_")}
@@ -43,7 +43,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("services.logs.configure_logging", lambda **_: None)
     monkeypatch.setattr(reporting, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(reporting, "RETRY_SECONDS", 0.2)
-    monkeypatch.setattr(obeying, "COMPLETE_SECONDS", 0.5)
+    monkeypatch.setattr(rollout_wait, "COMPLETE_SECONDS", 0.5)
     monkeypatch.setattr(fleet, "EXPIRY_SECONDS", 3.0)
     with capture_logs():
         yield
@@ -196,7 +196,7 @@ def test_workers_report_with_the_key_that_they_read_with(stage: Stage, tmp_path:
     read = KeysFile(tmp_path / "keys.json").make("worker", [Scope.read])
     security = SecuritySettings(keys_file=tmp_path / "keys.json")
     report = {"ready": True, "revision": 0, "changed_at_ms": 0, "arms": {}}
-    with running(create_app(stage.registry, access=Access.of(LimitSettings(), security))) as url:
+    with running(create_app(stage.registry, access=AccessRules.from_settings(LimitSettings(), security))) as url:
         path = f"{url}/v1/adapters/home/workers/a"
         assert httpx.put(path, json=report).status_code == 401
         headers = {"Authorization": f"Bearer {read}"}
@@ -219,6 +219,8 @@ def test_the_table_is_bounded() -> None:
 
 def test_a_stable_arm_that_follows_the_latest_is_obeyed_by_any_version() -> None:
     rollout = Rollout(scenario="home", revision=2, changed_at_ms=7)
-    assert obeying.Seen("a", (2, 7), {"stable": 9}).fault(rollout) is None
-    assert obeying.Seen("a", (2, 7), {}).fault(rollout) == "it serves no stable version"
-    assert obeying.Seen("a", (2, 6), {"stable": 9}).fault(rollout) == "it follows another change of revision 2"
+    assert rollout_wait.WorkerState("a", (2, 7), {"stable": 9}).fault(rollout) is None
+    assert rollout_wait.WorkerState("a", (2, 7), {}).fault(rollout) == "it serves no stable version"
+    assert (
+        rollout_wait.WorkerState("a", (2, 6), {"stable": 9}).fault(rollout) == "it follows another change of revision 2"
+    )

@@ -1,4 +1,4 @@
-"""Telling a rollout on the topic of the adapters, so that workers with Kafka hear of it before they look."""
+"""Announcement of rollouts on the adapters topic, so that workers with Kafka learn of them before their next poll."""
 
 import structlog
 
@@ -15,11 +15,13 @@ log = structlog.get_logger(__name__)
 
 
 def announce(settings: Settings, rollout: Rollout) -> bool:
-    """Tell it; whether the broker took it. Without Kafka workers hear of it from the registry all the same.
+    """Publish a rollout on the adapters topic; return whether the broker confirmed it.
+
+    Without Kafka, workers still learn of the rollout by polling the registry.
 
     Args:
-        settings: which Kafka, which topics, and whether at all.
-        rollout: as it is in the registry.
+        settings: the settings with brokers, topics and `registry.announce_rollouts`.
+        rollout: the rollout in the registry.
     """
     if not settings.registry.announce_rollouts:
         return False

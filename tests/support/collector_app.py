@@ -24,8 +24,8 @@ NOWHERE = KafkaConnection(bootstrap_servers="127.0.0.1:1")
 
 
 @dataclass(frozen=True)
-class Door:
-    """What a test sees of it."""
+class CollectorApp:
+    """A collector application and its parts."""
 
     client: httpx.Client
     spool: Spool
@@ -47,9 +47,9 @@ class Door:
 
 
 @contextmanager
-def open_door(
+def open_collector(
     path: Path, *, connection: KafkaConnection = NOWHERE, topics: Topics | None = None, **settings: Any
-) -> Iterator[Door]:
+) -> Iterator[CollectorApp]:
     ours = CollectorSettings(spool_path=path, **settings)
     series = CollectorRegistry()
     metrics = CollectorMetrics(series)
@@ -61,7 +61,7 @@ def open_door(
             running(app) as url,
             httpx.Client(base_url=url) as client,
         ):
-            yield Door(client, spool, forwarder, series)
+            yield CollectorApp(client, spool, forwarder, series)
 
 
 @contextmanager

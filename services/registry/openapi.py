@@ -1,4 +1,4 @@
-"""What OpenAPI says of the registry's answers and of the names in its paths."""
+"""OpenAPI documentation of the registry's answers and path parameters."""
 
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ from peft_adapters.registry.manifest import MANIFEST_NAME, MAX_VERSION, SCENARIO
 from services.registry.changes import PATHS, Change
 from services.web.problems import KEYS, problems
 
-# Stated, and left to the registry to enforce, which says what to do about it.
+# Documented here and enforced by the registry, whose error names the remedy.
 ScenarioName = Annotated[str, Path(json_schema_extra={"pattern": f"^{SCENARIO_PATTERN}$"}, examples=["home"])]
 Version = Annotated[int, Path(ge=1, le=MAX_VERSION, examples=[1])]
 FileName = Annotated[str, Path(examples=[MANIFEST_NAME])]
@@ -16,7 +16,7 @@ FileName = Annotated[str, Path(examples=[MANIFEST_NAME])]
 _AWAY = "the store does not answer, or there are too many calls at once; try again after `Retry-After` seconds"
 _READS = KEYS | {
     422: "the name of the scenario, or another value, breaks its rule",
-    500: "what lies in the registry is damaged",
+    500: "data in the registry is damaged",
     503: _AWAY,
 }
 
@@ -31,7 +31,7 @@ CHANGES = problems(
     _READS
     | {
         400: "the body is not text, or gzip that is damaged or cut off",
-        403: "the key shown is not good for this, or this process only reads from another",
+        403: "the key does not allow this call, or this process only reads from another one",
         404: "there is no such version, or nothing has been published",
         408: "the body did not arrive in time",
         409: "another has changed the rollout meanwhile, or as it stands the change would break one of its rules",
@@ -47,10 +47,10 @@ FILE: dict[int | str, dict[str, Any]] = {
 
 
 def changes_before(*later: type[Change]) -> dict[int | str, dict[str, Any]]:
-    """The answers of a change that others of the same rollout may follow, which are links of OpenAPI.
+    """Return the answers of a change, with OpenAPI links to changes that may follow it.
 
     Args:
-        later: Those.
+        later: the changes that may follow.
     """
     links = {
         change.__name__: {

@@ -15,11 +15,12 @@ from structlog.testing import capture_logs
 
 from services.metrics.access import AccessMetrics
 from services.settings.web import SecuritySettings
-from services.web.access import key_check as guard
-from services.web.access.key_check import caller_of, reads_and_changes
+from services.web.access import key_cache
+from services.web.access.api_key_middleware import caller_of
+from services.web.access.install import AccessRules, install_access_control
 from services.web.access.keys import KeysError, KeysFile
+from services.web.access.scope_rules import read_or_admin
 from services.web.access.scopes import Scope
-from services.web.access.wiring import Access, add_access
 from services.web.http import add_problem_handlers, metrics_response
 from services.web.server import running
 
@@ -51,7 +52,12 @@ def house_of(tmp_path: Path, security: SecuritySettings) -> Iterator[House]:
     series = CollectorRegistry()
     app = FastAPI()
     add_problem_handlers(app)
-    add_access(app, Access.of(Access().limits, security), AccessMetrics(series), needs=reads_and_changes)
+    install_access_control(
+        app,
+        AccessRules.from_settings(AccessRules().limits, security),
+        AccessMetrics(series),
+        required_scope=read_or_admin,
+    )
 
     @app.get("/healthz")
     async def healthz() -> str:
@@ -73,7 +79,7 @@ def house_of(tmp_path: Path, security: SecuritySettings) -> Iterator[House]:
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    monkeypatch.setattr(guard, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(key_cache, "CHECK_SECONDS", 0.0)
     KeysFile(tmp_path / "keys.json").make("first", [Scope.events])
     security = SecuritySettings(keys_file=tmp_path / "keys.json", audit_log=tmp_path / "audit.jsonl")
     with house_of(tmp_path, security) as house:
@@ -187,7 +193,7 @@ def test_the_last_good_keys_count_while_the_file_cannot_be_used(house: House, da
 def test_the_file_is_looked_at_once_a_second(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     token = KeysFile(path).make("shop", [Scope.read])
-    ring = guard.KeyRing(path, AccessMetrics(CollectorRegistry()))
+    ring = key_cache.KeyCache(path, AccessMetrics(CollectorRegistry()))
     later = KeysFile(path).make("later", [Scope.read])
     assert ring.find(token) is not None
     assert ring.find(later) is None  # not looked again yet

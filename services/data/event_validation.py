@@ -1,4 +1,4 @@
-"""What anyone may send as an event, parsed from JSON, becomes an event or the reason why it is none."""
+"""Validation of parsed JSON as an event, with a reason on one line if it is invalid."""
 
 import json
 import time
@@ -8,45 +8,45 @@ from typing import Any
 from services.faults import one_line
 from streams.events import MODELS, Event
 
-# Either names the kind of event; `kind` is taken: an item's own is product, article, ad or answer.
+# Both name the kind of event; `kind` is used otherwise: the kind of an item is product, article, ad or answer.
 KIND_FIELDS = ("type", "kind_of_event")
 SHOWN_CHARS = 40
 
 
-def event_of(fields: object, *, kind: str | None = None) -> Event:
-    """Validates one event; without `event_id` it gets a random one, without `ts` the present time.
+def validate_event(fields: object, *, kind: str | None = None) -> Event:
+    """Validate one event; without `event_id` it gets a random one, without `ts` the present time.
 
     Args:
-        fields: What was parsed.
-        kind: The kind of event where the fields do not say it.
+        fields: the parsed JSON.
+        kind: the kind of event if the fields do not name one.
 
     Raises:
-        ValueError: It breaks a rule; `reason_of` renders which.
-        RecursionError: It is nested too deeply.
+        ValueError: The event breaks a rule, which `describe_error` renders.
+        RecursionError: The event is nested too deeply.
     """
     if not isinstance(fields, dict):
         raise ValueError(f"an event must be a JSON object, got {type(fields).__name__}")
-    model = MODELS[_known(kind_named(fields, kind))]
+    model = MODELS[_require_kind(event_kind(fields, kind))]
     event = model.model_validate({"event_id": str(uuid.uuid4()), "ts": time.time_ns() // 1_000_000, **fields})
     _require_unicode(event)
     return event
 
 
-def kind_named(fields: dict[str, Any], kind: str | None = None) -> object:
-    """What the fields say of their kind, known or not.
+def event_kind(fields: dict[str, Any], kind: str | None = None) -> object:
+    """Return the kind of event that the fields name, whether or not it exists.
 
     Args:
-        fields: An event's.
-        kind: What it is where they say nothing.
+        fields: the fields of an event.
+        kind: the kind to return if the fields do not name one.
     """
     return next((fields[field] for field in KIND_FIELDS if field in fields), kind)
 
 
-def reason_of(error: Exception) -> str:
-    """Says on one line why something is no event.
+def describe_error(error: Exception) -> str:
+    """Return on one line why an event is invalid.
 
     Args:
-        error: What parsing or `event_of` raised.
+        error: the error that parsing or `validate_event` raised.
     """
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at column {error.colno}"
@@ -56,7 +56,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _require_unicode(event: Event) -> None:
-    """JSON can spell half of a surrogate pair, which no consumer could read; pydantic lets it pass as free text."""
+    """Refuse half a surrogate pair, which JSON can express, pydantic accepts and no consumer can read."""
     for name, value in event:
         if isinstance(value, str):
             try:
@@ -67,11 +67,11 @@ def _require_unicode(event: Event) -> None:
                 ) from None
 
 
-def _known(named: object) -> str:
-    known = ", ".join(MODELS)
+def _require_kind(named: object) -> str:
+    kinds = ", ".join(MODELS)
     if named is None:
-        raise ValueError(f"an event must say its `type`, one of {known}")
+        raise ValueError(f"an event must say its `type`, one of {kinds}")
     if not isinstance(named, str) or named not in MODELS:
         shown = repr(named[:SHOWN_CHARS]) if isinstance(named, str) else type(named).__name__
-        raise ValueError(f"`type` must be one of {known}, got {shown}")
+        raise ValueError(f"`type` must be one of {kinds}, got {shown}")
     return named
