@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headwater.answers import ExplainedItem, Explanation, RankedItem, Ranking, SearchHit, SearchResult
-    from headwater.client import (
-        AsyncHeadwaterClient,
-        HeadwaterClient,
+    from headwater.client import AsyncHeadwaterClient, HeadwaterClient
+    from headwater.errors import (
         HeadwaterClientError,
         RequestRefusedError,
         ScorerUnavailableError,
@@ -34,9 +33,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "headwater.answers": ("ExplainedItem", "Explanation", "RankedItem", "Ranking", "SearchHit", "SearchResult"),
-    "headwater.client": (
-        "AsyncHeadwaterClient",
-        "HeadwaterClient",
+    "headwater.client": ("AsyncHeadwaterClient", "HeadwaterClient"),
+    "headwater.errors": (
         "HeadwaterClientError",
         "RequestRefusedError",
         "ScorerUnavailableError",

@@ -1,0 +1,145 @@
+"""One call of the scorer: its request, the policy of further attempts, and the parsing of its answer.
+
+A call is tried again after a connection error, a timeout, and statuses 429, 502, 503 and 504, with exponential back-off
+and full jitter (Brooker 2015, "Exponential Backoff and Jitter"), or after the time that `Retry-After` names. The first
+attempt, all further ones and the pauses between them share one deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from headwater.errors import RequestRefusedError, ScorerUnavailableError, UnexpectedAnswerError
+
+RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 1.0
+SHOWN_CHARS = 500
+
+A = TypeVar("A", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """The retry policy of one call: decides after each attempt whether to return, raise or wait.
+
+    Attributes:
+        url: address that the call is sent to.
+        deadline: monotonic time at which the call is given up, in seconds.
+        timeout_seconds: time from the first attempt to the deadline.
+    """
+
+    url: str
+    deadline: float  # monotonic seconds
+    timeout_seconds: float
+
+    @classmethod
+    def starting_now(cls, url: str, timeout_seconds: float) -> Attempts:
+        """Return the attempts of a call that begins now."""
+        return cls(url, time.monotonic() + timeout_seconds, timeout_seconds)
+
+    def remaining_seconds(self) -> float:
+        """Return the seconds until the deadline, at least a millisecond."""
+        return max(0.001, self.deadline - time.monotonic())
+
+    def pause_seconds(self, attempt: int, outcome: httpx.Response | httpx.TransportError) -> float | None:
+        """Return how long to wait before the next attempt; None if the answer is final.
+
+        Raises:
+            ScorerUnavailableError: the pause would outlast the deadline.
+        """
+        if isinstance(outcome, httpx.Response) and outcome.status_code not in RETRIED_STATUSES:
+            return None
+        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)
+        pause = random.uniform(0, longest)  # noqa: S311 - jitter, not a secret
+        if isinstance(outcome, httpx.Response):
+            pause = max(pause, _retry_after_seconds(outcome))
+        if time.monotonic() + pause >= self.deadline:
+            raise self._unavailable(outcome, attempts=attempt + 1)
+        return pause
+
+    def _unavailable(self, outcome: httpx.Response | httpx.TransportError, *, attempts: int) -> ScorerUnavailableError:
+        if isinstance(outcome, httpx.Response):
+            reason, status = f"it answered {outcome.status_code}: {_problem(outcome)[0]}", outcome.status_code
+        else:
+            reason, status = f"{type(outcome).__name__}: {outcome}".rstrip(": "), None
+        return ScorerUnavailableError(
+            f"no ranking from {self.url} within {self.timeout_seconds:g} s ({attempts} attempts): {reason}; "
+            "check that the scorer runs and is ready (`/readyz`), or raise `timeout_seconds`",
+            status=status,
+        )
+
+
+class Api:
+    """What both clients share: the address, headers, request bodies and the parsing of answers."""
+
+    def __init__(self, base_url: str, *, api_key: str | None, scenario: str | None, timeout_seconds: float) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(
+                f"`base_url` must be http(s)://host[:port], got {base_url!r}; for example http://scorer:8080"
+            )
+        if timeout_seconds <= 0:
+            raise ValueError(f"`timeout_seconds` must be above 0, got {timeout_seconds}; the default is 2")
+        self.base_url = base_url.rstrip("/")
+        self.scenario, self.timeout_seconds = scenario, timeout_seconds
+        self.headers = {"content-type": "application/json", "accept": "application/json"}
+        if api_key is not None:
+            self.headers["authorization"] = f"Bearer {api_key}"
+
+    def body(self, fields: Mapping[str, Any]) -> bytes:
+        """Encode the fields that were given; an argument of None is left to the scorer's default."""
+        named = {"scenario": self.scenario, **fields}
+        return json.dumps({name: value for name, value in named.items() if value is not None}).encode()
+
+    def answer(self, response: httpx.Response, model: type[A]) -> A:
+        """Parse an answer.
+
+        Raises:
+            RequestRefusedError: the scorer refused the request.
+            ScorerUnavailableError: the scorer failed.
+            UnexpectedAnswerError: the answer is not that of a scorer.
+        """
+        if response.is_success:
+            try:
+                return model.model_validate_json(response.content)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                raise UnexpectedAnswerError(
+                    f"{response.url} did not answer as a Headwater scorer does: {first['msg']} at "
+                    f"{'.'.join(map(str, first['loc'])) or 'the top'}; check the URL and the scorer's release"
+                ) from error
+        detail, errors = _problem(response)
+        message = f"{response.url} answered {response.status_code}: {detail}"
+        if response.is_client_error:
+            raise RequestRefusedError(message, status=response.status_code, errors=errors)
+        if response.is_server_error:
+            raise ScorerUnavailableError(message, status=response.status_code)
+        raise UnexpectedAnswerError(f"{message}; check the URL")
+
+
+def _retry_after_seconds(response: httpx.Response) -> float:
+    """Return the seconds that `Retry-After` names; 0 without it, or where it is a date."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0
+
+
+def _problem(response: httpx.Response) -> tuple[str, Sequence[Mapping[str, str]]]:
+    """Return detail and field errors of a problem document (RFC 9457), or the start of another body."""
+    try:
+        problem = response.json()
+        errors = problem.get("errors", ())
+        return "; ".join([problem["detail"], *(f"{each['pointer']}: {each['detail']}" for each in errors)]), errors
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return response.text[:SHOWN_CHARS] or response.reason_phrase, ()
