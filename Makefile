@@ -11,7 +11,7 @@ FAULTS ?= 200
 # Tests wait for processes more than they compute. A file's tests stay together, and so do its brokers.
 WORKERS ?= 2
 
-.PHONY: install demo test crash check bench clean
+.PHONY: install demo test crash check bench dist clean
 
 # The stamp makes set-up happen once, and again only when what it depends on changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -38,6 +38,11 @@ check: install
 
 bench: install
 	$(BIN)/python -m benchmarks $(ARGS)
+
+dist: install
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	@ls -l dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     )
     from headwater.offline import backtest, learn
     from headwater.ranker import Ranker, load_ranker
+    from headwater.tables import sample_files
     from peft_adapters.encoder.encoder import Encoder
     from peft_adapters.learning.learner import Learner
     from peft_adapters.registry.registry import AdapterRegistry
     from peft_adapters.settings import EncoderSettings, LearnerSettings
-    from services.settings import Settings
+    from services.settings import Settings, load_settings
     from streams.connection import KafkaConnection
     from streams.delivery import Delivery
     from streams.events import Click, Impression, Item, Purchase
@@ -42,11 +43,12 @@ _MODULES = {
     ),
     "headwater.offline": ("backtest", "learn"),
     "headwater.ranker": ("Ranker", "load_ranker"),
+    "headwater.tables": ("sample_files",),
     "peft_adapters.encoder.encoder": ("Encoder",),
     "peft_adapters.learning.learner": ("Learner",),
     "peft_adapters.registry.registry": ("AdapterRegistry",),
     "peft_adapters.settings": ("EncoderSettings", "LearnerSettings"),
-    "services.settings": ("Settings",),
+    "services.settings": ("Settings", "load_settings"),
     "streams.connection": ("KafkaConnection",),
     "streams.delivery": ("Delivery",),
     "streams.events": ("Click", "Impression", "Item", "Purchase"),
@@ -86,6 +88,8 @@ __all__ = [
     "backtest",
     "learn",
     "load_ranker",
+    "load_settings",
+    "sample_files",
 ]
 
 

@@ -16,7 +16,7 @@ from services.lab.backtest.workers import Job, Run, run_all
 from services.lab.fit import passes
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream
-from services.settings import Settings
+from services.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,8 +42,8 @@ def learn(
         events: clicks, purchases and impressions, a file or a data frame with `user_id`, `event_type`, `item_id` and a
             time (`timestamp`, `ts` or `seq`).
         learner: a learner to go on with; None makes a new one.
-        encoder: settings of the encoder of a new learner; None takes the defaults.
-        settings: settings of a new learner; None takes the defaults.
+        encoder: settings of the encoder of a new learner; None takes the environment's (`HEADWATER_ENCODER__...`).
+        settings: settings of a new learner; None takes the environment's (`HEADWATER_LEARNER__...`).
         batch_events: number of records per micro-batch.
 
     Raises:
@@ -56,7 +56,8 @@ def learn(
         known = {item[0] for item in catalogue}
         stream = read_stream(event_path, known, max_events=None, click_window_seconds=CLICK_WINDOW_SECONDS)
     if learner is None:
-        learner = new_learner(encoder or EncoderSettings(), settings or LearnerSettings())
+        defaults = load_settings()
+        learner = new_learner(encoder or defaults.encoder, settings or defaults.learner)
     learner.add_items(catalogue)
     passes.learn(learner, stream, batch_events=batch_events, step=lambda events: None)
     return learner
@@ -84,7 +85,7 @@ def backtest(
         policies: names of the policies to compare, as `headwater backtest --policies` takes them.
         seeds: number of runs per policy.
         max_events: number of clicks and purchases after which the stream ends; None reads it all.
-        settings: settings of encoder and learner; None takes the defaults and the environment.
+        settings: settings of encoder and learner; None takes the environment's (`HEADWATER_...`).
         processes: 1 runs in this process; more starts worker processes, one per core at most.
         **options: further options of `services.lab.backtest.command.compare`, such as `batch_events`.
 
@@ -98,7 +99,7 @@ def backtest(
     parsed = parse_policies(policies)
     with as_file(items, "items") as item_path, as_file(events, "events") as event_path:
         report, _ = compare(
-            settings or Settings(),
+            settings or load_settings(),
             items=item_path,
             events=event_path,
             policies=parsed,

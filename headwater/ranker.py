@@ -26,6 +26,7 @@ from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.settings import EncoderSettings
 from services.lab.offline.inputs import read_catalogue
+from services.settings import load_settings
 
 DEFAULT_SCENARIO = "home"
 MANIFEST_NAME = "manifest.json"
@@ -168,7 +169,7 @@ def load_ranker(
         items: the catalogue, a file or a data frame: bundles hold what was learnt of items, not their texts.
         scenario: scenario to load from a registry.
         version: version to load from a registry; None loads the latest.
-        encoder: settings of the encoder that the version was trained on; None takes the defaults.
+        encoder: settings of the encoder that the version was trained on; None takes the environment's.
 
     Raises:
         RegistryError: the registry does not answer, or has no such version.
@@ -177,7 +178,7 @@ def load_ranker(
     """
     with as_file(items, "items") as path:
         texts = read_catalogue(path)
-    model_encoder = Encoder(encoder or EncoderSettings())
+    model_encoder = Encoder(encoder or load_settings().encoder)
     catalogue = Catalogue(PrefixCache.from_settings(model_encoder))
     catalogue.upsert(texts)
     bundles = _bundles(source, scenario, version, model_encoder.base_digest)

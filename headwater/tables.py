@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, runtime_checkable
@@ -44,3 +45,9 @@ def as_file(table: Table, name: str) -> Iterator[Path]:
         path = Path(directory, f"{name}.csv")
         table.to_csv(path, index=False)
         yield path
+
+
+def sample_files() -> tuple[Path, Path]:
+    """Return the paths of the bundled sample: items, and 48,098 real purchases of the Online Retail data set (CC0)."""
+    directory = Path(str(files("services.lab.demo").joinpath("data")))
+    return directory / "items.csv.gz", directory / "events.csv.gz"
