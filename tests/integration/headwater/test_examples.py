@@ -114,7 +114,7 @@ def output(
 
 
 def test_examples_are_numbered_without_a_gap() -> None:
-    assert [path.name[:2] for path in sorted(EXAMPLES.glob("*.py"))] == [f"{n:02}" for n in range(1, 9)]
+    assert [path.name[:2] for path in sorted(EXAMPLES.glob("*.py"))] == [f"{n:02}" for n in range(1, 8)]
 
 
 def test_01_publishes(shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
