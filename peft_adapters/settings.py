@@ -1,4 +1,7 @@
-"""Settings of the model side. Free of torch, so that a command that never learns starts at once."""
+"""Settings of the model: encoder, learner, gate, drift detection and signing.
+
+Free of torch, so that commands which do not learn start fast.
+"""
 
 from __future__ import annotations
 
@@ -35,182 +38,209 @@ AFFINITY_FEATURES = (
     *(f"{name}_squared" for name in AFFINITIES),
     *NEW_FEATURES,
     "global_preference",
-    *QUERY_FEATURES,  # last: where nobody searches in words they are left out
+    *QUERY_FEATURES,  # last, because they are left out where there is no search query
 )
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
 
 
 class EncoderSettings(BaseModel):
-    """Which encoder is frozen, and where its adapter sits."""
+    """The frozen encoder, and the position and size of its LoRA adapter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(
         default=DEFAULT_MODEL, description="Hugging Face id or path; 'default' is the packaged all-MiniLM-L6-v2"
     )
-    max_tokens: int = Field(default=64, ge=4, le=512, description="texts are cut after this many tokens")
+    max_tokens: int = Field(default=64, ge=4, le=512, description="texts are truncated to this many tokens")
     pooling: Literal["auto", "mean", "cls", "last"] = Field(
         default="auto",
-        description="how tokens become one vector; auto: as the model's sentence-transformers files say, else last for "
-        "decoder-only models and mean for the others",
+        description="pooling of token vectors into one; auto: as the model's sentence-transformers files say, else "
+        "last for decoder-only models and mean for others",
     )
-    lora_layers: int = Field(default=1, ge=1, description="how many of the last layers carry LoRA")
+    lora_layers: int = Field(default=1, ge=1, description="number of last layers with LoRA")
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: int = Field(default=16, ge=1)
-    lora_seed: int = Field(default=0, ge=0, description="seed of the random half of LoRA")
+    lora_seed: int = Field(default=0, ge=0, description="seed of LoRA's A matrices; the B matrices start at zero")
     cache_dir: Path | None = Field(
-        default=Path(".headwater/cache"), description="where frozen activations of texts are kept between runs"
+        default=Path(".headwater/cache"), description="directory that keeps frozen activations of texts between runs"
     )
     cache_max_bytes: int = Field(default=4 * 2**30, ge=2**20)
     activations: Literal["float16", "float32"] = Field(
-        default="float16", description="precision of the frozen activations that are kept; float32 takes twice the room"
+        default="float16", description="precision of the stored frozen activations; float32 takes twice the space"
     )
 
 
 class LearnerSettings(BaseModel):
-    """How the learner learns. Where the defaults come from: docs/decisions/."""
+    """Learning rates, schedules and loss of the learner. For the origin of the defaults see docs/decisions/."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(default=0, ge=0)
-    negatives: int = Field(default=1_024, ge=1, description="sampled a batch; a smaller catalogue is used whole")
+    negatives: int = Field(
+        default=1_024, ge=1, description="negatives sampled per micro-batch; a smaller catalogue is used completely"
+    )
     judged_items: int = Field(
-        default=5_000, ge=1, description="a larger catalogue is judged on the batch's sampled candidates only"
+        default=5_000,
+        ge=1,
+        description="largest catalogue that is evaluated completely; a larger one is evaluated on the micro-batch's "
+        "sampled candidates",
     )
     heads_learning_rate: float = Field(default=0.1, ge=0)
-    global_preference_learning_rate: float = Field(default=0.03, ge=0, description="of what all shoppers like")
+    global_preference_learning_rate: float = Field(
+        default=0.03, ge=0, description="learning rate of the preference vector shared by all shoppers"
+    )
     list_global_preference_learning_rate: float = Field(
-        default=0.003, ge=0, description="of the same where lists are learnt"
+        default=0.003, ge=0, description="learning rate of the shared preference vector from lists"
     )
     residual_learning_rate: float = Field(default=0.003, ge=0)
-    list_residual_learning_rate: float = Field(default=3e-4, ge=0, description="of residuals where lists are learnt")
+    list_residual_learning_rate: float = Field(default=3e-4, ge=0, description="learning rate of residuals from lists")
     loss_focus: float = Field(
         default=0.25,
         ge=0,
         le=1,
-        description="q of the generalised cross-entropy: 0 is cross-entropy, more lets what is ranked hopelessly low "
-        "weigh less",
+        description="q of the generalised cross-entropy: 0 is cross-entropy; a higher q gives less weight to items "
+        "ranked very low",
     )
     lora_optimiser: LoraOptimiserKind = Field(
-        default="adamw", description="sgd is plain, without momentum, and needs a rate some 300 to 1,000 times as high"
+        default="adamw", description="sgd has no momentum and needs a learning rate 300 to 1,000 times as high"
     )
     lora_learning_rate: float = Field(default=2e-3, ge=0)
-    lora_warmup_steps: int = Field(default=0, ge=0, description="steps over which LoRA's rate rises to the full one")
+    lora_warmup_steps: int = Field(
+        default=0, ge=0, description="steps over which LoRA's learning rate rises to its full value"
+    )
     lora_weight_decay: float = Field(default=0.01, ge=0)
     lora_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of what LoRA's matrices see that a training step leaves out"
+        default=0.0, ge=0, lt=1, description="dropout rate of the inputs of LoRA's matrices in a training step"
     )
     lora_accumulate: int = Field(
-        default=1, ge=1, description="a step of LoRA goes along the mean gradient of so many batches"
+        default=1, ge=1, description="number of micro-batches whose mean gradient makes one LoRA step"
     )
     lora_every_events: int = Field(
-        default=96, ge=1, description="LoRA takes a step once so much text counted, each event by its item's text share"
+        default=96, ge=1, description="events per LoRA step, each weighted by the share of text in its item's vector"
     )
     lora_slowdown_steps: float = Field(
         default=100.0,
         gt=0,
-        description="after so many steps of LoRA twice as much text must count for the next, and so on",
+        description="after n LoRA steps, a step needs exp(n / this) times as many events",
     )
-    lora_items: int = Field(default=512, ge=1, description="distinct texts that a step of LoRA gets gradients from")
+    lora_items: int = Field(default=512, ge=1, description="number of distinct texts with gradients in a LoRA step")
     lora_replay_batches: int = Field(
         default=0,
         ge=0,
-        description="earlier batches kept, a uniform sample; a step of LoRA adds the gradient of one, and takes twice "
-        "as long. 0 keeps none",
+        description="size of a uniform sample of earlier micro-batches; a LoRA step adds the gradient of one of them "
+        "and takes twice as long; 0 turns replay off",
     )
     lora_refresh_steps: int = Field(
         default=4,
         ge=1,
-        description="item vectors, and what is published, follow LoRA once in so many of its steps at most",
+        description="LoRA steps between two refreshes of item vectors and published LoRA weights",
     )
     lora_ahead_batches: int = Field(
-        default=8, ge=1, description="over so many batches these vectors are made, here and by whoever serves"
+        default=8,
+        ge=1,
+        description="micro-batches over which the vectors of the next adapter are encoded, by updater and workers",
     )
     projection_learning_rate: float = Field(
         default=0.1,
         ge=0,
-        description="of the projections that add vectors of other modalities to texts, over the root of their length",
+        description="learning rate of the projections of other modalities; divided by the square root of their length",
     )
     projection_weight_decay: float = Field(
-        default=0.5, ge=0, description="a step takes this times the rate off; what is not learnt again fades"
+        default=0.5,
+        ge=0,
+        description="decoupled weight decay: each step subtracts this times the learning rate times the weight",
     )
     projection_refresh_batches: int = Field(
-        default=4, ge=1, description="item vectors, and what is published, follow projections once in so many batches"
+        default=4, ge=1, description="micro-batches between two refreshes of item vectors and published projections"
     )
-    features: tuple[str, ...] = Field(default=FEATURES, description="features the head may use, for ablations")
-    residuals: bool = Field(default=True, description="off: item vectors are text alone")
-    lora: bool = Field(default=True, description="off: the adapter stays at its start")
+    features: tuple[str, ...] = Field(default=FEATURES, description="features that the head uses, for ablations")
+    residuals: bool = Field(
+        default=True, description="learn item residuals; without them an item vector is its text vector"
+    )
+    lora: bool = Field(default=True, description="train LoRA; without it the adapter keeps its initial weights")
 
 
 class GateSettings(BaseModel):
-    """What a candidate must keep to. The rules, and where the defaults come from: docs/gate-and-drift.md."""
+    """Limits that a candidate must keep to. For the rules and the origin of the defaults see docs/gate-and-drift.md."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_head_weight: float = Field(default=100.0, gt=0, description="largest absolute weight of a head")
-    max_residual_norm: float = Field(default=20.0, gt=0, description="largest norm of an item's residual; texts have 1")
+    max_residual_norm: float = Field(
+        default=20.0, gt=0, description="largest norm of an item's residual; text vectors have norm 1"
+    )
     max_lora_norm: float = Field(default=100.0, gt=0, description="largest norm of one LoRA matrix")
     max_projection_norm: float = Field(
-        default=20.0, gt=0, description="largest norm of what a projection adds to a text, on average over all vectors"
+        default=20.0, gt=0, description="largest norm of a projected vector, averaged over all vectors"
     )
     max_norm_ratio: float = Field(
-        default=3.0, gt=1, description="largest norm of a group over that of the live adapter"
+        default=3.0, gt=1, description="largest ratio of a tensor group's norm to that of the live adapter"
     )
-    window_events: int = Field(default=512, ge=1, description="newest events over which losses are compared")
-    min_events: int = Field(default=128, ge=2, description="with fewer, losses are not compared")
+    window_events: int = Field(default=512, ge=1, description="number of newest events over which losses are compared")
+    min_events: int = Field(default=128, ge=2, description="number of events below which losses are not compared")
     loss_tolerance: float = Field(
         default=0.05,
         ge=0,
-        description="what a candidate's loss an event may be above live's (nats, where `loss_focus` is 0)",
+        description="allowed excess of a candidate's loss per event over live's (nats, if `loss_focus` is 0)",
     )
-    standard_errors: float = Field(default=3.0, ge=0, description="and this many standard errors of the mean more")
+    standard_errors: float = Field(
+        default=3.0, ge=0, description="further allowed excess, in standard errors of the mean"
+    )
     max_calibration_error: float = Field(
-        default=0.2, gt=0, description="how much further than live's mean predicted over observed may be from 1"
+        default=0.2,
+        gt=0,
+        description="allowed excess, over live's, of the distance of mean predicted over observed from 1",
     )
     refusals_before_rollback: int = Field(
-        default=3, ge=1, description="after so many refusals in a row the learner goes back"
+        default=3, ge=1, description="consecutive refusals after which the learner is rolled back"
     )
 
 
 class DriftSettings(BaseModel):
-    """What counts as drift, and what follows. Where the defaults come from: docs/gate-and-drift.md."""
+    """Detection of drift and the response to it. For the origin of the defaults see docs/gate-and-drift.md."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    enabled: bool = Field(default=True, description="off: nothing is watched for and nothing follows")
+    enabled: bool = Field(default=True, description="detect drift and respond to it")
     adwin_delta: float = Field(default=0.002, gt=0, lt=1, description="chance of a false alarm that ADWIN allows")
-    page_hinkley_delta: float = Field(default=0.3, ge=0, description="rise of the mean loss (nats) not worth an alarm")
+    page_hinkley_delta: float = Field(default=0.3, ge=0, description="rise of the mean loss (nats) that is tolerated")
     page_hinkley_threshold: float = Field(
-        default=6.0, gt=0, description="nats over that, added up over blocks of 64 events, make an alarm"
+        default=6.0,
+        gt=0,
+        description="alarm threshold: nats beyond the tolerated rise, summed over blocks of 64 events",
     )
-    rate_factor: float = Field(default=3.0, ge=1, description="learning rates then rise by this")
-    raised_batches: int = Field(default=40, ge=1, description="micro-batches for which they stay there")
+    rate_factor: float = Field(default=3.0, ge=1, description="factor by which learning rates rise after an alarm")
+    raised_batches: int = Field(default=40, ge=1, description="micro-batches for which learning rates stay raised")
     confirm_share: float = Field(
         default=0.4,
         gt=0,
-        description="learning hurries where so much of what was known over chance (nats) is lost since an alarm",
+        description="share of the advantage over chance (nats) lost since an alarm from which rates are raised",
     )
     forget_halvings: int = Field(
-        default=3, ge=0, le=10, description="how often all counts are then halved; 0 forgets nothing"
+        default=3, ge=0, le=10, description="number of times that all counts are then halved; 0 forgets nothing"
     )
-    recovered_nats: float = Field(default=0.1, ge=0, description="mean loss this near to the one before is recovery")
+    recovered_nats: float = Field(
+        default=0.1,
+        ge=0,
+        description="distance of the mean loss from that before the alarm (nats) that counts as recovery",
+    )
 
 
 class SigningSettings(BaseModel):
-    """With which key manifests are signed, and whose signatures count."""
+    """The key that signs manifests, and the keys whose signatures are accepted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     private_key: Path | None = Field(
-        default=None, description="PEM file of the key that the updater signs with; None: it does not sign"
+        default=None, description="PEM file of the updater's signing key; None: manifests are not signed"
     )
     public_keys: tuple[Path, ...] = Field(
-        default=(), description="PEM files of the keys whose signatures count where bundles are read"
+        default=(), description="PEM files of the keys whose signatures readers accept"
     )
-    require_signature: bool = Field(default=False, description="whether bundles not signed by one of them are refused")
+    require_signature: bool = Field(default=False, description="refuse bundles that none of `public_keys` signed")
 
     @model_validator(mode="after")
-    def _requires_what_can_be(self) -> Self:
+    def _check_keys(self) -> Self:
         if self.require_signature and not self.public_keys:
             raise ValueError(
                 "`require_signature` must come with at least one of `public_keys`, got none; name the updater's public "
