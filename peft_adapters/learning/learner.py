@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.errors import ModelValueError
 from peft_adapters.learning.batches import Batch, ListBatch, Positive, ShownList
 from peft_adapters.learning.list_steps import ListSteps
 from peft_adapters.learning.lists import JudgedLists, observe_lists
@@ -56,7 +57,7 @@ class Learner:
     def __init__(self, encoder: Encoder, catalogue: Catalogue, settings: LearnerSettings) -> None:
         unknown = set(settings.features) - set(FEATURES)
         if unknown:
-            raise ValueError(f"`features` must be among {FEATURES}, got {sorted(unknown)}")
+            raise ModelValueError(f"`features` must be among {FEATURES}, got {sorted(unknown)}")
         self.encoder, self.catalogue, self.settings = encoder, catalogue, settings
         self.ranker = Ranker.empty(encoder.dim)
         self.shoppers = Shoppers()

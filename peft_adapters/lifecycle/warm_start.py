@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from peft_adapters.errors import BundleDigestError, BundleFormatError
+from peft_adapters.errors import BundleDigestError, BundleFormatError, ModelValueError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from peft_adapters.lifecycle.gate import GateSettings, judge_candidate
@@ -97,7 +97,7 @@ def start_from(learner: Learner, directory: Path) -> dict[str, Any] | None:
     Raises:
         BundleError: it is no full bundle, is damaged, or was made for another encoder or adapter.
         CheckpointError: the learner beside it is damaged, or was made by another release.
-        ValueError: the learner is not a fresh one.
+        ModelValueError: the learner is not a fresh one.
     """
     _require_fresh(learner)
     bundle = read_bundle(directory, base_digest=learner.encoder.base_digest)
@@ -123,7 +123,7 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
 
     Raises:
         BundleError: it is no full bundle, or was made for another encoder or adapter.
-        ValueError: the learner is not a fresh one.
+        ModelValueError: the learner is not a fresh one.
     """
     _require_fresh(learner)
     _require_fit(bundle, learner)
@@ -179,7 +179,7 @@ def put_back(learner: Learner) -> Iterator[None]:
 
 def _require_fresh(learner: Learner) -> None:
     if len(learner.catalogue) or learner.batches_learned or learner.events_learned:
-        raise ValueError(
+        raise ModelValueError(
             f"`learner` must be a fresh one, got one of {len(learner.catalogue)} items and {learner.events_learned} "
             "events; load before items are added"
         )

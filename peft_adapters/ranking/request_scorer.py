@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peft_adapters.errors import ModelValueError
 from peft_adapters.ranking import vector_kernels
 from peft_adapters.ranking.calibration import INPUTS, Probabilities, outcome_probabilities
 from peft_adapters.ranking.counter_features import CounterFeatures
@@ -115,10 +116,10 @@ class RequestScorer:
         """Return the inputs [INPUTS, candidates] of `calibration.outcome_inputs`: features, conversion, 1 and 0.
 
         Raises:
-            ValueError: the number of contexts is not one; compiled loops do not check it.
+            ModelValueError: the number of contexts is not one; compiled loops do not check it.
         """
         if len(contexts) != 1:
-            raise ValueError(f"exactly one context must be given, got {len(contexts)}; score contexts one by one")
+            raise ModelValueError(f"exactly one context must be given, got {len(contexts)}; score contexts one by one")
         columns = np.arange(len(self._candidate_vectors)) if columns is None else columns
         inputs = np.zeros((INPUTS, len(columns)), dtype=np.float32)
         counter_count = len(COUNTER_FEATURES)

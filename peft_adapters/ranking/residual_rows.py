@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from peft_adapters.errors import ModelValueError
+
 _LARGEST = 127
 _CHUNK = 16_384  # rows converted at a time; bounds the memory of full-precision copies
 
@@ -37,11 +39,11 @@ def dequantise_rows(group: Mapping[str, Tensor], role: str) -> tuple[Tensor, Ten
 
     Raises:
         KeyError: the group has no residuals of this role.
-        ValueError: rows, values and scales have different lengths.
+        ModelValueError: rows, values and scales have different lengths.
     """
     rows, values, scales = (group[f"{role}.{name}"] for name in ("rows", "values", "scales"))
     if not len(rows) == len(values) == len(scales):
-        raise ValueError(f"{role} residuals have {len(rows)} rows, {len(values)} values and {len(scales)} scales")
+        raise ModelValueError(f"{role} residuals have {len(rows)} rows, {len(values)} values and {len(scales)} scales")
     return rows.long(), values.float() * scales.float()[:, None]
 
 

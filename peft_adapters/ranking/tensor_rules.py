@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from peft_adapters.errors import ModelValueError
 from peft_adapters.ranking.counters import MATRICES, PER_ITEM
 
 ROLES = ("query", "candidate")
@@ -69,34 +70,34 @@ def require_tensors(groups: Groups) -> None:
     """Check that a bundle holds exactly the expected tensors, and that each follows its rule.
 
     Raises:
-        ValueError: a tensor is missing, unknown, of another type, or holds a value that is not allowed.
+        ModelValueError: a tensor is missing, unknown, of another type, or holds a value that is not allowed.
     """
     named = {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
     required = (_RULES.keys() - _OPTIONAL) | (set(_WEIGHT_GROUPS) - _OPTIONAL)
     missing = sorted(required - named.keys() - groups.keys())
     if missing:
-        raise ValueError(f"tensor {missing[0]} is missing")
+        raise ModelValueError(f"tensor {missing[0]} is missing")
     for name, tensor in named.items():
         rule = rule_of(name)
         if rule is None:
-            raise ValueError(f"tensor {name} is unknown to this release")
+            raise ModelValueError(f"tensor {name} is unknown to this release")
         fault = fault_of(tensor, rule)
         if fault is not None:
-            raise ValueError(f"tensor {name} {fault}")
+            raise ModelValueError(f"tensor {name} {fault}")
 
 
 def require_finite(groups: Groups) -> None:
     """Check that every tensor, under any name, holds only finite values.
 
     Raises:
-        ValueError: a value is not finite, or a tensor's type cannot be checked.
+        ModelValueError: a value is not finite, or a tensor's type cannot be checked.
     """
     for group, tensors in groups.items():
         for name, tensor in tensors.items():
             if tensor.is_floating_point() or tensor.is_complex():
                 fault = fault_of(tensor, Rule(FLOATS, -math.inf, math.inf))
                 if fault is not None:
-                    raise ValueError(f"tensor {group}.{name} {fault}")
+                    raise ModelValueError(f"tensor {group}.{name} {fault}")
 
 
 def fault_of(tensor: Tensor, rule: Rule) -> str | None:

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from peft_adapters.encoder.encoder import Encoder, MergedSuffix
-from peft_adapters.errors import BuildStoppedError, BundleBaseMismatchError, BundleFormatError, EncoderError
+from peft_adapters.errors import (
+    BuildStoppedError,
+    BundleBaseMismatchError,
+    BundleFormatError,
+    EncoderError,
+    ModelValueError,
+)
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.modalities import add_modalities, count_mismatched
@@ -69,7 +75,7 @@ def build_model(
         state = state_from_bundle(bundle, state if bundle.manifest.kind == "delta" else None, dim=encoder.dim)
         manifest = bundle.manifest
     if state is None or manifest is None:
-        raise ValueError("`bundles` must hold at least one bundle, got none; give the version's chain")
+        raise ModelValueError("`bundles` must hold at least one bundle, got none; give the version's chain")
     encode = _CatalogueEncoder(encoder, catalogue, stop)
     return _assembled(manifest, state, previous, encode, next_adapter_vectors, previous_adapter_vectors)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from peft_adapters.errors import BundleFormatError
+from peft_adapters.errors import BundleFormatError, ModelValueError
 from peft_adapters.ranking.calibration import INPUTS, Probabilities
 from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, PER_ITEM, Counters
 from peft_adapters.ranking.ranker import ROLES
@@ -71,7 +71,7 @@ def probabilities_from_bundle(bundle: Bundle) -> Probabilities | None:
     """Return the calibration weights of the outcomes; None if the bundle's learner had learnt no list.
 
     Raises:
-        ValueError: The weights have the wrong shape.
+        ModelValueError: The weights have the wrong shape.
     """
     heads = bundle.groups["heads"]
     if "click" not in heads:
@@ -141,4 +141,4 @@ def _projections(bundle: Bundle, dim: int) -> dict[str, Tensor]:
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise ModelValueError(message)
