@@ -14,7 +14,7 @@ def path_in_errors(path: Path) -> Iterator[None]:
     """Add a path to an OSError that has none; those of `write` and `fsync` do not name the file.
 
     Raises:
-        OSError: The original error, with the file's name.
+        OSError: the original error, with the file's name.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
     The name survives a power failure once `sync_directory` has been called; one call covers many files.
 
     Raises:
-        OSError: The disk failed; the previous file at `path` is unchanged.
+        OSError: the disk failed; the previous file at `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

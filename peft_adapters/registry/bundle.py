@@ -82,17 +82,17 @@ def write_bundle(
     `directory` by an interrupted write are overwritten.
 
     Args:
-        directory: Directory of the bundle; created if it does not exist.
-        groups: Tensors by group; each group becomes `<group>.safetensors`.
-        adapter_config: Configuration of PEFT, `LoraConfig.to_dict()`.
-        item_ids: Ids of the items new since the parent.
-        sign: Returns the manifest with a signature; None leaves it unsigned.
-        **fields: Further fields of `Manifest`: `scenario`, `version`, `kind`, `snapshot`, `base_digest` and so on.
+        directory: directory of the bundle; created if it does not exist.
+        groups: tensors by group; each group becomes `<group>.safetensors`.
+        adapter_config: configuration of PEFT, `LoraConfig.to_dict()`.
+        item_ids: ids of the items new since the parent.
+        sign: returns the manifest with a signature; None leaves it unsigned.
+        **fields: further fields of `Manifest`: `scenario`, `version`, `kind`, `snapshot`, `base_digest` and so on.
 
     Raises:
-        BundlePathError: A group's name cannot be a file name.
-        pydantic.ValidationError: A manifest field is missing, unknown or out of range.
-        OSError: The disk failed.
+        BundlePathError: a group's name cannot be a file name.
+        pydantic.ValidationError: a manifest field is missing, unknown or out of range.
+        OSError: the disk failed.
     """
     contents = {ADAPTER_CONFIG_NAME: _json_bytes(adapter_config), ITEMS_NAME: _json_bytes(item_ids)}
     contents |= {f"{group}.safetensors": _tensor_bytes(tensors) for group, tensors in groups.items()}
@@ -118,16 +118,16 @@ def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
     """Read a bundle, and verify all files before any is parsed.
 
     Args:
-        directory: The bundle's directory. Files the manifest does not name are ignored.
-        base_digest: Digest of the encoder that the bundle must be made for; None skips this check.
+        directory: the bundle's directory. Files the manifest does not name are ignored.
+        base_digest: digest of the encoder that the bundle must be made for; None skips this check.
 
     Raises:
-        BundleVersionError: The format is not one that this release reads.
-        BundlePathError: A file name could leave the directory.
-        BundleFormatError: The manifest or a file cannot be parsed, or a value is not finite.
-        BundleSizeError: A file is missing, too short or too long.
-        BundleDigestError: A file or the table of files does not match its digest.
-        BundleBaseMismatchError: The bundle was made for another encoder.
+        BundleVersionError: the format is not one that this release reads.
+        BundlePathError: a file name could leave the directory.
+        BundleFormatError: the manifest or a file cannot be parsed, or a value is not finite.
+        BundleSizeError: a file is missing, too short or too long.
+        BundleDigestError: a file or the table of files does not match its digest.
+        BundleBaseMismatchError: the bundle was made for another encoder.
     """
     manifest = read_manifest(directory)
     if base_digest is not None and manifest.base_digest != base_digest:
@@ -154,12 +154,12 @@ def require_encoder(bundle: Bundle, *, base_digest: str, adapter_config: Mapping
     """Check that a bundle was made for an encoder and for an adapter of the same shape.
 
     Args:
-        bundle: The bundle to check.
-        base_digest: Digest of the encoder.
-        adapter_config: Configuration of the encoder's adapter.
+        bundle: the bundle to check.
+        base_digest: digest of the encoder.
+        adapter_config: configuration of the encoder's adapter.
 
     Raises:
-        BundleBaseMismatchError: The bundle was made for another encoder or another shape of adapter.
+        BundleBaseMismatchError: the bundle was made for another encoder or another shape of adapter.
     """
     manifest = bundle.manifest
     name = f"version {manifest.version} of {manifest.scenario!r}"

@@ -25,8 +25,8 @@ class Deadline:
     """The time limit of one request.
 
     Args:
-        seconds: Time limit of the whole request.
-        bytes_per_second: Extends the deadline by the time that the received bytes take at this rate; None does not
+        seconds: time limit of the whole request.
+        bytes_per_second: extends the deadline by the time that the received bytes take at this rate; None does not
             extend it.
     """
 
@@ -43,10 +43,10 @@ class Deadline:
         """Return the seconds that the next operation may take.
 
         Args:
-            operation_seconds: Timeout of the operation alone; None sets none.
+            operation_seconds: timeout of the operation alone; None sets none.
 
         Raises:
-            httpcore.ReadTimeout: No time is left.
+            httpcore.ReadTimeout: no time is left.
         """
         left_seconds = self._ends - time.monotonic()
         if left_seconds <= 0:
@@ -60,15 +60,15 @@ def bounded_request(
     """Send a request and read the response within a deadline and a size limit.
 
     Args:
-        client: A client made by `internal_client`.
+        client: a client made by `internal_client`.
         method: HTTP method, such as `GET`.
-        url: Absolute, or relative to the client's `base_url`.
-        seconds: Deadline of the request as a whole.
-        limit_bytes: Largest accepted body, bytes.
-        **options: Further arguments of `httpx.Client.stream`.
+        url: absolute, or relative to the client's `base_url`.
+        seconds: deadline of the request as a whole.
+        limit_bytes: largest accepted body, bytes.
+        **options: further arguments of `httpx.Client.stream`.
 
     Raises:
-        httpx.HTTPError: The request failed, or exceeded its deadline or size.
+        httpx.HTTPError: the request failed, or exceeded its deadline or size.
     """
     extensions = {DEADLINE: Deadline(seconds)}
     data = bytearray()
@@ -85,9 +85,9 @@ class DeadlineTransport(httpx.HTTPTransport):
     """A transport without proxies that enforces the `Deadline` in a request's `extensions[DEADLINE]`.
 
     Args:
-        retries: Number of further attempts to connect.
+        retries: number of further attempts to connect.
         verify: TLS context with the trusted certificates.
-        limits: Limits of the connection pool.
+        limits: limits of the connection pool.
     """
 
     def __init__(self, *, retries: int, verify: ssl.SSLContext, limits: httpx.Limits) -> None:

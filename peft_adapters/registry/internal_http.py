@@ -18,9 +18,9 @@ def internal_client(*, retries: int = 0, limits: httpx.Limits = DEFAULT_LIMITS, 
     """Return a client that ignores the environment's proxies and enforces the deadlines of its requests.
 
     Args:
-        retries: Number of further attempts to connect.
-        limits: Limits of the connection pool.
-        options: Keyword arguments of `httpx.Client`.
+        retries: number of further attempts to connect.
+        limits: limits of the connection pool.
+        options: keyword arguments of `httpx.Client`.
     """
     tls = httpx.create_ssl_context(trust_env=True)
     transport = DeadlineTransport(retries=retries, verify=tls, limits=limits)
@@ -31,8 +31,8 @@ def get(url: str, **options: Any) -> httpx.Response:
     """Send one GET over a direct connection.
 
     Args:
-        url: Absolute URL of the resource.
-        options: Keyword arguments of `httpx.Client`, such as `timeout` and `headers`.
+        url: absolute URL of the resource.
+        options: keyword arguments of `httpx.Client`, such as `timeout` and `headers`.
     """
     with internal_client(**options) as client:
         return client.get(url)

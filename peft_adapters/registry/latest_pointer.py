@@ -14,7 +14,7 @@ class LatestPointer:
     """Reads and advances `LATEST`, and explains what is wrong with it.
 
     Args:
-        access: Access to the registry's store.
+        access: access to the registry's store.
     """
 
     def __init__(self, access: StoreAccess) -> None:
@@ -24,9 +24,9 @@ class LatestPointer:
         """Return the number of the latest version; None if nothing has been published.
 
         Raises:
-            ScenarioNameError: The name is not valid.
-            LatestFormatError: The file holds no version number.
-            RegistryUnavailableError: The store failed.
+            ScenarioNameError: the name is not valid.
+            LatestFormatError: the file holds no version number.
+            RegistryUnavailableError: the store failed.
         """
         path = f"{check_scenario(scenario)}/{LATEST_NAME}"
         data = self._access.read(path, limit_bytes=LATEST_LIMIT_BYTES)
@@ -40,8 +40,8 @@ class LatestPointer:
         """Write the number of the latest version.
 
         Raises:
-            RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed.
+            RegistryReadOnlyError: the registry is open over HTTP.
+            RegistryUnavailableError: the store failed.
         """
         self._access.write(
             f"{scenario}/{LATEST_NAME}",
@@ -53,11 +53,11 @@ class LatestPointer:
         """Explain in one sentence why `LATEST` does not exist: the registry is missing, damaged or empty.
 
         Args:
-            scenario: The scenario without a latest version.
-            list_versions: Returns all published versions of a scenario, oldest first.
+            scenario: the scenario without a latest version.
+            list_versions: returns all published versions of a scenario, oldest first.
 
         Raises:
-            RegistryUnavailableError: The store failed.
+            RegistryUnavailableError: the store failed.
         """
         if (root := self._access.store.missing_root()) is not None:
             return (
@@ -79,9 +79,9 @@ def dangling_error(scenario: str, version: int, versions: Sequence[int]) -> Vers
     """Return the error for a `LATEST` that names a version the registry does not hold.
 
     Args:
-        scenario: The scenario whose pointer dangles.
-        version: The version that `LATEST` names.
-        versions: All its published versions, oldest first.
+        scenario: the scenario whose pointer dangles.
+        version: the version that `LATEST` names.
+        versions: all its published versions, oldest first.
     """
     remedy = f", or write the number of the newest, {versions[-1]}, into {scenario}/{LATEST_NAME}" if versions else ""
     return VersionNotKeptError(

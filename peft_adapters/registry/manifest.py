@@ -58,8 +58,8 @@ class Signature(BaseModel):
     """The signature of a manifest.
 
     Attributes:
-        key_id: Identifies the signing key: the first 16 hex digits of the SHA-256 of its public half.
-        ed25519: The signature over `signed_bytes`, base64 (RFC 8032).
+        key_id: identifies the signing key: the first 16 hex digits of the SHA-256 of its public half.
+        ed25519: the signature over `signed_bytes`, base64 (RFC 8032).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -128,8 +128,8 @@ def read_manifest(directory: Path) -> Manifest:
     """Read a bundle's manifest and check that it is consistent; the other files are not read.
 
     Raises:
-        BundleFormatError: The manifest is missing or invalid; subclasses name a foreign version or an unsafe path.
-        BundleDigestError: The digest does not match the table of files.
+        BundleFormatError: the manifest is missing or invalid; subclasses name a foreign version or an unsafe path.
+        BundleDigestError: the digest does not match the table of files.
     """
     path = directory / MANIFEST_NAME
     try:
@@ -144,12 +144,12 @@ def parse_manifest(data: bytes, *, source: str) -> Manifest:
     """Parse and check a manifest.
 
     Args:
-        data: The bytes of the manifest.
-        source: Name of the data in error messages.
+        data: the bytes of the manifest.
+        source: name of the data in error messages.
 
     Raises:
-        BundleFormatError: The manifest is invalid; subclasses name a foreign version or an unsafe path.
-        BundleDigestError: The digest does not match the table of files.
+        BundleFormatError: the manifest is invalid; subclasses name a foreign version or an unsafe path.
+        BundleDigestError: the digest does not match the table of files.
     """
     try:
         raw = json.loads(data)
@@ -171,7 +171,7 @@ def verify_copy(directory: Path) -> Manifest:
     """Check every file of a bundle against its manifest without parsing any, and return the manifest.
 
     Raises:
-        BundleError: A file is missing, damaged or invalid.
+        BundleError: a file is missing, damaged or invalid.
     """
     manifest = read_manifest(directory)
     for name, entry in manifest.files.items():
@@ -183,12 +183,12 @@ def verified_bytes(path: Path, entry: FileEntry) -> bytes:
     """Read a file, check its size and digest, and return its bytes.
 
     Args:
-        path: Path of the file.
-        entry: Its size and digest, from the manifest.
+        path: path of the file.
+        entry: its size and digest, from the manifest.
 
     Raises:
-        BundleSizeError: The file is missing, too short or too long.
-        BundleDigestError: The digest differs.
+        BundleSizeError: the file is missing, too short or too long.
+        BundleDigestError: the digest differs.
     """
     # Read once, then verify and parse the same bytes, so that a file changed in between is never used.
     try:
@@ -244,7 +244,7 @@ def check_file_name(name: str) -> str:
     """Return `name` if a bundle may hold a file of that name.
 
     Raises:
-        BundlePathError: The name could leave the directory, or is neither safetensors nor JSON.
+        BundlePathError: the name could leave the directory, or is neither safetensors nor JSON.
     """
     if not _FILE_NAME.fullmatch(name) or name == MANIFEST_NAME:
         raise BundlePathError(
@@ -258,7 +258,7 @@ def check_scenario(name: str) -> str:
     """Return `name` if it is a valid name of a scenario.
 
     Raises:
-        ScenarioNameError: The name cannot be both a directory and a URL segment.
+        ScenarioNameError: the name cannot be both a directory and a URL segment.
     """
     if not re.fullmatch(SCENARIO_PATTERN, name):
         raise ScenarioNameError(
@@ -286,7 +286,7 @@ def _require_bounded(value: Any, *, depth: int) -> None:
     """Check free-form JSON: numbers within what JSON readers represent, and limited nesting.
 
     Raises:
-        ValueError: A number is too large, or values are nested too deeply.
+        ValueError: a number is too large, or values are nested too deeply.
     """
     if depth > _MAX_DEPTH:
         raise ValueError(f"values must be nested at most {_MAX_DEPTH} deep")

@@ -18,8 +18,8 @@ class Owner(BaseModel):
     """The updater that may publish to a scenario.
 
     Attributes:
-        lineage: Identity of the updater's checkpoints, the same for every start from them.
-        epoch: Number of the start; it only rises within a lineage.
+        lineage: identity of the updater's checkpoints, the same for every start from them.
+        epoch: number of the start; it only rises within a lineage.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,7 +32,7 @@ class OwnerFile:
     """The file `<scenario>/OWNER` of a registry.
 
     Args:
-        access: Access to the registry's store.
+        access: access to the registry's store.
     """
 
     def __init__(self, access: StoreAccess) -> None:
@@ -42,14 +42,14 @@ class OwnerFile:
         """Make `owner` the owner of a scenario.
 
         Args:
-            scenario: The scenario to claim.
-            owner: The updater that claims it.
-            latest: Returns the manifest of a scenario's latest version.
+            scenario: the scenario to claim.
+            owner: the updater that claims it.
+            latest: returns the manifest of a scenario's latest version.
 
         Raises:
-            AlreadyRunningError: An updater with other checkpoints has published to it within `CLAIM_SECONDS`.
-            RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed.
+            AlreadyRunningError: an updater with other checkpoints has published to it within `CLAIM_SECONDS`.
+            RegistryReadOnlyError: the registry is open over HTTP.
+            RegistryUnavailableError: the store failed.
         """
         current, newest = self.read(scenario), latest(scenario)
         if current is not None and current.lineage != owner.lineage and newest is not None:
@@ -67,8 +67,8 @@ class OwnerFile:
         """Check that `owner` still owns a scenario; None passes.
 
         Raises:
-            FencedError: Another updater has claimed the scenario.
-            RegistryUnavailableError: The store failed, or has lost the owner.
+            FencedError: another updater has claimed the scenario.
+            RegistryUnavailableError: the store failed, or has lost the owner.
         """
         if owner is None:
             return
@@ -88,9 +88,9 @@ class OwnerFile:
         """Return the owner of a scenario; None before the first claim.
 
         Raises:
-            ScenarioNameError: The name is not valid.
-            BundleFormatError: The file does not hold an owner.
-            RegistryUnavailableError: The store failed.
+            ScenarioNameError: the name is not valid.
+            BundleFormatError: the file does not hold an owner.
+            RegistryUnavailableError: the store failed.
         """
         path = f"{check_scenario(scenario)}/{OWNER_NAME}"
         data = self._access.read(path, limit_bytes=OWNER_LIMIT_BYTES)

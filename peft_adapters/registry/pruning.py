@@ -14,8 +14,8 @@ class Pruner:
     """Removes versions; reads each manifest once, because versions never change.
 
     Args:
-        files: Files of the versions.
-        read_manifest: Returns the manifest of a version of a scenario.
+        files: files of the versions.
+        read_manifest: returns the manifest of a version of a scenario.
     """
 
     def __init__(self, files: VersionFiles, read_manifest: Callable[[str, int], Manifest]) -> None:
@@ -26,14 +26,14 @@ class Pruner:
         """Remove what retention does not keep, and return the removed versions.
 
         Args:
-            scenario: The scenario to prune.
-            retention: Rules for the versions to keep.
-            versions: All published versions, oldest first.
-            named: Versions that the rollout names, which are kept with their chains.
+            scenario: the scenario to prune.
+            retention: rules for the versions to keep.
+            versions: all published versions, oldest first.
+            named: versions that the rollout names, which are kept with their chains.
 
         Raises:
-            RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed.
+            RegistryReadOnlyError: the registry is open over HTTP.
+            RegistryUnavailableError: the store failed.
         """
         published = {
             version: fields

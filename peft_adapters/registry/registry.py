@@ -45,12 +45,12 @@ class AdapterRegistry:
     """Publishes, lists, fetches and prunes the bundles under one root.
 
     Args:
-        url: Root of the registry: a path, any fsspec address (`s3://`, `memory://`), or the `/v1/files` of a registry
+        url: root of the registry: a path, any fsspec address (`s3://`, `memory://`), or the `/v1/files` of a registry
             process, which is read-only.
-        store: A store to use instead of the one that `url` names.
-        verify: Called with each manifest that is read; raises `BundleSignatureError` if the signature is not accepted.
+        store: a store to use instead of the one that `url` names.
+        verify: called with each manifest that is read; raises `BundleSignatureError` if the signature is not accepted.
         api_key: API key of scope `read` for a registry process.
-        read_seconds: Deadline of one read over HTTP as a whole.
+        read_seconds: deadline of one read over HTTP as a whole.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class AdapterRegistry:
         """Return once the store answers, even if it holds nothing yet.
 
         Raises:
-            RegistryUnavailableError: The store failed.
+            RegistryUnavailableError: the store failed.
         """
         with self._access.errors("be reached"), suppress(FileNotFoundError):
             self._access.store.read(f"check/{LATEST_NAME}", limit_bytes=LATEST_LIMIT_BYTES)
@@ -83,9 +83,9 @@ class AdapterRegistry:
         """Make `owner` the only updater that may publish to a scenario; all earlier owners are fenced.
 
         Raises:
-            AlreadyRunningError: An updater with other checkpoints has just published to it.
-            RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed.
+            AlreadyRunningError: an updater with other checkpoints has just published to it.
+            RegistryReadOnlyError: the registry is open over HTTP.
+            RegistryUnavailableError: the store failed.
         """
         self._owner_file.claim(scenario, owner, latest=self.latest)
 
@@ -93,8 +93,8 @@ class AdapterRegistry:
         """Return a version number that no file exists under, not even of an interrupted publication.
 
         Raises:
-            VersionConflictError: The largest number is taken.
-            RegistryUnavailableError: The store failed.
+            VersionConflictError: the largest number is taken.
+            RegistryUnavailableError: the store failed.
         """
         version = 1 + max(self._files.names_by_version(check_scenario(scenario)), default=0)
         if version > MAX_VERSION:
@@ -115,17 +115,17 @@ class AdapterRegistry:
         checked before steps 3 and 4, so a fenced updater makes nothing visible.
 
         Args:
-            directory: Directory of the bundle.
-            manifest: Manifest of the bundle.
-            owner: The publishing updater, as it claimed the scenario; None if no other updater can publish.
+            directory: directory of the bundle.
+            manifest: manifest of the bundle.
+            owner: the publishing updater, as it claimed the scenario; None if no other updater can publish.
 
         Raises:
-            FencedError: Another updater has claimed the scenario.
-            VersionConflictError: The version exists with another digest.
-            VersionNotFoundError: The parent of a delta is not in the registry.
-            BundleDigestError: The store returns other bytes than the manifest records.
-            RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed, or has lost its files.
+            FencedError: another updater has claimed the scenario.
+            VersionConflictError: the version exists with another digest.
+            VersionNotFoundError: the parent of a delta is not in the registry.
+            BundleDigestError: the store returns other bytes than the manifest records.
+            RegistryReadOnlyError: the registry is open over HTTP.
+            RegistryUnavailableError: the store failed, or has lost its files.
         """
         scenario, version = manifest.scenario, manifest.version
         if not self._is_published(manifest):
@@ -146,9 +146,9 @@ class AdapterRegistry:
         """Store a candidate that the gate refused, for inspection; it never becomes a version.
 
         Raises:
-            BundleDigestError: The store returns other bytes than the manifest records.
-            RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed.
+            BundleDigestError: the store returns other bytes than the manifest records.
+            RegistryReadOnlyError: the registry is open over HTTP.
+            RegistryUnavailableError: the store failed.
         """
         path = version_path(f"{manifest.scenario}/{REFUSED_NAME}", manifest.version)
         with self._access.errors(f"keep refused candidate {path}"):
@@ -164,13 +164,13 @@ class AdapterRegistry:
         newest `retention.versions`, because it may still be repaired.
 
         Args:
-            scenario: The scenario to prune.
-            retention: Rules for the versions to keep.
+            scenario: the scenario to prune.
+            retention: rules for the versions to keep.
 
         Raises:
-            RolloutFormatError: The rollout cannot be read; nothing is removed.
-            RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed.
+            RolloutFormatError: the rollout cannot be read; nothing is removed.
+            RegistryReadOnlyError: the registry is open over HTTP.
+            RegistryUnavailableError: the store failed.
         """
         versions, named = self.versions(scenario), self.rollout(scenario).versions
         return self._pruner.prune(scenario, retention, versions=versions, named=named)
@@ -181,10 +181,10 @@ class AdapterRegistry:
         """Return the manifest of the latest version; None if nothing has been published.
 
         Raises:
-            ScenarioNameError: The name is not valid.
+            ScenarioNameError: the name is not valid.
             VersionNotKeptError: LATEST names a version that the registry does not hold.
             BundleError: LATEST or the manifest is damaged.
-            RegistryUnavailableError: The store failed.
+            RegistryUnavailableError: the store failed.
         """
         version = self._latest.read(scenario)
         while version is not None:
@@ -201,7 +201,7 @@ class AdapterRegistry:
         """Explain in one sentence why a scenario has no latest version: the registry is missing, empty or damaged.
 
         Raises:
-            RegistryUnavailableError: The store failed.
+            RegistryUnavailableError: the store failed.
         """
         return self._latest.explain_absence(scenario, self.versions)
 
@@ -209,9 +209,9 @@ class AdapterRegistry:
         """Return the manifest of one version.
 
         Raises:
-            VersionNotFoundError: The registry holds no such version.
-            BundleError: The manifest is damaged, or belongs to another version.
-            RegistryUnavailableError: The store failed.
+            VersionNotFoundError: the registry holds no such version.
+            BundleError: the manifest is damaged, or belongs to another version.
+            RegistryUnavailableError: the store failed.
         """
         path = f"{version_path(check_scenario(scenario), version)}/{MANIFEST_NAME}"
         data = self._access.read(path, limit_bytes=MANIFEST_LIMIT_BYTES)
@@ -234,8 +234,8 @@ class AdapterRegistry:
         """Return the numbers of all published versions, oldest first.
 
         Raises:
-            ScenarioNameError: The name is not valid.
-            RegistryUnavailableError: The store failed.
+            ScenarioNameError: the name is not valid.
+            RegistryUnavailableError: the store failed.
         """
         names = self._files.names_by_version(check_scenario(scenario))
         return sorted(version for version, files in names.items() if MANIFEST_NAME in files)
@@ -244,9 +244,9 @@ class AdapterRegistry:
         """Return the versions needed to build `version`: its last full version, then each delta up to it.
 
         Raises:
-            VersionNotFoundError: The version, or a link of its chain, is missing.
-            BundleError: A manifest is damaged.
-            RegistryUnavailableError: The store failed.
+            VersionNotFoundError: the version, or a link of its chain, is missing.
+            BundleError: a manifest is damaged.
+            RegistryUnavailableError: the store failed.
         """
         links = [self.manifest(scenario, version)]
         while (parent := links[-1].builds_on) is not None:
@@ -259,10 +259,10 @@ class AdapterRegistry:
         The directory appears complete and verified, or not at all. A valid copy that exists already is used as it is.
 
         Raises:
-            VersionNotFoundError: The registry holds no such version.
-            BundleError: The downloaded bytes are not those of the manifest.
-            RegistryUnavailableError: The store failed.
-            OSError: The local disk failed.
+            VersionNotFoundError: the registry holds no such version.
+            BundleError: the downloaded bytes are not those of the manifest.
+            RegistryUnavailableError: the store failed.
+            OSError: the local disk failed.
         """
         return self._files.fetch(self.manifest(scenario, version), destination)
 
@@ -270,10 +270,10 @@ class AdapterRegistry:
         """Read every file of a version and compare it with the manifest.
 
         Raises:
-            VersionNotFoundError: A file is gone.
-            BundleSizeError: A file is too short or too long.
-            BundleDigestError: The digest of a file differs.
-            RegistryUnavailableError: The store failed.
+            VersionNotFoundError: a file is gone.
+            BundleSizeError: a file is too short or too long.
+            BundleDigestError: the digest of a file differs.
+            RegistryUnavailableError: the store failed.
         """
         for name, entry in manifest.files.items():
             self._files.verify(f"{version_path(manifest.scenario, manifest.version)}/{name}", entry)
@@ -282,13 +282,13 @@ class AdapterRegistry:
         """Yield the bytes of one file of a version in chunks, unverified.
 
         Args:
-            manifest: Manifest of the version.
-            name: Name of the file.
+            manifest: manifest of the version.
+            name: name of the file.
 
         Raises:
-            VersionNotFoundError: The version has no such file.
-            BundleSizeError: The file is too short or too long.
-            RegistryUnavailableError: The store failed.
+            VersionNotFoundError: the version has no such file.
+            BundleSizeError: the file is too short or too long.
+            RegistryUnavailableError: the store failed.
         """
         path = f"{version_path(manifest.scenario, manifest.version)}/{name}"
         entry = manifest.files.get(name)
@@ -303,9 +303,9 @@ class AdapterRegistry:
         """Return the rollout of a scenario; if none is stored, one of revision 0 that follows the latest version.
 
         Raises:
-            ScenarioNameError: The name is not valid.
-            RolloutFormatError: The stored document is not a rollout.
-            RegistryUnavailableError: The store failed.
+            ScenarioNameError: the name is not valid.
+            RolloutFormatError: the stored document is not a rollout.
+            RegistryUnavailableError: the store failed.
         """
         return self._rollout_file.read(scenario)
 
@@ -313,13 +313,13 @@ class AdapterRegistry:
         """Replace the rollout of a scenario by its next revision; see `RolloutFile.write`.
 
         Args:
-            rollout: The new document, one revision after the stored one.
+            rollout: the new document, one revision after the stored one.
 
         Raises:
-            RolloutConflictError: Another process has changed the rollout meanwhile.
-            VersionNotFoundError: A version that it names anew, or a link of its chain, is missing.
-            RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed.
+            RolloutConflictError: another process has changed the rollout meanwhile.
+            VersionNotFoundError: a version that it names anew, or a link of its chain, is missing.
+            RegistryReadOnlyError: the registry is open over HTTP.
+            RegistryUnavailableError: the store failed.
         """
         self._rollout_file.write(rollout, check_version=self.chain)
 

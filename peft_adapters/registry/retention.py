@@ -20,9 +20,9 @@ class PublishedVersion:
     """The fields of a manifest that retention depends on.
 
     Attributes:
-        builds_on: Version that a delta builds on; None for a full version.
-        published_at_ms: Time of publication, epoch milliseconds.
-        size_bytes: Size of all files of the version.
+        builds_on: version that a delta builds on; None for a full version.
+        published_at_ms: time of publication, epoch milliseconds.
+        size_bytes: size of all files of the version.
     """
 
     builds_on: int | None
@@ -35,10 +35,10 @@ class Retention:
     """Limits on the number, age and size of the kept versions.
 
     Attributes:
-        versions: Number of newest versions that are all kept.
-        minutes: Minutes for which the first full version of each minute is kept.
-        hours: Hours for which the first full version of each hour is kept.
-        size_bytes: Limit on the size of all kept versions together; None sets no limit.
+        versions: number of newest versions that are all kept.
+        minutes: minutes for which the first full version of each minute is kept.
+        hours: hours for which the first full version of each hour is kept.
+        size_bytes: limit on the size of all kept versions together; None sets no limit.
     """
 
     versions: int
@@ -59,8 +59,8 @@ class Retention:
         The choice is stable: a version that is not kept now would not be kept later either, as newer versions arrive.
 
         Args:
-            published: Fields of all versions whose manifests can be read, by version.
-            named: Versions that the rollout names.
+            published: fields of all versions whose manifests can be read, by version.
+            named: versions that the rollout names.
 
         >>> minute = 60_000
         >>> published = {n: PublishedVersion(None, n * minute // 2, 10) for n in range(8)}

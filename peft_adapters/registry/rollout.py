@@ -26,9 +26,9 @@ class Canary(BaseModel):
     """A version that answers a share of the shoppers.
 
     Attributes:
-        version: Version of the canary; None follows the latest.
-        percent: Percentage of shoppers, above 0 and at most 100.
-        auto_rollback: End the canary automatically once it is measured to be worse.
+        version: version of the canary; None follows the latest.
+        percent: percentage of shoppers, above 0 and at most 100.
+        auto_rollback: end the canary automatically once it is measured to be worse.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,14 +50,14 @@ class Rollout(BaseModel):
     """The versions that the workers of a scenario serve.
 
     Attributes:
-        scenario: Name of the scenario.
-        revision: Number of the change; 0 before the first.
-        stable_version: Version that answers everyone outside the canary; None follows the latest.
-        canary: Version that answers some shoppers; needs a pinned stable version, so that the comparison is fixed.
-        shadow: Version that is compared and never answers.
-        changed_at_ms: Time of the change, epoch milliseconds.
-        changed_by: Author of the change, as the command or the API key names them.
-        reason: Reason of the change, as its author gave it.
+        scenario: name of the scenario.
+        revision: number of the change; 0 before the first.
+        stable_version: version that answers everyone outside the canary; None follows the latest.
+        canary: version that answers some shoppers; needs a pinned stable version, so that the comparison is fixed.
+        shadow: version that is compared and never answers.
+        changed_at_ms: time of the change, epoch milliseconds.
+        changed_by: author of the change, as the command or the API key names them.
+        reason: reason of the change, as its author gave it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,11 +94,11 @@ class Rollout(BaseModel):
         """Pin the stable version and end the canary.
 
         Args:
-            version: Version that answers everyone.
-            **by: The fields `changed_by` and `reason`.
+            version: version that answers everyone.
+            **by: the fields `changed_by` and `reason`.
 
         Raises:
-            RolloutError: A field breaks its rule.
+            RolloutError: a field breaks its rule.
         """
         return self._next(stable_version=version, canary=None, shadow=self._shadow_beside(version), **by)
 
@@ -106,10 +106,10 @@ class Rollout(BaseModel):
         """Follow the latest version again; end the canary, and a shadow of the latest.
 
         Args:
-            **by: The fields `changed_by` and `reason`.
+            **by: the fields `changed_by` and `reason`.
 
         Raises:
-            RolloutError: A field breaks its rule.
+            RolloutError: a field breaks its rule.
         """
         return self._next(stable_version=None, canary=None, shadow=self._shadow_beside(None), **by)
 
@@ -117,12 +117,12 @@ class Rollout(BaseModel):
         """Start, change or end the canary; the stable version is pinned to its current value when one starts.
 
         Args:
-            canary: The new canary; None ends it.
-            latest: The latest version, which is pinned if no version is.
-            **by: The fields `changed_by` and `reason`.
+            canary: the new canary; None ends it.
+            latest: the latest version, which is pinned if no version is.
+            **by: the fields `changed_by` and `reason`.
 
         Raises:
-            RolloutError: The canary is the stable version, or a field breaks its rule.
+            RolloutError: the canary is the stable version, or a field breaks its rule.
         """
         stable = self.stable_version if canary is None else self.stable_or(latest)
         return self._next(stable_version=stable, canary=canary, **by)
@@ -131,12 +131,12 @@ class Rollout(BaseModel):
         """Start, change or end the shadow; a shadow of the latest pins the stable version to its current value.
 
         Args:
-            shadow: The new shadow; None ends it.
-            latest: The latest version, which is pinned if no version is.
-            **by: The fields `changed_by` and `reason`.
+            shadow: the new shadow; None ends it.
+            latest: the latest version, which is pinned if no version is.
+            **by: the fields `changed_by` and `reason`.
 
         Raises:
-            RolloutError: The shadow is the stable version, or a field breaks its rule.
+            RolloutError: the shadow is the stable version, or a field breaks its rule.
         """
         pins_stable = shadow is not None and shadow.version is None
         stable = self.stable_or(latest) if pins_stable else self.stable_version
@@ -146,11 +146,11 @@ class Rollout(BaseModel):
         """Pin the canary's version as the stable one.
 
         Args:
-            latest: The latest version, which is pinned if the canary follows it.
-            **by: The fields `changed_by` and `reason`.
+            latest: the latest version, which is pinned if the canary follows it.
+            **by: the fields `changed_by` and `reason`.
 
         Raises:
-            RolloutError: There is no canary, or a field breaks its rule.
+            RolloutError: there is no canary, or a field breaks its rule.
         """
         if self.canary is None:
             raise RolloutError(f"scenario {self.scenario!r} has no canary to promote; start one, or pin a version")
@@ -196,12 +196,12 @@ def parse_rollout(data: bytes, *, scenario: str, source: str) -> Rollout:
     """Parse and check a rollout.
 
     Args:
-        data: The bytes of the document.
-        scenario: The scenario that it must belong to.
-        source: Name of the data in error messages.
+        data: the bytes of the document.
+        scenario: the scenario that it must belong to.
+        source: name of the data in error messages.
 
     Raises:
-        RolloutFormatError: The document is invalid, or belongs to another scenario.
+        RolloutFormatError: the document is invalid, or belongs to another scenario.
     """
     try:
         rollout = Rollout.model_validate_json(data)

@@ -16,7 +16,7 @@ class RolloutFile:
     """Reads and replaces the rollout document of a scenario.
 
     Args:
-        access: Access to the registry's store.
+        access: access to the registry's store.
     """
 
     def __init__(self, access: StoreAccess) -> None:
@@ -26,9 +26,9 @@ class RolloutFile:
         """Return the rollout of a scenario; if none is stored, one of revision 0 that follows the latest version.
 
         Raises:
-            ScenarioNameError: The name is not valid.
-            RolloutFormatError: The stored document is not a rollout.
-            RegistryUnavailableError: The store failed.
+            ScenarioNameError: the name is not valid.
+            RolloutFormatError: the stored document is not a rollout.
+            RegistryUnavailableError: the store failed.
         """
         path = f"{check_scenario(scenario)}/{ROLLOUT_NAME}"
         try:
@@ -46,13 +46,13 @@ class RolloutFile:
         concurrent writers one gets an error even on stores without conditional writes.
 
         Args:
-            rollout: The new document, one revision after the stored one.
-            check_version: Raises for a version that cannot be served; called for each version named anew.
+            rollout: the new document, one revision after the stored one.
+            check_version: raises for a version that cannot be served; called for each version named anew.
 
         Raises:
-            RolloutConflictError: Another process has changed the rollout meanwhile.
-            RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed.
+            RolloutConflictError: another process has changed the rollout meanwhile.
+            RegistryReadOnlyError: the registry is open over HTTP.
+            RegistryUnavailableError: the store failed.
         """
         path, data = f"{rollout.scenario}/{ROLLOUT_NAME}", rollout_bytes(rollout)
         current = self.read(rollout.scenario)

@@ -34,7 +34,7 @@ class Signer:
         path: PEM file of a private Ed25519 key.
 
     Raises:
-        SigningKeyError: The file does not hold such a key, or `cryptography` is not installed.
+        SigningKeyError: the file does not hold such a key, or `cryptography` is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,10 +54,10 @@ class Verifier:
 
     Args:
         paths: PEM files of public Ed25519 keys.
-        require: Refuse manifests that none of the keys signed; a wrong signature is always refused.
+        require: refuse manifests that none of the keys signed; a wrong signature is always refused.
 
     Raises:
-        SigningKeyError: A file does not hold such a key, or `cryptography` is not installed.
+        SigningKeyError: a file does not hold such a key, or `cryptography` is not installed.
     """
 
     def __init__(self, paths: Sequence[Path], *, require: bool) -> None:
@@ -68,7 +68,7 @@ class Verifier:
         """Check that a manifest may be used.
 
         Raises:
-            BundleSignatureError: The signature is wrong, or missing or by an unknown key although required.
+            BundleSignatureError: the signature is wrong, or missing or by an unknown key although required.
         """
         state = self.signature_state(manifest)
         if state == "good" or (state != "bad" and not self._require):
@@ -101,7 +101,7 @@ def load_signer(settings: SigningSettings) -> Signer | None:
     """Return the signer with the configured private key; None if no key is configured.
 
     Raises:
-        SigningKeyError: The file does not hold a private key, or `cryptography` is not installed.
+        SigningKeyError: the file does not hold a private key, or `cryptography` is not installed.
     """
     return None if settings.private_key is None else Signer(settings.private_key)
 
@@ -110,7 +110,7 @@ def load_verifier(settings: SigningSettings) -> Verifier | None:
     """Return a verifier with the configured public keys; None if no keys are configured.
 
     Raises:
-        SigningKeyError: A file does not hold a public key, or `cryptography` is not installed.
+        SigningKeyError: a file does not hold a public key, or `cryptography` is not installed.
     """
     return Verifier(settings.public_keys, require=settings.require_signature) if settings.public_keys else None
 
@@ -119,11 +119,11 @@ def generate_key_pair(directory: Path) -> tuple[Path, Path]:
     """Generate a key pair and return its two files, private (readable by its owner alone) and public.
 
     Args:
-        directory: Directory of the two files; created if it does not exist.
+        directory: directory of the two files; created if it does not exist.
 
     Raises:
-        SigningKeyError: A key file exists already, or `cryptography` is not installed.
-        OSError: The disk failed.
+        SigningKeyError: a key file exists already, or `cryptography` is not installed.
+        OSError: the disk failed.
     """
     _require_package()
     from cryptography.hazmat.primitives import serialization

@@ -11,12 +11,12 @@ class StoreAccess:
     """A store and its address, with errors mapped.
 
     Args:
-        url: Address of the registry, for error messages.
-        store: Store that holds the registry's files.
+        url: address of the registry, for error messages.
+        store: store that holds the registry's files.
 
     Attributes:
-        url: Address of the registry.
-        store: Store that holds the registry's files.
+        url: address of the registry.
+        store: store that holds the registry's files.
     """
 
     def __init__(self, url: str, store: Store) -> None:
@@ -27,10 +27,10 @@ class StoreAccess:
         """Turn an OSError of the store into a RegistryUnavailableError.
 
         Args:
-            action: The action that fails, such as "read home/LATEST".
+            action: the action that fails, such as "read home/LATEST".
 
         Raises:
-            RegistryUnavailableError: The store failed.
+            RegistryUnavailableError: the store failed.
         """
         try:
             yield
@@ -43,7 +43,7 @@ class StoreAccess:
         """Return at most the first `limit_bytes` bytes of a file; None if it does not exist.
 
         Raises:
-            RegistryUnavailableError: The store failed.
+            RegistryUnavailableError: the store failed.
         """
         with self.errors(f"read {path}"):
             try:
@@ -55,13 +55,13 @@ class StoreAccess:
         """Replace a file as a whole.
 
         Args:
-            path: Path of the file.
-            data: Its new content.
-            action: The action, for the error message.
+            path: path of the file.
+            data: its new content.
+            action: the action, for the error message.
 
         Raises:
-            RegistryReadOnlyError: The registry is open over HTTP.
-            RegistryUnavailableError: The store failed.
+            RegistryReadOnlyError: the registry is open over HTTP.
+            RegistryUnavailableError: the store failed.
         """
         with self.errors(action):
             self.store.write(path, data)

@@ -134,9 +134,9 @@ class HttpStore:
     fsspec is not used over HTTP, because it finds files by parsing links in HTML; the registry process returns a list.
 
     Args:
-        url: Address of the files, ending in `/v1/files`.
+        url: address of the files, ending in `/v1/files`.
         api_key: API key of scope `read`, if the registry process requires one.
-        read_seconds: Deadline of one read as a whole; received bytes extend it by the time that they take at
+        read_seconds: deadline of one read as a whole; received bytes extend it by the time that they take at
             `SLOWEST_BYTES_PER_SECOND`.
     """
 
@@ -205,9 +205,9 @@ def open_store(url: str, *, api_key: str | None = None, read_seconds: float = RE
     """Open the store of a registry's address.
 
     Args:
-        url: Address of the registry.
+        url: address of the registry.
         api_key: API key of scope `read`, if the registry process requires one.
-        read_seconds: Deadline of one read over HTTP as a whole.
+        read_seconds: deadline of one read over HTTP as a whole.
 
     Raises:
         RegistryAddressError: fsspec does not know the protocol, or lacks the package for it.

@@ -36,7 +36,7 @@ class VersionFiles:
     """Reads, writes and removes the files of versions.
 
     Args:
-        access: Access to the registry's store.
+        access: access to the registry's store.
     """
 
     def __init__(self, access: StoreAccess) -> None:
@@ -46,7 +46,7 @@ class VersionFiles:
         """Return the names of the files of each version under `path`.
 
         Raises:
-            RegistryUnavailableError: The store failed.
+            RegistryUnavailableError: the store failed.
         """
         with self._access.errors(f"list {path}"):
             matches = [match for match in map(_FILE_PATH.fullmatch, self._store.files(path)) if match]
@@ -60,14 +60,14 @@ class VersionFiles:
         """Write a bundle; it exists once its manifest does.
 
         Args:
-            path: Directory of the version in the store.
-            directory: Local directory of the bundle.
-            manifest: Manifest of the bundle.
-            before_manifest: Called once all other files are written; if it raises, the bundle stays invisible.
+            path: directory of the version in the store.
+            directory: local directory of the bundle.
+            manifest: manifest of the bundle.
+            before_manifest: called once all other files are written; if it raises, the bundle stays invisible.
 
         Raises:
-            BundleDigestError: The store returns other bytes than the manifest records.
-            RegistryUnavailableError: The store failed.
+            BundleDigestError: the store returns other bytes than the manifest records.
+            RegistryUnavailableError: the store failed.
         """
         with self._access.errors(f"write {path}"):
             for name, entry in manifest.files.items():
@@ -87,10 +87,10 @@ class VersionFiles:
         The directory appears complete and verified, or not at all. A valid copy that exists already is used as it is.
 
         Raises:
-            VersionNotFoundError: A file of the version is gone.
-            BundleError: The downloaded bytes are not those of the manifest.
-            RegistryUnavailableError: The store failed.
-            OSError: The local disk failed.
+            VersionNotFoundError: a file of the version is gone.
+            BundleError: the downloaded bytes are not those of the manifest.
+            RegistryUnavailableError: the store failed.
+            OSError: the local disk failed.
         """
         source = version_path(manifest.scenario, manifest.version)
         target = destination / source
@@ -116,15 +116,15 @@ class VersionFiles:
         """Read one file, at most one byte beyond its recorded size, and check its size and digest.
 
         Args:
-            path: Path of the file.
-            entry: Its size and digest, from the manifest.
-            write: Called with each chunk.
+            path: path of the file.
+            entry: its size and digest, from the manifest.
+            write: called with each chunk.
 
         Raises:
-            BundleSizeError: The file is too short or too long.
-            BundleDigestError: The digest differs.
-            VersionNotFoundError: The file is gone.
-            RegistryUnavailableError: The store failed.
+            BundleSizeError: the file is too short or too long.
+            BundleDigestError: the digest differs.
+            VersionNotFoundError: the file is gone.
+            RegistryUnavailableError: the store failed.
         """
         read_bytes, sha256 = 0, hashlib.sha256()
         for chunk in self.chunks(path, limit_bytes=entry.bytes + 1):
@@ -144,9 +144,9 @@ class VersionFiles:
         """Check the size of a file before any of it is sent on, if the store knows the size.
 
         Raises:
-            BundleSizeError: The file has another size.
-            VersionNotFoundError: The file is gone.
-            RegistryUnavailableError: The store failed.
+            BundleSizeError: the file has another size.
+            VersionNotFoundError: the file is gone.
+            RegistryUnavailableError: the store failed.
         """
         with self._access.errors(f"read {path}"):
             try:
@@ -162,8 +162,8 @@ class VersionFiles:
         """Yield at most the first `limit_bytes` bytes of a file in chunks.
 
         Raises:
-            VersionNotFoundError: The file is gone.
-            RegistryUnavailableError: The store failed.
+            VersionNotFoundError: the file is gone.
+            RegistryUnavailableError: the store failed.
         """
         with self._access.errors(f"read {path}"):
             try:
@@ -175,7 +175,7 @@ class VersionFiles:
         """Remove a version, its manifest first, so that readers never see part of it.
 
         Raises:
-            RegistryUnavailableError: The store failed.
+            RegistryUnavailableError: the store failed.
         """
         with self._access.errors(f"remove {path}"):
             self._store.remove(f"{path}/{MANIFEST_NAME}")

@@ -56,9 +56,9 @@ class HistoryShare(NamedTuple):
     """An item of the shopper's context and its share of a score.
 
     Attributes:
-        row: Row of the item in the served model.
-        sessions_ago: Sessions since the shopper last looked at it; 0 is the current session.
-        shares: Share of the score by kind, see `KINDS`.
+        row: row of the item in the served model.
+        sessions_ago: sessions since the shopper last looked at it; 0 is the current session.
+        shares: share of the score by kind, see `KINDS`.
     """
 
     row: int
@@ -76,14 +76,14 @@ class Explanation:
     """The parts of one score, divided in three ways; each division adds up to the score.
 
     Attributes:
-        row: Row of the candidate.
-        score: The score, as ranking gives it.
-        kinds: Share by kind, see `KINDS`.
-        popularity: Share of the candidate's own counts.
-        global_preference: Share of the preference vector shared by all shoppers.
-        query: Share of the search query; query, global_preference, popularity and `history` are the division by source.
-        history: Share of each item of the context, largest first; items without a share are left out.
-        features: Share by feature.
+        row: row of the candidate.
+        score: the score, as ranking gives it.
+        kinds: share by kind, see `KINDS`.
+        popularity: share of the candidate's own counts.
+        global_preference: share of the preference vector shared by all shoppers.
+        query: share of the search query; query, global_preference, popularity and `history` are the division by source.
+        history: share of each item of the context, largest first; items without a share are left out.
+        features: share by feature.
     """
 
     row: int
@@ -103,8 +103,8 @@ def explain(
     """Explain the scores of candidates for one context.
 
     Args:
-        model: The model that scores the candidates.
-        contexts: The context of one shopper.
+        model: the model that scores the candidates.
+        contexts: the context of one shopper.
         columns: [candidates] sorted rows of the candidates, at least one.
         query_vector: [1, dim] vector of the search query; None outside search.
     """

@@ -55,18 +55,18 @@ def build_model(
     """Build a version; the model that is served meanwhile does not change.
 
     Args:
-        bundles: A full bundle and the deltas on it, or deltas on `previous`, oldest first; at least one.
-        previous: The model served now; its text vectors are reused where neither text nor adapter changed.
-        catalogue: The worker's items.
-        encoder: Its adapter is set to that of the version, unless `previous` has the same.
-        stop: Ends the build when set.
-        next_adapter_vectors: Text vectors encoded ahead, reused if they were made under this version's adapter.
-        previous_adapter_vectors: Store of text vectors by adapter, read likewise; this version's are added to it.
+        bundles: a full bundle and the deltas on it, or deltas on `previous`, oldest first; at least one.
+        previous: the model served now; its text vectors are reused where neither text nor adapter changed.
+        catalogue: the worker's items.
+        encoder: its adapter is set to that of the version, unless `previous` has the same.
+        stop: ends the build when set.
+        next_adapter_vectors: text vectors encoded ahead, reused if they were made under this version's adapter.
+        previous_adapter_vectors: store of text vectors by adapter, read likewise; this version's are added to it.
 
     Raises:
         BuildStoppedError: `stop` was set before the end.
-        BundleBaseMismatchError: A bundle was made for another encoder or another shape of adapter.
-        BundleFormatError: A bundle does not build on the version before it, or its parts do not fit together.
+        BundleBaseMismatchError: a bundle was made for another encoder or another shape of adapter.
+        BundleFormatError: a bundle does not build on the version before it, or its parts do not fit together.
     """
     state: ModelState | None = previous.state if previous is not None else None
     manifest = previous.manifest if previous is not None else None
@@ -87,10 +87,10 @@ def refresh_model(
     """Rebuild a version over the catalogue as it is now: with new items, and new texts of known ones.
 
     Args:
-        previous: The model served now.
-        catalogue: The worker's items.
-        encoder: Its adapter is set to that of the version where texts are encoded.
-        stop: Ends the build when set.
+        previous: the model served now.
+        catalogue: the worker's items.
+        encoder: its adapter is set to that of the version where texts are encoded.
+        stop: ends the build when set.
 
     Raises:
         BuildStoppedError: `stop` was set before the end.
@@ -104,12 +104,12 @@ def start_next_adapter_vectors(
     """Start encoding texts under the adapter that a model announces; None if it announces none.
 
     Args:
-        model: The newest model that is served.
-        started: Vectors in progress, returned as they are if they are for the announced adapter.
-        encoder: Its adapter is set to the announced one.
+        model: the newest model that is served.
+        started: vectors in progress, returned as they are if they are for the announced adapter.
+        encoder: its adapter is set to the announced one.
 
     Raises:
-        BundleBaseMismatchError: The adapter does not fit the encoder.
+        BundleBaseMismatchError: the adapter does not fit the encoder.
     """
     next_lora = model.state.next_lora
     if not next_lora:
@@ -157,8 +157,8 @@ class _ReusableVectors(NamedTuple):
     """Text vectors that exist already under the adapter of the version that is built.
 
     Attributes:
-        suffix: Encoder layers above the split with that adapter.
-        rows: Row of each item's vector, by item id.
+        suffix: encoder layers above the split with that adapter.
+        rows: row of each item's vector, by item id.
         texts: [rows] the texts that the vectors were made of.
         vectors: [rows or more, dim] unit vectors.
     """

@@ -23,14 +23,14 @@ class ModelState:
     """The learned state of a version, in the updater's item order; the next delta is applied to it.
 
     Attributes:
-        item_ids: The updater's items in its order.
+        item_ids: the updater's items in its order.
         heads: [features] weights of the score.
         global_preference: [dim] preference vector shared by all shoppers.
         residuals: fp16 [items, dim] by role; bundles hold them as int8.
-        counters: The streaming counters.
+        counters: the streaming counters.
         lora: LoRA weights under PEFT's names.
         projections: [dim, length] by modality.
-        probabilities: Calibration weights of the outcomes; None before the learner has learnt a list.
+        probabilities: calibration weights of the outcomes; None before the learner has learnt a list.
         next_lora: LoRA weights that a later version will bring; empty if none are announced.
     """
 
@@ -49,12 +49,12 @@ def state_from_bundle(bundle: Bundle, parent: ModelState | None, *, dim: int) ->
     """Check all tensors of a bundle and merge them with the state of the version it builds on.
 
     Args:
-        bundle: A full bundle, or a delta on `parent`.
-        parent: State of the version that a delta builds on; None for a full bundle.
-        dim: Length of the encoder's vectors.
+        bundle: a full bundle, or a delta on `parent`.
+        parent: state of the version that a delta builds on; None for a full bundle.
+        dim: length of the encoder's vectors.
 
     Raises:
-        BundleFormatError: A tensor breaks its rule, or the parts of the bundle do not fit together.
+        BundleFormatError: a tensor breaks its rule, or the parts of the bundle do not fit together.
     """
     try:
         require_tensors(bundle.groups)
@@ -71,7 +71,7 @@ def probabilities_from_bundle(bundle: Bundle) -> Probabilities | None:
     """Return the calibration weights of the outcomes; None if the bundle's learner had learnt no list.
 
     Raises:
-        ModelValueError: The weights have the wrong shape.
+        ModelValueError: the weights have the wrong shape.
     """
     heads = bundle.groups["heads"]
     if "click" not in heads:

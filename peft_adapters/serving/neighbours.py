@@ -19,11 +19,11 @@ class NeighbourIndex:
     so that query and items are of one version.
 
     Args:
-        model: The model whose texts are indexed; items that are added later are not in the index.
+        model: the model whose texts are indexed; items that are added later are not in the index.
 
     Attributes:
-        rows: Number of rows that the worker's catalogue had; the caller scores later rows itself.
-        adapter: Encoder suffix with the adapter that the vectors were made under.
+        rows: number of rows that the worker's catalogue had; the caller scores later rows itself.
+        adapter: encoder suffix with the adapter that the vectors were made under.
     """
 
     def __init__(self, model: ServedModel) -> None:
@@ -39,9 +39,9 @@ class NeighbourIndex:
         """Return the catalogue rows of the texts nearest to a query, in no particular order.
 
         Args:
-            query: The search query in words.
-            encode_query: Encodes the query under the index's adapter.
-            count: Number of rows to return.
+            query: the search query in words.
+            encode_query: encodes the query under the index's adapter.
+            count: number of rows to return.
         """
         vector: Tensor = encode_query(query, self.adapter)
         rows: IntArray = self._index.search(vector.numpy(), count, threads=1).keys.astype(np.int64)

@@ -35,8 +35,8 @@ class PreviousAdapterVectors:
     """A store of text vectors by adapter that removes the least recently used beyond a size limit.
 
     Args:
-        directory: Directory of the files; created when the first vectors are stored.
-        max_bytes: Limit on the size of all files together.
+        directory: directory of the files; created when the first vectors are stored.
+        max_bytes: limit on the size of all files together.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int) -> None:

@@ -25,19 +25,19 @@ class ServedModel:
     """One version, ready to answer; it never changes.
 
     Attributes:
-        manifest: Manifest of the version.
-        state: Learned state that the next delta builds on.
+        manifest: manifest of the version.
+        state: learned state that the next delta builds on.
         item_ids: [items] the updater's items in its order, then items that only the worker knows.
-        rows: Row of each item, by item id.
+        rows: row of each item, by item id.
         texts: [items] text of each item, None where the worker has no text.
         text_vectors: [items, dim] unit vectors of the texts, zero where there is no text.
         content_vectors: [items, dim] text vectors plus the projected vectors of other modalities.
         has_text: [items] whether an item has a text, and so may be a candidate.
         catalogue_rows: [items] row in the worker's catalogue, -1 for items it does not hold.
         row_of: [catalogue rows] row in this model, the inverse of `catalogue_rows`.
-        unused_vectors: Number of vectors of other modalities whose length does not match the version's projection.
-        suffix: Encoder layers above the split with the version's adapter merged in; encodes search queries.
-        ranker: Scores items and predicts outcomes.
+        unused_vectors: number of vectors of other modalities whose length does not match the version's projection.
+        suffix: encoder layers above the split with the version's adapter merged in; encodes search queries.
+        ranker: scores items and predicts outcomes.
     """
 
     manifest: Manifest
@@ -67,8 +67,8 @@ class ServedModel:
         """Return a shopper's items as a context in this model's rows; items it does not hold are left out.
 
         Args:
-            catalogue_rows: The items' rows in the worker's catalogue, newest first.
-            ages: Sessions since each item was looked at.
+            catalogue_rows: the items' rows in the worker's catalogue, newest first.
+            ages: sessions since each item was looked at.
         """
         rows, sessions_ago = np.array(catalogue_rows, dtype=np.int64), np.array(ages, dtype=np.int64)
         is_held = rows < len(self.row_of)  # later rows were added after this model was built
@@ -81,7 +81,7 @@ def require_finite_scores(model: ServedModel) -> None:
     An item whose score is not finite would be missing from every list without notice.
 
     Raises:
-        BundleFormatError: An item has no finite score, or no finite probability.
+        BundleFormatError: an item has no finite score, or no finite probability.
     """
     rows = np.flatnonzero(model.has_text)
     busiest = np.argsort(-model.ranker.counters.events, kind="stable")[:_HISTORY_ITEMS]
