@@ -1,4 +1,5 @@
 # One-word commands, the same on a laptop and in CI. PIP_ARGS goes to pip, ARGS to the command.
+# `make bench COMPARE=HEAD ARGS=ingest` compares with a result in git; a file or a directory will do, too.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,7 +38,7 @@ check: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks $(if $(COMPARE),--compare $(COMPARE)) $(ARGS)
 
 dist: install
 	rm -rf build dist

@@ -1,1 +1,1 @@
-"""Scenarios with permanent names; `python -m benchmarks` runs them and writes what it measured as JSON."""
+"""Benchmark scenarios with permanent names, and their results as JSON in git."""

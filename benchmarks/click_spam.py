@@ -25,7 +25,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from benchmarks.measure import Measured
+from benchmarks.measure import Measurement, data_settings
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
@@ -62,14 +62,14 @@ class Replayed:
     downweighted: int = 0
 
 
-def run(data: Path) -> Measured:
+def run(data: Path) -> Measurement:
     """Replay `data`'s events with and without spam, guard and both, once a seed and kind of spam."""
     torch.set_num_threads(1)
     items = read_catalogue(data / "items.csv.gz")
     known = {item[0] for item in items}
     stream = read_stream(data / "events.csv.gz", known, max_events=EVENTS, click_window_seconds=600.0)
     rounds = [_round(items, stream.examples, seed) for seed in range(SEEDS)]
-    return Measured(
+    return Measurement(
         unit="of what spam moves an item's mean rank is kept out, at worst",
         value=min(round_[f"{kind}_kept_out"] for round_ in rounds for kind in KINDS),
         target=TARGET,
@@ -79,7 +79,7 @@ def run(data: Path) -> Measured:
             "batch_events": BATCH_EVENTS,
             "events": len(stream.examples),
             "spam_share": SPAM_SHARE,
-            "data": data.name,
+            **data_settings(data),
         },
         rounds=rounds,
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import Measured, in_turn
+from benchmarks.measure import Measurement, alternate
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer
 from streams.dead_letters import DeadLetter
@@ -29,20 +29,20 @@ POLL_RECORDS = 500
 EPOCH_MS = 1_700_000_000_000
 
 
-def run(_data: Path) -> Measured:
+def run(_data: Path) -> Measurement:
     """Publish clicks to a fresh broker, then read them again and again."""
     topics = Topics()
     with tempfile.TemporaryDirectory() as directory, EmbeddedBroker(Path(directory)) as broker:
         connection = KafkaConnection(bootstrap_servers=broker.bootstrap_servers)
         ensure_topics(connection, topics, partitions=PARTITIONS)
         _publish(connection, topics)
-        rounds = in_turn(
+        rounds = alternate(
             _reading(connection, topics, decoding=True),
             _reading(connection, topics, decoding=False),
             rounds=ROUNDS,
             names=("decoded_events_per_second", "polled_events_per_second"),
         )
-    return Measured(
+    return Measurement(
         unit="of the events per second of polling alone",
         value=median(round_["ratio"] for round_ in rounds),
         target=None,

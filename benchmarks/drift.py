@@ -1,31 +1,29 @@
-"""`python -m benchmarks.drift DATA`: how many events it takes to recover from a swap of buyers, handled and not.
+"""Scenario `drift`: the events it takes to recover from a swap of buyers, with drift handling on and off.
 
-At the middle of a stream, or after `--swap-after` events, every item of one half of the catalogue changes places with
-one of the other half: who bought the one buys the other from then on. Texts stay, so that nothing of what was learnt of
-sequences, of shoppers and of popularity holds any more. The halves are the two largest categories, where items have
-any; else the catalogue is cut in two, by popularity so that pairs are bought about as often.
+In the middle of a stream, or after `swap_after` events, every item of one half of the catalogue changes places with an
+item of the other half: shoppers who bought the first buy the second from then on. Texts stay, so everything learnt of
+sequences, shoppers and popularity is wrong. Items are paired with neighbours in popularity, so that both items of a
+pair are bought about as often.
 
-NDCG@20 of each event is judged before it is learnt. What was lost is its mean over the last `WINDOW` events before the
-swap less that over the first `WINDOW` after it; recovered is when a mean over `WINDOW` events has regained 90 % of it.
-The same stream without the swap says how far that mean moves by itself: it is taken off first.
+NDCG@20 of each event is judged before it is learnt. The loss is its mean over the last `WINDOW` events before the swap
+minus its mean over the first `WINDOW` after it. The stream has recovered when a mean over `WINDOW` events has regained
+90 % of the loss. The same stream without the swap shows how far that mean moves by itself, which is subtracted first.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.provenance import code, machine
+from benchmarks.measure import Measurement, data_settings
 from peft_adapters.learning.drift import DriftMonitor
 from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.ranking.modalities import CatalogueItem
@@ -41,78 +39,79 @@ WINDOW = 1_000
 Floats = npt.NDArray[np.float64]
 
 
-def main(arguments: list[str]) -> int:
-    """Replay DATA's events with the swap and without, drift handled and not; print figures as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drift", description=__doc__)
-    parser.add_argument("data", type=Path, help="directory with items.csv.gz and events.csv.gz")
-    parser.add_argument("--events", type=int, default=20_000)
-    parser.add_argument("--swap-after", type=int, metavar="N", help="events before the swap; half of all if not given")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--batch-events", type=int, default=128)
-    parser.add_argument("--without-lora", action="store_true", help="leave the adapter off, which is faster")
-    parser.add_argument("--rate-factor", type=float, default=DriftSettings().rate_factor)
-    parser.add_argument("--raised-batches", type=int, default=DriftSettings().raised_batches)
-    parser.add_argument("--forget-halvings", type=int, default=DriftSettings().forget_halvings)
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write figures there too")
-    options = parser.parse_args(arguments)
+def run(
+    data: Path,
+    *,
+    events: int = 20_000,
+    swap_after: int = 0,
+    seeds: int = 1,
+    batch_events: int = 128,
+    lora: bool = True,
+    rate_factor: float = DriftSettings().rate_factor,
+    raised_batches: int = DriftSettings().raised_batches,
+    forget_halvings: int = DriftSettings().forget_halvings,
+) -> Measurement:
+    """Replay the events of `data` with the swap and without, drift handling on and off.
+
+    Args:
+        data: a directory with items.csv.gz and events.csv.gz.
+        events: the number of events replayed.
+        swap_after: the number of events before the swap; 0 is half of all.
+        seeds: the number of runs, each with another swap.
+        batch_events: the events of a micro-batch.
+        lora: whether LoRA learns; without it the scenario is several times faster.
+        rate_factor: see `DriftSettings`.
+        raised_batches: see `DriftSettings`.
+        forget_halvings: see `DriftSettings`.
+    """
     torch.set_num_threads(1)
-    items = read_catalogue(options.data / "items.csv.gz")
-    stream = read_stream(
-        options.data / "events.csv.gz",
-        {item[0] for item in items},
-        max_events=options.events,
-        click_window_seconds=600.0,
-    ).examples
-    handled = DriftSettings(
-        rate_factor=options.rate_factor,
-        raised_batches=options.raised_batches,
-        forget_halvings=options.forget_halvings,
+    items = read_catalogue(data / "items.csv.gz")
+    known = {item[0] for item in items}
+    stream = read_stream(data / "events.csv.gz", known, max_events=events, click_window_seconds=600.0).examples
+    handling = DriftSettings(rate_factor=rate_factor, raised_batches=raised_batches, forget_halvings=forget_halvings)
+    replay = partial(_replay, items, handling=handling, lora=lora, batch_events=batch_events)
+    rounds = [_round(stream, seed, swap_after or len(stream) // 2, replay) for seed in range(seeds)]
+    return Measurement(
+        unit="times the mean NDCG@20 after the swap without drift handling",
+        value=fmean(float(round_["ratio_mean_ndcg20_after"] or 0.0) for round_ in rounds),
+        target=None,
+        settings={
+            **data_settings(data),
+            "events": len(stream),
+            "swap_after": swap_after or len(stream) // 2,
+            "batch_events": batch_events,
+            "lora": lora,
+            "drift": handling.model_dump(),
+            "seeds": seeds,
+        },
+        rounds=rounds,
     )
-    result: dict[str, Any] = {
-        "data": options.data.name,
-        "events": len(stream),
-        "batch_events": options.batch_events,
-        "lora": not options.without_lora,
-        "handled": handled.model_dump(),
-        "seeds": [_of_seed(items, stream, seed, handled, options) for seed in range(options.seeds)],
-        "machine": machine(),
-        "code": code(),
-    }
-    text = json.dumps(result, indent=2)
-    sys.stdout.write(text + "\n")
-    if options.json:
-        options.json.write_text(text + "\n")
-    return 0
 
 
-def _of_seed(
-    items: Sequence[CatalogueItem], stream: Sequence[Example], seed: int, handled: DriftSettings, options: Any
-) -> dict[str, Any]:
-    middle = options.swap_after or len(stream) // 2
+def _round(
+    stream: Sequence[Example], seed: int, middle: int, replay: Callable[..., tuple[Floats, list[int]]]
+) -> dict[str, float | None]:
     swapped = swap_buyers(stream, middle, seed)
-    learner = LearnerSettings(seed=seed, judged_items=2**62, lora=not options.without_lora)
-    ndcg = {
-        name: _replayed(items, events, learner, settings, options.batch_events)
-        for name, events, settings in (
-            ("undisturbed", stream, handled.model_copy(update={"enabled": False})),
-            ("off", swapped, handled.model_copy(update={"enabled": False})),
-            ("on", swapped, handled),
-        )
-    }
-    undisturbed, alarms = ndcg.pop("undisturbed")[0], ndcg["on"][1]
-    return {"seed": seed, "alarms_after_events": [alarm - middle for alarm in alarms]} | {
-        name: recovery(own, undisturbed, middle) for name, (own, _) in ndcg.items()
-    }
+    undisturbed, _ = replay(stream, seed=seed, handled=False)
+    off, _ = replay(swapped, seed=seed, handled=False)
+    on, alarms = replay(swapped, seed=seed, handled=True)
+    figures: dict[str, float | None] = {"seed": seed}
+    for name, ndcg in (("off", off), ("on", on)):
+        figures |= {f"{name}_{figure}": value for figure, value in recovery(ndcg, undisturbed, middle).items()}
+    after = [alarm - middle for alarm in alarms if alarm > middle]
+    figures["first_alarm_after_events"] = after[0] if after else None
+    figures["ratio_mean_ndcg20_after"] = float(on[middle:].mean() / off[middle:].mean())
+    return figures
 
 
 def swap_buyers(stream: Sequence[Example], middle: int, seed: int) -> list[Example]:
-    """The stream, with items of two halves of the catalogue in each other's places from `middle` on."""
+    """Return the stream with the items of two halves of the catalogue exchanged from event `middle` on."""
     bought = [item for item, _ in Counter(example.item_id for example in stream).most_common()]
     rng = np.random.default_rng(seed)
     places: dict[str, str] = {}
-    for one, other in zip(bought[::2], bought[1::2], strict=False):  # neighbours in popularity
-        places |= {one: other, other: one}
-    # One swap of neighbours leaves each half what it was in all but name: go on from there to a partner near by.
+    for item, neighbour in zip(bought[::2], bought[1::2], strict=False):  # neighbours in popularity
+        places |= {item: neighbour, neighbour: item}
+    # Exchanging neighbours alone would only rename the halves: move on by one pair, to a partner of similar popularity.
     halves = [[pair[rng.integers(2)] for pair in zip(bought[::2], bought[1::2], strict=False)]]
     halves.append([places[item] for item in halves[0]])
     rolled = halves[1][1:] + halves[1][:1]
@@ -123,51 +122,51 @@ def swap_buyers(stream: Sequence[Example], middle: int, seed: int) -> list[Examp
     ]
 
 
-def _replayed(
+def _replay(
     items: Sequence[CatalogueItem],
     stream: Sequence[Example],
-    settings: LearnerSettings,
-    drift: DriftSettings,
+    *,
+    seed: int,
+    handled: bool,
+    handling: DriftSettings,
+    lora: bool,
     batch_events: int,
 ) -> tuple[Floats, list[int]]:
-    """NDCG@20 of each event, and after how many events there were alarms."""
-    learner, watch, prequential = new_learner(EncoderSettings(), settings), DriftMonitor(drift), PrequentialEvaluator()
+    """Return NDCG@20 of each event, and the numbers of events after which a drift alarm was raised."""
+    learner = new_learner(EncoderSettings(), LearnerSettings(seed=seed, judged_items=2**62, lora=lora))
     learner.add_items(items)
-    ranks, alarms = Ranks(), []
+    monitor = DriftMonitor(handling.model_copy(update={"enabled": handled}))
+    prequential, ranks, alarms = PrequentialEvaluator(), Ranks(), []
     for start in range(0, len(stream), batch_events):
         batch = learner.observe(stream[start : start + batch_events])
         scores = learner.judge(batch)
         ranks.add(scores, batch.items, learner.ranker.counters.events > 0)
-        seen = watch.update(prequential.update(batch, scores))
-        if seen.alarms:
+        drift = monitor.update(prequential.update(batch, scores))
+        if drift.alarms:
             alarms.append(start + len(batch))
-        learner.adapt_to_drift(watch.rate_factor, halvings=seen.halvings)
+        learner.adapt_to_drift(monitor.rate_factor, halvings=drift.halvings)
         learner.learn(batch)
     rank = np.array(ranks.rank)
     return np.where(rank <= CUTOFF, 1 / np.log2(rank + 1), 0.0), alarms
 
 
 def recovery(ndcg: Floats, undisturbed: Floats, middle: int) -> dict[str, float | None]:
-    """NDCG@20 before the swap and right after it, and the events until 90 % of the difference is regained.
+    """Return NDCG@20 before and after the swap, and the events until 90 % of the difference is regained.
 
     Args:
-        ndcg: of each event, with the swap.
-        undisturbed: the same without.
-        middle: events before the swap.
+        ndcg: NDCG@20 of each event, with the swap.
+        undisturbed: NDCG@20 of each event, without the swap.
+        middle: the number of events before the swap.
     """
     gap = np.convolve(undisturbed - ndcg, np.full(WINDOW, 1 / WINDOW), mode="valid")  # mean over each WINDOW events
     lost = float(gap[middle])
     after = gap[middle:]
     back = np.flatnonzero(after <= (1 - REGAINED) * lost)
     return {
-        "before": float(ndcg[middle - WINDOW : middle].mean()),
-        "right_after": float(ndcg[middle : middle + WINDOW].mean()),
+        "ndcg20_before": float(ndcg[middle - WINDOW : middle].mean()),
+        "ndcg20_right_after": float(ndcg[middle : middle + WINDOW].mean()),
         "lost": lost,
         "left_at_the_end": float(after[-1]),
         "recovered_after_events": int(back[0]) + WINDOW if len(back) else None,
-        "mean_after": float(ndcg[middle:].mean()),
+        "mean_ndcg20_after": float(ndcg[middle:].mean()),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,19 +1,18 @@
-"""`python -m benchmarks.help_answers`: whether questions get the right help answer, and whether it is known when not.
+"""Scenario `help-answers`: the share of questions that get the right help answer, and detection of unanswerable ones.
 
-24 answers of a shop, two ways to ask for each, and 40 questions that none of them answers, in help_questions.json.
+help_questions.json has 24 answers of a shop, two questions for each, and 40 questions that none of them answers.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from benchmarks.provenance import code, machine
+from benchmarks.measure import Measurement
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.ranking.catalogue import item_text
@@ -28,50 +27,71 @@ QUESTIONS = Path(__file__).with_name("help_questions.json")
 WORD_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 CONFIDENCES = (0.4, 0.5, 0.6)
 
+Ints = npt.NDArray[np.int64]
 
-def main() -> int:
-    """Ask all questions of the frozen default encoder, print figures as JSON."""
+
+def run(_data: Path) -> Measurement:
+    """Search the answers for each question with the frozen default encoder."""
     torch.set_num_threads(1)
-    known = json.loads(QUESTIONS.read_text())
-    texts = [item_text(title=own["title"], description=own["description"]) for own in known["answers"]]
-    asked = [(question, row) for row, own in enumerate(known["answers"]) for question in own["asked"]]
-    asked += [(question, -1) for question in known["unanswered"]]
+    content = json.loads(QUESTIONS.read_text())
+    answers = content["answers"]
+    texts = [item_text(title=answer["title"], description=answer["description"]) for answer in answers]
+    questions = [(question, row) for row, answer in enumerate(answers) for question in answer["asked"]]
+    questions += [(question, -1) for question in content["unanswered"]]
     encoder = Encoder(EncoderSettings(cache_dir=None))
-    suffix, queries, index = encoder.merged(), QueryEncoder(encoder), LexicalIndex(texts)
+    suffix, encode_query, index = encoder.merged(), QueryEncoder(encoder), LexicalIndex(texts)
     vectors = torch.nn.functional.normalize(suffix(encoder.prefix(texts)), dim=1)
-    meaning = [(vectors @ queries(question, suffix)).numpy() for question, _ in asked]
-    words = [index.scores(question) for question, _ in asked]
-    wanted = np.array([row for _, row in asked])
-    result = {f"words {weight:g}": _figures(meaning, words, wanted, weight) for weight in WORD_WEIGHTS}
-    sys.stdout.write(json.dumps({**result, "machine": machine(), "code": code()}, indent=2) + "\n")
-    return 0
-
-
-def _figures(meaning: list[FloatArray], words: list[FloatArray], wanted: Any, weight: float) -> dict[str, Any]:
-    first = np.array([_first(own, found, weight) for own, found in zip(meaning, words, strict=True)])
-    cosine = np.array([own[row] for own, row in zip(meaning, first.tolist(), strict=True)])
-    right, answerable = first == wanted, wanted >= 0
-    sure = np.array([sure_of(one, SearchSettings().confident_similarity) for one in cosine.tolist()])
-    above = cosine[right][:, None] > cosine[~right]
-    return {
-        "right_first": round(float(right[answerable].mean()), 3),
-        "auc_of_right": round(float(above.mean()), 3),
-        "at_confidence": {
-            f"{least:g}": {
-                "answered": round(float((sure[answerable] >= least).mean()), 2),
-                "right_of_those": round(float(right[sure >= least].mean()), 2),
-                "unanswerable_answered": round(float((sure[~answerable] >= least).mean()), 2),
-            }
-            for least in CONFIDENCES
+    similarities = [(vectors @ encode_query(question, suffix)).numpy() for question, _ in questions]
+    words = [index.scores(question) for question, _ in questions]
+    right = np.array([row for _, row in questions])
+    figures: dict[str, float | None] = {}
+    for weight in WORD_WEIGHTS:
+        for name, value in _figures(similarities, words, right, weight).items():
+            figures[f"words_{weight:g}_{name}"] = value
+    return Measurement(
+        unit="of the answerable questions get the right answer first, by meaning alone",
+        value=float(figures["words_0_right_first_ratio"] or 0.0),
+        target=None,
+        settings={
+            "answers": len(answers),
+            "questions": len(questions),
+            "unanswerable": len(content["unanswered"]),
+            "word_weights": list(WORD_WEIGHTS),
+            "confidences": list(CONFIDENCES),
         },
+        rounds=[figures],
+    )
+
+
+def _figures(
+    similarities: list[FloatArray], words: list[FloatArray], right: Ints, weight: float
+) -> dict[str, float | None]:
+    """Return the figures of fusing both orders with a weight on words; the meaning always weighs 1.
+
+    Args:
+        similarities: cosines of each question with every answer.
+        words: lexical scores of each question with every answer.
+        right: [questions] the row of the right answer, or -1 where there is none.
+        weight: the weight of the order by words.
+    """
+    pairs = list(zip(similarities, words, strict=True))
+    first = np.array([_first(similarity, lexical, weight) for similarity, lexical in pairs])
+    cosine = np.array([similarity[row] for similarity, row in zip(similarities, first.tolist(), strict=True)])
+    correct, answerable = first == right, right >= 0
+    confidence = np.array([sure_of(value, SearchSettings().confident_similarity) for value in cosine.tolist()])
+    above = cosine[correct][:, None] > cosine[~correct]
+    figures: dict[str, float | None] = {
+        "right_first_ratio": float(correct[answerable].mean()),
+        "auc_of_right": float(above.mean()),
     }
+    for least in CONFIDENCES:
+        figures[f"answered_at_{least:g}"] = float((confidence[answerable] >= least).mean())
+        figures[f"right_at_{least:g}"] = float(correct[confidence >= least].mean())
+        figures[f"unanswerable_answered_at_{least:g}"] = float((confidence[~answerable] >= least).mean())
+    return figures
 
 
-def _first(meaning: FloatArray, words: FloatArray, weight: float) -> int:
-    having = np.where(words > 0, words, -np.inf)
-    orders = [top_k(meaning, len(meaning)), top_k(having, len(meaning))]
-    return int(top_k(reciprocal_rank_fusion(orders, (1.0, weight), len(meaning)), 1)[0])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _first(similarity: FloatArray, lexical: FloatArray, weight: float) -> int:
+    matching = np.where(lexical > 0, lexical, -np.inf)
+    orders = [top_k(similarity, len(similarity)), top_k(matching, len(similarity))]
+    return int(top_k(reciprocal_rank_fusion(orders, (1.0, weight), len(similarity)), 1)[0])

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import Measured, in_turn
+from benchmarks.measure import Measurement, alternate, data_settings
 from services.data.dataset import read_events, read_items
 from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer
@@ -35,7 +35,7 @@ POLL_RECORDS = 500
 CLICK_WINDOW_SECONDS = 60.0
 
 
-def run(data: Path) -> Measured:
+def run(data: Path) -> Measurement:
     """Publish the data's events to a fresh broker, then read them again and again."""
     topics = Topics()
     events = list(islice(read_events(data / "events.csv.gz"), EVENTS))
@@ -46,18 +46,18 @@ def run(data: Path) -> Measured:
         with EventProducer(connection, topics) as producer:
             for event in events:
                 producer.send(event)
-        rounds = in_turn(
+        rounds = alternate(
             lambda: _ingest(connection, topics, known, events, Path(directory)),
             lambda: _read(connection, topics, events, lambda _: None),
             rounds=ROUNDS,
             names=("ingested_events_per_second", "read_events_per_second"),
         )
     kinds = {kind: sum(kind == event.KIND for event in events) for kind in ("impression", "click", "purchase")}
-    return Measured(
+    return Measurement(
         unit="of the events per second of reading bytes",
         value=median(round_["ratio"] for round_ in rounds),
         target=0.5,
-        settings={"data": data.name, "events": kinds, "partitions": PARTITIONS, "broker": "embedded"},
+        settings={**data_settings(data), "events": kinds, "partitions": PARTITIONS, "broker": "embedded"},
         rounds=rounds,
     )
 

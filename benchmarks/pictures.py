@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.measure import Measured
+from benchmarks.measure import Measurement, data_settings
 from peft_adapters.learning.batches import Positive
 from peft_adapters.ranking.modalities import CatalogueItem, item_vectors
 from peft_adapters.settings import EncoderSettings, LearnerSettings
@@ -55,7 +55,7 @@ class Event(NamedTuple):
     query: str | None = None
 
 
-def run(data: Path) -> Measured:
+def run(data: Path) -> Measurement:
     """Measure on a catalogue and a stream of each seed, and on the first events of `data`."""
     torch.set_num_threads(1)
     encoder = EncoderSettings()
@@ -66,12 +66,12 @@ def run(data: Path) -> Measured:
             {name: replayed(encoder, items, stream, seed) for stream, kinds in cases for name, items in kinds.items()}
         )
     pairs = (("noise", "without"), ("short_noise", "without"), ("data_noise", "data"), ("data_short_noise", "data"))
-    return Measured(
+    return Measurement(
         unit="times the NDCG@20 without vectors, with noise, where it costs most",
         value=min(fmean(own[noise] / own[without] for own in rounds) for noise, without in pairs),
         target=TARGET,
         settings={
-            "data": data.name,
+            **data_settings(data),
             "items": ITEMS,
             "groups": GROUPS,
             "events": EVENTS,

@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from benchmarks.measure import Measured, in_turn
+from benchmarks.measure import Measurement, alternate, data_settings
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.ranking.catalogue import item_text
@@ -37,7 +37,7 @@ SEED = 0
 Step = Callable[[list[str]], Tensor]  # texts to pooled vectors [texts, dim]
 
 
-def run(data: Path) -> Measured:
+def run(data: Path) -> Measurement:
     """Measure on items drawn from `data`'s catalogue, as many a batch as the learner gives gradients to."""
     items = LearnerSettings().lora_items
     encoder = Encoder(EncoderSettings(cache_dir=None))
@@ -57,14 +57,14 @@ def run(data: Path) -> Measured:
         pooled: Tensor = (states * mask).sum(dim=1) / mask.sum(dim=1)
         return pooled
 
-    rounds = in_turn(
+    rounds = alternate(
         _training(with_cache, encoder.lora_parameters(), encoder.dim, texts),
         _training(without, [p for p in plain.parameters() if p.requires_grad], encoder.dim, texts),
         rounds=ROUNDS,
         names=("cached_items_per_second", "plain_items_per_second"),
     )
     lengths = [len(states) for states in hidden.values()]
-    return Measured(
+    return Measurement(
         unit="times the items per second of plain PEFT",
         value=median(round_["ratio"] for round_ in rounds),
         target=TARGET,
@@ -73,7 +73,7 @@ def run(data: Path) -> Measured:
             "items_per_batch": items,
             "tokens_per_item_mean": round(float(np.mean(lengths)), 2),
             "tokens_per_item_max": max(lengths),
-            "data": data.name,
+            **data_settings(data),
             "seed": SEED,
         },
         rounds=rounds,

@@ -1,24 +1,20 @@
-"""`python -m benchmarks.search_latency DATA`: how long a search takes that was never asked before, and where it goes.
+"""Scenario `search-latency`: the time of a search with a new query, and of the same query again.
 
-One shopper at a time, in the process, over a model that has learnt the first events of DATA: words of a title drawn at
-random and a number make a query that nobody asked before. Wall time is that of a busy machine where it is busy; time on
-the processor is told beside it.
+One search at a time, in the process, over a model that has learnt the first events of the data. A query is made of
+words of a random title and a number, so that no query was seen before. Wall time includes other load on the machine;
+processor time is measured beside it.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.provenance import code, machine
+from benchmarks.measure import Measurement, data_settings
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.publishing import bundle_groups
@@ -40,39 +36,35 @@ from streams.events import Item
 BATCH_EVENTS = 128
 
 
-def main(arguments: list[str]) -> int:
-    """Search for made queries, print figures as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.search_latency", description=__doc__)
-    parser.add_argument("data", type=Path, help="directory with items.csv.gz and events.csv.gz")
-    parser.add_argument("--events", type=int, default=2_000, help="learnt before")
-    parser.add_argument("--queries", type=int, default=1_000)
-    parser.add_argument("--cache-dir", type=Path, default=Path(".headwater/cache"))
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write figures there too")
-    options = parser.parse_args(arguments)
+def run(data: Path, *, events: int = 2_000, queries: int = 1_000) -> Measurement:
+    """Search for generated queries with exact and with int8 query encoding.
+
+    Args:
+        data: a directory with items.csv.gz and events.csv.gz.
+        events: the number of events learnt before the first search.
+        queries: the number of queries.
+    """
     torch.set_num_threads(1)
-    learner = _learnt(options.data, options.events, options.cache_dir)
+    learner = _learnt(data, events)
     model = _served(learner)
-    result = {
-        "data": options.data.name,
-        "items": len(model),
-        "queries": options.queries,
-        "exact": _timed(learner, model, options.queries, int8=False),
-        "int8": _timed(learner, model, options.queries, int8=True),
-        "machine": machine(),
-        "code": code(),
-    }
-    text = json.dumps(result, indent=2)
-    sys.stdout.write(text + "\n")
-    if options.json:
-        options.json.write_text(text + "\n")
-    return 0
+    figures: dict[str, float] = {}
+    for encoding, int8 in (("exact", False), ("int8", True)):
+        for name, value in _timed(learner, model, queries, int8=int8).items():
+            figures[f"{encoding}_{name}"] = value
+    return Measurement(
+        unit="searches with new queries a second, of the median wall time, exact query encoding",
+        value=1_000 / figures["exact_new_wall_p50_ms"],
+        target=None,
+        settings={**data_settings(data), "items": len(model), "events": events, "queries": queries},
+        rounds=[figures],
+    )
 
 
-def _learnt(data: Path, events: int, cache_dir: Path) -> Learner:
+def _learnt(data: Path, events: int) -> Learner:
     items = read_catalogue(data / "items.csv.gz")
     known = {item[0] for item in items}
     stream = read_stream(data / "events.csv.gz", known, max_events=events, click_window_seconds=600).examples
-    learner = new_learner(EncoderSettings(cache_dir=cache_dir), LearnerSettings())
+    learner = new_learner(EncoderSettings(), LearnerSettings())
     learner.add_items(items)
     for start in range(0, len(stream), BATCH_EVENTS):
         learner.learn(learner.observe(stream[start : start + BATCH_EVENTS]))
@@ -102,8 +94,8 @@ def _served(learner: Learner) -> ServedModel:
     return build_model([bundle], previous=None, catalogue=learner.catalogue, encoder=encoder)
 
 
-def _timed(learner: Learner, model: ServedModel, queries: int, *, int8: bool) -> dict[str, Any]:
-    """Milliseconds of searches nobody asked before, and of the same ones asked again."""
+def _timed(learner: Learner, model: ServedModel, queries: int, *, int8: bool) -> dict[str, float]:
+    """Return the milliseconds of searches with new queries, and of the same queries again."""
     items = LiveItems()
     for item_id, text in zip(learner.catalogue.ids, learner.catalogue.texts, strict=True):
         items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text))
@@ -114,7 +106,11 @@ def _timed(learner: Learner, model: ServedModel, queries: int, *, int8: bool) ->
     rng = np.random.default_rng(0)
     requests = [_request(learner, rng, number) for number in range(queries)]
     search.search(SearchRequest(query="warm"), model)
-    return {name: _milliseconds(search, requests, model) for name in ("new", "known")}
+    figures: dict[str, float] = {}
+    for repeat in ("new", "known"):
+        for name, value in _milliseconds(search, requests, model).items():
+            figures[f"{repeat}_{name}"] = value
+    return figures
 
 
 def _request(learner: Learner, rng: np.random.Generator, number: int) -> SearchRequest:
@@ -127,16 +123,12 @@ def _request(learner: Learner, rng: np.random.Generator, number: int) -> SearchR
 def _milliseconds(search: Search, requests: list[SearchRequest], model: ServedModel) -> dict[str, float]:
     walls, busy = [], []
     for request in requests:
-        wall, own = time.perf_counter(), time.thread_time()
+        wall, processor = time.perf_counter(), time.thread_time()
         search.search(request, model)
         walls.append(time.perf_counter() - wall)
-        busy.append(time.thread_time() - own)
+        busy.append(time.thread_time() - processor)
     return {
         f"{name}_p{quantile}_ms": round(1_000 * float(np.percentile(times, quantile)), 2)
         for name, times in (("wall", walls), ("processor", busy))
         for quantile in (50, 99)
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Measured
+from benchmarks.measure import Measurement, data_settings
 from benchmarks.prefix_cache_training import sampled_texts
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.settings import EncoderSettings, LearnerSettings
@@ -33,7 +33,7 @@ LARGE = (1_024, 2_048, 3_072)
 SEED = 0
 
 
-def run(data: Path) -> Measured:
+def run(data: Path) -> Measurement:
     """Measure on items drawn from `data`'s catalogue."""
     encoder = Encoder(EncoderSettings(cache_dir=None))
     hidden = encoder.prefix(sampled_texts(data, LearnerSettings().lora_items))
@@ -60,7 +60,7 @@ def run(data: Path) -> Measured:
         figures["ratio_like_the_step"] = figures["step"] / figures["like_the_step"]
         figures["ratio_plain_layers"] = figures["plain_layers"] / figures["large"]
         rounds.append(figures | {"ratio": figures["step"] / figures["large"]})
-    return Measured(
+    return Measurement(
         unit="of the best large matrix product's rate",
         value=median(round_["ratio"] for round_ in rounds),
         target=TARGET,
@@ -70,7 +70,7 @@ def run(data: Path) -> Measured:
             "tokens": tokens,
             "step_gflop": round(operations, 2),
             "large_sizes": LARGE,
-            "data": data.name,
+            **data_settings(data),
             "seed": SEED,
         },
         rounds=rounds,

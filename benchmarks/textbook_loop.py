@@ -25,7 +25,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.measure import Measured, events_per_second
+from benchmarks.measure import Measurement, data_settings, events_per_second
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
@@ -46,7 +46,7 @@ SEED = 0
 Row = tuple[str, str, int]  # history, candidate, label
 
 
-def run(data: Path) -> Measured:
+def run(data: Path) -> Measurement:
     """Measure on the first events of `data`, each round on the next."""
     items = read_catalogue(data / "items.csv.gz")
     batches = WARM_BATCHES + ROUNDS * ROUND_BATCHES
@@ -65,12 +65,12 @@ def run(data: Path) -> Measured:
     for train in textbook.values():
         train(rows[:ROWS])
     rounds = [_round(ours, textbook, rows, number) for number in range(ROUNDS)]
-    return Measured(
+    return Measurement(
         unit="times the events per second of the textbook's loop on the same encoder",
         value=median(round_["ratio"] for round_ in rounds),
         target=TARGET,
         settings={
-            "data": data.name,
+            **data_settings(data),
             "learner_batch_events": BATCH_EVENTS,
             "learner_events_a_round": ROUND_BATCHES * BATCH_EVENTS,
             "textbook_rows_a_step": ROWS,

@@ -1,26 +1,26 @@
-"""Resident memory of a scoring worker's model over a large catalogue: at rest, and at most while versions are built.
+"""Scenario `worker-memory`: resident memory of a scorer's model over a large catalogue, at rest and while it builds.
 
-`python -m benchmarks.worker_memory --items 200000`. Encoder, catalogue, bundles, building and answering are the real
-ones; what an item's text becomes is made up, because memory does not depend on it and it would take an hour. Every item
-has residuals in both roles and three times as many events as there are items were counted: the worst case. The bundles
-are made by another process.
+Encoder, catalogue, bundles, building and answering are the real ones. The activations of texts are generated, because
+memory does not depend on them and encoding would take an hour. It is the worst case: every item has residuals in both
+roles, and three times as many pairs as items were counted. Another process writes the bundles.
 """
 
-import argparse
+from __future__ import annotations
+
 import gc
-import json
 import multiprocessing
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.measure import Measurement
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.ranking.catalogue import Catalogue
@@ -34,22 +34,22 @@ from services.settings.scorer import ScorerSettings
 
 TOKENS = 16  # of a short title with brand and category
 TOUCHED = 2_000  # items between two versions
-PAIRS_AN_ITEM = 3
+PAIRS_PER_ITEM = 3
 MIB = 2**20
 
 
-class MadeUp(PrefixCache):
-    """Activations of texts without an encoder's work."""
+class ConstantActivations(PrefixCache):
+    """A cache that returns the same activations for every text, without an encoder."""
 
-    _one = torch.zeros(TOKENS, 384, dtype=torch.float16)
+    _activations = torch.zeros(TOKENS, 384, dtype=torch.float16)
 
     def get(self, texts: Sequence[str]) -> list[Tensor]:
-        """The same for every text; a catalogue makes a copy of each."""
-        return [self._one] * len(texts)
+        """Return the same activations for every text; a catalogue copies each."""
+        return [self._activations] * len(texts)
 
 
-class Peak(threading.Thread):
-    """The highest resident memory since it was last asked."""
+class PeakMemory(threading.Thread):
+    """A thread that records the highest resident memory since it was last read."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -57,24 +57,24 @@ class Peak(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Look every 10 ms."""
+        """Sample every 10 ms."""
         while True:
             self._highest = max(self._highest, resident_mib())
             time.sleep(0.01)
 
-    def mib(self) -> float:
-        """And begin anew."""
+    def read_mib(self) -> float:
+        """Return the peak in MiB and reset it."""
         highest, self._highest = self._highest, 0.0
         return max(highest, resident_mib())
 
 
 def resident_mib() -> float:
-    """Of this process."""
+    """Return the resident memory of this process in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4_096 / MIB
 
 
 def make_bundles(directory: Path, items: int) -> None:
-    """A full bundle, a delta on it, and one with another adapter."""
+    """Write a full bundle, a delta on it, and a delta with another adapter."""
     torch.set_num_threads(1)
     encoder = Encoder(EncoderSettings())
     lora = encoder.lora_state()
@@ -83,7 +83,7 @@ def make_bundles(directory: Path, items: int) -> None:
         rows = np.arange(items) if version == 1 else np.sort(rng.choice(items, min(items, TOUCHED), replace=False))
         counters = Counters()
         counters.grow(items)
-        pairs = items * PAIRS_AN_ITEM if version == 1 else TOUCHED
+        pairs = items * PAIRS_PER_ITEM if version == 1 else TOUCHED
         counted = counters.full()
         for name in MATRICES:
             places = torch.from_numpy(rng.integers(0, items, (2, pairs), dtype=np.int32))
@@ -113,35 +113,46 @@ def make_bundles(directory: Path, items: int) -> None:
         )
 
 
+def run(_data: Path, *, items: int = 200_000) -> Measurement:
+    """Build versions over a generated catalogue, in a process of their own.
+
+    Args:
+        items: the number of items.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        figures = pool.submit(measure, items).result()
+    return Measurement(
+        unit="items per MiB of the peak memory, while another adapter's version is built",
+        value=items / figures["other_adapter_peak_mib"],
+        target=None,
+        settings={"items": items, "pairs_per_item": PAIRS_PER_ITEM, "touched": TOUCHED, "tokens": TOKENS},
+        rounds=[figures],
+    )
+
+
 def measure(items: int) -> dict[str, float]:
-    """Figures in MiB."""
+    """Return resident memory in MiB after each step, and the peak of each build."""
     torch.set_num_threads(1)
-    peak = Peak()
+    peak = PeakMemory()
     encoder = Encoder(EncoderSettings())
     vars(encoder)["merged"] = lambda: lambda hidden: torch.stack([states[1].float() + 1 for states in hidden])
-    figures = {"items": float(items), "encoder": resident_mib()}
-    catalogue = Catalogue(MadeUp(encoder, None), max_hidden_bytes=ScorerSettings().max_hidden_bytes)
+    figures = {"encoder_mib": resident_mib()}
+    catalogue = Catalogue(ConstantActivations(encoder, None), max_hidden_bytes=ScorerSettings().max_hidden_bytes)
     catalogue.upsert(
         (f"B0{number:08d}", f"large blue mug of glass and oak, number {number}") for number in range(items)
     )
-    figures["catalogue"] = resident_mib()
+    figures["catalogue_mib"] = resident_mib()
     served: ServedModel | None = None
     with tempfile.TemporaryDirectory() as directory:
-        maker = multiprocessing.get_context("spawn").Process(target=make_bundles, args=(Path(directory), items))
-        maker.start()
-        maker.join()
+        writer = multiprocessing.get_context("spawn").Process(target=make_bundles, args=(Path(directory), items))
+        writer.start()
+        writer.join()
         for version, name in ((1, "first"), (2, "delta"), (3, "other_adapter")):
-            peak.mib()
+            peak.read_mib()
             bundle = read_bundle(Path(directory) / str(version), base_digest=encoder.base_digest)
             served = build_model([bundle], previous=served, catalogue=catalogue, encoder=encoder)
             del bundle
-            figures[f"{name}_peak"] = peak.mib()
+            figures[f"{name}_peak_mib"] = peak.read_mib()
             gc.collect()
-            figures[f"{name}_at_rest"] = resident_mib()
+            figures[f"{name}_at_rest_mib"] = resident_mib()
     return figures
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=200_000)
-    json.dump({name: round(value) for name, value in measure(parser.parse_args().items).items()}, sys.stdout, indent=2)
