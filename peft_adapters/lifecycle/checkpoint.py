@@ -280,7 +280,7 @@ def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
     parts = {
         "counters": learner.ranker.counters.state_dict(),
         "other_vectors": pack_vectors(learner.catalogue.modality_vectors),
-        "plain": learner.projections.plain(),
+        "plain": learner.projections.text_state_dict(),
         "lora_replay": learner.lora_steps.replay.state_dict(),
         "lora_ahead": _ahead(learner),
     }
@@ -319,7 +319,7 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
     )
     learner.ranker.grow(len(learner.catalogue))
     restore_weights(learner, tensors)
-    learner.projections.restore_plain(_part(tensors, "plain"))
+    learner.projections.load_text_state_dict(_part(tensors, "plain"))
     learner.lists.load_state_dict(_part(tensors, "lists"), state["lists"])
     learner.ranker.counters.load_state_dict(_part(tensors, "counters"))
     learner.lora_steps.replay.load_state_dict(_part(tensors, "lora_replay"))

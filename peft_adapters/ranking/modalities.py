@@ -1,11 +1,11 @@
-"""Vectors of other modalities, made elsewhere: a small projection each adds them to the text vectors of items.
+"""Projections that add vectors of other modalities, such as image embeddings, to items' text vectors.
 
-An item with the text vector `t` and vectors `v_m` has `normalize(t + sum_m P_m v_m)` in place of `t`. Projections begin
-at zero, so that nothing changes before something is learnt, and items without such vectors are as they always were.
+An item with the text vector `t` and other vectors `v_m` gets `normalize(t + sum_m P_m v_m)` in place of `t`. All
+projections start at zero, so nothing changes before training, and items without other vectors keep their text vectors.
 
-While it learns, a projection is a matrix times a gate between 0 and 1. The matrix can learn by heart what it has seen,
-which is all that a vector without meaning leaves to learn; the gate is one number, moved by events that the matrix has
-yet to see, and so closes as far as what was learnt does not help with them. What is published is their product.
+While it is trained, a projection is a matrix times a gate between 0 and 1. A matrix can memorise the training events,
+which is all there is to learn from uninformative vectors. The gate is one number, trained on events that the matrix has
+not seen yet, so it closes as far as the matrix does not generalise. Their product is published.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from peft_adapters.optimisers import LoraOptimiser
 
 log = structlog.get_logger(__name__)
 
-MAX_MODALITIES = 8  # of a catalogue: each has a projection that is learnt, kept and published
-_SHORT = 64  # vectors shorter than this are learnt from as slowly as ones of this length: else noise would cost
-_FIRST_GATE, _GATE_RATE = 0.5, 0.05
-_CHUNK = 1_024  # items projected at a time; bounds the memory that it takes
+MAX_MODALITIES = 8  # per catalogue: each has a projection that is trained, saved and published
+_MIN_RATE_LENGTH = 64  # shorter vectors have the learning rate of this length: they would fit noise otherwise
+_INITIAL_GATE, _GATE_RATE = 0.5, 0.05
+_CHUNK = 1_024  # items projected at a time; bounds memory
 
-ItemVectors = Mapping[str, npt.NDArray[np.float16]]  # unit vectors by modality
-CatalogueItem = tuple[str, str] | tuple[str, str, ItemVectors]  # id, text, and vectors where it has any
+ItemVectors = Mapping[str, npt.NDArray[np.float16]]  # unit vectors [length] by modality
+CatalogueItem = tuple[str, str] | tuple[str, str, ItemVectors]  # id, text, and vectors of other modalities if any
 
 
 def item_vectors(vectors: Mapping[str, Sequence[float]]) -> ItemVectors:
-    """Unit vectors in half precision; one of nothing but zeros stays that, and adds nothing.
+    """Return unit vectors in half precision; a zero vector stays zero and has no effect.
 
     >>> item_vectors({"image": [3e300, 4e300]})
     {'image': array([0.6, 0.8], dtype=float16)}
@@ -41,63 +41,71 @@ def item_vectors(vectors: Mapping[str, Sequence[float]]) -> ItemVectors:
 
 
 def _unit(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float16]:
-    scaled = values / max(float(np.abs(values).max()), np.finfo(np.float64).tiny)  # the square of a number must be one
-    return (scaled / max(float(np.linalg.norm(scaled)), 1.0)).astype(np.float16)  # the largest is 1, or all are 0
+    scaled = values / max(float(np.abs(values).max()), np.finfo(np.float64).tiny)  # squares do not overflow
+    return (scaled / max(float(np.linalg.norm(scaled)), 1.0)).astype(np.float16)  # the norm is 0 or at least 1
 
 
 def add_modalities(
     text: Tensor, rows: Sequence[int], vectors: Mapping[int, ItemVectors], projections: Mapping[str, Tensor]
 ) -> Tensor:
-    """Text vectors with what other modalities add, [rows, dim], unit length.
+    """Return unit vectors [rows, dim]: the text vectors plus the projected vectors of other modalities.
 
     Args:
-        text: [rows, dim] unit text vectors; those of items without other vectors are given back as they are.
-        rows: of the catalogue.
-        vectors: by row of the catalogue; one of another length than its projection takes is left out.
-        projections: [dim, length] by modality.
+        text: [rows, dim] unit text vectors; those of items without other vectors are returned unchanged.
+        rows: catalogue rows of the items.
+        vectors: vectors of other modalities by row; those that do not match their projection's length are ignored.
+        projections: matrices [dim, length] by modality.
     """
-    having = [place for place, row in enumerate(rows) if row in vectors] if projections else []
+    with_vectors = [position for position, row in enumerate(rows) if row in vectors] if projections else []
     parts = []
-    for start in range(0, len(having), _CHUNK):
-        places = having[start : start + _CHUNK]
-        sums = text[places]
-        for name in sorted(projections):  # in one order always: sums of floats depend on it
-            sums = _plus(sums, [vectors[rows[place]].get(name) for place in places], projections[name])
+    for start in range(0, len(with_vectors), _CHUNK):
+        positions = with_vectors[start : start + _CHUNK]
+        sums = text[positions]
+        for name in sorted(projections):  # in a fixed order, because sums of floats depend on it
+            given = [vectors[rows[position]].get(name) for position in positions]
+            sums = _add_projected(sums, given, projections[name])
         parts.append(nn.functional.normalize(sums, dim=1))
-    return text.index_copy(0, torch.tensor(having), torch.cat(parts)) if parts else text
+    return text.index_copy(0, torch.tensor(with_vectors), torch.cat(parts)) if parts else text
 
 
-def _plus(sums: Tensor, found: Sequence[npt.NDArray[np.float16] | None], projection: Tensor) -> Tensor:
-    fitting = [(place, one) for place, one in enumerate(found) if one is not None and len(one) == projection.shape[1]]
-    if not fitting:
+def _add_projected(sums: Tensor, vectors: Sequence[npt.NDArray[np.float16] | None], projection: Tensor) -> Tensor:
+    """Return sums [items, dim] plus the projections of the vectors that match the projection's length."""
+    length = projection.shape[1]
+    matching = [index for index, vector in enumerate(vectors) if vector is not None and len(vector) == length]
+    if not matching:
         return sums
-    stacked = torch.from_numpy(np.stack([one for _, one in fitting])).float()  # [items, length]
-    return sums.index_add(0, torch.tensor([place for place, _ in fitting]), stacked @ projection.T)
+    stacked = np.stack([vector for vector in vectors if vector is not None and len(vector) == length])
+    return sums.index_add(0, torch.tensor(matching), torch.from_numpy(stacked).float() @ projection.T)
 
 
 def count_mismatched(vectors: Iterable[ItemVectors], projections: Mapping[str, Tensor]) -> int:
-    """How many vectors have another length than the projection of their modality takes."""
+    """Return the number of vectors whose length does not match the projection [dim, length] of their modality."""
     return sum(
-        len(one) != projections[name].shape[1] for each in vectors for name, one in each.items() if name in projections
+        len(vector) != projections[name].shape[1]
+        for by_modality in vectors
+        for name, vector in by_modality.items()
+        if name in projections
     )
 
 
 def contribution_norm(projection: Tensor) -> Tensor:
-    """Norm of what a projection [dim, length] adds to a text: the root of its mean square over all unit vectors."""
+    """Return the root mean square norm that a projection [dim, length] adds to a text, over all unit vectors."""
     norm: Tensor = torch.linalg.vector_norm(projection) / projection.shape[1] ** 0.5
     return norm
 
 
 class Projections:
-    """The projections of a catalogue while they learn: those that are trained, and those that scores follow from.
+    """The projections of a catalogue during training: the trained weights, and the weights in use.
 
     Args:
-        dim: of text vectors.
-        learning_rate: of AdamW, over the root of the length: a step moves what is added as far, whatever the length.
-        weight_decay: of AdamW, over what the rate is: a step takes the same share off, whatever the length.
+        dim: width of a text vector.
+        learning_rate: learning rate of AdamW; it is divided by the square root of the vectors' length, so that a step
+            changes what is added equally for all lengths.
+        weight_decay: weight decay of AdamW, relative to its learning rate; multiplied by the same root, so that a step
+            decays the weights equally for all lengths.
 
     Attributes:
-        served: [dim, length] by modality; the trained ones as they were the last time that item vectors followed them.
+        served: matrices [dim, length] by modality in use, which are the trained ones of the last refresh.
     """
 
     def __init__(self, dim: int, *, learning_rate: float, weight_decay: float) -> None:
@@ -107,16 +115,24 @@ class Projections:
         self._gates: dict[str, nn.Parameter] = {}
         self._optimisers: dict[str, LoraOptimiser] = {}
         self._gate_optimisers: dict[str, LoraOptimiser] = {}
-        self._plain: dict[int, Tensor] = {}  # row -> [dim] text vector of an item that has other vectors too
+        self._text: dict[int, Tensor] = {}  # text vector [dim] by row, of items with vectors of other modalities
 
-    # ---- which modalities there are
+    # ---- modalities
 
     def register(self, lengths: Mapping[str, int]) -> str | None:
-        """Make room for an item's modalities, the first one's length being that of all; the rule it breaks instead."""
+        """Add the modalities of an item; the first vector of a modality fixes its length.
+
+        Args:
+            lengths: length of the item's vector by modality.
+
+        Returns:
+            A sentence about the violated rule, in which case nothing is added, or None.
+        """
         for name, length in lengths.items():
-            if name in self._trained and length != (own := self._trained[name].shape[1]):
+            if name in self._trained and length != (expected := self._trained[name].shape[1]):
                 return (
-                    f"`vectors.{name}` must have {own} numbers, as the first one had, got {length}; keep to one length"
+                    f"`vectors.{name}` must have {expected} numbers, as the first one had, got {length}; "
+                    "keep to one length"
                 )
         names = sorted(self._trained.keys() | lengths.keys())
         if len(names) > MAX_MODALITIES:
@@ -124,20 +140,24 @@ class Projections:
                 f"a catalogue must have at most {MAX_MODALITIES} names in `vectors`, got {', '.join(names)}; use fewer"
             )
         for name in lengths.keys() - self._trained.keys():
-            self._put(name, torch.zeros(self._dim, lengths[name]))
+            self._add(name, torch.zeros(self._dim, lengths[name]))
         return None
 
     def drop_invalid_vectors(self, item: CatalogueItem) -> CatalogueItem:
-        """The item, without its vectors where they break a rule."""
-        if len(item) == 2 or (problem := self.register({name: len(one) for name, one in item[2].items()})) is None:
+        """Return the item, without its vectors if they violate a rule, and register its modalities."""
+        if len(item) == 2:
+            return item
+        problem = self.register({name: len(vector) for name, vector in item[2].items()})
+        if problem is None:
             return item
         log.warning("vectors_not_used", item_id=item[0], problem=problem)
         return item[:2]
 
-    def _put(self, name: str, weights: Tensor, *, gate: float = _FIRST_GATE) -> None:
+    def _add(self, name: str, weights: Tensor, *, gate: float = _INITIAL_GATE) -> None:
+        """Add or replace a projection with weights [dim, length] and new optimisers."""
         self.served[name], self._trained[name] = weights.clone(), nn.Parameter(weights.clone())
         self._gates[name] = nn.Parameter(torch.tensor(gate))
-        root = max(weights.shape[1], _SHORT) ** 0.5
+        root = max(weights.shape[1], _MIN_RATE_LENGTH) ** 0.5
         self._optimisers[name] = LoraOptimiser(
             [self._trained[name]],
             learning_rate=self._learning_rate / root,
@@ -149,65 +169,82 @@ class Projections:
     # ---- item vectors
 
     def project(self, rows: Sequence[int], text: Tensor, vectors: Mapping[int, ItemVectors]) -> Tensor:
-        """What items are scored by, [rows, dim], of new text vectors [rows, dim], which are remembered."""
+        """Return the vectors [rows, dim] that items are scored by, and keep their text vectors.
+
+        Args:
+            rows: catalogue rows of the items.
+            text: [rows, dim] new text vectors of the items.
+            vectors: vectors of other modalities by catalogue row.
+        """
         if not self._trained:
             return text
-        for row, plain in zip(rows, text, strict=True):
-            self._plain.pop(row, None)
+        for row, text_vector in zip(rows, text, strict=True):
+            self._text.pop(row, None)
             if row in vectors:
-                self._plain[row] = plain.clone()
+                self._text[row] = text_vector.clone()
         return add_modalities(text, rows, vectors, self.served)
 
     def refresh_served(self, vectors: Mapping[int, ItemVectors]) -> tuple[list[int], Tensor]:
-        """Make projections as they stand those that scores follow from: the rows and their vectors [rows, dim]."""
+        """Put the trained projections in use, and return the affected rows with their new vectors [rows, dim]."""
         self.served = {name: weights.detach() for name, weights in self._gated().items()}
-        rows = sorted(self._plain)
-        return rows, add_modalities(self._plain_of(rows), rows, vectors, self.served)
+        rows = sorted(self._text)
+        return rows, add_modalities(self._text_of(rows), rows, vectors, self.served)
 
     def project_trained(
         self, rows: npt.NDArray[np.int64], vectors: Mapping[int, ItemVectors]
     ) -> tuple[npt.NDArray[np.int64], Tensor] | tuple[None, None]:
-        """Those of some sorted rows that have vectors, and what they are by the trained projections, differentiable."""
-        having = [row for row in rows.tolist() if row in self._plain]
-        if not having:
+        """Return those of sorted rows [rows] that have vectors, and their differentiable vectors [rows, dim].
+
+        The vectors follow the trained projections. Without any such row, both results are None.
+        """
+        with_vectors = [row for row in rows.tolist() if row in self._text]
+        if not with_vectors:
             return None, None
-        return np.array(having), add_modalities(self._plain_of(having), having, vectors, self._gated())
+        projected = add_modalities(self._text_of(with_vectors), with_vectors, vectors, self._gated())
+        return np.array(with_vectors), projected
 
     def project_detached(self, text: Tensor, rows: Sequence[int], vectors: Mapping[int, ItemVectors]) -> Tensor:
-        """Text vectors [rows, dim] with what the trained projections add, differentiable in the texts alone."""
+        """Return vectors [rows, dim] by the trained projections, differentiable only in `text`, [rows, dim]."""
         return add_modalities(text, rows, vectors, {name: weights.detach() for name, weights in self._gated().items()})
 
     def _gated(self) -> dict[str, Tensor]:
         return {name: self._gates[name] * weights for name, weights in self._trained.items()}
 
-    def _plain_of(self, rows: Sequence[int]) -> Tensor:
-        return torch.stack([self._plain[row] for row in rows]) if rows else torch.zeros(0, self._dim)
+    def _text_of(self, rows: Sequence[int]) -> Tensor:
+        return torch.stack([self._text[row] for row in rows]) if rows else torch.zeros(0, self._dim)
 
-    # ---- learning
+    # ---- training
 
     def parameters(self) -> list[nn.Parameter]:
-        """What a step moves."""
-        return [own[name] for own in (self._trained, self._gates) for name in sorted(own)]
+        """Return the matrices, then the gates, each in order of their names."""
+        return [by_name[name] for by_name in (self._trained, self._gates) for name in sorted(by_name)]
 
     def step(self, gradients: Sequence[Tensor | None], *, scale: float) -> None:
-        """One step along gradients of `parameters()`; `scale` is of its length."""
-        steps = [own[name] for own in (self._optimisers, self._gate_optimisers) for name in sorted(own)]
-        for moved, gradient, optimiser in zip(self.parameters(), gradients, steps, strict=True):
+        """Take an optimiser step.
+
+        Args:
+            gradients: gradient of each of `parameters()`; None leaves its parameter unchanged.
+            scale: factor of the learning rate.
+        """
+        optimisers = [
+            by_name[name] for by_name in (self._optimisers, self._gate_optimisers) for name in sorted(by_name)
+        ]
+        for parameter, gradient, optimiser in zip(self.parameters(), gradients, optimisers, strict=True):
             if gradient is not None:
-                moved.grad = gradient
+                parameter.grad = gradient
                 optimiser.step(scale=scale)
         for gate in self._gates.values():
             gate.data.clamp_(0.0, 1.0)
 
-    # ---- what is kept
+    # ---- state of a checkpoint
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin from published projections, [dim, length] by modality; optimisers begin anew."""
-        for name, one in weights.items():
-            self._put(name, one.float(), gate=1.0)
+        """Start from published projections [dim, length] by modality, with new optimisers."""
+        for name, projection in weights.items():
+            self._add(name, projection.float(), gate=1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that learning moves, as tensors."""
+        """Return the weights, gates and optimiser states."""
         tensors = {f"served/{name}": weights for name, weights in self.served.items()}
         tensors |= {f"trained/{name}": weights.detach() for name, weights in self._trained.items()}
         tensors |= {f"gate/{name}": gate.detach() for name, gate in self._gates.items()}
@@ -219,50 +256,53 @@ class Projections:
         }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave; what came since stays, and has learnt nothing."""
-        served = {name.removeprefix("served/"): one for name, one in tensors.items() if name.startswith("served/")}
-        for name, weights in ({name: torch.zeros_like(one) for name, one in self.served.items()} | served).items():
-            self._put(name, weights)
+        """Load the result of `state_dict`; modalities that it lacks stay, untrained."""
+        served = {
+            name.removeprefix("served/"): weights for name, weights in tensors.items() if name.startswith("served/")
+        }
+        untrained = {name: torch.zeros_like(weights) for name, weights in self.served.items()}
+        for name, weights in (untrained | served).items():
+            self._add(name, weights)
         for name in served:
             self.served[name] = served[name].clone()
             self._trained[name].data.copy_(tensors[f"trained/{name}"])
             self._gates[name].data.copy_(tensors[f"gate/{name}"])
             for kind, optimisers in self._all_optimisers().items():
                 prefix = f"{kind}/{name}/"
-                own = {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
-                optimisers[name].load_state_dict(own)
+                state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+                optimisers[name].load_state_dict(state)
 
     def _all_optimisers(self) -> dict[str, dict[str, LoraOptimiser]]:
         return {"optimiser": self._optimisers, "gate_optimiser": self._gate_optimisers}
 
-    def plain(self) -> dict[str, Tensor]:
-        """Text vectors of items that have others too, as tensors."""
-        rows = sorted(self._plain)
-        return {"rows": torch.tensor(rows, dtype=torch.int64), "text": self._plain_of(rows)} if rows else {}
+    def text_state_dict(self) -> dict[str, Tensor]:
+        """Return the rows [rows] and text vectors [rows, dim] of items with vectors of other modalities."""
+        rows = sorted(self._text)
+        return {"rows": torch.tensor(rows, dtype=torch.int64), "text": self._text_of(rows)} if rows else {}
 
-    def restore_plain(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `plain` gave."""
+    def load_text_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the result of `text_state_dict`."""
         rows = tensors["rows"].tolist() if tensors else []
-        self._plain = {row: tensors["text"][place].clone() for place, row in enumerate(rows)}
+        self._text = {row: tensors["text"][position].clone() for position, row in enumerate(rows)}
 
 
 def pack_vectors(vectors: Mapping[int, ItemVectors]) -> dict[str, Tensor]:
-    """Vectors by row as a few tensors; those of one modality have one length."""
-    names = sorted({name for own in vectors.values() for name in own})
+    """Return vectors by row as tensors of rows [rows] and vectors [rows, length] per modality."""
+    names = sorted({name for by_modality in vectors.values() for name in by_modality})
     tensors = {}
     for name in names:
-        rows = sorted(row for row, own in vectors.items() if name in own)
+        rows = sorted(row for row, by_modality in vectors.items() if name in by_modality)
         tensors[f"rows/{name}"] = torch.tensor(rows, dtype=torch.int64)
         tensors[f"vectors/{name}"] = torch.from_numpy(np.stack([vectors[row][name] for row in rows]))
     return tensors
 
 
 def unpack_vectors(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, npt.NDArray[np.float16]]]:
-    """What `pack_vectors` was given."""
+    """Return the vectors by row that `pack_vectors` packed."""
     vectors: dict[int, dict[str, npt.NDArray[np.float16]]] = {}
     for key, table in tensors.items():
         kind, name = key.split("/", 1)
         if kind == "vectors":
-            for row, one in zip(tensors[f"rows/{name}"].tolist(), table.numpy(), strict=True):
-                vectors.setdefault(row, {})[name] = one.copy()
+            for row, vector in zip(tensors[f"rows/{name}"].tolist(), table.numpy(), strict=True):
+                vectors.setdefault(row, {})[name] = vector.copy()
     return vectors
