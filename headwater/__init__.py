@@ -105,10 +105,12 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(_MODULE_OF[name]), name)
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"headwater.{name} needs the package {error.name!r}, which is not installed; "
-            "run pip install 'headwater[updater]' (learning and ranking) or 'headwater[all]'"
-        ) from error
+        from services.extras import missing_extra
+
+        problem = missing_extra(error)
+        if problem is None:
+            raise
+        raise ImportError(f"headwater.{name}: {problem}") from error
     globals()[name] = value
     return value
 

@@ -117,18 +117,20 @@ def main() -> None:
 def _outcome(error: Exception) -> tuple[int, str]:
     """Return the exit status and the line for an error; a bug also prints its traceback.
 
-    Errors of the three trees, and errors of the disk, are expected. Everything else is a bug.
+    Errors of the three trees, errors of the disk and extras that are not installed are expected. Everything else is a
+    bug.
     """
     from peft_adapters.errors import HeadwaterModelError
     from services.disks import describe_disk_error
     from services.errors import HeadwaterServiceError, UsageError
+    from services.extras import missing_extra
     from streams.errors import HeadwaterStreamError
 
     if isinstance(error, UsageError):
         return USAGE_ERROR, _one_line(error)
     if isinstance(error, HeadwaterServiceError | HeadwaterStreamError | HeadwaterModelError):
         return FAILURE, _one_line(error)
-    problem = describe_disk_error(error)
+    problem = describe_disk_error(error) or missing_extra(error, command=next(iter(sys.argv[1:]), None))
     if problem is not None:
         return FAILURE, problem
     traceback.print_exception(error)
