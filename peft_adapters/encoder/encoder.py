@@ -149,6 +149,7 @@ class Encoder:
         return torch.float16 if self.settings.activations == "float16" else torch.float32
 
     def _to_cache_dtype(self, states: Tensor) -> Tensor:
+        """Return activations [tokens, dim] converted to `dtype`."""
         converted = states.to(self.dtype, copy=True)
         if not torch.isfinite(converted).all():
             raise EncoderError(

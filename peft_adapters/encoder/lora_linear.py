@@ -64,10 +64,12 @@ class LoraLinear(nn.Module):
         return out.view(*states.shape[:-1], -1)
 
     def _fused(self, flat: Tensor) -> Tensor:
+        """Map activations [tokens, in] to [tokens, out] without dropout."""
         out: Tensor = _Lora.apply(flat, self.weight, self.bias, self.down, self.up, self.scaling)  # type: ignore[no-untyped-call]
         return out
 
     def _with_dropout(self, flat: Tensor, dropout: Dropout) -> Tensor:
+        """Map activations [tokens, in] to [tokens, out] with dropout of LoRA's input."""
         low_rank = linear(dropout(flat), self.down)  # [tokens, rank]
         return torch.add(linear(flat, self.weight, self.bias), linear(low_rank, self.up), alpha=self.scaling)
 

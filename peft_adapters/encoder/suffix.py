@@ -84,6 +84,7 @@ class Suffix(nn.Module):
         return torch.cat([self.pool(states_) for states_ in _unpack(states, shapes, dim=0)])
 
     def _layers_packed(self, packed: Tensor, shapes: list[Shape]) -> Tensor:
+        """Map activations [tokens, dim] of all texts through the layers at once."""
         positions = torch.cat([torch.arange(length).repeat(texts) for texts, length in shapes])
         states: Tensor = self._tail(
             inputs_embeds=packed[None],
@@ -94,6 +95,7 @@ class Suffix(nn.Module):
         return states[0]
 
     def _layers_by_length(self, packed: Tensor, shapes: list[Shape]) -> Tensor:
+        """Map activations [tokens, dim] of all texts through the layers, one text length at a time."""
         parts = [self._tail(inputs_embeds=states).last_hidden_state for states in _unpack(packed, shapes, dim=0)]
         return torch.cat([states.flatten(0, 1) for states in parts])
 
@@ -148,7 +150,7 @@ def _replace(model: nn.Module, kind: type[nn.Module], convert: Any) -> None:
 
 
 def _chunks(order: Sequence[int], hidden: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Yield runs of consecutive texts with at most `_CHUNK_TOKENS` tokens in total, or a single longer text."""
+    """Yield runs of consecutive texts [tokens, dim] with at most `_CHUNK_TOKENS` tokens, or a single longer text."""
     chunk: list[int] = []
     tokens = 0
     for index in order:
@@ -161,7 +163,7 @@ def _chunks(order: Sequence[int], hidden: Sequence[Tensor]) -> Iterator[list[int
 
 
 def _unpack(packed: Tensor, shapes: Sequence[Shape], *, dim: int) -> list[Tensor]:
-    """Split packed activations by text length: the dimension `dim` of all tokens becomes two, texts and tokens."""
+    """Split packed activations [.., tokens, ..] by text length into [.., texts, tokens, ..], at dimension `dim`."""
     parts = torch.split(packed, [texts * length for texts, length in shapes], dim=dim)
     return [
         part.view(*part.shape[:dim], *shape, *part.shape[dim + 1 :]) for part, shape in zip(parts, shapes, strict=True)

@@ -158,11 +158,19 @@ class CalibratedHead:
         return self.fast.probability(self._log_odds(inputs))
 
     def update(self, inputs: Tensor, outcome: Tensor, weight: Tensor, ceiling: Tensor | None = None) -> None:
-        """Update both regressions, as in `OnlineLogistic.update`; the fast one first, on log odds before the update."""
+        """Update both regressions, the fast one on log odds before the update.
+
+        Args:
+            inputs: [rows, inputs] inputs of the rows.
+            outcome: [rows] True where the outcome happened.
+            weight: [rows] weight of each row in the loss.
+            ceiling: [rows] factor of the probability; None is 1.
+        """
         self.fast.update(self._log_odds(inputs), outcome, weight, ceiling)
         self.slow.update(inputs, outcome, weight, ceiling)
 
     def _log_odds(self, inputs: Tensor) -> Tensor:
+        """Return inputs [rows, 2] of the fast regression, the slow log odds and 1, for inputs [rows, inputs]."""
         log_odds = inputs.double() @ self.slow.weights
         return torch.stack([log_odds, torch.ones_like(log_odds)], dim=1)
 

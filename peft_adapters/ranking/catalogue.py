@@ -84,7 +84,7 @@ class Catalogue:
         return encoded
 
     def _within_memory_limit(self, hidden: list[Tensor]) -> list[Tensor | None]:
-        """Return a chunk's activations if the memory limit allows them, else None for each."""
+        """Return a chunk's activations [tokens, dim] each if the memory limit allows them, else None for each."""
         size = sum(states.nbytes for states in hidden)
         if self._max_hidden_bytes is not None and self._hidden_bytes + size > self._max_hidden_bytes:
             return [None] * len(hidden)
@@ -92,7 +92,7 @@ class Catalogue:
         return list(torch.split(torch.cat(hidden), [len(states) for states in hidden]))
 
     def _set_text(self, item_id: str, text: str, hidden: Tensor | None) -> int:
-        """Set an item's text and activations, and return its row."""
+        """Set an item's text and activations [tokens, dim], and return its row."""
         row = self.rows.setdefault(item_id, len(self.ids))
         if row == len(self.ids):
             self.ids.append(item_id)

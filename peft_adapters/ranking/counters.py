@@ -203,9 +203,11 @@ class Counters:
         self.rewritten = True
 
     def _add_symmetric(self, name: str, rows: IntArray, columns: IntArray) -> None:
+        """Count pairs [pairs] in both directions."""
         self._add(name, np.concatenate([rows, columns]), np.concatenate([columns, rows]))
 
     def _add(self, name: str, rows: IntArray, columns: IntArray) -> None:
+        """Count pairs [pairs] in a matrix, and keep them for the next delta."""
         counts = np.ones(len(rows), dtype=np.float32)
         self.matrices[name].add(rows, columns, counts)
         self._unpublished[name].append(
@@ -289,6 +291,7 @@ def _empty(size: int) -> Any:
 
 
 def _csr(counts: FloatArray, rows: Any, columns: Any, size: int) -> Any:
+    """Return a sparse matrix [size, size] of counts [entries] at rows and columns [entries]."""
     indices = (rows.astype(np.int32), columns.astype(np.int32))  # a third less memory than with 64 bits
     return sparse.csr_array((counts, indices), shape=(size, size))
 

@@ -219,7 +219,7 @@ def _use_similarity_matrix(shape: Sequence[int], *, session_rows: int, dim: int)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return the matrix product, at no cost if the left side is zero: few streams record passed-over items."""
+    """Return [n, k] @ [k, m], at no cost if the left side is zero: few streams record passed-over items."""
     return left @ right if left.any() else left.new_zeros(left.shape[0], right.shape[1])
 
 

@@ -41,6 +41,7 @@ def item_vectors(vectors: Mapping[str, Sequence[float]]) -> ItemVectors:
 
 
 def _unit(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float16]:
+    """Return a vector [length] over its norm."""
     scaled = values / max(float(np.abs(values).max()), np.finfo(np.float64).tiny)  # squares do not overflow
     return (scaled / max(float(np.linalg.norm(scaled)), 1.0)).astype(np.float16)  # the norm is 0 or at least 1
 

@@ -30,7 +30,7 @@ def reciprocal_rank_fusion(orders: Sequence[IntArray], weights: Sequence[float],
     """Return scores [size] by reciprocal rank fusion (Cormack, Clarke & Buettcher 2009); minus infinity if unranked.
 
     Args:
-        orders: rankings of positions, best first.
+        orders: rankings [ranked] of positions, best first.
         weights: weight of each ranking.
         size: number of positions.
     """

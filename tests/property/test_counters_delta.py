@@ -1,4 +1,4 @@
-"""Whatever is counted, grown and published in whatever order: deltas add up to the whole, states come back exactly."""
+"""For any order of counting, growing and publishing, deltas sum to the full counts and states load exactly."""
 
 import numpy as np
 import torch
@@ -44,9 +44,9 @@ def test_a_chain_of_deltas_is_exactly_the_full_counts(history: list[tuple[Batch,
             worker.apply(learner.delta())
             learner.mark_published()
             assert same(worker.full(), learner.full())
-    late = Counters()
-    late.apply(learner.full())
-    assert same(late.full(), learner.full())
+    from_full = Counters()
+    from_full.apply(learner.full())
+    assert same(from_full.full(), learner.full())
 
 
 @settings(deadline=None, max_examples=150)
@@ -71,7 +71,7 @@ def test_a_restored_state_counts_on_as_if_nothing_had_happened(
 
 
 def test_a_restored_state_is_exact_beyond_the_fold_too() -> None:
-    """Enough counts that the recent part was folded into the main one, and some after it."""
+    """Enough counts that the recent part is merged into the main one, and some after the merge."""
     rng = np.random.default_rng(3)
     unkilled = Counters()
     unkilled.grow(300)

@@ -19,11 +19,11 @@ from peft_adapters.errors import EncoderError
 from peft_adapters.settings import EncoderSettings
 
 TEXTS = ["red mug", "a very large round glass vase with a bird on it", "", "lamp", "blue oak plate", "red mug"]
-FP16 = 5e-3  # of layer-normed activations of order 1, after the layers above
+FP16 = 5e-3  # absolute, for layer-normed activations of order 1, after the layers above
 
 
 def whole_model(encoder: Encoder, texts: Sequence[str]) -> Tensor:
-    """Mean-pooled vectors of PEFT's own forward of all layers, padded as a user of plain PEFT would. [texts, dim]."""
+    """Return mean-pooled vectors [texts, dim] of PEFT's forward pass through all layers, with padding."""
     tokens = encoder.tokenizer(list(texts), padding=True, truncation=True, max_length=64, return_tensors="pt")
     mask: Tensor = tokens["attention_mask"][:, :, None].float()
     hidden: Tensor = encoder.peft_model(**tokens).last_hidden_state
@@ -31,7 +31,7 @@ def whole_model(encoder: Encoder, texts: Sequence[str]) -> Tensor:
 
 
 def shake_lora(encoder: Encoder, *, seed: int = 1) -> None:
-    """Give the adapter weights that do something; PEFT starts it as zero."""
+    """Set the adapter to weights that have an effect; PEFT initialises it to zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in encoder.lora_parameters():

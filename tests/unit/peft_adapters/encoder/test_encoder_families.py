@@ -1,4 +1,4 @@
-"""Every family of encoders, split, gives what PEFT's own forward of the whole model gives; pooling; what is refused."""
+"""Each family of encoders, split, computes what PEFT's whole model computes; pooling; refused models."""
 
 import json
 import shutil
@@ -24,11 +24,11 @@ from peft_adapters.settings import EncoderSettings
 LONG = "a very large round glass vase with a red bird on it and an oak plate"  # longer than any local attention here
 TEXTS = ["red mug", LONG, "", "lamp", "blue oak plate", "red mug", "small oak lamp"]
 EXACT = 1e-5
-FP16 = 3e-2  # of vectors of order 1; random layers make more of it than trained ones
+FP16 = 3e-2  # absolute, for vectors of order 1; random layers amplify errors more than trained ones
 
 
 def encoder_of(model: Path, **settings: Any) -> Encoder:
-    """An encoder whose adapter does something."""
+    """Return an encoder whose adapter has an effect."""
     settings = {"lora_rank": 4, "cache_dir": None, "activations": "float32"} | settings
     encoder = Encoder(EncoderSettings(model=str(model), **settings))
     generator = torch.Generator().manual_seed(1)
@@ -44,7 +44,7 @@ def exact_encoder(family: str, lora_layers: int = 2) -> Encoder:
 
 
 def plain_peft(encoder: Encoder) -> PeftModel:
-    """A model of its own with the same adapter, as a user of PEFT would load it."""
+    """Return a separate PEFT model with the same adapter."""
     config = encoder.adapter_config()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -57,7 +57,7 @@ def plain_peft(encoder: Encoder) -> PeftModel:
 
 
 def by_plain_peft(encoder: Encoder, texts: Sequence[str], model: PeftModel | None = None) -> Tensor:
-    """Pooled vectors [texts, dim] of the whole model, all texts in one padded batch under a mask."""
+    """Return pooled vectors [texts, dim] of the whole model, with all texts in one padded and masked batch."""
     tokens = [ids or [102] for ids in encoder.tokenizer(list(texts), truncation=True, max_length=64)["input_ids"]]
     longest = max(map(len, tokens))
     ids = torch.tensor([[*text_ids, *[0] * (longest - len(text_ids))] for text_ids in tokens])
@@ -185,7 +185,7 @@ def test_pooling_and_precision_are_told_apart() -> None:
     assert mean.prefix_digest == last.prefix_digest != halved.prefix_digest
 
 
-# ---- what tokenizers lack, and models that do not work
+# ---- incomplete tokenizers, and unsupported models
 
 
 def test_a_tokenizer_without_padding_token_and_marks() -> None:

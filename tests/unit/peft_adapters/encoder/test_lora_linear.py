@@ -1,4 +1,4 @@
-"""The linear layer does what PEFT's does, and its hand-written gradients are right."""
+"""The linear layer computes what PEFT's layer computes, and its hand-written gradients are correct."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def peft_linear(*, bias: bool) -> PeftLinear:
     layer = PeftLinear(base, "default", config=LoraConfig(r=2, lora_alpha=8), r=2, lora_alpha=8)
     with torch.no_grad():
         for parameter in layer.parameters():
-            nn.init.normal_(parameter)  # LoRA's second half begins as zero
+            nn.init.normal_(parameter)  # PEFT initialises LoRA's matrix B to zero
     return layer.double()
 
 

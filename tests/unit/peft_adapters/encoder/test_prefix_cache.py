@@ -1,4 +1,4 @@
-"""The cache gives what the encoder would compute, computes it once, and stays within its bound."""
+"""The cache returns what the encoder would compute, computes it once, and stays within its bound."""
 
 import sqlite3
 import subprocess
@@ -24,7 +24,7 @@ def encoder() -> Encoder:
     return tiny_encoder()
 
 
-# Fills a cache in a process of its own, as soon as it is told to.
+# Fills a cache in a separate process, after a line on its standard input.
 _FILLER = """
 import sys
 from peft_adapters.encoder.encoder import Encoder
@@ -183,7 +183,7 @@ def test_a_file_torn_while_it_is_used_costs_computing_again(encoder: Encoder, tm
 
 
 def test_opened_by_many_at_the_same_moment(encoder: Encoder, tmp_path: Path) -> None:
-    """SQLite does not wait when two switch a new file to write-ahead mode together."""
+    """SQLite does not wait while another connection switches a new file to write-ahead mode."""
     openers = 4
     barrier = threading.Barrier(openers)
 

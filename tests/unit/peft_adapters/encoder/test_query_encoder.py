@@ -1,4 +1,4 @@
-"""Vectors of queries: those that items get, under the adapter that answers, from any thread."""
+"""A query has the vector of an item with the same text, under the serving adapter, from any thread."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

@@ -1,4 +1,4 @@
-"""Probabilities: judged by hand, fitted to a truth that is known, and following it when it moves."""
+"""Outcome probabilities: the calibration error by hand, and regressions that find and follow known weights."""
 
 import math
 
@@ -26,7 +26,7 @@ def error_of(bins: CalibrationBins) -> float:
 
 
 def drawn(count: int, weights: tuple[float, ...], *, seed: int) -> tuple[Tensor, Tensor]:
-    """Inputs [count, 3] of scores and positions, and what came of each by a logistic model of known weights."""
+    """Draw inputs [count, 3] of scores and positions, and outcomes [count] by a logistic model of known weights."""
     rng = np.random.default_rng(seed)
     scores, position = torch.from_numpy(rng.normal(0, 1.5, count)), torch.from_numpy(rng.integers(0, 20, count))
     inputs = torch.stack([scores, torch.ones(count), -position.log1p()], dim=1)
@@ -49,14 +49,14 @@ def test_the_error_by_hand() -> None:
 
 
 def test_the_error_is_that_of_the_papers_formula() -> None:
-    """The sum over bins of their share times |accuracy - confidence|."""
+    """It is the sum over bins of their share times |accuracy - confidence|."""
     rng = np.random.default_rng(0)
     probability, happened = rng.random(3_000), rng.random(3_000) < 0.4
     bins = CalibrationBins()
     for start in range(0, 3_000, 700):
         bins.add(torch.from_numpy(probability[start : start + 700]), torch.from_numpy(happened[start : start + 700]))
-    own = np.digitize(probability, np.linspace(0, 1, BINS + 1)[1:-1])
-    parts = [(own == n) for n in range(BINS)]
+    bin_of = np.digitize(probability, np.linspace(0, 1, BINS + 1)[1:-1])
+    parts = [(bin_of == n) for n in range(BINS)]
     expected = sum(part.mean() * abs(happened[part].mean() - probability[part].mean()) for part in parts)
     assert bins.error() == pytest.approx(expected)
     assert expected > 0.1
@@ -82,7 +82,7 @@ def test_old_judgements_fade() -> None:
 
 
 def test_the_truth_is_found_and_predictions_are_calibrated_before_they_are_learnt_from() -> None:
-    """Prequential error over 20,000 below 0.02; left where it starts, it would be 0.07."""
+    """The prequential error over 20,000 rows is below 0.02; without training it would be 0.07."""
     truth = (0.6, -0.5, 0.4)
     inputs, outcome = drawn(20_000, truth, seed=1)
     model, bins, untouched = OnlineLogistic((1.0, -2.0, 0.0), half_life=10_000), CalibrationBins(), CalibrationBins()
@@ -118,13 +118,13 @@ def test_the_fast_half_of_a_head_follows_a_level_and_its_weights_say_what_it_say
     other.initialise(head.weights(1))
     torch.testing.assert_close(other.probability(fresh), head.probability(fresh))
     other.update(inputs[:200], outcome[:200], torch.ones(200))
-    assert (other.weights(1) - head.weights(1)).abs().max() < 0.2  # of the level before, which was 1.5 lower
+    assert (other.weights(1) - head.weights(1)).abs().max() < 0.2  # towards the earlier base rate, which was 1.5 lower
 
 
 def test_of_which_nothing_is_seen_stands_still() -> None:
     model = OnlineLogistic((1.0, -2.0, 0.7), half_life=10_000)
     inputs, outcome = drawn(100_000, (1.0, 0.0, 0.0), seed=4)
-    inputs[:, 2] = 0  # all in the first place
+    inputs[:, 2] = 0  # every item at the first position
     learnt(model, inputs, outcome)
     assert model.weights[2] == 0.7
     before = model.weights.clone()
@@ -152,10 +152,10 @@ def test_restored_it_goes_on_bit_for_bit() -> None:
 
 
 def test_what_has_a_ceiling_is_found_below_it() -> None:
-    """A purchase of what may be clicked: the click's probability is known, the purchase's alone is learnt."""
+    """The probability of a click is given, and only that of a purchase after it is learnt."""
     rng = np.random.default_rng(8)
     inputs = torch.from_numpy(np.stack([rng.normal(0, 1, 40_000), np.ones(40_000)], axis=1))
-    ceiling = torch.sigmoid(inputs[:, 0] - 1)  # what is bought is clicked for the same reason
+    ceiling = torch.sigmoid(inputs[:, 0] - 1)  # clicks and purchases depend on the same input
     truth = torch.tensor([-0.8, 0.5], dtype=torch.float64)
     bought = torch.from_numpy(rng.random(40_000)) < ceiling * torch.sigmoid(inputs @ truth)
     model = OnlineLogistic((0.0, -2.0), half_life=100_000)

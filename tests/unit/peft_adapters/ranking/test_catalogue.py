@@ -1,4 +1,4 @@
-"""Rows are kept for ever, texts may change, and only what changed is encoded."""
+"""Items keep their rows, texts may change, and only changed texts are encoded."""
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ def test_activations_beyond_what_memory_may_hold_come_from_the_cache_and_are_the
     suffix, rows = encoder.merged(), [3, 0, 2, 1, 0]
     assert torch.equal(bounded.vectors(suffix, rows), everything.vectors(suffix, rows))
     assert cache.misses == 4, "computed once each"
-    bounded.upsert([("a", "rug")])  # gives its room back, to whoever comes next
+    bounded.upsert([("a", "rug")])  # frees its memory for the next item
     bounded.upsert([("e", "bird")])
     assert [states is not None for states in bounded.hidden] == [False, True, False, False, True]
 

@@ -1,4 +1,4 @@
-"""What is counted, by hand; and that what is handed out is never changed afterwards."""
+"""Counts by hand, and copies that never change."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_probability_is_the_same_before_and_after_the_recent_part_is_folded_in()
     rng = np.random.default_rng(0)
     small, folded = SparseCounts(50), SparseCounts(50)
     rows, columns = rng.integers(50, size=2_000), rng.integers(50, size=2_000)
-    folded.add(rows, columns, np.ones(2_000, dtype=np.float32))  # above the threshold at once
+    folded.add(rows, columns, np.ones(2_000, dtype=np.float32))  # above the merge threshold at once
     for start in range(0, 2_000, 100):
         part = slice(start, start + 100)
         small.add(rows[part], columns[part], np.ones(100, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Features by hand on four items, and the same numbers whether a few candidates are asked for or all."""
+"""Features by hand on four items, and equal numbers for a few candidates and the whole catalogue."""
 
 from collections.abc import Sequence
 from math import log1p
@@ -38,7 +38,7 @@ CONTEXTS = pad([([2, 1, 0, 0, 3], [0, 0, 1, 1, 2]), ([], [])], [[3, 0], []])
 
 @pytest.fixture
 def counters() -> Counters:
-    """Twice 3 after 2 and 1 before that; once 0 with nothing before."""
+    """Item 3 after items 2 and 1 (newest first), twice; item 0 without earlier items."""
     counters = Counters()
     counters.grow(4)
     counters.update(np.array([3, 3, 0]), [[2, 1], [2, 1], []])
@@ -167,7 +167,7 @@ def test_affinities_are_dot_products_with_the_weighted_mean_and_their_squares() 
     features = affinity_features(
         affinity_weights(weights, rows), torch.eye(4), torch.eye(4), global_preference, text_share
     )
-    assert len(features) == len(AFFINITY_FEATURES) - len(QUERY_FEATURES)  # nobody searched in words
+    assert len(features) == len(AFFINITY_FEATURES) - len(QUERY_FEATURES)  # without search queries
     named = dict(zip(AFFINITY_FEATURES, features, strict=False))
     for index, name in enumerate(NEW_AFFINITIES):
         torch.testing.assert_close(named[f"{name}_new"], 3 * text_share * features[index])
@@ -228,7 +228,7 @@ def test_pairs_have_the_affinities_of_their_context_and_candidate() -> None:
 def test_searches_have_the_product_of_their_vector_and_its_square_and_nobody_else_has() -> None:
     weights, query, candidates, global_preference, text_share = _random_affinities()
     query_vector = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
-    query_vector[1] = 0  # did not search
+    query_vector[1] = 0  # without a search query
     without = affinity_features(weights, query, candidates, global_preference, text_share)
     features = affinity_features(weights, query, candidates, global_preference, text_share, query_vector)
     assert all(torch.equal(one, other) for one, other in zip(without, features, strict=False))

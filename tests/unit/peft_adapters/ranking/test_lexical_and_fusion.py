@@ -1,4 +1,4 @@
-"""Words and ranks: which texts have a query's words, and one order from several."""
+"""Lexical search by BM25, and fusion of rankings."""
 
 import numpy as np
 import pytest

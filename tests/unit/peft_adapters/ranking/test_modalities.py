@@ -1,4 +1,4 @@
-"""Vectors of other modalities: what they add, what is learnt of them, and that they come and go with their items."""
+"""Vectors of other modalities: projection, training, checkpoints, bundles, and items that gain or lose them."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ from peft_adapters.serving.model_builder import build_model, refresh_model
 from peft_adapters.settings import LearnerSettings
 
 ITEMS, LENGTH = 20, 12
-# Few candidates, so that negatives are drawn; LoRA steps too, and item vectors follow both now and then.
+# Few candidates, so that negatives are sampled; LoRA takes steps too, and item vectors follow both at intervals.
 SETTINGS = LearnerSettings(
     negatives=12, lora_every_events=4, lora_refresh_steps=8, lora_items=16, projection_refresh_batches=3
 )
@@ -43,7 +43,7 @@ def encoder() -> Encoder:
 
 
 def pictured(items: int = ITEMS, *, every: int = 1, seed: int = 0, name: str = "image") -> list[CatalogueItem]:
-    """Titled items, of which every so-manyth has a vector."""
+    """Return titled items, of which every `every`-th has a vector."""
     vectors = np.random.default_rng(seed).standard_normal((items, LENGTH))
     return [
         (item_id, text, item_vectors({name: vectors[row].tolist()})) if row % every == 0 else (item_id, text)
@@ -57,11 +57,11 @@ def learn(learner: Learner, start: int = 0, end: int = len(STREAM), batch: int =
 
 
 def moved(learner: Learner, before: torch.Tensor) -> list[int]:
-    """Rows whose text vector is another one."""
+    """Return the rows whose text vector differs from before."""
     return torch.nonzero((learner.ranker.text != before).any(dim=1))[:, 0].tolist()
 
 
-# ---- what they add
+# ---- projected vectors
 
 
 def test_each_adds_its_projection_and_items_without_stay_bit_for_bit() -> None:
@@ -99,7 +99,7 @@ def test_more_vectors_than_are_projected_at_a_time_are_all_projected() -> None:
     assert not found[1::2, 1].any()
 
 
-# ---- which there may be
+# ---- lengths and names
 
 
 def test_the_first_length_of_a_name_is_that_of_all_and_the_problem_names_both() -> None:
@@ -109,7 +109,7 @@ def test_the_first_length_of_a_name_is_that_of_all_and_the_problem_names_both() 
     assert projections.register({"sound": 2, "image": 5, "new": 1}) == (
         "`vectors.image` must have 3 numbers, as the first one had, got 5; keep to one length"
     )
-    assert sorted(projections.served) == ["image", "sound"]  # nothing of what was refused was taken
+    assert sorted(projections.served) == ["image", "sound"]  # nothing of a refused item is registered
 
 
 def test_names_are_bounded() -> None:
@@ -134,7 +134,7 @@ def test_a_learner_that_is_given_a_wrong_length_takes_the_item_without_it(encode
     assert "`vectors.image` must have 2 numbers" in line["problem"]
 
 
-# ---- what is learnt
+# ---- training
 
 
 def test_nothing_changes_before_something_is_learnt_and_then_only_items_that_have_vectors(encoder: Encoder) -> None:
@@ -191,9 +191,9 @@ def test_a_vector_that_changes_goes_or_comes_changes_its_item_alone(encoder: Enc
     assert moved(learner, before) == []
     item_id, text, vectors = pictured(seed=9)[4]  # type: ignore[misc]
     for change, rows in (
-        ([(item_id, text, vectors)], [4]),  # another vector
-        ([(item_id, text)], [4]),  # none any more
-        ([pictured()[5]], [4, 5]),  # one where there was none
+        ([(item_id, text, vectors)], [4]),  # a different vector
+        ([(item_id, text)], [4]),  # without its vector
+        ([pictured()[5]], [4, 5]),  # with a first vector
     ):
         learner.add_items(change)
         assert set(moved(learner, before)) <= set(rows)
@@ -204,7 +204,7 @@ def test_a_vector_that_changes_goes_or_comes_changes_its_item_alone(encoder: Enc
     learn(learner, 0, 96)
 
 
-# ---- what is kept and published
+# ---- checkpoints and bundles
 
 
 def assert_same(one: Learner, other: Learner) -> None:
@@ -311,7 +311,7 @@ def test_the_gate_looks_at_projections_and_takes_them_back(value: float, rules: 
     verdict = gate.judge(bundle_groups(learner, full=True))
     assert (verdict["decision"], verdict["rules"]) == ("refused", rules)
     assert "projections" in verdict["reasons"][0]
-    learner.add_items([("new", "oak bird", item_vectors({"sound": [1.0]}))])  # since the one that is gone back to
+    learner.add_items([("new", "oak bird", item_vectors({"sound": [1.0]}))])  # newer than the version that is restored
     assert gate.settle("refused") is not None
     assert torch.equal(learner.projections.served["image"], good)
     assert not learner.projections.served["sound"].any()

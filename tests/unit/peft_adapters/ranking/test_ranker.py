@@ -1,4 +1,4 @@
-"""A score is the head's weighted sum of features; a frozen ranker never changes; text speaks for what is new."""
+"""Scores are weighted sums of features, a frozen ranker never changes, and new items are scored by their text."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_gate_lets_the_residual_in_with_evidence() -> None:
     ranker.text = torch.tensor([[1.0, 0.0]] * 3)
     ranker.residuals["query"] = torch.tensor([[0.0, 2.0]] * 3)
     vectors = ranker.vectors("query")
-    assert vectors[0].tolist() == [1, 0]  # never seen: text alone
+    assert vectors[0].tolist() == [1, 0]  # without events: text alone
     torch.testing.assert_close(vectors[1], torch.tensor([0.5**0.5, 0.5**0.5]))
     assert torch.equal(ranker.vectors("candidate"), ranker.text)
 
@@ -79,7 +79,7 @@ def test_a_request_is_scored_the_same_alone_and_among_others(learner: Learner) -
 
 
 def test_scores_what_the_learner_judges(learner: Learner) -> None:
-    """One request, asked of a worker's ranker and of the learner that published it."""
+    """A worker's ranker and the learner that published it score a request equally."""
     batch = learner.observe(paired_stream(20, items=30, seed=9))
     torch.testing.assert_close(FrozenRanker(learner.ranker).score(batch.contexts), learner.judge(batch))
 

@@ -1,4 +1,4 @@
-"""What eight bits leave of a residual."""
+"""Quantised residuals: exactness, selection of rows, and refusals."""
 
 import pytest
 import torch

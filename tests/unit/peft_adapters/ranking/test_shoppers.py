@@ -1,4 +1,4 @@
-"""A context is what the shopper had done before the event, by session; the memory is bounded."""
+"""A context holds the shopper's earlier items by session, and the number of shoppers and items is bounded."""
 
 import json
 
@@ -131,7 +131,7 @@ def test_as_of_a_time_later_items_are_not_there() -> None:
     shoppers = Shoppers()
     for minute, (session, item) in enumerate([("s1", 1), ("s1", 2), ("s2", 3), ("s2", 4)]):
         shoppers.update("ann", session, NOW + minute, item)
-    assert shoppers.context("ann", "s1", NOW + 1, only_before=True) == ([1], [0])  # what comes at its time comes after
+    assert shoppers.context("ann", "s1", NOW + 1, only_before=True) == ([1], [0])  # an item of the same time is later
     assert shoppers.context("ann", "s2", NOW + 2, only_before=True) == ([2, 1], [1, 1])
     assert shoppers.context("ann", "s2", NOW + 3, only_before=True) == ([3, 2, 1], [0, 1, 1])
     assert shoppers.context("ann", "s2", NOW, only_before=True) == ([], [])
@@ -164,7 +164,7 @@ def test_what_was_passed_over_is_kept_newest_first_as_of_a_time() -> None:
     shoppers.pass_over("ann", NOW, [2, 3])
     shoppers.pass_over("ann", NOW + 5, [4])
     assert shoppers.passed_over("ann", NOW + 5) == [4, 3, 2]
-    assert shoppers.passed_over("ann", NOW + 5, only_before=True) == [3, 2]  # what is shown at its time comes after
+    assert shoppers.passed_over("ann", NOW + 5, only_before=True) == [3, 2]  # an impression of the same time is later
     assert shoppers.passed_over("bob", NOW + 5) == []
     assert shoppers.context("ann", None, NOW + 5) == ([1], [0])
 
@@ -172,7 +172,7 @@ def test_what_was_passed_over_is_kept_newest_first_as_of_a_time() -> None:
 def test_what_was_passed_over_is_bounded_and_forgotten_with_its_shopper() -> None:
     shoppers = Shoppers()
     shoppers.pass_over("ann", NOW, [1])
-    assert "ann" not in shoppers  # who only looks takes nobody's room
+    assert "ann" not in shoppers  # a shopper without events gets no state
     shoppers.update("ann", None, NOW, 1)
     for item in range(PASSED_ITEMS + 10):
         shoppers.pass_over("ann", NOW + item, [item, item])

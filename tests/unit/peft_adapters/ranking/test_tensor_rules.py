@@ -34,7 +34,7 @@ SIGNED = (
 
 
 class Chain:
-    """A full bundle with every tensor there may be, and a delta on it."""
+    """A full bundle with every possible tensor, and a delta on it."""
 
     def __init__(self, directory: Path) -> None:
         publications = Publications(directory, lora_ahead_batches=3)
@@ -61,7 +61,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 
 def damaged(bundle: Bundle) -> Iterator[tuple[str, Bundle]]:
-    """Copies of a bundle, each with one value in one tensor that must not be there."""
+    """Yield copies of a bundle, each with one forbidden value in one tensor."""
     for group, tensors in bundle.groups.items():
         for name, tensor in tensors.items():
             values = [torch.nan, torch.inf, -torch.inf] if tensor.is_floating_point() else []
@@ -137,7 +137,7 @@ def test_a_bundle_is_refused_as_it_is_read(tmp_path: Path, value: float) -> None
         read_bundle(tmp_path / "passed", base_digest=None)
     gate = {"decision": "refused", "reasons": ["not finite"]}
     write_bundle(tmp_path / "refused", groups=groups, adapter_config={}, item_ids=[], gate=gate, **fields)
-    assert read_bundle(tmp_path / "refused", base_digest=None).groups["heads"]  # kept for people to look into
+    assert read_bundle(tmp_path / "refused", base_digest=None).groups["heads"]  # kept for inspection
 
 
 def test_finite_parts_whose_scores_are_not_are_refused_before_they_are_served(chain: Chain) -> None:
