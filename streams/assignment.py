@@ -174,27 +174,30 @@ class Assignment:
             raise error
         self.seek_back()
 
-    def realign(self, wanted: Offsets) -> bool:
-        """Move positions that the log does not have to the nearest ones that it has.
-
-        Args:
-            wanted: the offset that each partition is to continue from.
+    def refresh_bounds(self) -> tuple[Offsets, Offsets] | None:
+        """Return the first offset and the end of each partition, for `realign`.
 
         Returns:
-            False if the metadata explained the positions: a recreated topic is not a truncated log.
+            None if fresh metadata changed the assignment: a recreated topic is not a truncated log.
 
         Raises:
             KafkaError: If the broker did not answer.
             BrokerUnreachableError: If no broker answered.
         """
-        if self.refresh():
-            return False
-        starts, ends = self._bounds(self.partitions, REFRESH_TIMEOUT_MS)
+        return None if self.refresh() else self._bounds(self.partitions, REFRESH_TIMEOUT_MS)
+
+    def realign(self, wanted: Offsets, starts: Offsets, ends: Offsets) -> None:
+        """Move positions that the log does not have to the nearest ones that it has.
+
+        Args:
+            wanted: the offset that each partition is to continue from.
+            starts: the first offset of each partition.
+            ends: the end of each partition.
+        """
         for at in starts:
             self._positions.move(at, self._positions.offsets[at], wanted[at], starts, ends)
         self.has_changed = True
         self.seek_back()
-        return True
 
     def offsets_after(self, error: LogTruncationError) -> Offsets:
         """Return the offsets to continue from after an unclean leader election: those where the logs diverge."""

@@ -317,12 +317,15 @@ class PartitionConsumer:
     def _realign(self, wanted: Offsets) -> None:
         """Move positions that the log does not have to the nearest ones that it has."""
         try:
-            if self._assignment.realign(wanted):
-                self._outage.record_success()
+            bounds = self._assignment.refresh_bounds()
         except KafkaError as error:
             self._explain(error)
         except BrokerUnreachableError as error:
             self._record_failure(error.reason)
+        else:
+            if bounds is not None:
+                self._outage.record_success()
+                self._assignment.realign(wanted, *bounds)
 
     def _note_hanging(self, stable_ends: Offsets) -> None:
         """Note the partitions that were read up to their stable end: open transactions are not waited for."""

@@ -127,7 +127,7 @@ def test_timeouts_that_a_deleted_topic_explains_are_no_lost_broker(
     """Nothing is known of the deletion until requests have failed: looks at the metadata are suppressed."""
     clicks = log.topic("clicks")
     with capture_logs() as lines, closing(PartitionConsumer(log.connection, [clicks])) as consumer:
-        monkeypatch.setattr(consumer, "_look", lambda: None)
+        monkeypatch.setattr(consumer, "_refresh", lambda: None)
         log.delete(clicks)
         poll_until(consumer, lambda: clicks in consumer.problems())
     assert "kafka_lost" not in [line["event"] for line in lines]
