@@ -32,7 +32,8 @@ from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.judging import CUTOFF
 from services.lab.offline.stream import read_stream
 from streams.examples import Example
-from streams.guard import Guard, GuardSettings
+from streams.guard import Guard
+from streams.guard_settings import GuardSettings
 
 TARGET = 0.5
 SEEDS = 3

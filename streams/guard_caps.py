@@ -1,16 +1,16 @@
-"""What the guard leaves out or weighs down at present, by user and by item: bounded, and by event time alone."""
+"""Users and items that the guard caps at present: bounded, and in event time only."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MAX_KEPT = 1_000  # users and items; the one capped least recently goes first
+MAX_KEPT = 1_000  # users and items; the one capped least recently is dropped first
 
 
 @dataclass(slots=True)
 class Cap:
-    """What a rule does to one user or one item in an hour.
+    """The events of one user or item that a rule capped in an hour.
 
     Attributes:
         key: `user/<pseudonym>` or `item/<item id>`.
@@ -30,7 +30,7 @@ class Cap:
 
 
 class Caps:
-    """Caps of the current hour and the one before, by key."""
+    """The caps of the current hour and the one before, by key."""
 
     def __init__(self) -> None:
         self._caps: dict[str, Cap] = {}
@@ -60,13 +60,13 @@ class Caps:
         return new
 
     def drop(self, key: str) -> None:
-        """Forget a user or an item."""
+        """Drop a user or an item."""
         self._caps.pop(key, None)
 
     def state(self) -> list[dict[str, Any]]:
-        """Return all of it, as JSON can hold it, in order of last use."""
+        """Return the caps in a form that JSON can hold, in order of last use."""
         return [asdict(cap) for cap in self._caps.values()]
 
     def restore(self, state: list[dict[str, Any]]) -> None:
-        """Put back what `state` returned."""
+        """Restore what `state` returned."""
         self._caps = {row["key"]: Cap(**row) for row in state}

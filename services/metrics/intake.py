@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from streams.dead_letters import Reason
-from streams.guard import KINDS, RULES
+from streams.guard import RULES
+from streams.guard_quarantine import KINDS
 
 EVENT_OUTCOMES = (
     "in",

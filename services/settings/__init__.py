@@ -34,7 +34,7 @@ from services.settings.web import LimitSettings, SecuritySettings
 from streams.clocks import ClockSettings
 from streams.connection import KafkaConnection
 from streams.events import Scenario
-from streams.guard import GuardSettings
+from streams.guard_settings import GuardSettings
 from streams.privacy import PrivacySettings
 from streams.topics import Topics
 

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.examples import Example, ShownList
-from streams.guard import KINDS, RULES, Guard, GuardSettings
+from streams.guard import RULES, Guard
+from streams.guard_quarantine import KINDS
+from streams.guard_settings import GuardSettings
 
 USERS = [f"u{number}" for number in range(6)]
 ITEMS = [f"i{number}" for number in range(6)]

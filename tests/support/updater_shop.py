@@ -27,7 +27,7 @@ from streams.connection import KafkaConnection
 from streams.consumer import PartitionConsumer
 from streams.dead_letters import DeadLetter
 from streams.events import Click, Event, Item, Purchase
-from streams.guard import GuardSettings
+from streams.guard_settings import GuardSettings
 from streams.producer import EventProducer
 from streams.record import Record
 from streams.topics import Topics

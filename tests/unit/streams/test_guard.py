@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from streams.examples import Example, ShownList
-from streams.guard import Guard, GuardSettings
+from streams.guard import Guard
+from streams.guard_settings import GuardSettings
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from streams.examples import Example
-from streams.guard import Guard, GuardSettings
+from streams.guard import Guard
+from streams.guard_settings import GuardSettings
 
 HOUR_MS = 3_600_000
 BATCH = 256
