@@ -1,4 +1,4 @@
-"""One contract for every way to reach a registry: published by file or memory, read the same way or over HTTP."""
+"""One contract for every kind of store: published to files or memory, read from there or over HTTP."""
 
 import shutil
 import uuid
@@ -30,7 +30,7 @@ from services.web.server import running
 
 
 class Registry:
-    """A registry as its publisher and as its readers reach it."""
+    """A registry opened by its publisher and by its readers."""
 
     def __init__(self, root: str, reader: AdapterRegistry, workshop: Path) -> None:
         self.root = root
@@ -48,7 +48,7 @@ class Registry:
         return manifest
 
     def overwrite(self, path: str, data: bytes) -> None:
-        """Damage a file behind the registry's back."""
+        """Overwrite a file in the store, bypassing the registry."""
         fs, root = fsspec.core.url_to_fs(self.root)
         fs.makedirs(f"{root}/{path}".rpartition("/")[0], exist_ok=True)
         fs.pipe_file(f"{root}/{path}", data)
@@ -83,14 +83,14 @@ class TestRegistryContract:
         assert registry.reader.versions("home") == [1, 2]
         assert registry.reader.manifest("home", 1) == first
 
-        there = registry.reader.fetch("home", 1, tmp_path / "cache")
+        copy = registry.reader.fetch("home", 1, tmp_path / "cache")
 
-        assert there == tmp_path / "cache/home/00000001"
-        assert read_bundle(there, base_digest="base-1").manifest == first
-        made, fetched = tmp_path / "made/1-0", {path.name for path in there.iterdir()}
+        assert copy == tmp_path / "cache/home/00000001"
+        assert read_bundle(copy, base_digest="base-1").manifest == first
+        made, fetched = tmp_path / "made/1-0", {path.name for path in copy.iterdir()}
         assert fetched == {path.name for path in made.iterdir()}
-        assert all((there / name).read_bytes() == (made / name).read_bytes() for name in fetched)
-        assert [path.name for path in there.parent.iterdir()] == ["00000001"]
+        assert all((copy / name).read_bytes() == (made / name).read_bytes() for name in fetched)
+        assert [path.name for path in copy.parent.iterdir()] == ["00000001"]
 
     def test_the_layout_is_what_people_find_there(self, registry: Registry) -> None:
         registry.publish(12)
@@ -105,7 +105,7 @@ class TestRegistryContract:
     def test_publishing_the_same_again_changes_nothing(self, registry: Registry) -> None:
         first = registry.publish(1)
         second = registry.publish(2)
-        again = registry.publish(1, watermark_ms=77)  # the same files; the digest is of those
+        again = registry.publish(1, watermark_ms=77)  # the same files, so the same digest
         assert again.digest == first.digest
         assert registry.reader.manifest("home", 1) == first
         assert registry.reader.latest("home") == second
@@ -115,8 +115,8 @@ class TestRegistryContract:
         with pytest.raises(VersionConflictError, match=r"already holds version 1 .*publish under a new version"):
             registry.publish(1, seed=9)
         assert registry.reader.manifest("home", 1) == first
-        there = registry.reader.fetch("home", 1, tmp_path / "cache")
-        assert read_bundle(there, base_digest=None).manifest == first
+        copy = registry.reader.fetch("home", 1, tmp_path / "cache")
+        assert read_bundle(copy, base_digest=None).manifest == first
 
     def test_publishing_again_ends_what_was_cut_short_before_latest(self, registry: Registry) -> None:
         registry.publish(1)
@@ -208,8 +208,8 @@ class TestRegistryContract:
 
     def test_pruning_clears_what_a_pruning_cut_short_left(self, registry: Registry) -> None:
         registry.publish(2)
-        registry.overwrite("home/00000001/items.json", b"[]")  # its manifest is gone already
-        registry.overwrite("home/00000003/items.json", b"[]")  # its manifest is still to come
+        registry.overwrite("home/00000001/items.json", b"[]")  # its manifest has been removed
+        registry.overwrite("home/00000003/items.json", b"[]")  # its manifest is not written yet
         assert registry.writer.prune("home", Retention(versions=1)) == []
         with pytest.raises(FileNotFoundError):
             registry.content("home/00000001/items.json")
@@ -221,7 +221,7 @@ class TestRegistryContract:
         good = registry.content(path)
         for damaged, error in [(good[:-1] + b"x", BundleDigestError), (good + b"x" * 9, BundleSizeError)]:
             registry.overwrite(path, damaged)
-            # Over HTTP the process sends no more than the manifest says, which is then a good copy.
+            # Over HTTP the registry process sends no more bytes than the manifest records, so the copy is valid.
             if error is BundleSizeError and registry.reader is not registry.writer:
                 continue
             with pytest.raises(error):
@@ -232,12 +232,12 @@ class TestRegistryContract:
 
     def test_a_good_copy_is_used_and_a_damaged_one_replaced(self, registry: Registry, tmp_path: Path) -> None:
         registry.publish(1, metrics={"auc": float("nan")})
-        there = registry.reader.fetch("home", 1, tmp_path / "cache")
-        inode = there.stat().st_ino
+        copy = registry.reader.fetch("home", 1, tmp_path / "cache")
+        inode = copy.stat().st_ino
         assert registry.reader.fetch("home", 1, tmp_path / "cache").stat().st_ino == inode
-        (there / "items.json").write_bytes(b"[]")
-        assert registry.reader.fetch("home", 1, tmp_path / "cache") == there
-        read_bundle(there, base_digest="base-1")
+        (copy / "items.json").write_bytes(b"[]")
+        assert registry.reader.fetch("home", 1, tmp_path / "cache") == copy
+        read_bundle(copy, base_digest="base-1")
 
     def test_a_cache_is_itself_a_registry_to_start_from(self, registry: Registry, tmp_path: Path) -> None:
         registry.publish(1)
@@ -277,7 +277,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
 
 
 class TestDamagedManifests:
-    """What only the store's own reader can tell apart; over HTTP each is an error of the server."""
+    """Errors that only a direct reader can distinguish; over HTTP each is an error of the server."""
 
     def test_a_manifest_of_the_future(self, stored: Registry) -> None:
         stored.publish(1)

@@ -1,4 +1,4 @@
-"""Reads over HTTP end in time, however slowly the server sends: no byte of a drip exceeds the timeout of a wait."""
+"""Reads over HTTP end at their deadline, even if the server sends one byte at a time within each timeout."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ from services.scorer.announcements import Announcements
 from services.scorer.following import RegistryFollower
 
 READ_SECONDS = 0.6
-SLACK_SECONDS = 3.0  # of a busy machine; without a deadline each of these reads takes minutes
+SLACK_SECONDS = 3.0  # for a busy machine; without a deadline each of these reads takes minutes
 
 
 @pytest.fixture

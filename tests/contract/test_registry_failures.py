@@ -1,4 +1,4 @@
-"""A store that fails at any step of a publication: what did not happen, and how the next try ends the work."""
+"""A store that fails at each step of a publication: nothing becomes visible, and publishing again completes it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ WRITES_OF_A_PUBLICATION = FILES_OF_A_BUNDLE + 2  # the manifest, then LATEST
 
 
 class FullStore(FsspecStore):
-    """Takes `room` writes, then has no space left."""
+    """A store that accepts `room` writes, then has no space left."""
 
     def __init__(self, url: str, *, room: int) -> None:
         super().__init__(url)
@@ -40,7 +40,7 @@ class FullStore(FsspecStore):
 
 
 class ForgetfulStore(FsspecStore):
-    """Gives back other bytes than it took for every path that ends in `ending`."""
+    """A store that returns other bytes than it took for each path that ends in `ending`."""
 
     def __init__(self, url: str, *, ending: str) -> None:
         super().__init__(url)
@@ -57,7 +57,7 @@ class ForgetfulStore(FsspecStore):
 
 
 class BrokenStore(FsspecStore):
-    """Breaks off in the middle of every file."""
+    """A store whose reads break off in the middle of each file."""
 
     def chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
         yield next(super().chunks(path, limit_bytes=limit_bytes))[:10]
@@ -128,7 +128,7 @@ def test_a_download_cut_short_leaves_the_destination_as_it_was(root: str, tmp_pa
 
 
 class TiredStore(FsspecStore):
-    """Removes `strength` times, then fails."""
+    """A store that removes `strength` times, then fails."""
 
     strength = 0
 

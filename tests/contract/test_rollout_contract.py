@@ -1,4 +1,4 @@
-"""Rollouts in a registry, on every kind of store that can be written."""
+"""Rollouts in a registry, on every writable kind of store."""
 
 import uuid
 from pathlib import Path
@@ -30,7 +30,7 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AdapterRegistry:
 
 
 class OvertakenStore(FsspecStore):
-    """Another writes the same document just after."""
+    """A store in which another process replaces each document just after it is written."""
 
     def write(self, path: str, data: bytes) -> None:
         super().write(path, data)

@@ -1,4 +1,4 @@
-"""Any history of publishing, refusing, pruning and dying: what readers see is always whole, ordered and buildable."""
+"""Any history of publishing, refusing, pruning and crashes: readers see complete, ordered, buildable versions."""
 
 import shutil
 import tempfile
@@ -17,7 +17,7 @@ from peft_adapters.registry.stores import FsspecStore
 
 
 class MortalStore(FsspecStore):
-    """Dies at its n-th change: that change and all later ones do not happen."""
+    """A store that crashes at its n-th change; that change and all later ones do not happen."""
 
     changes_to_live: float = float("inf")
 
@@ -40,7 +40,7 @@ class MortalStore(FsspecStore):
 
 
 class RegistryHistory(RuleBasedStateMachine):
-    """Keeps the history a registry should have beside the one it has."""
+    """A state machine that compares a registry with a model of the history it should have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,8 +130,8 @@ class RegistryHistory(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for version, manifest in self.published.items():
-            there = self.registry.fetch("home", version, self.workshop / "cache")
-            assert read_bundle(there, base_digest="base-1").manifest == manifest
+            copy = self.registry.fetch("home", version, self.workshop / "cache")
+            assert read_bundle(copy, base_digest="base-1").manifest == manifest
         shutil.rmtree(self.workshop)
 
 

@@ -1,4 +1,4 @@
-"""Any history of publications: what retention keeps follows the rule, is bounded, and never asks for what is gone."""
+"""Any history of publications: retention follows its rules, is bounded, and never selects a removed version."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ PAUSES_MS = st.one_of(
 )
 PUBLICATIONS = st.lists(
     st.tuples(PAUSES_MS, st.booleans(), st.integers(1, 50)), min_size=1, max_size=80
-)  # pause, whether full, size
+)  # pause, full or delta, size
 RETENTIONS = st.builds(
     Retention, versions=st.integers(1, 6), minutes=st.sampled_from([0, 5, 60]), hours=st.sampled_from([0, 4, 72])
 )
@@ -23,7 +23,7 @@ History = dict[int, PublishedVersion]
 
 
 def history_of(publications: list[tuple[int, bool, int]]) -> History:
-    """Versions as they would be published: a delta builds on the version before it."""
+    """Return versions as they would be published: a delta builds on the version before it."""
     history, at_ms = History(), START_MS
     for version, (pause_ms, full, size_bytes) in enumerate(publications, start=1):
         at_ms += pause_ms
@@ -41,7 +41,7 @@ def chain(history: History, version: int) -> set[int]:
 
 
 def demanded(history: History, retention: Retention) -> set[int]:
-    """What the rule demands, written as the documentation states it."""
+    """Return the versions to keep, computed by the rules as the documentation states them."""
     full = [version for version in history if history[version].builds_on is None]
     newest_ms = history[max(history)].published_at_ms
     wanted = set(sorted(history)[-retention.versions :])
@@ -59,11 +59,11 @@ def test_kept_versions_follow_the_rule_however_often_it_was_applied(
     publications: list[tuple[int, bool, int]], retention: Retention, named: set[int]
 ) -> None:
     history, left = history_of(publications), History()
-    for version, own in history.items():
+    for version, fields in history.items():
         seen = {v: history[v] for v in history if v <= version}
-        left[version] = own
+        left[version] = fields
         kept = retention.select(left, named=named)
-        assert kept <= left.keys()  # monotone: nothing that was removed is wanted again
+        assert kept <= left.keys()  # monotone: a removed version is never selected again
         left = {v: left[v] for v in kept}
         chains = {link for v in named & seen.keys() & left.keys() for link in chain(history, v)}
         assert demanded(seen, retention) | chains == kept
@@ -87,7 +87,7 @@ def test_kept_versions_are_within_the_size_and_the_oldest_go_first(
 
 
 def chain_of_newer(history: History, kept: set[int], version: int) -> set[int]:
-    """All links of the chains of kept versions above one."""
+    """Return the links of the chains of all kept versions above one."""
     return {link for newer in kept if newer > version for link in chain(history, newer)}
 
 
@@ -98,7 +98,7 @@ def test_three_days_of_a_version_every_ten_seconds_are_kept_by_the_minute_and_by
         left[version] = PublishedVersion(None, START_MS + version * 10_000, 1)
         if version % 30 == 0:
             left = {v: left[v] for v in retention.select(left)}
-    ages_ms = [left[max(left)].published_at_ms - own.published_at_ms for own in left.values()]
+    ages_ms = [left[max(left)].published_at_ms - fields.published_at_ms for fields in left.values()]
     assert sum(age < HOUR_MS for age in ages_ms) in range(60, 63)
     assert len(left) in range(60 + 70, 60 + 74)
     assert 71 * HOUR_MS <= max(ages_ms) < 72 * HOUR_MS

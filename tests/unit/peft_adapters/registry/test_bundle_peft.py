@@ -1,4 +1,4 @@
-"""PEFT itself loads a bundle: the directory is an ordinary adapter with more beside it."""
+"""PEFT itself loads a bundle: the directory is an ordinary adapter with additional files."""
 
 from pathlib import Path
 
@@ -64,6 +64,6 @@ def test_peft_loads_the_directory_and_computes_the_same(trained: PeftModel, tmp_
 
     base = hidden(tiny_bert())
     assert not torch.allclose(hidden(loaded), base, atol=1e-3)  # the adapter changes the output
-    assert torch.equal(hidden(loaded), hidden(trained))  # just as the one that was written does
+    assert torch.equal(hidden(loaded), hidden(trained))  # as the written adapter does
     with loaded.disable_adapter():
         assert torch.equal(hidden(loaded), base)  # and without it the base is untouched

@@ -1,4 +1,4 @@
-"""A damaged, foreign or hostile bundle is refused, each with an error of its own that says what to do."""
+"""Damaged, foreign and hostile bundles are refused, each with its own error class and a remedy."""
 
 import hashlib
 import json
@@ -32,19 +32,19 @@ def directory(tmp_path: Path) -> Path:
 def refuse(directory: Path, error: type[BundleError], message: str, *, base_digest: str | None = "base-1") -> None:
     with pytest.raises(error, match=message) as caught:
         read_bundle(directory, base_digest=base_digest)
-    assert type(caught.value) is error  # its own, not a relative's
+    assert type(caught.value) is error  # the class itself, not a subclass
 
 
 def edit_manifest(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest as an attacker would: with a digest that fits its table again."""
+    """Change a manifest as an attacker would, with a digest that matches the changed table."""
     raw = json.loads((directory / MANIFEST_NAME).read_text())
     edit(raw)
     raw["digest"] = table_digest({name: FileEntry(**entry) for name, entry in raw["files"].items()})
     (directory / MANIFEST_NAME).write_text(json.dumps(raw))
 
 
-def put_file(directory: Path, name: str, data: bytes) -> None:
-    """Put a file in a bundle and its true digest in the manifest."""
+def add_file(directory: Path, name: str, data: bytes) -> None:
+    """Add a file to a bundle, with its true digest in the manifest."""
     (directory / name).write_bytes(data)
     entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     edit_manifest(directory, lambda raw: raw["files"].update({name: entry}))
@@ -131,7 +131,7 @@ def test_a_directory_without_a_manifest(directory: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"{}", b'["a", 1]', b"not json", b"null"])
 def test_items_that_are_no_list_of_ids(directory: Path, data: bytes) -> None:
-    put_file(directory, "items.json", data)
+    add_file(directory, "items.json", data)
     refuse(directory, BundleFormatError, "items.json: not the JSON")
 
 
@@ -145,14 +145,14 @@ def test_a_pickle_under_an_honest_name_is_never_run(directory: Path, tmp_path: P
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (tmp_path / "ran",)
 
-    put_file(directory, "heads.safetensors", pickle.dumps(Bomb()))
+    add_file(directory, "heads.safetensors", pickle.dumps(Bomb()))
     refuse(directory, BundleFormatError, "heads.safetensors: expected safetensors")
     assert not (tmp_path / "ran").exists()
 
 
 def test_tensors_of_a_number_type_that_torch_does_not_have(directory: Path) -> None:
     header = json.dumps({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
-    put_file(directory, "heads.safetensors", len(header).to_bytes(8, "little") + header + b"\0")
+    add_file(directory, "heads.safetensors", len(header).to_bytes(8, "little") + header + b"\0")
     refuse(directory, BundleFormatError, "heads.safetensors: expected safetensors")
 
 

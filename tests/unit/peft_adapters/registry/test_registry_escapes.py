@@ -1,4 +1,4 @@
-"""A registry that lies: whatever its files say, nothing is read from or written to outside the reader's own place."""
+"""A hostile registry: no content of its files makes a reader read or write outside its own directory."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def registry(tmp_path: Path) -> AdapterRegistry:
 
 
 def rewrite(registry: AdapterRegistry, change: Callable[[dict[str, Any]], None]) -> None:
-    """Forge the manifest, digests and all."""
+    """Forge the manifest, including its digests."""
     path = Path(registry.url) / "home" / "00000001" / "manifest.json"
     raw = json.loads(path.read_bytes())
     change(raw)

@@ -1,4 +1,4 @@
-"""Signatures of manifests: what they hold for, what they do not survive, and keys that are none."""
+"""Signatures of manifests: the fields they cover, changes they detect, and invalid key files."""
 
 import json
 import stat

@@ -1,4 +1,4 @@
-"""Explanations: every cut adds up to the score, and what is taken away takes its share along."""
+"""Explanations: each division adds up to the score, and removing a cause removes its share."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,7 +57,7 @@ def model(make_model: Callable[..., ServedModel]) -> ServedModel:
 
 
 def _with_every_weight(model: ServedModel) -> ServedModel:
-    """The same with no weight of the head at zero, so that no feature escapes."""
+    """Return the model with no head weight at zero, so that every feature is tested."""
     heads = model.state.heads + torch.linspace(-2.0, 3.0, len(FEATURES))
     state = replace(model.state, heads=heads)
     return replace(model, state=state, ranker=build_ranker(state, model.content_vectors))
@@ -73,13 +73,12 @@ def assert_adds_up(
     model: ServedModel, context: tuple[list[int], list[int]], query_vector: Tensor | None = None
 ) -> None:
     scores = model.ranker.score(pad([context]), query_vector=query_vector)[0].tolist()
-    for own, score in zip(explained(model, context, query_vector), scores, strict=True):
-        assert own.score == pytest.approx(score, abs=CLOSE)
-        assert sum(own.kinds.values()) == pytest.approx(score, abs=CLOSE)
-        assert sum(own.features.values()) == pytest.approx(score, abs=CLOSE)
-        by_source = (
-            own.popularity + own.global_preference + own.query + sum(looked_at.share for looked_at in own.history)
-        )
+    for explanation, score in zip(explained(model, context, query_vector), scores, strict=True):
+        assert explanation.score == pytest.approx(score, abs=CLOSE)
+        assert sum(explanation.kinds.values()) == pytest.approx(score, abs=CLOSE)
+        assert sum(explanation.features.values()) == pytest.approx(score, abs=CLOSE)
+        history = sum(item.share for item in explanation.history)
+        by_source = explanation.popularity + explanation.global_preference + explanation.query + history
         assert by_source == pytest.approx(score, abs=CLOSE)
 
 
@@ -93,9 +92,9 @@ def test_what_is_searched_for_has_its_share(model: ServedModel, context: tuple[l
     query_vector = model.text_vectors[[9]]
     assert_adds_up(model, context, query_vector)
     alone, searched = explained(model, context), explained(model, context, query_vector)
-    assert {own.query for own in alone} == {0.0}
-    for before, own in zip(alone, searched, strict=True):
-        assert own.query == pytest.approx(own.score - before.score, abs=CLOSE)
+    assert {explanation.query for explanation in alone} == {0.0}
+    for before, explanation in zip(alone, searched, strict=True):
+        assert explanation.query == pytest.approx(explanation.score - before.score, abs=CLOSE)
 
 
 def test_what_lists_taught_and_vectors_of_other_modalities_are_in_it(make_model: Callable[..., ServedModel]) -> None:
@@ -109,37 +108,37 @@ def test_what_lists_taught_and_vectors_of_other_modalities_are_in_it(make_model:
 
 
 def test_a_stranger_is_shown_popularity_and_global_preference_alone(model: ServedModel) -> None:
-    for own in explained(model, CONTEXTS["nobody"]):
-        assert own.history == []
-        assert own.kinds["cooccurrence"] == own.kinds["repeats"] == 0
+    for explanation in explained(model, CONTEXTS["nobody"]):
+        assert explanation.history == []
+        assert explanation.kinds["cooccurrence"] == explanation.kinds["repeats"] == 0
 
 
 def test_each_item_of_the_context_has_its_own_share(model: ServedModel) -> None:
     partner = explained(model, ([4, 12], [0, 0]))[5]  # item 5 follows item 4 in every session
-    shares = {looked_at.row: looked_at.shares["cooccurrence"] for looked_at in partner.history}
+    shares = {item.row: item.shares["cooccurrence"] for item in partner.history}
     assert set(shares) == {4, 12}
     assert abs(shares[4]) > 5 * abs(shares[12])
 
 
 def test_a_repeat_is_the_share_of_the_item_itself(model: ServedModel) -> None:
     again = explained(model, ([4, 8], [0, 2]))[8]
-    repeats = {looked_at.row: looked_at.shares["repeats"] for looked_at in again.history}
+    repeats = {item.row: item.shares["repeats"] for item in again.history}
     assert repeats[8] == pytest.approx(again.kinds["repeats"])
     assert repeats[8] != 0
     assert repeats[4] == 0
-    assert next(looked_at for looked_at in again.history if looked_at.row == 8).sessions_ago == 2
+    assert next(item for item in again.history if item.row == 8).sessions_ago == 2
 
 
 def test_without_residuals_all_that_vectors_say_is_the_text_s(model: ServedModel) -> None:
     residuals = {role: torch.zeros_like(table) for role, table in model.state.residuals.items()}
     bare = replace(model, state=replace(model.state, residuals=residuals))
-    own = explained(bare, CONTEXTS["both"])
-    assert max(abs(one.kinds["residual"]) for one in own) < CLOSE
-    assert max(abs(one.kinds["residual"]) for one in explained(model, CONTEXTS["both"])) > 0.01
+    without = explained(bare, CONTEXTS["both"])
+    assert max(abs(explanation.kinds["residual"]) for explanation in without) < CLOSE
+    assert max(abs(explanation.kinds["residual"]) for explanation in explained(model, CONTEXTS["both"])) > 0.01
 
 
 def test_the_largest_share_comes_first(model: ServedModel) -> None:
-    for own in explained(model, CONTEXTS["both"]):
-        shares = [abs(looked_at.share) for looked_at in own.history]
+    for explanation in explained(model, CONTEXTS["both"]):
+        shares = [abs(item.share) for item in explanation.history]
         assert shares == sorted(shares, reverse=True)
-        assert all(tuple(looked_at.shares) == KINDS for looked_at in own.history)
+        assert all(tuple(item.shares) == KINDS for item in explanation.history)

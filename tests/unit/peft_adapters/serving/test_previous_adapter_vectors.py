@@ -1,4 +1,4 @@
-"""What is kept of adapters that are not served any more."""
+"""The store of text vectors of earlier adapters: exact, bounded, and tolerant of a failing disk."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVector
 
 TEXTS = ["mug", "tin", "lamp"]
 ROWS = np.array([2, 0, 1])
-BYTES = 3 * 4 * 4  # an adapter's: three rows of four numbers
+BYTES = 3 * 4 * 4  # of the vectors of one adapter: three rows of four float32
 
 
 def adapter(weight: float) -> dict[str, Tensor]:
@@ -23,11 +23,11 @@ def vectors(weight: float) -> Tensor:
     return torch.arange(12.0).reshape(3, 4) + weight
 
 
-def holding(directory: Path, weights: list[float], *, most: int = 2) -> PreviousAdapterVectors:
-    before = PreviousAdapterVectors(directory / "texts", max_bytes=most * BYTES)
+def filled_store(directory: Path, weights: list[float], *, most: int = 2) -> PreviousAdapterVectors:
+    store = PreviousAdapterVectors(directory / "texts", max_bytes=most * BYTES)
     for weight in weights:
-        before.add(adapter(weight), TEXTS, vectors(weight), ROWS)
-    return before
+        store.add(adapter(weight), TEXTS, vectors(weight), ROWS)
+    return store
 
 
 def files(directory: Path) -> int:
@@ -35,56 +35,56 @@ def files(directory: Path) -> int:
 
 
 def test_they_come_back_bit_for_bit_in_the_order_of_the_catalogue(tmp_path: Path) -> None:
-    kept = holding(tmp_path, [1.0, 2.0]).get(adapter(1.0))
+    kept = filled_store(tmp_path, [1.0, 2.0]).get(adapter(1.0))
     assert kept is not None
     assert kept[0] == ["lamp", "mug", "tin"]
     assert torch.equal(kept[1], vectors(1.0)[[2, 0, 1]])
 
 
 def test_of_an_adapter_never_kept_there_is_nothing(tmp_path: Path) -> None:
-    before = holding(tmp_path, [1.0])
-    assert before.get(adapter(3.0)) is None
-    assert before.get({"other": torch.ones(2, 2)}) is None
+    store = filled_store(tmp_path, [1.0])
+    assert store.get(adapter(3.0)) is None
+    assert store.get({"other": torch.ones(2, 2)}) is None
 
 
 def test_beyond_the_limit_the_longest_unused_goes_with_its_file(tmp_path: Path) -> None:
-    before = holding(tmp_path, [1.0, 2.0])
-    assert before.get(adapter(1.0)) is not None
-    before.add(adapter(3.0), TEXTS, vectors(3.0), ROWS)
-    assert [before.get(adapter(weight)) is not None for weight in (1.0, 2.0, 3.0)] == [True, False, True]
+    store = filled_store(tmp_path, [1.0, 2.0])
+    assert store.get(adapter(1.0)) is not None
+    store.add(adapter(3.0), TEXTS, vectors(3.0), ROWS)
+    assert [store.get(adapter(weight)) is not None for weight in (1.0, 2.0, 3.0)] == [True, False, True]
     assert files(tmp_path) == 2
 
 
 def test_what_is_kept_is_not_written_again(tmp_path: Path) -> None:
-    before = holding(tmp_path, [1.0, 2.0, 2.0, 1.0, 2.0])
+    store = filled_store(tmp_path, [1.0, 2.0, 2.0, 1.0, 2.0])
     assert files(tmp_path) == 2
-    assert before.get(adapter(1.0)) is not None
+    assert store.get(adapter(1.0)) is not None
 
 
 @pytest.mark.parametrize("most", [0, 1])
 def test_what_is_larger_than_the_limit_is_not_kept(tmp_path: Path, most: int) -> None:
-    before = PreviousAdapterVectors(tmp_path / "texts", max_bytes=most * (BYTES - 1))
-    before.add(adapter(1.0), TEXTS, vectors(1.0), ROWS)
-    assert before.get(adapter(1.0)) is None
+    store = PreviousAdapterVectors(tmp_path / "texts", max_bytes=most * (BYTES - 1))
+    store.add(adapter(1.0), TEXTS, vectors(1.0), ROWS)
+    assert store.get(adapter(1.0)) is None
     assert not (tmp_path / "texts").exists()
 
 
 def test_a_disk_that_does_not_take_them_is_logged_and_nothing_is_kept(tmp_path: Path) -> None:
     (tmp_path / "texts").write_text("a file where the directory is to be")
     with capture_logs() as logs:
-        before = holding(tmp_path, [1.0])
+        store = filled_store(tmp_path, [1.0])
     assert [entry["event"] for entry in logs] == ["text_vectors_not_stored"]
-    assert before.get(adapter(1.0)) is None
+    assert store.get(adapter(1.0)) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array", None])
 def test_a_file_that_cannot_be_read_is_logged_once_and_given_up(tmp_path: Path, damage: bytes | None) -> None:
-    before = holding(tmp_path, [1.0])
+    store = filled_store(tmp_path, [1.0])
     (path,) = (tmp_path / "texts").iterdir()
     path.unlink() if damage is None else path.write_bytes(damage)
     with capture_logs() as logs:
-        assert before.get(adapter(1.0)) is None
-        assert before.get(adapter(1.0)) is None
+        assert store.get(adapter(1.0)) is None
+        assert store.get(adapter(1.0)) is None
     assert [entry["event"] for entry in logs] == ["stored_text_vectors_unreadable"]
-    before.add(adapter(1.0), TEXTS, vectors(1.0), ROWS)
-    assert before.get(adapter(1.0)) is not None
+    store.add(adapter(1.0), TEXTS, vectors(1.0), ROWS)
+    assert store.get(adapter(1.0)) is not None

@@ -1,4 +1,4 @@
-"""What a worker refuses to build; the model it serves stays, whatever was tried."""
+"""Bundles that the model builder refuses; the served model is not changed by the attempt."""
 
 from collections.abc import Callable
 from pathlib import Path
