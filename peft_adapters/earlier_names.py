@@ -13,6 +13,7 @@ _BUNDLE_NAMES = {"heads": {"taste": "global_preference"}}  # until 0.1
 # Of a checkpoint, and of what the gate keeps beside it under `live/` and `put_by/`.
 _CHECKPOINT_NAMES = (
     (re.compile(r"^((?:live/|put_by/)?(?:catalogue_|lists/)?)taste(?=$|\.|_optimiser/)"), r"\1global_preference"),
+    (re.compile(r"^(lora_replay/\d+\.)asked$"), r"\1query_vector"),  # until 0.1
 )
 
 
@@ -26,6 +27,8 @@ def checkpoint_tensors_of_today(tensors: Mapping[str, _Value]) -> dict[str, _Val
 
     >>> checkpoint_tensors_of_today({"taste": 1, "live/lists/taste.step.0": 2, "projections/trained/taste": 3})
     {'global_preference': 1, 'live/lists/global_preference.step.0': 2, 'projections/trained/taste': 3}
+    >>> checkpoint_tensors_of_today({"lora_replay/0.asked": 1})
+    {'lora_replay/0.query_vector': 1}
     """
     return {_checkpoint_name(name): value for name, value in tensors.items()}
 

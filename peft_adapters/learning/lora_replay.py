@@ -12,8 +12,6 @@ from torch import Tensor
 from peft_adapters.learning.batches import Batch
 from peft_adapters.ranking.counters import IntArray
 
-_KEYS = {"query_vector": "asked"}  # in a state, where a field has another name there: checkpoints keep their format
-
 
 @dataclass(frozen=True, slots=True)
 class LoraBatch:
@@ -93,7 +91,7 @@ class LoraReplay:
     def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors."""
         kept = {
-            f"{place}.{_KEYS.get(field.name, field.name)}": torch.as_tensor(getattr(batch, field.name))
+            f"{place}.{field.name}": torch.as_tensor(getattr(batch, field.name))
             for place, batch in enumerate(self._kept)
             for field in fields(batch)
             if getattr(batch, field.name) is not None
@@ -117,6 +115,6 @@ def _with_large_parts(batch: LoraBatch, dtype: torch.dtype) -> LoraBatch:
 
 def _from_state(state: Mapping[str, Tensor], place: int) -> LoraBatch:
     names = (field.name for field in fields(LoraBatch))
-    part = {name: state[key] for name in names if (key := f"{place}.{_KEYS.get(name, name)}") in state}
+    part = {name: state[key] for name in names if (key := f"{place}.{name}") in state}
     rows = {name: part[name].numpy() for name in ("items", "columns", "context_rows", "live_rows")}
     return LoraBatch(**(part | rows))  # type: ignore[arg-type]

@@ -160,7 +160,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, batches: int) 
             learner.learn_lists(learner.observe_lists([shown for shown, _ in chunk]))
 
     learn(unkilled, stream[: 8 * batches])
-    assert any(name.endswith(".asked") for name in learner_state(unkilled)[0])
+    assert any(name.endswith(".query_vector") for name in learner_state(unkilled)[0])
     save_checkpoint(tmp_path, 1, unkilled, {})
     resumed = tiny_learner(settings)
     load_checkpoint(tmp_path, 1, resumed)
