@@ -1,43 +1,41 @@
-"""Metrics of the log that the updater reads: lag, topics that cannot be read, and logs that have changed."""
+"""Export of the state of the consumed log: lag, unreadable topics and changed logs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 
-from services.metrics.updater import UpdaterMetrics
+from services.metrics.log import ConsumedLogMetrics
 from streams.consumer import PartitionConsumer
 from streams.errors import HeadwaterStreamError
-from streams.offsets import TopicPartition, topic_of
+from streams.offsets import TopicPartition
 
-_LAG_SECONDS = 2.0  # how often the lag is asked for
+_LAG_SECONDS = 2.0  # interval between requests for the lag
 _LAG_TIMEOUT_SECONDS = 1.0  # a metric does not hold the loop up
 
 
 class LogMetrics:
-    """Exports what is known of a consumer's topics.
+    """Exporter of the state of a consumer's topics.
 
     Args:
-        consumer: Reads them.
-        metrics: Where to export to.
-        topics: Their names.
+        consumer: the consumer of the topics.
+        metrics: the metrics to set.
+        topics: the names of the topics.
     """
 
-    def __init__(self, consumer: PartitionConsumer, metrics: UpdaterMetrics, topics: Sequence[str]) -> None:
+    def __init__(self, consumer: PartitionConsumer, metrics: ConsumedLogMetrics, topics: Sequence[str]) -> None:
         self._consumer, self._metrics, self._topics = consumer, metrics, topics
         self._gaps_seen = 0
-        self._lagging: set[TopicPartition] = set()  # partitions with a series
+        self._with_lag: set[TopicPartition] = set()  # partitions with a series
         self._next_lag = 0.0  # monotonic seconds
 
     def export(self, waiting: Mapping[TopicPartition, int]) -> None:
-        """Set the metrics to how things stand.
+        """Set the metrics to the present state.
 
         Args:
-            waiting: records that were read and not learnt yet, by partition.
+            waiting: the number of records read and not learnt yet, by partition.
         """
-        unreadable = {topic_of(name) for name in self._consumer.problems()}
-        for topic in self._topics:
-            self._metrics.topic_readable.labels(topic).set(topic not in unreadable)
+        self._metrics.show_topics(self._topics, self._consumer.problems())
         self._count_changes()
         if time.monotonic() >= self._next_lag:
             self._next_lag = time.monotonic() + _LAG_SECONDS
@@ -46,20 +44,19 @@ class LogMetrics:
     def _count_changes(self) -> None:
         gaps = self._consumer.gaps[self._gaps_seen :]
         self._gaps_seen += len(gaps)
-        recreated = {gap.topic for gap in gaps if gap.cause == "recreated"}
-        self._metrics.log_changes.labels("recreated").inc(len(recreated))
-        self._metrics.log_changes.labels("truncated").inc(sum(gap.cause == "truncation" for gap in gaps))
+        self._metrics.log_changed(
+            recreated_topics=len({gap.topic for gap in gaps if gap.cause == "recreated"}),
+            truncated_partitions=sum(gap.cause == "truncation" for gap in gaps),
+        )
 
     def _export_lag(self, waiting: Mapping[TopicPartition, int]) -> None:
-        gone = self._lagging - self._consumer.positions().keys()
+        gone = self._with_lag - self._consumer.positions().keys()
         for topic, partition in gone:
-            self._metrics.consumer_lag_records.remove(topic, str(partition))
-        self._lagging -= gone
+            self._metrics.partition_dropped(topic, partition)
+        self._with_lag -= gone
         try:
             lag = self._consumer.lag(_LAG_TIMEOUT_SECONDS)
         except HeadwaterStreamError:
             return  # the consumer itself reports what is wrong
-        self._lagging |= lag.keys()
-        for at, records in lag.items():
-            topic, partition = at
-            self._metrics.consumer_lag_records.labels(topic, str(partition)).set(records + waiting.get(at, 0))
+        self._with_lag |= lag.keys()
+        self._metrics.show_lag({at: records + waiting.get(at, 0) for at, records in lag.items()})

@@ -1,4 +1,4 @@
-"""What is known of the learner's quality, and what follows from it: the gate's decisions, and haste after drift."""
+"""Quality of the learner: prequential evaluation, the gate's decisions, and the response to drift."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ log = structlog.get_logger(__name__)
 
 
 class QualityMonitor:
-    """Judges each micro-batch before it is learnt.
+    """Evaluation of each micro-batch before it is learnt, and what follows from it.
 
     Args:
-        learner: as it stands at the start, which is what the gate can go back to at first.
-        settings: of the gate, of drift, and the seed.
-        metrics: where to count.
+        learner: the learner, in the state that the gate rolls back to at first.
+        settings: the settings of the gate and of drift, and the seed.
+        metrics: the updater's metrics.
 
     Attributes:
-        prequential: figures over the newest events.
-        gate: judges candidates.
-        drift: watches for drift.
+        prequential: the evaluation over the newest events.
+        gate: the gate that judges candidates.
+        drift: the drift monitor.
     """
 
     def __init__(self, learner: Learner, settings: Settings, metrics: UpdaterMetrics) -> None:
@@ -41,72 +41,69 @@ class QualityMonitor:
         self.drift = DriftMonitor(settings.drift)
 
     def judge(self, batch: Batch) -> None:
-        """Judge a batch that is to be learnt next; at what rate follows from it."""
+        """Evaluate a micro-batch that is learnt next, and set the learning rate according to drift."""
         scores = self._learner.judge(batch)
         losses = self.prequential.update(batch, scores)
         self.gate.update(batch, scores)
-        seen = self.drift.update(losses)
+        response = self.drift.update(losses)
         factor = self.drift.rate_factor
-        for detector in seen.alarms:
-            self._metrics.drift_alarms.labels(detector).inc()
+        for detector in response.alarms:
+            self._metrics.drift.alarm_raised(detector)
             log.warning("drift_alarm", detector=detector, events_learned=self._learner.events_learned)
         if factor > self._learner.rate_factor:
             log.warning("learning_rate_raised", factor=factor)
-        if seen.halvings:
-            log.warning("counts_halved", times=seen.halvings)
-        self._learner.adapt_to_drift(factor, halvings=seen.halvings)
-        if seen.ended is not None:
-            self._metrics.drift_ended.labels(seen.ended).inc()
-            self._metrics.drift_recovery_events.set(seen.events)
-            log.info("drift_over", how=seen.ended, events=seen.events)
+        if response.halvings:
+            log.warning("counts_halved", times=response.halvings)
+        self._learner.adapt_to_drift(factor, halvings=response.halvings)
+        if response.ended is not None:
+            self._metrics.drift.alarm_ended(response.ended, events=response.events)
+            log.info("drift_over", how=response.ended, events=response.events)
 
-    def tell(self, manifest: Manifest) -> None:
-        """Say what the gate decided on a candidate, and why."""
-        gate = manifest.gate
-        for rule in gate["rules"]:
-            self._metrics.gate_refusals.labels(rule).inc()
-        for figure in ("loss_difference", "calibration"):
-            if gate.get(figure) is not None:
-                self._metrics.gate_figures.labels(figure).set(gate[figure])
-        told = {name: value for name, value in gate.items() if name != "decision"}
-        if gate["decision"] == "refused":
-            log.error("adapter_refused", version=manifest.version, **told)
+    def report_candidate(self, manifest: Manifest) -> None:
+        """Log the gate's decision on a candidate and its reasons, and count them."""
+        decision = manifest.gate
+        self._metrics.gate.candidate_judged(rules=decision["rules"], figures=decision)
+        details = {name: value for name, value in decision.items() if name != "decision"}
+        if decision["decision"] == "refused":
+            log.error("adapter_refused", version=manifest.version, **details)
         else:
-            log.info("adapter_passed", version=manifest.version, **told)
+            log.info("adapter_passed", version=manifest.version, **details)
 
-    def settle(self, decision: Decision | None) -> bool:
-        """Draw the consequence of the gate's decision; whether the learner went back."""
+    def apply_decision(self, decision: Decision | None) -> bool:
+        """Apply the gate's decision. Returns True if the learner was rolled back.
+
+        Args:
+            decision: the decision on the newest candidate; None if there is no new one.
+        """
         if decision is None:
             return False
-        went_back = self.gate.settle(decision)
-        if went_back is None:
+        rolled_back = self.gate.settle(decision)
+        if rolled_back is None:
             return False
-        self._metrics.rollbacks.inc()
-        log.error("learner_went_back", **went_back)
+        self._metrics.gate.learner_rolled_back()
+        log.error("learner_went_back", **rolled_back)
         return True
 
     def export(self) -> None:
-        """Bring the gauges up to date."""
-        for name, value in self.prequential.values().items():
-            self._metrics.prequential.labels(name).set(value)
+        """Set the gauges to the present state."""
+        self._metrics.learning.show_quality(self.prequential.values())
         for head, judged in self._learner.lists.outcomes.judged.items():
             error = judged.error()
             if error is not None:
-                self._metrics.calibration_error.labels(self._scenario, head).set(error)
-        self._metrics.catalogue_items.set(len(self._learner.catalogue))
-        self._metrics.gate_refusals_in_a_row.set(self.gate.refusals)
-        self._metrics.drift_rate_factor.set(self._learner.rate_factor)
-        self._metrics.drift_recovering.set(self.drift.recovering)
+                self._metrics.learning.show_calibration_error(self._scenario, head, error)
+        self._metrics.learning.show_catalogue(len(self._learner.catalogue))
+        self._metrics.gate.show_refusals_in_a_row(self.gate.refusals)
+        self._metrics.drift.show(rate_factor=self._learner.rate_factor, recovering=self.drift.recovering)
 
-    # ---- what a checkpoint keeps
+    # ---- checkpoints
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All of it, as tensors and as JSON can hold it."""
+        """Return the state as tensors and as JSON values, for a checkpoint."""
         tensors, gate = self.gate.state_dict()
         return tensors, {"prequential": self.prequential.state_dict(), "gate": gate, "drift": self.drift.state_dict()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore the state from a checkpoint."""
         self.prequential.load_state_dict(state["prequential"])
         self.gate.load_state_dict(tensors, state["gate"])
         self.drift.load_state_dict(state["drift"])

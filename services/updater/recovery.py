@@ -1,9 +1,9 @@
-"""Which kept state an updater goes on from: the newest that verifies, or the one before it.
+"""Selection of the state that an updater resumes from: the newest one that verifies.
 
-A state is a checkpoint, the join state that belongs to it, and the journals of all slices learnt since. The newest
-checkpoint goes with `join.sqlite`; older ones go with the copy of it that they carry. A start copies the newest state
-that verifies into its own epoch. If that is an older one, its journal and all later ones are repeated, which ends bit
-for bit where the newest would have stood.
+A state consists of a checkpoint, the join state that belongs to it, and the journals of all slices learnt since. The
+newest checkpoint belongs to `join.sqlite`, older ones to the copy of it that they carry. A start copies the newest
+state that verifies into its own epoch. If that is an older one, the slices of its journal and of all later journals are
+repeated, which leads bit for bit to the same state.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ JOIN_NAME = "join.sqlite"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """A checkpoint on disk with what belongs to it.
+    """A checkpoint on disk and its join state.
 
     Attributes:
-        epoch: directory of the start that wrote it.
-        number: of the checkpoint; 0 before the first.
-        store: the join state that belongs to it.
+        epoch: the directory of the epoch that wrote it.
+        number: the number of the checkpoint; 0 before the first, -1 if the join state is damaged.
+        store: the path of the join state that belongs to it.
     """
 
     epoch: Path
@@ -56,10 +56,13 @@ class CheckpointInfo:
     """A checkpoint as `headwater checkpoints` shows it.
 
     Attributes:
-        saved_at: Unix seconds.
-        events_learned: None where the file that says so cannot be read.
-        offsets: by `topic/partition`.
-        problem: why an updater cannot go on from it; None if it can.
+        epoch: the number of the epoch that wrote it.
+        number: the number of the checkpoint.
+        saved_at: the time it was saved, Unix seconds.
+        size_bytes: the size of its files.
+        events_learned: the events learnt; None if its state file cannot be read.
+        offsets: the next offset by `topic/partition`.
+        problem: the reason why an updater cannot resume from it; None if it can.
     """
 
     epoch: int
@@ -72,17 +75,17 @@ class CheckpointInfo:
 
 
 def epochs(root: Path) -> list[int]:
-    """Numbers of all epochs, oldest first."""
+    """Return the numbers of all epochs, oldest first."""
     return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
 
 
 def epoch_path(root: Path, epoch: int) -> Path:
-    """The directory of an epoch."""
+    """Return the directory of an epoch."""
     return root / f"{epoch:08d}"
 
 
 def take_over(root: Path, target: Path) -> None:
-    """Copy the newest state that verifies into an empty directory. Nothing else is changed.
+    """Copy the newest state that verifies into an empty directory, without changing the source.
 
     Raises:
         CheckpointError: no state verifies, or the newest epoch has lost its join state.
@@ -115,9 +118,9 @@ class _Damaged(Exception):
 
 
 def _states(source: Path) -> Iterator[State]:
-    """States of an epoch that may verify, newest first."""
+    """Yield the states of an epoch that may verify, newest first."""
     copies, committed = _copies(source), _committed(source)
-    if committed < max(copies, default=0):  # a copy is made after the commit, so the file has lost commits
+    if committed < max(copies, default=0):  # copies are made after the commit, so the file has lost commits
         committed = -1
     yield State(epoch=source, number=committed, store=source / JOIN_NAME)
     for number in reversed(copies):
@@ -125,12 +128,12 @@ def _states(source: Path) -> Iterator[State]:
 
 
 def _copies(source: Path) -> list[int]:
-    """Numbers of the checkpoints that carry a copy of their join state, oldest first."""
+    """Return the numbers of the checkpoints that carry a copy of their join state, oldest first."""
     return [number for number in checkpoint_numbers(source) if has_file(source, number, JOIN_NAME)]
 
 
 def _committed(source: Path) -> int:
-    """Number of the checkpoint that `join.sqlite` committed; -1 if the file is damaged."""
+    """Return the number of the checkpoint that `join.sqlite` committed; -1 if the file is damaged."""
     store = source / JOIN_NAME
     if not store.exists():
         return 0
@@ -141,12 +144,12 @@ def _committed(source: Path) -> int:
 
 
 def _newest_known(source: Path) -> int:
-    """Number of the newest checkpoint that is known to have counted."""
+    """Return the number of the newest checkpoint known to have been committed."""
     return max(0, _committed(source), *_copies(source))
 
 
 def _require_store(source: Path) -> None:
-    """Refuse an epoch that has checkpoints and no join state: the disk is not the one that was written to.
+    """Refuse an epoch that has checkpoints and no join state, as on a wrong or partly restored disk.
 
     Raises:
         CheckpointError: `join.sqlite` is missing or empty beside checkpoints.
@@ -157,7 +160,7 @@ def _require_store(source: Path) -> None:
     try:
         lost = "missing" if not store.exists() else "empty" if not _is_used(store) else None
     except sqlite3.Error:
-        return  # damaged, which `_copy` finds and names
+        return  # damaged: `_copy` reports it
     if lost is None:
         return
     copies = _copies(source)
@@ -169,20 +172,20 @@ def _require_store(source: Path) -> None:
 
 
 def _is_used(store: Path) -> bool:
-    """Whether a store has been used by an updater. Every one of them commits its lineage first."""
+    """Return whether an updater has used a store: each commits its lineage first."""
     return store.stat().st_size > 0 and "lineage" in check_store(store)
 
 
 def _copy(state: State, target: Path) -> None:
-    """Verify a state and copy it, with older checkpoints that can still be fallen back to.
+    """Verify a state and copy it, together with older checkpoints to fall back to.
 
     Raises:
-        _Damaged: it does not verify.
+        _Damaged: the state does not verify.
         CheckpointError: a journal that every state of this epoch needs is damaged.
         OSError: the disk refused.
     """
     if state.number < 0:
-        raise _Damaged(f"{state.store} is damaged, or lacks what it committed last")
+        raise _Damaged(f"{state.store} is damaged, or lacks its last commit")
     if state.number:
         _verify(state)
     if state.store.exists():
@@ -208,13 +211,13 @@ def _copy(state: State, target: Path) -> None:
 def _verify(state: State) -> None:
     try:
         verify_checkpoint(state.epoch, state.number)
-        found = int(check_store(state.store).get("checkpoint", 0))
+        committed = int(check_store(state.store).get("checkpoint", 0))
     except (CheckpointError, ValueError) as error:
         raise _Damaged(str(error)) from error
     except sqlite3.Error as error:
         raise _Damaged(f"{state.store} is damaged: {error}") from error
-    if found != state.number:
-        raise _Damaged(f"{state.store} belongs to checkpoint {found}, not {state.number}")
+    if committed != state.number:
+        raise _Damaged(f"{state.store} belongs to checkpoint {committed}, not {state.number}")
 
 
 def _empty(directory: Path) -> None:
@@ -226,42 +229,42 @@ def _empty(directory: Path) -> None:
 
 
 def inspect_checkpoints(root: Path) -> list[CheckpointInfo]:
-    """Check all checkpoints in a directory without changing anything; oldest first.
+    """Check all checkpoints in a directory without changing anything, and return them oldest first.
 
     Raises:
         OSError: the directory cannot be read.
     """
     if not root.exists():
         return []
-    found = []
+    checkpoints = []
     for epoch in epochs(root):
         numbers: list[int] = []
-        with suppress(FileNotFoundError):  # an updater at work has just deleted the epoch
+        with suppress(FileNotFoundError):  # a running updater has just deleted the epoch
             numbers = checkpoint_numbers(epoch_path(root, epoch))
         for number in numbers:
             with suppress(FileNotFoundError):  # or the checkpoint
-                found.append(_found(root, epoch, number))
-    return found
+                checkpoints.append(_inspect(root, epoch, number))
+    return checkpoints
 
 
-def _found(root: Path, epoch: int, number: int) -> CheckpointInfo:
+def _inspect(root: Path, epoch: int, number: int) -> CheckpointInfo:
     source = epoch_path(root, epoch)
     path = checkpoint_path(source, number)
     files = [entry.lstat() for entry in path.iterdir()]
-    learner, offsets = _told(path)
+    events_learned, offsets = _read_progress(path)
     return CheckpointInfo(
         epoch=epoch,
         number=number,
         saved_at=path.stat().st_mtime,
         size_bytes=sum(file.st_size for file in files),
-        events_learned=learner,
+        events_learned=events_learned,
         offsets=offsets,
         problem=_problem(source, number),
     )
 
 
-def _told(path: Path) -> tuple[int | None, dict[str, int]]:
-    """Events learned and offsets, as far as a checkpoint's state can be read."""
+def _read_progress(path: Path) -> tuple[int | None, dict[str, int]]:
+    """Return the events learnt and the offsets of a checkpoint; None and nothing if they cannot be read."""
     try:
         state: dict[str, Any] = json.loads((path / STATE_NAME).read_bytes())
         return state["learner"]["events_learned"], state["extra"].get("offsets", {})
@@ -270,7 +273,7 @@ def _told(path: Path) -> tuple[int | None, dict[str, int]]:
 
 
 def _problem(source: Path, number: int) -> str | None:
-    """Why an updater cannot go on from a checkpoint; None if it can."""
+    """Return the reason why an updater cannot resume from a checkpoint; None if it can."""
     try:
         _require_store(source)
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""When something that is done again and again is due next."""
+"""An interval scheduler for work that repeats."""
 
 import time
 
@@ -8,14 +8,14 @@ LONGEST_PAUSE_SECONDS = 10.0  # after a failure
 
 
 class Schedule:
-    """Due at once, then some time after it was done; after a failed try when a growing, bounded pause is over.
+    """Interval scheduler with back-off and a cap on its share of the time. The first run is due at once.
 
     Args:
-        gap_seconds: Shortest time from one beginning to the next.
-        share: Of the time at most that it may take: what it takes spaces it, too.
+        gap_seconds: the shortest time from the start of one run to the start of the next.
+        share: the largest share of the time that runs may take; a longer run moves the next one further away.
 
     Attributes:
-        is_failing: Whether the last try failed.
+        is_failing: whether the last run failed.
     """
 
     def __init__(self, gap_seconds: float, *, share: float = 1.0) -> None:
@@ -25,21 +25,21 @@ class Schedule:
         self.is_failing = False
 
     def is_due(self) -> bool:
-        """Whether it is to be done now; a try begins with it."""
+        """Return whether a run is due, and take the current time as its start."""
         self._began = time.monotonic()
         return self._began >= self._next
 
     def done(self) -> None:
-        """It succeeded."""
+        """Record that the run succeeded."""
         took_seconds = time.monotonic() - self._began
         self._next = self._began + max(self._gap_seconds, took_seconds / self._share)
         self._pauses, self.is_failing = backoff_seconds(), False
 
     def failed(self) -> None:
-        """Record a failure: the next try is due after a growing pause of at most `LONGEST_PAUSE_SECONDS`.
+        """Record that the run failed; the next one is due after a growing pause of at most `LONGEST_PAUSE_SECONDS`.
 
-        The pause begins now, since a failed try may have taken long, and other work goes on between two tries. Neither
-        a long gap nor the share of the time applies: what failed is overdue.
+        The pause begins now, since a failed run may have taken long, and other work goes on between two attempts.
+        Neither a long gap nor the share of the time applies: the failed work is overdue.
         """
         pause_seconds = min(max(self._gap_seconds, next(self._pauses)), LONGEST_PAUSE_SECONDS)
         self._next, self.is_failing = time.monotonic() + pause_seconds, True

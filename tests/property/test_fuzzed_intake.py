@@ -110,20 +110,20 @@ def test_fuzzed_records_are_each_learnt_or_refused_with_a_reason(fuzzed: int) ->
             batch.append(record)
         if len(batch) < SLICE and record is not None:
             continue
-        taken = intake.take(batch, now_ms=NOW_MS + 50 * fuzzed)
+        taken = intake.ingest(batch, now_ms=NOW_MS + 50 * fuzzed)
         assert all(letter.reason and letter.error for letter in taken.letters)
         letters, taken_in, batch = letters + len(taken.letters), taken_in + len(batch), []
         if taken.examples:
             learner.learn(learner.observe(taken.examples))
         if taken.lists:
             learner.learn_lists(learner.observe_lists(taken.lists))
-        for topic, counts in intake.counts().items():
+        for topic, counts in intake.accounts.totals().items():
             assert counts["in"] == sum(count for name, count in counts.items() if name != "in"), topic
     assert taken_in == fuzzed
-    refused = sum(counts["dead_letter"] for counts in intake.counts().values())
+    refused = sum(counts["dead_letter"] for counts in intake.accounts.totals().values())
     assert letters == refused
     assert 0.1 < refused / fuzzed < 0.7
-    assert sum(counts["in"] for counts in intake.counts().values()) >= fuzzed
+    assert sum(counts["in"] for counts in intake.accounts.totals().values()) >= fuzzed
     assert learner.events_learned > fuzzed / 10
     assert torch.isfinite(learner.ranker.heads).all()
     assert all(torch.isfinite(rows).all() for rows in learner.ranker.residuals.values())

@@ -35,7 +35,7 @@ NONSENSE = b"{nonsense"
 WINDOWS = {"click_window_seconds": 30.0, "purchase_window_seconds": 120.0, "hold_seconds": 1e6}
 # Event, checkpoint, publish, commit: before and after each step that leaves something behind.
 STEPS = (
-    "services.updater.intake:Intake.take",
+    "services.updater.intake:Intake.ingest",
     "services.updater.journal:Journal.record",
     "services.updater.journal:Journal.begin",
     "peft_adapters.learning.learner:Learner.learn",

@@ -68,7 +68,7 @@ class Box:
         self.take_slice(Record(topic, 0, next(self._offset), key, value, published_ms))
 
     def take_slice(self, *records: Record) -> None:
-        taken = self.intake.take(records, now_ms=self.now_ms)
+        taken = self.intake.ingest(records, now_ms=self.now_ms)
         self.letters += taken.letters
         self.learnt += taken.examples
         self.lists += taken.lists
@@ -84,7 +84,7 @@ class Box:
         self.intake.restore(state)
 
     def exported(self, topic: str) -> dict[str, int]:
-        self.intake.export(self.metrics)
+        self.intake.accounts.export(self.metrics.intake)
         outcomes = {
             outcome: self.registry.get_sample_value("headwater_events_total", {"topic": topic, "outcome": outcome})
             for outcome in EVENT_OUTCOMES
@@ -93,7 +93,7 @@ class Box:
         return {name: int(value or 0) for name, value in (outcomes | {"pending": pending}).items()}
 
     def check_identity(self) -> None:
-        for topic, counts in self.intake.counts().items():
+        for topic, counts in self.intake.accounts.totals().items():
             assert counts["in"] == sum(counts[outcome] for outcome in (*EVENT_OUTCOMES[1:], "pending")), topic
             assert all(value >= 0 for value in counts.values())
             assert self.exported(topic) == counts

@@ -99,7 +99,7 @@ def running(shop: Shop, *, killed: bool = False, **settings: Any) -> Iterator[Ru
         yield made
     finally:
         made.stop()
-    for counts in made.updater._intake.counts().values():
+    for counts in made.updater._intake.accounts.totals().values():
         assert counts["in"] == counts["pending"] + sum(counts[name] for name in SETTLED)
 
 
@@ -117,11 +117,11 @@ def assert_same_state(one: Updater, other: Updater) -> None:
     other_tensors, other_state = learner_state(other.learner)
     assert state == other_state
     assert [name for name, value in other_tensors.items() if not torch.equal(value, tensors[name])] == []
-    assert one._watch.prequential.state_dict() == other._watch.prequential.state_dict()
+    assert one._quality.prequential.state_dict() == other._quality.prequential.state_dict()
     assert one._intake.watermarks.state() == other._intake.watermarks.state()
     assert one._intake.guard.state() == other._intake.guard.state()
-    assert one._intake.counts() == other._intake.counts()
-    assert one._offsets == other._offsets
+    assert one._intake.accounts.totals() == other._intake.accounts.totals()
+    assert one._learnt.offsets == other._learnt.offsets
 
 
 def test_partitions_added_while_it_learns_are_learnt_and_repeated_bit_for_bit(shop: Shop, log: ChangingTopics) -> None:
@@ -239,7 +239,7 @@ def test_one_missing_topic_of_several_holds_up_nothing(shop: Shop, log: Changing
         wait_until(lambda: made.value("headwater_topic_readable", topic=missing) == 0, what="the problem", seconds=10)
         log.create(missing)
         log.send(missing, ["{}"] * 3)
-        wait_until(lambda: made.updater._intake.counts()[missing]["in"] == 3, what="its records", seconds=30)
+        wait_until(lambda: made.updater._intake.accounts.totals()[missing]["in"] == 3, what="its records", seconds=30)
         wait_until(lambda: made.value("headwater_topic_readable", topic=missing) == 1, what="no problem", seconds=10)
 
 
@@ -269,7 +269,7 @@ def test_lag_of_partitions_that_are_gone_is_no_longer_exported(shop: Shop, log: 
         return {own["partition"] for own in labels if own.get("topic") == topic and "partition" in own}
 
     with closing(PartitionConsumer(log.connection, [topic])) as consumer:
-        metrics = LogMetrics(consumer, UpdaterMetrics(registry), [topic])
+        metrics = LogMetrics(consumer, UpdaterMetrics(registry).log, [topic])
         metrics.export({})
         assert lagging() == {"0", "1", "2"}
         log.delete(topic)

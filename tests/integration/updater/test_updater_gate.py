@@ -145,7 +145,7 @@ def test_stopped_with_refusals_it_goes_on_counting_them(shop: Shop) -> None:
     first = halfway.model_copy(update={"updater": halfway.updater.model_copy(update={"max_events": 110})})
     with updater(first, new_registry(), turned_round) as made:
         made.run()
-    assert made._watch.gate.refusals == 2  # of the batches 9 to 11 the last is not settled
+    assert made._quality.gate.refusals == 2  # of the batches 9 to 11 the last is not settled
     with capture_logs() as lines, updater(halfway, new_registry(), None) as made:
         made.run()
     (back,) = [line for line in lines if line["event"] == "learner_went_back"]

@@ -147,22 +147,22 @@ def test_quarantine_is_said_once_and_lifted_by_a_word_on_the_topic(shop: Shop) -
 def test_what_could_not_be_said_puts_the_checkpoint_off_and_is_said_with_the_next(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.updater.loop.EventProducer", MuteOnce)
+    monkeypatch.setattr("services.updater.announcer.EventProducer", MuteOnce)
     monkeypatch.setattr(MuteOnce, "topic", shop.topics.control)
     monkeypatch.setattr(MuteOnce, "failures", 1)
     key = f"user/{PSEUDONYM(PERSON)}"
     shop.send(*(of_person(n) for n in range(20)), *events(60))
     quarantined_in_checkpoint: list[bool] = []
     with capture_logs() as lines, updater(settings_of(shop, max_events=60)) as made:
-        say = made._say
+        publish = made._announcer._publish
 
-        def saying(topic: str, records: Any) -> None:
+        def publishing(topic: str, records: Any) -> None:
             if topic == shop.topics.control:
                 kept = newest_checkpoint(shop.directory / "checkpoints" / "home")
                 quarantined_in_checkpoint.append(kept is not None and key in (kept / "state.json").read_text())
-            say(topic, records)
+            publish(topic, records)
 
-        monkeypatch.setattr(made, "_say", saying)
+        monkeypatch.setattr(made._announcer, "_publish", publishing)
         made.run()
     assert quarantined_in_checkpoint == [False, False], "it is said, or it is not passed by"
     assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["checkpoint_put_off"]

@@ -105,12 +105,12 @@ def updater(shop: Shop, *, gate: GateSettings | None = None, **settings: Any) ->
 
 
 def published(made: Updater, outcome: str = "published") -> float:
-    value: float = made._metrics.adapters.labels(outcome)._value.get()
+    value: float = made._metrics.gate._adapters.labels(outcome)._value.get()
     return value
 
 
 def taken_in(made: Updater) -> int:
-    return sum(counts["in"] for counts in made._intake.counts().values())
+    return sum(counts["in"] for counts in made._intake.accounts.totals().values())
 
 
 def test_all_steps_in_order(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_all_steps_in_order(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None
         noted(Publisher, "publish")
         for name in ("_checkpoint", "_announce"):
             noted(made, name)
-        monkeypatch.setattr(f"{LOOP}.PartitionConsumer.commit", lambda *_: done.append("commit"))
+        monkeypatch.setattr("streams.consumer.PartitionConsumer.commit", lambda *_: done.append("commit"))
         made.run()
     publication = ["_checkpoint", "candidate", "publish", "_announce", "commit"]
     at_the_start = done[: done.index("learn")]
@@ -146,7 +146,7 @@ def test_of_a_large_batch_the_first_events_are_judged_and_all_are_learnt(
     with updater(shop) as made:
         made.run()
         assert made.learner.events_learned == EVENTS
-        assert len(made._watch.prequential.state_dict()["judged"]) == 4 * 3
+        assert len(made._quality.prequential.state_dict()["judged"]) == 4 * 3
 
 
 @pytest.mark.parametrize(("late_seconds", "with_lora"), [(1e-6, [False, False, False, True]), (1e6, [True] * 4)])
@@ -162,7 +162,7 @@ def test_lora_waits_while_learning_is_late_but_not_for_ever(
 
         monkeypatch.setattr(made.learner, "learn", noting)
         made.run()
-        assert made._metrics.late_slices._value.get() == with_lora.count(False)
+        assert made._metrics.learning._lagging_slices._value.get() == with_lora.count(False)
     assert sorted(taught) == with_lora  # a slice of items alone may come first
     assert taught[:2] == with_lora[:2]
 
@@ -281,10 +281,12 @@ class TestStep4Publish:
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         HoarseProducer.failures = 1
-        monkeypatch.setattr(f"{LOOP}.EventProducer", HoarseProducer)
+        monkeypatch.setattr("services.updater.announcer.EventProducer", HoarseProducer)
         committed: list[dict[tuple[str, int], int]] = []
         with capture_logs() as lines, updater(shop) as made:
-            monkeypatch.setattr(f"{LOOP}.PartitionConsumer.commit", lambda _, offsets: committed.append(dict(offsets)))
+            monkeypatch.setattr(
+                "streams.consumer.PartitionConsumer.commit", lambda _, offsets: committed.append(dict(offsets))
+            )
             made.run()
         assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["publication_failed"]
         versions = [manifest.version for manifest in shop.announced()]
@@ -302,7 +304,7 @@ class TestStep4Publish:
         connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
         quiet = Shop(connection, make_topics(connection, partitions=1), tmp_path)
         HoarseProducer.failures = 2
-        monkeypatch.setattr(f"{LOOP}.EventProducer", HoarseProducer)
+        monkeypatch.setattr("services.updater.announcer.EventProducer", HoarseProducer)
         with capture_logs() as lines, updater(quiet) as made:
             monkeypatch.setattr(made, "_export", lambda: None if made._is_behind() else made._stop.set())
             made.run()
@@ -314,7 +316,7 @@ class TestStep4Publish:
     ) -> None:
         HoarseProducer.failures = 1_000
         with monkeypatch.context() as patch:
-            patch.setattr(f"{LOOP}.EventProducer", HoarseProducer)
+            patch.setattr("services.updater.announcer.EventProducer", HoarseProducer)
             with updater(shop) as made:
                 made.run()
         assert shop.announced() == []
@@ -354,8 +356,8 @@ def assert_same_learner(made: Updater, expected: Updater) -> None:
     expected_tensors, expected_state = learner_state(expected.learner)
     assert state == expected_state
     assert [name for name, value in expected_tensors.items() if not torch.equal(value, tensors[name])] == []
-    assert made._watch.prequential.state_dict() == expected._watch.prequential.state_dict()
-    assert made._watch.drift.state_dict() == expected._watch.drift.state_dict()
+    assert made._quality.prequential.state_dict() == expected._quality.prequential.state_dict()
+    assert made._quality.drift.state_dict() == expected._quality.drift.state_dict()
 
 
 def test_what_was_published_since_the_checkpoint_is_learnt_again_to_the_same_bits(
@@ -382,7 +384,7 @@ def test_publications_do_not_wait_for_checkpoints(shop: Shop) -> None:
         made.run()
     assert len(shop.announced()) >= EVENTS // 10
     assert newest_checkpoint(shop.directory / "checkpoints" / "home") is not None
-    assert made._home.checkpoint == 2  # the first, and at the end
+    assert made._store.checkpoint == 2  # the first, and at the end
     assert shop.checkpointed()["events_learned"] == EVENTS
 
 
@@ -441,7 +443,7 @@ def test_a_catalogue_written_in_transactions_is_read_to_its_end(
     with updater(shop) as made:
         impatience = threading.Timer(20, made._stop.set)
         impatience.start()
-        monkeypatch.setattr(made, "_done", lambda: True)
+        monkeypatch.setattr(made, "_is_done", lambda: True)
         made.run()
         impatience.cancel()
         assert not made._stop.is_set(), "it waited for a record at the offset of the marker"

@@ -15,7 +15,7 @@ from tiny_model import tiny_learner
 from peft_adapters.errors import AlreadyRunningError, CheckpointError, FencedError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.settings import LearnerSettings
-from services.updater import checkpoint_store as store_module
+from services.updater import lease as lease_module
 from services.updater.checkpoint_store import CheckpointStore
 from services.updater.journal import Journal, JournalEntry
 from streams.pending_impressions import PendingImpression
@@ -90,14 +90,14 @@ class TestJournal:
         with closing(opened(tmp_path)) as first:
             first.journal.record(JournalEntry({AT: 1}))
             first.journal.record(JournalEntry({AT: 2}, "published"))
-            first.journal.record(JournalEntry({AT: 3}, "refused", late=True))
-            first.journal.record(JournalEntry({AT: 4}, late=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}))
+            first.journal.record(JournalEntry({AT: 3}, "refused", lagging=True))
+            first.journal.record(JournalEntry({AT: 4}, lagging=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}))
         with closing(opened(tmp_path)) as second:
             assert list(second.journal.to_replay) == [
                 JournalEntry({AT: 1}),
                 JournalEntry({AT: 2}, "published"),
-                JournalEntry({AT: 3}, "refused", late=True),
-                JournalEntry({AT: 4}, late=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}),
+                JournalEntry({AT: 3}, "refused", lagging=True),
+                JournalEntry({AT: 4}, lagging=True, now_ms=7, topic_ids={AT[0]: "id"}, missed={AT: 2}),
             ]
 
     def test_what_goes_beside_is_linked_until_it_changes_but_never_to_the_checkpoint_to_fall_back_to(
@@ -158,11 +158,11 @@ class TestOwner:
     def test_one_that_hangs_is_taken_over_from_and_fenced(
         self, tmp_path: Path, learner: Learner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.6)
-        monkeypatch.setattr(store_module, "BEAT_SECONDS", 0.2)
+        monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.6)
+        monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.2)
         hanging = opened(tmp_path)
         hanging.save(learner, {"number": 1})
-        hanging._ended.set()  # its heart stops, it holds the lock
+        hanging._lease._closed.set()  # no more heartbeats, but it holds the lock
         with closing(opened(tmp_path)) as successor:
             assert successor.load(tiny_learner(LearnerSettings())) == ({"number": 1}, {})
             with pytest.raises(FencedError, match="expected epoch 1, found 2; another updater has taken over"):

@@ -65,7 +65,7 @@ def test_identity_holds_after_any_mix_on_each_topic_and_over_restarts(mix: list[
         box.check_identity()
 
     events = list(events_of(mix))
-    counts = box.intake.counts()
+    counts = box.intake.accounts.totals()
     for topic, model in ((TOPICS.clicks, Click), (TOPICS.purchases, Purchase)):
         ids = [event.event_id for event in events if type(event) is model]
         learnt = [example.event_id for example in box.learnt if example.kind == model.KIND]
@@ -237,7 +237,7 @@ def test_events_behind_the_watermark_are_counted_by_how_much() -> None:
     box = Box()
     for number, seconds in enumerate((0, 3_000, 2_995, 2_970, 0, 3_000)):
         box.send(click(number, ts=NOW_MS + 1_000 * seconds), published_ms=NOW_MS + HOUR_MS)
-    box.intake.export(box.metrics)
+    box.intake.accounts.export(box.metrics.intake)
     late = {
         by: box.registry.get_sample_value("headwater_late_events_total", {"topic": TOPICS.clicks, "late_by": by})
         for by in ("10s", "60s", "600s", "3600s", "86400s", "more")
@@ -299,7 +299,7 @@ def test_what_the_guard_caps_is_an_outcome_of_its_own_and_one_log_line_an_item_a
     with capture_logs() as lines:
         for number, (user_id, item_id) in enumerate(clicks):
             box.send(Click(event_id=f"e{number}", ts=NOW_MS + number, user_id=user_id, item_id=item_id))
-    counts = box.intake.counts()[TOPICS.clicks]
+    counts = box.intake.accounts.totals()[TOPICS.clicks]
     assert counts["in"] == len(clicks) == counts["learnt"] + counts["capped"]
     assert (counts["capped"], counts["quarantined"]) == (38, 0)
     (line,) = [line for line in lines if line["event"] == "item_capped"]

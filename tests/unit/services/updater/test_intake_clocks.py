@@ -26,7 +26,7 @@ def ahead(event: Click, box: Box, *, by_ms: int, partition: int = 1) -> None:
 
 
 def clamped(box: Box, topic: str = TOPICS.clicks) -> float | None:
-    box.intake.export(box.metrics)
+    box.intake.accounts.export(box.metrics.intake)
     return box.registry.get_sample_value("headwater_clamped_times_total", {"topic": topic})
 
 

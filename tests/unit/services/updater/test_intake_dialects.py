@@ -49,7 +49,7 @@ class Box:
 
     def take(self, topic: str, *said: object, log_ms: int = LOG_MS, key: bytes | None = None) -> None:
         values = [json.dumps(one).encode() for one in said]
-        taken = self._intake.take(
+        taken = self._intake.ingest(
             [Record(topic, 0, next(self._offset), key, value, log_ms) for value in values], now_ms=2 * LOG_MS
         )
         self.learnt += taken.examples
@@ -57,7 +57,7 @@ class Box:
         self.letters += taken.letters
 
     def outcomes(self, topic: str) -> Counter[str]:
-        counts = self._intake.counts()[topic]
+        counts = self._intake.accounts.totals()[topic]
         assert counts["in"] == sum(counts[outcome] for outcome in (*EVENT_OUTCOMES[1:], "pending"))
         return Counter(counts)
 

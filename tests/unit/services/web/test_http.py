@@ -134,7 +134,7 @@ def test_the_metrics_page_is_what_prometheus_reads(client: httpx.Client) -> None
 
 def test_a_process_without_an_application_serves_its_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     registry = CollectorRegistry()
-    UpdaterMetrics(registry).batches.inc()
+    UpdaterMetrics(registry).learning.micro_batch_learnt(0.5)
     server = start_metrics_server(registry, "127.0.0.1", 0)
     try:
         assert capsys.readouterr().out == f"listening 127.0.0.1 {server.port}\n"

@@ -12,6 +12,7 @@ from services.lab.demo.accounts import Accounts, parse_accounts
 from services.lab.demo.quality import Judgement, Quality
 from services.lab.demo.storefront import ScorerTraffic, Traffic
 from services.lab.demo.summary import Claim, Pace, Summary, claims, summarise, tell
+from services.metrics.intake import EVENT_OUTCOMES
 from services.metrics.updater import UpdaterMetrics
 from streams.topics import Topics
 
@@ -148,24 +149,20 @@ def test_accounts_are_read_from_the_page_that_the_updater_serves() -> None:
 
     registry, topics = CollectorRegistry(), Topics()
     metrics = UpdaterMetrics(registry, topics=topics)
-    for topic, outcome, count in (
-        (topics.purchases, "in", 10),
-        (topics.purchases, "learnt", 5),
-        (topics.purchases, "dead_letter", 1),
-        (topics.purchases, "duplicate", 1),
-        (topics.purchases, "expired", 1),
-        (topics.clicks, "in", 2),
-        (topics.clicks, "learnt", 2),
-        (topics.items, "in", 7),
-        (topics.items, "learnt", 7),
-    ):
-        metrics.events.labels(topic, outcome).inc(count)
-    metrics.events_pending.labels(topics.purchases).set(2)
-    metrics.adapters.labels("published").inc(4)
-    metrics.adapters.labels("refused").inc(1)
+    nothing = dict.fromkeys((*EVENT_OUTCOMES, "pending"), 0)
+    events = {
+        topics.purchases: nothing
+        | {"in": 10, "learnt": 5, "dead_letter": 1, "duplicate": 1, "expired": 1, "pending": 2},
+        topics.clicks: nothing | {"in": 2, "learnt": 2},
+        topics.items: nothing | {"in": 7, "learnt": 7},
+    }
+    metrics.intake.show_events(events)
+    for _ in range(4):
+        metrics.gate.adapter_published()
+    metrics.gate.adapter_refused()
     accounts = parse_accounts(generate_latest(registry).decode(), topics)
     assert accounts == Accounts(
         taken_in=12, learnt=7, dead_letters=1, duplicates=1, expired=1, pending=2, adapters_published=4, balanced=True
     )
-    metrics.events.labels(topics.clicks, "in").inc()
+    metrics.intake.show_events(events | {topics.clicks: events[topics.clicks] | {"in": 3}})
     assert not parse_accounts(generate_latest(registry).decode(), topics).balanced
