@@ -1,4 +1,4 @@
-"""Who changed what by an admin call: one JSON document a line, on disk before anything is done."""
+"""Audit log of admin calls: one JSON document per line, on disk before a call has any effect."""
 
 import json
 import os
@@ -21,17 +21,17 @@ log = structlog.get_logger(__name__)
 
 
 class AuditError(HeadwaterServiceError, OSError):
-    """The audit log takes no line, so that nothing may be done that it would have to tell."""
+    """The audit log cannot be written, so calls that it must record are refused."""
 
 
 class AuditLog:
-    """Tells admin calls to a file that only grows, and to the process's log.
+    """Append-only record of admin calls, in a file and in the process's log.
 
-    A call that succeeds leaves two lines, `began` and `done`. A `began` without an end is a process that died, or a
-    disk that filled up, within the call. A call that was turned away leaves one, `refused`.
+    A successful call leaves two lines, `began` and `done`. A `began` without an end means that the process died or the
+    disk filled up during the call. A rejected call leaves one line, `refused`.
 
     Args:
-        path: The file; None leaves the process's log alone to tell.
+        path: the path of the file; None records calls in the process's log alone.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -40,16 +40,16 @@ class AuditLog:
 
     @contextmanager
     def call(self, action: str, *, by: str, address: str = "", **details: Any) -> Iterator[None]:
-        """Wraps an admin call: told before it begins, and again when it has ended.
+        """Record an admin call before the block runs, and its outcome afterwards.
 
         Args:
-            action: What is done, such as `adapters.pin`.
-            by: Who does it: the name of a key.
-            address: Where the call came from.
-            details: What it is done to; never a secret.
+            action: the name of the call, such as `adapters.pin`.
+            by: the name of the caller's key.
+            address: the address of the caller.
+            details: the arguments of the call; never a secret.
 
         Raises:
-            AuditError: The beginning cannot be told; what is wrapped has not run.
+            AuditError: the start cannot be recorded; the block has not run.
         """
         self.record(action, "began", by=by, address=address, **details)
         try:
@@ -61,17 +61,17 @@ class AuditLog:
         self._record_end(action, "done", by=by, address=address, **details)
 
     def record(self, action: str, outcome: Outcome, *, by: str, address: str = "", **details: Any) -> None:
-        """Tells one thing; with a file, it is on disk when this returns.
+        """Append one entry; with a file, it is on disk when this returns.
 
         Args:
-            action: What was done or wanted.
-            outcome: How it stands.
-            by: Who did it.
-            address: Where the call came from.
-            details: What it was done to; never a secret.
+            action: the name of the call.
+            outcome: the state of the call.
+            by: the name of the caller's key.
+            address: the address of the caller.
+            details: the arguments of the call; never a secret.
 
         Raises:
-            AuditError: The file cannot be written.
+            AuditError: the file cannot be written.
         """
         entry = {"action": action, "outcome": outcome, "by": by, "address": address, **details}
         log.info("admin_call", **entry)
@@ -80,24 +80,24 @@ class AuditLog:
             self._append(self._path, json.dumps({"at": moment, **entry}, default=str).encode() + b"\n")
 
     def _record_end(self, action: str, outcome: Outcome, **details: Any) -> None:
-        """What is done is done: a file that takes no line by now does not make it a failure."""
+        """Record the outcome of a call. An error is only logged, since the call has taken effect."""
         try:
             self.record(action, outcome, **details)
         except AuditError as error:
             log.error("audit_log_failed", action=action, outcome=outcome, problem=str(error))
 
     def _append(self, path: Path, line: bytes) -> None:
-        """Opened anew for each line, so that the file may be moved away by whoever rotates logs."""
+        """Append a line. The file is opened for each line, so that log rotation may move it away."""
         try:
             with self._lock:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, OWNER_ONLY)
                 with os.fdopen(descriptor, "ab", buffering=0) as file:
                     if file.write(line) != len(line):
-                        raise OSError("the disk took part of the line only")
+                        raise OSError("only part of the line was written")
                     os.fsync(file.fileno())
         except OSError as error:
             raise AuditError(
-                f"`security.audit_log` {path} takes no line: {error.strerror or error}; nothing is done that it would "
-                "have to tell, so make room or give rights there"
+                f"`security.audit_log` {path} cannot be written: {error.strerror or error}; calls that it must record "
+                "are refused until there is room and permission to write there"
             ) from error

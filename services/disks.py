@@ -1,4 +1,4 @@
-"""Failing disks: errors in one sentence, and temporary directories that survive neither their process nor its death."""
+"""Disk errors in one sentence, and temporary directories that are removed even after their process was killed."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ from typing import BinaryIO
 from services.errors import HeadwaterServiceError
 
 LOCK_NAME = "LOCK"
-STALE_SECONDS = 86_400.0  # after which a directory without a lock, as earlier releases left them, is nobody's
+STALE_SECONDS = 86_400.0  # age of directories without a lock, as earlier releases left them, that are removed
 
 _DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE}
@@ -26,14 +26,14 @@ _NO_TEMPORARY = "No usable temporary directory"  # the standard library's words
 
 
 class TemporaryDirectoryError(HeadwaterServiceError):
-    """No temporary directory can be made."""
+    """No temporary directory can be created."""
 
 
 def describe_disk_error(error: Exception) -> str | None:
-    """One sentence on an error of a disk, with path and remedy; None for any other error.
+    """Describe a disk error in one sentence, with path and remedy; return None for any other error.
 
     Args:
-        error: Whatever was raised.
+        error: the exception that was raised.
     """
     if isinstance(error, sqlite3.Error):
         return f"a SQLite file cannot be used: {error}; make room on its disk, give rights there, or put it back"
@@ -50,7 +50,7 @@ def describe_disk_error(error: Exception) -> str | None:
 
 
 def remedy(error: Exception) -> str:
-    """Say what to do about an error of a disk."""
+    """Return the remedy for a disk error."""
     if isinstance(error, OSError) and error.errno in _IN_THE_WAY:
         return "a file lies where a directory belongs, or the other way round; move it away"
     if isinstance(error, FileNotFoundError):
@@ -59,25 +59,25 @@ def remedy(error: Exception) -> str:
 
 
 def _is_temporary(name: object) -> bool:
-    """Whether a path lies in a directory for temporary files; libraries make some of their own."""
+    """Return whether a path is below a directory for temporary files; libraries create some of their own."""
     parents = Path(name).parents if isinstance(name, str) else ()
     return any(str(parent) in _TEMPORARY or str(parent) == os.environ.get("TMPDIR") for parent in parents)
 
 
 @contextmanager
 def temporary_directory(prefix: str) -> Iterator[Path]:
-    """A directory of this process alone, deleted at the end. Those of processes that were killed are deleted first.
+    """Create a temporary directory that is deleted at the end, and delete those of killed processes first.
 
     Args:
-        prefix: Of its name; whose leftovers are deleted.
+        prefix: the prefix of the name; leftover directories with it are deleted.
 
     Raises:
-        TemporaryDirectoryError: No directory can be made, since all disks are full or read-only.
+        TemporaryDirectoryError: no directory can be created, since all disks are full or read-only.
     """
     try:
         parent = Path(tempfile.gettempdir())
         _remove_leftovers(parent, prefix)
-        directory, lock = _made(parent, prefix)
+        directory, lock = _create(parent, prefix)
     except OSError as error:
         raise TemporaryDirectoryError(_no_temporary_directory(error)) from error
     with lock:
@@ -94,8 +94,8 @@ def _no_temporary_directory(error: OSError) -> str:
     )
 
 
-def _made(parent: Path, prefix: str) -> tuple[Path, BinaryIO]:
-    """Makes a directory that holds its lock by the time it has a name that others look for."""
+def _create(parent: Path, prefix: str) -> tuple[Path, BinaryIO]:
+    """Create a directory, and lock it before it gets the name that other processes search for."""
     aside = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=parent))
     try:
         lock = (aside / LOCK_NAME).open("xb")
@@ -109,21 +109,21 @@ def _made(parent: Path, prefix: str) -> tuple[Path, BinaryIO]:
 
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:
-    """Deletes directories of the same user whose owner is dead."""
+    """Delete directories of the same user whose process is dead."""
     for pattern in (f"{prefix}*", f".{prefix}*"):
         for path in parent.glob(pattern):
-            with suppress(OSError):  # another process deletes it at the same moment
+            with suppress(OSError):  # another process may delete it at the same time
                 if path.lstat().st_uid == os.getuid() and path.is_dir() and not path.is_symlink() and _is_dead(path):
                     shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether the owner of a directory is dead: its lock is free, or it has none and nothing has changed for long."""
+    """Return whether a directory's process is dead: its lock is free, or it has none and has not changed for long."""
     try:
         with (path / LOCK_NAME).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
-        newest = max(each.lstat().st_mtime for each in (path, *path.iterdir()))
+        newest = max(entry.lstat().st_mtime for entry in (path, *path.iterdir()))
         return time.time() - newest > STALE_SECONDS
     except BlockingIOError:
         return False

@@ -1,4 +1,4 @@
-"""One line for a person out of what pydantic has to say."""
+"""Validation errors of pydantic on one line."""
 
 from pydantic import ValidationError
 
@@ -8,11 +8,11 @@ FAULTS_SHOWN = 3
 
 
 def one_line(error: Exception, *, with_values: bool = False) -> str:
-    """Renders an error on one line: for a validation error, the first few fields and the rules they break.
+    """Render an error on one line: for a validation error, the first few fields and the rules they break.
 
     Args:
-        error: Any error.
-        with_values: Whether to name the values too; not where they may be secrets.
+        error: the error to render, of any type.
+        with_values: whether to include the values; leave it out if they may be secrets.
     """
     if not isinstance(error, ValidationError):
         return str(error)

@@ -1,4 +1,4 @@
-"""Items of the catalogue, from events to what the model sees."""
+"""Conversion of item events to items of the model's catalogue."""
 
 from peft_adapters.ranking.catalogue import item_text
 from peft_adapters.ranking.modalities import CatalogueItem, item_vectors
@@ -6,6 +6,6 @@ from streams.events import Item
 
 
 def catalogue_item(item: Item) -> CatalogueItem:
-    """An item's id, text and, where it has any, vectors."""
+    """Return an item's id, text and, if it has any, vectors."""
     text = item_text(title=item.title, brand=item.brand, category=item.category, description=item.description)
     return (item.item_id, text, item_vectors(item.vectors)) if item.vectors else (item.item_id, text)

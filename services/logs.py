@@ -1,4 +1,4 @@
-"""Logging of every process: structlog, on standard error, for people on a terminal and as JSON elsewhere."""
+"""Logging of all processes: structlog on standard error, readable on a terminal and JSON elsewhere."""
 
 import logging
 import sys
@@ -7,14 +7,14 @@ import structlog
 
 
 def configure_logging(*, json: bool | None = None, level: str = "info") -> None:
-    """Sets up logging for the whole process, the standard library's included.
+    """Configure logging of the whole process, including the standard library's.
 
     Args:
-        json: One JSON object a line; None chooses JSON when standard error is not a terminal.
-        level: The least severe level that is logged: ``debug``, ``info``, ``warning`` or ``error``.
+        json: whether to log one JSON object per line; None chooses JSON if standard error is not a terminal.
+        level: the lowest level that is logged: ``debug``, ``info``, ``warning`` or ``error``.
 
     Raises:
-        ValueError: The level is not one of these.
+        ValueError: the level is not one of these.
     """
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
@@ -35,7 +35,7 @@ def configure_logging(*, json: bool | None = None, level: str = "info") -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    logging.raiseExceptions = False  # a line that cannot be written, as on a full disk, is lost; no traceback follows
+    logging.raiseExceptions = False  # on a full disk, a line is lost without a traceback
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(number)  # some libraries give their own loggers a lower level when they are imported
     handler.setFormatter(
@@ -44,12 +44,12 @@ def configure_logging(*, json: bool | None = None, level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
-    for chatty in ("httpx", "uvicorn.error", "fsspec.local"):  # a line per request, four per start, one per file
-        logging.getLogger(chatty).setLevel(max(number, logging.WARNING))
+    for name in ("httpx", "uvicorn.error", "fsspec.local"):  # a line per request, four per start, one per file
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
 
 
 def _renderers(*, json: bool | None) -> list[structlog.typing.Processor]:
-    """Chooses how a line looks. Tracebacks come without local variables: those hold users' ids and passwords."""
+    """Return the processors that render a line. Tracebacks omit local variables, which may hold ids and passwords."""
     drop_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     to_terminal = sys.stderr.isatty()
     if json is None:

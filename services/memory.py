@@ -1,19 +1,19 @@
-"""Memory that is freed goes back to the system, and what stands for good is not looked through again and again."""
+"""Memory of long-running processes: return freed memory to the system, and keep garbage collections short."""
 
 import ctypes
 import gc
 
 ARENAS = 2
-LARGE_BYTES = 4 << 20  # a catalogue's vectors: mapped alone, and unmapped when freed; what answers take is smaller
+LARGE_BYTES = 4 << 20  # vectors of a catalogue are mapped alone and unmapped when freed; answers need less
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 
 
 def limit_heaps() -> None:
-    """Have the C library keep less of what was freed; where it is not glibc nothing is done.
+    """Make the C library keep less freed memory. Does nothing without glibc.
 
-    By itself it keeps a heap for each thread, and soon takes large tensors for something to be kept in them. Not for
-    who computes with large tensors all the while, as a learner does: each would be mapped anew.
+    By default, glibc keeps a heap for each thread, and soon keeps large freed blocks in them too. A process that
+    computes with large tensors all the time, such as a learner, should not call this: each tensor would be mapped anew.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -22,17 +22,17 @@ def limit_heaps() -> None:
 
 
 def trim() -> None:
-    """Give back what the heaps hold of freed memory between what is in use, 60 MB of a scorer's; takes some 5 ms."""
+    """Return freed memory inside the heaps to the system: 60 MB in a scorer, in about 5 ms."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def freeze_gc() -> None:
-    """Have the collector of reference cycles leave alone all that there is now.
+    """Exclude all existing objects from garbage collections.
 
-    A full collection holds up every thread while it looks at each object: over 4,732 items and 60,000 events that is
-    600,000 objects, and .2 to .5 s. What is frozen is freed all the same once nothing refers to it.
+    A full collection stops every thread while it visits each object: with 4,732 items and 60,000 events, that is
+    600,000 objects and 0.2 to 0.5 s. Frozen objects are still freed when their last reference goes.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Checks where a command will write before it begins, so that a long run does not fail at its end."""
+"""Checks of a command's output paths before it begins, so that a long run does not fail at its end."""
 
 import os
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ def require_writable_files(outputs: Mapping[str, Path | None]) -> None:
     """Check that files can be written.
 
     Args:
-        outputs: Path of each option; None where the option was not given.
+        outputs: the path of each option; None if the option was not given.
 
     Raises:
-        SettingsError: The directory of one is missing or cannot be written to, or it is a directory itself.
+        SettingsError: a path is a directory, or its directory is missing or not writable.
     """
     for option, path in outputs.items():
         if path is None:
@@ -31,13 +31,13 @@ def require_writable_files(outputs: Mapping[str, Path | None]) -> None:
 
 
 def require_writable_directories(outputs: Mapping[str, Path | None]) -> None:
-    """Create directories that are missing, and check that files can be written there.
+    """Create missing directories, and check that files can be written there.
 
     Args:
-        outputs: Path of each option; None where the option was not given.
+        outputs: the path of each option; None if the option was not given.
 
     Raises:
-        SettingsError: One is a file, cannot be created, or cannot be written to.
+        SettingsError: a path is a file, cannot be created, or is not writable.
     """
     for option, path in outputs.items():
         if path is None:

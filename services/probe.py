@@ -1,6 +1,6 @@
-"""Asks a process of its own host whether it is well: ``python -m services.probe PORT PATH`` ends with 0 if it is.
+"""Health check of a process on the same host: ``python -m services.probe PORT PATH`` ends with status 0 if healthy.
 
-For the health checks of containers, so that the image needs no curl. Nothing heavy is imported.
+Containers use it, so that the image needs no curl. It imports nothing heavy.
 """
 
 import sys
@@ -11,11 +11,11 @@ SUCCESS = range(200, 300)
 
 
 def is_healthy(port: int, path: str) -> bool:
-    """Tell whether a GET is answered with success.
+    """Return whether a GET is answered with success.
 
     Args:
-        port: Of the process, on loopback.
-        path: Such as ``/readyz``.
+        port: the port of the process, on loopback.
+        path: the path to get, such as ``/readyz``.
     """
     connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
     try:

@@ -1,4 +1,4 @@
-"""Producers for the processes and commands: wait for the broker, create missing topics, open."""
+"""Producers for processes and commands: wait for the broker, create missing topics, connect."""
 
 import structlog
 
@@ -14,15 +14,15 @@ log = structlog.get_logger(__name__)
 
 
 def open_producer(settings: Settings) -> EventProducer:
-    """Wait for the broker, create the topics that are missing, and open a producer.
+    """Wait for the broker, create missing topics, and open a producer.
 
-    Where topics may not be created, the producer waits for each topic that it needs, and fails if it does not come.
+    If topics cannot be created, the producer waits for each topic that it needs, and fails if it does not appear.
 
     Args:
-        settings: Which Kafka, which topics.
+        settings: the settings of Kafka and the topics.
 
     Raises:
-        BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
+        BrokerUnreachableError: no broker answered within `BROKER_TIMEOUT_SECONDS`.
     """
     wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
     try:

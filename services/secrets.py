@@ -1,4 +1,4 @@
-"""One secret for all processes of a deployment: its fingerprint is on the control topic and in every manifest."""
+"""Check that all processes of a deployment use one secret, by its fingerprint on the control topic and in manifests."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ log = structlog.get_logger(__name__)
 CONFIRM_SECONDS = 10.0
 
 
-def describe_mismatch(own: str, deployment: str | None, *, source: str) -> str | None:
-    """Say in one sentence that a process has another secret than its deployment; None if it has the same.
+def describe_mismatch(fingerprint: str, deployment: str | None, *, source: str) -> str | None:
+    """Describe in one sentence that a process has another secret than its deployment; return None if they match.
 
     Args:
-        own: Fingerprint of this process's secret.
-        deployment: Fingerprint that the deployment uses; None where nothing is known of it.
-        source: What says so.
+        fingerprint: the fingerprint of this process's secret.
+        deployment: the fingerprint that the deployment uses; None if it is not known.
+        source: the place where that fingerprint was found.
     """
-    if deployment is None or deployment == own:
+    if deployment is None or deployment == fingerprint:
         return None
     return (
         f"`privacy.secret` must be the same in all processes of a deployment, {source} has the fingerprint "
-        f"{deployment[:8]}, this process {own[:8]}: it would know shoppers by other pseudonyms; give it the "
+        f"{deployment[:8]}, this process {fingerprint[:8]}: it would know shoppers by other pseudonyms; give it the "
         "deployment's secret (HEADWATER_PRIVACY__SECRET, or the file of `privacy.secret_file`), or, to change the "
         "secret for good, see `headwater secret reset --help`"
     )
 
 
 def published_fingerprint(settings: Settings) -> str | None:
-    """Return the fingerprint that the control topic names; None if it names none.
+    """Return the fingerprint on the control topic; None if there is none.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
-        TopicError: There is no control topic.
-        ConsumeError: The broker does not give what is there.
+        BrokerUnreachableError: no broker answers.
+        TopicError: the control topic does not exist.
+        ConsumeError: the broker does not return the records.
     """
-    found: str | None = None
+    fingerprint: str | None = None
     for record in read_to_end(settings.kafka, settings.topics.control):
         if record.key == SECRET.encode():
             command = parse_control(record)
-            found = command.fingerprint if isinstance(command, Secret) else None
-    return found
+            fingerprint = command.fingerprint if isinstance(command, Secret) else None
+    return fingerprint
 
 
 def manifest_fingerprint(settings: Settings) -> str | None:
@@ -66,43 +66,43 @@ def manifest_fingerprint(settings: Settings) -> str | None:
 
 
 def require_same_secret(settings: Settings, pseudonymise: Pseudonymiser) -> bool:
-    """Check that this process has the deployment's secret; return False if nothing says what that is.
+    """Check that this process has the deployment's secret; return False if that secret is not known.
 
     Args:
-        settings: Which Kafka and which registry.
-        pseudonymise: Has this process's secret.
+        settings: the settings of Kafka and of the registry.
+        pseudonymise: the pseudonymiser with this process's secret.
 
     Raises:
-        SecretMismatchError: The control topic or the registry's newest manifest names another.
+        SecretMismatchError: the control topic or the registry's newest manifest has another fingerprint.
     """
-    found, source = published_fingerprint(settings), f"the topic {settings.topics.control}"
-    if found is None:
-        found, source = manifest_fingerprint(settings), f"the newest manifest of {settings.scorer.registry_url}"
-    problem = describe_mismatch(pseudonymise.fingerprint(), found, source=source)
+    fingerprint, source = published_fingerprint(settings), f"the topic {settings.topics.control}"
+    if fingerprint is None:
+        fingerprint, source = manifest_fingerprint(settings), f"the newest manifest of {settings.scorer.registry_url}"
+    problem = describe_mismatch(pseudonymise.fingerprint(), fingerprint, source=source)
     if problem is not None:
         raise SecretMismatchError(problem)
-    return found is not None
+    return fingerprint is not None
 
 
 def publish_or_check(settings: Settings, pseudonymise: Pseudonymiser) -> None:
-    """Check this process's secret against the control topic, and publish it there if it names none.
+    """Check this process's secret against the control topic, and publish its fingerprint there if there is none.
 
     Raises:
-        SecretMismatchError: The topic names another.
-        DeliveryError: The broker did not confirm the record.
+        SecretMismatchError: the topic has another fingerprint.
+        DeliveryError: the broker did not confirm the record.
     """
-    own = pseudonymise.fingerprint()
+    fingerprint = pseudonymise.fingerprint()
     try:
-        found = published_fingerprint(settings)
+        published = published_fingerprint(settings)
     except (TopicError, ConsumeError) as error:  # learning does not wait for the control topic
         log.warning("secret_not_compared", problem=str(error), remedy="headwater topics check; then start again")
         return
-    problem = describe_mismatch(own, found, source=f"the topic {settings.topics.control}")
+    problem = describe_mismatch(fingerprint, published, source=f"the topic {settings.topics.control}")
     if problem is not None:
         raise SecretMismatchError(problem)
-    if found is None:
+    if published is None:
         with EventProducer(settings.kafka) as producer:
-            producer.send_raw(settings.topics.control, *secret_record(own, ts_ms=time.time_ns() // 1_000_000))
+            producer.send_raw(settings.topics.control, *secret_record(fingerprint, ts_ms=time.time_ns() // 1_000_000))
             producer.flush(CONFIRM_SECONDS)
 
 

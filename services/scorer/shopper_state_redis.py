@@ -104,7 +104,7 @@ class RedisState:
     def check(self) -> None:
         """Look whether the store is there, holds what it should, and is written to."""
         try:
-            beat = self._store.beat()
+            beat = self._store.heartbeat()
         except StateError as error:
             self._found(str(error), away=True)
             return

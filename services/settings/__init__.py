@@ -1,8 +1,9 @@
-"""One settings module: flags over environment over file over defaults, and no key that nobody knows.
+"""Settings of all processes. Flags override the environment, which overrides the file, which overrides the defaults.
 
 The environment is ``HEADWATER_<SECTION>__<NAME>`` (``HEADWATER_KAFKA__SASL_USERNAME``), with
-``HEADWATER_BOOTSTRAP_SERVERS`` for the one that everybody sets. The file is TOML with one table per section, named by
-``--config`` or ``HEADWATER_CONFIG``. A section is a frozen model that lives beside its user: to add one, add a field.
+``HEADWATER_BOOTSTRAP_SERVERS`` as a short form of the most common one. The file is TOML with one table per section; its
+path is given by ``--config`` or ``HEADWATER_CONFIG``. An unknown key is an error. Each section is a frozen model beside
+the code that uses it: to add a section, add a field.
 """
 
 import os
@@ -41,17 +42,17 @@ from streams.topics import Topics
 ENV_PREFIX = "HEADWATER_"
 CONFIG_VARIABLE = "HEADWATER_CONFIG"
 BOOTSTRAP_VARIABLE = "HEADWATER_BOOTSTRAP_SERVERS"
-# Variables of ours that are no settings: the last one belongs to the tests.
+# Variables with the prefix that are no settings; the last one is for the tests.
 OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, BOOTSTRAP_VARIABLE, "HEADWATER_TEST_KAFKA"})
 
-# Tables whose keys are names of the deployment's own, not settings.
+# Tables whose keys are names chosen by the deployment, not settings.
 FREE_TABLES = frozenset({("topics", "dialects")})
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class SettingsError(UsageError):
-    """Settings that cannot be used; the message names key, rule, value and remedy."""
+    """Invalid settings; the message names key, rule, value and remedy."""
 
 
 # Settings of earlier releases, and their names today.
@@ -62,30 +63,30 @@ RENAMED = {
 
 
 class Settings(BaseSettings):
-    """All that can be set, by section. `load_settings` fills it; the class itself reads nothing from outside.
+    """All settings, by section. `load_settings` reads them; the class itself reads no file and no environment.
 
     Attributes:
-        scenario: Which ranking a process works for, such as `home` or `search`.
-        log_level: The least severe level that is logged.
-        kafka: How to reach and trust the brokers.
-        topics: The names of the topics.
-        clock: How far times of events and records may be ahead of the reader's clock.
-        registry: Where the registry process keeps and serves adapters.
-        collector: Where events are collected over HTTP, and how many may wait for Kafka.
-        updater: When batches close and adapters are published.
-        scorer: Where a scorer answers, and what from.
-        search: How queries in words are answered.
-        state: Where scorers have shoppers' states from.
-        limits: How many requests at once a process answers, and how long one may take.
-        security: Who may call, over TLS or not, and where admin calls are told.
-        privacy: How user ids are hidden.
-        guard: What a user or an item may weigh.
-        fit: How an offline fit splits its data, and how long it learns.
-        encoder: The frozen encoder and the shape of its adapter.
-        learner: How the learner learns.
-        gate: What a candidate must keep to.
-        drift: What counts as drift, and what follows.
-        signing: With which key manifests are signed, and whose signatures count.
+        scenario: the scenario that the process ranks for, such as `home` or `search`.
+        log_level: the lowest level that is logged.
+        kafka: addresses and security of the Kafka brokers.
+        topics: names of the topics.
+        clock: how far times of events and records may be ahead of the reader's clock.
+        registry: storage and address of the registry process.
+        collector: address and spool of the HTTP collector.
+        updater: micro-batches, checkpoints and publications of the updater.
+        scorer: address, registry and limits of the scoring workers.
+        search: candidates and ranking of search queries.
+        state: source and storage of shoppers' states.
+        limits: concurrent requests and connections, and time limits.
+        security: keys, TLS and the audit log of HTTP servers.
+        privacy: pseudonyms of users.
+        guard: limits on the weight of a user or an item.
+        fit: data split and length of an offline fit.
+        encoder: the frozen encoder and the shape of its adapter.
+        learner: learning rates, optimisers and sizes of the learner.
+        gate: limits that a candidate adapter must keep.
+        drift: detection of drift and the response to it.
+        signing: the key that signs manifests, and the keys that are trusted.
     """
 
     model_config = SettingsConfigDict(
@@ -123,26 +124,26 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leaves the reading of file and environment to `load_settings`, which checks their keys first."""
+        """Disable the sources of pydantic: `load_settings` reads file and environment after checking their keys."""
         return (init_settings,)
 
 
 def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
-    """Reads the settings: flags over environment over file over defaults.
+    """Read the settings from flags, environment and file, in this order of precedence.
 
     Args:
-        config: A TOML file; without it, the one that ``HEADWATER_CONFIG`` names, if any.
-        overrides: Values by section, as flags give them: ``kafka={"bootstrap_servers": "kafka:9092"}``. A value
-            that is None was not given.
+        config: the path of a TOML file; None takes the path in ``HEADWATER_CONFIG``, if it is set.
+        overrides: values of flags by section, such as ``kafka={"bootstrap_servers": "kafka:9092"}``. None means that a
+            flag was not given.
 
     Raises:
-        SettingsError: A key is not known, a value breaks its rule, or the file cannot be read.
+        SettingsError: a key is unknown, a value breaks its rule, or the file cannot be read.
     """
     file = config or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
-    layers = (_from_file(file) if file else {}, _from_environment(), _given(overrides))
+    layers = (_from_file(file) if file else {}, _from_environment(), _drop_missing(overrides))
     values: dict[str, Any] = {}
     for layer in layers:
-        values = _merged(values, layer)
+        values = _merge(values, layer)
     try:
         return Settings(**values)
     except ValidationError as error:
@@ -150,23 +151,23 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    """Reads a TOML file whose keys are all known."""
+    """Read a TOML file, and check that its keys are known."""
     try:
         values = TomlConfigSettingsSource(Settings, path)() if path.is_file() else None
     except (OSError, ValueError) as error:
         raise SettingsError(f"settings file {path} cannot be read: {error}") from error
     if values is None:
-        raise SettingsError(f"settings file {path} is not there; give another --config or unset {CONFIG_VARIABLE}")
+        raise SettingsError(f"settings file {path} does not exist; give another --config or unset {CONFIG_VARIABLE}")
     _refuse_unknown((".".join(key) for key in _leaves(values)), set(_known_keys(Settings)), source=str(path))
     return values
 
 
 def _from_environment() -> dict[str, Any]:
-    """Reads the environment, in which every ``HEADWATER_`` variable must be known."""
+    """Read the environment, and check that its ``HEADWATER_`` variables are known."""
     known = {_variable(key) for key in _known_keys(Settings)} | OTHER_VARIABLES
     renamed = {_variable(old): _variable(new) for old, new in RENAMED.items()}
-    ours = (name.upper() for name in os.environ if name.upper().startswith(ENV_PREFIX))
-    _refuse_unknown(ours, known, source="the environment", renamed_keys=renamed)
+    names = (name.upper() for name in os.environ if name.upper().startswith(ENV_PREFIX))
+    _refuse_unknown(names, known, source="the environment", renamed_keys=renamed)
     try:
         values = dict(EnvSettingsSource(Settings)())
     except ValueError as error:
@@ -182,7 +183,7 @@ def _variable(key: str) -> str:
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Lists the keys that can be set: ``scenario``, ``kafka`` as a whole, ``kafka.client_id`` and so on."""
+    """Yield all keys: ``scenario``, ``kafka`` as a whole, ``kafka.client_id`` and so on."""
     for name, field in model.model_fields.items():
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -201,7 +202,7 @@ def _refuse_unknown(
 
 
 def _leaves(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Lists the paths to the values of nested tables; an empty table is its own leaf."""
+    """Yield the paths of the values in nested tables; an empty table is a leaf itself."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value and (*prefix, name) not in FREE_TABLES:
             yield from _leaves(value, (*prefix, name))
@@ -209,23 +210,23 @@ def _leaves(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator
             yield (*prefix, name)
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out what was not given, at every depth, and sections of which nothing was."""
-    nested = {name: _given(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+def _drop_missing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop values that were not given, at every depth, and empty sections."""
+    nested = {name: _drop_missing(value) if isinstance(value, Mapping) else value for name, value in values.items()}
     return {name: value for name, value in nested.items() if value not in (None, {})}
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lays one nested mapping over another."""
-    result = dict(below)
-    for name, value in above.items():
+def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings; the second one takes precedence."""
+    result = dict(base)
+    for name, value in override.items():
         both_nested = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = _merged(result[name], value) if both_nested else value
+        result[name] = _merge(result[name], value) if both_nested else value
     return result
 
 
 def _explain(fault: ErrorDetails) -> str:
-    """Says which key broke which rule with which value; what may hold a secret is never repeated."""
+    """Describe the key, the rule it breaks and its value; the value of a secret is never shown."""
     key = ".".join(str(part) for part in fault["loc"])
     message = fault["msg"].removeprefix("Value error, ")
     shown = isinstance(fault["input"], str | int | float) and not _is_secret(fault["loc"])
@@ -233,7 +234,7 @@ def _explain(fault: ErrorDetails) -> str:
 
 
 def _is_secret(location: tuple[int | str, ...]) -> bool:
-    """Whether a key is declared as a secret."""
+    """Return whether a key is declared as a secret."""
     annotation: Any = Settings
     for part in location:
         field = getattr(annotation, "model_fields", {}).get(part)

@@ -1,4 +1,4 @@
-"""What is never to be offered, whatever the catalogue says of it."""
+"""Settings of the blocklist: items that are never recommended."""
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -6,7 +6,7 @@ from streams.events import Item
 
 
 def fold_name(name: str) -> str:
-    """A brand or a category as it is compared: neither case nor space around it counts.
+    """Return a brand or category in the form that is compared: without outer space, in lower case.
 
     >>> fold_name(" Acme ") == fold_name("ACME")
     True
@@ -15,31 +15,31 @@ def fold_name(name: str) -> str:
 
 
 class Blocklist(BaseModel):
-    """Items that no call may bring out, by id, brand and category; the catalogue's own `status` counts beside it."""
+    """Items that no answer contains, by id, brand and category, beside those that the catalogue's `status` hides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    item_ids: frozenset[str] = Field(default=frozenset(), description="ids of items that are never offered")
-    brands: frozenset[str] = Field(default=frozenset(), description="brands, in any case, of which nothing is offered")
+    item_ids: frozenset[str] = Field(default=frozenset(), description="ids of items that are never shown")
+    brands: frozenset[str] = Field(default=frozenset(), description="brands, in any case, whose items are never shown")
     categories: frozenset[str] = Field(
-        default=frozenset(), description="categories, in any case, of which nothing is offered"
+        default=frozenset(), description="categories, in any case, whose items are never shown"
     )
 
     @field_validator("brands", "categories")
     @classmethod
     def _fold(cls, names: frozenset[str]) -> frozenset[str]:
-        """Names as they are compared; an empty one would block whatever names none.
+        """Fold names for comparison, and reject empty ones: they would block all items without a brand or category.
 
         Raises:
-            ValueError: There is an empty one.
+            ValueError: a name is empty.
         """
-        known = frozenset(map(fold_name, names))
-        if "" in known:
+        folded = frozenset(map(fold_name, names))
+        if "" in folded:
             raise ValueError("a name must not be empty, got ''; every item without one would be blocked")
-        return known
+        return folded
 
     def blocks(self, item: Item) -> bool:
-        """Whether an item is on it."""
+        """Return whether an item is blocked."""
         return (
             item.item_id in self.item_ids
             or fold_name(item.brand) in self.brands

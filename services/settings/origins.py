@@ -1,4 +1,4 @@
-"""Setting for the origins of web pages that may call a process. Free of anything heavy."""
+"""Setting of the origins of web pages that may call a process. Imports nothing heavy."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -24,12 +24,14 @@ def _checked(origins: tuple[str, ...]) -> tuple[str, ...]:
 Origins = Annotated[
     tuple[str, ...],
     AfterValidator(_checked),
-    Field(description="of pages whose scripts may call, such as https://shop.example; `*` alone means all pages"),
+    Field(
+        description="origins of pages whose scripts may call, such as https://shop.example; `*` alone means all pages"
+    ),
 ]
 
 
 def _canonical(origin: str) -> str | None:
-    """Return an origin as browsers send it; None if there is no origin in the text."""
+    """Return an origin in the form that browsers send; None if the text is not an origin."""
     try:
         parts = urlsplit(origin.strip())
         host, port = parts.hostname, parts.port

@@ -2,23 +2,22 @@
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-# Updater, registry process and scorer meet here by default: in the directory that all of them are started in.
+# Default of updater, registry process and scorer: relative to the directory in which all of them are started.
 DEFAULT_REGISTRY_URL = ".headwater/registry"
 
 
 class RegistrySettings(BaseModel):
-    """Where the adapters are kept and where they are served.
+    """Storage and address of the registry process, and access to it.
 
     Attributes:
-        url: Root of the registry: a path or any fsspec address, such as `s3://bucket/adapters`.
-        host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
-        announce_rollouts: Whether a change of what is served is told on the adapters topic, too; off where there is no
-            Kafka.
-        api_key: What workers and commands show a registry process that asks for a key: of scope `read` for workers,
-            `read` and `admin` for commands that change what is served.
-        read_seconds: Deadline of one read from a registry process as a whole, for workers and commands; a file that
-            arrives at 100 kB/s or faster gets the time that its bytes take at that rate on top.
+        url: root of the registry: a path or any fsspec address, such as `s3://bucket/adapters`.
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        announce_rollouts: whether rollout changes are also announced on the adapters topic; turn it off without Kafka.
+        api_key: key that workers and commands send to a registry process that requires one: with scope `read` for
+            workers, with `read` and `admin` for commands that change the rollout.
+        read_seconds: deadline of one read from a registry process, for workers and commands; a file that arrives at
+            100 kB/s or faster gets the time that its bytes take at that rate in addition.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,5 +30,5 @@ class RegistrySettings(BaseModel):
     read_seconds: float = Field(default=20.0, gt=0, le=600)
 
     def plain_key(self) -> str | None:
-        """The key in the clear."""
+        """Return the API key as plain text."""
         return None if self.api_key is None else self.api_key.get_secret_value()

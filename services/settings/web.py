@@ -1,4 +1,4 @@
-"""Settings of who may call, over what, how many at once and how long. Free of anything heavy."""
+"""Settings of HTTP servers: keys, TLS, audit log and limits. Imports nothing heavy."""
 
 from pathlib import Path
 from typing import Self
@@ -7,21 +7,23 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 
 class SecuritySettings(BaseModel):
-    """Keys, TLS and the audit log of a process that answers HTTP."""
+    """Keys, TLS and audit log of an HTTP server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     keys_file: Path | None = Field(
-        default=None, description="of `headwater keys`; without it every caller is served, on loopback alone"
+        default=None, description="keys file of `headwater keys`; without it, every caller is served, on loopback alone"
     )
     open_to_all: bool = Field(
-        default=False, description="listen beyond loopback without keys; for when something in front checks callers"
+        default=False, description="listen beyond loopback without keys; for servers behind a proxy that checks callers"
     )
-    tls_certificate: Path | None = Field(default=None, description="PEM, the chain included; with it, TLS alone")
-    tls_key: Path | None = Field(default=None, description="PEM, of that certificate")
-    tls_key_password: SecretStr | None = Field(default=None, description="of that key, if it has one")
+    tls_certificate: Path | None = Field(
+        default=None, description="TLS certificate with its chain, PEM; with it, only TLS is served"
+    )
+    tls_key: Path | None = Field(default=None, description="private key of the certificate, PEM")
+    tls_key_password: SecretStr | None = Field(default=None, description="password of the private key, if it has one")
     audit_log: Path | None = Field(
-        default=None, description="where admin calls are told; without it, in the process's log alone"
+        default=None, description="file that records admin calls; without it, only the process's log does"
     )
 
     @model_validator(mode="after")
@@ -33,22 +35,28 @@ class SecuritySettings(BaseModel):
 
 
 class LimitSettings(BaseModel):
-    """How many are served at once, and how long one may take."""
+    """Concurrency and time limits of an HTTP server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_requests: int = Field(default=64, ge=1, description="answered at once; more get 503 and Retry-After")
-    max_connections: int = Field(default=2_048, ge=1, description="open at once; more are closed with 503")
-    request_seconds: float = Field(default=10.0, gt=0, description="from a request's head to its answer, else 503")
-    head_seconds: float = Field(default=5.0, gt=0, description="a client may take over the head of a request")
-    body_seconds: float = Field(default=5.0, gt=0, description="a client may take over its body, else 408")
+    max_requests: int = Field(
+        default=64, ge=1, description="requests answered at once; further ones get 503 and Retry-After"
+    )
+    max_connections: int = Field(default=2_048, ge=1, description="open connections; further ones are closed with 503")
+    request_seconds: float = Field(
+        default=10.0, gt=0, description="time from the head of a request to its answer; after it, 503"
+    )
+    head_seconds: float = Field(default=5.0, gt=0, description="time for a client to send the head of a request")
+    body_seconds: float = Field(
+        default=5.0, gt=0, description="time for a client to send the body of a request; after it, 408"
+    )
     unfinished_body_bytes: int = Field(
         default=64 * 2**20,
         ge=1,
-        description="of bodies that are being received at once; beyond it the largest is refused with 503",
+        description="bytes of bodies being received at once; beyond it, the largest body is refused with 503",
     )
-    answer_seconds: float = Field(default=30.0, gt=0, description="a client may leave an answer unread")
-    idle_seconds: int = Field(default=5, ge=1, description="a connection is kept without a request")
+    answer_seconds: float = Field(default=30.0, gt=0, description="time that a client may leave an answer unread")
+    idle_seconds: int = Field(default=5, ge=1, description="time that a connection is kept open without a request")
 
     @model_validator(mode="after")
     def _body_within_request(self) -> Self:

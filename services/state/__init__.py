@@ -1,1 +1,1 @@
-"""Shoppers' states outside the workers: one process writes them to Redis or Valkey, every scorer reads them."""
+"""Shoppers' states in Redis or Valkey: one process writes them, and every scorer reads them."""

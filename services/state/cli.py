@@ -12,16 +12,17 @@ def state_writer(
         str | None, typer.Option("--redis-url", metavar="URL", help="Redis or Valkey: redis://HOST:PORT/DB, rediss://.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option("--metrics-port", min=0, max=65535, metavar="PORT", help="Of its metrics page.")
+        int | None,
+        typer.Option("--metrics-port", min=0, max=65535, metavar="PORT", help="Port of /metrics; 0 takes a free one."),
     ] = None,
     config: Config = None,
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Keep what shoppers do in Redis or Valkey, for scorers whose `state.source` is redis.
+    """Write shoppers' clicks and purchases to Redis or Valkey, for scorers whose `state.source` is redis.
 
-    One writes; others, if there are any, stand by and take over within seconds. A password is better given as
-    HEADWATER_STATE__REDIS_URL or in the settings file than here, where other users of the machine see it.
+    One process writes; further ones stand by and take over within seconds. Pass a password in
+    HEADWATER_STATE__REDIS_URL or in the settings file: other users of the machine can read command lines.
 
     Example: headwater state-writer --bootstrap-servers kafka:9092 --redis-url redis://redis:6379/0
     """

@@ -1,4 +1,4 @@
-"""A connection to Redis or Valkey, whose errors are ours."""
+"""Connections to Redis or Valkey, with errors of this package."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def connect(settings: StateSettings, *, timeout_seconds: float) -> Redis:
-    """A client; nothing is asked yet. It waits no longer than told, and tries a lost connection once anew.
+    """Return a client that connects at its first command, and reconnects once after a lost connection.
 
     Args:
-        settings: Which Redis.
-        timeout_seconds: For each answer, and for each connection.
+        settings: the settings with the address of Redis.
+        timeout_seconds: the longest wait for each answer and for each connection.
 
     Raises:
-        StateError: The client library is not installed, or the address is none.
+        StateError: the client library is not installed, or the address is invalid.
     """
     try:
         from redis import Redis
@@ -41,14 +41,14 @@ def connect(settings: StateSettings, *, timeout_seconds: float) -> Redis:
             decode_responses=True,
             encoding_errors="replace",
         )
-    except ValueError:  # its text would repeat the address, and with it the password
+    except ValueError:  # its text would repeat the address, password included
         raise StateError(
             "`state.redis_url` must be redis://HOST:PORT/DB, rediss:// or unix://, got something else"
         ) from None
 
 
 def display_url(settings: StateSettings) -> str:
-    """Where Redis is, without user and password."""
+    """Return the address of Redis without user and password."""
     parts = urlsplit(settings.redis_url.get_secret_value())
     host = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else ""
     return f"{parts.scheme}://{host}{parts.path}"
@@ -56,7 +56,7 @@ def display_url(settings: StateSettings) -> str:
 
 @contextmanager
 def redis_errors(settings: StateSettings) -> Iterator[None]:
-    """Translate errors of Redis: `StateRefusedError` if it refuses a command, else `StateUnavailableError`."""
+    """Turn errors of Redis into `StateRefusedError` if it refuses a command, else into `StateUnavailableError`."""
     from redis.exceptions import RedisError, ResponseError
 
     try:

@@ -1,4 +1,4 @@
-"""`headwater state-writer`."""
+"""The process `headwater state-writer`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def run(settings: Settings) -> None:
     """Write shoppers' states until SIGTERM or SIGINT.
 
     Raises:
-        SecretError: The secret that user ids are hidden with cannot be had.
-        ServeError: The metrics page's address cannot be listened on.
-        StateError: The client library is not installed, or the address of Redis is none.
+        SecretError: the secret for pseudonyms is missing, or is not the deployment's.
+        ServeError: the address of the metrics page cannot be bound.
+        StateError: the client library is not installed, or the address of Redis is invalid.
     """
     registry = new_registry()
     pseudonymise = pseudonymiser(settings.privacy)
@@ -45,12 +45,12 @@ def run(settings: Settings) -> None:
             clock=settings.clock,
         )
 
-        def ask_to_stop(number: int, _frame: FrameType | None) -> None:
+        def request_stop(number: int, _frame: FrameType | None) -> None:
             log.info("signal_received", signal=signal.Signals(number).name)
             writer.stop()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, ask_to_stop)
+            signal.signal(number, request_stop)
         access = AccessRules.from_settings(settings.limits, settings.security)
         log.info("state_writer_starting", redis=display_url(state))
         with closing(start_metrics_server(registry, state.metrics_host, state.metrics_port, access=access)):

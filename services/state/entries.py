@@ -1,8 +1,7 @@
-"""What is kept of a shopper in Redis: a list of what they did, newest first, each entry by itself.
+"""Encoding of a shopper's clicks and purchases in Redis: a list of entries, newest first.
 
-Sessions are no part of it: they follow from the events, the same way wherever a ranking is made. An entry names its
-event, so that one that comes twice counts once, and its time of publication, so that a shopper who was forgotten stays
-so whatever is still to be read.
+Sessions are not stored: they are derived from the events. An entry names its event, so that a duplicate counts once,
+and its time of publication, so that a forgotten shopper stays forgotten whatever is still to be read.
 """
 
 import json
@@ -13,7 +12,7 @@ from hashlib import blake2b
 from streams.events import Click, Purchase
 
 FORMAT = "1"
-KEPT_EVENTS = 160  # more than a ranking looks at: some are of items that are not known yet, or came twice
+KEPT_EVENTS = 160  # more than a ranking uses: some are of unknown items, or duplicates
 KEPT_PURCHASES = 500
 DIGEST_BYTES = 8
 
@@ -23,12 +22,12 @@ class Entry:
     """A click or a purchase.
 
     Attributes:
-        kind: click or purchase.
-        event: Digest of kind and event id, or of order and item.
-        ts_ms: Event time, epoch milliseconds.
-        publish_ts_ms: When it was published, epoch milliseconds.
-        session_id: Pseudonym of the session, where one is known.
-        item_id: Which item.
+        kind: the kind of the event, `click` or `purchase`.
+        event: the digest of kind and event id, or of order and item.
+        ts_ms: the event time, epoch milliseconds.
+        publish_ts_ms: the time of publication, epoch milliseconds.
+        session_id: the pseudonym of the session, if it is known.
+        item_id: the id of the item.
     """
 
     kind: str
@@ -40,7 +39,7 @@ class Entry:
 
 
 def pack_entry(event: Click | Purchase, *, publish_ts_ms: int, pseudonymise: Callable[[str], str]) -> str:
-    """An event as an entry of its shopper's list."""
+    """Encode an event as an entry of its shopper's list."""
     identity = event.order_line() or f"{event.KIND}/{event.event_id}"
     digest = blake2b(identity.encode(), digest_size=DIGEST_BYTES).hexdigest()
     session_id = None if event.session_id is None else pseudonymise(event.session_id)
@@ -49,14 +48,14 @@ def pack_entry(event: Click | Purchase, *, publish_ts_ms: int, pseudonymise: Cal
 
 
 def unpack_entries(entries: Sequence[str]) -> tuple[list[Entry], int]:
-    """Entries, in the order given, and how many of them are no entries."""
-    found, refused = [], 0
+    """Decode entries, in the order given, and count those that cannot be decoded."""
+    decoded, rejected = [], 0
     for entry in entries:
         try:
-            found.append(_entry(json.loads(entry)))
+            decoded.append(_entry(json.loads(entry)))
         except (ValueError, TypeError, RecursionError):
-            refused += 1
-    return found, refused
+            rejected += 1
+    return decoded, rejected
 
 
 def _entry(parsed: object) -> Entry:

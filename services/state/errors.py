@@ -1,30 +1,30 @@
 """Errors of shoppers' states in Redis.
 
 StateError
-├── StateUnavailableError       Redis does not answer
-├── StateRefusedError    Redis answers, and does not do as it is told
-├── StateMismatchError    what is there was written in another format, or under another secret
-└── StateConflictError      another writer has written meanwhile
+├── StateUnavailableError    no Redis answers
+├── StateRefusedError        Redis refuses a command
+├── StateMismatchError       the states were written in another format, or under another secret
+└── StateConflictError       another writer has written in the meantime
 """
 
 from services.errors import HeadwaterServiceError
 
 
 class StateError(HeadwaterServiceError):
-    """Base of every error that `services.state` raises on purpose."""
+    """Root of all errors that `services.state` raises on purpose."""
 
 
 class StateUnavailableError(StateError):
-    """Redis does not answer."""
+    """No Redis answers."""
 
 
 class StateRefusedError(StateError):
-    """Redis answers, and does not do as it is told."""
+    """Redis refuses a command."""
 
 
 class StateMismatchError(StateError):
-    """What is there was written in another format, or under another secret."""
+    """The states were written in another format, or under another secret."""
 
 
 class StateConflictError(StateError):
-    """Another writer has written meanwhile."""
+    """Another writer has written in the meantime."""

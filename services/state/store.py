@@ -1,15 +1,16 @@
-"""Shoppers' states in Redis or Valkey, and the offsets that they were written from.
+"""Shoppers' states in Redis or Valkey, with the offsets of the events they were derived from.
 
 | key | value |
 |---|---|
 | `<prefix>:shopper:<pseudonym>` | list of entries, newest first |
-| `<prefix>:bought:<pseudonym>` | the same of purchases alone |
+| `<prefix>:bought:<pseudonym>` | list of entries of purchases alone, newest first |
 | `<prefix>:written` | hash: `format`, `secret`, `beat`; `<topic>/<partition>`, the next offset of each; `<topic>/id`, \
-the cluster and the topic that the offsets belong to |
-| `<prefix>:writer` | who writes, until when |
+the id of the log that the offsets belong to |
+| `<prefix>:writer` | name of the writer; it expires with the lease |
 
-States and offsets change in one transaction, and only from the offsets that the writer had before. So each record of
-the log counts once, whoever is killed when, and a Redis put back to an older state goes on from that.
+States and offsets change in one transaction, and only if the offsets are still those of the writer's last transaction.
+So each record of the log counts once, whichever process is killed when, and after Redis was restored to an older state,
+writing continues from that state.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ LEASE_SECONDS = 5.0
 DAY_SECONDS = 86_400
 _ID = "/id"  # no topic and no partition has a slash in its name
 
-_Encodable = bytes | bytearray | memoryview | str | int | float  # as the client's types have it
+_Encodable = bytes | bytearray | memoryview | str | int | float  # the client's type, which it does not export
 
 
 @dataclass(slots=True)
 class Changes:
-    """What a part of the log changes.
+    """Changes of shoppers' states by a part of the log.
 
     Attributes:
-        forgotten: Pseudonyms whose lists go before anything is added.
-        added: New entries by pseudonym, oldest first.
-        bought: The purchases among them.
+        forgotten: pseudonyms whose lists are deleted before entries are added.
+        added: new entries by pseudonym, oldest first.
+        bought: the purchases among them.
     """
 
     forgotten: set[str] = field(default_factory=set)
@@ -51,28 +52,28 @@ class Changes:
     bought: dict[str, list[str]] = field(default_factory=dict)
 
     def forget(self, user_id: str) -> None:
-        """Have a shopper's lists go, with what was to be added."""
+        """Delete a shopper's lists, and drop the entries to be added to them."""
         self.forgotten.add(user_id)
         self.added.pop(user_id, None)
         self.bought.pop(user_id, None)
 
     def add(self, user_id: str, entry: str, *, is_purchase: bool) -> None:
-        """Have an entry added."""
+        """Add an entry to a shopper's list."""
         self.added.setdefault(user_id, []).append(entry)
         if is_purchase:
             self.bought.setdefault(user_id, []).append(entry)
 
 
 class StateStore:
-    """What a writer writes to, and what scorers look at. Safe to be used from several threads.
+    """Store of shoppers' states, for the writer and for scorers. Thread-safe.
 
     Args:
-        settings: Which Redis, and under which prefix.
-        fingerprint: Of the secret that pseudonyms are made with.
-        timeout_seconds: For each answer.
+        settings: the settings with the address of Redis and the prefix of keys.
+        fingerprint: the fingerprint of the secret that pseudonyms are made with.
+        timeout_seconds: the longest wait for each answer.
 
     Raises:
-        StateError: The client library is not installed, or the address is none.
+        StateError: the client library is not installed, or the address is invalid.
     """
 
     def __init__(self, settings: StateSettings, *, fingerprint: str, timeout_seconds: float) -> None:
@@ -82,55 +83,55 @@ class StateStore:
         self._keep_seconds = max(1, int(settings.keep_days * DAY_SECONDS))
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._client.close()
 
     # ---- reading
 
     def entries(self, user_id: str) -> list[str]:
-        """What is kept of a shopper, newest first.
+        """Return the entries of a shopper, newest first.
 
         Raises:
-            StateUnavailableError: Redis does not answer.
-            StateRefusedError: It does not give this shopper's list.
+            StateUnavailableError: no Redis answers.
+            StateRefusedError: Redis refuses the command.
         """
         with redis_errors(self._settings):
             return cast(list[str], self._client.lrange(self._shopper(user_id), 0, KEPT_EVENTS - 1))
 
     def bought(self, user_id: str) -> list[str]:
-        """The purchases that are kept of a shopper, newest first.
+        """Return the purchases of a shopper, newest first.
 
         Raises:
-            StateUnavailableError: Redis does not answer.
-            StateRefusedError: It does not give this shopper's list.
+            StateUnavailableError: no Redis answers.
+            StateRefusedError: Redis refuses the command.
         """
         with redis_errors(self._settings):
             return cast(list[str], self._client.lrange(self._bought(user_id), 0, KEPT_PURCHASES - 1))
 
-    def beat(self) -> str | None:
-        """What changes for as long as a writer writes; None where nothing was written yet.
+    def heartbeat(self) -> str | None:
+        """Return a value that changes while a writer writes; None if nothing was written yet.
 
         Raises:
-            StateUnavailableError: Redis does not answer.
-            StateMismatchError: What is there was written in another format, or under another secret.
+            StateUnavailableError: no Redis answers.
+            StateMismatchError: the states were written in another format, or under another secret.
         """
         return self._checked().get("beat")
 
     def offsets(self) -> Offsets:
-        """The next offset of each partition; empty where nothing was written yet.
+        """Return the next offset of each partition; empty if nothing was written yet.
 
         Raises:
-            StateUnavailableError: Redis does not answer.
-            StateMismatchError: What is there was written in another format, or under another secret.
+            StateUnavailableError: no Redis answers.
+            StateMismatchError: the states were written in another format, or under another secret.
         """
         return _offsets(self._checked())
 
     def topic_ids(self) -> dict[str, str]:
-        """Return the identity of the log that each topic's offsets belong to, where it was known.
+        """Return the id of the log that each topic's offsets belong to, if it was known.
 
         Raises:
-            StateUnavailableError: Redis does not answer.
-            StateMismatchError: What is there was written in another format, or under another secret.
+            StateUnavailableError: no Redis answers.
+            StateMismatchError: the states were written in another format, or under another secret.
         """
         written = self._checked()
         return {name.removesuffix(_ID): value for name, value in written.items() if name.endswith(_ID)}
@@ -149,11 +150,11 @@ class StateStore:
     # ---- writing
 
     def claim(self, writer: str) -> bool:
-        """Whether a writer may write for the next few seconds: one at a time, the others stand by.
+        """Acquire or extend the lease for a few seconds; return False if another writer holds it.
 
         Raises:
-            StateUnavailableError: Redis does not answer.
-            StateRefusedError: It does not do as it is told.
+            StateUnavailableError: no Redis answers.
+            StateRefusedError: Redis refuses the command.
         """
         lease_ms = int(LEASE_SECONDS * 1000)
         with redis_errors(self._settings):
@@ -164,11 +165,11 @@ class StateStore:
             return bool(self._client.pexpire(self._lease, lease_ms))
 
     def release(self, writer: str) -> None:
-        """Let another writer write at once.
+        """Release the lease, so that another writer can take over at once.
 
         Raises:
-            StateUnavailableError: Redis does not answer.
-            StateRefusedError: It does not do as it is told.
+            StateUnavailableError: no Redis answers.
+            StateRefusedError: Redis refuses the command.
         """
         with redis_errors(self._settings):
             if self._client.get(self._lease) == writer:
@@ -180,27 +181,27 @@ class StateStore:
         *,
         before: Offsets,
         after: Offsets,
-        beat: str,
+        heartbeat: str,
         topic_ids: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Write what a part of the log changes, and where it ended: all of it or nothing.
+        """Write the changes of a part of the log together with its end: all of it or nothing.
 
         Args:
-            changes: Of all records from `before` to `after`.
-            before: The offsets that Redis is to have now.
-            after: Those that it has then; the others of `before` go.
-            beat: Something else each time.
-            topic_ids: The identity of the logs that `after` belongs to, by topic.
+            changes: the changes of all records from `before` to `after`.
+            before: the offsets expected in Redis.
+            after: the offsets that replace them.
+            heartbeat: a value that differs from that of the last call.
+            topic_ids: the ids of the logs that `after` belongs to, by topic.
 
         Raises:
-            StateUnavailableError: Redis does not answer.
-            StateRefusedError: It does not do as it is told.
-            StateConflictError: Redis has other offsets: another writer has written, or the server came back without.
+            StateUnavailableError: no Redis answers.
+            StateRefusedError: Redis refuses the command.
+            StateConflictError: Redis has other offsets: another writer has written, or an older state was restored.
         """
         from redis.exceptions import WatchError
 
         with redis_errors(self._settings), self._client.pipeline() as pipe:
-            pipe.watch(self._written)  # type: ignore[no-untyped-call]  # 1. from here on nobody else may change the offsets
+            pipe.watch(self._written)  # type: ignore[no-untyped-call]  # 1. from here on, no other writer may change the offsets
             if _offsets(cast(dict[str, str], pipe.hgetall(self._written))) != before:
                 raise StateConflictError(
                     f"`{self._written}` has other offsets than this writer left; reading them again"
@@ -212,24 +213,24 @@ class StateStore:
                 self._push(pipe, self._shopper(user_id), entries, KEPT_EVENTS)
             for user_id, entries in changes.bought.items():
                 self._push(pipe, self._bought(user_id), entries, KEPT_PURCHASES)
-            pipe.hset(self._written, mapping=self._mark(after, topic_ids, beat))  # 3. and the offsets they came from
-            if gone := before.keys() - after.keys():
-                pipe.hdel(self._written, *(partition_name(*at) for at in gone))
+            pipe.hset(self._written, mapping=self._mark(after, topic_ids, heartbeat))  # 3. offsets that they came from
+            if removed := before.keys() - after.keys():
+                pipe.hdel(self._written, *(partition_name(*at) for at in removed))
             try:
-                pipe.execute()  # 4. at once
+                pipe.execute()  # 4. all at once
             except WatchError:
                 raise StateConflictError(f"`{self._written}` was changed by another writer; reading it again") from None
 
-    def _push(self, pipe: Pipeline, key: str, entries: list[str], kept: int) -> None:
-        """Add entries to a list that is kept so long, and so many of."""
+    def _push(self, pipe: Pipeline, key: str, entries: list[str], max_entries: int) -> None:
+        """Add entries to a list, trim it to its newest entries, and renew its expiry."""
         pipe.lpush(key, *entries)
-        pipe.ltrim(key, 0, kept - 1)
+        pipe.ltrim(key, 0, max_entries - 1)
         pipe.expire(key, self._keep_seconds)
 
-    def _mark(self, offsets: Offsets, topic_ids: Mapping[str, str], beat: str) -> dict[_Encodable, _Encodable]:
-        own: dict[_Encodable, _Encodable] = {"format": FORMAT, "secret": self.fingerprint, "beat": beat}
-        own |= {f"{topic}{_ID}": topic_id for topic, topic_id in topic_ids.items()}
-        return own | {name: str(offset) for name, offset in encode_offsets(offsets).items()}
+    def _mark(self, offsets: Offsets, topic_ids: Mapping[str, str], heartbeat: str) -> dict[_Encodable, _Encodable]:
+        fields: dict[_Encodable, _Encodable] = {"format": FORMAT, "secret": self.fingerprint, "beat": heartbeat}
+        fields |= {f"{topic}{_ID}": topic_id for topic, topic_id in topic_ids.items()}
+        return fields | {name: str(offset) for name, offset in encode_offsets(offsets).items()}
 
     def _shopper(self, user_id: str) -> str:
         return f"{self._settings.prefix}:shopper:{user_id}"

@@ -1,4 +1,4 @@
-"""Writes shoppers' states to Redis as the log goes on, for all scorers. One writes, others stand by."""
+"""The writer of shoppers' states to Redis, for all scorers. One process writes, others stand by."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.5
 MAX_RECORDS = 1_000  # in one transaction
-BEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 1.0
 
 
 class StateWriter:
-    """Reads clicks, purchases and what is to be forgotten; what they change goes to Redis with their offsets.
+    """Writer of clicks, purchases and requests to forget to Redis, together with their offsets.
 
     Args:
-        connection: Which Kafka.
-        topics: The names of the topics.
-        store: Where to write.
-        look_back_events: Newest clicks and purchases to begin with where the store is empty.
-        pseudonymise: What becomes of ids of users and sessions.
-        metrics: Where to count.
-        clock: How far times may be ahead of this machine's clock.
+        connection: the Kafka cluster.
+        topics: the names of the topics.
+        store: the store to write to.
+        look_back_events: the number of newest clicks and purchases to start from if the store is empty.
+        pseudonymise: the function that hides ids of users and sessions.
+        metrics: the metrics of the process.
+        clock: the settings of how far times may be ahead of this machine's clock.
     """
 
     def __init__(
@@ -70,87 +70,87 @@ class StateWriter:
         self._clock_settings = clock
         self._connection, self._topics, self._store = connection, topics, store
         self._look_back_events, self._pseudonymise, self._metrics = look_back_events, pseudonymise, metrics
-        self._forgotten: dict[str, int] = {}  # who, and up to when in the log's time, epoch ms
+        self._forgotten: dict[str, int] = {}  # pseudonym -> time of the request in the log, epoch ms
         self._agreed: str | None = None  # fingerprint of the deployment's secret
         self._name = secrets.token_hex(8)
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Have `run` return soon."""
+        """Make `run` return soon."""
         self._stop.set()
 
     def run(self) -> None:
-        """Write until stopped; what fails is tried again from what the store has."""
-        pauses, told = backoff_seconds(), None
+        """Write until stopped; after a failure, start again from the offsets in the store."""
+        pauses, reported = backoff_seconds(), None
         while not self._stop.is_set():
             try:
-                if self._claimed() and wait_for_broker(self._connection, stop=self._stop):
-                    self._follow()
+                if self._wait_for_lease() and wait_for_broker(self._connection, stop=self._stop):
+                    self._write_until_stopped()
             except SecretError:
                 raise
             except StateConflictError as error:
                 log.info("state_taken", reason=str(error))
             except (StateError, HeadwaterStreamError) as error:
                 self._metrics.write_failed()
-                if str(error) != told:
+                if str(error) != reported:
                     log.warning("state_not_written", problem=str(error), retry="until it can be")
-                told = str(error)
+                reported = str(error)
                 self._stop.wait(next(pauses))
             else:
-                pauses, told = backoff_seconds(), None
+                pauses, reported = backoff_seconds(), None
         with suppress(StateError):
             self._store.release(self._name)
 
-    def _claimed(self) -> bool:
-        """Wait for the turn to write; False when stopped."""
+    def _wait_for_lease(self) -> bool:
+        """Wait until this process holds the lease; return False if stopped."""
         while not self._store.claim(self._name):
             self._metrics.show_writing(writing=False)
             if self._stop.wait(LEASE_SECONDS / 5):
                 return False
         return not self._stop.is_set()
 
-    def _follow(self) -> None:
-        """Read and write for as long as the turn lasts."""
-        held, topic_ids = self._store.offsets(), self._store.topic_ids()
-        behaviour = self._behaviour()
-        start = held
-        if not held:
-            start, topic_ids = start_offsets(self._connection, behaviour, self._look_back_events)
-        log.info("state_writing", first_time=not held, partitions=len(start))
-        self._learn_forgotten()
-        topics = [self._topics.control, *behaviour]
+    def _write_until_stopped(self) -> None:
+        """Read the log and write its changes for as long as the lease lasts."""
+        stored, topic_ids = self._store.offsets(), self._store.topic_ids()
+        event_topics = self._event_topics()
+        start = stored
+        if not stored:
+            start, topic_ids = start_offsets(self._connection, event_topics, self._look_back_events)
+        log.info("state_writing", first_time=not stored, partitions=len(start))
+        self._read_control()
+        topics = [self._topics.control, *event_topics]
         try:
-            self._write_all(topics, start, topic_ids, held)
+            self._write_all(topics, start, topic_ids, stored)
         finally:
             self._metrics.show_writing(writing=False)
 
-    def _write_all(self, topics: list[str], start: Offsets, topic_ids: dict[str, str], held: Offsets) -> None:
-        """Write what comes, for as long as the turn lasts.
+    def _write_all(self, topics: list[str], start: Offsets, topic_ids: dict[str, str], stored: Offsets) -> None:
+        """Write changes for as long as the lease lasts.
 
         Args:
-            topics: which to read.
+            topics: the topics to read.
             start: the next offset of each partition.
-            topic_ids: the logs that `start` belongs to.
-            held: the offsets that the store has.
+            topic_ids: the ids of the topics that `start` belongs to.
+            stored: the offsets in the store.
         """
-        beat_at = 0.0
+        heartbeat_at = 0.0
         with closing(PartitionConsumer(self._connection, topics, start=start, topic_ids=topic_ids)) as consumer:
             while not self._stop.is_set() and self._store.claim(self._name):
                 self._metrics.show_writing(writing=True)
                 records = consumer.poll(POLL_SECONDS, MAX_RECORDS)
-                if records or time.monotonic() >= beat_at:
-                    held = self._write(records, held, consumer)
+                if records or time.monotonic() >= heartbeat_at:
+                    stored = self._write(records, stored, consumer)
                     self._metrics.show_topics(topics, consumer.problems())
-                    beat_at = time.monotonic() + BEAT_SECONDS
+                    heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
 
-    def _behaviour(self) -> list[str]:
-        """The topics that tell what shoppers do."""
+    def _event_topics(self) -> list[str]:
+        """Return the topics of clicks and purchases."""
         return list(dict.fromkeys([self._topics.clicks, self._topics.purchases, *self._topics.dialects]))
 
-    def _learn_forgotten(self) -> None:
-        """Read the control topic to its end, so that no event of a shopper is written that is to be forgotten.
+    def _read_control(self) -> None:
+        """Read the control topic to its end, so that no event of a forgotten shopper is written.
 
-        A topic that does not exist names nobody; one that exists and cannot be read is waited for.
+        A missing topic names nobody. An error of an existing topic is raised, so that reading is tried again.
 
         Raises:
             TopicError: the control topic exists and cannot be read.
@@ -164,7 +164,7 @@ class StateWriter:
                     self._forgotten[command.user] = command.ts_ms
                 elif isinstance(command, Secret | SecretReset):
                     self._agreed = command.fingerprint if isinstance(command, Secret) else None
-        except MissingTopicError as error:  # nobody is to be forgotten yet; it is read once it exists
+        except MissingTopicError as error:  # nobody has been forgotten yet; the topic is read once it exists
             log.warning("control_missing", problem=str(error))
         except (TopicError, ConsumeError) as error:
             self._metrics.show_topics([self._topics.control], [self._topics.control])
@@ -176,24 +176,26 @@ class StateWriter:
         if problem is not None:
             raise SecretMismatchError(problem)
 
-    def _write(self, records: Sequence[Record], held: Offsets, consumer: PartitionConsumer) -> Offsets:
-        """Write what records change; the offsets that the store has then."""
-        changes, taken, newest_ms = Changes(), Counter[str](), 0
+    def _write(self, records: Sequence[Record], stored: Offsets, consumer: PartitionConsumer) -> Offsets:
+        """Write the changes of records, and return the offsets in the store afterwards."""
+        changes, outcomes, newest_ms = Changes(), Counter[str](), 0
         clock = ReaderClock.from_records(records, self._clock_settings)
         for record in records:
-            newest_ms = max(newest_ms, self._take_in(record, clock, changes, taken))
+            newest_ms = max(newest_ms, self._process(record, clock, changes, outcomes))
         positions = consumer.positions()
-        followed = {topic for topic, _ in positions}  # of a topic that was recreated, no old partition stays
-        after = {at: offset for at, offset in held.items() if at[0] not in followed} | positions
+        followed = {topic for topic, _ in positions}  # drop old partitions of a recreated topic
+        after = {at: offset for at, offset in stored.items() if at[0] not in followed} | positions
         began = time.perf_counter()
-        self._store.write(changes, before=held, after=after, beat=secrets.token_hex(8), topic_ids=consumer.topic_ids())
+        self._store.write(
+            changes, before=stored, after=after, heartbeat=secrets.token_hex(8), topic_ids=consumer.topic_ids()
+        )
         if records:
             self._metrics.transaction_took(time.perf_counter() - began)
-        self._metrics.events_written(taken, newest_ms=newest_ms)
+        self._metrics.events_written(outcomes, newest_ms=newest_ms)
         return after
 
-    def _take_in(self, record: Record, clock: ReaderClock, changes: Changes, taken: Counter[str]) -> int:
-        """Add what a record changes; the event time of what it holds, 0 where that is nothing of a shopper's."""
+    def _process(self, record: Record, clock: ReaderClock, changes: Changes, outcomes: Counter[str]) -> int:
+        """Add the changes of a record, and return its newest event time; 0 if it has no event of a shopper."""
         if record.topic == self._topics.control:
             command = parse_control(clock.bound_record(record))
             if isinstance(command, Forget):
@@ -202,15 +204,15 @@ class StateWriter:
             return 0
         record, decoded, _ = decode_bounded(record, self._topics, clock)
         newest_ms = 0
-        for event in () if isinstance(decoded, DeadLetter) else decoded:  # dead letters are the updater's to report
+        for event in () if isinstance(decoded, DeadLetter) else decoded:  # the updater reports dead letters
             if isinstance(event, Click | Purchase):
                 publish_ts_ms = clock.publish_ts_ms(record)
                 newest_ms = max(newest_ms, min(event.ts, publish_ts_ms))
-                taken[self._add(event, publish_ts_ms, changes)] += 1
+                outcomes[self._add(event, publish_ts_ms, changes)] += 1
         return newest_ms
 
     def _add(self, event: Click | Purchase, publish_ts_ms: int, changes: Changes) -> str:
-        """Add an event to its shopper's list; what became of it."""
+        """Add an event to its shopper's list, and return its outcome."""
         user_id = self._pseudonymise(event.user_id)
         if publish_ts_ms <= self._forgotten.get(user_id, -1):
             return "forgotten"

@@ -112,7 +112,7 @@ class InRedis(WorkersOwn):
 
     def _write(self, changes: Changes) -> None:
         after = {("clicks", 0): self._offsets.get(("clicks", 0), 0) + 1}
-        self.store.write(changes, before=self._offsets, after=after, beat="b")
+        self.store.write(changes, before=self._offsets, after=after, heartbeat="b")
         self._offsets = after
 
 

@@ -42,7 +42,7 @@ class Reading:
             event = Click(event_id=f"c{self._number}", ts=self._number, user_id=user_id, item_id=item_id)
             changes.add(user_id, pack_entry(event, publish_ts_ms=1, pseudonymise=str), is_purchase=False)
         before = self.store.offsets()
-        self.store.write(changes, before=before, after={("clicks", 0): self._number}, beat=str(self._number))
+        self.store.write(changes, before=before, after={("clicks", 0): self._number}, heartbeat=str(self._number))
 
     def seen(self, user_id: str) -> list[int]:
         return self.state.context(user_id, None, 10)[0]

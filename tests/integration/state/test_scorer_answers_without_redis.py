@@ -90,7 +90,7 @@ def test_a_shopper_is_known_from_redis_and_still_is_when_it_is_gone(
     for number, item_id in enumerate(("item-3", "item-7")):
         event = Click(event_id=f"c{number}", ts=number * 10**7, user_id="u", item_id=item_id)
         changes.add(HIDDEN("u"), pack_entry(event, publish_ts_ms=1, pseudonymise=HIDDEN), is_purchase=False)
-    worker.shoppers._store.write(changes, before={}, after={("clicks", 0): 2}, beat="b")
+    worker.shoppers._store.write(changes, before={}, after={("clicks", 0): 2}, heartbeat="b")
     worker.shoppers.check()
 
     asked = {"candidates": ["item-1", "item-2", "item-3", "item-4"], "ts": 10**7 + 1}

@@ -87,9 +87,9 @@ def test_of_two_writers_one_stands_by_and_takes_over(shop: Deployment) -> None:
 def test_a_writer_that_lost_its_turn_unknowingly_writes_nothing(shop: Deployment) -> None:
     changes = Changes()
     changes.add("u", "entry", is_purchase=False)
-    shop.store.write(Changes(), before={}, after={("clicks", 0): 5}, beat="1")
+    shop.store.write(Changes(), before={}, after={("clicks", 0): 5}, heartbeat="1")
     with pytest.raises(StateConflictError, match="other offsets than this writer left"):
-        shop.store.write(changes, before={("clicks", 0): 4}, after={("clicks", 0): 6}, beat="2")
+        shop.store.write(changes, before={("clicks", 0): 4}, after={("clicks", 0): 6}, heartbeat="2")
     assert shop.store.entries("u") == []
     assert shop.store.offsets() == {("clicks", 0): 5}
 

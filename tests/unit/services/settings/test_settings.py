@@ -138,7 +138,7 @@ def test_a_secret_is_never_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_file_and_a_broken_one_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"none\.toml is not there"):
+    with pytest.raises(SettingsError, match=r"none\.toml does not exist"):
         load_settings(tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("scenario = ")
