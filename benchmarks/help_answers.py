@@ -20,7 +20,7 @@ from peft_adapters.ranking.counters import FloatArray
 from peft_adapters.ranking.lexical import LexicalIndex
 from peft_adapters.ranking.retrieval import reciprocal_rank_fusion, top_k
 from peft_adapters.settings import EncoderSettings
-from services.scorer.search import sure_of
+from services.scorer.search import confidence_of
 from services.settings.search import SearchSettings
 
 QUESTIONS = Path(__file__).with_name("help_questions.json")
@@ -78,7 +78,7 @@ def _figures(
     first = np.array([_first(similarity, lexical, weight) for similarity, lexical in pairs])
     cosine = np.array([similarity[row] for similarity, row in zip(similarities, first.tolist(), strict=True)])
     correct, answerable = first == right, right >= 0
-    confidence = np.array([sure_of(value, SearchSettings().confident_similarity) for value in cosine.tolist()])
+    confidence = np.array([confidence_of(value, SearchSettings().confident_similarity) for value in cosine.tolist()])
     above = cosine[correct][:, None] > cosine[~correct]
     figures: dict[str, float | None] = {
         "right_first_ratio": float(correct[answerable].mean()),

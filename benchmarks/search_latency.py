@@ -25,10 +25,11 @@ from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream
-from services.scorer.answers import Answers
 from services.scorer.live_items import LiveItems
+from services.scorer.recommender import Recommender
 from services.scorer.search import Search
 from services.scorer.search_requests import SearchRequest
+from services.scorer.serving_table import ServingTable
 from services.scorer.shopper_state import ShopperState
 from services.settings.search import SearchSettings
 from streams.events import Item
@@ -99,9 +100,10 @@ def _timed(learner: Learner, model: ServedModel, queries: int, *, int8: bool) ->
     items = LiveItems()
     for item_id, text in zip(learner.catalogue.ids, learner.catalogue.texts, strict=True):
         items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text))
-    answers = Answers(items, ShopperState(items.rows, max_shoppers=10, pseudonymise=str))
-    answers.model = model
-    search = Search(QueryEncoder(learner.encoder, int8=int8), answers, SearchSettings())
+    recommender = Recommender(items, ShopperState(items.rows, max_shoppers=10, pseudonymise=str))
+    table = ServingTable("home")
+    table.serve_model(model)
+    search = Search(QueryEncoder(learner.encoder, int8=int8), recommender, table, SearchSettings())
     search.lexicon.refresh()
     rng = np.random.default_rng(0)
     requests = [_request(learner, rng, number) for number in range(queries)]

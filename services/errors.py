@@ -9,8 +9,8 @@ HeadwaterServiceError
 ├── AuditError                   services.audit
 ├── BenchError                   services.lab.bench.errors
 ├── DemoError                    services.lab.demo.errors
-├── ItemUnknownError             services.scorer.answers
-├── ProbabilityUnknownError      services.scorer.answers
+├── ItemUnknownError             services.scorer.recommender
+├── ProbabilityUnknownError      services.scorer.recommender
 ├── ProblemError                 services.web.http: an HTTP answer other than success
 ├── ServeError, ExposedError     services.web.server
 ├── SpoolError, SpoolFullError   services.collector.spool

@@ -1,4 +1,4 @@
-"""What was announced of the scenarios that are followed: the newest version, and the newest rollout."""
+"""Announced versions and rollouts of the scenarios that are followed."""
 
 import threading
 from collections.abc import Callable
@@ -18,127 +18,131 @@ MOST_PUBLISHED = 10_000  # names of scenarios remembered
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """The newest that was heard of a scenario; None where nothing was."""
+class Announced:
+    """The newest version and rollout of a scenario; None where none was announced."""
 
     latest: Manifest | None = None
     rollout: Rollout | None = None
 
 
 class Announcements:
-    """Holds what is newest until the worker looks; rollouts are told on at once.
+    """Holds the newest announcements until the worker looks; new rollouts are also passed on at once.
 
     Args:
-        scenario: The first that is followed; of others nothing is kept.
-        metrics: Where an unreadable announcement is counted.
+        scenario: the first scenario to follow; announcements of scenarios that are not followed are dropped.
+        metrics: counts unreadable announcements.
+        on_rollout: called with every rollout that is newer than the one before, in the thread that received it.
 
     Attributes:
-        status: What keeps those who read the registry from it.
-        on_rollout: Called with every rollout that is newer than the one before, by whoever brings it.
+        status: the causes for which the registry cannot be read.
     """
 
-    def __init__(self, scenario: str, metrics: ScorerMetrics) -> None:
-        self.on_rollout: Callable[[Rollout], None] = lambda _: None
+    def __init__(
+        self, scenario: str, metrics: ScorerMetrics, *, on_rollout: Callable[[Rollout], None] = lambda _: None
+    ) -> None:
         self.status = RegistryStatus()
-        self._metrics = metrics
-        self._news: dict[str, News] = {scenario: News()}
-        self._published: set[str] = set()  # scenarios of which anything was ever heard
-        self._changed: dict[str, None] = {}  # scenarios, in the order in which they changed
-        self._there = threading.Condition()
+        self._metrics, self._on_rollout = metrics, on_rollout
+        self._announced: dict[str, Announced] = {scenario: Announced()}
+        self._published: set[str] = set()  # scenarios with any announcement, followed or not
+        self._changed: dict[str, None] = {}  # scenarios in the order in which they changed
+        self._condition = threading.Condition()
 
     def follow(self, scenario: str) -> None:
-        """Keep what is heard of a scenario from now on, and have the worker look at it."""
-        with self._there:
-            self._news.setdefault(scenario, News())
-            self._mark(scenario)
+        """Keep announcements of a scenario from now on, and queue it for the worker."""
+        with self._condition:
+            self._announced.setdefault(scenario, Announced())
+            self._queue(scenario)
 
     def drop(self, scenario: str) -> None:
-        """Keep no more of a scenario."""
-        with self._there:
-            self._news.pop(scenario, None)
+        """Stop following a scenario."""
+        with self._condition:
+            self._announced.pop(scenario, None)
             self._changed.pop(scenario, None)
         self.status.drop(scenario)
 
     def is_published(self, scenario: str) -> bool:
-        """Whether anything was heard of a scenario, be it followed or not."""
+        """Return whether anything was announced for a scenario, followed or not."""
         return scenario in self._published
 
     def followed(self) -> list[str]:
-        """The scenarios of which it is kept what is heard."""
-        with self._there:
-            return list(self._news)
+        """Return the scenarios that are followed."""
+        with self._condition:
+            return list(self._announced)
 
-    def hear(self, key: bytes | None, value: bytes | None) -> None:
-        """Take in a record of the topic."""
+    def read_record(self, key: bytes | None, value: bytes | None) -> None:
+        """Process a record of the topic of announcements."""
         name = (key or b"").decode(errors="replace")
         scenario = name.removesuffix(KEY_SUFFIX)
         if value is not None and len(self._published) < MOST_PUBLISHED:
             self._published.add(scenario)
-        if scenario not in self._news or value is None:
+        if scenario not in self._announced or value is None:
             return
         try:
             if name.endswith(KEY_SUFFIX):
-                self.offer_rollout(parse_rollout(value, scenario=scenario, source="announcement"))
+                self.update_rollout(parse_rollout(value, scenario=scenario, source="announcement"))
             else:
-                self.offer(parse_manifest(value, source="announcement"))
+                self.update_latest(parse_manifest(value, source="announcement"))
         except (BundleError, RolloutError) as error:
             self._metrics.adapter_refused()
             log.warning("announcement_refused", problem=str(error))
 
-    def offer(self, manifest: Manifest, *, only_newer: bool = False) -> None:
-        """Make a manifest the newest.
+    def update_latest(self, manifest: Manifest, *, only_newer: bool = False) -> None:
+        """Make a version the latest of its scenario.
 
         Args:
-            manifest: Of the version.
-            only_newer: Whether a version below the newest is passed over: what a look at the registry finds may have
-                been overtaken by the topic.
+            manifest: the manifest of the version.
+            only_newer: whether to ignore a version that is not above the latest: the topic may have overtaken what a
+                look at the registry found.
         """
-        with self._there:
-            news = self._news.get(manifest.scenario)
-            if news is None or (only_newer and news.latest is not None and news.latest.version >= manifest.version):
+        with self._condition:
+            before = self._announced.get(manifest.scenario)
+            if before is None or (
+                only_newer and before.latest is not None and before.latest.version >= manifest.version
+            ):
                 return
-            self._news[manifest.scenario] = replace(news, latest=manifest)
+            self._announced[manifest.scenario] = replace(before, latest=manifest)
             self._published.add(manifest.scenario)
-            self._mark(manifest.scenario)
+            self._queue(manifest.scenario)
 
-    def offer_rollout(self, rollout: Rollout) -> None:
-        """Make a rollout the newest, if it is, and tell it on."""
-        with self._there:
-            news = self._news.get(rollout.scenario)
-            if news is None or (news.rollout is not None and standing(news.rollout) >= standing(rollout)):
+    def update_rollout(self, rollout: Rollout) -> None:
+        """Make a rollout the newest of its scenario, if it is, and pass it on."""
+        with self._condition:
+            before = self._announced.get(rollout.scenario)
+            if before is None or (before.rollout is not None and order_key(before.rollout) >= order_key(rollout)):
                 return
-            self._news[rollout.scenario] = replace(news, rollout=rollout)
-            self._mark(rollout.scenario)
-        self.on_rollout(rollout)
+            self._announced[rollout.scenario] = replace(before, rollout=rollout)
+            self._queue(rollout.scenario)
+        self._on_rollout(rollout)
 
     def wait(self, timeout_seconds: float) -> str | None:
-        """A scenario of which something new was heard; None when nothing is in time."""
-        with self._there:
-            self._there.wait_for(lambda: self._changed, timeout_seconds)
+        """Wait for a scenario with a new announcement; returns None if none arrives in time."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._changed, timeout_seconds)
             scenario = next(iter(self._changed), None)
             if scenario is not None:
                 del self._changed[scenario]
             return scenario
 
-    def news(self, scenario: str) -> News:
-        """The newest of a scenario."""
-        with self._there:
-            return self._news.get(scenario, News())
+    def announced(self, scenario: str) -> Announced:
+        """Return the newest version and rollout of a scenario."""
+        with self._condition:
+            return self._announced.get(scenario, Announced())
 
-    def put_back(self, scenario: str) -> None:
-        """Have the worker look at a scenario again."""
-        with self._there:
-            if scenario in self._news:
-                self._mark(scenario)
+    def requeue(self, scenario: str) -> None:
+        """Have the worker process a scenario again."""
+        with self._condition:
+            if scenario in self._announced:
+                self._queue(scenario)
 
-    def _mark(self, scenario: str) -> None:
+    def _queue(self, scenario: str) -> None:
         self._changed.setdefault(scenario)
-        self._there.notify_all()
+        self._condition.notify_all()
 
 
-def standing(rollout: Rollout) -> tuple[int, int]:
-    """What grows with every change of a rollout.
+def order_key(rollout: Rollout) -> tuple[int, int]:
+    """Return a key that grows with every change of a rollout.
 
-    Where a worker that cannot write has changed it for itself, the registry's next one has the same revision.
+    The time breaks ties: a worker without write access that ended a canary for itself used the revision that the
+    registry assigns next.
     """
     return rollout.revision, rollout.changed_at_ms

@@ -1,4 +1,4 @@
-"""The HTTP side of the scorer."""
+"""The HTTP application of the scorer."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,14 +11,15 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry
 
+from peft_adapters.registry.rollout import STABLE
 from services.metrics.scorer import ScorerMetrics
 from services.scorer.dispatcher import Dispatcher
 from services.scorer.explain import add_explain
 from services.scorer.noop import add_noop
-from services.scorer.rankings import add_rankings, served
+from services.scorer.rankings import add_rankings
 from services.scorer.search import Search
 from services.scorer.search_routes import add_search
-from services.scorer.worker import Worker
+from services.scorer.service import ScoringService
 from services.settings.scorer import ScorerSettings
 from services.web.access.install import AccessRules, install_access_control
 from services.web.access.scope_rules import always_read
@@ -29,27 +30,25 @@ from services.web.routes import api_routes
 
 
 def create_app(
-    worker: Worker,
+    service: ScoringService,
     settings: ScorerSettings,
     metrics: ScorerMetrics,
     series: CollectorRegistry,
     *,
-    pseudonymise: Callable[[str], str],
     search: Search | None = None,
     access: AccessRules | None = None,
     name: str = "scorer",
 ) -> FastAPI:
-    """Build the application over a worker.
+    """Build the application.
 
     Args:
-        worker: Holds the model that is served.
-        settings: How much one request may ask for.
-        metrics: Where requests are counted.
-        series: What `/metrics` shows.
-        pseudonymise: What becomes of ids of users and sessions in requests.
-        search: Answers queries in words; without it there are no calls for them.
-        access: Who may call; without it everyone.
-        name: Of this worker, as it reports itself.
+        service: the parts that requests need.
+        settings: the limits of one request.
+        metrics: the metrics of the process.
+        series: the registry that `/metrics` shows.
+        search: answers queries in words; None leaves its routes out.
+        access: who may call; None lets everyone in.
+        name: the name of this worker, as it reports itself.
     """
     app = FastAPI(title="Headwater scorer", lifespan=_few_threads(settings.answer_threads))
     install_access_control(
@@ -62,20 +61,20 @@ def create_app(
         cors_origins=settings.cors_origins,
     )
     add_problem_handlers(app)
-    add_rankings(app, worker, settings, pseudonymise, Dispatcher(worker.answers, metrics.rollouts))
-    add_explain(app, worker.answers, served=lambda request: served(worker, request), pseudonymise=pseudonymise)
-    add_noop(app, scenario=worker.scenario)
+    add_rankings(app, service, Dispatcher(service.recommender, metrics.rollouts), settings)
+    add_explain(app, service)
+    add_noop(app, scenario=service.table.scenario)
     if search is not None:
-        add_search(app, worker, search, settings, pseudonymise)
-    _add_health(app, worker, metrics, series, name=name)
+        add_search(app, service, search, settings)
+    _add_health(app, service, metrics, series, name=name)
     metrics.http.declare(api_routes(app))
     return app
 
 
 def _few_threads(number: int) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """A lifespan in which so many answers are made in threads at a time; the others wait in order of arrival.
+    """Return a lifespan that limits the threads which answer requests; further requests wait in order of arrival.
 
-    With the 40 that are usual, answers that compute take turns with one another, and all of them are late.
+    With anyio's default of 40 threads, answers that compute take turns with one another, and all of them are late.
     """
 
     @asynccontextmanager
@@ -86,20 +85,23 @@ def _few_threads(number: int) -> Callable[[FastAPI], AbstractAsyncContextManager
     return lifespan
 
 
-def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: CollectorRegistry, *, name: str) -> None:
+def _add_health(
+    app: FastAPI, service: ScoringService, metrics: ScorerMetrics, series: CollectorRegistry, *, name: str
+) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the process runs, adapter or no adapter."""
+        """Answer as long as the process runs, with or without an adapter."""
         return {"status": "ok"}
 
     @app.get("/readyz", responses=problems({503: "what is missing; it may be there in a second"}))
     async def readyz() -> dict[str, Any]:
-        """Whether a warm adapter is held and the shoppers' states have been read; which, and how stale it is."""
-        missing, told = worker.missing(), list(worker.problems().values())
+        """Report the adapter that is served and its age, once the worker has one and has read shoppers' states."""
+        missing, known_problems = service.health.missing(), list(service.health.problems().values())
         if missing is not None:
-            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, missing, headers={"Retry-After": "1"}, problems=told)
-        manifest = served(worker).manifest
-        deployment = worker.answers.deployments[manifest.scenario]
+            headers = {"Retry-After": "1"}
+            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, missing, headers=headers, problems=known_problems)
+        deployment = service.deployment(None)
+        manifest = deployment.models[STABLE].manifest
         return {
             "status": "ready",
             "worker": name,
@@ -107,7 +109,7 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
             "adapter_version": manifest.version,
             "published_at_ms": manifest.published_at_ms,
             "watermark_ms": manifest.watermark_ms,
-            "problems": told,
+            "problems": known_problems,
             "arms": {arm: model.version for arm, model in deployment.models.items()},
             "rollout_revision": deployment.rollout.revision,
             "rollout_changed_at_ms": deployment.rollout.changed_at_ms,
@@ -116,7 +118,7 @@ def _add_health(app: FastAPI, worker: Worker, metrics: ScorerMetrics, series: Co
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_page() -> Response:
-        """The process's metrics."""
-        metrics.show_state_users(len(worker.shoppers))
-        metrics.show_problems(worker.problems())
+        """Return the metrics of the process."""
+        metrics.show_state_users(len(service.shoppers))
+        metrics.show_problems(service.health.problems())
         return metrics_response(series)

@@ -1,4 +1,4 @@
-"""What shoppers have bought, so that it need not be offered again."""
+"""Purchases by shopper, which requests can exclude."""
 
 from collections import OrderedDict
 
@@ -6,10 +6,10 @@ MAX_BOUGHT_ITEMS = 500  # of one shopper, the newest
 
 
 class Bought:
-    """Items that each shopper bought, bounded: the shoppers who bought longest ago are forgotten first.
+    """Items that each shopper bought. The shoppers with the oldest last purchase are forgotten first.
 
     Args:
-        max_shoppers: How many are remembered.
+        max_shoppers: the number of shoppers remembered.
     """
 
     def __init__(self, *, max_shoppers: int) -> None:
@@ -17,7 +17,7 @@ class Bought:
         self._items: OrderedDict[str, dict[str, None]] = OrderedDict()
 
     def add(self, user_id: str, item_id: str) -> None:
-        """Take in a purchase; the same one again changes nothing."""
+        """Add a purchase; a repeat only makes it the newest."""
         items = self._items.setdefault(user_id, {})
         self._items.move_to_end(user_id)
         items.pop(item_id, None)
@@ -28,9 +28,9 @@ class Bought:
             self._items.popitem(last=False)
 
     def of(self, user_id: str) -> tuple[str, ...]:
-        """Items of a shopper, the newest last."""
+        """Return the items of a shopper, newest last."""
         return tuple(self._items.get(user_id, ()))
 
     def forget(self, user_id: str) -> None:
-        """Drop a shopper."""
+        """Forget a shopper."""
         self._items.pop(user_id, None)

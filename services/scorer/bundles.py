@@ -1,4 +1,4 @@
-"""Brings the bundles that a version needs, and only those that the served one does not hold already."""
+"""Downloads of the bundles that a version needs on top of the models in memory."""
 
 import re
 import shutil
@@ -21,36 +21,36 @@ class BundleSource:
     """Fetches and verifies bundles from the registry.
 
     Args:
-        registry: Where from.
-        directory: Where each lies until it is read; of this process alone.
-        base_digest: Of the encoder that they must fit.
+        registry: the registry to read.
+        directory: the directory of this process for downloads, each removed once it is read.
+        base_digest: the digest of the encoder that bundles must fit.
     """
 
     def __init__(self, registry: AdapterRegistry, directory: Path, base_digest: str) -> None:
         self._registry, self._directory, self._base_digest = registry, directory, base_digest
 
     def latest(self, scenario: str) -> Manifest | None:
-        """What the registry holds as the latest, for when nothing was announced.
+        """Return the latest version in the registry, for scenarios without an announcement.
 
         Raises:
-            RegistryError: The registry does not say.
-            BundleError: Its manifest is damaged.
+            RegistryError: the registry does not answer.
+            BundleError: the manifest is damaged.
         """
         return self._registry.latest(scenario)
 
     def explain_absence(self, scenario: str) -> str:
-        """Explain why the registry holds no version of a scenario.
+        """Return the reason why the registry holds no version of a scenario.
 
         Raises:
-            RegistryError: The registry does not answer.
+            RegistryError: the registry does not answer.
         """
         return self._registry.explain_absence(scenario)
 
     def without_addresses(self, text: str) -> str:
-        """A text fit for anyone who may ask whether the scorer is ready: it does not say where the registry is.
+        """Return a text without addresses of the registry and paths of this process, fit for public answers.
 
         Args:
-            text: Names files of the registry, or of this process.
+            text: a text that may name files of the registry or of this process.
         """
         url = self._registry.url
         local = str(Path(url).absolute()) if "://" not in url else url.removesuffix(FILES_PATH)
@@ -59,51 +59,51 @@ class BundleSource:
         return _ADDRESS.sub("<address>", text.replace(str(self._directory), "<copy>"))
 
     def newest_readable(self, scenario: str) -> Manifest | None:
-        """Manifest of the newest version whose manifest can be read; None when there is none.
+        """Return the newest manifest that can be read; None if there is none.
 
         Raises:
-            RegistryError: The registry does not answer.
+            RegistryError: the registry does not answer.
         """
         for version in reversed(self._registry.versions(scenario)):
             with suppress(BundleError, VersionNotFoundError):
                 return self._registry.manifest(scenario, version)
         return None
 
-    def before(self, scenario: str, version: int) -> list[int]:
-        """The published versions below one, newest first.
+    def versions_before(self, scenario: str, version: int) -> list[int]:
+        """Return the published versions below a version, newest first.
 
         Raises:
-            RegistryError: The registry does not answer.
+            RegistryError: the registry does not answer.
         """
-        return [own for own in reversed(self._registry.versions(scenario)) if own < version]
+        return [older for older in reversed(self._registry.versions(scenario)) if older < version]
 
     def rollout(self, scenario: str) -> Rollout:
-        """Which versions are to be served, for when nothing was announced.
+        """Return the rollout in the registry, for scenarios without an announcement.
 
         Raises:
-            RegistryError: The registry does not say, or what lies there is no rollout.
+            RegistryError: the registry does not answer, or its rollout is damaged.
         """
         return self._registry.rollout(scenario)
 
     def fetch(
         self, scenario: str, version: int, held: Sequence[ServedModel]
     ) -> tuple[list[Bundle], ServedModel | None]:
-        """The bundles that lead to a version, and what they build on: a model that is held, or nothing.
+        """Return the bundles that lead to a version, and the held model that they build on, if any.
 
         Args:
-            scenario: Which ranking.
-            version: Of the adapter.
-            held: Models to build on; the one that is nearest is taken.
+            scenario: the scenario of the version.
+            version: the adapter version.
+            held: the models to build on; the nearest is taken.
 
         Raises:
-            RegistryError: A link of the chain is not there, or the registry does not answer.
-            BundleError: A bundle is not what its manifest says, or does not fit the encoder.
-            OSError: The local disk failed.
+            RegistryError: a link of the chain is missing, or the registry does not answer.
+            BundleError: a bundle differs from its manifest, or does not fit the encoder.
+            OSError: the local disk failed.
         """
         links, base = [self._registry.manifest(scenario, version)], None
         while (parent := links[-1].builds_on) is not None:
             manifest = self._registry.manifest(scenario, parent)
-            # By digest: a registry begun anew gives the same numbers to other bundles.
+            # By digest: a registry that was started anew assigns the same numbers to other bundles.
             base = next((model for model in held if model.manifest.digest == manifest.digest), None)
             if base is not None:
                 break
@@ -113,7 +113,7 @@ class BundleSource:
         return [self._read(link) for link in reversed(links)], base
 
     def _require_base(self, link: Manifest) -> None:
-        """Refuse a version that was made for another encoder before its files are downloaded."""
+        """Refuse a version for another encoder before its files are downloaded."""
         if link.base_digest != self._base_digest:
             raise BundleBaseMismatchError(
                 f"version {link.version} was made for another base model, {link.base_digest}; this scorer has "

@@ -1,12 +1,12 @@
-"""Watches a canary from the log: are its lists clicked as those of the stable version are? If told to, it ends it.
+"""Comparison of a canary's click-through with the stable version's, and the automatic end of a worse canary.
 
-Every worker reads all lists and all clicks, whoever answered, so that all know the same without telling each other.
-Nothing is read while no canary runs.
+Every worker reads all lists and clicks, whichever worker answered, so that all reach the same result without talking to
+each other. Nothing is read while no canary runs.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 
 import structlog
@@ -15,6 +15,7 @@ from peft_adapters.registry.rollout import CANARY, STABLE, Rollout
 from services.metrics.canaries import CanaryMetrics
 from services.scorer.deployment import Deployment, in_canary
 from services.scorer.sequential import CanaryTest, Tally
+from services.scorer.serving_table import ServingTable
 from services.settings.scorer import CanarySettings
 from streams.connection import KafkaConnection, backoff_seconds
 from streams.consumer import PartitionConsumer
@@ -28,7 +29,7 @@ from streams.topics import Topics
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 0.5
+CHECK_SECONDS = 0.5
 MAX_RECORDS = 1_000
 RECENT_LISTS = 100_000
 
@@ -37,13 +38,13 @@ class CanaryMonitor:
     """Reads lists and clicks while a canary runs, and judges it.
 
     Args:
-        connection: Which Kafka.
-        topics: The names of the topics.
-        deployments: What is served, by scenario.
-        pseudonymise: What becomes of ids of users in events.
-        settings: When a canary is worse.
-        metrics: Where the two arms are shown.
-        end: Called with the rollout of a canary that is worse and is to end by itself, and why.
+        connection: the connection to Kafka.
+        topics: the names of the topics.
+        table: the models that are served.
+        pseudonymise: replaces the ids of users in events.
+        settings: the criteria for a worse canary.
+        metrics: shows the trials.
+        end: called with the rollout and the reason, for a worse canary with automatic rollback.
     """
 
     def __init__(
@@ -51,13 +52,13 @@ class CanaryMonitor:
         connection: KafkaConnection,
         topics: Topics,
         *,
-        deployments: Mapping[str, Deployment],
+        table: ServingTable,
         pseudonymise: Callable[[str], str],
         settings: CanarySettings,
         metrics: CanaryMetrics,
         end: Callable[[Rollout, str], None],
     ) -> None:
-        self._connection, self._topics, self._lineups = connection, topics, deployments
+        self._connection, self._topics, self._table = connection, topics, table
         self._pseudonymise, self._settings, self._metrics, self._end = pseudonymise, settings, metrics, end
         self._trials: dict[str, Trial] = {}
         self._positions: Offsets | None = None  # None: from the end of the log
@@ -65,14 +66,14 @@ class CanaryMonitor:
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Have `run` return soon."""
+        """Make `run` return soon."""
         self._stop.set()
 
     def run(self) -> None:
-        """Watch until stopped; what fails is tried again."""
+        """Watch until stopped; failures are retried."""
         pauses, known = backoff_seconds(), None
-        while not self._stop.wait(LOOK_SECONDS):
-            if not self.look():
+        while not self._stop.wait(CHECK_SECONDS):
+            if not self.update_trials():
                 self._positions, self._topic_ids = None, {}
                 continue
             try:
@@ -83,28 +84,27 @@ class CanaryMonitor:
                     log.warning("canary_not_watched", problem=str(error), retry="until the log can be read")
                 known = str(error)
                 self._stop.wait(next(pauses))
-            except Exception:  # a fault of ours: shoppers are answered all the same
+            except Exception:  # a bug of ours must not stop the answers
                 log.exception("canary_watch_failed")
                 self._stop.wait(next(pauses))
 
-    def look(self) -> bool:
-        """Begin and end trials as canaries do; whether there is any."""
-        running = {
-            name: deployment for name, deployment in list(self._lineups.items()) if deployment.canary is not None
-        }
+    def update_trials(self) -> bool:
+        """Start and end trials as canaries start and end. Returns whether any is running."""
+        deployments = self._table.deployments()
+        running = {name: deployment for name, deployment in deployments.items() if deployment.canary is not None}
         for name in self._trials.keys() - running.keys():
             del self._trials[name]
             self._metrics.trial_ended(name)
         for name, deployment in running.items():
             trial = self._trials.get(name)
-            if trial is None or not trial.goes_on(deployment):
+            if trial is None or not trial.continues(deployment):
                 self._trials[name] = Trial(deployment, self._settings)
                 log.info("canary_watched", scenario=name, version=deployment.models[CANARY].version)
             else:
                 trial.deployment = deployment
         return bool(running)
 
-    def take_in(self, event: Impression | Click) -> None:
+    def count(self, event: Impression | Click) -> None:
         """Count a list or a click."""
         trial = self._trials.get(event.scenario)
         if trial is None:
@@ -115,16 +115,16 @@ class CanaryMonitor:
             trial.shown(event, self._pseudonymise(event.user_id))
 
     def judge(self) -> None:
-        """Show how the arms stand, and end a canary that is worse where it is to end by itself."""
+        """Show the state of each trial, and end a worse canary that has automatic rollback."""
         for name, trial in list(self._trials.items()):
             test, rollout = trial.test, trial.deployment.rollout
-            test.look()
+            test.update()
             for arm, tally in ((STABLE, test.stable), (CANARY, test.canary)):
                 self._metrics.show_arm(name, arm, lists=tally.shown, click_through=tally.click_through)
             self._metrics.show_p_value(name, test.p_value)
-            if not test.is_worse or trial.is_told:
+            if not test.is_worse or trial.is_reported:
                 continue
-            trial.is_told = True
+            trial.is_reported = True
             ends = rollout.canary is not None and rollout.canary.auto_rollback
             log.warning("canary_is_worse", scenario=name, why=trial.verdict(), ends=ends)
             if ends:
@@ -136,46 +136,46 @@ class CanaryMonitor:
         with closing(
             PartitionConsumer(self._connection, topics, start=self._positions or "latest", topic_ids=self._topic_ids)
         ) as consumer:
-            while not self._stop.is_set() and self.look():
-                for record in consumer.poll(LOOK_SECONDS, MAX_RECORDS):
-                    self._take_in_record(record)
+            while not self._stop.is_set() and self.update_trials():
+                for record in consumer.poll(CHECK_SECONDS, MAX_RECORDS):
+                    self._count_record(record)
                 self._positions, self._topic_ids = consumer.positions(), consumer.topic_ids()
                 self.judge()
 
-    def _take_in_record(self, record: Record) -> None:
+    def _count_record(self, record: Record) -> None:
         decoded = decode(record, self._topics)
         if isinstance(decoded, DeadLetter):
-            return  # the updater's to report
+            return  # the updater reports it
         for event in decoded:
             if isinstance(event, Impression | Click):
-                self.take_in(event)
+                self.count(event)
 
 
 class Trial:
-    """One canary beside its stable version.
+    """One canary compared with its stable version.
 
     Args:
-        deployment: As it stands when the trial begins.
-        settings: When a canary is worse.
+        deployment: the deployment at the start of the trial.
+        settings: the criteria for a worse canary.
 
     Attributes:
-        deployment: As it stands now.
-        test: Knows how the two compare.
-        is_told: Whether it was said that the canary is worse.
+        deployment: the deployment now.
+        test: the sequential test between the two arms.
+        is_reported: whether the canary was reported as worse.
     """
 
     def __init__(self, deployment: Deployment, settings: CanarySettings) -> None:
-        self.deployment, self.test, self.is_told = deployment, CanaryTest(settings), False
+        self.deployment, self.test, self.is_reported = deployment, CanaryTest(settings), False
         self._recent = RecentLists(RECENT_LISTS)
 
-    def goes_on(self, deployment: Deployment) -> bool:
-        """Whether a deployment compares the same two: another share is no other trial."""
-        one, other = self.deployment.rollout, deployment.rollout
-        named = [rollout.canary.version if rollout.canary else None for rollout in (one, other)]
-        return one.stable_version == other.stable_version and named[0] == named[1]
+    def continues(self, deployment: Deployment) -> bool:
+        """Return whether a deployment compares the same two versions; a change of the share continues the trial."""
+        before, after = self.deployment.rollout, deployment.rollout
+        versions = [rollout.canary.version if rollout.canary else None for rollout in (before, after)]
+        return before.stable_version == after.stable_version and versions[0] == versions[1]
 
     def shown(self, event: Impression, shopper: str) -> None:
-        """Count a list, under the arm that answered it."""
+        """Count a list for the arm that answered it."""
         arm = self._arm(event, shopper)
         if arm is None:
             return
@@ -185,13 +185,13 @@ class Trial:
 
     def clicked(self, event: Click) -> None:
         """Count the first click of a list."""
-        found = self._recent.clicked(event.request_id) if event.request_id is not None else None
-        if found is not None:
-            arm, shopper = found
+        first_click = self._recent.clicked(event.request_id) if event.request_id is not None else None
+        if first_click is not None:
+            arm, shopper = first_click
             self._tally(arm).add(shopper, clicked=1)
 
     def verdict(self) -> str:
-        """How the two compare, in words."""
+        """Return the comparison in words."""
         test = self.test
         return (
             f"click-through of version {self.deployment.models[CANARY].version} is {test.canary.click_through:.4f} "
@@ -200,7 +200,7 @@ class Trial:
         )
 
     def _arm(self, event: Impression, shopper: str) -> str | None:
-        """By the version that the list names; else by the shopper. None is a version of neither."""
+        """Return the arm by the version that the list names, else by the shopper; None if the version is of neither."""
         if event.adapter_version is None:
             return CANARY if in_canary(shopper, self.deployment.rollout) else STABLE
         rollout = self.deployment.rollout
@@ -217,12 +217,12 @@ class Trial:
 
 
 class RecentLists:
-    """Lists that may still be clicked, by request: which arm answered whom. The oldest go first.
+    """Arm and shopper of recent lists that may still be clicked, by request; the oldest are dropped first.
 
-    A click may be read before its list, because the two come from different topics.
+    A click may be read before its list, because the two are in different topics.
 
     Args:
-        most: Lists and early clicks kept.
+        most: the number of lists, and of early clicks, kept.
     """
 
     def __init__(self, most: int) -> None:
@@ -231,7 +231,7 @@ class RecentLists:
         self._early: OrderedDict[str, None] = OrderedDict()
 
     def shown(self, request_id: str, arm: str, shopper: str) -> tuple[bool, bool]:
-        """Whether a list is new, and whether it has been clicked already."""
+        """Return whether a list is new, and whether it has been clicked already."""
         if request_id in self._lists:
             return False, False
         clicked = request_id in self._early
@@ -241,13 +241,13 @@ class RecentLists:
         return True, clicked
 
     def clicked(self, request_id: str) -> tuple[str, str] | None:
-        """Arm and shopper of a list that is clicked for the first time."""
+        """Return arm and shopper of a list at its first click; None for a later click or an unknown list."""
         if request_id not in self._lists:
             self._early[request_id] = None
             _bound(self._early, self._most)
             return None
-        found, self._lists[request_id] = self._lists[request_id], None
-        return found
+        first_click, self._lists[request_id] = self._lists[request_id], None
+        return first_click
 
 
 def _bound(kept: OrderedDict[str, None] | OrderedDict[str, tuple[str, str] | None], most: int) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the catalogue: that its topics keep every item, and that it is not far smaller than the adapter's."""
+"""Checks that the catalogue topics keep every item, and that the catalogue covers most of the adapter's items."""
 
 import threading
 
@@ -17,16 +17,16 @@ log = structlog.get_logger(__name__)
 
 
 class CatalogueCheck:
-    """Looks at the configuration of the catalogue topics, at the start and once a minute.
+    """Checks the configuration of the catalogue topics at the start and once a minute.
 
-    Without the right to read the configuration, or while Kafka is away, nothing new is known.
+    Without the right to read the configuration, or while Kafka is away, the last result stays.
 
     Args:
-        connection: Which Kafka.
-        topics: The names of the topics.
+        connection: the connection to Kafka.
+        topics: the names of the topics.
 
     Attributes:
-        problem: What was last found wrong, None if nothing was.
+        problem: the problem found last; None if there was none.
     """
 
     def __init__(self, connection: KafkaConnection, topics: Topics) -> None:
@@ -35,7 +35,7 @@ class CatalogueCheck:
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Have `run` return soon."""
+        """Make `run` return soon."""
         self._stop.set()
 
     def run(self) -> None:
@@ -57,10 +57,10 @@ class CatalogueCheck:
 
 
 def far_smaller(model: ServedModel) -> str | None:
-    """Say so if the catalogue lacks most items that the adapter has learnt; None if it does not.
+    """Return a warning if the catalogue lacks most items that the adapter has learnt; None if it does not.
 
     Args:
-        model: The model that is served, built over the catalogue.
+        model: the served model, built over the catalogue.
     """
     learnt = len(model.state.item_ids)
     present = int(model.has_text[:learnt].sum())

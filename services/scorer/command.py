@@ -2,9 +2,11 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 import torch
@@ -25,19 +27,23 @@ from services.scorer.app import create_app
 from services.scorer.bundles import BundleSource
 from services.scorer.canaries import CanaryMonitor
 from services.scorer.catalogue_check import CatalogueCheck
-from services.scorer.ending import ends_canaries
+from services.scorer.ending import canary_ender
 from services.scorer.following import RegistryFollower
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
-from services.scorer.refresher import Refresher
+from services.scorer.recommender import Recommender
+from services.scorer.refusals import Refusals
 from services.scorer.reporting import WorkerReporter, worker_name
+from services.scorer.rollout_applier import RolloutApplier
 from services.scorer.search import Search
+from services.scorer.service import ScoringService
+from services.scorer.serving_table import ServingTable
 from services.scorer.shopper_state import ShopperState, StateSource
 from services.scorer.shopper_state_redis import RedisState
 from services.scorer.shopper_state_request import RequestState
+from services.scorer.swap_report import SwapReporter
 from services.scorer.worker import Worker
 from services.settings import Settings
-from services.settings.search import SearchSettings
 from services.state.store import StateStore
 from services.web.access.install import AccessRules
 from services.web.server import serve
@@ -45,26 +51,25 @@ from streams.privacy import Pseudonymiser, pseudonymiser
 
 log = structlog.get_logger(__name__)
 
-# How long a build may hold up a request. Python's own 5 ms cost up to 8 ms at the 99th percentile of answers.
+# The longest that a build may hold up a request. Python's default of 5 ms costs up to 8 ms at the 99th percentile.
 SWITCH_SECONDS = 0.001
-_Part = LogReader | Worker | CatalogueCheck | RegistryFollower | CanaryMonitor | WorkerReporter | RedisState | Refresher
-END_SECONDS = 5.0  # for a thread to notice; a build under way is not waited for
+END_SECONDS = 5.0  # for a thread to end; a build in progress is not waited for
 
 
 def run(settings: Settings) -> None:
     """Answer rankings until SIGTERM or SIGINT.
 
     Args:
-        settings: All of them.
+        settings: all settings.
 
     Raises:
-        KeysError: The keys file cannot be used.
-        EncoderError: The encoder cannot be loaded.
-        RegistryAddressError: No kind of store is known for the registry's address.
-        ServeError: The address cannot be listened on.
-        SecretError: The secret that user ids are hidden with cannot be had.
-        TemporaryDirectoryError: No temporary directory can be made.
-        StateError: Shoppers' states are to come from Redis, and its client is not installed or its address is none.
+        KeysError: the keys file cannot be used.
+        EncoderError: the encoder cannot be loaded.
+        RegistryAddressError: no kind of store is known for the registry's address.
+        ServeError: the address cannot be listened on.
+        SecretError: the secret for pseudonyms cannot be read.
+        TemporaryDirectoryError: no temporary directory can be made.
+        StateError: shoppers' states come from Redis, but its client is not installed or its address is invalid.
     """
     memory.limit_heaps()
     torch.set_num_threads(settings.scorer.torch_threads)
@@ -75,54 +80,56 @@ def run(settings: Settings) -> None:
     pseudonymise = pseudonymiser(settings.privacy)
     access = AccessRules.from_settings(settings.limits, settings.security)
     with temporary_directory("headwater-scorer-") as directory:
-        registry = _registry(settings)
-        announcements = Announcements(settings.scenario, metrics)
-        check = CatalogueCheck(settings.kafka, settings.topics)
-        worker, reader, search = _wired(settings, metrics, registry, announcements, directory, pseudonymise, check)
-        follower = RegistryFollower(
-            registry,
-            announcements,
-            poll_seconds=settings.scorer.registry_poll_seconds,
-            api_key=settings.registry.plain_key(),
-        )
-        watch = CanaryMonitor(
-            settings.kafka,
-            settings.topics,
-            deployments=worker.answers.deployments,
-            pseudonymise=pseudonymise,
-            settings=settings.scorer.canary,
-            metrics=metrics.canaries,
-            end=ends_canaries(settings, announcements),
-        )
+        parts = _assemble(settings, metrics, _registry(settings), directory, pseudonymise)
         name = worker_name(settings.scorer.port)
-        reporter = WorkerReporter(
-            settings.scorer.registry_url, worker, name=name, api_key=settings.registry.plain_key()
-        )
-        followers = [worker.shoppers] if isinstance(worker.shoppers, RedisState) else []
-        app = create_app(
-            worker, settings.scorer, metrics, series, pseudonymise=pseudonymise, search=search, access=access, name=name
-        )
-        with _in_threads(reader, worker, follower, watch, check, reporter, *search.refreshers(), *followers):
+        app = create_app(parts.service, settings.scorer, metrics, series, search=parts.search, access=access, name=name)
+        with _in_threads(*parts.threads, _reporter(settings, parts, name)):
             serve(app, settings.scorer.host, settings.scorer.port)
 
 
-def _wired(
+class _Thread(Protocol):
+    """A part that runs in a thread of its own."""
+
+    def run(self) -> None:
+        """Run until stopped."""
+
+    def stop(self) -> None:
+        """Make `run` return soon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    service: ScoringService
+    search: Search
+    threads: Sequence[_Thread]
+
+
+def _assemble(
     settings: Settings,
     metrics: ScorerMetrics,
     registry: AdapterRegistry,
-    announcements: Announcements,
     directory: Path,
     pseudonymise: Pseudonymiser,
-    check: CatalogueCheck,
-) -> tuple[Worker, LogReader, Search]:
+) -> _Parts:
+    """Build all parts around one serving table: the worker writes to it, requests read from it."""
+    scorer = settings.scorer
+    reporter = SwapReporter(metrics, settings.scenario)
+    table = ServingTable(settings.scenario, kept_rows=scorer.kept_rows, on_swap=reporter.report)
+    refusals, interrupt = Refusals(), threading.Event()
+    applier = RolloutApplier(table, refusals, interrupt)
+    announcements = Announcements(settings.scenario, metrics, on_rollout=applier.apply)
     encoder = Encoder(settings.encoder)
     cache = PrefixCache.from_settings(encoder)
-    items = LiveItems(settings.scorer.blocklist)
-    shoppers = _shoppers(settings, items, metrics, pseudonymise)
+    queries = QueryEncoder(encoder, int8=settings.search.int8_queries, max_queries=settings.search.max_known_queries)
+    items = LiveItems(scorer.blocklist)
+    shoppers = shopper_states(settings, items, metrics, pseudonymise)
+    recommender = Recommender(items, shoppers, encode_query=queries)
+    search = Search(queries, recommender, table, settings.search)
+    check = CatalogueCheck(settings.kafka, settings.topics)
     reader = LogReader(
         settings.kafka,
         settings.topics,
-        look_back_events=settings.scorer.state_look_back_events,
+        look_back_events=scorer.state_look_back_events,
         items=items,
         shoppers=shoppers,
         announcements=announcements,
@@ -130,33 +137,68 @@ def _wired(
     )
     metrics.declare_topics(reader.topics)
     worker = Worker(
-        scenario=settings.scenario,
+        table=table,
+        recommender=recommender,
         encoder=encoder,
-        catalogue=Catalogue(cache, max_hidden_bytes=settings.scorer.max_hidden_bytes),
+        catalogue=Catalogue(cache, max_hidden_bytes=scorer.max_hidden_bytes),
         bundles=BundleSource(registry, directory, encoder.base_digest),
         items=items,
         shoppers=shoppers,
         reader=reader,
         announcements=announcements,
+        refusals=refusals,
+        interrupt=interrupt,
         metrics=metrics,
-        items_refresh_seconds=settings.scorer.items_refresh_seconds,
-        before=PreviousAdapterVectors(directory / "texts", max_bytes=settings.scorer.kept_texts_bytes),
-        kept_rows=settings.scorer.kept_rows,
-        pinned_scenarios=settings.scorer.pinned_scenarios,
-        max_scenarios=settings.scorer.max_scenarios,
+        items_refresh_seconds=scorer.items_refresh_seconds,
+        previous_vectors=PreviousAdapterVectors(directory / "texts", max_bytes=scorer.kept_texts_bytes),
+        pinned_scenarios=scorer.pinned_scenarios,
+        max_scenarios=scorer.max_scenarios,
         secret_fingerprint=pseudonymise.fingerprint(),
         catalogue_check=check,
     )
-    return worker, reader, _search(settings.search, encoder, worker)
+    follower = RegistryFollower(
+        registry,
+        announcements,
+        poll_seconds=scorer.registry_poll_seconds,
+        api_key=settings.registry.plain_key(),
+    )
+    monitor = CanaryMonitor(
+        settings.kafka,
+        settings.topics,
+        table=table,
+        pseudonymise=pseudonymise,
+        settings=scorer.canary,
+        metrics=metrics.canaries,
+        end=canary_ender(settings, announcements),
+    )
+    service = ScoringService(
+        table=table,
+        scenarios=worker.scenarios,
+        recommender=recommender,
+        shoppers=shoppers,
+        health=worker.health,
+        pseudonymise=pseudonymise,
+    )
+    state_threads = [shoppers] if isinstance(shoppers, RedisState) else []
+    threads: list[_Thread] = [reader, worker, follower, monitor, check, *search.refreshers(), *state_threads]
+    return _Parts(service=service, search=search, threads=threads)
 
 
-def _search(settings: SearchSettings, encoder: Encoder, worker: Worker) -> Search:
-    queries = QueryEncoder(encoder, int8=settings.int8_queries, max_queries=settings.max_known_queries)
-    return Search(queries, worker.answers, settings)
+def _reporter(settings: Settings, parts: _Parts, name: str) -> WorkerReporter:
+    return WorkerReporter(settings.scorer.registry_url, parts.service, name=name, api_key=settings.registry.plain_key())
 
 
-def _shoppers(settings: Settings, items: LiveItems, metrics: ScorerMetrics, pseudonymise: Pseudonymiser) -> StateSource:
-    """Where shoppers' states come from."""
+def shopper_states(
+    settings: Settings, items: LiveItems, metrics: ScorerMetrics, pseudonymise: Pseudonymiser
+) -> StateSource:
+    """Return the source of shoppers' states that the settings name.
+
+    Args:
+        settings: all settings.
+        items: the live catalogue.
+        metrics: the metrics of the process.
+        pseudonymise: replaces the ids of users and sessions.
+    """
     state = settings.state
     if state.source == "request":
         return RequestState()
@@ -176,17 +218,8 @@ def _registry(settings: Settings) -> AdapterRegistry:
 
 
 @contextmanager
-def _in_threads(
-    *parts: LogReader
-    | Worker
-    | CatalogueCheck
-    | RegistryFollower
-    | CanaryMonitor
-    | WorkerReporter
-    | RedisState
-    | Refresher,
-) -> Iterator[None]:
-    """Run parts beside the serving, and end them after it."""
+def _in_threads(*parts: _Thread) -> Iterator[None]:
+    """Run parts in threads of their own, and stop them at the end."""
     threads = [threading.Thread(target=part.run, name=type(part).__name__, daemon=True) for part in parts]
     for thread in threads:
         thread.start()

@@ -1,4 +1,4 @@
-"""Who is answered from which version: all from the stable one, but for a canary's share of shoppers."""
+"""The models of one scenario, and the choice of the arm that answers a shopper."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ _HASHES = 2**64
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The models of one scenario at one moment. It is replaced whole: one reference.
+    """The models of one scenario at one moment. A swap replaces it as a whole.
 
     Attributes:
-        rollout: what it obeys.
-        stable: answers all whom no canary does; None until there is one.
-        canary: answers its share of shoppers; None where there is none, or it is still being built.
-        shadow: scores too, and never answers.
+        rollout: the rollout in force.
+        stable: the model that answers shoppers outside the canary; None until there is one.
+        canary: the model that answers the canary's share of shoppers; None without a canary or until it is built.
+        shadow: the model whose answers are only compared.
     """
 
     rollout: Rollout
@@ -27,7 +27,7 @@ class Deployment:
 
     @property
     def scenario(self) -> str:
-        """Which ranking."""
+        """The scenario that the models rank for."""
         return self.rollout.scenario
 
     @property
@@ -37,29 +37,29 @@ class Deployment:
         return {arm: model for arm, model in arms.items() if model is not None}
 
     def arm_of(self, shopper: str | None) -> str:
-        """Which arm answers a shopper: the same one for as long as the canary's version stands.
+        """Return the arm that answers a shopper: the same one as long as the canary's version stays.
 
         Args:
-            shopper: their pseudonym, or else that of the session; None is always answered by the stable arm.
+            shopper: the pseudonym of the shopper, or else of the session; None takes the stable arm.
         """
         if self.canary is None or shopper is None or not in_canary(shopper, self.rollout):
             return STABLE
         return CANARY
 
     def model_of(self, arm: str) -> ServedModel | None:
-        """The model of an arm."""
+        """Return the model of an arm, if it has one."""
         return self.models.get(arm)
 
 
 def in_canary(shopper: str, rollout: Rollout) -> bool:
-    """Whether a shopper is among a canary's share.
+    """Return whether a shopper is in a canary's share.
 
-    A larger share keeps those of the smaller one; another version draws others, so that no shopper is the first to try
-    everything.
+    A larger share contains the smaller one. Another version draws other shoppers, so that nobody is the first to try
+    every version.
 
     Args:
-        shopper: their pseudonym.
-        rollout: names the canary.
+        shopper: the shopper's pseudonym.
+        rollout: the rollout with the canary.
 
     >>> from peft_adapters.registry.rollout import Canary
     >>> whole = Rollout(scenario="home", stable_version=1, canary=Canary(version=2, percent=100))

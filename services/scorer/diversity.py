@@ -1,29 +1,29 @@
-"""Lists that are not all alike, by maximal marginal relevance (Carbonell and Goldstein 1998)."""
+"""Diverse lists by maximal marginal relevance (Carbonell and Goldstein 1998)."""
 
 import numpy as np
 
 from peft_adapters.ranking.counters import FloatArray, IntArray
 
-POOL_PER_PLACE = 5  # so many of the best are looked at for each place of a list
+POOL_PER_PLACE = 5  # candidates considered for each place of a list
 SMALLEST_POOL = 100
 
 
 def pool_size(places: int) -> int:
-    """How many of the best are to be had a look at for a list of so many places."""
+    """Return the number of best candidates to consider for a list of some places."""
     return max(SMALLEST_POOL, POOL_PER_PLACE * places)
 
 
 def diversified(relevance: FloatArray, vectors: FloatArray, *, diversity: float, places: int) -> IntArray:
-    """Order in which each next item is both good and unlike those before it.
+    """Return an order in which each next item is both relevant and unlike the items before it.
 
-    An item's worth is `(1 - diversity) * relevance - diversity * likeness`: relevance from 0 for the worst here to 1
-    for the best, likeness the cosine to the nearest item before it.
+    An item's worth is `(1 - diversity) * relevance - diversity * likeness`: relevance is scaled from 0 for the worst
+    item to 1 for the best, likeness is the cosine to the nearest item before it.
 
     Args:
-        relevance: [items] the best first.
-        vectors: [items, dim] unit vectors.
-        diversity: Between 0 and 1.
-        places: How many to put so; the rest follow by relevance.
+        relevance: relevance of each item, best first, [items].
+        vectors: unit vector of each item, [items, dim].
+        diversity: weight of diversity, 0 to 1.
+        places: number of places to diversify; the rest follow by relevance.
 
     >>> twins = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
     >>> diversified(np.array([3.0, 2.9, 2.0], dtype=np.float32), twins, diversity=0.6, places=3).tolist()

@@ -1,4 +1,4 @@
-"""Ends a canary that is worse: at once in this worker, then in the registry for all."""
+"""The end of a worse canary: at once in this worker, then in the registry for all workers."""
 
 from collections.abc import Callable
 
@@ -16,23 +16,23 @@ BY = "headwater scorer"
 log = structlog.get_logger(__name__)
 
 
-def ends_canaries(settings: Settings, announcements: Announcements) -> Callable[[Rollout, str], None]:
-    """What is to be called with the rollout of a canary that is worse, and why.
+def canary_ender(settings: Settings, announcements: Announcements) -> Callable[[Rollout, str], None]:
+    """Return a function that ends a canary, given its rollout and the reason.
 
     Args:
-        settings: Which registry; a registry process asks for a key of the scope `admin`.
-        announcements: Of this worker.
+        settings: all settings; a registry process requires a key of the scope `admin`.
+        announcements: the announcements of this worker.
     """
     url, key = settings.scorer.registry_url, settings.registry.plain_key()
     over_http = url.startswith(("http://", "https://"))
-    access: RegistryClient = HttpClient(url, key) if over_http else DirectClient(settings, url)
+    client: RegistryClient = HttpClient(url, key) if over_http else DirectClient(settings, url)
 
     def end(rollout: Rollout, why: str) -> None:
         why = why[:TEXT_LIMIT]
-        announcements.offer_rollout(rollout.with_canary(None, latest=0, changed_by=BY, reason=why))
+        announcements.update_rollout(rollout.with_canary(None, latest=0, changed_by=BY, reason=why))
         try:
-            access.change(rollout.scenario, EndCanary(if_revision=rollout.revision, reason=why))
-        except RegistryError as error:  # another worker was quicker, or this one may not write
+            client.change(rollout.scenario, EndCanary(if_revision=rollout.revision, reason=why))
+        except RegistryError as error:  # another worker was faster, or this one may not write
             log.warning(
                 "canary_not_ended_in_registry",
                 scenario=rollout.scenario,

@@ -1,4 +1,4 @@
-"""What a storefront may leave out of an answer, and what is known of each item to tell by."""
+"""Filters of a request, and the facts about items that they test."""
 
 from collections.abc import Sequence
 from typing import Annotated, get_args
@@ -24,7 +24,7 @@ _FACTS = np.dtype([("kind", np.int8), ("category", np.int32), ("price", np.float
 
 
 class Filters(BaseModel):
-    """What an item must be to be in the answer; all of it, where several are given."""
+    """Conditions on the items of an answer; an item must meet all that are given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,28 +34,28 @@ class Filters(BaseModel):
     categories: Annotated[tuple[Category, ...], Field(min_length=1, max_length=MAX_FILTER_VALUES)] | None = Field(
         default=None, description="of one of these categories, in any case"
     )
-    min_price: Amount | None = Field(default=None, description="at least so dear; an item without a price is not")
-    max_price: Amount | None = Field(default=None, description="at most so dear; an item without a price is not")
-    in_stock: Annotated[bool, Strict()] = Field(default=False, description="true: only what is in stock")
+    min_price: Amount | None = Field(default=None, description="the lowest price; leaves out items without a price")
+    max_price: Amount | None = Field(default=None, description="the highest price; leaves out items without a price")
+    in_stock: Annotated[bool, Strict()] = Field(default=False, description="true: only items in stock")
 
 
 class ItemFacts:
-    """Kind, category, price and stock of items by row; one thread writes, any number read."""
+    """Kind, category, price and stock of items by row; one thread writes, any thread reads."""
 
     def __init__(self) -> None:
         self._facts = np.zeros(FIRST_CAPACITY, dtype=_FACTS)
         self._categories: dict[str, int] = {}
 
-    def put(self, row: int, item: Item) -> None:
-        """Take in what an event of the catalogue says of an item."""
+    def set(self, row: int, item: Item) -> None:
+        """Store the facts of an item."""
         if row >= len(self._facts):
             self._facts = np.concatenate([self._facts, np.zeros_like(self._facts)])
         category = self._categories.setdefault(fold_name(item.category), len(self._categories))
         price = np.nan if item.price is None else item.price
         self._facts[row] = (KINDS.index(item.kind), category, price, item.in_stock)
 
-    def fitting(self, rows: IntArray, filters: Filters) -> npt.NDArray[np.bool_]:
-        """Which of some rows are what filters ask for."""
+    def matching(self, rows: IntArray, filters: Filters) -> npt.NDArray[np.bool_]:
+        """Return for each row whether it meets the filters."""
         facts = self._facts[rows]
         fits = np.ones(len(rows), dtype=np.bool_)
         if filters.kinds is not None:

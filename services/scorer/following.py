@@ -1,6 +1,6 @@
-"""Follows a registry without Kafka: by long polls of a registry process, by looks at the files of any other store.
+"""Follows a registry without Kafka: by long polls of a registry process, or by polling the files of other stores.
 
-It goes on beside the topic, too: a rollback must reach a worker whose Kafka is gone.
+It also runs beside the topic, because a rollback must reach a worker whose Kafka is gone.
 """
 
 import threading
@@ -26,23 +26,23 @@ from services.scorer.bundles import FILES_PATH
 from services.scorer.registry_status import REGISTRY, Cause, cause_of
 from streams.connection import backoff_seconds
 
-WAIT_SECONDS = 20.0  # of one long poll; the registry allows 30
-NO_ANSWER_SECONDS = 5.0  # beyond that
-NOTHING_PUBLISHED = "nothing has been published"  # as the registry process says it
-REGISTRY_IS = "the registry is "  # missing or damaged, likewise
-GRACE_SECONDS = 2.0  # for the topic to announce a version first, before it is taken from the registry
+WAIT_SECONDS = 20.0  # of one long poll; the registry allows 30 s
+NO_ANSWER_SECONDS = 5.0  # after that, the registry counts as away
+NOTHING_PUBLISHED = "nothing has been published"  # the wording of the registry process
+REGISTRY_IS = "the registry is "  # followed by `missing` or `damaged`; likewise
+GRACE_SECONDS = 2.0  # for the topic to announce a version first
 
 log = structlog.get_logger(__name__)
 
 
 class RegistryFollower:
-    """Asks a registry for rollouts and latest versions, for as long as the process lives.
+    """Reads rollouts and latest versions from a registry for the lifetime of the process.
 
     Args:
-        registry: Which.
-        announcements: Takes in what is found, and knows which scenarios are followed.
-        poll_seconds: Between two looks at a store that cannot be waited on.
-        api_key: That a registry process may ask for.
+        registry: the registry to follow.
+        announcements: receives what is found, and lists the scenarios to follow.
+        poll_seconds: the time between two reads of a store without long polls.
+        api_key: the key for a registry process.
     """
 
     def __init__(
@@ -59,27 +59,27 @@ class RegistryFollower:
         self._over_http = registry.url.startswith(("http://", "https://"))
         self._stop = threading.Event()
         self._threads: dict[tuple[str, str], threading.Thread] = {}
-        self._seen: dict[str, tuple[int, float]] = {}  # latest version found, and since when, monotonic seconds
+        self._seen: dict[str, tuple[int, float]] = {}  # latest version, and when it was found, monotonic seconds
 
     def stop(self) -> None:
-        """Have `run` return soon."""
+        """Make `run` return soon."""
         self._stop.set()
 
     def run(self) -> None:
-        """Follow every scenario that is followed."""
+        """Follow scenarios until stopped."""
         while not self._stop.wait(self._poll_seconds):
             for scenario in self._announcements.followed():
                 if self._over_http:
-                    for what, ask in (("rollout", self._wait_for_rollout), ("latest", self._wait_for_latest)):
-                        self._keep_waiting(scenario, what, ask)
+                    for part, poll in (("rollout", self._poll_rollout), ("latest", self._poll_latest)):
+                        self._keep_polling(scenario, part, poll)
                 else:
-                    self._look(scenario)
+                    self._read_store(scenario)
 
-    def _look(self, scenario: str) -> None:
-        """Look at a store's files once."""
+    def _read_store(self, scenario: str) -> None:
+        """Read the files of a store once."""
         part = "rollout"
         try:
-            self._announcements.offer_rollout(self._registry.rollout(scenario))
+            self._announcements.update_rollout(self._registry.rollout(scenario))
             self._status.answered(scenario, part)
             part = "latest"
             latest = self._registry.latest(scenario)
@@ -95,27 +95,27 @@ class RegistryFollower:
         if version != latest.version:
             self._seen[scenario] = (latest.version, time.monotonic())
         elif time.monotonic() - since > GRACE_SECONDS:
-            self._announcements.offer(latest, only_newer=True)
+            self._announcements.update_latest(latest, only_newer=True)
 
     def _failed(self, scenario: str, part: str, cause: Cause) -> None:
-        if scenario not in self._announcements.followed():  # let go meanwhile
+        if scenario not in self._announcements.followed():  # dropped meanwhile
             return
         if self._status.failed(scenario, part, cause):
             log.warning(
                 "registry_not_followed", scenario=scenario, part=part, problem=cause.text, retry="after a pause"
             )
 
-    def _keep_waiting(self, scenario: str, what: str, ask: Callable[[str, httpx.Client, str], str]) -> None:
-        """Have one thread wait for each of the two; a long poll that hangs holds up only its own."""
-        thread = self._threads.get((scenario, what))
+    def _keep_polling(self, scenario: str, part: str, poll: Callable[[str, httpx.Client, str], str]) -> None:
+        """Run one thread for each scenario and part, so that a long poll that hangs delays no other."""
+        thread = self._threads.get((scenario, part))
         if thread is None or not thread.is_alive():
             thread = threading.Thread(
-                target=self._wait, args=(scenario, what, ask), name=f"{what} of {scenario}", daemon=True
+                target=self._poll, args=(scenario, part, poll), name=f"{part} of {scenario}", daemon=True
             )
-            self._threads[scenario, what] = thread
+            self._threads[scenario, part] = thread
             thread.start()
 
-    def _wait(self, scenario: str, part: str, ask: Callable[[str, httpx.Client, str], str]) -> None:
+    def _poll(self, scenario: str, part: str, poll: Callable[[str, httpx.Client, str], str]) -> None:
         pauses, tag = backoff_seconds(), ""
         with internal_client(
             base_url=self._registry.url.rstrip("/").removesuffix(FILES_PATH),
@@ -124,34 +124,39 @@ class RegistryFollower:
         ) as client:
             while not self._stop.is_set() and scenario in self._announcements.followed():
                 try:
-                    tag = ask(scenario, client, tag)
+                    tag = poll(scenario, client, tag)
                     self._status.answered(scenario, part)
                     pauses = backoff_seconds()
                 except (httpx.HTTPError, HeadwaterModelError) as error:
                     self._failed(scenario, part, _cause(error, scenario))
-                    tag = ""  # so that the next answer comes at once, and ends the problem
+                    tag = ""  # so that the next answer comes at once and clears the problem
                     self._stop.wait(next(pauses))
 
-    def _wait_for_rollout(self, scenario: str, client: httpx.Client, tag: str) -> str:
-        answer = _ask(client, f"/v1/adapters/{scenario}/rollout", tag)
+    def _poll_rollout(self, scenario: str, client: httpx.Client, tag: str) -> str:
+        answer = _long_poll(client, f"/v1/adapters/{scenario}/rollout", tag)
         if answer.status_code == httpx.codes.OK:
-            self._announcements.offer_rollout(parse_rollout(answer.content, scenario=scenario, source=str(answer.url)))
+            self._announcements.update_rollout(parse_rollout(answer.content, scenario=scenario, source=str(answer.url)))
         return str(answer.headers.get("etag", tag))
 
-    def _wait_for_latest(self, scenario: str, client: httpx.Client, tag: str) -> str:
-        answer = _ask(client, f"/v1/adapters/{scenario}/latest", tag)
+    def _poll_latest(self, scenario: str, client: httpx.Client, tag: str) -> str:
+        answer = _long_poll(client, f"/v1/adapters/{scenario}/latest", tag)
         if answer.status_code == httpx.codes.OK and not self._stop.wait(GRACE_SECONDS):
-            self._announcements.offer(parse_manifest(answer.content, source=str(answer.url)), only_newer=True)
+            self._announcements.update_latest(parse_manifest(answer.content, source=str(answer.url)), only_newer=True)
         return str(answer.headers.get("etag", tag))
 
 
-def _ask(client: httpx.Client, path: str, tag: str) -> httpx.Response:
-    """Wait for something other than `tag`.
+def _long_poll(client: httpx.Client, path: str, tag: str) -> httpx.Response:
+    """Wait for a state other than the one of an entity tag.
+
+    Args:
+        client: a client of the registry process.
+        path: the path to poll.
+        tag: the entity tag of the known state; empty if none is known.
 
     Raises:
-        VersionNotFoundError: Nothing is published, or the newest version is missing.
-        BundleFormatError: The newest version is damaged.
-        RegistryUnavailableError: The registry process cannot answer.
+        VersionNotFoundError: nothing is published, or the newest version is missing.
+        BundleFormatError: the newest version is damaged.
+        RegistryUnavailableError: the registry process cannot answer.
     """
     answer = bounded_request(
         client,

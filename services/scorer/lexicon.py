@@ -1,6 +1,4 @@
-"""The indexes that search finds candidates in, made of the served model's items beside the serving."""
-
-from collections.abc import Callable
+"""Indexes of the served items, in which search finds candidates."""
 
 import numpy as np
 
@@ -9,33 +7,33 @@ from peft_adapters.ranking.counters import FloatArray, IntArray
 from peft_adapters.ranking.lexical import LexicalIndex
 from peft_adapters.serving.neighbours import NeighbourIndex
 from peft_adapters.serving.served_model import ServedModel
+from services.scorer.serving_table import ServingTable
 
-Served = Callable[[], ServedModel | None]
-_NEW_SHARE = 50  # a graph is made anew once one in so many items is not in it
+_NEW_SHARE = 50  # the graph is rebuilt once one in 50 items is not in it
 
 
 class Lexicon:
-    """Indexes the words of the items that the served model has texts of.
+    """Index of the words of the served items.
 
     Args:
-        served: Gives the model that is served; None before there is one.
+        table: the models that are served; the default scenario's is indexed.
 
     Attributes:
-        words: The newest index, by rows of the worker's catalogue; None before the first is made.
+        words: the newest index, by rows of the worker's catalogue; None until it is first built.
     """
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, table: ServingTable) -> None:
         self.words: LexicalIndex | None = None
-        self._served = served
-        self._seen: ServedModel | None = None
-        self._texts: list[str] | None = None  # [rows of the worker's catalogue] that the index was made from
+        self._table = table
+        self._indexed: ServedModel | None = None
+        self._texts: list[str] | None = None  # [rows of the worker's catalogue] of the index
 
     def refresh(self) -> None:
-        """Make the index anew if the texts of the served model's items are others than before."""
-        model = self._served()
-        if model is None or model is self._seen:
+        """Rebuild the index if the texts of the served items have changed."""
+        model = self._table.model
+        if model is None or model is self._indexed:
             return
-        self._seen = model
+        self._indexed = model
         texts = [""] * len(model.row_of)
         for row, text in zip(model.catalogue_rows.tolist(), model.texts, strict=True):
             if text is not None:
@@ -44,30 +42,30 @@ class Lexicon:
             self.words, self._texts = LexicalIndex(texts), texts
 
     def scores(self, query: str, model: ServedModel) -> FloatArray:
-        """BM25 of each row of a model, [items]; 0 of what is not indexed yet."""
+        """Return the BM25 score of each row of a model, [items]; 0 for items that are not indexed yet."""
         scores = np.zeros(len(model), dtype=np.float32)
         index = self.words
         if index is not None:
-            known = min(len(index), len(model.row_of))  # items may have come since either was made
+            known = min(len(index), len(model.row_of))  # items may have arrived since either was built
             scores[model.row_of[:known]] = index.scores(query)[:known]
         return scores
 
 
 class NearItems:
-    """Finds what to look at among very many items.
+    """Graph of near items, which narrows a large catalogue down to candidates.
 
     Args:
-        served: Gives the model that is served; None before there is one.
-        above_items: Smaller catalogues are looked at as a whole.
+        table: the models that are served; the default scenario's is indexed.
+        above_items: the size up to which a catalogue is scored as a whole.
     """
 
-    def __init__(self, served: Served, *, above_items: int) -> None:
-        self._served, self._above_items = served, above_items
+    def __init__(self, table: ServingTable, *, above_items: int) -> None:
+        self._table, self._above_items = table, above_items
         self._graph: NeighbourIndex | None = None
 
     def refresh(self) -> None:
-        """Make the graph anew if there is none, its adapter is no longer served, or many items are not in it."""
-        model = self._served()
+        """Rebuild the graph if there is none, its adapter is no longer served, or it lacks many items."""
+        model = self._table.model
         if model is None or len(model.row_of) <= self._above_items:
             return
         graph = self._graph
@@ -78,20 +76,20 @@ class NearItems:
         ):
             self._graph = NeighbourIndex(model)
 
-    def among(self, query: str, queries: QueryEncoder, rows: IntArray, count: int, model: ServedModel) -> IntArray:
-        """Those of a model's rows to look at for a query: some near ones and what is too new, or all, if they are few.
+    def candidates(self, query: str, queries: QueryEncoder, rows: IntArray, count: int, model: ServedModel) -> IntArray:
+        """Return the rows to score for a query: near ones and those too new for the graph, or all if they are few.
 
         Args:
-            query: In words.
-            queries: Encodes it.
-            rows: That may be answered, sorted.
-            count: How many near ones.
-            model: Whose rows they are.
+            query: the query in words.
+            queries: encodes the query.
+            rows: the rows that may be in the answer, sorted.
+            count: the number of near rows to find.
+            model: the model whose rows are meant.
         """
         graph = self._graph
         if graph is None or len(rows) <= self._above_items:
             return rows
         near = graph.search(query, queries, count)
         newer = model.row_of[min(graph.rows, len(model.row_of)) :]
-        found = np.concatenate([model.row_of[near[near < len(model.row_of)]], newer])
-        return np.intersect1d(found, rows)
+        candidates = np.concatenate([model.row_of[near[near < len(model.row_of)]], newer])
+        return np.intersect1d(candidates, rows)

@@ -1,7 +1,7 @@
-"""Reads what a scorer follows, in two threads: our own catalogue, commands and announcements, and everything else.
+"""Reads the topics that a scorer follows, in two threads: items, control and adapters, and all others.
 
-Each has a consumer of its own, so that a topic of shoppers' events that cannot be read never keeps an item from being
-blocked, a shopper from being forgotten, or an adapter from being heard of.
+Each thread has its own consumer, so that an unreadable topic of shoppers' events never delays the blocking of an item,
+a request to be forgotten, or an announcement.
 """
 
 import threading
@@ -31,24 +31,24 @@ _PATIENCE = 4  # attempts
 
 
 class LogReader:
-    """Reads what a scorer follows, for as long as the process lives.
+    """Reads the topics for the lifetime of the process.
 
-    The catalogues that come in other dialects are read before shoppers' events, as our own is. They are no condition
-    of readiness: a topic of others that cannot be read is one of the `problems`, and holds up nothing.
+    Catalogues in other dialects are read before shoppers' events, like the native one, but are no condition of
+    readiness: if such a topic cannot be read, it is listed among the problems and delays nothing.
 
     Args:
-        connection: Which Kafka.
-        topics: The names of the topics.
-        look_back_events: Newest clicks and purchases to begin with.
-        items: Takes in the catalogue.
-        shoppers: Takes in clicks and purchases, and whom to forget.
-        announcements: Takes in published manifests.
-        clock: How far times may be ahead of this machine's clock.
+        connection: the connection to Kafka.
+        topics: the names of the topics.
+        look_back_events: the number of newest clicks and purchases to start with.
+        items: the live catalogue to update.
+        shoppers: the states of shoppers to update.
+        announcements: receives announced versions and rollouts.
+        clock: the limits on times ahead of this machine's clock.
 
     Attributes:
-        catalogue_read: Set once catalogue, commands and announcements were read to the end that they had at start.
-        caught_up: Set once shoppers' events were, too, as far as they can be read.
-        secret_fingerprint: Of the secret that the control topic names; None if it names none.
+        catalogue_read: set once items, control and adapters are read to the end that they had at the start.
+        caught_up: set once shoppers' events are read as well, as far as they can be read.
+        secret_fingerprint: the fingerprint of the secret that the control topic names; None if it names none.
     """
 
     def __init__(
@@ -69,93 +69,93 @@ class LogReader:
         self._items, self._shoppers, self._announcements = items, shoppers, announcements
         self._clock_settings = clock
         self._stop = threading.Event()
-        self._catalogues = [topic for topic in topics.catalogues() if topic != topics.items]  # of others
+        self._catalogues = [topic for topic in topics.catalogues() if topic != topics.items]  # in other dialects
         self._behaviour = self._behaviour_topics()
-        self._one_writer = threading.Lock()  # of the catalogue: both threads read items
+        self._one_writer = threading.Lock()  # of the catalogue, since both threads read items
         self._looked_back = False
         self._failures = 0  # of the others in a row, while our own were read
         self._catalogues_read = threading.Event()
         if not self._catalogues:
             self._catalogues_read.set()
-        self._ours = TopicReader(
-            connection, [topics.items, topics.control, topics.adapters], take_in=self._take_in_all, stop=self._stop
+        self._native = TopicReader(
+            connection, [topics.items, topics.control, topics.adapters], process=self._process, stop=self._stop
         )
-        self._others = TopicReader(
-            connection, [*self._catalogues, *self._behaviour], take_in=self._take_in_all, stop=self._stop
+        self._foreign = TopicReader(
+            connection, [*self._catalogues, *self._behaviour], process=self._process, stop=self._stop
         )
 
     @property
     def topics(self) -> list[str]:
         """The topics that are read."""
-        return [*self._ours.topics, *self._others.topics]
+        return [*self._native.topics, *self._foreign.topics]
 
     def problem(self) -> str | None:
-        """What is wrong with Kafka; None when the log is being read. Addresses are for the process's log alone."""
-        others = self._others.problem() if self._others.topics and self.caught_up.is_set() else None
-        return self._ours.problem() or others
+        """Return the problem with Kafka, without addresses; None while the log is read."""
+        foreign = self._foreign.problem() if self._foreign.topics and self.caught_up.is_set() else None
+        return self._native.problem() or foreign
 
     def topic_problems(self) -> dict[str, str]:
-        """Return what cannot be read of the log, by topic or `topic/partition`, in a sentence each."""
-        return self._ours.topic_problems() | self._others.topic_problems()
+        """Return a sentence for each `topic` or `topic/partition` that cannot be read."""
+        return self._native.topic_problems() | self._foreign.topic_problems()
 
     def catalogue_problem(self) -> str | None:
-        """Return why a topic with items, or part of it, cannot be read; None if nothing is known against it."""
+        """Return why a topic with items, or a partition of it, cannot be read; None without a known problem."""
         catalogues = self._topics.catalogues()
         problems = self.topic_problems().items()
         return "; ".join(text for name, text in problems if topic_of(name) in catalogues) or None
 
     @property
     def is_reading(self) -> bool:
-        """Whether the broker of our own topics answers."""
-        return self._ours.is_reading
+        """Whether the broker of the items, control and adapters topics answers."""
+        return self._native.is_reading
 
     def stop(self) -> None:
-        """Have `run` return soon."""
+        """Make `run` return soon."""
         self._stop.set()
 
     def run(self) -> None:
-        """Read until stopped; what fails is tried again from where it was."""
-        others = threading.Thread(target=self._run_others, name="LogReader of others", daemon=True)
-        others.start()
-        self._ours.run(self._read_ours)
-        others.join()
+        """Read until stopped; after a failure, resume where it stopped."""
+        foreign = threading.Thread(target=self._run_foreign, name="LogReader of other topics", daemon=True)
+        foreign.start()
+        self._native.run(self._read_native)
+        foreign.join()
 
-    def _read_ours(self) -> None:
-        with self._ours.opened(self._ours.topics) as consumer:
-            self._ours.read_to_end(consumer, required=[self._topics.items])
+    def _read_native(self) -> None:
+        with self._native.opened(self._native.topics) as consumer:
+            self._native.read_to_end(consumer, required=[self._topics.items])
             while not self._catalogues_read.is_set() and not self._stop.is_set():
-                self._ours.poll(consumer)
+                self._native.poll(consumer)
             if not self._stop.is_set():
                 self.catalogue_read.set()
-            self._ours.follow(consumer)
+            self._native.follow(consumer)
 
-    def _run_others(self) -> None:
-        while not self._ours.is_reading:  # one line is enough of a broker that is away
+    def _run_foreign(self) -> None:
+        while not self._native.is_reading:  # one log line is enough for a broker that is away
             if self._stop.wait(_WAIT_SECONDS):
                 return
-        if self._others.topics:
-            self._others.run(self._read_others, failed=self._others_failed)
+        if self._foreign.topics:
+            self._foreign.run(self._read_foreign, failed=self._foreign_failed)
         else:
             self._catch_up()
 
-    def _read_others(self) -> None:
+    def _read_foreign(self) -> None:
         if not self._catalogues_read.is_set():
-            with self._others.opened(self._catalogues) as consumer:
-                self._others.read_to_end(consumer)
+            with self._foreign.opened(self._catalogues) as consumer:
+                self._foreign.read_to_end(consumer)
             self._catalogues_read.set()
         if not self._wait_for_catalogue():
             return
         if self._behaviour and not self._looked_back:
-            self._others.start_at(*start_offsets(self._connection, self._behaviour, self._look_back_events))
+            self._foreign.start_at(*start_offsets(self._connection, self._behaviour, self._look_back_events))
             self._looked_back = True
-        with self._others.opened(self._others.topics) as consumer:
-            self._others.read_to_end(consumer)
+        with self._foreign.opened(self._foreign.topics) as consumer:
+            self._foreign.read_to_end(consumer)
             self._catch_up()
-            self._others.follow(consumer)
+            self._foreign.follow(consumer)
 
-    def _others_failed(self) -> None:
-        """Have readiness wait no longer for topics that fail again and again while our own are read."""
-        self._failures = self._failures + 1 if self._ours.is_reading else 0
+    def _foreign_failed(self) -> None:
+        """Stop delaying readiness for topics that fail repeatedly while the native ones are read."""
+        self._failures = self._failures + 1 if self._native.is_reading else 0
         if self._failures >= _PATIENCE:
             self._catalogues_read.set()
             if self.catalogue_read.is_set():
@@ -166,27 +166,27 @@ class LogReader:
             self.caught_up.set()
 
     def _wait_for_catalogue(self) -> bool:
-        """Wait until our own catalogue is read; False when stopped."""
+        """Wait until the native catalogue is read. Returns False if stopped."""
         while not self.catalogue_read.wait(_WAIT_SECONDS):
             if self._stop.is_set():
                 return False
         return not self._stop.is_set()
 
     def _behaviour_topics(self) -> list[str]:
-        """The topics that tell what shoppers do; none where their states come from elsewhere."""
+        """Return the topics of shoppers' events; none if their states come from elsewhere."""
         if not self._shoppers.reads_events:
             return []
         others = [topic for topic in self._topics.dialects if topic not in self._catalogues]
         return [self._topics.clicks, self._topics.purchases, *others]
 
-    def _take_in_all(self, records: Sequence[Record]) -> None:
+    def _process(self, records: Sequence[Record]) -> None:
         clock = ReaderClock.from_records(records, self._clock_settings)
         for record in records:
-            self._take_in(record, clock)
+            self._process_record(record, clock)
 
-    def _take_in(self, record: Record, clock: ReaderClock) -> None:
+    def _process_record(self, record: Record, clock: ReaderClock) -> None:
         if record.topic == self._topics.adapters:
-            self._announcements.hear(record.key, record.value)
+            self._announcements.read_record(record.key, record.value)
             return
         if record.topic == self._topics.control:
             command = parse_control(clock.bound_record(record))
@@ -197,7 +197,7 @@ class LogReader:
             return
         record, decoded, _ = decode_bounded(record, self._topics, clock)
         if isinstance(decoded, DeadLetter):
-            return  # the updater's to report, once
+            return  # the updater reports it, once
         for event in decoded:
             if isinstance(event, Click | Purchase):
                 self._shoppers.take_in(event, publish_ts_ms=clock.publish_ts_ms(record))

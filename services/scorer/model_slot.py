@@ -1,4 +1,4 @@
-"""The models of one scenario: those in the deployment, and a few kept, so that going back to one is a flip."""
+"""The models of one scenario: those it serves, and a few kept in memory, so that a roll-back is only a swap."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from services.scorer.deployment import Deployment
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an arm is to hold: one version, or the latest, whose manifest was announced.
+    """The version that an arm should serve.
 
     Attributes:
-        arm: which.
-        version: of the adapter.
-        manifest: None of a version that only a rollout names.
+        arm: the arm of the rollout.
+        version: the adapter version.
+        manifest: the announced manifest; None for a version that only a rollout names.
     """
 
     arm: str
@@ -25,30 +25,33 @@ class Target:
     manifest: Manifest | None = None
 
     def is_met_by(self, model: ServedModel) -> bool:
-        """Whether a model is it. By digest, too, where known: a registry begun anew gives its numbers again."""
+        """Return whether a model is this version.
+
+        Digests are compared where known: a registry that was started anew assigns the same numbers to other bundles.
+        """
         return model.version == self.version and (
             self.manifest is None or model.manifest.digest == self.manifest.digest
         )
 
 
 class ModelSlot:
-    """Holds a scenario's models. Whoever hears of a rollout flips what is held; the worker's thread places the rest.
+    """Holds a scenario's models. Any thread may apply a rollout to held models; the worker's thread installs new ones.
 
     Args:
-        scenario: Which ranking.
-        kept_rows: Rows of all models kept beside the deployment; more are let go, the longest out of use first.
-        show: Called with every new deployment, in the order of the flips.
+        scenario: the scenario that the models rank for.
+        kept_rows: the rows of all models kept beside the deployment; beyond it, the longest unused are dropped.
+        on_swap: called with the old and the new deployment at each swap, in the order of swaps.
 
     Attributes:
-        deployment: As it is now.
+        deployment: what is served now.
     """
 
-    def __init__(self, scenario: str, *, kept_rows: int, show: Callable[[Deployment, Deployment], None]) -> None:
+    def __init__(self, scenario: str, *, kept_rows: int, on_swap: Callable[[Deployment, Deployment], None]) -> None:
         self.scenario = scenario
         self.deployment = Deployment(Rollout(scenario=scenario))
         self._latest: Manifest | None = None
-        self._kept: list[ServedModel] = []  # the last in use first
-        self._kept_rows, self._show = kept_rows, show
+        self._kept: list[ServedModel] = []  # most recently used first
+        self._kept_rows, self._on_swap = kept_rows, on_swap
         self._lock = threading.RLock()
 
     @property
@@ -56,44 +59,49 @@ class ModelSlot:
         """Whether the stable arm stays at one version, whatever is published."""
         return self.deployment.rollout.stable_version is not None
 
-    def obey(self, rollout: Rollout | None, latest: Manifest | None) -> list[Target]:
-        """Flip all arms whose models are held, at once; what is left must be built.
+    def apply(self, rollout: Rollout | None, latest: Manifest | None) -> list[Target]:
+        """Swap all arms whose models are held, and return the targets that must be built.
 
         Args:
-            rollout: The newest heard of; None changes nothing of it.
-            latest: The latest version announced; None changes nothing of it.
+            rollout: the newest rollout; None keeps the current one.
+            latest: the newest announced version; None keeps the current one.
         """
         with self._lock:
             self._latest = latest or self._latest
-            before, obeyed = self.deployment, rollout or self.deployment.rollout
+            before, applied = self.deployment, rollout or self.deployment.rollout
             models: dict[str, ServedModel | None] = {STABLE: before.stable, CANARY: None, SHADOW: None}
             missing = []
-            for target in self._targets(obeyed):
-                found = next((model for model in self.models() if target.is_met_by(model)), None)
-                models[target.arm] = found or self._meanwhile(target, obeyed)
-                if found is None:
+            for target in self._targets(applied):
+                held = next((model for model in self.models() if target.is_met_by(model)), None)
+                models[target.arm] = held or self._interim_model(target, applied)
+                if held is None:
                     missing.append(target)
-            self._flip(Deployment(obeyed, **models))
+            self._swap(Deployment(applied, **models))
             return missing
 
-    def place(self, target: Target, model: ServedModel) -> bool:
-        """Put a model that was built into its arm; False when the arm is to hold another one by now."""
+    def install(self, target: Target, model: ServedModel) -> bool:
+        """Serve a model that was built for a target. Returns False if the arm has another target by now."""
         with self._lock:
             if target not in self._targets(self.deployment.rollout):
                 return False
-            self._flip(Deployment(self.deployment.rollout, **(self.deployment.models | {target.arm: model})))
+            self._swap(Deployment(self.deployment.rollout, **(self.deployment.models | {target.arm: model})))
             return True
 
-    def stand_in(self, target: Target, model: ServedModel) -> bool:
-        """Put an older version into the stable arm while `target` cannot be loaded; False if the arm is not empty."""
+    def install_fallback(self, target: Target, model: ServedModel) -> bool:
+        """Serve an older version as stable while `target` cannot be loaded. Returns False if the arm is occupied."""
         with self._lock:
             if self.deployment.stable is not None or target not in self._targets(self.deployment.rollout):
                 return False
-            self._flip(Deployment(self.deployment.rollout, **(self.deployment.models | {STABLE: model})))
+            self._swap(Deployment(self.deployment.rollout, **(self.deployment.models | {STABLE: model})))
             return True
 
-    def unmet(self) -> list[Target]:
-        """The targets whose arms hold another version, or none."""
+    def serve(self, deployment: Deployment) -> None:
+        """Serve a deployment as it is, whatever the targets are."""
+        with self._lock:
+            self._swap(deployment)
+
+    def unmet_targets(self) -> list[Target]:
+        """Return the targets whose arms serve another version or none."""
         with self._lock:
             deployment = self.deployment
             return [
@@ -102,15 +110,15 @@ class ModelSlot:
                 if (model := deployment.model_of(target.arm)) is None or not target.is_met_by(model)
             ]
 
-    def renew(self, old: ServedModel, new: ServedModel) -> None:
-        """Put the same version over other items in the place of what was there."""
+    def replace(self, old: ServedModel, new: ServedModel) -> None:
+        """Replace a model by the same version over a newer catalogue."""
         with self._lock:
             arms = {arm: new if model is old else model for arm, model in self.deployment.models.items()}
             self._kept = [new if model is old else model for model in self._kept]
-            self._flip(Deployment(self.deployment.rollout, **arms))
+            self._swap(Deployment(self.deployment.rollout, **arms))
 
     def models(self) -> list[ServedModel]:
-        """All that are held, those of the deployment first."""
+        """Return all models in memory, those of the deployment first."""
         with self._lock:
             return list({id(model): model for model in (*self.deployment.models.values(), *self._kept)}.values())
 
@@ -124,18 +132,23 @@ class ModelSlot:
             elif self._latest is not None:
                 yield Target(arm, self._latest.version, self._latest)
 
-    def _meanwhile(self, target: Target, rollout: Rollout) -> ServedModel | None:
-        """What an arm holds until its model is built: what it had, unless it is to try one certain other version."""
+    def _interim_model(self, target: Target, rollout: Rollout) -> ServedModel | None:
+        """Return what an arm serves until its model is built: its present model, unless a certain version is on trial.
+
+        A canary or shadow of a named version must not be played by another version.
+        """
         arm = {CANARY: rollout.canary, SHADOW: rollout.shadow}.get(target.arm)
         return None if arm is not None and arm.version is not None else self.deployment.model_of(target.arm)
 
-    def _flip(self, deployment: Deployment) -> None:
+    def _swap(self, deployment: Deployment) -> None:
         before, self.deployment = self.deployment, deployment
-        now = deployment.models.values()
-        left = [model for model in before.models.values() if not any(same_version(model, other) for other in now)]
-        kept = [model for model in (*left, *self._kept) if not any(same_version(model, other) for other in now)]
+        served = deployment.models.values()
+        unserved = [
+            model for model in before.models.values() if not any(same_version(model, other) for other in served)
+        ]
+        kept = [model for model in (*unserved, *self._kept) if not any(same_version(model, other) for other in served)]
         self._kept = self._within_bounds(kept)
-        self._show(before, deployment)
+        self._on_swap(before, deployment)
 
     def _within_bounds(self, models: list[ServedModel]) -> list[ServedModel]:
         kept: list[ServedModel] = []
@@ -146,6 +159,6 @@ class ModelSlot:
         return kept
 
 
-def same_version(one: ServedModel, other: ServedModel) -> bool:
-    """Whether two models are the same version, be it over other items."""
-    return one.version == other.version and one.manifest.digest == other.manifest.digest
+def same_version(first: ServedModel, second: ServedModel) -> bool:
+    """Return whether two models are the same version, even if over different catalogues."""
+    return first.version == second.version and first.manifest.digest == second.manifest.digest

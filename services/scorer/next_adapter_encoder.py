@@ -1,4 +1,4 @@
-"""Text vectors of adapters that are announced to come, made between two versions: their swap takes no longer then."""
+"""Text vectors of adapters that are announced ahead, encoded between two versions to shorten the swap."""
 
 import structlog
 
@@ -11,52 +11,50 @@ from peft_adapters.serving.served_model import ServedModel
 
 log = structlog.get_logger(__name__)
 
-TEXTS_A_ROUND = 64  # some hundredths of a second: an adapter that is announced meanwhile waits no longer
+TEXTS_A_ROUND = 64  # some hundredths of a second: the longest that a new announcement waits
 
 
 class NextAdapterEncoder:
-    """Makes vectors ahead, for each scenario those of the adapter that its newest version announces.
+    """Encodes the catalogue under the adapter that each scenario's newest version announces.
 
     Args:
-        encoder: Of the worker's thread.
-        catalogue: Likewise.
+        encoder: the encoder of the worker's thread.
+        catalogue: the catalogue of the worker's thread.
     """
 
     def __init__(self, encoder: Encoder, catalogue: Catalogue) -> None:
         self._encoder, self._catalogue = encoder, catalogue
-        self._coming: dict[str, NextAdapterVectors] = {}
+        self._vectors: dict[str, NextAdapterVectors] = {}
 
     @property
-    def is_behind(self) -> bool:
-        """Whether there are vectors left to make."""
-        return any(len(one.texts) < len(self._catalogue) for one in self._coming.values())
+    def has_work(self) -> bool:
+        """Whether there are texts left to encode."""
+        return any(len(vectors.texts) < len(self._catalogue) for vectors in self._vectors.values())
 
-    def of(self, scenario: str) -> NextAdapterVectors | None:
-        """What is made ahead for a scenario."""
-        return self._coming.get(scenario)
+    def vectors(self, scenario: str) -> NextAdapterVectors | None:
+        """Return the vectors of a scenario's next adapter, as far as encoded."""
+        return self._vectors.get(scenario)
 
-    def follow(self, scenario: str, model: ServedModel) -> None:
-        """Turn to what a version announces, once it is served."""
+    def start(self, scenario: str, model: ServedModel) -> None:
+        """Begin with the adapter that a version announces, after the version came into service."""
         try:
-            coming = start_next_adapter_vectors(model, self._coming.get(scenario), self._encoder)
-        except HeadwaterModelError as error:  # the version that is to bring it will be refused, and says so
+            vectors = start_next_adapter_vectors(model, self._vectors.get(scenario), self._encoder)
+        except HeadwaterModelError as error:  # the version that brings the adapter will be refused and reported
             log.warning("adapter_ahead_not_usable", scenario=scenario, problem=str(error))
-            coming = None
+            vectors = None
         self.drop(scenario)
-        if coming is not None:
-            self._coming[scenario] = coming
+        if vectors is not None:
+            self._vectors[scenario] = vectors
 
     def drop(self, scenario: str) -> None:
-        """Make nothing more for a scenario."""
-        self._coming.pop(scenario, None)
+        """Discard the vectors of a scenario's next adapter."""
+        self._vectors.pop(scenario, None)
 
-    def work(self) -> None:
-        """Make a few vectors for each scenario, if any are left to make."""
-        for scenario, one in list(self._coming.items()):
+    def encode_some(self) -> None:
+        """Encode a few texts for each scenario that has texts left."""
+        for scenario, vectors in list(self._vectors.items()):
             try:
-                one.advance(self._catalogue, TEXTS_A_ROUND)
-            except (
-                Exception
-            ) as error:  # such as a full disk: the version that brings the adapter tries again, and tells
+                vectors.advance(self._catalogue, TEXTS_A_ROUND)
+            except Exception as error:  # such as a full disk: the version with the adapter encodes and reports again
                 log.warning("texts_not_made_ahead", scenario=scenario, problem=str(error), exc_info=error)
                 self.drop(scenario)

@@ -1,4 +1,4 @@
-"""`/v1/noop`: what a request costs before anything is ranked, for `headwater bench` to measure ranking against."""
+"""Route `/v1/noop`: the cost of a request without ranking, a baseline for `headwater bench`."""
 
 from fastapi import FastAPI, Response
 
@@ -12,12 +12,12 @@ def add_noop(app: FastAPI, *, scenario: str) -> None:
     """Add the route.
 
     Args:
-        app: The application.
-        scenario: Said in the answer.
+        app: the application.
+        scenario: the scenario named in the answer.
     """
 
     @app.post(NOOP_ROUTE, include_in_schema=False)
     async def noop(request: RankRequest) -> Response:
-        """Read the body of a `/v1/rank`, and give its candidates back in the order they came in."""
+        """Parse the body of a `/v1/rank` call and return its candidates unordered."""
         items = [{"item_id": item_id, "score": 0.0} for item_id in request.candidates]
         return FastJsonResponse({"adapter_version": 0, "scenario": scenario, "items": items, "unknown_candidates": []})

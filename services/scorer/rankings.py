@@ -1,21 +1,18 @@
-"""The calls that give lists of items: rank, recommend, several of both at once, and what is related to an item."""
+"""Routes that return lists of items: rank, recommend, batch, similar."""
 
 import asyncio
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from peft_adapters.registry.rollout import STABLE
-from peft_adapters.serving.served_model import ServedModel
-from services.scorer.answers import ItemUnknownError, ProbabilityUnknownError
 from services.scorer.deployment import Deployment
 from services.scorer.dispatcher import Dispatcher
-from services.scorer.requests import BatchRequest, RankRequest, RecommendRequest, ShopperRequest, SimilarQuery
+from services.scorer.recommender import ItemUnknownError, ProbabilityUnknownError
+from services.scorer.requests import BatchRequest, RankRequest, RecommendRequest, SimilarQuery
 from services.scorer.responses import BatchAnswer, CandidateRanking, Ranking, candidate_ranking, ranking
-from services.scorer.worker import Worker
+from services.scorer.service import ScoringService
 from services.settings.scorer import ScorerSettings
 from services.web.api_limits import Limits, document_limits
 from services.web.http import ProblemError, problem_response
@@ -29,58 +26,56 @@ REFUSALS = {
     408: "the body did not arrive in time",
     413: "the body, as sent or unpacked, is larger than `max_body_bytes`",
     415: "the `Content-Type` is not application/json, or the `Content-Encoding` is not gzip",
-    422: "a field breaks its rule; `errors` says which, and the rule",
-    503: "no adapter is held yet, or too much is asked at once; try again after `Retry-After` seconds",
+    422: "a field breaks its rule; `errors` names the field and the rule",
+    503: "no adapter is held yet, or too many requests are in flight; try again after `Retry-After` seconds",
 }
-NO_PROBABILITY = {409: "`bids` were given, and how likely it is that they are paid was not learnt yet"}
+NO_PROBABILITY = {409: "`bids` were given, but the adapter has not learnt the probability of what they pay for"}
 
-# What takes a few milliseconds is answered in the loop itself: threads that compute hold one another up.
+# Answers of a few milliseconds are computed in the event loop: threads that compute hold one another up.
 SHORT_CANDIDATES = 200
-SHORT_CATALOGUE = 5_000  # items, of which the best are found in some 2 ms of processor time
+SHORT_CATALOGUE = 5_000  # items; finding the best of them takes some 2 ms of processor time
 
 ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS, description="an item of the catalogue")]
 
 
-def add_rankings(
-    app: FastAPI, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str], turns: Dispatcher
-) -> None:
-    """Adds the calls that give lists.
+def add_rankings(app: FastAPI, service: ScoringService, dispatcher: Dispatcher, settings: ScorerSettings) -> None:
+    """Add the routes that return lists.
 
     Args:
-        app: The application.
-        worker: Holds the model that is served.
-        settings: How much one request may ask for.
-        pseudonymise: What becomes of ids of users and sessions in requests.
-        turns: Answers from the arm whose turn it is.
+        app: the application.
+        service: the parts that requests need.
+        dispatcher: answers from the arm of the shopper.
+        settings: the limits of one request.
     """
-    calls = _Calls(worker, settings, pseudonymise, turns)
+    responder = _Responder(service, dispatcher, settings)
     document_limits(app, _limits(settings))
 
     @app.post("/v1/rank", response_model=CandidateRanking, responses=problems(REFUSALS | NO_PROBABILITY))
     async def rank(request: RankRequest) -> Response:
         """Order given candidates for a shopper and a session.
 
-        Once lists were learnt, each item comes with its `click_probability`, and once purchases in lists were, with its
-        `purchase_probability`: that it is clicked or bought if it is shown in the first place. With `bids` the order is
-        by expected value: bid times the probability of what it is paid for.
+        Once the adapter has learnt from lists, each item has a `click_probability`, and once it has learnt from
+        purchases in lists, a `purchase_probability`: the probability that the item is clicked or bought if it is shown
+        in the first place. With `bids` the order is by expected value: bid times the probability of what it pays for.
         """
-        return await calls.answered(request)
+        return await responder.respond(request)
 
     @app.post("/v1/recommend", response_model=Ranking, responses=problems(REFUSALS))
     async def recommend(request: RecommendRequest) -> Response:
-        """The best of the catalogue for a shopper and a session."""
-        return await calls.answered(request)
+        """Return the best items of the catalogue for a shopper and a session."""
+        return await responder.respond(request)
 
     @app.post("/v1/batch", response_model=BatchAnswer, responses=problems(REFUSALS | NO_PROBABILITY))
     def batch(request: BatchRequest) -> Response:
-        """Several calls at once, such as the shelves of a page; a shopper's are answered by one adapter a scenario.
+        """Answer several calls at once, such as the shelves of a page, from one adapter per scenario and shopper.
 
-        Each request says its `call`, `rank` or `recommend`, beside the fields of that call. One that is wrong has all
-        of them refused.
+        Each request names its `call`, `rank` or `recommend`, beside the fields of that call. If one of them is
+        invalid, all are refused.
         """
         require_at_most("requests", len(request.requests), settings.max_batch_requests)
-        deployments = {asked: deployment_for(worker, asked) for asked in {one.scenario for one in request.requests}}
-        return FastJsonResponse({"answers": [calls.one(one, deployments[one.scenario]) for one in request.requests]})
+        deployments = {name: service.deployment(name) for name in {call.scenario for call in request.requests}}
+        answers = [responder.body(call, deployments[call.scenario]) for call in request.requests]
+        return FastJsonResponse({"answers": answers})
 
     @app.get(
         "/v1/items/{item_id:path}/similar",
@@ -90,14 +85,14 @@ def add_rankings(
         ),
     )
     def similar(item_id: ItemId, query: Annotated[SimilarQuery, Query()]) -> Response:
-        """What is related to an item.
+        """Return the items related to an item.
 
-        Items come by `behaviour`, as what shoppers go on to who look at it, or by `likeness`, as what takes its place.
-        The item may be blocked itself, as that of a page that is still open; what is related to it is not.
+        They are chosen by `behaviour`: the items that shoppers go on to from it; or by `likeness`: the items that can
+        take its place. The item itself may be blocked, as on a page that is still open; the items returned are not.
         """
         require_at_most("k", query.k, settings.max_k)
-        deployment = deployment_for(worker, query.scenario)
-        return FastJsonResponse(ranking(turns.similar(item_id, query, deployment), deployment.scenario))
+        deployment = service.deployment(query.scenario)
+        return FastJsonResponse(ranking(dispatcher.dispatch_similar(item_id, query, deployment), deployment.scenario))
 
     @app.exception_handler(ProbabilityUnknownError)
     async def no_probability(request: Request, error: ProbabilityUnknownError) -> Response:
@@ -108,38 +103,37 @@ def add_rankings(
         return problem_response(request, HTTPStatus.NOT_FOUND, str(error))
 
 
-class _Calls:
-    """One request to its answer, alone or among others."""
+class _Responder:
+    """Turns ranking requests into response bodies: limits, pseudonyms, dispatch, JSON."""
 
-    def __init__(
-        self, worker: Worker, settings: ScorerSettings, pseudonymise: Callable[[str], str], turns: Dispatcher
-    ) -> None:
-        self._worker, self._settings, self._pseudonymise, self._turns = worker, settings, pseudonymise, turns
+    def __init__(self, service: ScoringService, dispatcher: Dispatcher, settings: ScorerSettings) -> None:
+        self._service, self._dispatcher, self._settings = service, dispatcher, settings
 
-    async def answered(self, request: RankRequest | RecommendRequest) -> Response:
-        """One request alone: in the loop where it is short and asks nobody else for the shopper, else in a thread."""
-        deployment = deployment_for(self._worker, request.scenario)
-        if self._worker.shoppers.reads_events and _is_short(request, deployment):
-            await asyncio.sleep(0)  # all who ask now are counted before one is answered: too many are turned away
-            return FastJsonResponse(self.one(request, deployment))
-        return FastJsonResponse(await run_in_threadpool(self.one, request, deployment))
+    async def respond(self, request: RankRequest | RecommendRequest) -> Response:
+        """Answer in the event loop if the answer is short and needs no store of states, else in a thread."""
+        deployment = self._service.deployment(request.scenario)
+        if self._service.shoppers.reads_events and _is_short(request, deployment):
+            await asyncio.sleep(0)  # lets all waiting requests be counted first, so that excess ones are shed
+            return FastJsonResponse(self.body(request, deployment))
+        return FastJsonResponse(await run_in_threadpool(self.body, request, deployment))
 
-    def one(self, request: RankRequest | RecommendRequest, deployment: Deployment) -> dict[str, Any]:
-        """Whichever of the two it is."""
-        return (
-            self.rank(request, deployment) if isinstance(request, RankRequest) else self.recommend(request, deployment)
-        )
+    def body(self, request: RankRequest | RecommendRequest, deployment: Deployment) -> dict[str, Any]:
+        """Return the body of the response to a request.
 
-    def rank(self, request: RankRequest, deployment: Deployment) -> dict[str, Any]:
-        require_at_most("candidates", len(request.candidates), self._settings.max_candidates)
-        require_at_most("bids", len(request.bids or ()), self._settings.max_candidates)
-        answer = self._turns.rank(request.under_pseudonym(self._pseudonymise), deployment)
-        return candidate_ranking(answer, deployment.scenario)
+        Raises:
+            ProblemError: the request exceeds a limit.
+        """
+        self._require_within_limits(request)
+        answer = self._dispatcher.dispatch(request.under_pseudonym(self._service.pseudonymise), deployment)
+        body = candidate_ranking if isinstance(request, RankRequest) else ranking
+        return body(answer, deployment.scenario)
 
-    def recommend(self, request: RecommendRequest, deployment: Deployment) -> dict[str, Any]:
-        require_at_most("k", request.k, self._settings.max_k)
-        answer = self._turns.recommend(request.under_pseudonym(self._pseudonymise), deployment)
-        return ranking(answer, deployment.scenario)
+    def _require_within_limits(self, request: RankRequest | RecommendRequest) -> None:
+        if isinstance(request, RankRequest):
+            require_at_most("candidates", len(request.candidates), self._settings.max_candidates)
+            require_at_most("bids", len(request.bids or ()), self._settings.max_candidates)
+        else:
+            require_at_most("k", request.k, self._settings.max_k)
 
 
 def _limits(settings: ScorerSettings) -> Limits:
@@ -158,47 +152,8 @@ def _limits(settings: ScorerSettings) -> Limits:
     }
 
 
-def served(worker: Worker, request: ShopperRequest | None = None) -> ServedModel:
-    """The model that answers a request.
-
-    Args:
-        worker: Holds the models.
-        request: Under pseudonyms; None asks for the stable one of the worker's own scenario.
-
-    Raises:
-        ProblemError: There is none yet.
-    """
-    deployment = deployment_for(worker, request.scenario if request else None)
-    arm = deployment.arm_of(request.user_id or request.session_id) if request else STABLE
-    return deployment.models[arm]
-
-
-def deployment_for(worker: Worker, scenario: str | None) -> Deployment:
-    """What is served of a scenario, with a stable model.
-
-    Args:
-        worker: Holds the models.
-        scenario: Which; None is the worker's own.
-
-    Raises:
-        ProblemError: It is not held yet, or nothing is published under its name.
-    """
-    name = scenario or worker.scenario
-    may_come = worker.answers.ask(name)
-    deployment = worker.answers.deployments.get(name)
-    if deployment is not None and deployment.stable is not None:
-        return deployment
-    if name == worker.scenario:
-        detail = worker.missing() or "no adapter is held yet"
-    elif may_come:
-        detail = f"scenario {name!r} is being loaded; ask again"
-    else:
-        raise ProblemError(HTTPStatus.NOT_FOUND, f"no adapter of scenario {name!r} has been published")
-    raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
-
-
 def _is_short(request: RankRequest | RecommendRequest, deployment: Deployment) -> bool:
-    """Whether an answer takes a few milliseconds: less than handing it to a thread and back is worth."""
+    """Return whether an answer takes a few milliseconds, less than the way to a thread and back costs."""
     if request.diversity:
         return False
     if isinstance(request, RecommendRequest):
@@ -206,13 +161,17 @@ def _is_short(request: RankRequest | RecommendRequest, deployment: Deployment) -
     return len(request.candidates) <= SHORT_CANDIDATES and request.query is None
 
 
-def require_at_most(name: str, asked: int, allowed: int) -> None:
-    """Refuses a request that asks for too much.
+def require_at_most(name: str, requested: int, allowed: int) -> None:
+    """Refuse a request that asks for more than a limit.
+
+    Args:
+        name: the field of the request.
+        requested: the number that was requested.
+        allowed: the largest number allowed.
 
     Raises:
-        ProblemError: It does.
+        ProblemError: the limit is exceeded.
     """
-    if asked > allowed:
-        raise ProblemError(
-            HTTPStatus.UNPROCESSABLE_ENTITY, f"`{name}` must be at most {allowed}, got {asked}; ask in several requests"
-        )
+    if requested > allowed:
+        detail = f"`{name}` must be at most {allowed}, got {requested}; ask in several requests"
+        raise ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, detail)

@@ -1,4 +1,4 @@
-"""Keeps something up with what is served, in a thread of its own, and lets the rest of the process have its time."""
+"""Periodic refresh of an index in a thread of its own, with a cap on its share of processor time."""
 
 import threading
 import time
@@ -8,16 +8,16 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 0.25
-_REST = 10  # what took a second to make is not made again within ten
+CHECK_SECONDS = 0.25
+_REST_FACTOR = 10  # an index that took a second is not refreshed again within ten
 
 
 class Refresher:
-    """Calls a function again and again.
+    """Calls a refresh function until stopped.
 
     Args:
-        name: Of what is kept, for the log.
-        refresh: Makes it anew if that is needed.
+        name: the name of the index, for the log.
+        refresh: a function that rebuilds the index if needed.
     """
 
     def __init__(self, name: str, refresh: Callable[[], None]) -> None:
@@ -25,16 +25,16 @@ class Refresher:
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Have `run` return soon."""
+        """Make `run` return soon."""
         self._stop.set()
 
     def run(self) -> None:
-        """Go on until stopped."""
-        pause_seconds = LOOK_SECONDS
+        """Refresh until stopped."""
+        pause_seconds = CHECK_SECONDS
         while not self._stop.wait(pause_seconds):
             began = time.perf_counter()
             try:
                 self._refresh()
-            except Exception as error:  # what was made before goes on to be used
+            except Exception as error:  # the index built before stays in use
                 log.error("index_not_made", index=self._name, problem=str(error), exc_info=error)
-            pause_seconds = max(LOOK_SECONDS, _REST * (time.perf_counter() - began))
+            pause_seconds = max(CHECK_SECONDS, _REST_FACTOR * (time.perf_counter() - began))

@@ -1,4 +1,4 @@
-"""The versions that a scorer could not load: why, and when each is tried again."""
+"""Versions that a scorer could not load, with the reason and the time of the next attempt."""
 
 import threading
 import time
@@ -17,10 +17,10 @@ class Refusal:
     """One version that could not be loaded.
 
     Attributes:
-        version: Of the adapter.
-        problem: Why, for a person.
-        pause_seconds: From the last try to the next.
-        next_try: When it is tried again, monotonic seconds.
+        version: the adapter version.
+        problem: the reason, for a person.
+        pause_seconds: the time from the last attempt to the next.
+        next_try: the time of the next attempt, monotonic seconds.
     """
 
     version: int
@@ -30,20 +30,20 @@ class Refusal:
 
 
 class Refusals:
-    """Remembers refused versions. Each is tried again after a growing pause, since a file may be repaired in place."""
+    """Remembers refused versions. Each is tried again after growing pauses, since a file may be repaired in place."""
 
     def __init__(self) -> None:
         self._refused: dict[tuple[str, int, str], Refusal] = {}
         self._lock = threading.Lock()
 
     def may_try(self, scenario: str, target: Target) -> bool:
-        """Check that a version was not refused a moment ago."""
+        """Return whether a version is not refused or its pause is over."""
         with self._lock:
             refusal = self._refused.get(_key(scenario, target))
         return refusal is None or time.monotonic() >= refusal.next_try
 
     def add(self, scenario: str, target: Target, problem: str) -> bool:
-        """Record a refusal; returns whether the version, or the reason, is a new one."""
+        """Record a refusal. Returns True if the version or the reason is new."""
         key = _key(scenario, target)
         with self._lock:
             before = self._refused.pop(key, None)
@@ -61,24 +61,24 @@ class Refusals:
         with self._lock:
             self._refused.clear()
 
-    def loaded(self, scenario: str, target: Target) -> None:
-        """Forget the refusal of a version that was loaded after all."""
+    def remove(self, scenario: str, target: Target) -> None:
+        """Forget the refusal of a version that has been loaded."""
         with self._lock:
             self._refused.pop(_key(scenario, target), None)
 
     def next_try(self, scenario: str, targets: Iterable[Target]) -> float | None:
-        """When the first of some refused targets is tried again, monotonic seconds; None when none is refused."""
+        """Return the earliest next attempt among refused targets, monotonic seconds; None if none is refused."""
         with self._lock:
-            found = [self._refused.get(_key(scenario, target)) for target in targets]
-        return min((refusal.next_try for refusal in found if refusal is not None), default=None)
+            refusals = [self._refused.get(_key(scenario, target)) for target in targets]
+        return min((refusal.next_try for refusal in refusals if refusal is not None), default=None)
 
     def problems(self, scenario: str, unmet: Iterable[Target], served: int | None) -> list[str]:
-        """Sentences about the refused versions among some targets, and between them and the version that is served.
+        """Return sentences about refused versions: unmet targets, and versions between them and the one served.
 
         Args:
-            scenario: Of which ranking.
-            unmet: What should be served and is not.
-            served: The version that is; None while there is none.
+            scenario: the scenario of the versions.
+            unmet: the targets that are not served.
+            served: the stable version that is served; None if there is none.
         """
         with self._lock:
             refused = {key: refusal for key, refusal in self._refused.items() if key[0] == scenario}
@@ -89,7 +89,9 @@ class Refusals:
             refusal.version: refusal for refusal in refused.values() if (served or 0) < refusal.version < highest
         }
         shown = list(dict.fromkeys([*wanted, *(between[version] for version in sorted(between, reverse=True))]))
-        sentences = [f"version {own.version} of {scenario!r} is refused: {own.problem}" for own in shown[:_SHOWN]]
+        sentences = [
+            f"version {refusal.version} of {scenario!r} is refused: {refusal.problem}" for refusal in shown[:_SHOWN]
+        ]
         return sentences + ([f"and {len(shown) - _SHOWN} older ones"] if len(shown) > _SHOWN else [])
 
 

@@ -1,4 +1,4 @@
-"""What keeps a scorer from reading its registry at present, and why."""
+"""Causes for which a scorer cannot read its registry."""
 
 import threading
 from typing import NamedTuple
@@ -9,11 +9,11 @@ REGISTRY, ADAPTER = "registry", "adapter"
 
 
 class Cause(NamedTuple):
-    """Why something could not be read.
+    """The cause of a failed read.
 
     Attributes:
-        name: `registry` where the registry itself is at fault, `adapter` where a version in it is.
-        text: The cause, for a person.
+        name: `registry` if the registry itself is at fault, `adapter` if a version in it is.
+        text: the cause, for a person.
     """
 
     name: str
@@ -21,9 +21,9 @@ class Cause(NamedTuple):
 
 
 class RegistryStatus:
-    """Holds the cause of the newest failure by scenario and by what was read, until that is read again.
+    """Holds the cause of the newest failure by scenario and part, until the part is read again.
 
-    Several threads read the same registry: each reports what it read, and whether that failed.
+    Several threads read the same registry; each reports its successes and failures.
     """
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class RegistryStatus:
         self._lock = threading.Lock()
 
     def failed(self, scenario: str, part: str, cause: Cause) -> bool:
-        """Record a failure; returns whether this part could be read before.
+        """Record a failure. Returns True if the part could be read before.
 
         Args:
-            scenario: Of which ranking.
-            part: What was read: `latest`, `rollout` or `bundle`.
-            cause: Why it could not be.
+            scenario: the scenario that was read.
+            part: the part that was read: `latest`, `rollout` or `bundle`.
+            cause: the cause of the failure.
         """
         with self._lock:
             is_new = (scenario, part) not in self._causes
@@ -49,7 +49,7 @@ class RegistryStatus:
             self._causes.pop((scenario, part), None)
 
     def bundle_read(self, scenario: str) -> None:
-        """Record that a version was read: the registry answers and is not empty, whatever was found before."""
+        """Record that a version was read, which proves that the registry answers and is not empty."""
         with self._lock:
             cause = self._causes.get((scenario, "latest"))
             if cause is not None and cause.name == REGISTRY:
@@ -62,14 +62,14 @@ class RegistryStatus:
                 del self._causes[key]
 
     def causes(self, scenario: str, name: str) -> list[str]:
-        """The distinct causes for a scenario, of one name."""
+        """Return the distinct causes of one name for a scenario."""
         with self._lock:
-            found = [cause.text for (own, _), cause in self._causes.items() if own == scenario and cause.name == name]
-        return list(dict.fromkeys(found))
+            texts = [cause.text for (of, _), cause in self._causes.items() if of == scenario and cause.name == name]
+        return list(dict.fromkeys(texts))
 
 
 def cause_of(error: Exception, scenario: str) -> Cause:
-    """Name the true cause of a failed read.
+    """Return the true cause of a failed read.
 
     >>> cause_of(VersionNotFoundError("no version 3"), "home").text
     "the newest version of 'home' is refused: no version 3"

@@ -1,4 +1,4 @@
-"""Reports what a worker serves to the registry process, so that operators see which workers obey a rollout."""
+"""Reports of what a worker serves, sent to the registry process: they show operators which workers follow a rollout."""
 
 import os
 import re
@@ -15,45 +15,45 @@ from peft_adapters.registry.rollout import Rollout
 from services.registry.fleet import MOST_PROBLEMS, PROBLEM_CHARACTERS, REPORT_SECONDS, WorkerReport
 from services.scorer.bundles import FILES_PATH
 from services.scorer.deployment import Deployment
-from services.scorer.worker import Worker
+from services.scorer.service import ScoringService
 
-LOOK_SECONDS = 0.25  # between two looks whether something has changed
+CHECK_SECONDS = 0.25  # between two checks for changes
 ANSWER_SECONDS = 5.0
-RETRY_SECONDS = 5.0  # after a report that was not taken
+RETRY_SECONDS = 5.0  # after a report that failed
 ANSWER_LIMIT_BYTES = 65_536
 
 log = structlog.get_logger(__name__)
 
 
 def worker_name(port: int) -> str:
-    """Name this process: host, port and process id.
+    """Return the name of this process: host, port and process id.
 
     Args:
-        port: The port that it is to listen on.
+        port: the port that it will listen on.
     """
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:80] or "host"
     return f"{host}-{port}-{os.getpid()}"
 
 
 class WorkerReporter:
-    """Sends a report of each scenario when it changes, and every `REPORT_SECONDS`. A registry of files takes none.
+    """Sends a report of each scenario when it changes, and every `REPORT_SECONDS`, unless the registry is files.
 
     Args:
-        url: Address of the registry.
-        worker: Whose state is reported.
-        name: Of the worker.
-        api_key: Shown to the registry process; of scope `read`.
+        url: the address of the registry.
+        service: what this worker serves.
+        name: the name of the worker.
+        api_key: the key for the registry process, of scope `read`.
     """
 
-    def __init__(self, url: str, worker: Worker, *, name: str, api_key: str | None = None) -> None:
-        self._url, self._worker, self._name = url.rstrip("/").removesuffix(FILES_PATH), worker, name
+    def __init__(self, url: str, service: ScoringService, *, name: str, api_key: str | None = None) -> None:
+        self._url, self._service, self._name = url.rstrip("/").removesuffix(FILES_PATH), service, name
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._stop = threading.Event()
         self._sent: dict[str, tuple[WorkerReport, float]] = {}  # with monotonic seconds
         self._failed = False
 
     def stop(self) -> None:
-        """Have `run` return soon."""
+        """Make `run` return soon."""
         self._stop.set()
 
     def run(self) -> None:
@@ -61,14 +61,14 @@ class WorkerReporter:
         if not self._url.startswith(("http://", "https://")):
             return
         with internal_client(base_url=self._url, timeout=ANSWER_SECONDS, headers=self._headers) as client:
-            while not self._stop.wait(LOOK_SECONDS):
+            while not self._stop.wait(CHECK_SECONDS):
                 try:
                     self._report(client)
                 except httpx.HTTPError as error:
-                    self._not_taken(str(error) or type(error).__name__)
+                    self._report_failure(str(error) or type(error).__name__)
 
     def _report(self, client: httpx.Client) -> None:
-        reports = reports_of(self._worker)
+        reports = reports_of(self._service)
         self._sent = {scenario: sent for scenario, sent in self._sent.items() if scenario in reports}
         for scenario, report in reports.items():
             before, at = self._sent.get(scenario, (None, 0.0))
@@ -83,12 +83,12 @@ class WorkerReporter:
                 json=report.model_dump(),
             )
             if not answer.is_success:
-                self._not_taken(f"status {answer.status_code}: {error_detail(answer.content)}")
+                self._report_failure(f"status {answer.status_code}: {error_detail(answer.content)}")
                 return
             self._sent[scenario] = (report, time.monotonic())
             self._failed = False
 
-    def _not_taken(self, problem: str) -> None:
+    def _report_failure(self, problem: str) -> None:
         """Log the first failure in a row, and pause."""
         if not self._failed:
             log.warning("worker_not_reported", problem=problem, effect="registry does not list this worker")
@@ -97,17 +97,17 @@ class WorkerReporter:
         self._stop.wait(RETRY_SECONDS)
 
 
-def reports_of(worker: Worker) -> dict[str, WorkerReport]:
-    """The reports of a worker, by scenario that it holds.
+def reports_of(service: ScoringService) -> dict[str, WorkerReport]:
+    """Return the reports of a worker, one for each scenario that it holds.
 
     Args:
-        worker: Whose state is reported.
+        service: what the worker serves.
     """
-    missing = worker.missing()
-    problems = [*worker.problems().values(), *([] if missing is None else [missing])]
+    missing = service.health.missing()
+    problems = [*service.health.problems().values(), *([] if missing is None else [missing])]
     shown = [problem[:PROBLEM_CHARACTERS] for problem in problems[:MOST_PROBLEMS]]
-    deployments = {scenario: Deployment(Rollout(scenario=scenario)) for scenario in worker.scenarios.pinned}
-    deployments |= {slot.scenario: slot.deployment for slot in worker.scenarios.slots()}
+    deployments = {scenario: Deployment(Rollout(scenario=scenario)) for scenario in service.scenarios.pinned}
+    deployments |= service.table.deployments()
     return {
         scenario: WorkerReport(
             ready=missing is None,

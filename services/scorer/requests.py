@@ -1,4 +1,4 @@
-"""What a storefront may ask."""
+"""Request bodies of the ranking calls."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
@@ -9,7 +9,7 @@ from services.scorer.filters import Amount, Category, Filters
 from services.web.json_types import NUMBER_ONLY, Flag, rfc_3339_only
 from streams.events import MAX_QUERY_CHARS, EpochMs, Id, ItemKind, Scenario
 
-MAX_SESSION_ITEMS = 5_000  # the newest count, as many as the learner looks at
+MAX_SESSION_ITEMS = 5_000  # of which the model uses the newest
 MAX_EARLIER_SESSIONS = 128
 MAX_EXCLUDED_ITEMS = 1_000
 DEFAULT_K = 20
@@ -23,75 +23,78 @@ Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 
 
 class ShopperRequest(BaseModel):
-    """Who asks."""
+    """The shopper and the session of a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scenario: Scenario | None = Field(
-        default=None, description="which ranking, with an adapter of its own; the worker's, if it is not given"
+        default=None, description="the scenario, each with an adapter of its own; without it, the worker's default"
     )
-    user_id: Id | None = Field(default=None, description="the shopper; without it the session alone speaks")
-    session_id: Id | None = Field(default=None, description="without it, a pause of 30 minutes begins a new session")
+    user_id: Id | None = Field(default=None, description="the shopper; without it, only the session counts")
+    session_id: Id | None = Field(
+        default=None, description="the session; without it, 30 minutes without events end one"
+    )
     session_items: SessionItems | None = Field(
-        default=None, description="items of the session, oldest first, in place of what the worker knows of it"
+        default=None, description="items of the session, oldest first; they replace what the worker knows of it"
     )
     earlier_sessions: EarlierSessions | None = Field(
-        default=None, description="items of the sessions before it, oldest first, in place of what the worker knows"
+        default=None, description="items of earlier sessions, oldest first; they replace what the worker knows of them"
     )
-    ts: Moment | None = Field(default=None, description="when; now, if it is not given")
+    ts: Moment | None = Field(default=None, description="the time of the request; without it, now")
 
     def under_pseudonym(self, pseudonymise: Callable[[str], str]) -> Self:
-        """The same request without the ids that came with it: the rest of the scorer knows shoppers by pseudonym."""
+        """Return the request with pseudonyms in place of the ids of user and session."""
         ids = {"user_id": self.user_id, "session_id": self.session_id}
         return self.model_copy(update={name: pseudonymise(value) for name, value in ids.items() if value is not None})
 
 
 class ListRequest(ShopperRequest):
-    """A list is wanted, and not any."""
+    """Conditions on the items of a list."""
 
-    filters: Filters | None = Field(default=None, description="what an item must be to be in the answer")
+    filters: Filters | None = Field(default=None, description="conditions that each item of the answer meets")
     exclude_bought: Flag = Field(
-        default=False, description="true: without what the worker knows that the shopper bought"
+        default=False, description="true: leave out items that the shopper is known to have bought"
     )
     diversity: Share = Field(
-        default=0.0, description="0 orders by score alone, 1 after the first by how little each is like those before"
+        default=0.0,
+        description="0 orders by score alone; 1, after the first item, by unlikeness to the items before",
     )
 
 
 class RankRequest(ListRequest):
-    """Order given candidates."""
+    """A request to order given candidates."""
 
     candidates: tuple[Id, ...] = Field(min_length=1, description="item ids, in any order")
-    query: Words | None = Field(default=None, description="what the shopper searches for, in words; part of the score")
+    query: Words | None = Field(default=None, description="the query of the shopper, in words; part of the score")
     bids: dict[Id, Amount] | None = Field(
-        default=None, description="by item id, what is paid; the order is then by expected value, without a bid 0"
+        default=None, description="bid by item id; the order is then by expected value, which is 0 without a bid"
     )
-    pay_per: Literal["click", "purchase"] = Field(default="click", description="what a bid is paid for")
+    pay_per: Literal["click", "purchase"] = Field(default="click", description="the outcome that a bid pays for")
 
 
 class RecommendRequest(ListRequest):
-    """The best of the catalogue, without the items excluded."""
+    """A request for the best items of the catalogue."""
 
-    k: Count = Field(default=DEFAULT_K, description="how many")
+    k: Count = Field(default=DEFAULT_K, description="the number of items")
     exclude: Annotated[tuple[Id, ...], Field(max_length=MAX_EXCLUDED_ITEMS)] = Field(
-        default=(), description="items that are not wanted"
+        default=(), description="items to leave out"
     )
 
 
 class RankCall(RankRequest):
-    """`/v1/rank` as one of a batch."""
+    """A `/v1/rank` call in a batch."""
 
     call: Literal["rank"]
 
 
 class RecommendCall(RecommendRequest):
-    """`/v1/recommend` as one of a batch."""
+    """A `/v1/recommend` call in a batch."""
 
     call: Literal["recommend"]
 
 
 class BatchRequest(BaseModel):
-    """Several calls at once, such as the shelves of a page."""
+    """Several calls in one request, such as the shelves of a page."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -99,10 +102,10 @@ class BatchRequest(BaseModel):
 
 
 def _true_or_false(value: object) -> object:
-    """Takes the two words alone, where pydantic would take `yes`, `on` and others for a truth.
+    """Return the value of `true` or `false`; pydantic alone would also accept `yes`, `on` and others.
 
     Raises:
-        ValueError: It is another word.
+        ValueError: it is another word.
     """
     if value not in (True, False, "true", "false"):
         raise ValueError(f"must be `true` or `false`, got {str(value)[:40]!r}")
@@ -110,27 +113,27 @@ def _true_or_false(value: object) -> object:
 
 
 class SimilarQuery(BaseModel):
-    """What of an item's related ones is wanted; the parameters of a GET."""
+    """The query parameters of a request for related items."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scenario: Scenario | None = Field(default=None, description="which ranking; the worker's, if it is not given")
-    k: int = Field(default=DEFAULT_K, ge=1, description="how many")
+    scenario: Scenario | None = Field(default=None, description="the scenario; without it, the worker's default")
+    k: int = Field(default=DEFAULT_K, ge=1, description="the number of items")
     by: Literal["behaviour", "likeness"] = Field(
         default="behaviour",
-        description="`behaviour`: what shoppers who look at it go on to; `likeness`: what takes the same place",
+        description="`behaviour`: items that shoppers go on to from it; `likeness`: items that can take its place",
     )
     kind: list[ItemKind] = Field(default=[], description="of one of these kinds")
     category: list[Category] = Field(default=[], max_length=100, description="of one of these categories")
-    min_price: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="at least so dear")
-    max_price: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="at most so dear")
+    min_price: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="the lowest price")
+    max_price: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="the highest price")
     in_stock: Annotated[bool, BeforeValidator(_true_or_false)] = Field(
-        default=False, description="true: only what is in stock"
+        default=False, description="true: only items in stock"
     )
     diversity: float = Field(default=0.0, ge=0, le=1, description="as in /v1/recommend")
 
     def filters(self) -> Filters:
-        """The same filters as the other calls have."""
+        """Return the parameters as filters."""
         return Filters(
             kinds=tuple(dict.fromkeys(self.kind)) or None,
             categories=tuple(self.category) or None,

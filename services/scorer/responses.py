@@ -1,24 +1,24 @@
-"""What the calls answer: the shapes that OpenAPI tells, and the bodies themselves."""
+"""Response bodies of the ranking calls: their schemas, and the functions that render them."""
 
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from services.scorer.answers import Answer
+from services.scorer.recommender import RankedList
 
 
 class RankedItem(BaseModel):
-    """An item of a list. Probabilities are there once lists were learnt, and say what if it were shown first."""
+    """An item of a list. Probabilities are present once lists are learnt, and are for the first place of a list."""
 
     item_id: str
-    score: float = Field(description="by which the list is ordered, unless it was asked for in another order")
+    score: float = Field(description="the score that orders the list, unless the request asks for another order")
     click_probability: float | None = Field(default=None, ge=0, le=1)
     purchase_probability: float | None = Field(default=None, ge=0, le=1)
-    expected_value: float | None = Field(default=None, ge=0, description="bid times probability, where bids were given")
+    expected_value: float | None = Field(default=None, ge=0, description="bid times probability, if bids were given")
 
 
 class Ranking(BaseModel):
-    """Items, the best first, and the adapter that put them so."""
+    """Items, best first, and the adapter that ordered them."""
 
     adapter_version: int
     scenario: str
@@ -26,19 +26,19 @@ class Ranking(BaseModel):
 
 
 class CandidateRanking(Ranking):
-    """Candidates in order; what filters left out is in neither list."""
+    """Candidates in order; those that filters left out are in neither list."""
 
     unknown_candidates: list[str] = Field(description="not in the catalogue yet, blocked, or removed")
 
 
 class BatchAnswer(BaseModel):
-    """Answers in the order of the requests, each as the call of its own gives it."""
+    """Answers in the order of the requests, each as its own call would give it."""
 
     answers: list[CandidateRanking | Ranking]
 
 
-def ranking(answer: Answer, scenario: str) -> dict[str, Any]:
-    """The body of a `Ranking`."""
+def ranking(answer: RankedList, scenario: str) -> dict[str, Any]:
+    """Return the body of a `Ranking`."""
     items: list[dict[str, Any]] = [
         {"item_id": item_id, "score": score} for item_id, score in zip(answer.item_ids, answer.scores, strict=True)
     ]
@@ -51,6 +51,6 @@ def ranking(answer: Answer, scenario: str) -> dict[str, Any]:
     return {"adapter_version": answer.adapter_version, "scenario": scenario, "items": items}
 
 
-def candidate_ranking(answer: Answer, scenario: str) -> dict[str, Any]:
-    """The body of a `CandidateRanking`."""
+def candidate_ranking(answer: RankedList, scenario: str) -> dict[str, Any]:
+    """Return the body of a `CandidateRanking`."""
     return {**ranking(answer, scenario), "unknown_candidates": answer.unknown}

@@ -1,4 +1,4 @@
-"""What may be asked in words, and what is said to it."""
+"""Request and response bodies of search and answer."""
 
 from typing import Annotated
 
@@ -11,9 +11,9 @@ Similarity = Annotated[float, Field(description="cosine of the query and the ite
 
 
 class SearchRequest(RecommendRequest):
-    """The items that fit a query best, for a shopper and a session."""
+    """A search for items, by a shopper in a session."""
 
-    query: Words = Field(description="what the shopper looks for, in words")
+    query: Words = Field(description="the query of the shopper, in words")
 
 
 class AnswerRequest(BaseModel):
@@ -21,19 +21,19 @@ class AnswerRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scenario: Scenario | None = Field(default=None, description="which ranking; the worker's, if it is not given")
-    question: Words = Field(description="what the shopper wants to know")
-    k: Count = Field(default=3, description="how many answers are told")
+    scenario: Scenario | None = Field(default=None, description="the scenario; without it, the worker's default")
+    question: Words = Field(description="the question of the shopper")
+    k: Count = Field(default=3, description="the number of answers to return")
 
 
 class FoundItem(BaseModel):
     """An item of a search.
 
     Attributes:
-        score: What items are in order by: ranks by meaning, by words and by the shopper's own ranking, fused.
-        words: BM25 of the query's words; 0 where the item has none of them.
-        click_probability: That it is clicked if it is shown; once lists were learnt.
-        purchase_probability: That it is bought if it is shown; once purchases in lists were learnt.
+        score: the score that orders the items: ranks by meaning, by words and by the shopper's own ranking, fused.
+        words: BM25 of the query's words; 0 if the item has none of them.
+        click_probability: the probability of a click if the item is shown; present once lists are learnt.
+        purchase_probability: the probability of a purchase; present once purchases in lists are learnt.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +47,7 @@ class FoundItem(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """Items for a query, the best first."""
+    """Items for a query, best first."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,13 +66,13 @@ class KnownAnswer(BaseModel):
     similarity: Similarity
 
 
-class Answered(BaseModel):
-    """Whether there is an answer, how sure that is, and the answers that come nearest."""
+class QuestionAnswer(BaseModel):
+    """The nearest answers to a question, and the confidence that the first one answers it."""
 
     model_config = ConfigDict(frozen=True)
 
     adapter_version: int
     scenario: str
-    known: bool = Field(description="false: none of the answers is likely to answer the question; say so")
-    confidence: float = Field(ge=0, le=1, description="how likely the first answer answers the question")
+    known: bool = Field(description="false: none of the answers is likely to answer the question; tell the shopper so")
+    confidence: float = Field(ge=0, le=1, description="probability that the first answer answers the question")
     answers: list[KnownAnswer]

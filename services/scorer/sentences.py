@@ -1,4 +1,4 @@
-"""Why an item is shown, as a shopper may read it: the one or two strongest of the reasons that speak for it."""
+"""Sentences for shoppers: the one or two strongest reasons for an item."""
 
 from collections.abc import Iterator
 
@@ -6,28 +6,28 @@ from peft_adapters.serving.explanations import Explanation, HistoryShare
 from peft_adapters.serving.served_model import ServedModel
 
 _REASONS = 2
-_WORTH_SAYING = 0.15  # share of all that speaks for an item, below which a second reason is left out
+_MIN_SHARE = 0.15  # of all positive reasons; a second reason below it is left out
 _TITLE_CHARS = 60
 _NOTHING = "We know too little yet to say why."
 
 
 def because(explanation: Explanation, model: ServedModel) -> str:
-    """A sentence that says what speaks most for an item.
+    """Return a sentence with the strongest reasons for an item.
 
     Args:
-        explanation: of its score.
-        model: which gave it; knows what items are called.
+        explanation: the explanation of its score.
+        model: the model that gave the score; knows the titles of items.
     """
     reasons = sorted((reason for reason in _reasons(explanation, model) if reason[0] > 0), reverse=True)
     if not reasons:
         return _NOTHING
-    enough = _WORTH_SAYING * sum(strength for strength, _ in reasons)
-    said = [reasons[0][1], *(text for strength, text in reasons[1:_REASONS] if strength >= enough)]
-    return f"Because {', and because '.join(said)}."
+    threshold = _MIN_SHARE * sum(strength for strength, _ in reasons)
+    texts = [reasons[0][1], *(text for strength, text in reasons[1:_REASONS] if strength >= threshold)]
+    return f"Because {', and because '.join(texts)}."
 
 
 def _reasons(explanation: Explanation, model: ServedModel) -> Iterator[tuple[float, str]]:
-    """How strongly each reason speaks for the item, and the reason in words."""
+    """Yield the strength of each reason and its text."""
     yield explanation.popularity, "many shoppers choose it"
     yield explanation.query, "it fits what you are looking for"
     yield explanation.global_preference, "it is the kind of thing that shoppers here like"
@@ -45,7 +45,7 @@ def _of_history(looked_at: HistoryShare, row: int, model: ServedModel) -> str:
 
 
 def _title(text: str | None) -> str:
-    """What an item is called: the first part of its text.
+    """Return the title of an item: the first part of its text.
 
     >>> _title("Mug. Acme. Blue.")
     '“Mug”'

@@ -1,4 +1,4 @@
-"""Whether a canary's lists are clicked less: a sequential test that may be looked at after every event.
+"""Sequential test of a canary's click-through, valid at any time and after every event.
 
 The mixture sequential probability ratio test of Robbins (1970), as Johari, Koomen, Pekelis and Walsh ("Peeking at A/B
 tests", KDD 2017) use it for differences of means: with a normal prior of variance `tau ** 2` over the difference `d`,
@@ -6,9 +6,9 @@ estimated with variance `v`,
 
     ratio = sqrt(v / (v + tau ** 2)) * exp(tau ** 2 * d ** 2 / (2 * v * (v + tau ** 2)))
 
-exceeds 1 / significance with probability `significance` at most, ever, if there is no difference. What is drawn into an
-arm are shoppers, not lists: `v` is that of a ratio of sums over shoppers, by the delta method (Deng, Knoblich and Lu,
-KDD 2018).
+exceeds 1 / significance at any time with probability `significance` at most, if there is no difference. Shoppers, not
+lists, are drawn into an arm: `v` is the variance of a ratio of sums over shoppers, by the delta method (Deng, Knoblich
+and Lu, KDD 2018).
 """
 
 import math
@@ -19,7 +19,7 @@ from services.settings.scorer import CanarySettings
 
 @dataclass(slots=True)
 class Tally:
-    """Lists and clicked lists of one arm, by shopper, and the sums that a variance needs."""
+    """Lists and clicked lists of one arm by shopper, and the sums for the variance."""
 
     max_shoppers: int
     shown: int = 0
@@ -31,17 +31,17 @@ class Tally:
 
     @property
     def shoppers(self) -> int:
-        """How many there are."""
+        """The number of shoppers."""
         return len(self._shoppers or ())
 
     @property
     def click_through(self) -> float:
-        """Clicked lists over lists; 0 without lists."""
+        """Clicked lists divided by lists; 0 without lists."""
         return self.clicked / self.shown if self.shown else 0.0
 
     @property
     def variance(self) -> float:
-        """Of the click-through, as that of a ratio of means over shoppers."""
+        """The variance of the click-through, as a ratio of means over shoppers."""
         n, rate = self.shoppers, self.click_through
         if n < 2 or not self.shown:
             return math.inf
@@ -49,7 +49,7 @@ class Tally:
         return spread / (n - 1) * n / self.shown**2
 
     def add(self, shopper: str, *, shown: int = 0, clicked: int = 0) -> bool:
-        """Count for a shopper; False when no more shoppers can be told apart, and this one is new."""
+        """Count lists and clicked lists of a shopper. Returns False for a new shopper beyond `max_shoppers`."""
         self._shoppers = {} if self._shoppers is None else self._shoppers
         before = self._shoppers.get(shopper)
         if before is None and len(self._shoppers) >= self.max_shoppers:
@@ -66,28 +66,28 @@ class Tally:
 
 
 class CanaryTest:
-    """Takes in lists and clicks of two arms and knows, at any moment, whether the canary is worse.
+    """Compares the lists and clicks of two arms.
 
     Args:
-        settings: When it is.
+        settings: the criteria for a worse canary.
 
     Attributes:
-        p_value: Always valid: the smallest so far. 1 until there are enough shoppers.
+        p_value: the smallest always-valid p-value so far; 1 until there are enough shoppers.
     """
 
     def __init__(self, settings: CanarySettings) -> None:
         self.stable, self.canary = (Tally(settings.max_shoppers) for _ in range(2))
         self.p_value = 1.0
         self._settings = settings
-        self._tau = 0.0  # of click-through; fixed at the first look
+        self._tau = 0.0  # of click-through; fixed at the first update
 
     @property
     def is_worse(self) -> bool:
-        """Whether the canary is known to be clicked less."""
+        """Whether the canary's click-through is significantly lower."""
         return self.p_value <= self._settings.significance
 
-    def look(self) -> None:
-        """Judge what was counted so far."""
+    def update(self) -> None:
+        """Update the p-value from the counts so far."""
         if min(self.stable.shoppers, self.canary.shoppers) < self._settings.min_shoppers or not self.stable.clicked:
             return
         self._tau = self._tau or self._settings.effect * self.stable.click_through
@@ -98,7 +98,7 @@ class CanaryTest:
 
 
 def ratio(difference: float, variance: float, tau: float) -> float:
-    """How much likelier a difference is under the mixture than under none.
+    """Return the likelihood ratio of a difference under the mixture and under no difference.
 
     >>> ratio(0.0, 1.0, 1.0) < 1 < ratio(5.0, 1.0, 1.0)
     True

@@ -1,8 +1,8 @@
 """Shoppers' states from Redis or Valkey, where `headwater state-writer` keeps them.
 
-A request never waits longer than the time allowed, and after one failure none waits at all: a thread of its own looks
-every second whether Redis is there again, holds what it should, and is still written to. Meanwhile shoppers seen lately
-are answered from what they were then, and others as strangers.
+A request never waits longer than the timeout, and after one failure none waits at all: a thread checks every second
+whether Redis answers again, belongs to this deployment, and is still written to. Until then, shoppers seen lately are
+served from their last known state, and others as strangers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 
 from peft_adapters.ranking.shoppers import Shoppers
 from services.metrics.shopper_state import ShopperStateMetrics
-from services.scorer.shopper_state import Baskets, Context, as_told
+from services.scorer.shopper_state import Baskets, Context, with_request
 from services.state.entries import Entry, unpack_entries
 from services.state.errors import StateError, StateUnavailableError
 from services.state.store import StateStore
@@ -25,17 +25,17 @@ from streams.events import Purchase, UserEvent
 log = structlog.get_logger(__name__)
 
 CHECK_SECONDS = 1.0
-SILENT_SECONDS = 15.0  # a writer that another one takes over from is silent for less
+SILENT_SECONDS = 15.0  # longer than a take-over by a standby writer
 
 
 class RedisState:
-    """Reads shoppers' states when they are asked for.
+    """Reads the state of a shopper from the store at each request.
 
     Args:
-        store: Where they are.
-        rows: Row of each known item; another thread may add to it.
-        fallback_shoppers: States held for when the store is away, of the shoppers seen last.
-        metrics: Where to count.
+        store: the store of states.
+        rows: the row of each known item; another thread may add to it.
+        fallback_shoppers: the number of states, of the shoppers seen last, kept for when the store is away.
+        metrics: counts the reads.
     """
 
     reads_events = False
@@ -45,30 +45,30 @@ class RedisState:
     ) -> None:
         self._store, self._rows, self._metrics = store, rows, metrics
         self._fallback_shoppers = fallback_shoppers
-        self._held: OrderedDict[str, list[str]] = OrderedDict()  # as last read, newest first
-        self._forgotten: dict[str, int] = {}  # who, and up to when in the log's time, epoch ms
+        self._copies: OrderedDict[str, list[str]] = OrderedDict()  # entries as last read, newest first
+        self._forgotten: dict[str, int] = {}  # by pseudonym: publication time of the newest event to forget, epoch ms
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._problem: str | None = "the store of shoppers' states has not been asked yet"
         self._is_away = True
         self._beat: str | None = None
-        self._heard = time.monotonic()  # when the beat was last another
+        self._beat_changed = time.monotonic()
 
     def __len__(self) -> int:
-        """How many states are held for when the store is away."""
-        return len(self._held)
+        """Return the number of states kept for when the store is away."""
+        return len(self._copies)
 
     def take_in(self, event: UserEvent, *, publish_ts_ms: int) -> None:
-        """Nothing: the writer does."""
+        """Do nothing: the writer processes events."""
 
     def item_arrived(self, item_id: str) -> None:
-        """Nothing waits: items are looked up when a state is asked for."""
+        """Do nothing: items are looked up when a state is read."""
 
     def forget(self, user_id: str, *, until_ms: int) -> None:
-        """Leave out what a shopper did before, whether or not the writer has dropped it yet."""
+        """Leave out the events of a shopper up to a time, even if the writer has not deleted them yet."""
         with self._lock:
             self._forgotten[user_id] = until_ms
-            self._held.pop(user_id, None)
+            self._copies.pop(user_id, None)
 
     def context(
         self,
@@ -79,45 +79,47 @@ class RedisState:
         session: Sequence[int] | None = None,
         earlier: Baskets | None = None,
     ) -> Context:
-        """What a ranking is made from; see `StateSource`."""
+        """Return the history that a ranking uses; see `StateSource`."""
         known: Context = ([], [])
         if user_id is not None and (session is None or earlier is None):
             known = self._known(user_id, session_id, ts_ms)
-        return as_told(known, session=session, earlier=earlier)
+        return with_request(known, session=session, earlier=earlier)
 
     def problem(self) -> str | None:
-        """What was last found wrong with the store, or with what writes to it."""
+        """Return the last known problem of the store or its writer."""
         return self._problem
 
-    # ---- whether the store is there
+    # ---- availability of the store
 
     def stop(self) -> None:
-        """Have `run` return soon."""
+        """Make `run` return soon."""
         self._stop.set()
 
     def run(self) -> None:
-        """Look after the store until stopped."""
+        """Check the store until stopped."""
         while not self._stop.is_set():
             self.check()
             self._stop.wait(CHECK_SECONDS)
 
     def check(self) -> None:
-        """Look whether the store is there, holds what it should, and is written to."""
+        """Check that the store answers, belongs to this deployment, and is written to."""
         try:
             beat = self._store.heartbeat()
         except StateError as error:
-            self._found(str(error), away=True)
+            self._set_problem(str(error), away=True)
             return
         if beat != self._beat:
-            self._beat, self._heard = beat, time.monotonic()
-        silent_seconds = time.monotonic() - self._heard
+            self._beat, self._beat_changed = beat, time.monotonic()
+        silent_seconds = time.monotonic() - self._beat_changed
         if silent_seconds < SILENT_SECONDS:
-            self._found(None, away=False)
+            self._set_problem(None, away=False)
         else:
-            self._found(f"nothing was written for {SILENT_SECONDS:g} s or more; does `headwater state-writer` run?")
+            self._set_problem(
+                f"nothing was written for {SILENT_SECONDS:g} s or more; does `headwater state-writer` run?"
+            )
 
-    def _found(self, problem: str | None, *, away: bool = False) -> None:
-        """Note what is wrong, and say so once each time."""
+    def _set_problem(self, problem: str | None, *, away: bool = False) -> None:
+        """Record the problem, and log it if it is new."""
         if problem is None and self._problem is not None:
             log.info("state_store_there")
         elif problem is not None and problem != self._problem:
@@ -125,65 +127,65 @@ class RedisState:
         self._problem, self._is_away = problem, away
         self._metrics.show_available(available=problem is None)
 
-    # ---- what is known
+    # ---- reads
 
     def bought(self, user_id: str) -> tuple[str, ...]:
-        """Ids of what a shopper, by pseudonym, is known to have bought, the newest last."""
-        entries = self._asked(self._store.bought, user_id)
+        """Return the ids of items that a shopper, by pseudonym, is known to have bought, newest last."""
+        entries = self._from_store(self._store.bought, user_id)
         if entries is None:
-            entries = self._held_of(user_id)
+            entries = self._from_copy(user_id)
         ids = [entry.item_id for entry in self._entries(user_id, entries) if entry.kind == Purchase.KIND]
         return tuple(dict.fromkeys(ids))
 
     def _known(self, user_id: str, session_id: str | None, ts_ms: int) -> Context:
-        entries = self._asked(self._store.entries, user_id)
+        entries = self._from_store(self._store.entries, user_id)
         if entries is None:
-            entries = self._held_of(user_id)
+            entries = self._from_copy(user_id)
         else:
-            self._hold(user_id, entries)
-        one = Shoppers(max_shoppers=1)
+            self._keep_copy(user_id, entries)
+        shopper = Shoppers(max_shoppers=1)
         for entry in self._entries(user_id, entries):
             row = self._rows.get(entry.item_id)
             if row is not None:
-                one.update(user_id, entry.session_id, entry.ts_ms, row)
-        return one.context(user_id, session_id, ts_ms)
+                shopper.update(user_id, entry.session_id, entry.ts_ms, row)
+        return shopper.context(user_id, session_id, ts_ms)
 
     def _entries(self, user_id: str, packed: Sequence[str]) -> list[Entry]:
-        """Entries once each, oldest first, without what is to be forgotten."""
-        found, refused = unpack_entries(packed)
+        """Return distinct entries, oldest first, without those to forget."""
+        unpacked, refused = unpack_entries(packed)
         self._metrics.entries_refused(refused)
         after_ms = self._forgotten.get(user_id, -1)
-        oldest_first = reversed([entry for entry in found if entry.publish_ts_ms > after_ms])
+        oldest_first = reversed([entry for entry in unpacked if entry.publish_ts_ms > after_ms])
         return list({entry.event: entry for entry in oldest_first}.values())
 
-    def _asked(self, ask: Callable[[str], list[str]], user_id: str) -> list[str] | None:
-        """What the store has of a shopper; None where it does not say."""
+    def _from_store(self, read: Callable[[str], list[str]], user_id: str) -> list[str] | None:
+        """Return the entries of a shopper in the store; None if it does not answer."""
         if self._is_away:
             return None
         began = time.perf_counter()
         try:
-            entries = ask(user_id)
+            entries = read(user_id)
         except StateUnavailableError as error:
-            self._found(str(error), away=True)
+            self._set_problem(str(error), away=True)
             return None
-        except StateError as error:  # of this shopper alone
+        except StateError as error:  # concerns this shopper alone
             log.warning("state_refused", problem=str(error))
             return None
         self._metrics.read_from_store(seconds=time.perf_counter() - began)
         return entries
 
-    def _hold(self, user_id: str, entries: list[str]) -> None:
+    def _keep_copy(self, user_id: str, entries: list[str]) -> None:
         """Keep a shopper's entries for when the store is away."""
         with self._lock:
-            self._held.pop(user_id, None)
+            self._copies.pop(user_id, None)
             if entries:
-                self._held[user_id] = entries
-            if len(self._held) > self._fallback_shoppers:
-                self._held.popitem(last=False)
+                self._copies[user_id] = entries
+            if len(self._copies) > self._fallback_shoppers:
+                self._copies.popitem(last=False)
 
-    def _held_of(self, user_id: str) -> list[str]:
-        """A shopper's entries as they were when the store last gave them."""
+    def _from_copy(self, user_id: str) -> list[str]:
+        """Return a shopper's entries as the store last returned them."""
         with self._lock:
-            held = self._held.get(user_id)
-        self._metrics.read_from_copy(found=held is not None)
-        return held or []
+            entries = self._copies.get(user_id)
+        self._metrics.read_from_copy(found=entries is not None)
+        return entries or []

@@ -1,28 +1,28 @@
-"""Shoppers' states from the requests alone: the storefront knows them, and the worker keeps nothing of anybody."""
+"""Shoppers' states from requests alone: the storefront keeps them, the worker keeps nothing."""
 
 from collections.abc import Sequence
 
-from services.scorer.shopper_state import Baskets, Context, as_told
+from services.scorer.shopper_state import Baskets, Context, with_request
 from streams.events import UserEvent
 
 
 class RequestState:
-    """What each request says of its shopper."""
+    """A source of states that only knows what each request states."""
 
     reads_events = False
 
     def __len__(self) -> int:
-        """None is held."""
+        """Return 0: no state is held."""
         return 0
 
     def take_in(self, event: UserEvent, *, publish_ts_ms: int) -> None:
-        """Nothing is kept."""
+        """Do nothing."""
 
     def item_arrived(self, item_id: str) -> None:
-        """Nothing waits."""
+        """Do nothing."""
 
     def forget(self, user_id: str, *, until_ms: int) -> None:
-        """Nothing is known."""
+        """Do nothing."""
 
     def context(
         self,
@@ -33,13 +33,13 @@ class RequestState:
         session: Sequence[int] | None = None,
         earlier: Baskets | None = None,
     ) -> Context:
-        """What a ranking is made from: what the request says."""
-        return as_told(([], []), session=session, earlier=earlier)
+        """Return the history that the request states."""
+        return with_request(([], []), session=session, earlier=earlier)
 
     def bought(self, user_id: str) -> tuple[str, ...]:
-        """Nothing is known; a request names what it wants excluded."""
+        """Return nothing: a request lists the items to exclude."""
         return ()
 
     def problem(self) -> str | None:
-        """None: there is nothing that could be away."""
+        """Return None: there is no dependency."""
         return None

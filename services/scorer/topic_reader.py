@@ -1,4 +1,4 @@
-"""Follows a group of topics: to their end, then everything that comes; after a failure from where it stopped."""
+"""Reads a group of topics to their end, then follows them; after a failure it resumes where it stopped."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +19,13 @@ MAX_RECORDS = 1_000
 
 
 class TopicReader:
-    """Reads a group of topics in one thread, with a consumer of its own, so that no other group holds it up.
+    """Reads a group of topics in one thread, with a consumer of its own, so that no other group delays it.
 
     Args:
-        connection: The brokers.
-        topics: The topics to follow.
-        take_in: Called with the records of each poll.
-        stop: Ends the reading when set.
+        connection: the connection to Kafka.
+        topics: the topics to follow.
+        process: called with the records of each poll.
+        stop: ends the reading when set.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class TopicReader:
         connection: KafkaConnection,
         topics: Sequence[str],
         *,
-        take_in: Callable[[Sequence[Record]], None],
+        process: Callable[[Sequence[Record]], None],
         stop: threading.Event,
     ) -> None:
         self.topics = tuple(topics)
-        self._connection, self._take_in, self._stop = connection, take_in, stop
+        self._connection, self._process, self._stop = connection, process, stop
         self._positions: Offsets = {}
         self._topic_ids: dict[str, str] = {}  # the logs that the positions belong to
         self._consumer: PartitionConsumer | None = None
@@ -68,16 +68,16 @@ class TopicReader:
         }
 
     def start_at(self, positions: Offsets, topic_ids: Mapping[str, str]) -> None:
-        """Set where reading begins; partitions that are not named begin at their first record."""
+        """Set the start offsets; partitions that are not named start at their first record."""
         self._positions |= positions
         self._topic_ids |= topic_ids
 
     def run(self, read: Callable[[], None], *, failed: Callable[[], None] = lambda: None) -> None:
-        """Call a function until stopped; it opens the topics and reads them.
+        """Call a function that opens and reads the topics, until stopped.
 
         Args:
-            read: What to call, again after each error.
-            failed: Called after each error.
+            read: the function to call, again after each error.
+            failed: called after each error.
         """
         pauses, known = backoff_seconds(), None
         while not self._stop.is_set():
@@ -89,17 +89,17 @@ class TopicReader:
                     log.warning("log_not_read", topics=self.topics, problem=str(error), retry="until it can be read")
                 known = str(error)
                 failed()
-            except Exception:  # a fault of ours: what is held goes on being served
+            except Exception:  # a bug of ours: the models and states in memory stay in service
                 log.exception("log_reader_failed", topics=self.topics)
                 failed()
             self._stop.wait(next(pauses))
 
     @contextmanager
     def opened(self, topics: Sequence[str]) -> Iterator[PartitionConsumer]:
-        """Open some of the topics where reading stopped.
+        """Open some of the topics at the positions where reading stopped.
 
         Raises:
-            BrokerUnreachableError: No broker answers.
+            BrokerUnreachableError: no broker answers.
         """
         consumer = PartitionConsumer(self._connection, topics, start=self._positions, topic_ids=self._topic_ids)
         try:
@@ -110,11 +110,11 @@ class TopicReader:
             consumer.close()
 
     def read_to_end(self, consumer: PartitionConsumer, *, required: Sequence[str] = ()) -> None:
-        """Read up to where the topics end now; a topic that cannot be read is passed over.
+        """Read up to the present end of the topics; a topic that cannot be read is skipped.
 
         Args:
-            consumer: An opened one.
-            required: Topics that are waited for instead.
+            consumer: an open consumer.
+            required: topics to wait for instead of skipping them.
         """
         while not self._stop.is_set() and self._lacks(consumer, required):
             self.poll(consumer)
@@ -123,13 +123,13 @@ class TopicReader:
             self.poll(consumer)
 
     def follow(self, consumer: PartitionConsumer) -> None:
-        """Read what comes, until stopped."""
+        """Read new records until stopped."""
         while not self._stop.is_set():
             self.poll(consumer)
 
     def poll(self, consumer: PartitionConsumer) -> None:
-        """Take in the records that are there."""
-        self._take_in(consumer.poll(POLL_SECONDS, MAX_RECORDS))
+        """Process the records that are available."""
+        self._process(consumer.poll(POLL_SECONDS, MAX_RECORDS))
         read = {topic for topic, _ in consumer.positions()}
         kept = {at: offset for at, offset in self._positions.items() if at[0] not in read}
         self._positions = kept | consumer.positions()

@@ -1,22 +1,23 @@
 """A scorer's application over a small shop: lists were learnt, no purchase in one was."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 from learnt_chain import Publications, catalogue_of
 from prometheus_client import CollectorRegistry
+from standing_service import standing_service
 from tiny_model import shown_stream, tiny_encoder, titled
 
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel
 from services.metrics.scorer import ScorerMetrics
-from services.scorer.answers import Answers
 from services.scorer.app import create_app
 from services.scorer.live_items import LiveItems
+from services.scorer.recommender import Recommender
 from services.scorer.search import Search
+from services.scorer.serving_table import ServingTable
 from services.scorer.shopper_state import ShopperState
 from services.settings.scorer import ScorerSettings
 from services.settings.search import SearchSettings
@@ -44,9 +45,10 @@ class Shop:
         for item_id in IDS:
             self.items.take_in(item(item_id))
         self.shoppers = ShopperState(self.items.rows, max_shoppers=10, pseudonymise=str)
-        self.answers = Answers(self.items, self.shoppers)
-        self.answers.ask = lambda scenario: scenario == "home"  # of another one nothing was published
         encoder = tiny_encoder()
+        queries = QueryEncoder(encoder)
+        self.recommender = Recommender(self.items, self.shoppers, encode_query=queries)
+        self.table = ServingTable("home")
         publications = Publications(directory)
         publications.learner.add_items(ITEMS)
         publications.learn(64)
@@ -58,15 +60,18 @@ class Shop:
             publications.learner.learn(publications.learner.observe(clicks))
         bundle = publications.read(publications.full(2))
         self.model: ServedModel = build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder)
-        self.answers.model = self.model
+        self.table.serve_model(self.model)
         series = CollectorRegistry()
-        worker: Any = SimpleNamespace(
-            scenario="home", answers=self.answers, shoppers=self.shoppers, missing=lambda: None, problems=dict
+        service = standing_service(
+            self.table,
+            self.recommender,
+            self.shoppers,
+            is_published=lambda name: name == "home",  # nothing else was published
         )
         settings = ScorerSettings(max_candidates=50, max_k=25, max_batch_requests=3)
-        search = Search(QueryEncoder(encoder), self.answers, SearchSettings())
+        search = Search(queries, self.recommender, self.table, SearchSettings())
         search.lexicon.refresh()
-        self.app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=str, search=search)
+        self.app = create_app(service, settings, ScorerMetrics(series), series, search=search)
         self.client = httpx.Client()
 
     def post(self, call: str, **request: Any) -> dict[str, Any]:

@@ -26,7 +26,13 @@ from services.scorer.announcements import Announcements
 from services.scorer.bundles import BundleSource
 from services.scorer.live_items import LiveItems
 from services.scorer.log_reader import LogReader
+from services.scorer.recommender import Recommender
+from services.scorer.refusals import Refusals
+from services.scorer.rollout_applier import RolloutApplier
+from services.scorer.service import ScoringService
+from services.scorer.serving_table import KEPT_ROWS, ServingTable
 from services.scorer.shopper_state import ShopperState
+from services.scorer.swap_report import SwapReporter
 from services.scorer.worker import Worker
 from streams.connection import KafkaConnection
 from streams.events import Item
@@ -83,7 +89,12 @@ class Stage:
         self.items = LiveItems()
         self.cache = FullDisk(encoder, None)
         metrics = ScorerMetrics(self.series)
-        self.announcements = Announcements("home", metrics)
+        kept_rows = worker.pop("kept_rows", KEPT_ROWS)
+        reporter = SwapReporter(metrics, "home")
+        self.table = ServingTable("home", kept_rows=kept_rows, on_swap=reporter.report)
+        refusals, interrupt = Refusals(), threading.Event()
+        applier = RolloutApplier(self.table, refusals, interrupt)
+        self.announcements = Announcements("home", metrics, on_rollout=applier.apply)
         shoppers = ShopperState(self.items.rows, max_shoppers=10, pseudonymise=str)
         self.reader = LogReader(
             KafkaConnection(),
@@ -93,19 +104,34 @@ class Stage:
             shoppers=shoppers,
             announcements=self.announcements,
         )
+        self.recommender = Recommender(self.items, shoppers)
+        self.catalogue = Catalogue(self.cache)
+        self.bundles = BundleSource(self.registry, directory / "bundles", encoder.base_digest)
         self.worker = Worker(
-            scenario="home",
+            table=self.table,
+            recommender=self.recommender,
             encoder=encoder,
-            catalogue=Catalogue(self.cache),
-            bundles=BundleSource(self.registry, directory / "bundles", encoder.base_digest),
+            catalogue=self.catalogue,
+            bundles=self.bundles,
             items=self.items,
             shoppers=shoppers,
             reader=self.reader,
             announcements=self.announcements,
+            refusals=refusals,
+            interrupt=interrupt,
             metrics=metrics,
             items_refresh_seconds=0.02,
-            before=PreviousAdapterVectors(directory / "texts", max_bytes=2**20),
+            previous_vectors=PreviousAdapterVectors(directory / "texts", max_bytes=2**20),
             **worker,
+        )
+        self.health = self.worker.health
+        self.service = ScoringService(
+            table=self.table,
+            scenarios=self.worker.scenarios,
+            recommender=self.recommender,
+            shoppers=shoppers,
+            health=self.health,
+            pseudonymise=str,
         )
         for item_id, text in ITEMS:
             self.item(item_id, text)
@@ -125,7 +151,7 @@ class Stage:
         manifest = read_manifest(directory)
         self.registry.publish(directory, manifest)
         if announce:
-            self.announcements.offer(manifest)
+            self.announcements.update_latest(manifest)
         return manifest
 
     def count(self, outcome: str) -> float:
@@ -133,7 +159,7 @@ class Stage:
 
     @property
     def version(self) -> int | None:
-        model = self.worker.answers.model
+        model = self.table.model
         return None if model is None else model.version
 
     @contextmanager

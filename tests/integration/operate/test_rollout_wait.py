@@ -83,9 +83,9 @@ def serving_worker(stage: Stage, registry: str, *, name: str = "a", follows: boo
         stage.announcements,
         poll_seconds=0.05,
     )
-    reporter = WorkerReporter(f"{registry}/v1/files", stage.worker, name=name)
+    reporter = WorkerReporter(f"{registry}/v1/files", stage.service, name=name)
     with at_work(stage.worker, reporter, *([follower] if follows else [])):
-        until(lambda: stage.worker.missing() is None)
+        until(lambda: stage.health.missing() is None)
         yield
 
 
@@ -119,7 +119,7 @@ def test_a_command_returns_once_the_worker_serves_what_was_asked_for(stage: Stag
             assert said.splitlines()[-1] == f"  a: obeys, serves {served}"
             assert "1 of 1 workers that can be seen obey revision" in said
             (own,) = listed(url)
-            models = stage.worker.answers.deployments["home"].models
+            models = stage.table.deployments()["home"].models
             assert own["arms"] == {arm: model.version for arm, model in models.items()}
 
 
@@ -161,7 +161,7 @@ def test_a_worker_that_is_gone_is_listed_no_longer(stage: Stage) -> None:
 
 def test_where_the_registry_is_files_workers_are_asked_themselves(stage: Stage) -> None:
     metrics, series = ScorerMetrics(CollectorRegistry()), CollectorRegistry()
-    application = scorer_app(stage.worker, ScorerSettings(), metrics, series, pseudonymise=str, name="b")
+    application = scorer_app(stage.service, ScorerSettings(), metrics, series, name="b")
     with running(application) as worker, serving_worker(stage, stage.registry.url):
         status, said = run(stage.registry.url, "pin", "1", "--worker", worker)
         assert (status, said.splitlines()[-1]) == (0, "  b: obeys, serves stable version 1")

@@ -23,7 +23,8 @@ from services.metrics.scorer import ScorerMetrics
 from services.scorer.announcements import Announcements
 from services.scorer.canaries import CanaryMonitor
 from services.scorer.deployment import Deployment, in_canary
-from services.scorer.ending import ends_canaries
+from services.scorer.ending import canary_ender
+from services.scorer.serving_table import ServingTable
 from services.settings import load_settings
 from services.settings.scorer import CanarySettings
 from streams.connection import KafkaConnection
@@ -87,19 +88,21 @@ def test_a_worse_canary_is_told_and_ended_where_it_is_to_end_by_itself(
     )
     series = CollectorRegistry()
     metrics = ScorerMetrics(series)
-    announcements = Announcements("home", metrics)
-    announcements.offer_rollout(rollout)
     models = [cast(ServedModel, Standing(manifest)) for manifest in manifests]
-    deployments = {"home": Deployment(rollout, stable=models[0], canary=models[1])}
-    announcements.on_rollout = lambda new: deployments.update(home=Deployment(new, stable=models[0]))
+    table = ServingTable("home")
+    announcements = Announcements(
+        "home", metrics, on_rollout=lambda new: table.serve(Deployment(new, stable=models[0]))
+    )
+    announcements.update_rollout(rollout)
+    table.serve(Deployment(rollout, stable=models[0], canary=models[1]))
     watch = CanaryMonitor(
         kafka_connection,
         topics,
-        deployments=deployments,
+        table=table,
         pseudonymise=str,
         settings=CanarySettings(min_shoppers=20),
         metrics=metrics.canaries,
-        end=ends_canaries(settings, announcements),
+        end=canary_ender(settings, announcements),
     )
     thread = threading.Thread(target=watch.run)
     with capture_logs() as logs, EventProducer(kafka_connection, topics) as producer:
@@ -116,7 +119,7 @@ def test_a_worse_canary_is_told_and_ended_where_it_is_to_end_by_itself(
     told = next(entry for entry in logs if entry["event"] == "canary_is_worse")
     assert told["ends"] == auto_rollback
     assert "click-through of version 2" in told["why"]
-    assert (deployments["home"].canary is None) == auto_rollback
+    assert (table.deployments()["home"].canary is None) == auto_rollback
     now = registry.rollout("home")
     assert (now.canary is None) == auto_rollback
     assert now.stable_version == 1
@@ -141,10 +144,12 @@ def test_topics_recreated_while_a_canary_runs_are_read_from_their_start(
     rollout = Rollout(scenario="home", revision=1, stable_version=1, canary=Canary(version=2, percent=50))
     models = [cast(ServedModel, Standing(write_small_bundle(tmp_path / str(version), version))) for version in (1, 2)]
     series = CollectorRegistry()
+    table = ServingTable("home")
+    table.serve(Deployment(rollout, stable=models[0], canary=models[1]))
     watch = CanaryMonitor(
         connection,
         topics,
-        deployments={"home": Deployment(rollout, stable=models[0], canary=models[1])},
+        table=table,
         pseudonymise=str,
         settings=CanarySettings(min_shoppers=20),
         metrics=ScorerMetrics(series).canaries,

@@ -72,7 +72,7 @@ def test_a_missing_dialect_topic_is_named_and_holds_up_nothing(
             producer.send_raw(topics.control, *forget_record("u", ts_ms=1))
             producer.flush()
             until(lambda: blocked(reading, "a"), timeout_seconds=5)
-            until(lambda: reading.announcements.news("home").latest == manifest, timeout_seconds=5)
+            until(lambda: reading.announcements.announced("home").latest == manifest, timeout_seconds=5)
             until(lambda: reading.seen("u") == [], timeout_seconds=5)
             admin.create_topics({missing: {"num_partitions": 1, "replication_factor": 1}})
             until(lambda: not reading.reader.topic_problems())
@@ -226,4 +226,4 @@ def test_each_topic_may_compress_with_another_codec(
     with reading.running():
         assert reading.reader.caught_up.wait(30)
         assert len(reading.items) == len(reading.shoppers) == 50
-        assert reading.announcements.news("home").latest == manifest
+        assert reading.announcements.announced("home").latest == manifest

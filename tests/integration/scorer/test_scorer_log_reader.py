@@ -36,7 +36,7 @@ def test_it_reads_what_is_there_and_then_what_comes(
         with reading.running():
             assert reading.reader.catalogue_read.wait(30)
             assert len(reading.items) == 3
-            assert reading.announcements.news("home").latest == manifests[1]
+            assert reading.announcements.announced("home").latest == manifests[1]
             assert reading.reader.caught_up.wait(30)
             assert reading.seen("u") == [reading.items.rows["a"]]
             assert reading.seen("v") == [reading.items.rows["b"]]
@@ -46,7 +46,7 @@ def test_it_reads_what_is_there_and_then_what_comes(
             producer.send_raw(topics.items, b"b", None)
             producer.send_raw(topics.adapters, b"home", manifest_bytes(manifests[2]))
             producer.flush()
-            until(lambda: reading.announcements.news("home").latest == manifests[2])
+            until(lambda: reading.announcements.announced("home").latest == manifests[2])
             until(lambda: reading.seen("u") == [reading.items.rows[item_id] for item_id in ("late", "a")])
             rows = [reading.items.rows[item_id] for item_id in ("a", "b", "c", "late")]
             until(lambda: list(map(reading.items._blocked.__getitem__, rows)) == [False, True, True, False])

@@ -8,14 +8,16 @@ import pytest
 from learnt_chain import Publications, catalogue_of
 from prometheus_client import CollectorRegistry
 from redis_server import RedisServer
+from standing_service import standing_service
 from tiny_model import tiny_encoder, titled
 
 from peft_adapters.serving.model_builder import build_model
 from services.metrics.scorer import ScorerMetrics
-from services.scorer.answers import Answers
 from services.scorer.app import create_app
-from services.scorer.command import _shoppers
+from services.scorer.command import shopper_states
 from services.scorer.live_items import LiveItems
+from services.scorer.recommender import Recommender
+from services.scorer.serving_table import ServingTable
 from services.scorer.shopper_state import ShopperState
 from services.scorer.shopper_state_redis import RedisState
 from services.scorer.shopper_state_request import RequestState
@@ -35,29 +37,28 @@ HIDDEN = Pseudonymiser(b"of this test alone")
 class Worker:
     """What the application needs of a worker, without its threads."""
 
-    scenario = "home"
-
     def __init__(self, state: StateSettings, metrics: ScorerMetrics, directory: Path) -> None:
         items = LiveItems()
         for item_id, text in ITEMS:
             items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text))
-        shoppers = _shoppers(Settings(state=state), items, metrics, HIDDEN)
+        shoppers = shopper_states(Settings(state=state), items, metrics, HIDDEN)
         assert isinstance(shoppers, RedisState)
         self.shoppers = shoppers
-        self.answers = Answers(items, shoppers)
+        self.recommender, self.table = Recommender(items, shoppers), ServingTable("home")
+        self.service = standing_service(
+            self.table, self.recommender, shoppers, pseudonymise=HIDDEN, problems=self.problems
+        )
         publications = Publications(directory)
         publications.learner.add_items(ITEMS)
         publications.learn(64)
         encoder = tiny_encoder()
-        self.answers.model = build_model(
+        model = build_model(
             [publications.read(publications.full(1))],
             previous=None,
             catalogue=catalogue_of(encoder, ITEMS),
             encoder=encoder,
         )
-
-    def missing(self) -> str | None:
-        return None
+        self.table.serve_model(model)
 
     def problems(self) -> dict[str, str]:
         problem = self.shoppers.problem()
@@ -78,7 +79,7 @@ def worker(mortal_valkey: RedisServer, series: CollectorRegistry, tmp_path: Path
 def client(worker: Worker, tmp_path: Path) -> Iterator[httpx.Client]:
     series = CollectorRegistry()  # of the application alone
     metrics = ScorerMetrics(series)
-    app = create_app(worker, ScorerSettings(), metrics, series, pseudonymise=HIDDEN)  # type: ignore[arg-type]
+    app = create_app(worker.service, ScorerSettings(), metrics, series)
     with running(app) as url, httpx.Client(base_url=url) as client:
         yield client
 
@@ -114,7 +115,7 @@ def test_a_shopper_is_known_from_redis_and_still_is_when_it_is_gone(
 def test_where_states_come_from_is_a_setting(series: CollectorRegistry) -> None:
     metrics, items = ScorerMetrics(series), LiveItems()
     sources = [
-        _shoppers(Settings(state=StateSettings(source=source)), items, metrics, HIDDEN)
+        shopper_states(Settings(state=StateSettings(source=source)), items, metrics, HIDDEN)
         for source in ("worker", "request")
     ]
     assert [type(source) for source in sources] == [ShopperState, RequestState]

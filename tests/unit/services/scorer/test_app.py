@@ -14,16 +14,18 @@ import httpx
 import pytest
 from learnt_chain import Publications, catalogue_of
 from prometheus_client import CollectorRegistry
+from standing_service import standing_service
 from tiny_model import tiny_encoder, titled
 
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel
 from services.metrics.scorer import ScorerMetrics
-from services.scorer.answers import Answer, Answers
 from services.scorer.app import create_app
 from services.scorer.live_items import LiveItems
+from services.scorer.recommender import RankedList, Recommender
 from services.scorer.requests import RecommendRequest
+from services.scorer.serving_table import ServingTable
 from services.scorer.shopper_state import ShopperState
 from services.settings.scorer import ScorerSettings
 from services.web.server import running
@@ -40,15 +42,16 @@ def hidden(user_id: str) -> str:
 class StandingWorker:
     """What the application needs of a worker, without its threads."""
 
-    scenario = "home"
-
     def __init__(self, encoder: Encoder, directory: Path) -> None:
         items = LiveItems()
         for item_id, text in ITEMS:
             items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text))
         self.wrong: dict[str, str] = {}
         self.shoppers = ShopperState(items.rows, max_shoppers=10, pseudonymise=hidden)
-        self.answers = Answers(items, self.shoppers)
+        self.recommender, self.table = Recommender(items, self.shoppers), ServingTable("home")
+        self.service = standing_service(
+            self.table, self.recommender, self.shoppers, pseudonymise=hidden, problems=lambda: self.wrong
+        )
         publications = Publications(directory)
         publications.learner.add_items(ITEMS)
         publications.learn(64)
@@ -57,15 +60,9 @@ class StandingWorker:
             [bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder
         )
 
-    def problems(self) -> dict[str, str]:
-        return self.wrong
-
-    def missing(self) -> str | None:
-        return None if self.answers.model else "no adapter of scenario 'home' is held yet"
-
     def flip(self, version: int) -> None:
         manifest = self.model.manifest.model_copy(update={"version": version})
-        self.answers.model = replace(self.model, manifest=manifest)
+        self.table.serve_model(replace(self.model, manifest=manifest))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +79,7 @@ def worker(encoder: Encoder, tmp_path: Path) -> StandingWorker:
 def client(worker: StandingWorker) -> Iterator[httpx.Client]:
     series = CollectorRegistry()
     settings = ScorerSettings(max_candidates=50, max_k=25, max_body_bytes=2_048)
-    app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=hidden)  # type: ignore[arg-type]
+    app = create_app(worker.service, settings, ScorerMetrics(series), series)
     with running(app) as url, httpx.Client(base_url=url) as client:
         yield client
 
@@ -118,7 +115,7 @@ def test_what_it_goes_on_without_it_says_and_stays_ready(serving: httpx.Client, 
     answer = serving.get("/readyz")
     assert (answer.status_code, answer.json()["problems"]) == (200, ["Kafka does not answer"])
     assert (available("kafka"), available("registry")) == ("0.0", "1.0")
-    worker.answers.model = None
+    worker.table.close("home")
     assert serving.get("/readyz").json()["problems"] == ["Kafka does not answer"]
 
 
@@ -154,7 +151,7 @@ def test_ids_of_requests_go_no_further_than_the_door(
     serving.post("/v1/rank", json={"user_id": "ann", "session_id": "s", "candidates": ["item-1"], "ts": 5})
     serving.post("/v1/recommend", json={"user_id": "ann", "ts": 5})
     serving.post("/v1/recommend", json={})
-    worker.answers.warm(worker.model)
+    worker.recommender.warm(worker.model)
     assert asked == [("<ann>", "<s>"), ("<ann>", None), (None, None)] * 2
 
 
@@ -263,9 +260,9 @@ def test_the_route_that_ranks_nothing_takes_the_same_bodies_and_gives_as_many_it
 def test_longer_answers_are_made_a_few_at_a_time(worker: StandingWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     worker.flip(1)
     under_way, most, lock = 0, 0, threading.Lock()
-    recommend = Answers.recommend
+    recommend = Recommender.best_items
 
-    def counted(self: Answers, request: RecommendRequest, model: ServedModel) -> Answer:
+    def counted(self: Recommender, request: RecommendRequest, model: ServedModel) -> RankedList:
         nonlocal under_way, most
         with lock:
             under_way += 1
@@ -275,10 +272,10 @@ def test_longer_answers_are_made_a_few_at_a_time(worker: StandingWorker, monkeyp
             under_way -= 1
         return recommend(self, request, model)
 
-    monkeypatch.setattr(Answers, "recommend", counted)
+    monkeypatch.setattr(Recommender, "best_items", counted)
     series = CollectorRegistry()
     settings = ScorerSettings(answer_threads=2)
-    app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=hidden)  # type: ignore[arg-type]
+    app = create_app(worker.service, settings, ScorerMetrics(series), series)
     with running(app) as url, ThreadPoolExecutor(8) as pool:
         asking = [pool.submit(httpx.post, f"{url}/v1/recommend", json={"diversity": 0.5}) for _ in range(8)]
         assert [future.result(30).status_code for future in asking] == [200] * 8
@@ -307,7 +304,7 @@ def test_head_answers_as_get_does(client: httpx.Client, worker: StandingWorker, 
 
 def test_pages_of_the_origins_in_the_settings_may_call(worker: StandingWorker) -> None:
     series, settings = CollectorRegistry(), ScorerSettings(cors_origins=("https://shop.example",))
-    app = create_app(worker, settings, ScorerMetrics(series), series, pseudonymise=hidden)  # type: ignore[arg-type]
+    app = create_app(worker.service, settings, ScorerMetrics(series), series)
     asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
     with running(app) as url, httpx.Client(base_url=url) as client:
         assert client.options("/v1/recommend", headers=asked).status_code == 200

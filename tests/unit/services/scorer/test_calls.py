@@ -23,7 +23,7 @@ def open_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 @pytest.fixture
 def shop(open_shop: Shop) -> Iterator[Shop]:
     yield open_shop
-    open_shop.answers.model = open_shop.model
+    open_shop.table.serve_model(open_shop.model)
     for item_id in IDS:
         open_shop.items.take_in(item(item_id))
 
@@ -102,13 +102,13 @@ def test_bids_on_what_was_never_learnt_are_refused_and_harm_no_swap(shop: Shop) 
     for request, told in ((asked | {"pay_per": "purchase"}, "purchase"), (asked, "click")):
         answer = shop.client.post("/v1/rank", json=request)
         assert answer.status_code == (200 if request is asked else 409)
-        shop.answers.model = shop.without_lists
+        shop.table.serve_model(shop.without_lists)
         answer = shop.client.post("/v1/rank", json=request)
         assert (answer.status_code, answer.headers["content-type"]) == (409, "application/problem+json")
         assert f"how likely a {told} is" in answer.json()["detail"]
-        shop.answers.model = shop.model
+        shop.table.serve_model(shop.model)
     shop.post("rank", **asked)
-    shop.answers.warm(shop.without_lists)
+    shop.recommender.warm(shop.without_lists)
 
 
 def test_related_items_come_by_behaviour_or_by_likeness(shop: Shop) -> None:

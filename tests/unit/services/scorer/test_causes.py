@@ -45,7 +45,7 @@ def followed(stage: Stage, url: str | None = None) -> Iterator[None]:
     """The whole of a scorer that looks at its registry: the worker, and beside it the follower."""
     registry: AdapterRegistry = stage.registry
     if url is not None:
-        registry = stage.worker._bundles._registry = AdapterRegistry(f"{url}/v1/files")
+        registry = stage.bundles._registry = AdapterRegistry(f"{url}/v1/files")
     follower = RegistryFollower(registry, stage.announcements, poll_seconds=0.05)
     thread = threading.Thread(target=follower.run)
     thread.start()
@@ -83,14 +83,14 @@ def other_base(stage: Stage) -> None:
     other.learner.add_items(ITEMS)
     directory = other.full(2)
     stage.registry.publish(directory, read_manifest(directory))
-    stage.announcements.offer(read_manifest(directory))
+    stage.announcements.update_latest(read_manifest(directory))
 
 
 def spoilt(stage: Stage, spoil: Callable[[Path], object]) -> None:
     """Publish a second version, and damage it in the registry before it is announced."""
     manifest = stage.publish(2, full=True, announce=False)
     spoil(version_directory(stage, 2))
-    stage.announcements.offer(manifest)
+    stage.announcements.update_latest(manifest)
 
 
 def flipped_byte(directory: Path) -> None:
@@ -145,7 +145,7 @@ def overflowing(stage: Stage) -> None:
     stage.publications.learner.ranker.heads.fill_(3e38)
     directory = stage.publications.full(2)
     stage.registry.publish(directory, read_manifest(directory))
-    stage.announcements.offer(read_manifest(directory))
+    stage.announcements.update_latest(read_manifest(directory))
 
 
 CASES = {
@@ -189,9 +189,9 @@ CASES = {
         publish_a_good_one,
     ),
     "a pin to a version that does not exist": Case(
-        lambda stage: stage.announcements.offer_rollout(Rollout(scenario="home", revision=1, stable_version=77)),
+        lambda stage: stage.announcements.update_rollout(Rollout(scenario="home", revision=1, stable_version=77)),
         "version 77 of 'home' is refused: <registry> holds no version 77 of scenario 'home'",
-        lambda stage: stage.announcements.offer_rollout(Rollout(scenario="home", revision=2)),
+        lambda stage: stage.announcements.update_rollout(Rollout(scenario="home", revision=2)),
     ),
     "a missing registry": Case(
         put_away,
@@ -217,7 +217,7 @@ CASES = {
 
 
 def said(stage: Stage) -> str:
-    return "; ".join(stage.worker.problems().get(name, "") for name in ("registry", "adapter"))
+    return "; ".join(stage.health.problems().get(name, "") for name in ("registry", "adapter"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -267,16 +267,14 @@ def test_a_scorer_that_starts_with_a_bad_newest_version_goes_back_to_the_last_go
     stage.publish(1, full=True)
     CASES[name].begin(stage)
     if heard == "from the registry":
-        stage.announcements._news.clear()
+        stage.announcements._announced.clear()
         stage.announcements.follow("home")
     with followed(stage):
         until(lambda: stage.version == 1)
         until(lambda: "is refused: " in said(stage) and said(stage).strip("; ").endswith("version 1 is served"))
         stage.reader.caught_up.set()
-        until(lambda: stage.worker.missing() is None)
-        app = create_app(
-            stage.worker, ScorerSettings(), ScorerMetrics(CollectorRegistry()), CollectorRegistry(), pseudonymise=str
-        )
+        until(lambda: stage.health.missing() is None)
+        app = create_app(stage.service, ScorerSettings(), ScorerMetrics(CollectorRegistry()), CollectorRegistry())
         with serving(app) as url:
             answer = httpx.get(f"{url}/readyz").json()
         assert (answer["status"], answer["adapter_version"]) == ("ready", 1)
@@ -308,7 +306,7 @@ def test_of_a_pinned_version_that_is_bad_it_goes_back_and_never_forward(stage: S
     for version in (1, 2, 3):
         stage.publish(version, full=True)
     flipped_byte(version_directory(stage, 2))
-    stage.announcements.offer_rollout(Rollout(scenario="home", revision=1, stable_version=2))
+    stage.announcements.update_rollout(Rollout(scenario="home", revision=1, stable_version=2))
     with followed(stage):
         until(lambda: stage.version == 1)
         assert "version 2 of 'home' is refused" in said(stage)
@@ -320,7 +318,7 @@ def test_with_nothing_that_verifies_it_is_not_ready_and_says_why(stage: Stage) -
     with followed(stage):
         until(lambda: "version 1 of 'home' is refused" in said(stage))
         until(lambda: "nothing is served yet" in said(stage))
-        assert "version 1 of 'home' is refused" in (stage.worker.missing() or "")
+        assert "version 1 of 'home' is refused" in (stage.health.missing() or "")
         publish_a_good_one(stage)
         until(lambda: stage.version == 3)
         until(lambda: said(stage) == "; ")

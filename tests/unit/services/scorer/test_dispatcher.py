@@ -1,7 +1,7 @@
-"""Whose turn it is: arms by shopper, scenarios by request, and a shadow that is compared and never answers."""
+"""Dispatch of requests: arms by shopper, scenarios by request, and a shadow that is compared and never answers."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,18 @@ import httpx
 import pytest
 from learnt_chain import Publications, catalogue_of
 from prometheus_client import CollectorRegistry
+from standing_service import standing_service
 from tiny_model import tiny_encoder, titled
 
 from peft_adapters.registry.rollout import Canary, Rollout, Shadow
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel
 from services.metrics.scorer import ScorerMetrics
-from services.scorer.answers import Answer, Answers
 from services.scorer.app import create_app
 from services.scorer.deployment import Deployment, in_canary
 from services.scorer.live_items import LiveItems
+from services.scorer.recommender import RankedList, Recommender
+from services.scorer.serving_table import ServingTable
 from services.scorer.shadowing import mean_difference, overlap
 from services.scorer.shopper_state import ShopperState
 from services.settings.scorer import ScorerSettings
@@ -34,14 +36,13 @@ CANARY = Rollout(scenario="home", revision=1, stable_version=1, canary=Canary(ve
 class Place:
     """An application over standing models."""
 
-    scenario = "home"
-
     def __init__(self, directory: Path) -> None:
         items = LiveItems()
         for item_id, text in ITEMS:
             items.take_in(Item(event_id="e", ts=1, item_id=item_id, kind="product", title=text))
         self.shoppers = ShopperState(items.rows, max_shoppers=10, pseudonymise=str)
-        self.answers = Answers(items, self.shoppers)
+        self.recommender, self.table = Recommender(items, self.shoppers), ServingTable("home")
+        self.published: Callable[[str], bool] = lambda _: True
         self.series = CollectorRegistry()
         publications, encoder = Publications(directory), tiny_encoder()
         publications.learner.add_items(ITEMS)
@@ -53,14 +54,8 @@ class Place:
                 build_model([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
             )
 
-    def problems(self) -> dict[str, str]:
-        return {}
-
-    def missing(self) -> str | None:
-        return None if self.answers.model else "no adapter of scenario 'home' is held yet"
-
     def show(self, rollout: Rollout, **arms: ServedModel) -> None:
-        self.answers.deployments[rollout.scenario] = Deployment(rollout, **arms)
+        self.table.serve(Deployment(rollout, **arms))
 
     def value(self, name: str, **labels: str) -> float:
         return self.series.get_sample_value(name, {"scenario": "home", **labels}) or 0.0
@@ -73,15 +68,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture
 def place(models: Place) -> Place:
-    models.answers.deployments.clear()
-    models.answers.ask = lambda _: True
+    models.table = ServingTable("home")
+    models.published = lambda _: True
     models.series = CollectorRegistry()
     return models
 
 
 @pytest.fixture
 def client(place: Place) -> Iterator[httpx.Client]:
-    app = create_app(place, ScorerSettings(), ScorerMetrics(place.series), place.series, pseudonymise=str)  # type: ignore[arg-type]
+    service = standing_service(
+        place.table, place.recommender, place.shoppers, is_published=lambda name: place.published(name)
+    )
+    app = create_app(service, ScorerSettings(), ScorerMetrics(place.series), place.series)
     with running(app) as url, httpx.Client(base_url=url) as client:
         yield client
 
@@ -124,7 +122,7 @@ def test_a_scenario_has_its_own_model_and_one_that_is_not_there_says_so(place: P
     assert loading.status_code == 503
     assert loading.headers["retry-after"] == "1"
     assert "being loaded" in loading.json()["detail"]
-    place.answers.ask = lambda name: name == "home"
+    place.published = lambda name: name == "home"
     unknown = client.post("/v1/rank", json={"scenario": "no-such", "candidates": ["a"]})
     assert unknown.status_code == 404
     assert "no adapter of scenario 'no-such'" in unknown.json()["detail"]
@@ -157,10 +155,10 @@ def test_the_shadow_s_fault_is_its_own(place: Place, client: httpx.Client) -> No
 
 
 def test_how_two_answers_differ() -> None:
-    answer = Answer(1, ["a", "b", "c"], [3.0, 2.0, 1.0], [])
+    answer = RankedList(1, ["a", "b", "c"], [3.0, 2.0, 1.0], [])
     assert overlap(answer, answer) == 1
-    assert mean_difference(answer, Answer(2, ["a", "b", "c"], [13.0, 12.0, 11.0], [])) == 0
-    assert mean_difference(answer, Answer(2, ["b", "a"], [2.0, 1.0], [])) == 1
-    assert overlap(answer, Answer(2, ["b", "x"], [2.0, 1.0], [])) == pytest.approx(1 / 3)
-    nothing = Answer(2, [], [], [])
+    assert mean_difference(answer, RankedList(2, ["a", "b", "c"], [13.0, 12.0, 11.0], [])) == 0
+    assert mean_difference(answer, RankedList(2, ["b", "a"], [2.0, 1.0], [])) == 1
+    assert overlap(answer, RankedList(2, ["b", "x"], [2.0, 1.0], [])) == pytest.approx(1 / 3)
+    nothing = RankedList(2, [], [], [])
     assert (overlap(nothing, nothing), mean_difference(answer, nothing)) == (1, 0)

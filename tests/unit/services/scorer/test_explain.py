@@ -8,16 +8,18 @@ import httpx
 import pytest
 from learnt_chain import Publications, catalogue_of
 from prometheus_client import CollectorRegistry
+from standing_service import standing_service
 from tiny_model import paired_stream, tiny_encoder, titled
 
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.serving.explanations import Explanation, HistoryShare
 from peft_adapters.serving.model_builder import build_model
 from services.metrics.scorer import ScorerMetrics
-from services.scorer.answers import Answers
 from services.scorer.app import create_app
 from services.scorer.live_items import LiveItems
+from services.scorer.recommender import Recommender
 from services.scorer.sentences import because
+from services.scorer.serving_table import ServingTable
 from services.scorer.shopper_state import ShopperState
 from services.settings.scorer import ScorerSettings
 from services.web.server import running
@@ -39,17 +41,18 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Any:
     publications.learner.add_items(ITEMS)
     for seed in range(2):
         publications.learner.learn(publications.learner.observe(paired_stream(64, items=30, seed=seed, users=8)))
-    answers = Answers(items, shoppers)
-    answers.encode_query = QueryEncoder(encoder)
+    recommender = Recommender(items, shoppers, encode_query=QueryEncoder(encoder))
+    table = ServingTable("home")
     bundle = publications.read(publications.full(3))
-    answers.model = build_model([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder)
-    return SimpleNamespace(scenario="home", items=items, answers=answers, shoppers=shoppers, missing=lambda: None)
+    table.serve_model(build_model([bundle], previous=None, catalogue=catalogue_of(encoder, ITEMS), encoder=encoder))
+    service = standing_service(table, recommender, shoppers)
+    return SimpleNamespace(items=items, table=table, shoppers=shoppers, service=service)
 
 
 @pytest.fixture(scope="module")
 def client(worker: Any) -> Iterator[httpx.Client]:
     series = CollectorRegistry()
-    app = create_app(worker, ScorerSettings(), ScorerMetrics(series), series, pseudonymise=str)
+    app = create_app(worker.service, ScorerSettings(), ScorerMetrics(series), series)
     with running(app) as url, httpx.Client(base_url=url) as client:
         yield client
 

@@ -22,7 +22,7 @@ def item(item_id: str, **fields: Any) -> Item:
 
 
 def offered(items: LiveItems) -> set[str]:
-    may_be = items.may_be_offered(np.arange(len(items)))
+    may_be = items.are_available(np.arange(len(items)))
     return {item_id for item_id, row in items.rows.items() if may_be[row]}
 
 
@@ -78,8 +78,8 @@ CATALOGUE = (
 def test_filters_leave_what_they_ask_for(asked: dict[str, Any], fitting: set[str]) -> None:
     facts = ItemFacts()
     for row, event in enumerate(CATALOGUE):
-        facts.put(row, event)
-    fits = facts.fitting(np.arange(4), Filters.model_validate(asked))
+        facts.set(row, event)
+    fits = facts.matching(np.arange(4), Filters.model_validate(asked))
     assert {event.item_id for event, fit in zip(CATALOGUE, fits, strict=True) if fit} == fitting
 
 
@@ -89,7 +89,7 @@ def test_facts_follow_the_newest_event_and_grow() -> None:
         items.take_in(item(str(number), price=number))
     items.take_in(item("3", price=5_000))
     dear = Filters(min_price=FIRST_CAPACITY)
-    assert np.flatnonzero(items.fitting(np.arange(len(items)), dear)).tolist() == [3, FIRST_CAPACITY]
+    assert np.flatnonzero(items.matching(np.arange(len(items)), dear)).tolist() == [3, FIRST_CAPACITY]
 
 
 def test_bought_is_bounded_in_items_and_in_shoppers() -> None:

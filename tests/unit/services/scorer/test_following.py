@@ -21,8 +21,13 @@ from services.web.server import running
 
 
 @pytest.fixture
-def announcements() -> Announcements:
-    return Announcements("home", ScorerMetrics(CollectorRegistry()))
+def rollouts() -> list[Rollout]:
+    return []
+
+
+@pytest.fixture
+def announcements(rollouts: list[Rollout]) -> Announcements:
+    return Announcements("home", ScorerMetrics(CollectorRegistry()), on_rollout=rollouts.append)
 
 
 @pytest.fixture
@@ -63,48 +68,47 @@ def test_rollouts_and_versions_are_heard_without_kafka(
     registry: AdapterRegistry,
     store: AdapterRegistry,
     announcements: Announcements,
+    rollouts: list[Rollout],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(following, "GRACE_SECONDS", 0.05)
     monkeypatch.setattr(following, "WAIT_SECONDS", 1.0)
-    heard: list[int] = []
-    announcements.on_rollout = lambda rollout: heard.append(rollout.revision)
     with followed(registry, announcements):
-        until(lambda: heard == [0])
-        until(lambda: (latest := announcements.news("home").latest) is not None and latest.version == 1)
+        until(lambda: [rollout.revision for rollout in rollouts] == [0])
+        until(lambda: (latest := announcements.announced("home").latest) is not None and latest.version == 1)
         store.set_rollout(Rollout(scenario="home", revision=1, stable_version=1))
-        until(lambda: heard == [0, 1])
+        until(lambda: [rollout.revision for rollout in rollouts] == [0, 1])
         publish(store, tmp_path, 2)
-        until(lambda: (latest := announcements.news("home").latest) is not None and latest.version == 2)
+        until(lambda: (latest := announcements.announced("home").latest) is not None and latest.version == 2)
 
 
 def test_a_version_that_the_topic_has_overtaken_is_passed_over(
-    store: AdapterRegistry, announcements: Announcements, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: AdapterRegistry,
+    announcements: Announcements,
+    rollouts: list[Rollout],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(following, "GRACE_SECONDS", 0.0)
     newer = write_small_bundle(tmp_path / "newer", 5)
-    announcements.offer(newer)
-    heard: list[int] = []
-    announcements.on_rollout = lambda rollout: heard.append(rollout.revision)
+    announcements.update_latest(newer)
     with followed(store, announcements):
-        until(lambda: heard == [0])
+        until(lambda: [rollout.revision for rollout in rollouts] == [0])
         store.set_rollout(Rollout(scenario="home", revision=1))
-        until(lambda: heard == [0, 1])
-        assert announcements.news("home").latest == newer
+        until(lambda: [rollout.revision for rollout in rollouts] == [0, 1])
+        assert announcements.announced("home").latest == newer
 
 
 def test_a_registry_that_comes_late_is_followed_from_then_on(
-    store: AdapterRegistry, announcements: Announcements, tmp_path: Path
+    store: AdapterRegistry, announcements: Announcements, rollouts: list[Rollout], tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     root = tmp_path / "registry"
     root.rename(elsewhere)
     root.write_text("in the way")  # reading below a file fails, where a missing directory is merely empty
-    heard: list[int] = []
-    announcements.on_rollout = lambda rollout: heard.append(rollout.stable_version or 0)
     with followed(store, announcements):
         root.unlink()
         elsewhere.rename(root)
         store.set_rollout(Rollout(scenario="home", revision=1, stable_version=1))
-        until(lambda: 1 in heard)
+        until(lambda: any(rollout.stable_version == 1 for rollout in rollouts))

@@ -15,7 +15,7 @@ def item(item_id: str, title: str = "Mug", **fields: Any) -> Item:
 
 
 def offered(items: LiveItems) -> list[bool]:
-    return list(items.may_be_offered(np.arange(len(items))))
+    return list(items.are_available(np.arange(len(items))))
 
 
 def test_changes_are_given_once_in_order_of_arrival_with_the_newest_text() -> None:
@@ -37,7 +37,7 @@ def test_an_item_is_given_with_its_vectors_until_it_comes_without() -> None:
     assert len(taken) == 3
     assert taken[2]["image"].tolist() == np.array([0.6, 0.8], dtype=np.float16).tolist()
     items.take_in(item("a"))
-    items.give_back([taken])
+    items.return_changes([taken])
     assert items.take_changes(10) == [("a", "Mug")]
 
 
@@ -67,7 +67,7 @@ def test_only_what_takes_an_item_away_counts_as_withdrawn() -> None:
         (item("b", status="blocked"), 3),
     ):
         items.take_in(event)
-        assert items.withdrawn == withdrawn
+        assert items.withdrawals == withdrawn
 
 
 def test_it_grows_and_forgets_nothing() -> None:
@@ -85,7 +85,7 @@ def test_changes_given_back_come_first_again_but_never_undo_a_newer_text() -> No
     taken = items.take_changes(10)
     items.take_in(item("c"))
     items.take_in(item("b", "Jug"))
-    items.give_back(taken)
+    items.return_changes(taken)
     assert items.take_changes(10) == [("a", "Mug"), ("b", "Jug"), ("c", "Mug")]
 
 
@@ -99,7 +99,7 @@ def test_an_older_event_that_arrives_later_does_not_undo_a_newer_one() -> None:
         items.take_in(item(item_id, "Old").model_copy(update={"ts": 8}))
     assert offered(items) == [False, False, True]
     assert items.rows == {"c": 0, "a": 1, "b": 2}
-    assert list(items.fitting(np.arange(3), Filters(in_stock=True))) == [True, True, False]
+    assert list(items.matching(np.arange(3), Filters(in_stock=True))) == [True, True, False]
     assert items.take_changes(10) == []
     items.take_in(item("a", "New").model_copy(update={"ts": 9}))
     assert offered(items) == [False, True, True]

@@ -34,16 +34,16 @@ class Table:
 
     def __init__(self, manifests: dict[int, Manifest], kept_rows: int = 30) -> None:
         self.manifests, self.shown = manifests, list[Deployment]()
-        self.slot = ModelSlot("home", kept_rows=kept_rows, show=lambda _, now: self.shown.append(now))
+        self.slot = ModelSlot("home", kept_rows=kept_rows, on_swap=lambda _, now: self.shown.append(now))
 
     def model(self, version: int) -> ServedModel:
         return cast(ServedModel, Standing(self.manifests[version], rows=10))
 
     def follow(self, rollout: Rollout | None = None, latest: int | None = None) -> list[int]:
         """Obey, and build what is missing; the versions that were built."""
-        missing = self.slot.obey(rollout, self.manifests[latest] if latest else None)
+        missing = self.slot.apply(rollout, self.manifests[latest] if latest else None)
         for target in missing:
-            assert self.slot.place(target, self.model(target.version))
+            assert self.slot.install(target, self.model(target.version))
         return [target.version for target in missing]
 
     @property
@@ -97,11 +97,11 @@ def test_no_more_is_kept_than_there_is_room_for(manifests: dict[int, Manifest]) 
 
 def test_until_its_model_is_built_a_canary_answers_nobody_and_a_pin_keeps_what_was(table: Table) -> None:
     table.follow(latest=1)
-    missing = table.slot.obey(rollout(1, stable_version=2, canary=Canary(version=3, percent=100)), None)
+    missing = table.slot.apply(rollout(1, stable_version=2, canary=Canary(version=3, percent=100)), None)
     assert missing == [Target(STABLE, 2), Target(CANARY, 3)]
     assert table.versions == {STABLE: 1}
     assert table.slot.deployment.arm_of("ann") == STABLE
-    assert table.slot.place(missing[1], table.model(3))
+    assert table.slot.install(missing[1], table.model(3))
     assert table.slot.deployment.arm_of("ann") == CANARY
     assert table.slot.deployment.arm_of(None) == STABLE
 
@@ -110,18 +110,18 @@ def test_a_canary_of_the_latest_follows_it_without_a_pause(table: Table) -> None
     table.follow(latest=1)
     assert table.follow(rollout(1, stable_version=1, canary=Canary(percent=5)), latest=2) == [2]
     assert table.versions == {STABLE: 1, CANARY: 2}
-    (target,) = table.slot.obey(None, table.manifests[3])
+    (target,) = table.slot.apply(None, table.manifests[3])
     assert table.versions == {STABLE: 1, CANARY: 2}
-    assert table.slot.place(target, table.model(3))
+    assert table.slot.install(target, table.model(3))
     assert table.versions == {STABLE: 1, CANARY: 3}
 
 
 def test_what_was_built_for_an_arm_that_is_gone_goes_nowhere(table: Table) -> None:
     table.follow(latest=1)
-    (target,) = table.slot.obey(rollout(1, stable_version=1, shadow=Shadow(version=2)), None)
+    (target,) = table.slot.apply(rollout(1, stable_version=1, shadow=Shadow(version=2)), None)
     assert target.arm == SHADOW
-    table.slot.obey(rollout(2, stable_version=1), None)
-    assert not table.slot.place(target, table.model(2))
+    table.slot.apply(rollout(2, stable_version=1), None)
+    assert not table.slot.install(target, table.model(2))
     assert table.versions == {STABLE: 1}
 
 
@@ -130,16 +130,16 @@ def test_promoting_and_ending_a_canary_are_flips(table: Table) -> None:
     begun = rollout(1, stable_version=1, canary=Canary(version=2, percent=20))
     assert table.follow(begun) == [2]
     promoted = begun.promoted(latest=2)
-    assert table.slot.obey(promoted, None) == []
+    assert table.slot.apply(promoted, None) == []
     assert table.versions == {STABLE: 2}
-    assert table.slot.obey(promoted.pinned(1), None) == []
+    assert table.slot.apply(promoted.pinned(1), None) == []
     assert table.versions == {STABLE: 1}
 
 
 def test_the_same_number_with_other_content_is_another_version(table: Table, tmp_path: Any) -> None:
     table.follow(latest=1)
     anew = write_small_bundle(tmp_path / "anew", 1, seed=5)
-    assert [target.version for target in table.slot.obey(None, anew)] == [1]
+    assert [target.version for target in table.slot.apply(None, anew)] == [1]
 
 
 def test_a_renewed_model_takes_the_place_of_the_one_before_everywhere(table: Table) -> None:
@@ -147,7 +147,7 @@ def test_a_renewed_model_takes_the_place_of_the_one_before_everywhere(table: Tab
     table.follow(latest=2)
     old = table.slot.models()
     for model in old:
-        table.slot.renew(model, table.model(model.version))
+        table.slot.replace(model, table.model(model.version))
     assert [model.version for model in table.slot.models()] == [2, 1]
     assert not {id(model) for model in old} & {id(model) for model in table.slot.models()}
 

@@ -14,7 +14,7 @@ from tiny_model import tiny_encoder
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.registry.rollout import Canary, Rollout, Shadow, rollout_bytes
 from peft_adapters.serving import model_builder as serving
-from services.scorer import worker as worker_module
+from services.scorer import model_factory
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,14 @@ def stage(tmp_path: Path, encoder: Encoder) -> Stage:
 
 
 def versions(stage: Stage) -> dict[str, int]:
-    deployment = stage.worker.answers.deployments.get("home")
+    deployment = stage.table.deployment("home")
     return {arm: model.version for arm, model in deployment.models.items()} if deployment else {}
 
 
 def told(stage: Stage, revision: int, **fields: Any) -> None:
-    stage.announcements.hear(b"home/rollout", rollout_bytes(Rollout(scenario="home", revision=revision, **fields)))
+    stage.announcements.read_record(
+        b"home/rollout", rollout_bytes(Rollout(scenario="home", revision=revision, **fields))
+    )
 
 
 def published(stage: Stage, count: int) -> None:
@@ -53,7 +55,7 @@ def test_a_rollback_is_obeyed_before_hear_returns_even_while_a_build_is_under_wa
             assert stop.wait(30)
         return build(bundles, stop=stop, **parts)
 
-    monkeypatch.setattr(worker_module, "build_model", endless)
+    monkeypatch.setattr(model_factory, "build_model", endless)
     with stage.running():
         published(stage, 3)
         stage.publish(4)
@@ -77,7 +79,7 @@ def test_a_pin_to_what_is_not_held_leaves_the_build_under_way_for_it(
             assert stop.wait(30)
         return build(bundles, stop=stop, **parts)
 
-    monkeypatch.setattr(worker_module, "build_model", slow)
+    monkeypatch.setattr(model_factory, "build_model", slow)
     stage.publish(1, full=True)
     stage.publish(2)
     stage.publish(3)
@@ -138,8 +140,8 @@ def test_it_serves_nothing_before_it_knows_what_it_may_serve(stage: Stage) -> No
 def test_a_rollout_that_is_none_is_refused_and_told(stage: Stage) -> None:
     with stage.running(), capture_logs() as logs:
         published(stage, 1)
-        stage.announcements.hear(b"home/rollout", b'{"scenario": "home", "revision": -1}')
-        stage.announcements.hear(b"search/rollout", b"{}")
+        stage.announcements.read_record(b"home/rollout", b'{"scenario": "home", "revision": -1}')
+        stage.announcements.read_record(b"search/rollout", b"{}")
     assert stage.count("refused") == 1
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["announcement_refused"]
 
@@ -151,9 +153,9 @@ def test_what_was_refused_is_not_fetched_again_until_a_rollout_changes(stage: St
         file = stage.directory / "registry" / "home" / "00000002" / "residuals.safetensors"
         good = file.read_bytes()
         file.write_bytes(good[:-1] + b"\x7f")
-        stage.announcements.offer(bad)
+        stage.announcements.update_latest(bad)
         until(lambda: stage.count("refused") == 1)
-        stage.announcements.put_back("home")
+        stage.announcements.requeue("home")
         time.sleep(0.1)
         assert stage.count("refused") == 1
         file.write_bytes(good)
@@ -165,8 +167,8 @@ def test_items_that_came_meanwhile_join_a_kept_version_after_the_flip(stage: Sta
     with stage.running():
         published(stage, 2)
         stage.item("item-late", "a vase")
-        until(lambda: "item-late" in stage.worker.answers.model.rows)  # type: ignore[union-attr]
+        until(lambda: "item-late" in stage.table.model.rows)  # type: ignore[union-attr]
         told(stage, 1, stable_version=1)
         assert stage.version == 1
-        until(lambda: "item-late" in stage.worker.answers.model.rows)  # type: ignore[union-attr]
+        until(lambda: "item-late" in stage.table.model.rows)  # type: ignore[union-attr]
         assert stage.version == 1

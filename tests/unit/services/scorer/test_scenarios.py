@@ -51,7 +51,7 @@ def published(stage: Stage, scenario: str) -> Manifest:
 
 
 def held(stage: Stage) -> set[str]:
-    return {name for name, deployment in stage.worker.answers.deployments.items() if deployment.stable is not None}
+    return {name for name, deployment in stage.table.deployments().items() if deployment.stable is not None}
 
 
 def shown(stage: Stage, scenario: str) -> float | None:
@@ -62,7 +62,7 @@ def test_a_scenario_is_loaded_when_asked_for_and_goes_when_others_are(stage: Sta
     stage.publish(1, full=True)
     for scenario in ("search", "ads"):
         published(stage, scenario)
-    ask = stage.worker.answers.ask
+    ask = stage.worker.scenarios.request
     with stage.running():
         until(lambda: held(stage) == {"home"})
         assert not ask("search")  # nobody has announced it: the registry is asked, and a later request finds it
@@ -74,7 +74,7 @@ def test_a_scenario_is_loaded_when_asked_for_and_goes_when_others_are(stage: Sta
         until(lambda: shown(stage, "search") is None)
         ask("search")
         until(lambda: held(stage) == {"home", "search"})
-    home, search = (stage.worker.answers.deployments[name].models["stable"] for name in ("home", "search"))
+    home, search = (stage.table.deployments()[name].models["stable"] for name in ("home", "search"))
     assert home.manifest.scenario == "home"
     assert search.manifest.scenario == "search"
     assert not home.state.heads.equal(search.state.heads)
@@ -86,10 +86,10 @@ def test_of_a_name_without_a_publication_nothing_is_held(stage: Stage) -> None:
     with stage.running():
         until(lambda: held(stage) == {"home"})
         for _ in range(2):
-            assert not stage.worker.answers.ask("no-such")
+            assert not stage.worker.scenarios.request("no-such")
             until(lambda: "no-such" not in stage.announcements.followed())
         for number in range(100):
-            assert not stage.worker.answers.ask(f"made-up-{number}")
+            assert not stage.worker.scenarios.request(f"made-up-{number}")
         assert len(stage.announcements.followed()) <= 17
         until(lambda: stage.announcements.followed() == ["home"])
     assert held(stage) == {"home"}
@@ -98,15 +98,14 @@ def test_of_a_name_without_a_publication_nothing_is_held(stage: Stage) -> None:
 def test_an_announced_scenario_is_known_to_come(stage: Stage) -> None:
     stage.publish(1, full=True)
     published(stage, "search")
-    stage.announcements.hear(b"search", b"{}")  # not followed: that there is something counts, not what
+    stage.announcements.read_record(b"search", b"{}")  # not followed: that there is something counts, not what
     with stage.running():
         until(lambda: held(stage) == {"home"})
-        assert stage.worker.answers.ask("search")
+        assert stage.worker.scenarios.request("search")
         until(lambda: held(stage) == {"home", "search"})
         stage.item("item-late", "a vase")
         until(
             lambda: all(
-                "item-late" in deployment.models["stable"].rows
-                for deployment in stage.worker.answers.deployments.values()
+                "item-late" in deployment.models["stable"].rows for deployment in stage.table.deployments().values()
             )
         )

@@ -14,6 +14,7 @@ import pytest
 import torch
 from learnt_chain import Publications
 from prometheus_client import CollectorRegistry
+from standing_service import standing_service
 from structlog.testing import capture_logs
 from tiny_model import shown_stream, tiny_encoder, titled
 from torch import Tensor
@@ -26,10 +27,11 @@ from peft_adapters.serving.served_model import ServedModel
 from services.metrics.scorer import ScorerMetrics
 from services.scorer import lexicon as lexicon_module
 from services.scorer import refresher as refresher_module
-from services.scorer.answers import Answers
 from services.scorer.app import create_app
 from services.scorer.live_items import LiveItems
+from services.scorer.recommender import Recommender
 from services.scorer.search import Search
+from services.scorer.serving_table import ServingTable
 from services.scorer.shopper_state import ShopperState
 from services.settings.scorer import ScorerSettings
 from services.settings.search import SearchSettings
@@ -75,34 +77,33 @@ class Shop:
         self.encoder, self.catalogue = made.encoder, Catalogue(made.cache)
         self.catalogue.upsert(self.items.take_changes(1_000))
         self.shoppers = ShopperState(self.items.rows, max_shoppers=10, pseudonymise=str)
-        self.answers = Answers(self.items, self.shoppers, scenario=self.scenario)
-        self.answers.model = build_model([made.bundle], previous=None, catalogue=self.catalogue, encoder=made.encoder)
         self.queries = QueryEncoder(made.encoder)
-        self.search = Search(self.queries, self.answers, SearchSettings())
+        self.recommender = Recommender(self.items, self.shoppers, encode_query=self.queries)
+        self.table = ServingTable(self.scenario)
+        self.table.serve_model(
+            build_model([made.bundle], previous=None, catalogue=self.catalogue, encoder=made.encoder)
+        )
+        self.search = Search(self.queries, self.recommender, self.table, SearchSettings())
         self.search.lexicon.refresh()
 
     @property
     def model(self) -> ServedModel:
-        assert self.answers.model is not None
-        return self.answers.model
-
-    def problems(self) -> dict[str, str]:
-        return {}
-
-    def missing(self) -> None:
-        return None
+        assert self.table.model is not None
+        return self.table.model
 
     def refresh(self) -> None:
         self.catalogue.upsert(self.items.take_changes(1_000))
-        self.answers.model = refresh_model(self.model, catalogue=self.catalogue, encoder=self.encoder)
+        self.table.serve_model(refresh_model(self.model, catalogue=self.catalogue, encoder=self.encoder))
 
     def app(self, **settings: Any) -> Any:
         series = CollectorRegistry()
-        self.search = search = Search(self.queries, self.answers, SearchSettings(**settings))
+        self.search = search = Search(self.queries, self.recommender, self.table, SearchSettings(**settings))
         search.lexicon.refresh()
         own = ScorerSettings(max_k=50)
         metrics = ScorerMetrics(series)
-        return create_app(self, own, metrics, series, pseudonymise=str, search=search)  # type: ignore[arg-type]
+        return create_app(
+            standing_service(self.table, self.recommender, self.shoppers), own, metrics, series, search=search
+        )
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,7 @@ def test_the_index_is_made_beside_and_a_fault_in_it_keeps_the_one_before(
     before = shop.search.lexicon.words
     words, graph = shop.search.refreshers()
     thread = threading.Thread(target=words.run, daemon=True)
-    monkeypatch.setattr(refresher_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(refresher_module, "CHECK_SECONDS", 0.01)
     with monkeypatch.context() as patch, capture_logs() as logs:
         patch.setattr(lexicon_module, "LexicalIndex", broken)
         thread.start()
@@ -244,10 +245,14 @@ def test_many_items_are_searched_through_a_graph_and_new_ones_beside_it(shop: Sh
     app = shop.app(personal_weight=0.0, graph_above_items=20, candidates=20)
     assert shop.search is not all_of
     rows = np.arange(len(shop.model))
-    assert shop.search.near.among("red mug", shop.queries, rows, 8, shop.model) is rows, "there is no graph yet"
-    shop.search.near.refresh()
-    assert len(shop.search.near.among("red mug", shop.queries, rows, 8, shop.model)) == 8
-    assert len(shop.search.near.among("red mug", shop.queries, rows[:20], 8, shop.model)) == 20, "few are all looked at"
+    assert shop.search.neighbours.candidates("red mug", shop.queries, rows, 8, shop.model) is rows, (
+        "there is no graph yet"
+    )
+    shop.search.neighbours.refresh()
+    assert len(shop.search.neighbours.candidates("red mug", shop.queries, rows, 8, shop.model)) == 8
+    assert len(shop.search.neighbours.candidates("red mug", shop.queries, rows[:20], 8, shop.model)) == 20, (
+        "few are all looked at"
+    )
     with running(app) as url, httpx.Client(base_url=url) as client:
         for text, items in exact.items():
             assert found(client, text, k=5)[0] == items[0]
@@ -260,10 +265,10 @@ def test_many_items_are_searched_through_a_graph_and_new_ones_beside_it(shop: Sh
 
 def test_a_graph_is_asked_with_queries_under_its_own_adapter(shop: Shop, made: Made) -> None:
     shop.app(graph_above_items=20)
-    shop.search.near.refresh()
-    before = shop.search.near._graph
+    shop.search.neighbours.refresh()
+    before = shop.search.neighbours._graph
     made.encoder.load_lora({name: value + 1 for name, value in made.encoder.lora_state().items()})
-    shop.answers.model = replace(shop.model, suffix=made.encoder.merged())
+    shop.table.serve_model(replace(shop.model, suffix=made.encoder.merged()))
     asked: list[object] = []
 
     def noted(query: str, suffix: object) -> object:
@@ -271,11 +276,11 @@ def test_a_graph_is_asked_with_queries_under_its_own_adapter(shop: Shop, made: M
         return shop.queries(query, suffix)  # type: ignore[arg-type]
 
     rows = np.arange(len(shop.model))
-    shop.search.near.among("red mug", noted, rows, 8, shop.model)  # type: ignore[arg-type]
+    shop.search.neighbours.candidates("red mug", noted, rows, 8, shop.model)  # type: ignore[arg-type]
     assert before is not None
     assert asked == [before.adapter] != [shop.model.suffix]
-    shop.search.near.refresh()
-    assert shop.search.near._graph is not before
+    shop.search.neighbours.refresh()
+    assert shop.search.neighbours._graph is not before
 
 
 def test_a_scenario_may_be_named(client: httpx.Client) -> None:
@@ -332,7 +337,7 @@ def test_bad_requests_are_problems_that_say_what_to_mend(
 
 
 def test_without_an_adapter_it_says_so(shop: Shop) -> None:
-    shop.answers.model = None
+    shop.table.close("home")
     with running(shop.app()) as url, httpx.Client(base_url=url) as client:
         for route, body in (("search", {"query": "a"}), ("answer", {"question": "a"})):
             answer = client.post(f"/v1/{route}", json=body)
@@ -355,7 +360,7 @@ def test_every_query_is_answered_whole_by_one_version_while_versions_flip(client
         asking = [pool.submit(ask, number) for number in range(3)]
         for version in range(2, 42):
             manifest = model.manifest.model_copy(update={"version": version})
-            shop.answers.model = replace(model, manifest=manifest, suffix=shop.encoder.merged())
+            shop.table.serve_model(replace(model, manifest=manifest, suffix=shop.encoder.merged()))
             time.sleep(0.01)
         done.set()
         for seen in (future.result(30) for future in asking):

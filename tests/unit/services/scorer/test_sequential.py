@@ -21,7 +21,7 @@ def played(seed: int, *, canary_rate: float, lists: int = 3_000, settings: Canar
         tally = test.canary if in_canary else test.stable
         tally.add(shopper, shown=1, clicked=int(draw.random() < rate))
         if number % 10 == 0:
-            test.look()
+            test.update()
             if test.is_worse:
                 break
     return test

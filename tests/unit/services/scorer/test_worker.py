@@ -23,7 +23,7 @@ from peft_adapters.registry.bundle import read_manifest
 from peft_adapters.registry.rollout import Rollout
 from peft_adapters.serving.model_builder import build_model
 from services.metrics.scorer import ScorerMetrics
-from services.scorer import worker as worker_module
+from services.scorer import model_factory
 from services.scorer.next_adapter_encoder import NextAdapterEncoder
 from streams.decode import ItemRemoved
 
@@ -73,8 +73,8 @@ def test_what_is_served_is_not_built_again_when_it_is_announced_again(stage: Sta
     manifest = stage.publish(1, full=True)
     with stage.running():
         until(lambda: stage.version == 1)
-        model = stage.worker.answers.model
-        stage.announcements.offer(manifest)
+        model = stage.table.model
+        stage.announcements.update_latest(manifest)
         stage.publish(2)
         until(lambda: stage.version == 2)
     assert model is not None
@@ -86,7 +86,7 @@ def test_an_older_version_that_is_announced_is_gone_back_to(stage: Stage) -> Non
     stage.publish(2)
     with stage.running():
         until(lambda: stage.version == 2)
-        stage.announcements.offer(first)
+        stage.announcements.update_latest(first)
         until(lambda: stage.version == 1)
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_bundle_is_refused_and_the_next_good_one_served(stage: Stage, 
         until(lambda: stage.version == 1)
         bad = stage.publish(2, announce=False)
         damage(stage.directory / "registry" / "home" / "00000002")
-        stage.announcements.offer(bad)
+        stage.announcements.update_latest(bad)
         until(lambda: stage.count("refused") == 1)
         assert stage.version == 1
         stage.publish(3)  # builds on what is damaged
@@ -130,18 +130,18 @@ def test_an_adapter_of_another_base_is_refused(stage: Stage) -> None:
         other.learner.add_items(ITEMS)
         directory = other.full(2)
         stage.registry.publish(directory, read_manifest(directory))
-        stage.announcements.offer(read_manifest(directory))
+        stage.announcements.update_latest(read_manifest(directory))
         until(lambda: stage.count("refused") == 1)
         assert stage.version == 1
 
 
 def test_an_unreadable_announcement_is_refused_and_others_scenarios_are_passed_over(stage: Stage) -> None:
     assert stage.announcements.wait(0) == "home"  # looked at once in any case
-    stage.announcements.hear(b"home", b"{}")
+    stage.announcements.read_record(b"home", b"{}")
     assert stage.count("refused") == 1
-    stage.announcements.hear(b"search", b"{}")
-    stage.announcements.hear(None, b"{}")
-    stage.announcements.hear(b"home", None)
+    stage.announcements.read_record(b"search", b"{}")
+    stage.announcements.read_record(None, b"{}")
+    stage.announcements.read_record(b"home", None)
     assert stage.count("refused") == 1
     assert stage.announcements.wait(0) is None
 
@@ -152,13 +152,13 @@ def test_a_registry_that_is_away_is_said_once_and_asked_again(stage: Stage) -> N
         until(lambda: stage.version == 1)
         manifest = stage.publish(2, announce=False)
         stage.registry.away, stage.registry.asked = True, 0
-        stage.announcements.offer(manifest)
+        stage.announcements.update_latest(manifest)
         until(lambda: stage.registry.asked >= 3)
         assert stage.version == 1
-        assert "registry does not answer" in stage.worker.problems()["registry"]
+        assert "registry does not answer" in stage.health.problems()["registry"]
         stage.registry.away = False
         until(lambda: stage.version == 2)
-        until(lambda: "registry" not in stage.worker.problems())
+        until(lambda: "registry" not in stage.health.problems())
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["registry_lost"]
     assert stage.count("refused") == 0
 
@@ -167,10 +167,10 @@ def test_a_registry_begun_anew_under_the_same_numbers_is_taken_from_its_full_bun
     stage.publish(1, full=True)
     with stage.running():
         until(lambda: stage.version == 1)
-        old = stage.worker.answers.model
+        old = stage.table.model
         stage.publications = stage.new_publications("anew")
         stage.registry = RecordingRegistry(str(stage.directory / "registry-anew"))
-        stage.worker._bundles._registry = stage.registry
+        stage.bundles._registry = stage.registry
         stage.publications.learn(16)
         stage.publish(1, full=True, announce=False)
         stage.publish(2)
@@ -183,10 +183,10 @@ def test_a_delta_that_does_not_fit_what_is_served_is_built_from_the_full_bundle(
     stage.publish(1, full=True)
     with stage.running(), capture_logs() as logs:
         until(lambda: stage.version == 1)
-        model = stage.worker.answers.model
+        model = stage.table.model
         assert model is not None
-        slot = stage.worker.scenarios.slot("home")
-        slot.renew(model, replace(model, state=replace(model.state, item_ids=["item-0"])))
+        slot = stage.table.open("home")
+        slot.replace(model, replace(model, state=replace(model.state, item_ids=["item-0"])))
         stage.publish(2)
         until(lambda: stage.version == 2)
     assert stage.registry.fetched == [1, 2, 1, 2]
@@ -204,7 +204,7 @@ def test_a_fault_of_ours_in_a_build_keeps_what_is_served_and_the_loop(
     with stage.running(), capture_logs() as logs:
         until(lambda: stage.version == 1)
         with monkeypatch.context() as patch:
-            patch.setattr(worker_module, "build_model", broken)
+            patch.setattr(model_factory, "build_model", broken)
             stage.publish(2)
             until(lambda: stage.count("refused") == 1)
         assert stage.version == 1
@@ -219,11 +219,11 @@ def test_items_that_come_between_two_adapters_can_be_ranked(stage: Stage) -> Non
     with stage.running():
         until(lambda: stage.version == 1)
         stage.item("item-late", "a vase")
-        until(lambda: "item-late" in stage.worker.answers.model.rows)  # type: ignore[union-attr]
+        until(lambda: "item-late" in stage.table.model.rows)  # type: ignore[union-attr]
         assert stage.version == 1
         stage.publish(2)
         until(lambda: stage.version == 2)
-        assert "item-late" in stage.worker.answers.model.rows  # type: ignore[union-attr]
+        assert "item-late" in stage.table.model.rows  # type: ignore[union-attr]
     assert stage.series.get_sample_value("headwater_items") == 13
     assert stage.count("swapped") == 2
 
@@ -242,13 +242,13 @@ def test_a_vector_of_another_length_than_the_adapter_takes_is_counted_and_said(s
 
 
 def test_it_says_what_it_still_waits_for(stage: Stage) -> None:
-    assert "catalogue" in (stage.worker.missing() or "")
+    assert "catalogue" in (stage.health.missing() or "")
     with stage.running():
-        until(lambda: "no adapter" in (stage.worker.missing() or ""))
+        until(lambda: "no adapter" in (stage.health.missing() or ""))
         stage.publish(1, full=True)
-        until(lambda: "events are still being read" in (stage.worker.missing() or ""))
+        until(lambda: "events are still being read" in (stage.health.missing() or ""))
         stage.reader.caught_up.set()
-        until(lambda: stage.worker.missing() is None)
+        until(lambda: stage.health.missing() is None)
 
 
 def test_items_that_a_full_disk_kept_out_come_in_once_there_is_room(stage: Stage) -> None:
@@ -271,10 +271,10 @@ def test_a_fault_of_ours_in_a_refresh_keeps_what_is_served_and_the_loop(
     with stage.running(), capture_logs() as logs:
         until(lambda: stage.version == 1)
         with monkeypatch.context() as patch:
-            patch.setattr(worker_module, "refresh_model", broken)
+            patch.setattr(model_factory, "refresh_model", broken)
             stage.item("item-late", "a vase")
             until(lambda: any(entry["event"] == "items_not_refreshed" for entry in logs))
-        until(lambda: "item-late" in stage.worker.answers.model.rows)  # type: ignore[union-attr]
+        until(lambda: "item-late" in stage.table.model.rows)  # type: ignore[union-attr]
     assert stage.count("refused") == 0
 
 
@@ -283,7 +283,7 @@ def test_told_to_end_it_does_not_end_a_long_build_first(stage: Stage, monkeypatc
         assert stop.wait(30)
         raise BuildStoppedError("told to stop")
 
-    monkeypatch.setattr(worker_module, "build_model", endless)
+    monkeypatch.setattr(model_factory, "build_model", endless)
     stage.publish(1, full=True)
     with capture_logs() as logs, stage.running():
         until(lambda: stage.registry.fetched == [1])
@@ -308,7 +308,7 @@ class TestAhead:
         vectors = Catalogue.vectors
 
         def count(self: Catalogue, suffix: object, rows: Sequence[int]) -> Tensor:
-            if self is coming.worker._catalogue:
+            if self is coming.catalogue:
                 made.append(len(rows))
             return vectors(self, suffix, rows)  # type: ignore[arg-type]
 
@@ -316,11 +316,11 @@ class TestAhead:
         with coming.running():
             coming.publish(1, full=True)
             until(lambda: coming.version == 1 and made == [12, 5, 5, 2])  # its own, then those of the next
-            before = coming.worker.answers.model
+            before = coming.table.model
             coming.publish(2)
             coming.publish(3)
             until(lambda: coming.version == 3)
-            model = coming.worker.answers.model
+            model = coming.table.model
         assert before is not None
         assert model is not None
         assert model.suffix is not before.suffix
@@ -335,23 +335,23 @@ class TestAhead:
         model = build_model([bundle], previous=None, catalogue=catalogue, encoder=encoder)
         ahead = NextAdapterEncoder(encoder, catalogue)
         for scenario in ("home", "search"):
-            ahead.follow(scenario, model)
-        assert ahead.is_behind
-        ahead.work()
-        made = [ahead.of(scenario) for scenario in ("home", "search")]
+            ahead.start(scenario, model)
+        assert ahead.has_work
+        ahead.encode_some()
+        made = [ahead.vectors(scenario) for scenario in ("home", "search")]
         assert [len(one.texts) for one in made if one is not None] == [12, 12]
-        assert not ahead.is_behind
-        ahead.follow("home", model)
-        assert ahead.of("home") is made[0]  # the same adapter: what was made is kept
+        assert not ahead.has_work
+        ahead.start("home", model)
+        assert ahead.vectors("home") is made[0]  # the same adapter: what was made is kept
         ahead.drop("home")
-        assert ahead.of("home") is None
+        assert ahead.vectors("home") is None
 
     def test_for_a_pinned_scenario_nothing_is_made_ahead(self, coming: Stage) -> None:
         with coming.running():
             coming.publish(1, full=True)
-            until(lambda: coming.worker._ahead.of("home") is not None)
-            coming.announcements.offer_rollout(Rollout(scenario="home", revision=1, stable_version=1))
-            until(lambda: coming.worker._ahead.of("home") is None)
+            until(lambda: coming.worker._next_adapter.vectors("home") is not None)
+            coming.announcements.update_rollout(Rollout(scenario="home", revision=1, stable_version=1))
+            until(lambda: coming.worker._next_adapter.vectors("home") is None)
 
     def test_a_disk_that_fails_meanwhile_leaves_it_to_the_version_itself(
         self, coming: Stage, monkeypatch: pytest.MonkeyPatch
@@ -359,7 +359,7 @@ class TestAhead:
         advance = NextAdapterVectors.advance
 
         def fail(self: NextAdapterVectors, catalogue: Catalogue, most: int) -> bool:
-            if catalogue is coming.worker._catalogue:
+            if catalogue is coming.catalogue:
                 raise sqlite3.OperationalError("database or disk is full")
             return advance(self, catalogue, most)  # the updater's
 
@@ -379,11 +379,11 @@ def test_topics_that_cannot_be_read_are_problems_and_metrics_by_name(
     unreadable = {"headwater.clicks/3": "it has no leader", "shop.web": "it does not exist"}
     monkeypatch.setattr(stage.reader, "problem", lambda: None)
     monkeypatch.setattr(stage.reader, "topic_problems", lambda: unreadable)
-    assert stage.worker.problems() == {
+    assert stage.health.problems() == {
         "kafka/headwater.clicks/3": "it has no leader",
         "kafka/shop.web": "it does not exist",
     }
-    metrics.show_problems(stage.worker.problems())
+    metrics.show_problems(stage.health.problems())
     readable = {
         sample.labels["topic"]: sample.value
         for family in registry.collect()
@@ -393,16 +393,16 @@ def test_topics_that_cannot_be_read_are_problems_and_metrics_by_name(
     assert {topic for topic, value in readable.items() if value == 0} == {"headwater.clicks", "shop.web"}
     assert readable["headwater.items"] == 1
     unreadable.clear()
-    metrics.show_problems(stage.worker.problems())
+    metrics.show_problems(stage.health.problems())
     assert registry.get_sample_value("headwater_topic_readable", {"topic": "shop.web"}) == 1
     assert registry.get_sample_value("headwater_dependency_available", {"dependency": "kafka"}) == 1
 
 
 def test_a_catalogue_that_cannot_be_read_is_named_with_its_cause(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.reader.catalogue_read.clear()
-    assert "is Kafka reachable" in (stage.worker.missing() or "")
+    assert "is Kafka reachable" in (stage.health.missing() or "")
     monkeypatch.setattr(stage.reader, "catalogue_problem", lambda: "partition 2 of topic 'items' has no leader")
-    assert stage.worker.missing() == ("the catalogue has not been read yet; partition 2 of topic 'items' has no leader")
+    assert stage.health.missing() == ("the catalogue has not been read yet; partition 2 of topic 'items' has no leader")
 
 
 def test_a_catalogue_far_smaller_than_the_adapter_s_is_a_problem(stage: Stage) -> None:
@@ -410,9 +410,9 @@ def test_a_catalogue_far_smaller_than_the_adapter_s_is_a_problem(stage: Stage) -
     stage.publish(1, full=True)
     with stage.running():
         until(lambda: stage.version == 1)
-        assert "the catalogue holds 12 of the 25 items" in stage.worker.problems()["catalogue"]
+        assert "the catalogue holds 12 of the 25 items" in stage.health.problems()["catalogue"]
         stage.item("item-12", "item 12")
-        until(lambda: "catalogue" not in stage.worker.problems())
+        until(lambda: "catalogue" not in stage.health.problems())
         assert stage.series.get_sample_value("headwater_catalogue_items") == 13
         stage.items.take_in(ItemRemoved("item-12", ts=2_000_000_000_000))
         until(lambda: stage.series.get_sample_value("headwater_catalogue_items") == 12)
@@ -423,22 +423,22 @@ def test_with_another_secret_than_the_deployments_it_is_not_ready(tmp_path: Path
     with stage.running():
         stage.publish(1, full=True)
         until(lambda: stage.version == 1)
-        assert "privacy" not in stage.worker.problems(), "nothing says which secret the deployment has"
+        assert "privacy" not in stage.health.problems(), "nothing says which secret the deployment has"
         stage.reader.secret_fingerprint = "b" * 32
-        missing = stage.worker.missing()
+        missing = stage.health.missing()
         assert missing is not None
         assert missing.startswith("`privacy.secret` must be the same in all processes")
         assert "HEADWATER_PRIVACY__SECRET" in missing
-        assert stage.worker.problems()["privacy"] == missing
+        assert stage.health.problems()["privacy"] == missing
         stage.reader.secret_fingerprint = "a" * 32
-        assert "privacy" not in stage.worker.problems()
-        model = stage.worker.answers.model
+        assert "privacy" not in stage.health.problems()
+        model = stage.table.model
         assert model is not None
         made_elsewhere = replace(model, manifest=model.manifest.model_copy(update={"secret_fingerprint": "c" * 32}))
-        deployment = stage.worker.answers.deployments["home"]
+        deployment = stage.table.deployments()["home"]
         stage.reader.secret_fingerprint = None
-        stage.worker.answers.deployments["home"] = replace(deployment, stable=made_elsewhere)
-        assert "the adapter that is held" in stage.worker.problems()["privacy"]
+        stage.table.serve(replace(deployment, stable=made_elsewhere))
+        assert "the adapter that is held" in stage.health.problems()["privacy"]
 
 
 def test_a_catalogue_that_is_being_read_is_no_question_about_kafka(
@@ -446,4 +446,4 @@ def test_a_catalogue_that_is_being_read_is_no_question_about_kafka(
 ) -> None:
     stage.reader.catalogue_read.clear()
     monkeypatch.setattr(type(stage.reader), "is_reading", True)
-    assert stage.worker.missing() == "the catalogue has not been read yet; it is being read"
+    assert stage.health.missing() == "the catalogue has not been read yet; it is being read"

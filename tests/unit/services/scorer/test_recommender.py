@@ -13,8 +13,8 @@ from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel
-from services.scorer.answers import Answers
 from services.scorer.live_items import LiveItems
+from services.scorer.recommender import Recommender
 from services.scorer.requests import RankRequest, RecommendRequest
 from services.scorer.responses import ranking
 from services.scorer.shopper_state import ShopperState
@@ -42,17 +42,17 @@ class Shop:
         for item_id, text in reversed(ITEMS):
             self.items.take_in(item(item_id, text))
         self.shoppers = ShopperState(self.items.rows, max_shoppers=100, pseudonymise=str)
-        self.answers = Answers(self.items, self.shoppers)
+        self.recommender = Recommender(self.items, self.shoppers)
         self.encoder, self.catalogue = encoder, Catalogue(PrefixCache(encoder, None))
         self.catalogue.upsert(self.items.take_changes(1_000))
         bundle = publications.read(publications.full(1))
         self.model: ServedModel = build_model([bundle], previous=None, catalogue=self.catalogue, encoder=encoder)
 
     def ranked(self, candidates: list[str], **who: Any) -> list[str]:
-        return self.answers.rank(RankRequest(candidates=tuple(candidates), **who), self.model).item_ids
+        return self.recommender.order_candidates(RankRequest(candidates=tuple(candidates), **who), self.model).item_ids
 
     def recommended(self, **request: Any) -> list[str]:
-        return self.answers.recommend(RecommendRequest(**request), self.model).item_ids
+        return self.recommender.best_items(RecommendRequest(**request), self.model).item_ids
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,12 @@ def shop(tmp_path: Path, encoder: Encoder) -> Shop:
 
 def test_rank_and_recommend_agree_and_put_the_best_first(shop: Shop) -> None:
     who: dict[str, Any] = {"session_items": ("item-3", "item-9")}
-    everything = shop.answers.recommend(RecommendRequest(k=30, **who), shop.model)
+    everything = shop.recommender.best_items(RecommendRequest(k=30, **who), shop.model)
     assert sorted(everything.item_ids) == sorted(IDS)
     assert everything.scores == sorted(everything.scores, reverse=True)
     assert shop.recommended(k=7, **who) == everything.item_ids[:7]
     assert shop.ranked(IDS, **who) == everything.item_ids
-    ranking = shop.answers.rank(RankRequest(candidates=tuple(IDS[::-1][:9]), **who), shop.model)
+    ranking = shop.recommender.order_candidates(RankRequest(candidates=tuple(IDS[::-1][:9]), **who), shop.model)
     expected = dict(zip(everything.item_ids, everything.scores, strict=True))
     assert ranking.scores == pytest.approx([expected[item] for item in ranking.item_ids], abs=1e-5)
 
@@ -92,10 +92,10 @@ def test_unknown_session_items_are_passed_over(shop: Shop) -> None:
 
 def test_candidates_that_cannot_be_ranked_are_told_apart_and_repeats_count_once(shop: Shop) -> None:
     asked = ("item-1", "no-such", "item-2", "item-1", NOT_HERE_YET, "no-such")
-    answer = shop.answers.rank(RankRequest(candidates=asked), shop.model)
+    answer = shop.recommender.order_candidates(RankRequest(candidates=asked), shop.model)
     assert sorted(answer.item_ids) == ["item-1", "item-2"]
     assert answer.unknown == ["no-such", NOT_HERE_YET]
-    nothing = shop.answers.rank(RankRequest(candidates=("no-such",)), shop.model)
+    nothing = shop.recommender.order_candidates(RankRequest(candidates=("no-such",)), shop.model)
     assert (nothing.item_ids, nothing.scores, nothing.unknown) == ([], [], ["no-such"])
 
 
@@ -114,7 +114,7 @@ def test_a_withdrawn_item_is_gone_from_the_next_answer_of_the_model_that_knows_i
     best = shop.recommended(k=1)[0]
     withdraw(shop, best)
     assert best not in shop.recommended(k=200)
-    answer = shop.answers.rank(RankRequest(candidates=tuple(IDS)), shop.model)
+    answer = shop.recommender.order_candidates(RankRequest(candidates=tuple(IDS)), shop.model)
     assert answer.unknown == [best]
     assert len(answer.item_ids) == 29
     assert len(shop.ranked(IDS, session_items=(best,))) == 29  # it still says something of the shopper
@@ -137,10 +137,10 @@ def test_a_worker_without_items_answers_with_nothing(tmp_path: Path, encoder: En
     publications = Publications(tmp_path)
     catalogue = Catalogue(PrefixCache(encoder, None))
     model = build_model([publications.read(publications.full(1))], previous=None, catalogue=catalogue, encoder=encoder)
-    answers = Answers(LiveItems(), ShopperState({}, max_shoppers=1, pseudonymise=str))
-    assert answers.recommend(RecommendRequest(user_id="u"), model).item_ids == []
-    assert answers.rank(RankRequest(candidates=("a",)), model).unknown == ["a"]
-    answers.warm(model)
+    recommender = Recommender(LiveItems(), ShopperState({}, max_shoppers=1, pseudonymise=str))
+    assert recommender.best_items(RecommendRequest(user_id="u"), model).item_ids == []
+    assert recommender.order_candidates(RankRequest(candidates=("a",)), model).unknown == ["a"]
+    recommender.warm(model)
 
 
 class WarmedModel:
@@ -159,9 +159,9 @@ class WarmedModel:
 
 def test_a_model_is_warmed_with_the_latest_requests(shop: Shop) -> None:
     for number in range(20):
-        shop.answers.remember(RankRequest(candidates=("item-1",), user_id=f"u{number}"))
+        shop.recommender.remember(RankRequest(candidates=("item-1",), user_id=f"u{number}"))
     warmed = WarmedModel(shop.model)
-    shop.answers.warm(warmed)  # type: ignore[arg-type]
+    shop.recommender.warm(warmed)  # type: ignore[arg-type]
     assert warmed.asked == 16
 
 
@@ -174,11 +174,14 @@ def test_what_is_ranked_comes_with_its_probabilities_where_lists_were_learnt(tmp
     bundle = publications.read(publications.full(1))
     model = build_model([bundle], previous=None, catalogue=shop.catalogue, encoder=encoder)
     request = RankRequest(candidates=("item-3", "item-1", "no-such", "item-9"))
-    assert shop.answers.rank(request, shop.model).probabilities == {}
-    answer = shop.answers.rank(request, model)
+    assert shop.recommender.order_candidates(request, shop.model).probabilities == {}
+    answer = shop.recommender.order_candidates(request, model)
     click = model.ranker.score_with_probabilities(model.context([], []))[1]["click"].tolist()
     assert set(answer.probabilities) == {"click"}
     assert answer.probabilities["click"] == pytest.approx([click[model.rows[item]] for item in answer.item_ids])
     body = ranking(answer, "home")["items"]
     assert [entry["click_probability"] for entry in body] == answer.probabilities["click"]
-    assert set(ranking(shop.answers.rank(request, shop.model), "home")["items"][0]) == {"item_id", "score"}
+    assert set(ranking(shop.recommender.order_candidates(request, shop.model), "home")["items"][0]) == {
+        "item_id",
+        "score",
+    }
