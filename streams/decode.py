@@ -85,7 +85,7 @@ def _refused_line(record: Record, line: BadLine) -> DeadLetter:
 
 def _removed(record: Record, kind: str | None) -> list[Event | ItemRemoved | DeadLetter] | DeadLetter:
     if kind != Item.KIND:
-        return reject(record, Reason.MALFORMED_JSON, "a record without a value is no event; only items can be removed")
+        return reject(record, Reason.MALFORMED_JSON, "a record without a value is not an event; only items can be removed")
     try:
         item_id = (record.key or b"").decode()
     except UnicodeDecodeError as error:

@@ -157,7 +157,7 @@ def _add_health(
         """Report that the process runs, whether or not Kafka answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses=problems({503: "the spool is full; `Retry-After` says when to look again"}))
+    @app.get("/readyz", responses=problems({503: "the spool is full; `Retry-After` says when to try again"}))
     async def readyz() -> dict[str, Any]:
         """Report whether the spool has room for events, which it has without a broker too until it is full.
 
@@ -195,7 +195,7 @@ def _outcome(event: ValidatedEvent) -> EventOutcome:
 def _all_rejected(rejected: list[ValidatedEvent]) -> ProblemError:
     errors = [{"pointer": event.pointer, "detail": event.reason} for event in rejected]
     more = f"; and {len(rejected) - 1} more" if len(rejected) > 1 else ""
-    detail = f"no event is acceptable: {rejected[0].pointer}: {rejected[0].reason}{more}"
+    detail = f"no event is valid: {rejected[0].pointer}: {rejected[0].reason}{more}"
     return ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
 
 

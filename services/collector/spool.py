@@ -197,7 +197,7 @@ def _as_spool_error(path: Path) -> Iterator[None]:
             "the file is damaged: put it back from a copy, or move it away to begin an empty one, which loses the "
             "events that wait in it"
             if damaged
-            else "free space on its disk, check its rights, and that no other collector has it"
+            else "free space on its disk, check its permissions, and that no other collector has it"
         )
         raise SpoolError(f"the spool {path} cannot be used: {error}; {remedy}") from error
 

@@ -70,7 +70,7 @@ def _require_unicode(event: Event) -> None:
 def _require_kind(named: object) -> str:
     kinds = ", ".join(MODELS)
     if named is None:
-        raise ValueError(f"an event must say its `type`, one of {kinds}")
+        raise ValueError(f"an event must name its `type`, one of {kinds}")
     if not isinstance(named, str) or named not in MODELS:
         shown = repr(named[:SHOWN_CHARS]) if isinstance(named, str) else type(named).__name__
         raise ValueError(f"`type` must be one of {kinds}, got {shown}")

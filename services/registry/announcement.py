@@ -37,7 +37,7 @@ def announce(settings: Settings, rollout: Rollout) -> bool:
             scenario=rollout.scenario,
             revision=rollout.revision,
             problem=str(error),
-            remedy="workers hear of it from the registry; without Kafka set `registry.announce_rollouts` to false",
+            remedy="workers learn of it from the registry; without Kafka set `registry.announce_rollouts` to false",
         )
         return False
     return True

@@ -102,7 +102,7 @@ def create_app(
         required_scope=required_scope,
         is_long_poll=_is_long_poll,
         request_metrics=metrics.http,
-        body_rules=BodyRules(max_bytes=MAX_BODY_BYTES, remedy="no call takes more"),
+        body_rules=BodyRules(max_bytes=MAX_BODY_BYTES, remedy="no call accepts more"),
     )
     add_problem_handlers(app)
     _add_registry_errors(app)
@@ -245,7 +245,7 @@ def _add_registry_errors(app: FastAPI) -> None:
             case VersionNotFoundError():
                 return problem_response(request, HTTPStatus.NOT_FOUND, "no such version, or no such file in it")
             case RegistryReadOnlyError():
-                detail = "this registry process reads from another one; ask that one"
+                detail = "this registry process only reads from another one; send the change there"
                 return problem_response(request, HTTPStatus.FORBIDDEN, detail)
             case RolloutFormatError():
                 detail = "the rollout is damaged in the registry; workers stay with the one they know"

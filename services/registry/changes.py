@@ -202,7 +202,7 @@ def apply_change(
     if change.if_revision is not None and change.if_revision != now.revision:
         raise RolloutConflictError(
             f"`if_revision` must be that of the rollout of {scenario!r}, {now.revision}, got {change.if_revision}; "
-            "look at what was changed, then ask again"
+            "check what was changed, then try again"
         )
     published = registry.versions(scenario)
     if not published:

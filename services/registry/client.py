@@ -149,7 +149,7 @@ def _detail(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return answer.text[:200] or "no more is said"
+        return answer.text[:200] or "no further detail"
 
 
 def _user_name() -> str:

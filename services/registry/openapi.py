@@ -15,7 +15,7 @@ FileName = Annotated[str, Path(examples=[MANIFEST_NAME])]
 
 _AWAY = "the store does not answer, or there are too many calls at once; try again after `Retry-After` seconds"
 _READS = KEYS | {
-    422: "the name of the scenario, or another value, breaks its rule",
+    422: "the name of the scenario, or another value, is invalid",
     500: "data in the registry is damaged",
     503: _AWAY,
 }
@@ -34,13 +34,13 @@ CHANGES = problems(
         403: "the key does not allow this call, or this process only reads from another one",
         404: "there is no such version, or nothing has been published",
         408: "the body did not arrive in time",
-        409: "another has changed the rollout meanwhile, or as it stands the change would break one of its rules",
-        413: "the body, as sent or unpacked, is larger than any call takes",
+        409: "the rollout was changed meanwhile, or the change would break one of its rules",
+        413: "the body, as sent or decompressed, is larger than any call accepts",
         415: "the `Content-Type` is not application/json, or the `Content-Encoding` is not gzip",
         503: "the store, or the audit log, does not answer; or there are too many calls at once",
     }
 )
-UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "it is still what `If-None-Match` names"}}
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "the value is the one that `If-None-Match` names"}}
 FILE: dict[int | str, dict[str, Any]] = {
     200: {"description": "the file", "content": {"application/octet-stream": {}, "application/json": {}}}
 }

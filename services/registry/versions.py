@@ -97,7 +97,9 @@ def verify_version(registry: AdapterRegistry, scenario: str, version: int | None
         if verify is not None:
             verify(manifest)
         registry.verify(manifest)
-        lines.append(f"version {link}: {len(manifest.files)} files as digested; {signature_state(manifest, verify)}")
+        lines.append(
+            f"version {link}: {len(manifest.files)} files match their digests; {signature_state(manifest, verify)}"
+        )
     return lines
 
 

@@ -12,7 +12,7 @@ def document_limits(app: FastAPI, limits: Limits) -> None:
     """Add limits to an application's OpenAPI document. Call it again to add more.
 
     Args:
-        app: the application.
+        app: the FastAPI application.
         limits: JSON Schema keywords by field, by schema name or by path for the parameters of a GET.
     """
     build = app.openapi

@@ -131,7 +131,7 @@ class BodyReader:
         if size_bytes > self._rules.max_bytes:
             raise HTTPException(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the body, unpacked, must have at most {self._rules.max_bytes} bytes; {self._rules.remedy}",
+                f"the body, decompressed, must have at most {self._rules.max_bytes} bytes; {self._rules.remedy}",
             )
 
     def _gave_up(self, reading: _Reading) -> HTTPException:
@@ -140,7 +140,7 @@ class BodyReader:
             detail = "too many large bodies are being received at once; send it again, or send less at a time"
             return HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=RETRY | CLOSE)
         self._metrics.slow_client_dropped("body")
-        detail = f"the body must be there within {self._body_seconds:g} s; send it faster, or less of it"
+        detail = f"the body must arrive within {self._body_seconds:g} s; send it faster, or less of it"
         return HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail, headers=CLOSE)
 
 

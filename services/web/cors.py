@@ -17,7 +17,7 @@ def allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
     (`Access-Control-Allow-Credentials` is not sent): a page sends its key in `Authorization`.
 
     Args:
-        app: the application.
+        app: the FastAPI application.
         origins: allowed origins; without any, nothing is installed.
     """
     if not origins:

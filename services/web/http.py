@@ -70,7 +70,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     """Answer every error of `app` with an RFC 9457 document: its own, the framework's, and unexpected ones.
 
     Args:
-        app: the application.
+        app: the FastAPI application.
     """
 
     @app.exception_handler(ProblemError)

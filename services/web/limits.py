@@ -75,7 +75,7 @@ class RequestLimitMiddleware:
 
     async def _shed(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.request_shed()
-        detail = f"{self._limits.max_requests} requests are being answered, which is all at once; ask again"
+        detail = f"{self._limits.max_requests} requests are in progress, the most at a time; try again"
         answer = problem_response(Request(scope), HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=RETRY)
         await answer(scope, receive, send)
 
@@ -126,6 +126,6 @@ class _Exchange:
             self._timeout_answer = self._loop.create_task(self._answer_timeout())
 
     async def _answer_timeout(self) -> None:
-        detail = f"no answer was found within {self._limits.request_seconds:g} s; ask again"
+        detail = f"no answer was ready within {self._limits.request_seconds:g} s; ask again"
         answer = problem_response(Request(self._scope), HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=RETRY)
         await answer(self._scope, self._receive, self._send)

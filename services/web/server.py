@@ -111,7 +111,7 @@ def running(app: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Iterator
     """Serve `app` from a thread while the context lasts, and yield its base URL.
 
     Args:
-        app: the application.
+        app: the FastAPI application.
         host: the address to listen on.
         port: the port to listen on; 0 takes a free one.
 
@@ -157,7 +157,7 @@ def _config(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
     except (OSError, ssl.SSLError) as error:
         raise ServeError(
             f"`security.tls_certificate` {security.tls_certificate} must be a certificate in PEM, and "
-            f"`security.tls_key` its key, got: {error}; mend the files or the password"
+            f"`security.tls_key` its key, got: {error}; fix the files or the password"
         ) from error
     return config
 

@@ -45,7 +45,7 @@ def describe_rollout(rollout: Rollout) -> Iterator[str]:
     stable = "the latest version" if rollout.stable_version is None else f"version {rollout.stable_version}, pinned"
     yield f"{rollout.scenario}: answers come from {stable}"
     if rollout.canary is not None:
-        ends = "; ends by itself when it is worse" if rollout.canary.auto_rollback else ""
+        ends = "; ends automatically when it is worse" if rollout.canary.auto_rollback else ""
         yield f"  canary: {_version(rollout.canary.version)} answers {rollout.canary.percent:g} % of shoppers{ends}"
     if rollout.shadow is not None:
         yield f"  shadow: {_version(rollout.shadow.version)} scores too and never answers"

@@ -42,7 +42,7 @@ class WorkerState:
 
     def _faults(self, rollout: Rollout) -> Iterator[str]:
         if self.changed is None:
-            yield "its state is not known"
+            yield "its state is unknown"
             return
         if self.changed != (rollout.revision, rollout.changed_at_ms):
             yield (
@@ -82,8 +82,8 @@ def wait_for_workers(
         now = _rollout_of(client, rollout)
         if now != rollout:
             show(
-                f"revision {rollout.revision} does not hold any more: revision {now.revision} by "
-                f"{now.changed_by or 'nobody'} replaced it"
+                f"revision {rollout.revision} was replaced by revision {now.revision}, made by "
+                f"{now.changed_by or 'nobody'}"
             )
             return False
         workers, incomplete = _read_states(client, rollout.scenario, urls)
@@ -94,15 +94,17 @@ def wait_for_workers(
     if incomplete is not None:
         show(incomplete)
     elif not workers:
-        show(f"no worker can be seen: {_no_workers_reason(client, rollout.scenario)}")
-    obeying = sum(fault is None for fault in faults.values())
+        show(f"no worker is visible: {_no_workers_reason(client, rollout.scenario)}")
+    following = sum(fault is None for fault in faults.values())
     if workers:
-        show(f"{obeying} of {len(workers)} workers that can be seen obey revision {rollout.revision}")
+        show(f"{following} of {len(workers)} visible workers follow revision {rollout.revision}")
     for worker in workers:
         fault = faults[worker.name]
         served = ", ".join(f"{arm} version {version}" for arm, version in worker.arms.items())
-        show(f"  {worker.name}: " + (f"obeys, serves {served}" if fault is None else f"does not obey: {fault}"))
-    return obeying == len(workers) and incomplete is None
+        show(
+            f"  {worker.name}: " + (f"follows it, serves {served}" if fault is None else f"does not follow it: {fault}")
+        )
+    return following == len(workers) and incomplete is None
 
 
 def _rollout_of(client: RegistryClient, rollout: Rollout) -> Rollout:
@@ -146,13 +148,13 @@ def _query_worker(url: str, scenario: str) -> WorkerState:
             return WorkerState(url, None, {}, [f"it is not ready: {error_detail(answer.content)}"])
         body = answer.json()
         if body["scenario"] != scenario:
-            return WorkerState(url, None, {}, [f"`/readyz` is about its scenario {body['scenario']!r}"])
+            return WorkerState(url, None, {}, [f"`/readyz` is about scenario {body['scenario']!r}"])
         changed = int(body["rollout_revision"]), int(body["rollout_changed_at_ms"])
         return WorkerState(str(body["worker"]), changed, dict(body["arms"]), list(body["problems"]))
     except httpx.HTTPError as error:
         return WorkerState(url, None, {}, [f"it does not answer: {error or type(error).__name__}"])
     except (ValueError, KeyError, TypeError):
-        return WorkerState(url, None, {}, ["what answers is no scorer of this release"])
+        return WorkerState(url, None, {}, ["the answer is not from a scorer of this release"])
 
 
 def _expected_versions(rollout: Rollout) -> dict[str, int | None]:
@@ -165,8 +167,8 @@ def _expected_versions(rollout: Rollout) -> dict[str, int | None]:
 def _no_workers_reason(client: RegistryClient, scenario: str) -> str:
     """Return why no worker is visible, with a remedy."""
     if client.fleet(scenario) is None:
-        return "this registry is no process that workers report to; name scorers with --worker http://HOST:PORT"
+        return "workers report to registry processes only, and this registry is a store; name scorers with --worker http://HOST:PORT"
     return (
-        f"none has reported to this registry process for {EXPIRY_SECONDS:g} s; scorers report where "
+        f"none has reported to this registry process for {EXPIRY_SECONDS:g} s; scorers report if "
         "`scorer.registry_url` is its address; name others with --worker http://HOST:PORT"
     )

@@ -65,13 +65,11 @@ def forget(
     from services.operate.control.command import forget as run
 
     forgotten = run(settings, user_id)
-    typer.echo(f"done: {forgotten.user} is to be forgotten, written to {settings.topics.control}")
+    typer.echo(f"done: the command to forget {forgotten.user} is on {settings.topics.control}")
     typer.echo(f"done: {forgotten.dead_letters} dead letters removed")
-    typer.echo("not seen from here: updaters, scorers and state writers obey when they read that topic")
+    typer.echo("not verified: updaters, scorers and state writers forget the shopper when they read that topic")
     if not forgotten.is_checked:
-        typer.echo(
-            "not seen from here: whether this is the deployment's secret; no updater has published a fingerprint"
-        )
+        typer.echo("not verified: whether this is the deployment's secret; no updater has published a fingerprint")
 
 
 @quarantine.command("list")
@@ -113,7 +111,9 @@ def quarantine_release(
     if not key.startswith(KINDS) or key in KINDS:
         raise typer.BadParameter(f"KEY must be user/<pseudonym> or item/<item id>, got {key!r}; see `quarantine list`")
     was_in = release(settings, key)
-    typer.echo(f"{key} released" if was_in else f"{key} was not in quarantine; it counts whatever comes from now on")
+    typer.echo(
+        f"{key} released" if was_in else f"{key} was not in quarantine; its events count without limit from now on"
+    )
 
 
 @guard.command("list")
@@ -177,7 +177,7 @@ def secret_reset(config: Config = None, bootstrap_servers: Servers = None, log_l
     from services.secrets import reset
 
     reset(settings)
-    typer.echo("no secret is agreed on; the next updater that starts publishes the fingerprint of its own")
+    typer.echo("the published fingerprint is deleted; the next updater that starts publishes its own")
 
 
 def _moment(epoch_ms: int, timespec: str) -> str:

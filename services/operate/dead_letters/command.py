@@ -72,7 +72,7 @@ def replayed(summary: ReplaySummary, *, dry_run: bool) -> list[str]:
     topics = ", ".join(f"{count} to {topic}" for topic, count in sorted(summary.sent.items()))
     lines = [f"{summary.sent.total()} records {'would be ' if dry_run else ''}put back{': ' if topics else ''}{topics}"]
     if summary.replayed_before:
-        lines.append(f"{summary.replayed_before} passed over: replayed before; --again repeats them")
+        lines.append(f"{summary.replayed_before} skipped: replayed before; --again repeats them")
     return lines + [f"{count} not replayable: {why}" for why, count in summary.not_replayable.most_common()]
 
 

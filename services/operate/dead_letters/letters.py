@@ -122,7 +122,7 @@ def read_one(settings: Settings, key: str) -> DeadLetter:
     """
     for letter in read_whole(settings, {key}):
         return letter
-    raise LetterError(f"there is no dead letter {key!r}; `headwater dead-letters list` shows those that there are")
+    raise LetterError(f"there is no dead letter {key!r}; `headwater dead-letters list` lists the existing ones")
 
 
 def _oldest_first(newest: dict[bytes | None, DeadLetter | None]) -> list[DeadLetter]:
@@ -157,6 +157,6 @@ def _parse(record: Record) -> DeadLetter | None:
     else:
         if letter.record_key().encode() == record.key:
             return letter
-        problem = "its key is another"
+        problem = "its key differs from the record's"
     log.warning("no_dead_letter", partition=record.partition, offset=record.offset, problem=problem)
     return None

@@ -60,7 +60,7 @@ class Originals:
         else:
             original = self._from_log(letter)
         if isinstance(original, Original) and original.value is None:
-            return NotReplayable("a record without a value is no event; replay a mended one")
+            return NotReplayable("a record without a value is not an event; replay a mended one")
         return original
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ def counts(listing: DeadLetterListing) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in _largest_first(listing.by_reason))
     total = listing.by_reason.total()
     shown = f", {len(listing.letters)} of them shown" if len(listing.letters) < total else ""
-    unreadable = f"; {listing.unreadable} records on the topic are no dead letters" if listing.unreadable else ""
+    unreadable = f"; {listing.unreadable} records on the topic are not dead letters" if listing.unreadable else ""
     return f"{total} dead letters{shown}{': ' if reasons else ''}{reasons}{unreadable}"
 
 
@@ -77,7 +77,7 @@ def _text_or_base64(value: bytes | None, base64: str | None) -> str:
     try:
         lines = value.decode().split("\n")
     except UnicodeDecodeError:
-        return f"(no text, base64) {base64}"
+        return f"(not text, base64) {base64}"
     return "\n".join(map(printable, lines))
 
 

@@ -65,6 +65,6 @@ def publish(
         typer.echo(f"line {number}: {reason}", err=True)
     if summary.bad > len(summary.first_bad):
         typer.echo(f"... and {summary.bad - len(summary.first_bad)} more bad lines", err=True)
-    typer.echo(f"{summary.delivered} events delivered, {summary.bad} bad lines passed over")
+    typer.echo(f"{summary.delivered} events delivered, {summary.bad} bad lines skipped")
     if summary.bad:
         raise typer.Exit(1)

@@ -69,7 +69,7 @@ def run(settings: Settings, path: Path, *, kind: str | None = None, strict: bool
             for number, event in read_file(file, name, kind=kind):
                 fault = event if isinstance(event, str) else _send(producer, event)
                 if fault is not None and strict:
-                    raise InputError(f"{name}, line {number}: {fault}; nothing from there on was sent")
+                    raise InputError(f"{name}, line {number}: {fault}; nothing from that line on was sent")
                 if fault is not None:
                     summary.refuse(number, fault)
         except InputError as error:

@@ -112,7 +112,7 @@ def read_documents(text: str, *, kind: str | None = None) -> Iterator[Result]:
         try:
             fields, at = _DECODER.raw_decode(text, begin)
         except (ValueError, RecursionError) as error:
-            yield line, f"{describe_error(error)}; what follows cannot be read"
+            yield line, f"{describe_error(error)}; the rest of the file cannot be read"
             return
         try:
             yield line, _event(fields, kind)

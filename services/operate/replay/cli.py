@@ -45,7 +45,7 @@ def replay(
     )
     for line in summary.refused.lines():
         typer.echo(line, err=True)
-    skipped = "".join(f", {count} {kind or 'untyped'} rows passed over" for kind, count in summary.skipped.items())
+    skipped = "".join(f", {count} {kind or 'untyped'} rows skipped" for kind, count in summary.skipped.items())
     typer.echo(f"{summary.items} items and {summary.events} events delivered in {summary.seconds:.1f} s{skipped}")
     if summary.refused.count:
         raise typer.Exit(1)

@@ -69,7 +69,7 @@ def install_access_control(
     keys, the body, the limit of concurrent requests, and the content type.
 
     Args:
-        app: the application.
+        app: the FastAPI application.
         access: the limits, keys and audit log of the process.
         metrics: the metrics that count refused callers.
         required_scope: the scope that a call needs, by method and path.

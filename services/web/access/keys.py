@@ -74,7 +74,7 @@ class Keys(BaseModel):
     @model_validator(mode="after")
     def _ids_are_unique(self) -> "Keys":
         if len({key.id for key in self.keys}) < len(self.keys):
-            raise ValueError("`id` must be there once for each key; take the repeated one out")
+            raise ValueError("`id` must be unique; remove the repeated one")
         return self
 
     def find(self, token: str) -> Key | None:
@@ -155,9 +155,7 @@ class KeysFile:
         now = datetime.now(UTC).replace(microsecond=0)
         known = {key.id: key for key in self.read().keys}
         if key_id not in known:
-            raise self._unusable(
-                f"must hold the key to revoke, it has none of id {key_id!r}; see `headwater keys list`"
-            )
+            raise self._unusable(f"has no key with the id {key_id!r}; see `headwater keys list`")
         revoked = known[key_id].model_copy(update={"revoked_at": known[key_id].revoked_at or now})
         self._change(lambda keys: Keys(keys=tuple(revoked if key.id == key_id else key for key in keys.keys)))
         return revoked

@@ -10,8 +10,8 @@ from services.web.problems import problems
 
 SCHEME = "key"
 REFUSALS = {
-    HTTPStatus.UNAUTHORIZED.value: "no key, or one that is not known",
-    HTTPStatus.FORBIDDEN.value: "the key is not good for this call",
+    HTTPStatus.UNAUTHORIZED.value: "no key, or an unknown one",
+    HTTPStatus.FORBIDDEN.value: "the key does not allow this call",
 }
 
 
@@ -19,7 +19,7 @@ def document_keys(app: FastAPI, required_scope: ScopeRule) -> None:
     """Add the key scope of each call to an application's OpenAPI document.
 
     Args:
-        app: the application.
+        app: the FastAPI application.
         required_scope: the scope that a call needs, by method and path; None where it needs none.
     """
     build = app.openapi

@@ -129,7 +129,7 @@ class TestList:
             producer.send_raw(desk.topics.dead_letters, b"foreign", b"{}")
             producer.send_raw(desk.topics.dead_letters, b"a/0/0", letter.model_dump_json().encode())
         assert len(desk.listed()) == 1
-        assert desk.run("list")[-1].endswith("; 2 records on the topic are no dead letters")
+        assert desk.run("list")[-1].endswith("; 2 records on the topic are not dead letters")
 
 
 class TestShow:
@@ -141,7 +141,7 @@ class TestShow:
 
     def test_has_what_is_no_text_as_base64(self, desk: Desk) -> None:
         letter, *_ = desk.refuse(desk.send(BAD[3:4]))
-        assert {"key: none", "payload: (no text, base64) //4="} <= set(desk.run("show", letter.record_key()))
+        assert {"key: none", "payload: (not text, base64) //4="} <= set(desk.run("show", letter.record_key()))
 
     def test_a_letter_that_is_not_there_is_an_error(self, desk: Desk) -> None:
         with pytest.raises(LetterError, match="there is no dead letter 'a/0/1'"):
@@ -156,7 +156,7 @@ class TestReplay:
         assert desk.run("replay") == [f"5 records put back: 5 to {desk.topics.clicks}"]
         assert desk.clicks() == doubled(BAD)
         assert all(one["replayed_ts"] for one in desk.listed())
-        assert desk.run("replay") == ["0 records put back", "5 passed over: replayed before; --again repeats them"]
+        assert desk.run("replay") == ["0 records put back", "5 skipped: replayed before; --again repeats them"]
         assert desk.clicks() == doubled(BAD)
         desk.run("replay", "--again", "--reason", "wrong_key")
         assert desk.clicks() == sorted([*doubled(BAD), BAD[2]], key=repr)
@@ -203,7 +203,7 @@ class TestReplay:
         desk.refuse([*desk.send([(b"ann", None)]), *forged])
         *_, first, second, third = desk.run("replay", status=1)
         assert {first, second, third} == {
-            "1 not replayable: a record without a value is no event; replay a mended one",
+            "1 not replayable: a record without a value is not an event; replay a mended one",
             f"1 not replayable: topic '{desk.topics.adapters}' carries no events; replay mended ones",
             "1 not replayable: topic 'a.b' carries no events; replay mended ones",
         }

@@ -131,7 +131,7 @@ def test_two_versions_are_compared_down_to_their_tensors(desk: Desk) -> None:
 
 def test_a_version_is_verified_with_all_that_it_builds_on(desk: Desk, tmp_path: Path) -> None:
     lines = desk.run("verify", "2").splitlines()
-    assert lines == [f"version {link}: 4 files as digested; unsigned" for link in (1, 2)]
+    assert lines == [f"version {link}: 4 files match their digests; unsigned" for link in (1, 2)]
     private, public = (line.split()[2] for line in desk.run("new-key", str(tmp_path / "keys")).splitlines())
     manifest = write_small_bundle(tmp_path / "4", 4, sign=Signer(Path(private)))
     desk.registry.publish(tmp_path / "4", manifest)
@@ -150,7 +150,7 @@ def test_changes_are_made_and_said(desk: Desk) -> None:
     said = desk.run("rollback", "--reason", "click-through fell")
     assert said.splitlines()[0] == "home: answers come from version 2, pinned"
     assert said.splitlines()[1].endswith("click-through fell")
-    assert said.splitlines()[2].startswith("no worker can be seen: ")
+    assert said.splitlines()[2].startswith("no worker is visible: ")
     assert desk.rollout().stable_version == 2
     desk.run("canary", "--percent", "2.5", "--auto-rollback")
     assert desk.rollout().canary is not None

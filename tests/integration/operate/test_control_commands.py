@@ -101,10 +101,10 @@ def test_forget_tells_everybody_and_removes_the_letters_that_name_the_user(
     done = headwater("forget", "ann", env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        f"done: {ANN} is to be forgotten, written to {topics.control}",
+        f"done: the command to forget {ANN} is on {topics.control}",
         "done: 4 dead letters removed",
-        "not seen from here: updaters, scorers and state writers obey when they read that topic",
-        "not seen from here: whether this is the deployment's secret; no updater has published a fingerprint",
+        "not verified: updaters, scorers and state writers forget the shopper when they read that topic",
+        "not verified: whether this is the deployment's secret; no updater has published a fingerprint",
     ]
     told = commands(kafka_connection, topics)
     assert any(isinstance(command, Forget) and command.user == ANN for command in told)
@@ -167,7 +167,7 @@ def test_quarantine_is_listed_latest_first_and_released(
     assert Released("item/mug") in commands(kafka_connection, topics)
     assert headwater("quarantine", "list", env=env).stdout.splitlines() == listed.stdout.splitlines()[:1]
     again = headwater("quarantine", "release", "item/mug", env=env)
-    assert again.stdout == "item/mug was not in quarantine; it counts whatever comes from now on\n"
+    assert again.stdout == "item/mug was not in quarantine; its events count without limit from now on\n"
 
 
 @pytest.mark.parametrize("key", ["mug", "item/", "shop/mug"])

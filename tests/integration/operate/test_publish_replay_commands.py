@@ -82,7 +82,7 @@ class TestOnEachBroker:
         ]
         done = run("publish", "-", env=env, stdin="\n".join(map(json.dumps, lines)).encode())
         assert done.returncode == 0, done.stderr
-        assert done.stdout.decode() == "3 events delivered, 0 bad lines passed over\n"
+        assert done.stdout.decode() == "3 events delivered, 0 bad lines skipped\n"
         arrived = [
             event
             for record in records(kafka_connection, topics.items, topics.clicks)
@@ -99,7 +99,7 @@ class TestOnEachBroker:
         done = run("replay", *data, env=env)
         assert done.returncode == 0, done.stderr
         assert done.stdout.decode().startswith("5 items and 392 events delivered in ")
-        assert done.stdout.decode().endswith(", 8 return rows passed over\n")
+        assert done.stdout.decode().endswith(", 8 return rows skipped\n")
         assert len(records(kafka_connection, topics.items)) == 5
         events = [event for record in records(kafka_connection, topics.purchases) for event in decode(record, topics)]
         rows: dict[str, list[int]] = {}
@@ -136,7 +136,7 @@ def test_bad_lines_are_named_and_passed_over_and_the_good_ones_arrive(
     done = run("publish", "--kind", "click", str(file), env=embedded_env)
     errors = done.stderr.decode().splitlines()
     assert done.returncode == 1
-    assert done.stdout.decode() == "3 events delivered, 7 bad lines passed over\n"
+    assert done.stdout.decode() == "3 events delivered, 7 bad lines skipped\n"
     assert [line.split(":")[0] for line in errors] == [
         *("line 2", "line 4", "line 5", "line 6", "line 7"),
         "... and 2 more bad lines",
@@ -227,7 +227,7 @@ def test_a_catalogue_is_published_from_a_file_as_it_is(
     file.write_bytes(content)
     done = run("publish", "-" if through_a_pipe else str(file), "--kind", "item", env=embedded_env, stdin=content)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.decode() == "2 events delivered, 0 bad lines passed over\n"
+    assert done.stdout.decode() == "2 events delivered, 0 bad lines skipped\n"
     assert {record.key for record in records(connection, own_topics.items)} == {b"i1", b"i2"}
 
 

@@ -1,4 +1,4 @@
-"""Commands that change a rollout wait for the workers that can be seen, and say truly who obeys."""
+"""Commands that change a rollout wait for the visible workers, and report which follow it."""
 
 import os
 import threading
@@ -116,8 +116,8 @@ def test_a_command_returns_once_the_worker_serves_what_was_asked_for(stage: Stag
         ):
             status, said = run(url, *arguments)
             assert status == 0, said
-            assert said.splitlines()[-1] == f"  a: obeys, serves {served}"
-            assert "1 of 1 workers that can be seen obey revision" in said
+            assert said.splitlines()[-1] == f"  a: follows it, serves {served}"
+            assert "1 of 1 visible workers follow revision" in said
             (own,) = listed(url)
             models = stage.table.deployments()["home"].models
             assert own["arms"] == {arm: model.version for arm, model in models.items()}
@@ -129,8 +129,10 @@ def test_a_worker_that_does_not_obey_is_named_with_what_it_serves(stage: Stage) 
         httpx.put(f"{url}/v1/adapters/home/workers/full", json=report).raise_for_status()
         status, said = run(url, "pin", "1", "--wait-seconds", "1.5")
     assert status == 1
-    assert "0 of 2 workers that can be seen obey revision 1" in said
-    assert "  deaf: does not obey: it follows revision 0, not 1; it serves version 3 as stable, not version 1" in said
+    assert "0 of 2 visible workers follow revision 1" in said
+    assert (
+        "  deaf: does not follow it: it follows revision 0, not 1; it serves version 3 as stable, not version 1" in said
+    )
     assert said.rstrip().endswith("it serves version 3 as stable, not version 1; a full disk")
 
 
@@ -156,7 +158,7 @@ def test_a_worker_that_is_gone_is_listed_no_longer(stage: Stage) -> None:
             until(lambda: listed(url) != [])
         status, said = run(url, "pin", "1", "--wait-seconds", "20")
         assert listed(url) == []
-    assert (status, said.splitlines()[-1][:45]) == (0, "no worker can be seen: none has reported to t")
+    assert (status, said.splitlines()[-1][:45]) == (0, "no worker is visible: none has reported to t")
 
 
 def test_where_the_registry_is_files_workers_are_asked_themselves(stage: Stage) -> None:
@@ -164,15 +166,17 @@ def test_where_the_registry_is_files_workers_are_asked_themselves(stage: Stage) 
     application = scorer_app(stage.service, ScorerSettings(), metrics, series, name="b")
     with running(application) as worker, serving_worker(stage, stage.registry.url):
         status, said = run(stage.registry.url, "pin", "1", "--worker", worker)
-        assert (status, said.splitlines()[-1]) == (0, "  b: obeys, serves stable version 1")
+        assert (status, said.splitlines()[-1]) == (0, "  b: follows it, serves stable version 1")
         status, said = run(stage.registry.url, "unpin", "--wait-seconds", "0")
         assert (status, len(said.splitlines())) == (0, 2)
         status, said = run(stage.registry.url, "pin", "1", "--worker", "http://127.0.0.1:1", "--wait-seconds", "1")
         assert status == 1
-        assert "http://127.0.0.1:1: does not obey: its state is not known; it does not answer" in said
+        assert "http://127.0.0.1:1: does not follow it: its state is unknown; it does not answer" in said
     status, said = run(stage.registry.url, "pin", "2")
     assert status == 0
-    assert said.splitlines()[-1].startswith("no worker can be seen: this registry is no process that workers report to")
+    assert said.splitlines()[-1].startswith(
+        "no worker is visible: workers report to registry processes only, and this registry is a store"
+    )
 
 
 def test_a_rollout_that_was_replaced_meanwhile_is_not_reported_as_obeyed(stage: Stage) -> None:
@@ -189,7 +193,7 @@ def test_a_rollout_that_was_replaced_meanwhile_is_not_reported_as_obeyed(stage: 
         status, said = run(url, "pin", "1")
         other.join()
     assert status == 1
-    assert said.rstrip().endswith("revision 1 does not hold any more: revision 2 by bob replaced it")
+    assert said.rstrip().endswith("revision 1 was replaced by revision 2, made by bob")
 
 
 def test_workers_report_with_the_key_that_they_read_with(stage: Stage, tmp_path: Path) -> None:

@@ -223,8 +223,8 @@ def test_it_reports_what_it_serves_to_the_registry_process(shop: Shop) -> None:
         rollout = access.change("home", Pin(version=1))
         said: list[str] = []
         assert wait_for_workers(access, rollout, urls=[], wait_seconds=30, show=said.append), said
-        assert said[0] == "1 of 1 workers that can be seen obey revision 1"
-        assert said[1].endswith("obeys, serves stable version 1")
+        assert said[0] == "1 of 1 visible workers follow revision 1"
+        assert said[1].endswith("follows it, serves stable version 1")
         assert scorer.version() == 1
         fleet = access.fleet("home")
         assert fleet is not None

@@ -117,7 +117,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("event", "reason"),
         [
-            ({}, "an event must say its `type`"),
+            ({}, "an event must name its `type`"),
             ({"type": 3}, "`type` must be one of impression, click, purchase, item, got int"),
             ({"type": "v" * 500}, f"got '{'v' * 40}'"),
             (CLICK | {"user_id": ""}, "`user_id`: String should have at least 1 character"),

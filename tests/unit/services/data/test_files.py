@@ -211,7 +211,7 @@ def test_a_bad_element_of_an_array_is_named_with_its_line_and_skipped(tmp_path: 
 
 @pytest.mark.parametrize(
     ("end", "line", "reason"),
-    [("", 3, "the array is not closed"), (",\n{oops}]", 3, "not JSON: .*; what follows cannot be read")],
+    [("", 3, "the array is not closed"), (",\n{oops}]", 3, "not JSON: .*; the rest of the file cannot be read")],
 )
 def test_an_array_that_breaks_off_gives_what_came_before(tmp_path: Path, end: str, line: int, reason: str) -> None:
     text = '[\n{"type": "click", "user_id": "ann", "item_id": "i1"}' + (end or "\n")

@@ -113,7 +113,7 @@ class TestMended:
 
     def test_on_a_topic_that_says_nothing_of_the_kind_the_event_must_say_it(self) -> None:
         fields = {"user_id": "ann", "item_id": "mug-1"}
-        with pytest.raises(LetterError, match="x/0/1: an event must say its `type`"):
+        with pytest.raises(LetterError, match="x/0/1: an event must name its `type`"):
             mended({"x/0/1": fields}, {"x/0/1": letter(topic="x", offset=1)}, TOPICS)
 
     def test_faults_are_told_together_the_first_few(self) -> None:
@@ -156,7 +156,7 @@ class TestShown:
         summary = ReplaySummary(Counter({"b": 1, "a": 2}), 3, Counter({"gone": 4}))
         assert replayed(summary, dry_run=True) == [
             "3 records would be put back: 2 to a, 1 to b",
-            "3 passed over: replayed before; --again repeats them",
+            "3 skipped: replayed before; --again repeats them",
             "4 not replayable: gone",
         ]
 

@@ -49,7 +49,7 @@ def test_a_missing_id_is_made_up_and_a_missing_time_is_now() -> None:
 @pytest.mark.parametrize(
     ("line", "kind", "reason"),
     [
-        (b'{"user_id": "u"}', None, "an event must say its `type`, one of impression, click, purchase, item"),
+        (b'{"user_id": "u"}', None, "an event must name its `type`, one of impression, click, purchase, item"),
         (b'{"type": "view"}', None, "`type` must be one of impression, click, purchase, item, got 'view'"),
         (b'{"type": ["click"]}', None, "`type` must be one of"),
         (json.dumps(CLICK).encode(), "purchase", "`type` must be purchase, as --kind says, got 'click'"),

@@ -65,7 +65,7 @@ def test_keys_expire_and_are_revoked(path: Path) -> None:
 
 def test_a_key_that_nobody_has_cannot_be_revoked(path: Path) -> None:
     KeysFile(path).make("shop", [Scope.read])
-    with pytest.raises(KeysError, match="none of id '00000000'"):
+    with pytest.raises(KeysError, match="no key with the id '00000000'"):
         KeysFile(path).revoke("00000000")
 
 
