@@ -1,4 +1,4 @@
-"""A collector's application over real HTTP, its Kafka away unless told otherwise."""
+"""A collector's application over real HTTP, with an unreachable Kafka by default."""
 
 import json
 import resource

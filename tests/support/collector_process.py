@@ -29,10 +29,12 @@ class CollectorProcess:
         kafka = connection.model_dump(exclude_defaults=True) | {"bootstrap_servers": connection.bootstrap_servers}
         if connection.sasl_password is not None:
             kafka["sasl_password"] = connection.sasl_password.get_secret_value()
-        own = {"spool_path": directory / "spool.db", "port": 0} | collector
-        sections = {"KAFKA": kafka, "TOPICS": topics.model_dump(exclude_defaults=True), "COLLECTOR": own}
-        ours = {f"HEADWATER_{name}__{k.upper()}": str(v) for name, part in sections.items() for k, v in part.items()}
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")} | ours
+        section = {"spool_path": directory / "spool.db", "port": 0} | collector
+        sections = {"KAFKA": kafka, "TOPICS": topics.model_dump(exclude_defaults=True), "COLLECTOR": section}
+        variables = {
+            f"HEADWATER_{name}__{k.upper()}": str(v) for name, part in sections.items() for k, v in part.items()
+        }
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")} | variables
         self._log = directory / "collector.log"
 
     def __enter__(self) -> Self:
@@ -40,9 +42,9 @@ class CollectorProcess:
         with self._log.open("ab") as log:
             self._process = ForkedCommand(["collector"], env=self.env, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
-        said = self._process.stdout.readline().split()
-        assert said[:1] == ["listening"], self.log()
-        self.client = httpx.Client(base_url=f"http://{said[1]}:{said[2]}", timeout=20)
+        address = self._process.stdout.readline().split()
+        assert address[:1] == ["listening"], self.log()
+        self.client = httpx.Client(base_url=f"http://{address[1]}:{address[2]}", timeout=20)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -73,8 +75,8 @@ class CollectorProcess:
     def log(self) -> str:
         return self._log.read_bytes()[self._log_start :].decode()
 
-    def told(self, event: str) -> list[dict[str, Any]]:
-        """Lines of its log about an event."""
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Return the log lines of an event."""
         lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
@@ -95,13 +97,13 @@ def wait_until(condition: Callable[[], bool], *, what: str, seconds: float = WAI
 def arrived(connection: KafkaConnection, topic: str) -> dict[str, list[str]]:
     """Ids of the events on a topic by key, each in the order of the log."""
     with closing(PartitionConsumer(connection, [topic])) as consumer:
-        found: dict[str, list[str]] = {}
+        ids: dict[str, list[str]] = {}
         while any(consumer.lag().values()):
             for record in consumer.poll(0.5):
                 assert record.key is not None
                 assert record.value is not None
-                found.setdefault(record.key.decode(), []).append(json.loads(record.value)["event_id"])
-        return found
+                ids.setdefault(record.key.decode(), []).append(json.loads(record.value)["event_id"])
+        return ids
 
 
 def first_copies(event_ids: Iterable[str]) -> list[str]:

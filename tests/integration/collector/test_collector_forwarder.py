@@ -19,7 +19,7 @@ from streams.topics import Topics
 
 
 class FailingSpool(Spool):
-    """Its disk fails, or our code does, so often as it is told to."""
+    """A spool whose disk or code fails a given number of times."""
 
     removals_that_fail = 0
     faults_of_ours = 0
@@ -100,8 +100,8 @@ def test_confirmed_but_not_removed_is_not_sent_again(
         wait_until(lambda: forwarded() == 12, what="counted once")
         assert not forwarder.waits_for_disk
     assert arrived(connection, topics.clicks) == {"u": ids(range(12))}
-    told = [line["event"] for line in lines if line["event"].startswith("forward")]
-    assert told == ["forwarding_stopped", "forwarding_resumed", "forwarding_ended"]
+    events = [line["event"] for line in lines if line["event"].startswith("forward")]
+    assert events == ["forwarding_stopped", "forwarding_resumed", "forwarding_ended"]
 
 
 def test_a_fault_of_ours_is_logged_and_the_thread_goes_on(

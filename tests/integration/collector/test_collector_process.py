@@ -41,7 +41,7 @@ def deduplicated(found: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 class SteadyClient(threading.Thread):
-    """Posts one click after the other until told to stop, and tries again what was not accepted."""
+    """Posts one click after the other until stopped, and tries again what was not accepted."""
 
     def __init__(self, url: Callable[[], str]) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class TestOnEachBroker:
             wait_until(lambda: collector.forwarded() == 904, what="one alone goes out at once", seconds=2)
             assert collector.ready() == {"status": "ready", "broker": "connected", "spool_events": 0, "spool_bytes": 0}
             assert collector.end() == 0
-            assert collector.told("forwarding_stopped") == []
+            assert collector.logged("forwarding_stopped") == []
             assert "Traceback" not in collector.log()
         assert arrived(kafka_connection, topics.clicks) == expected(range(901))
         assert arrived(kafka_connection, topics.items) == {"mug": ["i1"]}
@@ -107,7 +107,7 @@ class TestOnEachBroker:
             wait_until(lambda: collector.ready()["broker"] == "connected", what="connected")
             collector.accept(clicks(range(4_000)))
             assert collector.end() == 0
-            assert collector.told("forwarding_ended")[0]["waiting_events"] == 0
+            assert collector.logged("forwarding_ended")[0]["waiting_events"] == 0
         assert arrived(kafka_connection, topics.clicks) == expected(range(4_000))
 
 
@@ -129,11 +129,11 @@ class TestBrokerAway:
                 broker.start()
                 wait_until(lambda: collector.ready()["spool_events"] == 0, what="all forwarded")
                 assert collector.ready()["broker"] == "connected"
-                (stopped,), (resumed,) = (collector.told(f"forwarding_{what}") for what in ("stopped", "resumed"))
+                (stopped,), (resumed,) = (collector.logged(f"forwarding_{what}") for what in ("stopped", "resumed"))
                 assert stopped["level"] == "warning"
                 assert stopped["waiting_events"] >= 100
                 assert resumed["after_seconds"] > 0
-                assert collector.told("forwarder_failed") == []
+                assert collector.logged("forwarder_failed") == []
             assert deduplicated(arrived(connection, topics.clicks)) == expected(range(2_000))
 
     def test_health_says_so_though_nothing_is_to_be_sent(self, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ class TestBrokerAway:
                 wait_until(lambda: collector.ready()["broker"] == "away", what="noticed")
                 broker.start()
                 wait_until(lambda: collector.ready()["broker"] == "connected", what="back")
-                assert len(collector.told("forwarding_stopped")) == len(collector.told("forwarding_resumed")) == 1
+                assert len(collector.logged("forwarding_stopped")) == len(collector.logged("forwarding_resumed")) == 1
 
     @pytest.mark.kafka
     def test_apache_kafka_killed_under_a_steady_stream(self, mortal_apache_kafka: Any, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ class TestBrokerAway:
             wait_until(lambda: collector.ready()["broker"] == "connected", what="back")
             client.finish()
             wait_until(lambda: collector.ready()["spool_events"] == 0, what="all forwarded")
-            assert len(collector.told("forwarding_stopped")) == len(collector.told("forwarding_resumed")) == 1
+            assert len(collector.logged("forwarding_stopped")) == len(collector.logged("forwarding_resumed")) == 1
         assert deduplicated(arrived(kafka.connection, topics.clicks)) == expected(range(client.accepted))
 
     @pytest.mark.kafka
@@ -175,12 +175,12 @@ class TestBrokerAway:
         with CollectorProcess(connection, topics, tmp_path) as collector:
             collector.accept([*clicks(range(5)), item, *clicks(range(5, 10))])
             wait_until(lambda: collector.ready()["broker"] == "away", what="noticed")
-            (stopped,) = collector.told("forwarding_stopped")
+            (stopped,) = collector.logged("forwarding_stopped")
             assert topics.items in stopped["problem"]
             assert "MessageSizeTooLarge" in stopped["problem"]
             set_max_message_bytes(connection, topics.items, 1_000_000)
             wait_until(lambda: collector.ready()["spool_events"] == 0, what="all forwarded")
-            assert collector.told("forwarder_failed") == []
+            assert collector.logged("forwarder_failed") == []
         assert arrived(connection, topics.items) == {"i": ["large"]}
         assert deduplicated(arrived(connection, topics.clicks)) == expected(range(10))
 
@@ -216,7 +216,7 @@ class TestKilled:
             began = time.monotonic()
             assert collector.end() == 0  # with the broker away there is nothing to wait for
             assert time.monotonic() - began < 4
-            (ended,) = collector.told("forwarding_ended")
+            (ended,) = collector.logged("forwarding_ended")
             assert ended["waiting_events"] == 800
         with CollectorProcess(embedded, topics, tmp_path) as collector:
             wait_until(lambda: collector.forwarded() == 800, what="all forwarded")

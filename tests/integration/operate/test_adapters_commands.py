@@ -209,7 +209,7 @@ def test_it_is_the_same_behind_a_process(behind_a_process: Desk, tmp_path: Path)
     assert (desk.rollout().stable_version, desk.rollout().reason) == (2, "worse")
     assert desk.run("list").splitlines()[-2].endswith("stable")
     assert json.loads(desk.run("show"))["manifest"]["version"] == 2
-    assert desk.run("verify").count("as digested") == 2
+    assert desk.run("verify").count("match their digests") == 2
     with pytest.raises(RegistryError, match="status 404: no such version"):
         desk.run("pin", "9")
     with pytest.raises(RegistryError, match="status 409: `if_revision`"):

@@ -35,7 +35,7 @@ class Desk:
     operator: str
     audit: Path
 
-    def told(self) -> list[dict[str, Any]]:
+    def audit_lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.audit.read_text().splitlines()]
 
 
@@ -69,7 +69,7 @@ def test_who_shows_a_key_reads_and_who_shows_none_does_not(desk: Desk) -> None:
 
 def test_who_changes_what_is_served_is_named(desk: Desk) -> None:
     assert HttpClient(desk.url, desk.operator).change("home", Pin(version=1)).stable_version == 1
-    began, done = desk.told()
+    began, done = desk.audit_lines()
     assert (began["outcome"], done["outcome"]) == ("began", "done")
     assert (done["action"], done["by"], done["address"]) == ("adapters.pin", f"ann/{desk.operator[3:11]}", "127.0.0.1")
     assert done["asked"]["version"] == 1
@@ -78,7 +78,7 @@ def test_who_changes_what_is_served_is_named(desk: Desk) -> None:
 def test_who_may_only_read_changes_nothing_and_is_named_too(desk: Desk) -> None:
     with pytest.raises(RegistryError, match=r"403.*scope `admin`"):
         HttpClient(desk.url, desk.worker).change("home", Pin(version=1))
-    [line] = desk.told()
+    [line] = desk.audit_lines()
     assert (line["outcome"], line["by"]) == ("refused", f"workers/{desk.worker[3:11]}")
     assert AdapterRegistry(f"{desk.url}/v1/files", api_key=desk.worker).rollout("home").stable_version is None
 

@@ -1,4 +1,4 @@
-"""The calls that change what is served: over real HTTP, told to the audit log, one at a time."""
+"""The calls that change what is served: over real HTTP, recorded in the audit log, one at a time."""
 
 import json
 import queue
@@ -24,10 +24,10 @@ from services.web.server import running
 
 
 class Desk:
-    """Where an SRE sits: a registry process of three versions and what it tells others."""
+    """A registry application of three versions, with the rollouts that it announces."""
 
-    def __init__(self, client: httpx.Client, directory: Path, told: "queue.Queue[Rollout]") -> None:
-        self.client, self.directory, self.told = client, directory, told
+    def __init__(self, client: httpx.Client, directory: Path, announced: "queue.Queue[Rollout]") -> None:
+        self.client, self.directory, self.announced = client, directory, announced
 
     def ask(self, change: str, scenario: str = "home", **body: Any) -> httpx.Response:
         return self.client.post(f"/v1/adapters/{scenario}/{change}", json=body)
@@ -38,12 +38,12 @@ class Desk:
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    registry, told = AdapterRegistry(str(tmp_path / "registry")), queue.Queue[Rollout]()
+    registry, announced = AdapterRegistry(str(tmp_path / "registry")), queue.Queue[Rollout]()
     for version in (1, 2, 3):
         registry.publish(tmp_path / str(version), write_small_bundle(tmp_path / str(version), version))
-    app = create_app(registry, access=AccessRules(audit=AuditLog(tmp_path / "audit.jsonl")), announce=told.put)
+    app = create_app(registry, access=AccessRules(audit=AuditLog(tmp_path / "audit.jsonl")), announce=announced.put)
     with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
-        yield Desk(client, tmp_path, told)
+        yield Desk(client, tmp_path, announced)
 
 
 def test_each_change_answers_with_the_rollout_that_holds_now(desk: Desk) -> None:
@@ -60,9 +60,9 @@ def test_each_change_answers_with_the_rollout_that_holds_now(desk: Desk) -> None
     assert desk.client.get("/v1/adapters/home/rollout").json() == last
 
 
-def test_it_is_told_to_workers_and_to_the_audit_log(desk: Desk) -> None:
+def test_it_is_announced_to_workers_and_recorded_in_the_audit_log(desk: Desk) -> None:
     desk.ask("pin", version=2, reason="calm")
-    assert desk.told.get(timeout=10).stable_version == 2
+    assert desk.announced.get(timeout=10).stable_version == 2
     began, done = desk.audited()
     assert (began["outcome"], done["outcome"]) == ("began", "done")
     assert (began["action"], began["scenario"], began["by"]) == ("adapters.pin", "home", "nobody")
@@ -109,7 +109,7 @@ def test_what_cannot_be_is_a_problem_that_says_why(
     assert detail in answer.json()["detail"]
     assert str(desk.directory) not in answer.text
     assert desk.client.get("/v1/adapters/home/rollout").json()["revision"] == 0
-    assert desk.told.empty()
+    assert desk.announced.empty()
 
 
 def test_a_scenario_that_is_no_name_is_refused(desk: Desk) -> None:
@@ -137,7 +137,7 @@ def test_a_process_over_another_registry_changes_nothing(desk: Desk) -> None:
     with running(create_app(over)) as url:
         answer = httpx.post(f"{url}/v1/adapters/home/pin", json={"version": 1})
     assert answer.status_code == 403
-    assert "ask that one" in answer.json()["detail"]
+    assert "send the change there" in answer.json()["detail"]
 
 
 def test_where_keys_are_asked_for_readers_read_and_admins_change(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_where_keys_are_asked_for_readers_read_and_admins_change(tmp_path: Path)
             answer = httpx.post(f"{url}/v1/adapters/home/pin", json={"version": 1}, headers=headers)
             assert answer.status_code == status
     assert registry.rollout("home").changed_by.startswith("ann/")
-    told = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-    assert [(line["by"].partition("/")[0], line["outcome"]) for line in told] == [
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(line["by"].partition("/")[0], line["outcome"]) for line in lines] == [
         ("worker", "refused"),
         ("ann", "began"),
         ("ann", "done"),

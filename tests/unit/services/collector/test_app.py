@@ -53,10 +53,10 @@ class TestTaken:
     def test_id_and_time_are_made_up_when_they_are_missing(self, collector: CollectorApp) -> None:
         before = time.time_ns() // 1_000_000
         bare = {"type": "click", "user_id": "ann", "item_id": "mug"}
-        told = [outcome["event_id"] for outcome in collector.post({"events": [bare, bare]}).json()["events"]]
+        ids = [outcome["event_id"] for outcome in collector.post({"events": [bare, bare]}).json()["events"]]
         kept = spooled(collector)
-        assert told == [event.event_id for event in kept]
-        assert len(set(told)) == 2
+        assert ids == [event.event_id for event in kept]
+        assert len(set(ids)) == 2
         assert all(before <= event.ts <= time.time_ns() // 1_000_000 for event in kept)
 
     @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ class TestRefused:
         assert collector.counted("click")["rejected"] == 1
 
     @pytest.mark.parametrize(
-        ("body", "told"),
+        ("body", "detail"),
         [
             ([CLICK], 'the body must be one event, or {"events": [...]} for several, got list'),
             (None, "got NoneType"),
@@ -171,14 +171,14 @@ class TestRefused:
             ({"events": [CLICK] * 6}, "`events` must have at most 5 events, got 6; send several batches"),
         ],
     )
-    def test_what_is_neither_event_nor_batch_is_told_so(self, collector: CollectorApp, body: Any, told: str) -> None:
+    def test_what_is_neither_event_nor_batch_is_refused(self, collector: CollectorApp, body: Any, detail: str) -> None:
         answer = collector.post(body)
         assert answer.status_code == 422
-        assert told in answer.json()["detail"]
+        assert detail in answer.json()["detail"]
         assert len(collector.spool) == 0
 
     @pytest.mark.parametrize(
-        ("body", "told"),
+        ("body", "detail"),
         [
             (b"", "not JSON: Expecting value at column 1"),
             (b'{"type": "click"', "not JSON: "),
@@ -187,11 +187,11 @@ class TestRefused:
             (b"1" * 4_500, "integer string conversion"),
         ],
     )
-    def test_what_is_not_json_is_told_so(self, collector: CollectorApp, body: bytes, told: str) -> None:
+    def test_what_is_not_json_is_refused(self, collector: CollectorApp, body: bytes, detail: str) -> None:
         for content_type in ("application/json", "text/plain"):  # said to be or not
             answer = collector.client.post("/v1/events", content=body, headers={"content-type": content_type})
             assert answer.status_code == 400
-            assert told in answer.json()["detail"]
+            assert detail in answer.json()["detail"]
 
     @pytest.mark.parametrize(
         "headers",
@@ -243,7 +243,7 @@ class TestFull:
         assert collector.post({"events": [CLICK] * 2}).status_code == 202  # there is room for two
         assert collector.post(CLICK).status_code == 429
 
-    def test_a_bad_request_is_told_so_though_there_is_no_room(self, collector: CollectorApp) -> None:
+    def test_a_bad_request_is_so_though_there_is_no_room(self, collector: CollectorApp) -> None:
         for count in (5, 2):
             collector.post({"events": [CLICK] * count})
         assert collector.post({"type": "click"}).status_code == 422
