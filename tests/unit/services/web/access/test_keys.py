@@ -100,7 +100,7 @@ def test_a_file_that_others_can_change_is_not_believed(path: Path) -> None:
         ("", "Invalid JSON"),
         ('{"keyz": []}', "`keyz`"),
         ('{"keys": [{"id": "1"}]}', "`keys.0.id`"),
-        ("twice", "once for each key"),
+        ("twice", "must be unique"),
     ],
 )
 def test_what_is_no_keys_file_is_told_without_what_it_holds(path: Path, text: str, fault: str) -> None:
