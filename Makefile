@@ -12,7 +12,7 @@ FAULTS ?= 200
 # Tests wait for processes more than they compute. A file's tests stay together, and so do its brokers.
 WORKERS ?= 2
 
-.PHONY: install demo test crash check bench dist clean
+.PHONY: install demo test crash check bench docs dist clean
 
 # The stamp makes set-up happen once, and again only when what it depends on changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -36,9 +36,14 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(MAKE) --no-print-directory docs
 
 bench: install
 	$(BIN)/python -m benchmarks $(if $(COMPARE),--compare $(COMPARE)) $(ARGS)
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore::DeprecationWarning -m mkdocs build --strict --quiet
 
 dist: install
 	rm -rf build dist

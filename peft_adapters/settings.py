@@ -161,7 +161,7 @@ class LearnerSettings(BaseModel):
 
 
 class GateSettings(BaseModel):
-    """Limits that a candidate must keep to. For the rules and the origin of the defaults see docs/gate-and-drift.md."""
+    """Limits that a candidate must keep to; docs/explanation/gate-and-drift.md has the origin of the defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -197,7 +197,7 @@ class GateSettings(BaseModel):
 
 
 class DriftSettings(BaseModel):
-    """Detection of drift and the response to it. For the origin of the defaults see docs/gate-and-drift.md."""
+    """Detection of drift and the response; docs/explanation/gate-and-drift.md has the origin of the defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

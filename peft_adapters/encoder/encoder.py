@@ -1,8 +1,8 @@
 """The frozen text encoder with a LoRA adapter on its last layers, split into a frozen prefix and a trainable suffix.
 
 Weights below the lowest LoRA layer never change, so a text's activations there are computed once (`prefix`) and
-cached. A training step or an item refresh runs only the layers above (`suffix`). docs/encoders.md lists the supported
-models.
+cached. A training step or an item refresh runs only the layers above (`suffix`).
+docs/how-to/data-science/encoders.md lists the supported models.
 """
 
 from __future__ import annotations

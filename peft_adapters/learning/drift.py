@@ -2,7 +2,7 @@
 
 Two detectors watch the losses, block by block: ADWIN (Bifet & Gavaldà 2007), which compares the parts of a window of
 its own choosing, and Page-Hinkley (Page 1954), which adds up what goes beyond the mean. Either raises an alarm, and
-only where losses rise: a model that gets better drifts too. The maths: docs/gate-and-drift.md.
+only where losses rise: a model that gets better drifts too. The maths: docs/explanation/gate-and-drift.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The gate a candidate adapter passes before anyone hears of it, and the way back for a learner that keeps failing.
 
 Every micro-batch is judged, before it is learnt, by the learner and by a copy of it as it was published: the live
-adapter. Neither has learnt those events. The rules, the maths and its sources: docs/gate-and-drift.md.
+adapter. Neither has learnt those events. The rules, the maths and its sources: docs/explanation/gate-and-drift.md.
 """
 
 from __future__ import annotations

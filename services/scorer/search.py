@@ -26,7 +26,7 @@ _NOTHING = np.zeros(0, dtype=np.float32)
 _ANSWERS = ListRequest(filters=Filters(kinds=("answer",)))
 _EQUAL_WEIGHTS = (1.0, 1.0)  # of meaning and words
 _RESCORED = 4  # near items of a graph that are scored exactly, for each item wanted
-_CONFIDENCE_SLOPE = 10.0  # a cosine higher by 0.1 multiplies the odds by e; measured, see docs/search.md
+_CONFIDENCE_SLOPE = 10.0  # a cosine higher by 0.1 multiplies the odds by e; measured, see the guide to search
 
 
 @dataclass(frozen=True, slots=True)

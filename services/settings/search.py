@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class SearchSettings(BaseModel):
-    """Candidates and ranking of search queries. docs/search.md explains the defaults."""
+    """Candidates and ranking of search queries. docs/how-to/application/search.md explains the defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -16,7 +16,7 @@ class SearchSettings(BaseModel):
     )
     int8_queries: bool = Field(
         default=False,
-        description="encode queries with 8-bit weights: faster and slightly less exact; see docs/search.md",
+        description="encode queries with 8-bit weights: faster and slightly less exact (guide to search)",
     )
     max_known_queries: int = Field(default=4_096, ge=1, description="encoded queries in memory, about 10 KiB each")
     graph_above_items: int = Field(

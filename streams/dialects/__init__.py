@@ -3,7 +3,7 @@
 A decoder takes a record's bytes, time and place, and gives events of ours: several where one of theirs says several
 things, none where it says nothing to us. A line that it cannot read is a `BadLine` among them; a record that it cannot
 read it refuses with pydantic's `ValidationError`. The events are built through our own models, so that every rule of
-ours holds for them too. The shapes read here are those of docs/events.md.
+ours holds for them too. The shapes read here are those of docs/reference/events.md.
 """
 
 from collections.abc import Callable

@@ -15,7 +15,7 @@ def check_document(url: str, directory: Path, *, operations: int, cases: int = 8
         url: Of the document.
         directory: Where schemathesis runs.
         operations: How many the document has; each is to be tried.
-        cases: Of an operation and phase; the whole run is in docs/calls.md.
+        cases: Of an operation and phase; the whole run is in docs/how-to/application/rank.md.
     """
     made = [f"--max-examples={cases}", "--seed=1", "--no-shrink", "--generation-database=none", "--no-color"]
     command = [*SCHEMATHESIS, "run", url, "--checks=all", *made]

@@ -22,7 +22,7 @@ from peft_adapters.ranking.counters import FloatArray
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.ranking.shoppers import Contexts, Shoppers
 
-# The best of a search on the first 10,000 events of two data sets; docs/backtest.md says which.
+# The best of a search on the first 10,000 events of two data sets; docs/how-to/data-science/backtest.md says which.
 _FACTORS = 128
 _LATENT_RATE, _WEIGHT_RATE = 0.2, 0.05  # SGD
 _LATENT_SIGMA = 0.2  # of the random start; at river's own 0.1 interactions are too small to grow in one pass

@@ -1,4 +1,4 @@
-"""The browser example of docs/open-web.md, run by Node against a collector whose page is of another origin."""
+"""The browser example of the guide to the open web, run by Node against a collector whose page is of another origin."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from collector_app import open_collector
 
 from streams.events import MODELS
 
-PAGE = Path(__file__).parents[4] / "docs" / "open-web.md"
+PAGE = Path(__file__).parents[4] / "docs" / "how-to/application/face-the-open-web.md"
 SHOP = "https://shop.example"
 # Node has no page: beacons are what browsers make of them (text/plain, with the page's origin), and so are preflights.
 BROWSER = """
