@@ -53,8 +53,8 @@ def settings_page() -> Iterator[str]:
     yield "# Settings"
     yield (
         f"\nEvery setting is a variable `{ENV_PREFIX}<SECTION>__<NAME>`, a key of a TOML file (`--config FILE`) or, "
-        "for the usual ones, a flag. Flags win over variables, variables over the file. An unknown key is an error that "
-        "names the nearest known one.\n"
+        "for the usual ones, a flag. Flags win over variables, variables over the file. An unknown key is an error "
+        "that names the nearest known one.\n"
     )
     plain = {name: field for name, field in Settings.model_fields.items() if not _is_section(field.annotation)}
     documented = _attributes(Settings.__doc__ or "")
@@ -133,9 +133,7 @@ def _applications() -> dict[str, FastAPI]:
     series = CollectorRegistry()
     settings = Settings()
     return {
-        "Scorer": scorer(
-            part, settings.scorer, ScorerMetrics(CollectorRegistry()), series, pseudonymise=str, search=MagicMock()
-        ),
+        "Scorer": scorer(part, settings.scorer, ScorerMetrics(CollectorRegistry()), series, search=MagicMock()),
         "Registry": registry(AdapterRegistry("memory://docs")),
         "Collector": collector(part, part, settings.collector, CollectorMetrics(CollectorRegistry()), series),
     }
