@@ -23,7 +23,7 @@ class Assignment:
     """Assigned partitions of a client, kept in step with the topics' metadata.
 
     Args:
-        connection: the brokers.
+        connection: the brokers to read from.
         client: the client that reads the assigned partitions.
         positions: the offsets of the partitions; changed in place.
         problems: receives what cannot be read.

@@ -1,9 +1,9 @@
-"""Times that producers and brokers state, bounded by the reader's own clock.
+"""Times of producers and brokers, bounded by the reader's own clock.
 
-A clock that is wrong must not move anybody else's: a time further ahead of the reader's clock than an allowance is
-replaced, and an event dated more than a day ahead is refused. The replacement is the newest time among the records read
-with it that is not ahead, because while a backlog is read the log is at that time and not at the reader's. Where most
-records are ahead, the reader's clock is the one that is wrong, and its own time replaces theirs.
+The wrong clock of one producer must not affect others: a time further ahead of the reader's clock than an allowance is
+replaced, and an event dated more than a day ahead is rejected. The replacement is the newest time, among the records
+read together, that is not ahead: while a backlog is read, the log is at that time. If most records are ahead, the
+reader's clock is the wrong one, and its own time replaces theirs.
 """
 
 import time
@@ -24,7 +24,7 @@ DAY_MS = 86_400_000
 
 
 class ClockSettings(BaseModel):
-    """How far the clocks of others may be ahead."""
+    """The allowance for clocks that are ahead."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,9 +41,9 @@ class ReaderClock:
     """The reader's clock at one moment.
 
     Attributes:
-        now_ms: what it shows, epoch milliseconds.
+        now_ms: the time that it shows, epoch milliseconds.
         allowance_ms: how far ahead of it a time may be.
-        log_ms: what replaces a time that is too far ahead, `now_ms` at most.
+        log_ms: the replacement of a time that is too far ahead, at most `now_ms`.
     """
 
     now_ms: int
@@ -57,9 +57,9 @@ class ReaderClock:
         """Return the clock that bounds the times of some records.
 
         Args:
-            records: what was read together.
-            settings: how far ahead a time may be.
-            now_ms: the reader's clock, epoch milliseconds; None reads that of this machine.
+            records: the records that were read together.
+            settings: the allowance for clocks that are ahead.
+            now_ms: the time of the reader's clock, epoch milliseconds; by default that of this machine.
         """
         now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         past = [record.timestamp_ms for record in records if 0 <= record.timestamp_ms <= now_ms]
@@ -68,19 +68,19 @@ class ReaderClock:
 
     @property
     def latest_ms(self) -> int:
-        """The latest time that is taken as it is."""
+        """The latest time that is accepted unchanged."""
         return self.now_ms + self.allowance_ms
 
     def bound_time(self, time_ms: int) -> int:
-        """Return a time as it counts: `log_ms` if it is further ahead than the allowance."""
+        """Return a time, replaced by `log_ms` if it is further ahead than the allowance."""
         return time_ms if time_ms <= self.latest_ms else self.log_ms
 
     def publish_ts_ms(self, record: Record) -> int:
-        """Return the time of a record as it may move what is not its own, such as a watermark: not after now."""
+        """Return the publication time of a record, at most `now_ms`, for what it shares with others, as a watermark."""
         return min(self.bound_record(record).timestamp_ms, self.now_ms)
 
     def bound_record(self, record: Record) -> Record:
-        """Return a record with its time bounded; one without a time (-1) has `log_ms`."""
+        """Return a record with its time bounded; a record without a time (-1) gets `log_ms`."""
         if 0 <= record.timestamp_ms <= self.latest_ms:
             return record
         return replace(record, timestamp_ms=self.log_ms)
@@ -90,8 +90,8 @@ class BoundedRecord(NamedTuple):
     """A decoded record whose times are bounded.
 
     Attributes:
-        record: the record, with its time bounded.
-        decoded: what `decode` gives, with event times bounded.
+        record: the record with its time bounded.
+        decoded: the result of `decode` with event times bounded.
         clamped: whether a time was replaced.
     """
 
@@ -103,12 +103,12 @@ class BoundedRecord(NamedTuple):
 def decode_bounded(record: Record, topics: Topics, clock: ReaderClock) -> BoundedRecord:
     """Decode a record and bound its time and those of its events.
 
-    An item counts as of its record at the latest: its time decides which of two is the newer one, and nothing that was
-    published before is dated after what was published later.
+    The time of an item is at most that of its record: it decides which of two versions is newer, and a version must not
+    be dated after one that was published later.
 
     Args:
         record: a record of one of the event topics.
-        topics: which topic carries what.
+        topics: the names of the topics.
         clock: the reader's clock.
     """
     bounded = clock.bound_record(record)

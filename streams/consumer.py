@@ -136,12 +136,12 @@ class PartitionConsumer:
 
     @property
     def is_broker_lost(self) -> bool:
-        """Whether the brokers did not answer when last asked."""
+        """True while the brokers answer neither this reader nor any other one of the process."""
         return self._outage.is_confirmed
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether the brokers of these topics do not answer, though others may."""
+        """True while the brokers do not answer this reader, though they may answer others."""
         return self._outage.is_unanswered
 
     def problems(self) -> dict[str, str]:

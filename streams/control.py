@@ -1,14 +1,14 @@
-"""The control topic: what is to be forgotten, what does not count, and which secret is in use. Compacted.
+"""Records of the control topic: users to forget, quarantines, guard reports, and the secret in use.
 
-Its readers follow it in log order.
+The topic is compacted, and its readers follow it in log order.
 
 | key | value |
 |---|---|
 | `forget/<pseudonym>` | `{"event_id", "ts"}`: forget this user now |
-| `quarantine/user/<pseudonym>` | `{"event_id", "ts", "reason", "count", "limit"}`; no value: released |
-| `quarantine/item/<item id>` | the same |
-| `guard/<scenario>` | `{"event_id", "ts", "caps", "others"}`: what the guard leaves out or weighs down at present |
-| `secret` | `{"event_id", "ts", "fingerprint"}`: of the deployment's `privacy.secret`; no value: none is agreed on |
+| `quarantine/user/<pseudonym>` | `{"event_id", "ts", "reason", "count", "limit"}`; without a value: released |
+| `quarantine/item/<item id>` | as for a user |
+| `guard/<scenario>` | `{"event_id", "ts", "caps", "others"}`: the users and items that the guard caps at present |
+| `secret` | `{"event_id", "ts", "fingerprint"}`: of the deployment's `privacy.secret`; without a value: reset |
 """
 
 import uuid
@@ -23,7 +23,7 @@ from streams.record import Record
 log = structlog.get_logger(__name__)
 
 FORGET, QUARANTINE, GUARD, SECRET = "forget/", "quarantine/", "guard/", "secret"
-MAX_REPORTED = 200  # users and items in one report, the most first
+MAX_REPORTED = 200  # users and items in one report, the largest first
 
 
 class _Command(BaseModel):
@@ -34,28 +34,28 @@ class _Command(BaseModel):
 
 
 class Quarantine(_Command):
-    """Why a user or an item does not count for now.
+    """The reason why a user or an item does not count for now.
 
     Attributes:
-        ts: when, epoch milliseconds.
-        reason: which limit was passed.
-        count: by how many events.
-        limit: and what it is.
+        ts: the time of the event that caused it, epoch milliseconds.
+        reason: the rule whose limit was exceeded.
+        count: the number of events that were counted.
+        limit: the limit of that number.
     """
 
-    ts: int  # of an event that was accepted; a checkpoint may hold one that would be refused by now
+    ts: int  # not `EpochMs`: checkpoints may contain times that would be rejected today
     reason: str
     count: float
     limit: float
 
 
 class Capped(BaseModel):
-    """A user or an item of which the guard leaves out or weighs down events.
+    """A user or an item whose events the guard leaves out or down-weights.
 
     Attributes:
         key: `user/<pseudonym>` or `item/<item id>`.
         rule: the rule that applied last.
-        hour_ms: beginning of the hour of event time that is counted, epoch milliseconds.
+        hour_ms: the start of the hour of event time that is counted, epoch milliseconds.
         left_out: events and lists of that hour that do not count.
         weighed_down: events and lists of that hour that count less.
     """
@@ -70,12 +70,12 @@ class Capped(BaseModel):
 
 
 class GuardReport(_Command):
-    """What the guard of a scenario's updater leaves out or weighs down at present.
+    """The users and items that the guard of a scenario's updater caps at present.
 
     Attributes:
-        scenario: whose updater.
-        caps: the users and items, the most first.
-        others: how many more there are.
+        scenario: the scenario of the updater.
+        caps: the users and items, the largest first.
+        others: the number of further ones that are not listed.
     """
 
     scenario: str = ""
@@ -84,10 +84,10 @@ class GuardReport(_Command):
 
 
 class Secret(_Command):
-    """Which secret the deployment hides user ids with.
+    """The secret with which the deployment makes pseudonyms.
 
     Attributes:
-        fingerprint: of `privacy.secret`; it tells one secret from another.
+        fingerprint: the fingerprint of `privacy.secret`, which differs between secrets.
     """
 
     fingerprint: str
@@ -95,16 +95,16 @@ class Secret(_Command):
 
 @dataclass(frozen=True, slots=True)
 class SecretReset:
-    """No secret is agreed on any more; the next updater that starts publishes its own."""
+    """A reset of the secret; the next updater that starts publishes its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """A user is to be forgotten, by pseudonym.
+    """A request to forget a user.
 
     Attributes:
-        user: who.
-        ts_ms: when the log heard of it, epoch milliseconds; what the user did before is to leave no trace.
+        user: the pseudonym of the user.
+        ts_ms: the time of the record, epoch milliseconds; earlier events of the user are to leave no trace.
     """
 
     user: str
@@ -113,7 +113,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A user or an item is in quarantine: `user/<pseudonym>` or `item/<item id>`."""
+    """A quarantine of a user or an item: `user/<pseudonym>` or `item/<item id>`."""
 
     key: str
     why: Quarantine
@@ -121,7 +121,7 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A user or an item is released from quarantine."""
+    """A release of a user or an item from quarantine."""
 
     key: str
 
@@ -130,7 +130,7 @@ Command = Forget | Quarantined | Released | GuardReport | Secret | SecretReset
 
 
 def parse_control(record: Record) -> Command | None:
-    """Read a record of the control topic; one that is none of these is logged and passed over."""
+    """Parse a record of the control topic; an unknown or invalid record is logged and yields None."""
     try:
         key = (record.key or b"").decode()
         if key.startswith(QUARANTINE) and record.value is None:
@@ -146,32 +146,32 @@ def parse_control(record: Record) -> Command | None:
         if key == SECRET:
             return SecretReset() if record.value is None else Secret.model_validate_json(record.value)
     except (UnicodeDecodeError, ValidationError):
-        pass  # said below, without the record's text: it may hold what nobody should read
+        pass  # logged below, without the content of the record: it may contain personal data
     log.warning("control_record_refused", partition=record.partition, offset=record.offset)
     return None
 
 
 def forget_record(user: str, *, ts_ms: int) -> tuple[bytes, bytes]:
-    """Key and value of a record that has a user forgotten."""
+    """Return key and value of a record that requests to forget a user."""
     return f"{FORGET}{user}".encode(), _Command(event_id=str(uuid.uuid4()), ts=ts_ms).model_dump_json().encode()
 
 
 def quarantine_record(key: str, why: Quarantine) -> tuple[bytes, bytes]:
-    """Key and value of a record that tells of a quarantine."""
+    """Return key and value of a record that announces a quarantine."""
     return f"{QUARANTINE}{key}".encode(), why.model_dump_json().encode()
 
 
 def release_key(key: str) -> bytes:
-    """Key of the record that, without a value, releases from quarantine."""
+    """Return the key of the record that, without a value, releases a user or an item."""
     return f"{QUARANTINE}{key}".encode()
 
 
 def guard_record(report: GuardReport) -> tuple[bytes, bytes]:
-    """Key and value of a record that reports what the guard leaves out at present."""
+    """Return key and value of a record with a report of the guard."""
     return f"{GUARD}{report.scenario}".encode(), report.model_dump_json(exclude={"scenario"}).encode()
 
 
 def secret_record(fingerprint: str, *, ts_ms: int) -> tuple[bytes, bytes]:
-    """Key and value of a record that says which secret the deployment uses."""
+    """Return key and value of a record that announces the deployment's secret."""
     secret = Secret(event_id=str(uuid.uuid4()), ts=ts_ms, fingerprint=fingerprint)
     return SECRET.encode(), secret.model_dump_json().encode()

@@ -1,4 +1,4 @@
-"""Dead letters: what does not decode, with its original bytes and the reason, on a topic of its own."""
+"""Dead letters: records that cannot be decoded, with their original bytes and the reason, on a topic of their own."""
 
 import contextlib
 import time
@@ -22,17 +22,17 @@ from streams.topics import DEAD_LETTER_MAX_BYTES, Topics
 
 log = structlog.get_logger(__name__)
 
-# Room that headers of a record batch take beside the value, with some to spare.
+# Upper bound of the headers of a record batch.
 _OVERHEAD_BYTES = 4096
-_CHUNK_BYTES = 8 * 1024 * 1024  # sent, then confirmed: less than a producer holds before it makes its caller wait
+_CHUNK_BYTES = 8 * 1024 * 1024  # sent, then confirmed; less than the bytes at which a producer blocks its caller
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
-_ROOM_TIMEOUT_SECONDS = 10.0
-_REST_BYTES = 512  # what a letter takes beside key, payload and error, about
+_REDUCE_TIMEOUT_SECONDS = 10.0
+_REST_BYTES = 512  # approximate size of a letter without key, payload and error
 _METADATA_TIMEOUT_SECONDS = 5.0
 
 
 class Reason(StrEnum):
-    """Why a record was refused."""
+    """The reason why a record was rejected."""
 
     MALFORMED_JSON = "malformed_json"
     INVALID_SCHEMA = "invalid_schema"
@@ -45,7 +45,7 @@ class Reason(StrEnum):
 
 
 class DeadLetter(BaseModel):
-    """A refused record: where it was, what it was, and why it was refused."""
+    """A rejected record: its place in the log, its content, and the reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,52 +55,52 @@ class DeadLetter(BaseModel):
     partition: int
     offset: int
     key: str | None  # base64
-    payload: str | None  # base64; None where `payload_bytes` is not 0: too large for its topic, or not kept by policy
+    payload: str | None  # base64; None with `payload_bytes` above 0: too large, or dropped by policy
     payload_bytes: int
     first_seen_ts: int  # epoch ms
     payload_policy: PayloadPolicy = "keep"
-    replayed_ts: int | None = None  # epoch ms; when it was last put back
-    line: str | None = None  # path to the refused line; the rest of its record was taken, `payload` is the line
+    replayed_ts: int | None = None  # epoch ms, when it was last replayed
+    line: str | None = None  # path to the rejected line, which is `payload`; the rest of its record was accepted
 
     def record_key(self) -> str:
-        """Its key on Kafka: the same record, or line of it, refused again takes the place of its first letter."""
+        """Return the key on Kafka: a record or line that is rejected again replaces its first letter."""
         record = f"{partition_name(self.topic, self.partition)}/{self.offset}"
         return record if self.line is None else f"{record}/{self.line}"
 
     def original(self) -> bytes | None:
-        """The bytes of the refused record's value."""
+        """Return the value of the rejected record."""
         return None if self.payload is None else b64decode(self.payload)
 
     def original_key(self) -> bytes | None:
-        """The bytes of the refused record's key."""
+        """Return the key of the rejected record."""
         return None if self.key is None else b64decode(self.key)
 
     def is_complete(self) -> bool:
-        """Whether it holds the refused record as it was."""
+        """Return whether the letter contains the rejected record unchanged."""
         return self.payload_policy == "keep" and (self.payload is not None or self.payload_bytes == 0)
 
     def with_record(self, key: bytes | None, payload: bytes | None) -> Self:
-        """The letter with other key and payload."""
+        """Return the letter with another key and payload."""
         return self.model_copy(update={"key": _base64(key), "payload": _base64(payload)})
 
     def without_payload(self) -> Self:
-        """The letter alone; the bytes are still at topic, partition and offset for as long as these are kept."""
+        """Return the letter without payload; the record stays in the log until retention deletes it."""
         return self.model_copy(update={"payload": None})
 
 
 class DeadLetterWriter:
-    """Writes dead letters. Nothing counts as written before `flush` has returned; until then every letter waits here.
+    """A writer of dead letters. A letter is written once `flush` has returned; until then it waits in memory.
 
     Args:
-        connection: Where.
-        topics: Which topic is for dead letters.
-        policy: What a letter keeps of its record: `keep` all of it; `redact` puts pseudonyms in place of the ids in key
-            and payload, and keeps no payload that is not JSON; `drop` keeps neither key nor payload.
-        pseudonymise: Hides an id; needed to redact.
+        connection: the brokers to write to.
+        topics: the names of the topics.
+        policy: the part of a record that its letter contains: `keep` all of it; `redact` the record with pseudonyms
+            in place of ids in key and payload, without a payload that is not JSON; `drop` neither key nor payload.
+        pseudonymise: replaces an id by its pseudonym; required for `redact`.
 
     Raises:
         BrokerUnreachableError: If no broker answers.
-        ValueError: If there is no way to redact.
+        ValueError: If the policy is `redact` and `pseudonymise` is missing.
     """
 
     def __init__(
@@ -119,33 +119,33 @@ class DeadLetterWriter:
 
     @property
     def pending(self) -> int:
-        """How many letters wait for the broker's confirmation."""
+        """The number of letters that the broker has not confirmed."""
         return len(self._waiting)
 
     def write(self, letter: DeadLetter) -> None:
-        """Takes a letter, to be sent by the next `flush`, or now if too many wait.
+        """Queue a letter for the next `flush`; flush now if too many wait.
 
-        With the broker away those that wait give up their payloads first: these are still in the log.
+        If the broker is unreachable, the waiting letters drop their payloads first: these are still in the log.
 
         Raises:
-            DeliveryError: If too many wait even so. The letter is among them.
+            DeliveryError: If too many letters wait even so. The letter is among them.
         """
-        kept = self._policy.applied(letter)
-        if _size_bytes(kept) >= DEAD_LETTER_MAX_BYTES - _OVERHEAD_BYTES:
-            kept = _shortened(kept, "it is too large")
-        self._waiting.append(kept)
-        self._waiting_bytes += _size_bytes(kept)
+        letter = self._policy.apply(letter)
+        if _size_bytes(letter) >= DEAD_LETTER_MAX_BYTES - _OVERHEAD_BYTES:
+            letter = _shorten(letter, "it is too large")
+        self._waiting.append(letter)
+        self._waiting_bytes += _size_bytes(letter)
         if self._waiting_bytes > _MAX_WAITING_BYTES:
-            self._make_room()
+            self._reduce_waiting()
 
     def flush(self, timeout_seconds: float | None = 30.0) -> None:
-        """Sends the letters that wait, in order, and waits until the broker has confirmed each.
+        """Send the waiting letters, in order, and wait until the broker has confirmed each.
 
-        What was not confirmed goes on waiting: the next flush sends it again, over a new connection.
+        Letters that were not confirmed go on waiting: the next flush sends them again over a new connection.
 
         Args:
-            timeout_seconds: How long to wait for confirmations. To find that no broker answers, or that the topic is
-                not there, may take some seconds more.
+            timeout_seconds: the longest time to wait for confirmations. The detection of an unreachable broker or a
+                missing topic may take some seconds more.
 
         Raises:
             DeliveryError: If a letter was not confirmed.
@@ -155,10 +155,10 @@ class DeadLetterWriter:
             self._deliver(self._chunk(), deadline)
 
     def close(self, timeout_seconds: float | None = 30.0) -> None:
-        """Flushes and lets go of the connection.
+        """Flush and close the connection.
 
         Args:
-            timeout_seconds: As with `flush`.
+            timeout_seconds: the longest time to wait, as for `flush`.
 
         Raises:
             DeliveryError: If a letter was not confirmed.
@@ -166,11 +166,11 @@ class DeadLetterWriter:
         try:
             self.flush(timeout_seconds)
         finally:
-            self._let_go()
+            self._close_producer()
 
-    def _make_room(self) -> None:
+    def _reduce_waiting(self) -> None:
         try:
-            self.flush(_ROOM_TIMEOUT_SECONDS)
+            self.flush(_REDUCE_TIMEOUT_SECONDS)
         except DeliveryError:
             log.warning("dead_letters_without_payload", count=self.pending, why="too many letters wait for the broker")
             self._waiting = [letter.without_payload() for letter in self._waiting]
@@ -179,7 +179,7 @@ class DeadLetterWriter:
                 raise
 
     def _chunk(self) -> list[DeadLetter]:
-        """The first that wait, at least one."""
+        """Return the first waiting letters, at least one."""
         size_bytes = 0
         for count, letter in enumerate(self._waiting):
             size_bytes += _size_bytes(letter)
@@ -188,15 +188,15 @@ class DeadLetterWriter:
         return list(self._waiting)
 
     def _deliver(self, letters: Sequence[DeadLetter], deadline: float | None) -> None:
-        """Has the broker confirm letters, which are the first that wait: 1. sent, 2. confirmed, 3. no longer waiting.
+        """Deliver the first waiting letters: 1. send, 2. wait for confirmation, 3. remove from the queue.
 
-        A client to which one record was refused gives up all the others too: then each goes on its own.
+        If one record is rejected, the client fails all others too: then each letter is sent on its own.
         """
         try:
             self._send(letters)
             self._confirm(deadline)
         except (DeliveryError, BrokerUnreachableError) as error:
-            self._let_go()
+            self._close_producer()
             if not _too_large(error) or (len(letters) == 1 and letters[0].payload is None):
                 raise _as_delivery_error(error, self.pending) from error
             self._deliver_singly(letters, deadline)
@@ -206,7 +206,7 @@ class DeadLetterWriter:
 
     def _deliver_singly(self, letters: Sequence[DeadLetter], deadline: float | None) -> None:
         if len(letters) == 1:
-            letters = [_shortened(letters[0], "the topic takes no record of its size; raise its `max.message.bytes`")]
+            letters = [_shorten(letters[0], "the topic takes no record of its size; raise its `max.message.bytes`")]
         for letter in letters:
             self._deliver([letter], deadline)
 
@@ -220,10 +220,10 @@ class DeadLetterWriter:
         if self._producer is not None:
             self._producer.flush(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
-    def _let_go(self) -> None:
+    def _close_producer(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(DeliveryError):  # already reported; the letters still wait
+            with contextlib.suppress(DeliveryError):  # already reported; the letters go on waiting
                 producer.close(0)
 
     def _open(self) -> EventProducer:
@@ -235,12 +235,12 @@ class DeadLetterWriter:
 
 
 def redact_letter(letter: DeadLetter, topics: Topics, pseudonymise: Pseudonymise) -> DeadLetter:
-    """A whole letter without the ids of people; the key of an item is nobody's, and stays.
+    """Return a complete letter with pseudonyms in place of personal ids; the key of an item stays.
 
     Args:
-        letter: As it was refused.
-        topics: Which topic is the items'.
-        pseudonymise: Hides an id.
+        letter: the letter of the rejected record.
+        topics: the names of the topics.
+        pseudonymise: replaces an id by its pseudonym.
     """
     key, payload = letter.original_key(), letter.original()
     user = None if topics.kind_of(letter.topic) == Item.KIND else key
@@ -252,15 +252,15 @@ def redact_letter(letter: DeadLetter, topics: Topics, pseudonymise: Pseudonymise
 
 
 class _Policy:
-    """What a letter keeps of its record."""
+    """The policy for the content of letters."""
 
     def __init__(self, policy: PayloadPolicy, topics: Topics, pseudonymise: Pseudonymise | None) -> None:
         if policy == "redact" and pseudonymise is None:
             raise ValueError("`pseudonymise` must be given with the policy redact, got None")
         self._policy, self._topics, self._pseudonymise = policy, topics, pseudonymise
 
-    def applied(self, letter: DeadLetter) -> DeadLetter:
-        """The letter as it may be kept; one that was under a policy already stays as it is."""
+    def apply(self, letter: DeadLetter) -> DeadLetter:
+        """Return the letter under the policy; a letter that was under a policy already stays unchanged."""
         if self._policy == "keep" or letter.payload_policy != "keep":
             return letter
         if self._policy == "redact" and self._pseudonymise is not None:
@@ -278,7 +278,7 @@ def _size_bytes(letter: DeadLetter) -> int:
 
 
 def _too_large(error: Exception) -> bool:
-    """Whether the size of a record is why it failed; the others then fail with it, some for reasons of their own."""
+    """Return whether the size of a record caused the failure; the others fail with it, some with other errors."""
     causes = [failure.error for failure in error.failures] if isinstance(error, DeliveryError) else []
     return isinstance(error, EventTooLargeError) or any(
         isinstance(cause, MessageSizeTooLargeError | RecordListTooLargeError) for cause in causes
@@ -290,6 +290,6 @@ def _as_delivery_error(error: DeliveryError | BrokerUnreachableError, pending: i
     return DeliveryError(f"{pending} dead letters not confirmed, they wait to be sent again: {error}", failures)
 
 
-def _shortened(letter: DeadLetter, why: str) -> DeadLetter:
+def _shorten(letter: DeadLetter, why: str) -> DeadLetter:
     log.warning("dead_letter_without_payload", letter=letter.record_key(), payload_bytes=letter.payload_bytes, why=why)
     return letter.without_payload()

@@ -1,13 +1,13 @@
-"""The error tree of the stream side: catch `HeadwaterStreamError` for all of it.
+"""Errors of `streams`; catch `HeadwaterStreamError` for all of them.
 
 HeadwaterStreamError
 ├── BrokerUnreachableError   no broker answered in the time allowed
-├── TopicError               a topic is missing or could not be created, or cannot be read now
-│   └── MissingTopicError      it does not exist
-├── ConsumeError             the broker answers, but will not give the records
-│   └── UndecodableBatchError  one batch of records cannot be decompressed or is corrupt
+├── TopicError               a topic is missing, could not be created, or cannot be read now
+│   └── MissingTopicError    it does not exist
+├── ConsumeError             the broker answers but does not return the records
+│   └── UndecodableBatchError  a batch of records cannot be decompressed or is corrupt
 ├── DeliveryError            records were not confirmed by the broker
-│   └── EventTooLargeError   one event is larger than a broker takes
+│   └── EventTooLargeError   one event is larger than a broker accepts
 ├── EmbeddedBrokerError      the embedded broker did not start, or its directory is taken
 ├── JoinStoreError           the file of waiting events is damaged
 ├── StateVersionError        kept state was written by another release
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def error_text(error: Exception) -> str:
-    """Return what the Kafka client says of an error; only its class if it has no message.
+    """Return the text of an error of the Kafka client; only its class if it has no message.
 
     >>> from kafka.errors import KafkaTimeoutError
     >>> error_text(KafkaTimeoutError(None)), error_text(KafkaTimeoutError("Request timed out"))
@@ -35,14 +35,14 @@ def error_text(error: Exception) -> str:
 
 
 class HeadwaterStreamError(Exception):
-    """Base of every error that `streams` raises on purpose."""
+    """Base of all errors of `streams`."""
 
 
 class BrokerUnreachableError(HeadwaterStreamError):
     """No broker of the connection answered in the time allowed.
 
     Attributes:
-        reason: What went wrong at the last attempt.
+        reason: the error of the last attempt.
     """
 
     def __init__(self, bootstrap_servers: str, reason: str) -> None:
@@ -54,7 +54,7 @@ class BrokerUnreachableError(HeadwaterStreamError):
 
 
 class TopicError(HeadwaterStreamError):
-    """A topic is missing or could not be created, or cannot be read now."""
+    """A topic is missing, could not be created, or cannot be read now."""
 
 
 class MissingTopicError(TopicError):
@@ -62,20 +62,20 @@ class MissingTopicError(TopicError):
 
 
 class ConsumeError(HeadwaterStreamError):
-    """The broker answers but refuses the records, or they are corrupt: waiting will not help."""
+    """The broker answers but refuses the records, or they are corrupt; waiting does not help."""
 
 
 class UndecodableBatchError(ConsumeError):
     """A batch of records cannot be decompressed, or is corrupt. Only its partition is affected.
 
     Attributes:
-        topic: Name of the topic.
-        partition: Number of the partition.
-        offset: The offset that was to be read next, which is in the batch.
-        end: The first offset after the batch.
-        codec: Name of the compression codec.
-        reason: Error of the client or of the decompression library.
-        remedy: What to do about it.
+        topic: the name of the topic.
+        partition: the number of the partition.
+        offset: the next offset to read, which is in the batch.
+        end: the first offset after the batch.
+        codec: the name of the compression codec.
+        reason: the error of the client or of the decompression library.
+        remedy: the action that resolves it.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class DeliveryError(HeadwaterStreamError):
     """One or more records were not confirmed by the broker.
 
     Attributes:
-        failures: The deliveries that failed, where the broker answered for them.
+        failures: the failed deliveries that the broker answered.
     """
 
     def __init__(self, problem: str, failures: "Sequence[Delivery]" = ()) -> None:
@@ -101,7 +101,7 @@ class DeliveryError(HeadwaterStreamError):
 
 
 class EventTooLargeError(DeliveryError):
-    """An event is larger than a broker takes."""
+    """An event is larger than a broker accepts."""
 
 
 class EmbeddedBrokerError(HeadwaterStreamError):
@@ -117,8 +117,8 @@ class StateVersionError(HeadwaterStreamError, ValueError):
 
 
 class SecretError(HeadwaterStreamError):
-    """The secret that user ids are hidden with cannot be read or made."""
+    """The secret of the pseudonyms cannot be read or created."""
 
 
 class SecretMismatchError(SecretError):
-    """`privacy.secret` of this process is another than the deployment's."""
+    """`privacy.secret` of this process differs from the deployment's."""

@@ -1,6 +1,6 @@
-"""What producers publish: impressions, clicks, purchases and catalogue items, as validated JSON.
+"""Models of the events that producers publish as JSON: impressions, clicks, purchases and catalogue items.
 
-Unknown fields are ignored, so that a producer may add its own; what is there must be right.
+Unknown fields are ignored, so that producers may add their own; known fields must be valid.
 """
 
 import re
@@ -13,21 +13,21 @@ from typing_extensions import TypedDict
 
 MAX_ID_CHARS = 256
 MAX_TS_MS = 253_402_300_799_999  # the last millisecond of the year 9999
-# As seconds these are 1985 to 5138, as milliseconds five days to three years after the beginning of 1970.
+# In seconds these are 1985 to 5138; in milliseconds, five days to three years after the start of 1970.
 SECONDS_FROM, SECONDS_UNTIL = 5 * 10**8, 10**11
 _NANOSECONDS_FROM, _NANOSECONDS_UNTIL = 10**17, 10**21
-TIME_ERROR = "time"  # type of pydantic's error about a time in JSON
+TIME_ERROR = "time"  # pydantic's error type for a time in JSON
 _NUMBER = re.compile(r"\s*[+-]?\d{1,25}(\.\d{0,25})?([eE][+-]?\d{1,3})?\s*", re.ASCII)
-MAX_QUERY_CHARS = 512  # of a search that is learnt from; what is longer is cut
-MAX_COUNT = 2**31 - 1  # of places and quantities: what stores and tensors hold
+MAX_QUERY_CHARS = 512  # of a query that is learnt from; longer ones are truncated
+MAX_COUNT = 2**31 - 1  # of positions and quantities: the range of stores and tensors
 MAX_VECTOR_LENGTH = 2_048
-MAX_VECTORS = 8  # of an item; as many names as a catalogue may have
+MAX_VECTORS = 8  # of one item, and modalities of a catalogue
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 Scenario = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Position = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Modality = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]  # of a name in a mapping no more is told
+Modality = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 ItemKind = Literal["product", "article", "ad", "answer"]
 Vector = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MAX_VECTOR_LENGTH)
@@ -35,7 +35,7 @@ Vector = Annotated[
 
 
 def unit_problem(value: float) -> str | None:
-    """Return why a number cannot be epoch milliseconds because of its unit, None if it can.
+    """Return why the unit of a number cannot be milliseconds; None if it can.
 
     Args:
         value: a time as a number.
@@ -54,12 +54,12 @@ def unit_problem(value: float) -> str | None:
 
 
 def parse_number(text: str) -> float | None:
-    """Return the number that a text holds and nothing else, None if it holds something else.
+    """Return the number that a text consists of; None if it is no number.
 
-    Python reads some numbers as dates of ISO 8601: 1796070402006 as the year 1796. No time is written so.
+    Python parses some numbers as ISO 8601 dates: 1796070402006 as a day of the year 1796. Nobody writes dates that way.
 
     Args:
-        text: what may be a time as a number.
+        text: a text that may be a time as a number.
 
     >>> parse_number("1796070402006"), parse_number("1.5"), parse_number("2026-01-31")
     (1796070402006, 1.5, None)
@@ -70,7 +70,7 @@ def parse_number(text: str) -> float | None:
 
 
 def epoch_ms(value: object) -> object:
-    """Turn an RFC 3339 time into epoch milliseconds and leaves anything else to pydantic.
+    """Turn an RFC 3339 time into epoch milliseconds; return other values to pydantic unchanged.
 
     Raises:
         ValueError: If a text is no RFC 3339 time, a time carries no UTC offset, or a number is not in milliseconds.
@@ -78,7 +78,7 @@ def epoch_ms(value: object) -> object:
     >>> epoch_ms("2026-01-01T00:00:01.5Z")
     1767225601500
     """
-    if type(value) is int and SECONDS_UNTIL <= value <= MAX_TS_MS:  # most are
+    if type(value) is int and SECONDS_UNTIL <= value <= MAX_TS_MS:  # the most frequent case
         return value
     if isinstance(value, bool):
         raise ValueError(f"`ts` must be epoch milliseconds or an RFC 3339 time, got {value}")
@@ -106,9 +106,9 @@ def _rfc_3339(text: str) -> datetime:
         raise ValueError(f"`ts` must be epoch milliseconds or an RFC 3339 time, got {text[:40]!r}") from None
 
 
-# RFC 3339 from 1974 to 9998: an earlier time is one in seconds that was read as milliseconds, and at the other end an
-# offset would lead out of what an event's time may be. Requests over HTTP are held to it; on Kafka a time may be
-# written in each way that Python reads.
+# RFC 3339 from 1974 to 9998: an earlier time is one in seconds that was read as milliseconds; after 9998, a UTC offset
+# could exceed the range of event times. HTTP requests must match the pattern; on Kafka, every form that Python parses
+# is accepted.
 TIMESTAMP_PATTERN = (
     r"^(197[4-9]|19[89]\d|[2-8]\d{3}|9[0-8]\d{2}|99[0-8]\d|999[0-8])-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
     r"(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$"
@@ -121,14 +121,14 @@ _TIME_SCHEMA = {
             "type": "integer",
             "minimum": 0,
             "exclusiveMaximum": SECONDS_FROM,
-            "description": "milliseconds from an origin of its own, as in data sets without dates",
+            "description": "milliseconds from an arbitrary origin, as in data sets without dates",
         },
     ]
 }
 
 
 def _time(_source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
-    """A number of JSON is judged without a call of Python, which would take a fifth of the time of a click."""
+    """Return a schema that checks JSON numbers without calling Python, which would take a fifth of a click's time."""
     any_form = core_schema.no_info_before_validator_function(epoch_ms, core_schema.int_schema(ge=0, le=MAX_TS_MS))
     number = core_schema.int_schema(strict=True, ge=SECONDS_UNTIL, le=MAX_TS_MS)
     of_json = core_schema.union_schema(
@@ -141,10 +141,10 @@ def _time(_source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
 
 
 def time_problem(value: object) -> str | None:
-    """Return what is wrong with a time that was refused with `TIME_ERROR`, None if nothing more is known.
+    """Return the reason why a time was rejected with `TIME_ERROR`; None if it is unknown.
 
     Args:
-        value: the refused value.
+        value: the rejected value.
     """
     try:
         epoch_ms(value)
@@ -157,7 +157,7 @@ EpochMs = Annotated[int, GetPydanticSchema(_time), WithJsonSchema(_TIME_SCHEMA)]
 
 
 class _Event(BaseModel):
-    """What every event has: an id to be de-duplicated by and the time at which it happened."""
+    """Base of all events: an id for deduplication and the event time."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -173,24 +173,24 @@ class _UserEvent(_Event):
     session_id: Id | None = None
 
     def key(self) -> str:
-        """The key on Kafka: all events of one user are in one partition, in order."""
+        """Return the key on Kafka: all events of one user are in one partition, in order."""
         return self.user_id
 
     def order_line(self) -> str | None:
-        """What repeats of an order's line have in common; None where the event names no order."""
+        """Return an id that repeats of an order's line share; None if the event names no order."""
         return None
 
 
-# A mapping, because there are so many: an impression of 24 items is read in half the time that models take.
+# A mapping, because there are many: an impression of 24 items is parsed in half the time that models take.
 class ShownItem(TypedDict):
-    """One item of an impression, and the place at which it was shown (0 is the first)."""
+    """One item of an impression and its position, from 0."""
 
     item_id: Id
     position: Position
 
 
 class Impression(_UserEvent):
-    """What a shopper was shown in answer to one request."""
+    """The items that a shopper was shown in answer to one request."""
 
     KIND: ClassVar[str] = "impression"
 
@@ -202,7 +202,7 @@ class Impression(_UserEvent):
 
 
 class Click(_UserEvent):
-    """A shopper opened an item."""
+    """A click: a shopper opened an item."""
 
     KIND: ClassVar[str] = "click"
 
@@ -213,7 +213,7 @@ class Click(_UserEvent):
 
 
 class Purchase(_UserEvent):
-    """A shopper bought an item."""
+    """A purchase: a shopper bought an item."""
 
     KIND: ClassVar[str] = "purchase"
 
@@ -225,12 +225,12 @@ class Purchase(_UserEvent):
     price: Price | None = None
 
     def order_line(self) -> str | None:
-        """The order and the item, whoever sends it under whichever event id; None where it names no order."""
+        """Return an id of order and item, independent of producer and event id; None without an order."""
         return None if self.order_id is None else f"order/{len(self.order_id)}/{self.order_id}/{self.item_id}"
 
 
 class Item(_Event):
-    """An entry of the catalogue: the newest one of an `item_id` counts."""
+    """An entry of the catalogue; the newest one of each `item_id` counts."""
 
     KIND: ClassVar[str] = "item"
 
@@ -243,18 +243,18 @@ class Item(_Event):
     price: Price | None = None
     status: Literal["active", "blocked"] = "active"
     in_stock: bool = True
-    # Made elsewhere, by modality.
+    # Vectors computed by others, by modality.
     vectors: Annotated[
         dict[Modality, Vector], Field(max_length=MAX_VECTORS, json_schema_extra={"additionalProperties": False})
     ] = {}
 
     def key(self) -> str:
-        """The key on Kafka: compaction keeps the newest entry of an item."""
+        """Return the key on Kafka: compaction keeps the newest entry of each item."""
         return self.item_id
 
 
 def normalize_query(query: str | None) -> str | None:
-    """What a shopper searched for as it is learnt from: spaces in order, bounded; None where nothing was.
+    """Return a search query with normalised spaces and bounded length; None without one.
 
     >>> normalize_query("  red   mug ")
     'red mug'
@@ -264,12 +264,12 @@ def normalize_query(query: str | None) -> str | None:
 
 UserEvent = Click | Purchase
 Event = Impression | Click | Purchase | Item
-SHOPPER_EVENTS = (Click, Purchase, Impression)  # a model that is not the event's own is slow to rule out: clicks first
+SHOPPER_EVENTS = (Click, Purchase, Impression)  # clicks first: ruling out a model is slow
 MODELS: dict[str, type[Impression] | type[Click] | type[Purchase] | type[Item]] = {
     model.KIND: model for model in (Impression, Click, Purchase, Item)
 }
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schema of what a producer sends, by kind of event."""
+    """Return the JSON Schema of each kind of event."""
     return {kind: model.model_json_schema(mode="validation") for kind, model in MODELS.items()}

@@ -44,7 +44,7 @@ class Guard:
     """Weights for examples and lists, by user and by item. The same events in the same order get the same weights.
 
     Args:
-        settings: the limits.
+        settings: the limits of users and items.
     """
 
     def __init__(self, settings: GuardSettings) -> None:

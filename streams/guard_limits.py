@@ -31,7 +31,7 @@ class GuardLimits:
     """The limits that apply to an item at the present state of the accounts.
 
     Args:
-        settings: the limits.
+        settings: the limits of users and items.
         items: the accounts of the items; changed by the guard.
 
     Attributes:

@@ -42,13 +42,13 @@ class Outage:
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether the brokers are lost: they answer neither this reader nor, since then, any other one."""
+        """True while the brokers answer neither this reader nor, since its first failure, any other one."""
         began = self._began
         return began is not None and _answered.get(self._connection.bootstrap_servers, 0.0) <= began
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether the brokers do not answer this reader, though they may answer others."""
+        """True while the brokers do not answer this reader, though they may answer others."""
         return self._began is not None
 
     def record_failure(self, reason: str) -> float:
@@ -103,7 +103,7 @@ def unanswered_error(error: KafkaError, connection: KafkaConnection, topics: Seq
 
     Args:
         error: the error of the Kafka client.
-        connection: the brokers that were asked.
+        connection: the brokers that received the request.
         topics: the topics that the request was about.
     """
     if isinstance(error, InvalidMetadataError):

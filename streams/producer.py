@@ -1,4 +1,4 @@
-"""The SDK for whoever publishes events: idempotent, acknowledged by all replicas, in order for each key.
+"""Producer SDK: idempotent, acknowledged by all replicas, in order for each key.
 
 with EventProducer(KafkaConnection(bootstrap_servers="127.0.0.1:9092")) as producer:
     producer.send(Click(event_id="e-1", ts="2026-01-31T09:00:00Z", user_id="u-1", item_id="i-1"))
@@ -30,23 +30,23 @@ SHOWN_FAILURES = 3
 
 
 class EventProducer:
-    """Publishes events, each to the topic of its kind, keyed by user (items by item).
+    """A producer of events, each on the topic of its kind, keyed by user (items by item).
 
-    When the broker is lost, what was sent is sent again until it is back, for up to two minutes. When it refuses
-    a record for good (no right to write, too large for its topic) the client gives up all that is under way, and what
-    is sent later: `flush` raises, and a new producer is needed.
+    While the broker is lost, records are sent again for up to two minutes. If it rejects a record permanently (no right
+    to write, too large for its topic), the client fails all pending and later records: `flush` raises, and a new
+    producer is needed.
 
     Args:
-        connection: Which Kafka.
-        topics: The names of the topics.
-        on_delivery: Called once per record from the client's thread, in the order of confirmation; it must be quick,
+        connection: the brokers to write to.
+        topics: the names of the topics.
+        on_delivery: called once per record from the client's thread, in the order of confirmation; it must be quick
             and must not send.
-        max_record_bytes: A record larger than this is refused at once.
-        metadata_timeout_seconds: How long a record may wait to learn where its topic is.
+        max_record_bytes: the size beyond which a record is rejected at once.
+        metadata_timeout_seconds: the longest time that a record waits for the metadata of its topic.
 
     Attributes:
-        delivered: Records that the broker confirmed.
-        failed: Records that it did not.
+        delivered: the number of records that the broker confirmed.
+        failed: the number of records that failed.
 
     Raises:
         BrokerUnreachableError: If no broker answers.
@@ -69,7 +69,7 @@ class EventProducer:
         self._failures: list[Delivery] = []
         self._pending: Counter[str] = Counter()  # records, by topic; none is 0
         self._pending_bytes = 0
-        self._settled = threading.Condition()
+        self._changed = threading.Condition()
         self._producer = open_client(
             KafkaProducer,
             connection,
@@ -84,39 +84,39 @@ class EventProducer:
         )
 
     def send(self, event: Event) -> None:
-        """Hands one event to the client; waits only while very much is unconfirmed.
+        """Send one event; block only while too many bytes are unconfirmed.
 
         Raises:
-            EventTooLargeError: If the event is larger than a broker takes.
-            DeliveryError: If the topic cannot be had.
+            EventTooLargeError: If the event is larger than a broker accepts.
+            DeliveryError: If the topic does not accept records.
         """
         value = event.model_dump_json(exclude_none=True).encode()
         self._send(self._topics.of_kind(event.KIND), event.key().encode(), value, event)
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
-        """Hands over bytes as they are: to replay what was refused, or to remove an item (its key, no value).
+        """Send bytes as they are: to replay a rejected record, or to remove an item (its key, no value).
 
         Raises:
-            EventTooLargeError: If the value is larger than a broker takes.
-            DeliveryError: If the topic cannot be had.
+            EventTooLargeError: If the value is larger than a broker accepts.
+            DeliveryError: If the topic does not accept records.
         """
         self._send(topic, key, value, None)
 
     def flush(self, timeout_seconds: float | None = None) -> None:
-        """Waits until the broker has answered for every record sent.
+        """Wait until the broker has answered for every record that was sent.
 
         Raises:
             DeliveryError: If records failed since the last flush, or it takes longer than `timeout_seconds`.
         """
-        with self._settled:
-            if not self._settled.wait_for(lambda: not self._pending, timeout_seconds):
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._pending, timeout_seconds):
                 raise DeliveryError(_unconfirmed(self._pending, timeout_seconds))
             failures, self._failures = self._failures, []
         if failures:
             raise DeliveryError(_summary(failures), failures)
 
     def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> None:
-        """Flushes and lets go of the connection. Closing twice is fine.
+        """Flush and close the connection; closing twice is allowed.
 
         Raises:
             DeliveryError: If a record was not confirmed.
@@ -124,22 +124,22 @@ class EventProducer:
         try:
             self.flush(timeout_seconds)
         finally:
-            self._let_go()
+            self._close_client()
 
     def __enter__(self) -> Self:
-        """The producer itself."""
+        """Return the producer."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes; a failed delivery is raised, unless another error is under way."""
+        """Close the producer; raise a failed delivery, unless another exception is active."""
         try:
             self.close()
         except DeliveryError as failure:
             if error is None:
                 raise
-            log.error("events_not_delivered", problem=str(failure))  # the error under way says more
+            log.error("events_not_delivered", problem=str(failure))  # the active exception is more informative
 
     def _send(self, topic: str, key: bytes | None, value: bytes | None, event: Event | None) -> None:
         size_bytes = len(key or b"") + len(value or b"")
@@ -147,35 +147,35 @@ class EventProducer:
         try:
             future = self._producer.send(topic, key=key, value=value)
         except (KafkaError, ValueError) as error:
-            self._settle(Delivery(event, topic, None, None, None, error), size_bytes, raised=True)
-            raise _refusal(topic, error) from error
+            self._finish(Delivery(event, topic, None, None, None, error), size_bytes, raised=True)
+            raise _send_error(topic, error) from error
         future.add_callback(self._confirmed, event, size_bytes)
-        future.add_errback(self._refused, event, topic, size_bytes)
+        future.add_errback(self._failed, event, topic, size_bytes)
 
-    def _let_go(self) -> None:
+    def _close_client(self) -> None:
         try:
             self._producer.close(timeout=0 if self._pending else CLOSE_TIMEOUT_SECONDS)
-        except KafkaTimeoutError:  # it refuses to close while records are unconfirmed; they are given up, and counted
+        except KafkaTimeoutError:  # it does not close while records are unconfirmed; these fail and are counted
             self._producer._sender.force_close()
             self._producer._sender.join(CLOSE_TIMEOUT_SECONDS)
 
     def _reserve(self, topic: str, size_bytes: int) -> None:
-        """The client buffers without end; here the caller waits once too much is unconfirmed."""
-        with self._settled:
+        """Block while too many bytes are unconfirmed: the client itself buffers without a limit."""
+        with self._changed:
             while self._pending_bytes and self._pending_bytes + size_bytes > MAX_PENDING_BYTES:
-                self._settled.wait()
+                self._changed.wait()
             self._pending_bytes += size_bytes
             self._pending[topic] += 1
 
     def _confirmed(self, event: Event | None, size_bytes: int, metadata: Any) -> None:
         delivery = Delivery(event, metadata.topic, metadata.partition, metadata.offset, metadata.timestamp, None)
-        self._settle(delivery, size_bytes)
+        self._finish(delivery, size_bytes)
 
-    def _refused(self, event: Event | None, topic: str, size_bytes: int, error: Exception) -> None:
-        self._settle(Delivery(event, topic, None, None, None, error), size_bytes)
+    def _failed(self, event: Event | None, topic: str, size_bytes: int, error: Exception) -> None:
+        self._finish(Delivery(event, topic, None, None, None, error), size_bytes)
 
-    def _settle(self, delivery: Delivery, size_bytes: int, *, raised: bool = False) -> None:
-        with self._settled:
+    def _finish(self, delivery: Delivery, size_bytes: int, *, raised: bool = False) -> None:
+        with self._changed:
             self._pending_bytes -= size_bytes
             self._pending[delivery.topic] -= 1
             if not self._pending[delivery.topic]:
@@ -184,15 +184,15 @@ class EventProducer:
             self.failed += delivery.error is not None
             if delivery.error is not None and not raised:
                 self._failures.append(delivery)
-            self._settled.notify_all()
+            self._changed.notify_all()
         if self._on_delivery is not None:
             try:
                 self._on_delivery(delivery)
             except Exception:
-                log.exception("on_delivery_failed")  # in the client's thread, where nobody would hear of it
+                log.exception("on_delivery_failed")  # raised in the client's thread, it would go unnoticed
 
 
-def _refusal(topic: str, error: Exception) -> DeliveryError:
+def _send_error(topic: str, error: Exception) -> DeliveryError:
     if isinstance(error, MessageSizeTooLargeError):
         return EventTooLargeError(f"an event must fit into one record: {error}; shorten its texts")
     return DeliveryError(

@@ -34,7 +34,7 @@ class ReadProblems:
 
     @property
     def any(self) -> bool:
-        """Whether there is any problem."""
+        """True while there is a problem."""
         return bool(self._problems)
 
     def sentences(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""The newest event ids, for deduplication, in memory that does not grow.
+"""The newest event ids, for deduplication, in a fixed amount of memory.
 
-A set and a deque of 400,000 digests take some 40 MB that a process reaches an hour after its start. Here a ring holds
-the digests in their order and an open-addressing table with linear probing finds them: 12 MB, all of it from the start.
+A set and a deque of 400,000 digests take about 40 MB, which a process reaches an hour after its start. Here a ring
+buffer keeps the digests in order, and an open-addressing table with linear probing finds them: 12 MB from the start.
 Deletion shifts later entries back instead of leaving marks (Knuth, The Art of Computer Programming, vol. 3, 6.4,
 algorithm R).
 """
@@ -16,7 +16,7 @@ class RecentIds:
     """A set of 64-bit digests that forgets the oldest beyond a limit.
 
     Args:
-        limit: how many digests are remembered.
+        limit: the number of digests that are remembered.
 
     >>> ids = RecentIds(2)
     >>> [ids.add(digest) for digest in (7, 8, 7, 9, 7)]
@@ -28,19 +28,19 @@ class RecentIds:
         self._mask = size - 1
         self._table = array("Q", bytes(8 * size))
         self._ring = array("Q", bytes(8 * limit))
-        self._next = 0  # place in the ring
+        self._next = 0  # next slot of the ring buffer
 
     def add(self, digest: int) -> bool:
         """Remember a digest; return False if it was remembered already.
 
         Args:
-            digest: from 0 to 2**64 - 1.
+            digest: a number from 0 to 2**64 - 1.
         """
-        digest = digest or 1  # 0 marks an empty place
+        digest = digest or 1  # 0 marks an empty slot
         table, mask = self._table, self._mask
         place = digest & mask
-        while (found := table[place]) != _EMPTY:
-            if found == digest:
+        while (entry := table[place]) != _EMPTY:
+            if entry == digest:
                 return False
             place = (place + 1) & mask
         table[place] = digest
@@ -70,7 +70,7 @@ class RecentIds:
                 if moved == _EMPTY:
                     return
                 home = moved & mask
-                # It may move into the hole unless its home lies cyclically between the hole and its place.
+                # It may move into the hole unless its home slot lies cyclically between the hole and its place.
                 if (place - home) & mask >= (place - hole) & mask:
                     break
             table[hole] = moved

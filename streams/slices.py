@@ -1,13 +1,13 @@
-"""The log in slices: so many records, in an order and with an end that can be repeated.
+"""Slices of the log: stretches of records in a reproducible order that can be read again.
 
-A slice is a set of offsets by partition. Its records are merged by their timestamps, each partition's own order
-kept, so that the same offsets give the same records in the same order, however they arrive. What is not in the log is
-where a slice ends: that depends on what had arrived when it was full or old enough. Whoever wants to repeat a slice
-keeps its `ends`, and hands them to `repeat`.
+A slice is a set of offsets by partition. Its records are merged by their timestamps, keeping the order of each
+partition, so that the same offsets yield the same records in the same order, however they arrive. The end of a slice is
+not in the log: it depends on what had arrived when the slice was full or old enough. To repeat a slice, keep its `ends`
+and pass them to `repeat`.
 
-A log can change while it is read. Partitions that are added join the slices as they come. Records that were deleted
-before they were read are counted in the slice that passes over them. What was read of a log that has been recreated
-since, or cut, is given out before anything is read of the new one, so that all offsets of a slice belong to one log.
+A log can change while it is read. Added partitions join the slices. Records that were deleted before they were read are
+counted in the slice that passes over them. Records that were read from a log before it was recreated or truncated are
+returned before anything is read from the new one, so that all offsets of a slice belong to one log.
 """
 
 import heapq
@@ -27,9 +27,9 @@ from streams.record import Record
 log = structlog.get_logger(__name__)
 
 MAX_RECORDS = 500  # of one poll
-# Of its longest wait a slice gathers records so long, however old they are: timestamps are for producers to set.
-_GATHERED = 0.2
-_LOOK_BEHIND = 64  # records whose times say when one that is dated ahead was written
+# The share of `max_age_seconds` for which a slice collects records however old they are: producers set timestamps.
+_MIN_AGE_SHARE = 0.2
+_LOOK_BEHIND = 64  # following records whose times bound the time of a record from the future
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Slice:
     """A stretch of the log.
 
     Attributes:
-        records: its records, in their order.
+        records: the records of the slice, in order.
         ends: the next offset of every partition after them.
-        missed: by partition, how many offsets it passes over whose records were deleted before they were read.
-        topic_ids: the logs that the offsets belong to, by topic, where the broker tells it.
+        missed: by partition, the number of offsets whose records were deleted before they were read.
+        topic_ids: the logs that the offsets belong to, by topic, where the broker reports it.
     """
 
     records: list[Record]
@@ -50,20 +50,20 @@ class Slice:
 
 
 class SliceReader:
-    """Cuts what a consumer reads into slices.
+    """A reader that divides the records of a consumer into slices.
 
-    A slice is due once it holds `max_events` records of the counted topics, or `max_bytes`, or its first record has
-    waited `max_age_seconds`: here or, where the end of the log is reached, in the log while nobody read. While a
-    partition has records that have not arrived, younger ones of the others wait, so that a long backlog comes in the
-    order in which it was written.
+    A slice is due once it has `max_events` records of the counted topics, or `max_bytes`, or its first record has
+    waited `max_age_seconds`: in memory or, at the end of the log, in the log while nobody read. While a partition has
+    records that have not arrived, newer ones of the others wait, so that a long backlog is read in the order in which
+    it was written.
 
     Args:
-        consumer: where records come from; this object alone polls it.
-        topics: in which order records of the same millisecond come.
-        counted: topics whose records count.
-        max_events: counted records of a slice at most.
-        max_bytes: bytes after which a slice ends.
-        max_age_seconds: how long the first record of a slice waits for others.
+        consumer: the consumer to read from; only this reader polls it.
+        topics: the topics in the order in which records of the same millisecond are merged.
+        counted: the topics whose records count towards `max_events`.
+        max_events: the largest number of counted records in a slice.
+        max_bytes: the size after which a slice ends.
+        max_age_seconds: the longest time that the first record of a slice waits for others.
     """
 
     def __init__(
@@ -93,11 +93,15 @@ class SliceReader:
 
     @property
     def waiting(self) -> dict[TopicPartition, int]:
-        """Records read and not yet given out, by partition."""
+        """The number of records that were read and not returned yet, by partition."""
         return {at: len(queue) for at, queue in self._queues.items()}
 
     def poll(self, timeout_seconds: float) -> Slice | None:
-        """Read what is there; the next slice once it is due."""
+        """Read the available records; return the next slice once it is due.
+
+        Args:
+            timeout_seconds: how long to wait for records.
+        """
         if not self._follow():
             return self._cut(patient=False)
         if not self._is_full() or self._is_starved():
@@ -106,17 +110,22 @@ class SliceReader:
         if self._since is None:
             return self._cut(patient=False) if self._has_missed() else None
         waited = (time.monotonic() - self._since) / self._max_age_seconds
-        old, gathered = waited >= 1, waited >= _GATHERED
+        old, gathered = waited >= 1, waited >= _MIN_AGE_SHARE
         due = old or (self._is_full() and not self._is_starved()) or (gathered and self._has_waited_in_the_log())
         return self._cut(patient=not old) if due else None
 
     def flush(self) -> Slice | None:
-        """What waits, as it stands: no more is to come."""
+        """Return the waiting records as a last slice; no more are read."""
         self._follow()
         return self._cut(patient=False) if self._since is not None or self._has_missed() else None
 
     def repeat(self, ends: Offsets, timeout_seconds: float) -> Slice | None:
-        """Read on; the slice that ends at `ends` once all of it is there."""
+        """Read on; return the slice that ends at `ends` once all its records have arrived.
+
+        Args:
+            ends: the ends of the slice to repeat.
+            timeout_seconds: how long to wait for records.
+        """
         missing = self._missing(ends)
         if missing:
             self._consumer.pause(self._queues.keys() - missing)
@@ -125,14 +134,14 @@ class SliceReader:
         if missing:
             return None
         records = self._merge(lambda at: self._queues[at][0].offset < ends.get(at, 0))
-        return self._taken(self._in_order(records) if self._ahead else records, ends)
+        return self._slice_of(self._in_timestamp_order(records) if self._ahead else records, ends)
 
     def _missing(self, ends: Offsets) -> set[TopicPartition]:
         positions = self._consumer.positions()
         return {at for at, end in ends.items() if at[0] in self._ranks and positions.get(at, -1) < end}
 
     def _follow(self) -> bool:
-        """Take in how the logs have changed; False while records wait that must be given out before."""
+        """Follow changes of the logs. Returns False while records wait that must be returned first."""
         gaps = self._consumer.gaps
         while self._gaps_seen < len(gaps):
             gap = gaps[self._gaps_seen]
@@ -158,14 +167,18 @@ class SliceReader:
         return True
 
     def _has_missed(self) -> bool:
-        """Whether deleted records come next, with nothing before them that could be read."""
+        """Return whether deleted records come next, with no readable record before them."""
         return any(self.ends[gap.topic, gap.partition] >= gap.wanted for gap in self._gaps)
 
     def _is_full(self) -> bool:
         return self._events >= self._max_events or self._bytes >= self._max_bytes
 
     def read(self, timeout_seconds: float) -> None:
-        """Read what is there, and keep it for the slices to come."""
+        """Read the available records and keep them for later slices.
+
+        Args:
+            timeout_seconds: how long to wait for records.
+        """
         if not self._follow():
             return
         records = self._consumer.poll(timeout_seconds, MAX_RECORDS)
@@ -184,17 +197,21 @@ class SliceReader:
         return any(not queue and self._consumer.is_behind(at) for at, queue in self._queues.items())
 
     def _has_waited_in_the_log(self) -> bool:
-        """Whether all that is known of was read, and the first of it is old by its timestamp."""
+        """Return whether the end of the log was reached and the first waiting record is old by its timestamp."""
         if any(self._consumer.is_behind(at) for at in self._queues):
             return False
         oldest_ms = min(self._due_ms(queue[0]) for queue in self._queues.values() if queue)
         return time.time() - oldest_ms / 1_000 >= self._max_age_seconds
 
     def _cut(self, *, patient: bool) -> Slice:
-        """The records due next; fewer where those of a slower partition have yet to arrive."""
+        """Return the next slice; shorter if records of a slower partition have yet to arrive.
+
+        Args:
+            patient: whether to stop where a slower partition may have older records.
+        """
         events = size_bytes = 0
 
-        def goes_on(record: Record) -> bool:
+        def continues(record: Record) -> bool:
             nonlocal events, size_bytes
             events += record.topic in self._counted
             size_bytes += _size_bytes(record)
@@ -202,25 +219,25 @@ class SliceReader:
             starved = patient and not self._queues[at] and self._consumer.is_behind(at)
             return events < self._max_events and size_bytes < self._max_bytes and not starved
 
-        records = self._merge(lambda _: True, goes_on)
+        records = self._merge(lambda _: True, continues)
         if self._ahead:
-            records = self._in_order(records)
+            records = self._in_timestamp_order(records)
         ends = {(r.topic, r.partition): r.offset + 1 for r in records}
         for gap in self._gaps:  # in the order of their offsets
             at = gap.topic, gap.partition
             end = ends.get(at, self.ends[at])
             if end >= gap.wanted:
                 ends[at] = max(end, gap.resumed)
-        return self._taken(records, ends)
+        return self._slice_of(records, ends)
 
     def _merge(
-        self, belongs: Callable[[TopicPartition], bool], goes_on: Callable[[Record], bool] = lambda _: True
+        self, belongs: Callable[[TopicPartition], bool], continues: Callable[[Record], bool] = lambda _: True
     ) -> list[Record]:
-        """Take records out, always the earliest of the partitions' next ones.
+        """Remove records from the queues and return them, always the earliest of the partitions' next records.
 
         Args:
-            belongs: whether a partition's next record is to be taken.
-            goes_on: whether there is to be another after this one.
+            belongs: returns whether the next record of a partition is to be taken.
+            continues: returns whether to take another record after this one.
         """
         heads = [self._head(at) for at, queue in self._queues.items() if queue and belongs(at)]
         heapq.heapify(heads)
@@ -232,7 +249,7 @@ class SliceReader:
                 heapq.heapreplace(heads, self._head(at))
             else:
                 heapq.heappop(heads)
-            if not goes_on(records[-1]):
+            if not continues(records[-1]):
                 break
         return records
 
@@ -243,10 +260,10 @@ class SliceReader:
         return self._ranks[at[0]], at[1]
 
     def _due_ms(self, record: Record) -> int:
-        """Return the time by which a record has its turn.
+        """Return the time by which a record is merged.
 
-        It is the record's own. One that was dated later than it was read would hold up its partition for as long as the
-        others are busy, so it has its turn when it was read, or with the earliest of the next records behind it.
+        It is the record's own time. A record that is dated later than it was read would block its partition as long as
+        the others are busy, so it counts as of when it was read, or of the earliest of the records behind it.
         """
         at = record.topic, record.partition
         read_ms = self._ahead.get((at, record.offset))
@@ -254,8 +271,8 @@ class SliceReader:
             return record.timestamp_ms
         return min(read_ms, *(behind.timestamp_ms for behind in islice(self._queues[at], _LOOK_BEHIND)))
 
-    def _in_order(self, records: list[Record]) -> list[Record]:
-        """Merge a slice's records by their timestamps alone, which a repeat has too."""
+    def _in_timestamp_order(self, records: list[Record]) -> list[Record]:
+        """Merge the records of a slice by their timestamps only, which a repeat has too."""
         parts: dict[TopicPartition, list[Record]] = {}
         for record in records:
             parts.setdefault((record.topic, record.partition), []).append(record)
@@ -265,7 +282,7 @@ class SliceReader:
 
         return list(heapq.merge(*parts.values(), key=turn))
 
-    def _taken(self, records: list[Record], ends: Offsets) -> Slice:
+    def _slice_of(self, records: list[Record], ends: Offsets) -> Slice:
         missed = self._missed(ends)
         self.ends |= ends
         self._gaps = [gap for gap in self._gaps if self.ends[gap.topic, gap.partition] < gap.resumed]
@@ -277,7 +294,7 @@ class SliceReader:
         return Slice(records, dict(self.ends), missed, dict(self._topic_ids))
 
     def _missed(self, ends: Offsets) -> Offsets:
-        """Return how many offsets of deleted records lie between the last slice's ends and these, by partition."""
+        """Return the number of offsets of deleted records between the last slice's ends and these, by partition."""
         missed: Offsets = {}
         for gap in self._gaps:
             at = gap.topic, gap.partition

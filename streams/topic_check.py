@@ -1,4 +1,4 @@
-"""Compares the topics of a deployment with what they need."""
+"""Check of the topics of a deployment against the configuration that they need."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ class TopicState:
     """A topic as the broker describes it.
 
     Attributes:
-        name: Of the topic.
-        partitions: How many there are; None if the topic does not exist.
-        replication_factor: Replicas of the partition that has the fewest; None if the topic does not exist.
-        settings: Its configuration as far as Headwater needs any; None if the right to describe it is missing.
-        problems: One sentence for each difference from what is needed.
+        name: the name of the topic.
+        partitions: the number of partitions; None if the topic does not exist.
+        replication_factor: the replicas of the partition with the fewest; None if the topic does not exist.
+        settings: the part of its configuration that Headwater depends on; None if it may not be described.
+        problems: one sentence for each difference from the needed configuration.
     """
 
     name: str
@@ -40,61 +40,61 @@ class TopicState:
 
 
 def check_topics(connection: KafkaConnection, topics: Topics) -> list[TopicState]:
-    """Describe every topic that is read or written, and say what is wrong with it.
+    """Describe every topic that is read or written, with its problems.
 
-    Topics in other dialects must exist. Those with a catalogue must not lose their items.
+    Topics in other dialects must exist. Topics with a catalogue must not lose their items.
 
     Args:
-        connection: Which Kafka.
-        topics: Which topics.
+        connection: the brokers to ask.
+        topics: the names of the topics.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
-        TopicError: The broker does not describe its topics.
+        BrokerUnreachableError: If no broker answers.
+        TopicError: If the broker does not describe its topics.
     """
     needs: dict[str, TopicNeeds | None] = {**topics.needs(), **dict.fromkeys(topics.dialects)}
     with_items = set(topics.catalogues())
-    found, settings = _described(connection, list(needs))
-    return [_state(name, found[name], settings[name], need, name in with_items) for name, need in needs.items()]
+    described, settings = _describe(connection, list(needs))
+    return [_state(name, described[name], settings[name], need, name in with_items) for name, need in needs.items()]
 
 
 def catalogue_problems(connection: KafkaConnection, topics: Topics) -> list[str]:
-    """Say which topics with a catalogue lose items; a topic whose configuration may not be read is passed over.
+    """Return the problems of topics that lose items of the catalogue; topics that may not be described are skipped.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
-        TopicError: The broker does not describe its topics.
+        BrokerUnreachableError: If no broker answers.
+        TopicError: If the broker does not describe its topics.
     """
     names = topics.catalogues()
-    _, settings = _described(connection, names)
+    _, settings = _describe(connection, names)
     problems = [_loses_items(name, settings[name], topics.needs().get(name)) for name in names]
     return [problem for problem in problems if problem is not None]
 
 
-def _described(
+def _describe(
     connection: KafkaConnection, names: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str] | None]]:
-    """Ask for partitions and configuration, by topic."""
+    """Return the description and the configuration of each topic."""
     resources = [ConfigResource(ConfigResourceType.TOPIC, name, list(SETTINGS)) for name in names]
     admin = open_client(KafkaAdminClient, connection)
     try:
-        found = {topic["name"]: topic for topic in admin.describe_topics(list(names))}
+        described = {topic["name"]: topic for topic in admin.describe_topics(list(names))}
         configs = admin.describe_configs(resources, config_filter="all")["topic"]
     except KafkaError as error:
         raise TopicError(f"topics {list(names)} could not be described: {error}; check the rights on them") from error
     finally:
         admin.close()
-    # The client gives no settings where the right is missing, instead of an error.
+    # Without the right to describe a topic, the client returns no settings instead of an error.
     settings = {name: {key: entry["value"] for key, entry in configs.get(name, {}).items()} or None for name in names}
-    return found, settings
+    return described, settings
 
 
 def _state(
-    name: str, found: Mapping[str, Any], settings: Settings | None, needs: TopicNeeds | None, has_items: bool
+    name: str, described: Mapping[str, Any], settings: Settings | None, needs: TopicNeeds | None, has_items: bool
 ) -> TopicState:
-    if found["error_code"]:
-        return TopicState(name, None, None, None, (_absence(found["error_code"], ours=needs is not None),))
-    partitions = found["partitions"]
+    if described["error_code"]:
+        return TopicState(name, None, None, None, (_absence(described["error_code"], ours=needs is not None),))
+    partitions = described["partitions"]
     problems = [
         f"partition {partition['partition_index']} has no leader; start the brokers that hold it"
         for partition in partitions
@@ -129,7 +129,7 @@ def _too_small(name: str, settings: Settings | None, needs: TopicNeeds | None) -
 
 
 def _loses_items(name: str, settings: Settings | None, needs: TopicNeeds | None) -> str | None:
-    """Say whether a topic with a catalogue loses items. Our own must be compacted; others may keep all records."""
+    """Return the problem of a topic that loses items. Our own must be compacted; others may keep all records."""
     if settings is None or "cleanup.policy" not in settings:
         return None
     policies = _policies(settings["cleanup.policy"])

@@ -12,7 +12,7 @@ EVENT_MAX_BYTES = 1024 * 1024 + 12
 # A dead letter carries up to 1 MiB of refused bytes as base64, and its reason.
 DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
 CREATE_COMMAND = "headwater topics create"
-# For a topic of either kind: `headwater topics create` creates none that is in another dialect.
+# For topics of any kind: `headwater topics create` does not create topics in other dialects.
 MISSING_REMEDY = f"create it with `{CREATE_COMMAND}`, or, if it is in another dialect, have its producer create it"
 CREATE_REMEDY = f"run `{CREATE_COMMAND}` as a user that may create topics"
 
@@ -21,19 +21,19 @@ class TopicNeeds(NamedTuple):
     """The configuration that a topic needs.
 
     Attributes:
-        cleanup_policy: Value of `cleanup.policy`.
-        max_message_bytes: Least value of `max.message.bytes`.
+        cleanup_policy: the value of `cleanup.policy`.
+        max_message_bytes: the least value of `max.message.bytes`.
     """
 
     cleanup_policy: str
     max_message_bytes: int = EVENT_MAX_BYTES
 
 
-# Events are deleted by retention. Compaction by user would keep only the last event of each.
+# Events are deleted by retention. Compaction by user would keep only the last event of each user.
 EVENTS = TopicNeeds("delete")
-# Readers start from the first record, so the last one of each key must stay for ever.
+# Readers start from the first record, so the last record of each key must be kept for ever.
 LATEST_OF_EACH_KEY = TopicNeeds("compact")
-# A record refused again takes the place of its first letter.
+# The letter of a record that is rejected again replaces the first one.
 LETTERS = TopicNeeds("compact,delete", DEAD_LETTER_MAX_BYTES)
 
 
@@ -41,7 +41,7 @@ class Topics(BaseModel):
     """The names of the topics.
 
     Attributes:
-        dialects: Further topics that are read, and the dialect of their records. They are others' and never created.
+        dialects: further topics to read, and the dialect of their records; Headwater never creates them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,14 +56,14 @@ class Topics(BaseModel):
     dialects: dict[TopicName, Dialect] = {}
 
     @model_validator(mode="after")
-    def _no_topic_twice(self) -> Self:
+    def _check_distinct(self) -> Self:
         if ours := sorted(set(self.dialects) & set(self.names())):
             raise ValueError(f"`dialects` must name topics of others, got {ours[0]!r}; that is a topic of our own")
         return self
 
     @classmethod
     def under(cls, prefix: str) -> Self:
-        """Topics whose names begin with another word than `headwater`.
+        """Return topics whose names begin with another prefix than `headwater`.
 
         >>> Topics.under("shop").dead_letters
         'shop.dead-letters'
@@ -71,12 +71,12 @@ class Topics(BaseModel):
         return cls(**{name: f"{prefix}.{name.replace('_', '-')}" for name in cls.model_fields if name != "dialects"})
 
     def kind_of(self, topic: str) -> str | None:
-        """The kind of event on a topic, None where there are none of ours.
+        """Return the kind of event on a topic; None for a topic without our events.
 
         >>> Topics().kind_of("headwater.clicks")
         'click'
         """
-        # Asked for every record, so: the frequent ones first, and no table to be built.
+        # Called for every record: frequent topics first, and no table to build.
         if topic == self.clicks:
             return "click"
         if topic == self.impressions:
@@ -86,25 +86,25 @@ class Topics(BaseModel):
         return "item" if topic == self.items else None
 
     def of_kind(self, kind: str) -> str:
-        """The topic of a kind of event.
+        """Return the topic of a kind of event.
 
         Raises:
             KeyError: If there is no such kind.
         """
-        own = {
+        by_kind = {
             "impression": self.impressions,
             "click": self.clicks,
             "purchase": self.purchases,
             "item": self.items,
         }
-        return own[kind]
+        return by_kind[kind]
 
     def names(self) -> list[str]:
-        """All topics of our own."""
+        """Return the names of all topics of our own."""
         return list(self.model_dump(exclude={"dialects"}).values())
 
     def needs(self) -> dict[str, TopicNeeds]:
-        """The configuration that each topic of our own needs, by topic; creation and checks both follow it."""
+        """Return the configuration that each topic of our own needs, for creation and checks."""
         return {
             **dict.fromkeys((self.impressions, self.clicks, self.purchases), EVENTS),
             **dict.fromkeys((self.items, self.adapters, self.control), LATEST_OF_EACH_KEY),
@@ -112,5 +112,5 @@ class Topics(BaseModel):
         }
 
     def catalogues(self) -> list[str]:
-        """Topics in which there may be items: whoever needs the whole catalogue reads all of these."""
+        """Return the topics that can contain items; the whole catalogue is in all of these together."""
         return [self.items, *(name for name, dialect in self.dialects.items() if dialect == "metarank")]

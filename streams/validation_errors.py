@@ -1,4 +1,4 @@
-"""Why a value is refused: the field, the rule and the value, short enough for one line."""
+"""Validation errors as text: the field, the rule and the value, short enough for one line."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ MAX_ERRORS = 5
 
 
 def summarize(value: Any) -> str:
-    """Shows a value that was refused; of an object or a list only that it is one.
+    """Return a short text for a rejected value; objects and lists are not shown.
 
     >>> [summarize(value) for value in (-1, "(not set)", {"a": 1}, [1])]
     ['-1', "'(not set)'", 'an object', 'a list']
@@ -29,31 +29,31 @@ def summarize(value: Any) -> str:
 
 
 def describe_rule(detail: ErrorDetails) -> str:
-    """Renders the rule that a value breaks and, unless it is missing, the value.
+    """Return the rule that a value breaks and, unless the value is missing, the value.
 
     Args:
-        detail: Of `ValidationError.errors`.
+        detail: an entry of `ValidationError.errors`.
     """
     if detail["type"] == TIME_ERROR and (problem := time_problem(detail["input"])):
         return problem
-    said = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] in ("missing", "json_invalid", "value_error"):  # the last is our own, which says the value
-        return said
-    return f"{said.split(', got ')[0]}, got {summarize(detail['input'])}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("missing", "json_invalid", "value_error"):  # the last kind is our own and names the value
+        return message
+    return f"{message.split(', got ')[0]}, got {summarize(detail['input'])}"
 
 
 def describe_error(detail: ErrorDetails, *, path: Sequence[int | str] | None = None) -> str:
-    """Renders one fault that pydantic found: path, rule and value.
+    """Return one validation error as text: path, rule and value.
 
     Args:
-        detail: Of `ValidationError.errors`.
-        path: Where the value stands, if not where pydantic says.
+        detail: an entry of `ValidationError.errors`.
+        path: the path to the value, if it differs from pydantic's.
     """
-    where = ".".join(filter(None, map(str, detail["loc"] if path is None else path)))
-    return f"{where}: {describe_rule(detail)}" if where else describe_rule(detail)
+    location = ".".join(filter(None, map(str, detail["loc"] if path is None else path)))
+    return f"{location}: {describe_rule(detail)}" if location else describe_rule(detail)
 
 
 def describe_errors(error: ValidationError) -> str:
-    """Renders the first few faults of an error on one line."""
+    """Return the first few errors on one line."""
     details = error.errors(include_url=False)
     return "; ".join(describe_error(detail) for detail in details[:MAX_ERRORS])

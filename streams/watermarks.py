@@ -1,4 +1,4 @@
-"""Event-time watermarks: up to when the stream is complete, by partition and over all."""
+"""Event-time watermarks: the time up to which the stream is complete, by partition and overall."""
 
 from collections.abc import Mapping
 
@@ -10,17 +10,17 @@ IDLE_SECONDS = 60.0
 
 
 class Watermarks:
-    """A partition's watermark is the latest event time seen in it; the stream's is the earliest of its partitions'.
+    """The watermarks of partitions (their latest event times) and of the stream (the earliest watermark of all).
 
-    A partition with nothing to say must not hold the others back: it is idle, and left out, once its newest record is
-    `idle_seconds` older than the newest record of all. That is told by the records' own times and not by a clock, so
-    that the same log gives the same watermarks again.
+    A silent partition must not hold the others back: it is idle, and left out, once its newest record is `idle_seconds`
+    older than the newest record of all. This is decided by the times of the records, not by a clock, so that the same
+    log always yields the same watermarks.
 
     No time counts as later than the reader's clock (`bound`): a producer whose clock is ahead would close the windows
-    of all others, and make their partitions look idle.
+    of all others and make their partitions look idle.
 
     Args:
-        idle_seconds: after how long, in the log's time, a silent partition is left out.
+        idle_seconds: the time in the log after which a silent partition is left out.
     """
 
     def __init__(self, *, idle_seconds: float = IDLE_SECONDS) -> None:
@@ -33,13 +33,13 @@ class Watermarks:
         self.stream_ms = 0
 
     def bound(self, now_ms: int) -> bool:
-        """Bound all watermarks by the reader's clock: those that there are, and what comes until the next call.
+        """Bound all watermarks by the reader's clock: the present ones, and times until the next call.
 
         Args:
-            now_ms: what the reader's clock shows, epoch milliseconds.
+            now_ms: the time of the reader's clock, epoch milliseconds.
 
         Returns:
-            Whether one was later, as where the clock was set back or an earlier release had kept it.
+            Whether a watermark was later, as after the clock was set back.
         """
         self._now_ms = now_ms
         newest_ms = max(self.stream_ms, *self._event_ms.values(), *self._log_ms.values(), 0)
@@ -51,13 +51,12 @@ class Watermarks:
         return True
 
     def observe(self, partition: TopicPartition, *, event_ms: int, log_ms: int) -> None:
-        """Take in an event.
+        """Update the watermark of a partition with an event.
 
         Args:
-            partition: where it was.
-            event_ms: when it happened, epoch milliseconds; no event happens after it is published, so that one which
-                says so counts as of its publication.
-            log_ms: when it was published.
+            partition: the partition of the event.
+            event_ms: the event time, epoch milliseconds; a time after the publication counts as the publication.
+            log_ms: the publication time, epoch milliseconds.
         """
         log_ms = min(log_ms, self._now_ms)
         event_ms = min(event_ms, log_ms)
@@ -67,30 +66,30 @@ class Watermarks:
             self._log_ms[partition] = log_ms
 
     def advance(self) -> int:
-        """Compute the stream's watermark anew; only `bound` takes it back. Epoch milliseconds, 0 without events."""
+        """Advance and return the stream's watermark (epoch ms, 0 without events); only `bound` moves it back."""
         if self._log_ms:
-            awake_ms = max(self._log_ms.values()) - self._idle_ms
-            slowest = min(at for partition, at in self._event_ms.items() if self._log_ms[partition] >= awake_ms)
+            active_since_ms = max(self._log_ms.values()) - self._idle_ms
+            slowest = min(at for partition, at in self._event_ms.items() if self._log_ms[partition] >= active_since_ms)
             self.stream_ms = max(self.stream_ms, slowest)
         return self.stream_ms
 
     @property
     def latest_ms(self) -> int:
-        """The latest event time of all partitions."""
+        """The latest event time of all partitions, epoch milliseconds."""
         return max(self._event_ms.values(), default=0)
 
     @property
     def partitions(self) -> Mapping[TopicPartition, int]:
-        """Each partition's own watermark."""
+        """The watermark of each partition, epoch milliseconds."""
         return self._event_ms
 
     def state(self) -> dict[str, object]:
-        """All of it, as JSON can hold it."""
+        """Return the state in a form that JSON can hold."""
         partitions = [[*at, event_ms, self._log_ms[at]] for at, event_ms in self._event_ms.items()]
         return {"stream_ms": self.stream_ms, "partitions": partitions}
 
     def restore(self, state: Mapping[str, object]) -> None:
-        """Put back what `state` gave."""
+        """Restore what `state` returned."""
         rows: list[tuple[str, int, int, int]] = state["partitions"]  # type: ignore[assignment]
         self._event_ms = {(topic, number): event_ms for topic, number, event_ms, _ in rows}
         self._log_ms = {(topic, number): log_ms for topic, number, _, log_ms in rows}

@@ -1,22 +1,22 @@
-"""Events as others write them, read as ours: GA4 e-commerce, Segment or RudderStack, Metarank.
+"""Decoders of foreign events: GA4 e-commerce, Segment or RudderStack, and Metarank.
 
-A decoder takes a record's bytes, time and place, and gives events of ours: several where one of theirs says several
-things, none where it says nothing to us. A line that it cannot read is a `BadLine` among them; a record that it cannot
-read it refuses with pydantic's `ValidationError`. The events are built through our own models, so that every rule of
-ours holds for them too. The shapes read here are those of docs/reference/events.md.
+A decoder turns a record into events of our own: several if the record describes several, none if it has nothing of use.
+A line that cannot be decoded is an `InvalidLine` among them; a record that cannot be decoded raises pydantic's
+`ValidationError`. The events are built through our own models, so that all their rules apply. docs/reference/events.md
+lists the formats.
 """
 
 from collections.abc import Callable
 
-from streams.dialects.common import BadLine, Decoded, Source
+from streams.dialects.common import Decoded, InvalidLine, SourceRecord
 from streams.dialects.ga4 import decode_ga4
 from streams.dialects.metarank import decode_metarank
 from streams.dialects.segment import decode_segment
 from streams.topics import Dialect
 
-__all__ = ["DECODERS", "BadLine", "Source"]
+__all__ = ["DECODERS", "InvalidLine", "SourceRecord"]
 
-DECODERS: dict[Dialect, Callable[[Source], Decoded]] = {
+DECODERS: dict[Dialect, Callable[[SourceRecord], Decoded]] = {
     "ga4": decode_ga4,
     "segment": decode_segment,
     "metarank": decode_metarank,

@@ -1,8 +1,8 @@
-"""GA4 e-commerce: rows of the BigQuery export, bodies of the Measurement Protocol, single events as gtag has them.
+"""GA4 e-commerce: rows of the BigQuery export, bodies of the Measurement Protocol, single events of gtag.
 
 ``view_item_list`` is an impression; ``select_item`` and ``view_item`` are clicks, ``purchase`` is a purchase of each
-of its items. ``add_to_cart`` is a click, too: it says at least as much interest as opening the item does, there is no
-event of ours between a click and a purchase, and as a purchase it would teach sales that mostly never happen.
+of its items. ``add_to_cart`` is a click, too: it shows at least as much interest as opening the item, we have no event
+between click and purchase, and as a purchase it would teach sales that mostly never happen.
 """
 
 from typing import Annotated, Any, Self
@@ -10,22 +10,22 @@ from typing import Annotated, Any, Self
 from pydantic import AliasChoices, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from streams.dialects.common import (
-    BadLine,
-    Common,
     Decoded,
+    EventFields,
     Foreign,
-    Line,
+    InvalidLine,
+    ItemLine,
     OrderId,
-    Source,
+    SourceRecord,
     Text,
-    amount,
-    bought,
-    clicked,
-    given,
-    lines_of,
-    order_id,
-    shown,
-    whole,
+    clicks_of,
+    impression_of,
+    none_if_empty,
+    parse_lines,
+    parse_order_id,
+    parse_position,
+    parse_price,
+    purchases_of,
 )
 from streams.dialects.times import epoch_microseconds
 from streams.validation_errors import describe_errors, summarize
@@ -35,7 +35,7 @@ UNDERSTOOD = CLICKS | {"view_item_list", "purchase"}
 
 
 def _by_name(params: object) -> object:
-    """Turn the export's list of keys and typed values into a mapping, which the other shapes have already."""
+    """Turn the export's list of keys and typed values into a mapping, as the other formats have it."""
     if not isinstance(params, list):
         return {} if params is None else params
     pairs = [(param.get("key"), param.get("value")) for param in params if isinstance(param, dict)]
@@ -43,30 +43,32 @@ def _by_name(params: object) -> object:
 
 
 def _typed(value: object) -> object:
-    """The one of ``string_value``, ``int_value`` … that is set."""
-    return next((one for one in value.values() if one is not None), None) if isinstance(value, dict) else value
+    """Return the one of ``string_value``, ``int_value`` … that is set."""
+    return next((typed for typed in value.values() if typed is not None), None) if isinstance(value, dict) else value
 
 
-def _line(item: dict[str, Any], where: str) -> Line:
-    place = whole(item.get("index"))
-    return Line(
+def _line(item: dict[str, Any], where: str) -> ItemLine:
+    index = parse_position(item.get("index"))
+    if index is None:
+        index = parse_position(item.get("item_list_index"))  # its name in the export
+    return ItemLine(
         where,
         item_id=item.get("item_id"),
-        position=whole(item.get("item_list_index")) if place is None else place,  # the export's name for `index`
+        position=index,
         quantity=item.get("quantity"),
-        price=amount(item.get("price")),
+        price=parse_price(item.get("price")),
     )
 
 
 class _Ga4(Foreign):
-    """A part of an event whose fields have several names: one that is not given leaves the next name its turn."""
+    """Base of models whose fields have several names: an empty value leaves the field to the next name."""
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_is_not_given(cls, fields: object) -> object:
+    def _drop_empty(cls, fields: object) -> object:
         if not isinstance(fields, dict):
             return fields
-        return {name: value for name, value in fields.items() if given(value) is not None}
+        return {name: value for name, value in fields.items() if none_if_empty(value) is not None}
 
 
 class _Params(_Ga4):
@@ -88,7 +90,7 @@ class _Event(_Ga4):
     params: Annotated[_Params, BeforeValidator(_by_name)] = Field(
         _Params(), validation_alias=AliasChoices("event_params", "params")
     )
-    ecommerce: Any = None  # of the export
+    ecommerce: Any = None  # in the export
     items: list[Any] | None = None
 
     @model_validator(mode="after")
@@ -97,12 +99,12 @@ class _Event(_Ga4):
             raise ValueError(f"`items` of {self.name} must have at least one item, got none")
         return self
 
-    def lines(self, within: str) -> list[Line]:
-        return lines_of(self.items or self.params.items or (), _line, path=f"{within}items")
+    def lines(self, within: str) -> list[ItemLine]:
+        return parse_lines(self.items or self.params.items or (), _line, path=f"{within}items")
 
-    def common(self, source: Source, place: str) -> Common:
-        return Common(
-            event_id=self.params.event_id or source.event_id(has_time=self.micros is not None) + place,
+    def common(self, source: SourceRecord, id_suffix: str) -> EventFields:
+        return EventFields(
+            event_id=self.params.event_id or source.event_id(has_time=self.micros is not None) + id_suffix,
             ts=source.received_ms if self.micros is None else self.micros // 1000,
             user_id=self.user_id or self.device,
             session_id=self.params.session,
@@ -111,11 +113,11 @@ class _Event(_Ga4):
         )
 
     def _exported_order_id(self) -> str | None:
-        return order_id(self.ecommerce.get("transaction_id")) if isinstance(self.ecommerce, dict) else None
+        return parse_order_id(self.ecommerce.get("transaction_id")) if isinstance(self.ecommerce, dict) else None
 
 
 class _Envelope(_Ga4):
-    """One event, or several under ``events`` that share user and time, as the Measurement Protocol sends them."""
+    """One event, or several under ``events`` that share user and time, as in the Measurement Protocol."""
 
     name: str | None = Field(None, validation_alias=AliasChoices("event_name", "name"))
     events: list[Any] | None = None
@@ -130,52 +132,57 @@ class _Envelope(_Ga4):
 _json_object = TypeAdapter(dict[str, Any]).validator
 
 
-def decode_ga4(source: Source) -> Decoded:
-    """Reads one record. An event that has no time of its own has that of the record, as the protocol says.
+def decode_ga4(source: SourceRecord) -> Decoded:
+    """Decode one record. An event without a time has that of the record, as the protocol specifies.
 
     Args:
-        source: A row of the export, a request of the Measurement Protocol, or one event.
+        source: a row of the export, a request of the Measurement Protocol, or one event.
 
     Raises:
-        ValidationError: If it is not as GA4 has it.
+        ValidationError: If the record does not conform to GA4.
     """
     record = _json_object.validate_json(source.payload)
     events = _Envelope.model_validate(record).events
     if events is None:
-        return _read(record, source)
+        return _decode_event(record, source)
     shared = {name: value for name, value in record.items() if name != "events"}
-    found: Decoded = []
+    decoded: Decoded = []
     for number, event in enumerate(events):
-        found += _of_request(shared, event, source, number, len(events))
-    return found
+        decoded += _decode_part(shared, event, source, number, len(events))
+    return decoded
 
 
-def _of_request(shared: dict[str, Any], event: Any, source: Source, number: int, count: int) -> Decoded:
-    """Reads one event of a request; a bad one does not take the others with it."""
+def _decode_part(shared: dict[str, Any], event: Any, source: SourceRecord, number: int, count: int) -> Decoded:
+    """Decode one event of a request; an invalid event does not affect the others."""
     where = f"events.{number}"
     if not isinstance(event, dict):
-        return [BadLine(where, f"{where}: must be an object, got {summarize(event)}", {"event": event})]
+        return [InvalidLine(where, f"{where}: must be an object, got {summarize(event)}", {"event": event})]
     try:
-        found = _read(shared | event, source, place="" if count == 1 else f"/{number}", within=f"{where}.")
-        return [one.within(where) if isinstance(one, BadLine) else one for one in found]
+        suffix = "" if count == 1 else f"/{number}"
+        decoded = _decode_event(shared | event, source, id_suffix=suffix, within=f"{where}.")
+        return [line.within(where) if isinstance(line, InvalidLine) else line for line in decoded]
     except ValidationError as error:
-        return [BadLine(where, f"{where}: {describe_errors(error)}", event)]
+        return [InvalidLine(where, f"{where}: {describe_errors(error)}", event)]
 
 
-def _read(event: dict[str, Any], source: Source, *, place: str = "", within: str = "") -> Decoded:
-    """Reads one event.
+def _decode_event(event: dict[str, Any], source: SourceRecord, *, id_suffix: str = "", within: str = "") -> Decoded:
+    """Decode one event.
 
     Args:
-        event: With what its request says of all.
-        source: The record.
-        place: Added to the id of the record where it has several events.
-        within: The path to the event, which ends in a dot.
+        event: the event with the shared fields of its request.
+        source: the record of the event.
+        id_suffix: the suffix of the id of an event in a record with several events.
+        within: the path to the event, ending in a dot.
     """
     name = event.get("event_name") or event.get("name")
     if not isinstance(name, str) or name not in UNDERSTOOD:
         return []
-    said = _Event.model_validate(event)
-    common, lines = said.common(source, place), said.lines(within)
+    model = _Event.model_validate(event)
+    common, lines = model.common(source, id_suffix), model.lines(within)
     if name in CLICKS:
-        return clicked(common, lines)
-    return bought(common, lines) if name == "purchase" else shown(common, lines, query=said.params.search_term)
+        return clicks_of(common, lines)
+    return (
+        purchases_of(common, lines)
+        if name == "purchase"
+        else impression_of(common, lines, query=model.params.search_term)
+    )

@@ -1,9 +1,9 @@
 """Metarank's events: ``ranking`` is an impression, ``interaction`` a click or a purchase, ``item`` an item.
 
-Of interactions, whose types each shop names for itself, ``click``, ``view`` and ``like`` are clicks and ``purchase``
-is a purchase; other types (a dislike would be one) say nothing to us, nor does ``user``.
+Each shop names its types of interactions: ``click``, ``view`` and ``like`` are clicks and ``purchase`` is a purchase;
+other types (such as a dislike) are ignored, and so is ``user``.
 
-A shop adds fields of its own to any of them, under any name and of any type: what is of no use here is left out.
+A shop adds fields of any name and type to any of them: fields that are of no use here are ignored.
 """
 
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from streams.dialects.common import (
-    BadLine,
-    Common,
     Decoded,
+    EventFields,
     Foreign,
-    Line,
-    Source,
+    InvalidLine,
+    ItemLine,
+    SourceRecord,
     Text,
     Time,
-    amount,
-    bought,
-    clicked,
-    lines_of,
-    order_id,
-    shown,
+    clicks_of,
+    impression_of,
+    parse_lines,
+    parse_order_id,
+    parse_price,
+    purchases_of,
 )
 from streams.events import Item, ItemKind
 from streams.validation_errors import summarize
@@ -41,17 +41,17 @@ class _Event(Foreign):
     ts: Time = Field(validation_alias="timestamp")
     fields: Any = None
 
-    def event_id(self, source: Source) -> str:
+    def event_id(self, source: SourceRecord) -> str:
         return self.id or source.event_id(has_time=True)
 
     def named(self, *names: str) -> Iterator[Any]:
-        """The values of the fields of these names, in their order."""
+        """Yield the values of the fields with these names, in their order."""
         for field in self.fields if isinstance(self.fields, list) else ():
             if isinstance(field, dict) and field.get("name") in names:
                 yield field.get("value")
 
     def text(self, name: str) -> str | None:
-        """The text of the first field of a name that has one; None where none has."""
+        """Return the text of the first field of this name that has one; None if there is none."""
         return next((text for value in self.named(name) if (text := _text(value)) is not None), None)
 
 
@@ -59,9 +59,9 @@ class _Feedback(_Event):
     user: Text = None
     session: Text = None
 
-    def common(self, source: Source, *, request_id: str | None, order_id: str | None = None) -> Common:
+    def common(self, source: SourceRecord, *, request_id: str | None, order_id: str | None = None) -> EventFields:
         user_id = self.user or self.session
-        return Common(self.event_id(source), self.ts, user_id, self.session, request_id, order_id)
+        return EventFields(self.event_id(source), self.ts, user_id, self.session, request_id, order_id)
 
 
 class _Ranking(_Feedback):
@@ -79,17 +79,17 @@ class _Item(_Event):
 
 
 class _Envelope(Foreign):
-    event: Literal["item", "metadata", "user", "ranking", "interaction"]  # `metadata`: an older name of `item`
+    event: Literal["item", "metadata", "user", "ranking", "interaction"]  # `metadata` is the former name of `item`
 
 
-def decode_metarank(source: Source) -> Decoded:
-    """Reads one record.
+def decode_metarank(source: SourceRecord) -> Decoded:
+    """Decode one record.
 
     Args:
-        source: One event.
+        source: the record of one event.
 
     Raises:
-        ValidationError: If it is not as Metarank or our own rules have it.
+        ValidationError: If the event does not conform to Metarank's format or to our own rules.
     """
     kind = _Envelope.model_validate_json(source.payload).event
     if kind == "ranking":
@@ -99,26 +99,26 @@ def decode_metarank(source: Source) -> Decoded:
     return [] if kind == "user" else [_item(source)]
 
 
-def _ranking(source: Source) -> Decoded:
+def _ranking(source: SourceRecord) -> Decoded:
     ranking = _Ranking.model_validate_json(source.payload)
     common = ranking.common(source, request_id=ranking.id)
-    lines = lines_of(ranking.items, lambda item, where: Line(where, item.get("id")), path="items")
-    return shown(common, lines, query=ranking.text("query"))
+    lines = parse_lines(ranking.items, lambda item, where: ItemLine(where, item.get("id")), path="items")
+    return impression_of(common, lines, query=ranking.text("query"))
 
 
-def _interaction(source: Source) -> Decoded:
+def _interaction(source: SourceRecord) -> Decoded:
     interaction = _Interaction.model_validate_json(source.payload)
     if interaction.type in CLICKS:
-        return clicked(interaction.common(source, request_id=interaction.ranking), [Line("", interaction.item)])
+        return clicks_of(interaction.common(source, request_id=interaction.ranking), [ItemLine("", interaction.item)])
     if interaction.type != PURCHASE:
         return []
-    order = next(filter(None, map(order_id, interaction.named("order_id", "transaction_id"))), None)
+    order = next(filter(None, map(parse_order_id, interaction.named("order_id", "transaction_id"))), None)
     common = interaction.common(source, request_id=interaction.ranking, order_id=order)
     quantity = next(interaction.named("quantity", "count"), None)
-    return bought(common, [Line("", interaction.item, quantity=quantity, price=_price(interaction))])
+    return purchases_of(common, [ItemLine("", interaction.item, quantity=quantity, price=_price(interaction))])
 
 
-def _item(source: Source) -> Item | BadLine:
+def _item(source: SourceRecord) -> Item | InvalidLine:
     item = _Item.model_validate_json(source.payload)
     fields: dict[str, Any] = {"event_id": item.event_id(source), "ts": item.ts, "item_id": item.item, "kind": "product"}
     fields |= {name: text for name in ITEM_TEXTS if (text := item.text(name)) is not None}
@@ -131,25 +131,25 @@ def _item(source: Source) -> Item | BadLine:
     if "title" not in fields:
         title = summarize(next(item.named("title"), None))
         problem = f"title: must be a text each time, because an item replaces the one before it whole, got {title}"
-        return BadLine("", problem, fields)
+        return InvalidLine("", problem, fields)
     return Item.model_validate({name: value for name, value in fields.items() if value is not None})
 
 
 def _price(event: _Event) -> float | None:
-    """The first price that is a number; a list of one is that one."""
+    """Return the first price that is a number, or a list of one number."""
     values = (value[0] if isinstance(value, list) and len(value) == 1 else value for value in event.named("price"))
-    return next((price for value in values if (price := amount(value)) is not None), None)
+    return next((price for value in values if (price := parse_price(value)) is not None), None)
 
 
 def _text(value: Any) -> str | None:
-    """Reads a field as one text; None where it is none.
+    """Return the value of a field as one text; None if it is no text.
 
-    It may have several values (a film its genres), or be a number (the book 1984).
+    A field may have several values (the genres of a film) or be a number (the book 1984).
     """
     if isinstance(value, list):
-        return ", ".join(filter(None, map(_text_of_one, value))) or None
-    return _text_of_one(value)
+        return ", ".join(filter(None, map(_single_text, value))) or None
+    return _single_text(value)
 
 
-def _text_of_one(value: Any) -> str | None:
+def _single_text(value: Any) -> str | None:
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None

@@ -1,9 +1,9 @@
-"""Segment's e-commerce events (v2), which RudderStack's follow: ``track`` calls under their names in the spec.
+"""Segment's e-commerce events (v2), which RudderStack also uses: ``track`` calls with the names of the specification.
 
 ``Product List Viewed`` and ``Product List Filtered`` are impressions; ``Product Clicked`` and ``Product Viewed`` are
-clicks, ``Order Completed`` is a purchase of each of its products. ``Product Added`` is a click, too: it says at least
-as much interest as opening the product does, there is no event of ours between a click and a purchase, and as a
-purchase it would teach sales that mostly never happen.
+clicks, ``Order Completed`` is a purchase of each of its products. ``Product Added`` is a click, too: it shows at least
+as much interest as opening the product, we have no event between click and purchase, and as a purchase it would teach
+sales that mostly never happen.
 """
 
 from functools import partial
@@ -12,21 +12,21 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from streams.dialects.common import (
-    Common,
     Decoded,
+    EventFields,
     Foreign,
-    Line,
+    ItemLine,
     OrderId,
-    Source,
+    SourceRecord,
     Text,
     Time,
-    amount,
-    bought,
-    clicked,
-    given,
-    lines_of,
-    shown,
-    whole,
+    clicks_of,
+    impression_of,
+    none_if_empty,
+    parse_lines,
+    parse_position,
+    parse_price,
+    purchases_of,
 )
 from streams.validation_errors import summarize
 
@@ -34,25 +34,25 @@ LISTS = frozenset({"Product List Viewed", "Product List Filtered"})
 CLICKS = frozenset({"Product Clicked", "Product Viewed", "Product Added"})
 ORDER = "Order Completed"
 
-TimeOrNone = Annotated[Time | None, BeforeValidator(given)]
+TimeOrNone = Annotated[Time | None, BeforeValidator(none_if_empty)]
 
 
-def _line(product: dict[str, Any], where: str, *, first: int = 1) -> Line:
-    """A product as ours, counting places from 0.
+def _line(product: dict[str, Any], where: str, *, first: int = 1) -> ItemLine:
+    """Return the line of a product, with its position counted from 0.
 
     Args:
-        product: As it was sent.
-        where: The path to it within the call.
-        first: The place that the first of the list has in theirs.
+        product: the product as it was sent.
+        where: the path to it within the call.
+        first: the position of the first product of the list.
     """
-    place = whole(product.get("position"))
+    position = parse_position(product.get("position"))
     product_id, sku = product.get("product_id"), product.get("sku")
-    return Line(
+    return ItemLine(
         where,
-        item_id=product_id if given(product_id) is not None or given(sku) is None else sku,
-        position=None if place is None else max(0, place - first),
+        item_id=product_id if none_if_empty(product_id) is not None or none_if_empty(sku) is None else sku,
+        position=None if position is None else max(0, position - first),
         quantity=product.get("quantity"),
-        price=amount(product.get("price")),
+        price=parse_price(product.get("price")),
     )
 
 
@@ -69,11 +69,11 @@ class _Listed(Foreign):
     query: Text = None
     order_id: OrderId = None
 
-    def lines(self) -> list[Line]:
-        # The spec counts from 1; a list with a 0 in it was counted from there.
-        places = [whole(product.get("position")) for product in self.products if isinstance(product, dict)]
-        first = 0 if 0 in places else 1
-        return lines_of(self.products, partial(_line, first=first), path="properties.products")
+    def lines(self) -> list[ItemLine]:
+        # The specification counts from 1; a list with position 0 was counted from 0.
+        positions = [parse_position(product.get("position")) for product in self.products if isinstance(product, dict)]
+        first = 0 if 0 in positions else 1
+        return parse_lines(self.products, partial(_line, first=first), path="properties.products")
 
 
 class _Single(Foreign):
@@ -94,12 +94,12 @@ class _Track(Foreign):
     user: Text = Field(None, validation_alias="userId")
     device: Text = Field(None, validation_alias="anonymousId")
     time: TimeOrNone = Field(None, validation_alias="timestamp")  # corrected for the skew of the client's clock
-    own_time: TimeOrNone = Field(None, validation_alias="originalTimestamp")
+    original_time: TimeOrNone = Field(None, validation_alias="originalTimestamp")
     context: _Context | None = None
 
-    def common(self, source: Source, *, request_id: str | None, order_id: str | None = None) -> Common:
-        time = self.own_time if self.time is None else self.time
-        return Common(
+    def common(self, source: SourceRecord, *, request_id: str | None, order_id: str | None = None) -> EventFields:
+        time = self.original_time if self.time is None else self.time
+        return EventFields(
             event_id=self.message_id or source.event_id(has_time=time is not None),
             ts=source.received_ms if time is None else time,
             user_id=self.user or self.device,
@@ -117,14 +117,14 @@ class _SingleTrack(_Track):
     properties: dict[str, Any]
 
 
-def decode_segment(source: Source) -> Decoded:
-    """Reads one record. A call that has no time of its own has that of the record.
+def decode_segment(source: SourceRecord) -> Decoded:
+    """Decode one record. A call without a time has that of the record.
 
     Args:
-        source: One call as Segment or RudderStack deliver it.
+        source: one call as Segment or RudderStack deliver it.
 
     Raises:
-        ValidationError: If it is not as their specification has it.
+        ValidationError: If the call does not conform to their specification.
     """
     call = _Call.model_validate_json(source.payload)
     if call.type != "track" or not isinstance(call.event, str):
@@ -132,12 +132,12 @@ def decode_segment(source: Source) -> Decoded:
     if call.event in CLICKS:
         single = _SingleTrack.model_validate_json(source.payload)
         common = single.common(source, request_id=_Single.model_validate(single.properties).request_id)
-        return clicked(common, [_line(single.properties, "properties")])
+        return clicks_of(common, [_line(single.properties, "properties")])
     if call.event not in LISTS and call.event != ORDER:
         return []
     track = _ListTrack.model_validate_json(source.payload)
-    said = track.properties
-    common = track.common(source, request_id=said.request_id, order_id=said.order_id)
+    listed = track.properties
+    common = track.common(source, request_id=listed.request_id, order_id=listed.order_id)
     if call.event == ORDER:
-        return bought(common, said.lines())
-    return shown(common, said.lines(), query=said.query)
+        return purchases_of(common, listed.lines())
+    return impression_of(common, listed.lines(), query=listed.query)

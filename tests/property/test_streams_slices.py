@@ -147,7 +147,7 @@ def with_age(milliseconds: float, *, order: Sequence[tuple[int, int]], polls: in
 
 
 def test_what_has_waited_in_the_log_waits_no_longer_than_it_takes_to_gather_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.slices._GATHERED", 0.0)
+    monkeypatch.setattr("streams.slices._MIN_AGE_SHARE", 0.0)
     assert with_age(1_500, order=[(2, 9)], polls=1) == [2]
     assert with_age(100, order=[(2, 9)], polls=1) == []
     assert (
