@@ -1,16 +1,15 @@
-"""`click-spam`: how much of what click spam moves an item's rank the guard keeps out, and what that costs without spam.
+"""Scenario `click-spam`: the effect of click spam on an item's rank that the guard keeps out, and the guard's cost.
 
-A real stream is replayed through the learner as in a backtest. From its second half on, clicks for one item are mixed
-in, a twentieth of the honest events there:
+A real stream is replayed through the learner as in a backtest. In its second half, clicks for one item are mixed in, a
+twentieth of the honest events there:
 
-- `few`: of three users, in the first fifth of it;
-- `many`: of as many users as clicks, in the first fifth of it;
-- `spread`: of fifty users, all the time.
+- `few`: from three users, in the first fifth of it;
+- `many`: from as many users as clicks, in the first fifth of it;
+- `spread`: from fifty users, all the time.
 
-The item is one of many, some or few events so far, each with another seed. What moves is its mean rank in the whole
-catalogue, over the contexts of the honest events from then on, against the replay without spam. Micro-batches
-are cut by honest events, and spam comes on top: cut elsewhere, everything would be learnt a little otherwise, and ranks
-would move by that too.
+The item has many, some or few events so far, another one with each seed. The effect is the change of its mean rank in
+the whole catalogue, over the contexts of the honest events from then on, against the replay without spam. Micro-batches
+are cut by honest events, and spam is added on top: other cuts would change what is learnt, and ranks with it.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ Catalogue = Sequence[CatalogueItem]
 
 @dataclass(slots=True)
 class Replayed:
-    """What a replay gave.
+    """The result of a replay.
 
     Attributes:
         rank: rank of the item of each honest event, by event id.
-        watched: ranks of the watched items in the contexts of the honest events from the middle on.
-        downweighted: events that counted less or not at all.
+        watched: ranks of the watched items in the contexts of the honest events of the second half.
+        downweighted: number of events that counted less or not at all.
     """
 
     rank: dict[str, int] = field(default_factory=dict)
@@ -64,7 +63,7 @@ class Replayed:
 
 
 def run(data: Path) -> Measurement:
-    """Replay `data`'s events with and without spam, guard and both, once a seed and kind of spam."""
+    """Replay the events of `data` for each seed and kind of spam, with and without spam, with and without the guard."""
     torch.set_num_threads(1)
     items = read_catalogue(data / "items.csv.gz")
     known = {item[0] for item in items}
@@ -111,7 +110,7 @@ def _round(items: Catalogue, examples: Sequence[Example], seed: int) -> dict[str
 
 
 def kept_out(clean: float, unguarded: float, guarded: float) -> float:
-    """Share of what spam moves a mean rank that the guard keeps out.
+    """Return the share of the spam's effect on a mean rank that the guard keeps out.
 
     >>> kept_out(100.0, 20.0, 80.0)
     0.75
@@ -122,7 +121,7 @@ def kept_out(clean: float, unguarded: float, guarded: float) -> float:
 
 
 def with_spam(examples: Sequence[Example], item_id: str, kind: str, seed: int) -> list[Example]:
-    """The stream with clicks for one item mixed in, each at the time of the honest event that it comes before."""
+    """Return the stream with clicks for one item mixed in, each at the time of the honest event after it."""
     chance = random.Random(f"{kind}/{item_id}/{seed}")  # noqa: S311 (no secret)
     half = len(examples) // 2
     count = round(SPAM_SHARE * (len(examples) - half))
@@ -144,7 +143,7 @@ def with_spam(examples: Sequence[Example], item_id: str, kind: str, seed: int) -
 def _replay(
     items: Catalogue, examples: Sequence[Example], seed: int, watched: Sequence[str], *, guard: Guard | None
 ) -> Replayed:
-    """Judge and learn batch by batch; a batch is judged before it is learnt."""
+    """Judge and learn micro-batch by micro-batch, each judged before it is learnt."""
     model = new_learner(EncoderSettings(lora_seed=seed), LearnerSettings(seed=seed, judged_items=2**62))
     model.add_items(items)
     replayed = Replayed(watched={item_id: [] for item_id in watched})
@@ -169,7 +168,7 @@ def _replay(
 
 
 def batches_of(examples: Sequence[Example]) -> list[list[Example]]:
-    """Micro-batches of so many honest events each, with the spam between them."""
+    """Return micro-batches of `BATCH_EVENTS` honest events each, with the spam between them."""
     batches: list[list[Example]] = []
     honest = 0
     for example in examples:
@@ -185,7 +184,7 @@ def _is_spam(example: Example) -> bool:
 
 
 def _cost(plain: Replayed, guarded: Replayed) -> dict[str, float]:
-    """Quality on honest events with and without guard, where both judged them."""
+    """Return the quality on honest events with and without the guard, over the events that both judged."""
     figures = {"honest_events_downweighted": float(guarded.downweighted)}
     both = plain.rank.keys() & guarded.rank.keys()
     for name, replayed in (("unguarded", plain), ("guarded", guarded)):

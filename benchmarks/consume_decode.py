@@ -1,6 +1,6 @@
-"""`consume-decode`: events a second of reading the log and decoding it, over reading it alone.
+"""Scenario `consume-decode`: events per second of reading and decoding the log, over reading it alone.
 
-The client and the embedded broker share the machine; the ratio says what validation of every event costs.
+The client and the embedded broker share the machine. The ratio is the cost of validating every event.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EPOCH_MS = 1_700_000_000_000
 
 
 def run(_data: Path) -> Measurement:
-    """Publish clicks to a fresh broker, then read them again and again."""
+    """Publish clicks to a fresh broker, then read them repeatedly."""
     topics = Topics()
     with tempfile.TemporaryDirectory() as directory, EmbeddedBroker(Path(directory)) as broker:
         connection = KafkaConnection(bootstrap_servers=broker.bootstrap_servers)
@@ -68,7 +68,7 @@ def _publish(connection: KafkaConnection, topics: Topics) -> None:
 
 
 def _reading(connection: KafkaConnection, topics: Topics, *, decoding: bool) -> Callable[[], int]:
-    """A function that reads the topic from its beginning and gives how many events that were."""
+    """Return a function that reads the topic from its beginning and returns the number of events."""
 
     def read() -> int:
         consumer = PartitionConsumer(connection, [topics.clicks])

@@ -60,9 +60,9 @@ def run(
         seeds: the number of runs, each with another swap.
         batch_events: the events of a micro-batch.
         lora: whether LoRA learns; without it the scenario is several times faster.
-        rate_factor: see `DriftSettings`.
-        raised_batches: see `DriftSettings`.
-        forget_halvings: see `DriftSettings`.
+        rate_factor: the setting `drift.rate_factor`.
+        raised_batches: the setting `drift.raised_batches`.
+        forget_halvings: the setting `drift.forget_halvings`.
     """
     torch.set_num_threads(1)
     items = read_catalogue(data / "items.csv.gz")

@@ -1,7 +1,7 @@
-"""`ingest`: events a second of reading, decoding, validating, de-duplicating and joining, over reading bytes alone.
+"""Scenario `ingest`: events per second of reading, decoding, validating, deduplicating and joining, over reading alone.
 
-The events are those of the data directory, in their order; `--data` with impressions and clicks shows the joiner at
-work. Client and embedded broker share the machine; what the joiner keeps is written to disk and committed at the end.
+The events are those of the data directory, in order; with `--data` that has impressions and clicks the joiner has work.
+Client and embedded broker share the machine. The joiner's state is written to disk and committed at the end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CLICK_WINDOW_SECONDS = 60.0
 
 
 def run(data: Path) -> Measurement:
-    """Publish the data's events to a fresh broker, then read them again and again."""
+    """Publish the events of the data to a fresh broker, then read them repeatedly."""
     topics = Topics()
     events = list(islice(read_events(data / "events.csv.gz"), EVENTS))
     known = {item.item_id for item in read_items(data / "items.csv.gz")}

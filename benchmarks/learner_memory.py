@@ -1,11 +1,11 @@
-"""`learner-memory`: the most memory that a learner ever takes, on the given data and on 200,000 items.
+"""Scenario `learner-memory`: peak memory of a learner, on the given data and on 200,000 items.
 
-Each in a process of its own: read the items in, then judge and learn some batches; meanwhile the vectors of one LoRA
-are made ahead and taken over. The value is how many times the tighter of the two fits into its limit.
+Each runs in a process of its own: read the items, then judge and learn some micro-batches, while the vectors of the
+next LoRA snapshot are prepared and taken over. The value is the limit over the peak, of the tighter of the two.
 
-Encoding 200,000 texts takes the default encoder some minutes and each refresh about one more, so the synthetic items
-are read by an encoder of one random layer: as wide, the same words, activations as large. It lacks the weights of five
-layers, 36 MB, which are there on the given data.
+The default encoder takes some minutes for 200,000 texts, and about one more for each refresh. The synthetic items are
+therefore read by an encoder of one random layer, as wide, with the same vocabulary and activations as large. It lacks
+the weights of five layers, 36 MB, which are there on the given data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEED = 0
 
 
 def run(data: Path) -> Measurement:
-    """Measure on `data` and on `ITEMS` items."""
+    """Measure on `data` and on `ITEMS` synthetic items."""
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
         shallow = _save_shallow(Path(directory) / "shallow")
@@ -109,7 +109,7 @@ def _learn(sender: Connection, encoder: EncoderSettings, data: Path | None) -> N
 
 
 def _synthetic_items() -> Iterator[tuple[str, str]]:
-    """Titles of random words of the encoder's vocabulary."""
+    """Yield titles of random words of the encoder's vocabulary."""
     rng = np.random.default_rng(SEED)
     words = np.array([word for word in (Path(get_model_path()) / "vocab.txt").read_text().split() if word.isalpha()])
     for index in range(ITEMS):
@@ -139,6 +139,6 @@ def _events_of(data: Path | None, items: list[str]) -> list[Example]:
 
 
 def _peak_gib() -> float:
-    """Most resident memory so far, of this process alone: what `getrusage` says begins with its parent's."""
+    """Return the peak resident memory of this process; `getrusage` would start from the parent's peak."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) / 2**20

@@ -1,7 +1,7 @@
-"""`pending-impressions`: memory and the time of a checkpoint with a million impressions waiting for their windows.
+"""Scenario `pending-impressions`: memory and checkpoint time with a million impressions waiting for their windows.
 
-The value is how many times the memory taken fits into 600 MB; a checkpoint is what the joiner adds to one, the commit
-of what came since the last: 20,000 impressions here.
+The value is 600 MB over the memory taken. A checkpoint here is the joiner's part of one: the commit of the changes
+since the last, 20,000 impressions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_CHECKPOINT_SECONDS = 2.0
 
 
 def run(_data: Path) -> Measurement:
-    """Fill a joiner in a process of its own, whose memory is then its."""
+    """Fill a joiner in a process of its own, so that the memory measured is the joiner's."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_fill, args=(sender,))

@@ -1,13 +1,13 @@
-"""What vectors of another modality are worth: NDCG@20 with and without them, where they know what texts do not.
+"""Scenario `pictures`: the gain in NDCG@20 from vectors of another modality, informative and random.
 
-A generated catalogue: each item belongs to one of `GROUPS` groups, in which a shopper's sessions mostly stay. Titles
-are drawn from the same words whatever the group, so that texts cannot know it. Of the vectors
+A generated catalogue: each item belongs to one of `GROUPS` groups, and a shopper's session mostly stays within one.
+Titles are drawn from the same words for every group, so texts do not reveal it. The vectors:
 
-- `image` point, with as much noise, to the item's group: they know;
-- `half` are the same, of every other item alone;
-- `noise` and `short_noise` (`SHORT` numbers) know nothing, and must not cost anything.
+- `image` point to the item's group, with as much noise: they are informative;
+- `half` are the same, for every other item only;
+- `noise` and `short_noise` (`SHORT` numbers) are random, and must cost nothing.
 
-Half of the items come only in the second half of the stream, so that there is always something new to rank. Every event
+Half of the items appear only in the second half of the stream, so that there are always new items to rank. Every event
 is judged before it is learnt. `data` and `data_noise` are the same on a shop's own first events.
 """
 
@@ -45,7 +45,7 @@ _WORDS = (
 
 
 class Event(NamedTuple):
-    """As a learner sees one."""
+    """An event as the learner sees it."""
 
     user_id: str
     session_id: str
@@ -56,7 +56,7 @@ class Event(NamedTuple):
 
 
 def run(data: Path) -> Measurement:
-    """Measure on a catalogue and a stream of each seed, and on the first events of `data`."""
+    """Measure on a generated catalogue and stream per seed, and on the first events of `data`."""
     torch.set_num_threads(1)
     encoder = EncoderSettings()
     rounds = []
@@ -86,7 +86,7 @@ def run(data: Path) -> Measurement:
 def generated(
     seed: int, *, events: int = EVENTS, items: int = ITEMS, groups: int = GROUPS
 ) -> tuple[Sequence[Positive], dict[str, Sequence[CatalogueItem]]]:
-    """A generated stream, and its catalogue by what vectors there are."""
+    """Return a generated stream, and its catalogue by the kind of vectors."""
     rng = np.random.default_rng(seed)
     group = rng.integers(groups, size=items)
     stream = _sessions(rng, group, events)
@@ -115,7 +115,7 @@ def _from_data(data: Path, seed: int) -> tuple[Sequence[Positive], dict[str, Seq
 
 
 def _sessions(rng: np.random.Generator, group: npt.NDArray[np.int64], events: int) -> list[Event]:
-    """Sessions that mostly stay within one group; half of the items come only in the second half of the stream."""
+    """Return sessions that mostly stay within one group; half of the items appear only in the stream's second half."""
     stream: list[Event] = []
     of_group = [np.flatnonzero(group == one) for one in range(group.max() + 1)]
     while len(stream) < events:
@@ -141,7 +141,7 @@ def replayed(
     *,
     batch_events: int = BATCH_EVENTS,
 ) -> float:
-    """NDCG@20 over a stream."""
+    """Return NDCG@20 over a stream."""
     learner = new_learner(encoder, LearnerSettings(seed=seed, judged_items=2**62))
     learner.add_items(items)
     ranks = Ranks()

@@ -1,11 +1,11 @@
-"""`prefix-cache-training`: items a second of one training step, with the prefix cache over plain PEFT.
+"""Scenario `prefix-cache-training`: items per second of a training step with the prefix cache, over plain PEFT.
 
 Both take the same items through forward, backward and an AdamW step on the same loss:
 
-- cached: what the learner does. Activations below the last layer come from the cache, the suffix runs on texts of equal
-  length, LoRA sits on the last layer.
-- plain: what a user of PEFT would write. The texts are tokenised and padded to the longest of the batch, the whole
-  model runs, LoRA sits on all linear modules of all layers.
+- cached: the learner's way. Activations below the last layer come from the cache, the suffix runs on texts of equal
+  length, and LoRA is on the last layer.
+- plain: the usual way with PEFT. The texts are tokenised and padded to the longest of the batch, the whole model runs,
+  and LoRA is on all linear modules of all layers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Step = Callable[[list[str]], Tensor]  # texts to pooled vectors [texts, dim]
 
 
 def run(data: Path) -> Measurement:
-    """Measure on items drawn from `data`'s catalogue, as many a batch as the learner gives gradients to."""
+    """Measure on items drawn from the catalogue of `data`, as many per step as the learner takes."""
     items = LearnerSettings().lora_items
     encoder = Encoder(EncoderSettings(cache_dir=None))
     texts = sampled_texts(data, items)
@@ -81,7 +81,7 @@ def run(data: Path) -> Measurement:
 
 
 def sampled_texts(data: Path, count: int) -> list[str]:
-    """Distinct texts of the catalogue, drawn at random."""
+    """Return distinct texts of the catalogue, drawn at random."""
     texts = sorted(
         {
             item_text(title=item.title, brand=item.brand, category=item.category, description=item.description)
@@ -92,7 +92,7 @@ def sampled_texts(data: Path, count: int) -> list[str]:
 
 
 def _plain_peft(encoder: Encoder) -> PeftModel:
-    """The same base in evaluation mode (dropout would only slow it down), LoRA on every linear module."""
+    """Return the same base in evaluation mode (dropout would only slow it down), with LoRA on every linear module."""
     base = AutoModel.from_pretrained(get_model_path(), attn_implementation="sdpa")
     config = LoraConfig(
         r=encoder.settings.lora_rank, lora_alpha=encoder.settings.lora_alpha, target_modules="all-linear"
@@ -106,7 +106,7 @@ def _plain_peft(encoder: Encoder) -> PeftModel:
 
 
 def _training(step: Step, parameters: list[nn.Parameter], dim: int, texts: list[str]) -> Callable[[], int]:
-    """A function that takes one step on all texts and gives how many those are."""
+    """Return a function that takes one step on all texts and returns their number."""
     optimiser = torch.optim.AdamW(parameters, lr=RATE)
     goal = nn.functional.normalize(torch.randn(len(texts), dim, generator=torch.Generator().manual_seed(SEED)), dim=1)
 

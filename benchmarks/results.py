@@ -54,7 +54,7 @@ class Change:
 
     @property
     def ratio(self) -> float | None:
-        """The new figure over the earlier one; None if the earlier one is 0."""
+        """Return the new figure over the earlier one; None if the earlier one is 0."""
         return self.new / self.earlier if self.earlier else None
 
     def __str__(self) -> str:

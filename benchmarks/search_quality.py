@@ -1,4 +1,4 @@
-"""Scenario `search-quality`: how well queries in words find the item that the shopper bought next.
+"""Scenario `search-quality`: rank of the next purchase in searches by generated queries.
 
 The data have no queries, so they are generated: random words of the title of the bought item, in any order. That
 favours words over meaning, since real shoppers misspell and paraphrase. A learner learns the stream; from its middle

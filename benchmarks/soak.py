@@ -24,12 +24,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.measure import Measurement
 from services.lab.bench.deployment import BenchDeployment
 from services.lab.bench.driver import Server
-from services.lab.bench.pace import Publishing
+from services.lab.bench.publisher import EventPublisher
 from services.lab.bench.rank import RANK
-from services.lab.bench.requests import asked, rank_bodies
+from services.lab.bench.requests import rank_bodies, requests_before
 from services.lab.demo.command import read_sample
+from services.lab.demo.deployment import demo_deployment
 from services.lab.demo.processes import Child
-from services.lab.demo.stage import stage
 from services.logs import configure_logging
 from services.metrics.intake import EVENT_OUTCOMES
 from services.settings import load_settings
@@ -175,7 +175,7 @@ class Soak:
 
     @property
     def holds(self) -> bool:
-        """Whether every target is met."""
+        """Return whether every target is met."""
         memory = [value for name, value in self.growth.items() if name.endswith("resident_bytes")]
         counts = [value for name, value in self.growth.items() if not name.endswith("resident_bytes")]
         return (
@@ -196,17 +196,17 @@ def measure(bootstrap_servers: str, *, minutes: float, events_per_second: float,
         for part in ("tmp", "work"):
             (directory / part).mkdir()
         settings = load_settings(kafka={"bootstrap_servers": bootstrap_servers})
-        with stage(settings, directory / "work", items, _log, scorers=1) as up:
+        with demo_deployment(settings, directory / "work", items, _log, scorers=1) as up:
             deployment = BenchDeployment(
                 Server(up.scorer_urls[0]), up.settings, str(up.registry_dir), items=items, past=events, coming=events
             )
-            bodies = rank_bodies(asked(events, newest=2_000), items)
+            bodies = rank_bodies(requests_before(events, newest=2_000), items)
             samples: list[Sample] = []
             stop = threading.Event()
             began = time.monotonic()
             with (
                 deployment.server.load(RANK, bodies, seconds=60 * minutes, per_second=requests_per_second) as load,
-                Publishing(deployment, events, per_second=events_per_second) as publishing,
+                EventPublisher(deployment, events, per_second=events_per_second) as publishing,
             ):
                 while (minute := (time.monotonic() - began) / 60) < minutes and not stop.wait(SAMPLE_SECONDS):
                     up.check()

@@ -1,12 +1,12 @@
-"""`step-arithmetic`: how much of the machine's matrix-multiply rate a LoRA training step reaches.
+"""Scenario `step-arithmetic`: the share of the machine's matrix-multiply rate that a LoRA training step reaches.
 
-The step: forward and backward of the suffix, on as many texts as the learner takes, LoRA on the last layer. Its
-floating-point operations are counted on plain PEFT layers (only products; norms, GELU and softmax count nothing), so
-that leaving arithmetic out would not look like speed. Rates are in GFLOP/s:
+The step is forward and backward of the suffix, on as many texts as the learner takes, with LoRA on the last layer. Its
+floating-point operations are counted on plain PEFT layers (products only; norms, GELU and softmax count as none), so
+that omitted arithmetic would not look like speed. Rates are in GFLOP/s:
 
 - `step`: those operations over the time of the learner's suffix.
 - `plain_layers`: the same over the time of PEFT's layers, one length at a time.
-- `like_the_step`: products of the step's own wide shapes, weighted as it has them.
+- `like_the_step`: products of the step's own wide shapes, in its proportions.
 - `large`: the best of some large square products; `value` is the step's share of this one.
 """
 
@@ -34,7 +34,7 @@ SEED = 0
 
 
 def run(data: Path) -> Measurement:
-    """Measure on items drawn from `data`'s catalogue."""
+    """Measure on items drawn from the catalogue of `data`."""
     encoder = Encoder(EncoderSettings(cache_dir=None))
     hidden = encoder.prefix(sampled_texts(data, LearnerSettings().lora_items))
     goal = torch.randn(len(hidden), encoder.dim, generator=torch.Generator().manual_seed(SEED))
@@ -84,7 +84,7 @@ def _step(encoder: Encoder, vectors: Callable[[], Tensor], goal: Tensor) -> None
 
 
 def _plain_suffix(encoder: Encoder, hidden: list[Tensor]) -> Tensor:
-    """PEFT's own layers on texts of one length at a time."""
+    """Run PEFT's own layers on texts of one length at a time."""
     layers = encoder.peft_model.get_base_model().encoder.layer[encoder.split :]  # type: ignore[union-attr, index]
     by_length: dict[int, list[Tensor]] = {}
     for states in hidden:
@@ -99,7 +99,7 @@ def _plain_suffix(encoder: Encoder, hidden: list[Tensor]) -> Tensor:
 
 
 def _products(states: Tensor, weights: list[Tensor]) -> None:
-    """As often there and back again: four products of each weight's shape, two of them with it lying down."""
+    """Multiply four times for each weight's shape, two of them transposed, as forward and backward do."""
     for weight in weights:
         wide = states @ weight.t()
         states @ weight.t()
@@ -113,7 +113,7 @@ def _square(size: int) -> Callable[[], Tensor]:
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    """The best of `REPEATS`, after one untimed."""
+    """Return the best time of `REPEATS`, after one untimed run."""
     function()
     times = []
     for _ in range(REPEATS):

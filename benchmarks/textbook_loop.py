@@ -1,12 +1,12 @@
-"""`textbook-loop`: events a second of the learner, over the textbook's loop on the same events.
+"""Scenario `textbook-loop`: events per second of the learner, over a textbook training loop on the same events.
 
-The textbook's: a BERT with a classifier on the pair (titles of what the user bought before, title of the item), all
-weights trained by AdamW, 16 rows a step, padded to 128 tokens. An event is one row: the item that was bought, or one
-drawn at random, half of the time each; with a negative beside every positive it would be half as fast. It is measured
-on the weights that the learner adapts (`ratio`), and on a BERT of the base size with random weights, which are as fast.
+The textbook loop: a BERT with a classifier on the pair (titles of the user's earlier purchases, title of the item), all
+weights trained by AdamW, 16 rows per step, padded to 128 tokens. An event is one row: the item bought, or a random one,
+half of the time each; with a negative beside every positive it would be half as fast. It is measured on the weights
+that the learner adapts (`ratio`), and on a BERT of the base size with random weights, whose speed is the same.
 
-The learner's: `observe`, `judge` and `learn` with the default settings. What it takes to read the catalogue in, frozen
-activations included, is told apart (`catalogue_seconds`): it is done once.
+The learner: `observe`, `judge` and `learn` with the default settings. Reading the catalogue, frozen activations
+included, is reported apart (`catalogue_seconds`), since it is done once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Row = tuple[str, str, int]  # history, candidate, label
 
 
 def run(data: Path) -> Measurement:
-    """Measure on the first events of `data`, each round on the next."""
+    """Measure on the first events of `data`, each round on the next ones."""
     items = read_catalogue(data / "items.csv.gz")
     batches = WARM_BATCHES + ROUNDS * ROUND_BATCHES
     events = _events(data, {item[0] for item in items}, batches * BATCH_EVENTS)
@@ -115,7 +115,7 @@ def _events(data: Path, known: set[str], count: int) -> list[Example]:
 
 
 def _learner(items: Sequence[CatalogueItem], events: Sequence[Example]) -> Callable[[], int]:
-    """A function that judges and learns the next batch and gives how many events that were."""
+    """Return a function that judges and learns the next micro-batch and returns its number of events."""
     learner = new_learner(EncoderSettings(cache_dir=None), LearnerSettings())
     learner.add_items(items)
     batches = iter(range(0, len(events), BATCH_EVENTS))
@@ -149,7 +149,7 @@ def _base_size() -> BertConfig:
 
 
 def _classifier(model: nn.Module) -> Callable[[Sequence[Row]], None]:
-    """A function that takes one step on rows."""
+    """Return a function that takes one step on rows."""
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
     model.train()

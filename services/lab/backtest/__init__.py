@@ -1,1 +1,1 @@
-"""Replays a data set through the learner and judges every event before it is learnt."""
+"""Backtest: replay a data set through several policies, and judge every event before it is learnt."""

@@ -1,4 +1,4 @@
-"""The options of `headwater backtest`."""
+"""Options of `headwater backtest`."""
 
 from pathlib import Path
 from typing import Annotated

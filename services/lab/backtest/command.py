@@ -1,4 +1,4 @@
-"""`headwater backtest`: policies and seeds side by side, figures with intervals, ranks for anyone to recompute."""
+"""The command `headwater backtest`: run policies with several seeds, print figures, write reports and ranks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from services.data.rows import RefusedRows, print_refused
 from services.lab.backtest.policies import Policy, parse_policies
+from services.lab.backtest.provenance import provenance
 from services.lab.backtest.replay import Data, Outcome
 from services.lab.backtest.report import require_plots, write_report
 from services.lab.backtest.run import Start
@@ -46,25 +47,25 @@ def run(
     start: Start | None = None,
     strict: bool = False,
 ) -> dict[str, Any]:
-    """Run every policy with every seed, print tables, write what was asked for; the figures as JSON holds them.
+    """Run every policy with every seed, print tables, write the files named, and return the report.
 
     Args:
-        settings: of the encoder and the learner.
-        items: the catalogue.
-        events: the stream.
-        policies: as `parse_policies` reads them.
-        max_events: ends after that many clicks and purchases.
-        seeds: runs a policy.
-        json_path: where figures go.
-        ranks_path: where ranks go.
-        warm_up: earlier items of users, learnt and never judged.
-        batch_events: records a micro-batch.
-        click_window_seconds: after which a shown list is learnt.
-        label_delay_seconds: of event time, between an event and when it may be learnt.
-        judge_after: events after this share of the stream are judged.
-        report_dir: where a report with plots goes.
-        start: what learners start from; it is sent to other processes.
-        strict: stop at the first bad row instead of skipping it.
+        settings: settings of the encoder and the learner.
+        items: file of the catalogue.
+        events: file of the stream.
+        policies: policies in the form that `parse_policies` reads.
+        max_events: number of clicks and purchases after which the stream ends; None reads it all.
+        seeds: number of runs per policy.
+        json_path: file for the figures, or None.
+        ranks_path: file for one row per judged event, or None.
+        warm_up: file of users' earlier items, learnt and never judged.
+        batch_events: records per micro-batch; None is the default.
+        click_window_seconds: event time after which a shown list is learnt.
+        label_delay_seconds: event time between an event and when it may be learnt.
+        judge_after: share of the stream before the first judged event.
+        report_dir: directory for a report with plots, or None.
+        start: the state that learners start from; None starts with nothing learnt.
+        strict: whether to stop at the first bad row instead of skipping it.
 
     Raises:
         SettingsError: a policy is not known, plots cannot be drawn, or an output cannot be written.
@@ -72,14 +73,14 @@ def run(
     """
     require_writable_files({"--json": json_path, "--ranks": ranks_path})
     require_writable_directories({"--report": report_dir})
-    rivals = parse_policies(policies)
+    parsed = parse_policies(policies)
     if report_dir:
         require_plots()
     report, by_policy = compare(
         settings,
         items=items,
         events=events,
-        policies=rivals,
+        policies=parsed,
         max_events=max_events,
         seeds=seeds,
         warm_up=warm_up,
@@ -90,7 +91,7 @@ def run(
         start=start,
         strict=strict,
     )
-    _write(report, rivals, by_policy, json_path=json_path, ranks_path=ranks_path, report_dir=report_dir)
+    _write(report, parsed, by_policy, json_path=json_path, ranks_path=ranks_path, report_dir=report_dir)
     return report
 
 
@@ -127,7 +128,7 @@ def compare(
         click_window_seconds: event time after which a shown list is learnt.
         label_delay_seconds: event time between an event and when it may be learnt.
         judge_after: share of the stream before the first judged event.
-        start: what learners start from.
+        start: the state that learners start from; None starts with nothing learnt.
         strict: whether to stop at the first bad row instead of skipping it.
         run: carries out the runs, in processes of their own or in this one.
 
@@ -152,11 +153,26 @@ def compare(
     )
     events_read = f"{len(stream.examples):,} events and {len(stream.lists):,} lists of {len(catalogue):,} items"
     console.print(f"{events_read}; encoding what is new to the cache")
-    new_learner(settings.encoder, settings.learner).catalogue.upsert(data.items)  # fills the cache, for all runs
+    learner = new_learner(settings.encoder, settings.learner)
+    learner.catalogue.upsert(data.items)  # fills the cache, for all runs
+    source = provenance(
+        settings,
+        learner.encoder,
+        {"items": items, "events": events, "warm_up": warm_up},
+        {
+            "seeds": seeds,
+            "max_events": max_events,
+            "batch_events": data.batch_events,
+            "click_window_seconds": click_window_seconds,
+            "label_delay_seconds": label_delay_seconds,
+            "judge_after": judge_after,
+            "learnt_by_fit": start.learnt if start else None,
+        },
+    )
     runs = [Run(policy, seed) for seed in range(seeds) for policy in policies]
     outcomes = run(Job(data, settings.encoder, settings.learner, start), runs)
     by_policy = {policy.name: [outcomes[Run(policy, seed)] for seed in range(seeds)] for policy in policies}
-    report = {"items": items.name, "events": events.name} | summary(settings, data, by_policy)
+    report = {"items": items.name, "events": events.name, "provenance": source} | summary(settings, data, by_policy)
     return report, by_policy
 
 

@@ -1,8 +1,7 @@
-"""A backtest that begins from a fit: which events it has learnt already, and learners that begin there."""
+"""Backtests that start from a fit: the events it has learnt already, and learners in its state."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from peft_adapters.errors import BundleFormatError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.warm_start import start_from
 from services.data.dataset import read_events
+from services.data.digests import file_digest
 from services.data.rows import RefusedRows
 from services.lab.backtest.run import Start
 from services.lab.fit.fitting import REPORT_NAME
@@ -20,14 +20,19 @@ from streams.privacy import pseudonymiser
 
 
 def backtest_start(settings: Settings, directory: Path, events: Path) -> Start:
-    """What learners of a backtest begin from.
+    """Return the state of a fit for the learners of a backtest.
 
-    Where the fit was made of the same file, its events are not learnt again.
+    If the fit was made from the same events file, the events it has learnt are not learnt again.
+
+    Args:
+        settings: settings with the secret that pseudonymised the fit's shoppers.
+        directory: the directory that `headwater fit` wrote.
+        events: file of the backtest's events.
 
     Raises:
-        BundleFormatError: the directory is not one of `headwater fit`.
+        BundleFormatError: the directory was not written by `headwater fit`.
         InputError: the events cannot be read.
-        SecretError: there is no secret to know the fit's shoppers by.
+        SecretError: the secret of the fit's pseudonyms is missing.
     """
     try:
         report = json.loads((directory / REPORT_NAME).read_text(encoding="utf-8"))
@@ -40,12 +45,12 @@ def backtest_start(settings: Settings, directory: Path, events: Path) -> Start:
     read = read_events(events, refused=RefusedRows(strict=False))
     users = {event.user_id for event in read if not isinstance(event, Item)}
     names = {pseudonymise(user): user for user in users}
-    same = hashlib.sha256(events.read_bytes()).hexdigest() in known
+    same = file_digest(events) in known
     return Start(partial(_begin, directory, names), share if same else 0.0)
 
 
 def _begin(directory: Path, names: dict[str, str], learner: Learner) -> None:
-    """Begin from the fit, its shoppers under the names that the data has for them."""
+    """Load the fit into a learner, and give its shoppers the names that they have in the data."""
     start_from(learner, directory)
     learner.shoppers.load_state_dict(
         {names.get(user, user): state for user, state in learner.shoppers.state_dict().items()}

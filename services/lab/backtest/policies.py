@@ -1,4 +1,4 @@
-"""The rivals of a backtest: what each learns with, for how long, and when what it has learnt begins to rank."""
+"""Policies of a backtest: the parts that learn, how long they learn, and when the learnt state is published."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _STALE_PERCENT = 50.0
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One rival.
+    """A policy to compare.
 
     Attributes:
-        name: what reports call it.
-        rule: what it is, one of `RULES`.
-        publish_every_batches: what ranks is the copy taken after every so many micro-batches.
-        learns_percent: it learns from so much of the stream's clicks and purchases, and then no more.
-        nightly: what ranks is the copy taken at the last midnight (UTC) of event time, instead.
+        name: the name in reports.
+        rule: the kind of policy, one of `RULES`.
+        publish_every_batches: micro-batches between two publications; the published copy ranks.
+        learns_percent: percentage of the stream's clicks and purchases after which learning stops.
+        nightly: whether to publish at each midnight (UTC) of event time instead.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Policy:
 
 
 def parse_policies(texts: Sequence[str]) -> list[Policy]:
-    """Policies as a user names them: `live`, `live:50`, `stale:30`, `river` ...
+    """Return the policies that a user named, such as `live`, `live:50`, `stale:30` or `river`.
 
     Raises:
-        SettingsError: a policy is not known, its value is none, or it is named twice.
+        SettingsError: a policy is not known, its value is invalid, or it is named twice.
     """
     unknown = [text for text in texts if text.partition(":")[0] not in RULES]
     if unknown:
@@ -110,5 +110,5 @@ def _percent(text: str, value: str) -> float:
 
 
 def policy_settings(base: LearnerSettings, rule: str, seed: int) -> LearnerSettings:
-    """The learner's settings under a policy's rule; the whole catalogue is always judged."""
+    """Return the learner's settings for the rule of a policy; the whole catalogue is always judged."""
     return base.model_copy(update={"seed": seed, "judged_items": 2**62} | POLICIES.get(rule, {}))

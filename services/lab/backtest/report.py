@@ -1,4 +1,4 @@
-"""A study for people to read: Markdown with plots of quality over time and against the publish interval."""
+"""Report of a backtest in Markdown, with plots of quality over time and against the publish interval."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.lab.backtest.policies import Policy
+from services.lab.backtest.provenance import provenance_rows
 from services.lab.backtest.replay import Outcome
 from services.lab.backtest.tables import GAIN_COLUMNS, columns_of, figure_cell, gain_rows, markdown_table, notes
 from services.lab.offline.judging import Floats, ndcg, ranks_of
@@ -26,7 +27,11 @@ _POINTS = 400  # of a line
 
 
 def require_plots() -> None:
-    """Raises SettingsError where matplotlib is not installed: before hours of runs, not after."""
+    """Check that matplotlib is installed, before hours of runs.
+
+    Raises:
+        SettingsError: matplotlib is not installed.
+    """
     if find_spec("matplotlib") is None:
         raise SettingsError(
             "`--report` draws plots with matplotlib, which is not installed; pip install 'headwater[report]', or leave "
@@ -35,7 +40,7 @@ def require_plots() -> None:
 
 
 def write_report(directory: Path, report: dict[str, Any], policies: Sequence[Policy], outcomes: Outcomes) -> None:
-    """Write `report.md` and its plots into a directory, which is made where it is not there."""
+    """Write `report.md` and its plots into a directory, which is created if needed."""
     directory.mkdir(parents=True, exist_ok=True)
     window = max(1, report["judged_events"] // _WINDOWS)
     _plot_over_time(directory / _OVER_TIME, report["first_judged_event"], outcomes, window)
@@ -55,6 +60,9 @@ def write_report(directory: Path, report: dict[str, Any], policies: Sequence[Pol
         _speed(report),
         "One thread a run. Learning alone is what an updater does with a micro-batch; the whole replay ranks the "
         "catalogue for every judged event too.",
+        "## Provenance",
+        markdown_table(["", "value"], provenance_rows(report), numbers=False),
+        "All other settings of encoder and learner are the defaults of this version; `--json` holds them all.",
     ]
     (directory / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -98,7 +106,7 @@ def _gains(report: dict[str, Any]) -> list[str]:
 
 
 def _intervals(directory: Path, report: dict[str, Any], policies: Sequence[Policy]) -> list[str]:
-    """Quality against the publish interval, where there is more than one to compare."""
+    """Return the section on quality against the publish interval, if there are several intervals to compare."""
     live = sorted((policy.publish_every_batches, policy.name) for policy in policies if policy.rule == "live")
     if len(live) < 2:
         return []
@@ -138,7 +146,7 @@ def _speed(report: dict[str, Any]) -> str:
 
 
 def rolling_mean(values: Floats, window: int) -> Floats:
-    """Means of the last `window` values, from the first place that has so many before it.
+    """Return the means of the last `window` values, from the first index with so many values.
 
     >>> rolling_mean(np.array([1.0, 2.0, 3.0, 5.0]), 2).tolist()
     [1.5, 2.5, 4.0]
@@ -149,8 +157,8 @@ def rolling_mean(values: Floats, window: int) -> Floats:
 
 def _plot_over_time(path: Path, first_index: int, outcomes: Outcomes, window: int) -> None:
     def draw(axes: Axes) -> None:
-        for order, (policy, own) in enumerate(outcomes.items()):
-            line = rolling_mean(np.mean([ndcg(ranks_of(outcome.ranks)) for outcome in own], axis=0), window)
+        for order, (policy, runs) in enumerate(outcomes.items()):
+            line = rolling_mean(np.mean([ndcg(ranks_of(outcome.ranks)) for outcome in runs], axis=0), window)
             places = np.unique(np.linspace(0, len(line) - 1, min(_POINTS, len(line))).astype(int))
             axes.plot(first_index + window + places, line[places], label=policy, linewidth=1.2, zorder=3 - order / 100)
         axes.set(xlabel="events", ylabel=f"NDCG@20 over the last {window:,} events", ylim=(0, None))

@@ -1,4 +1,4 @@
-"""One run of a backtest: one policy, one seed, the whole stream in order."""
+"""A single run of a backtest: one policy, one seed, the whole stream in order."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from peft_adapters.learning.learner import Learner
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.backtest.policies import Policy, policy_settings
+from services.lab.backtest.policy_models import LearnerModel
 from services.lab.backtest.replay import Data, Outcome, Replay
-from services.lab.backtest.rivals import LearnerRival
-from services.lab.backtest.river_rival import RiverRival
+from services.lab.backtest.river_baseline import RiverBaseline
 from services.lab.offline.inputs import new_learner
 from services.lab.offline.stream import chunks
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What learners start from, where it is not nothing.
+    """The state that learners start from.
 
     Attributes:
-        begin: brings a fresh learner there, before it is given the catalogue; it is sent to other processes.
-        learnt: the share of the stream's events that is learnt there: they are replayed, and not learnt again.
+        begin: loads the state into an empty learner.
+        learnt: share of the stream's events that the state has learnt already.
     """
 
     begin: Callable[[Learner], None]
@@ -37,21 +37,21 @@ def run_policy(
     progress: Callable[[int], None],
     start: Start | None = None,
 ) -> Outcome:
-    """Replay the stream: every event and list is judged by what was published before its micro-batch, then learnt.
+    """Replay the stream: every event and list is judged by the state published before its micro-batch, then learnt.
 
     Args:
-        policy: who ranks.
-        data: the stream.
-        encoder: of the learner.
-        learner: before the policy takes parts away; its seed is the run's.
-        progress: told of every micro-batch's events.
-        start: what learners start from.
+        policy: the policy to run.
+        data: the data to replay.
+        encoder: settings of the encoder.
+        learner: settings of the learner before the policy changes them; their seed is the run's.
+        progress: called with the number of events of each micro-batch.
+        start: the state that learners start from; None starts with nothing learnt.
     """
     if policy.rule == "river":
-        replay = Replay(policy, data, RiverRival(data.items, seed=learner.seed))
+        replay = Replay(policy, data, RiverBaseline(data.items, seed=learner.seed))
     else:
-        rival = _learner_rival(policy, data, encoder, learner, start)
-        replay = Replay(policy, data, rival, learnt_before=start.learnt if start else 0.0)
+        model = _learner_model(policy, data, encoder, learner, start)
+        replay = Replay(policy, data, model, learnt_before=start.learnt if start else 0.0)
     replay.warm_up()
     for chunk in chunks(data.stream, data.batch_events):
         replay.judge(chunk)
@@ -61,9 +61,9 @@ def run_policy(
     return replay.outcome()
 
 
-def _learner_rival(
+def _learner_model(
     policy: Policy, data: Data, encoder: EncoderSettings, learner: LearnerSettings, start: Start | None
-) -> LearnerRival:
+) -> LearnerModel:
     settings = policy_settings(learner, policy.rule, learner.seed)
     # The learner itself need not look at the whole catalogue: what ranks is a copy.
     model = new_learner(
@@ -72,4 +72,4 @@ def _learner_rival(
     if start is not None:
         start.begin(model)
     model.add_items(data.items)
-    return LearnerRival(model, with_lists=bool(data.stream.lists))
+    return LearnerModel(model, with_lists=bool(data.stream.lists))

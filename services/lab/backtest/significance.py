@@ -1,4 +1,4 @@
-"""Whether one policy is better than another, and by how much: a paired bootstrap over events (Efron 1979)."""
+"""Significance of the difference between two policies: a paired bootstrap over events (Efron 1979)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _SEED = 20
 
 
 class Difference(TypedDict):
-    """How much higher a figure is than another policy's, on the same events.
+    """The difference between two policies in one figure, on the same events.
 
-    `relative` is of the other policy's figure, None where that is 0; `low` and `high` end the 95 % interval.
+    `relative` is the difference over the other policy's figure, None where that is 0; `low` and `high` bound the 95 %
+    interval.
     """
 
     difference: float
@@ -28,18 +29,20 @@ class Difference(TypedDict):
 def differences(
     results: Mapping[str, Sequence[Ranks]], reference: str, *, resamples: int = RESAMPLES
 ) -> dict[str, dict[str, Difference]]:
-    """By other policy, how much better the reference is than it in NDCG@20 and HR@20.
+    """Return by other policy how much better the reference is in NDCG@20 and HR@20.
 
     Args:
-        results: by policy, one run a seed; all of the same events.
+        results: ranks by policy, one run per seed, all of the same events.
         reference: the policy that the others are compared with.
-        resamples: of the bootstrap.
+        resamples: number of resamples of the bootstrap.
     """
-    own = _per_event(results[reference])
+    reference_figures = _per_event(results[reference])
     others = {name: _per_event(runs) for name, runs in results.items() if name != reference}
     if not others:
         return {}
-    pairs = np.concatenate([own - other for other in others.values()])  # [figures of each other policy, events]
+    pairs = np.concatenate(
+        [reference_figures - other for other in others.values()]
+    )  # [figures of each other policy, events]
     low, high = paired_interval(pairs, resamples=resamples)
     compared: dict[str, dict[str, Difference]] = {}
     for place, (name, other) in enumerate(others.items()):
@@ -57,9 +60,9 @@ def differences(
 
 
 def paired_interval(pairs: Floats, *, resamples: int = RESAMPLES) -> tuple[Floats, Floats]:
-    """Ends of the 95 % percentile intervals of the means of rows [figures, events].
+    """Return both ends of the 95 % percentile intervals of the means of rows [figures, events].
 
-    A resample draws the same events of every row, and a second call the same resamples.
+    A resample draws the same events for every row; a second call draws the same resamples.
     """
     generator = np.random.default_rng(_SEED)
     events = pairs.shape[1]
@@ -72,6 +75,6 @@ def paired_interval(pairs: Floats, *, resamples: int = RESAMPLES) -> tuple[Float
 
 
 def _per_event(runs: Sequence[Ranks]) -> Floats:
-    """NDCG@20 and HR@20 of each event, the mean over seeds, [2, events]."""
+    """Return NDCG@20 and HR@20 of each event, averaged over seeds, [2, events]."""
     per_seed = [np.stack([ndcg(rank), hits(rank)]) for rank in map(ranks_of, runs)]
     return np.mean(per_seed, axis=0)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What a backtest found, as JSON holds it."""
+"""Summary of a backtest as JSON values."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Outcomes = Mapping[str, Sequence[Outcome]]  # by policy, one a seed
 
 
 def summary(settings: Settings, data: Data, outcomes: Outcomes) -> dict[str, Any]:
-    """Figures by policy, how much the first of them or `live` is better than each other, and how fast they learnt."""
+    """Return figures by policy, the gains of `live` (or the first policy) over the others, and the speed of runs."""
     reference = "live" if "live" in outcomes else next(iter(outcomes))
-    ranks = {policy: [outcome.ranks for outcome in own] for policy, own in outcomes.items()}
+    ranks = {policy: [outcome.ranks for outcome in runs] for policy, runs in outcomes.items()}
     replayed = len(data.stream.examples)
     return {
         "replayed_events": replayed,
@@ -29,13 +29,13 @@ def summary(settings: Settings, data: Data, outcomes: Outcomes) -> dict[str, Any
         "label_delay_seconds": data.label_delay_seconds,
         "encoder": settings.encoder.model_dump(mode="json", exclude={"cache_dir", "cache_max_bytes"}),
         "learner": settings.learner.model_dump(mode="json"),
-        "policies": {policy: _figures(own) for policy, own in outcomes.items()},
+        "policies": {policy: _figures(runs) for policy, runs in outcomes.items()},
         "gains_of": reference,
         "gains": differences(ranks, reference),
         "runs": [
             {"policy": policy, "seed": seed} | _speed(outcome, replayed)
-            for policy, own in outcomes.items()
-            for seed, outcome in enumerate(own)
+            for policy, runs in outcomes.items()
+            for seed, outcome in enumerate(runs)
         ],
     }
 
@@ -49,7 +49,7 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _speed(outcome: Outcome, replayed: int) -> dict[str, float | int | None]:
-    """How fast one run was; its process had one thread, and perhaps others beside it."""
+    """Return the speed of a run; its process had one thread, and may have shared the machine with other runs."""
     learning = outcome.learn_seconds
     return {
         "events_learnt": outcome.events_learnt,

@@ -1,4 +1,4 @@
-"""A backtest's figures as tables: on a terminal, and in Markdown."""
+"""Tables of a backtest's figures, for a terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OF_LISTS = ("ndcg10_lists", "ece_click", "ece_purchase")
 
 
 def columns_of(report: dict[str, Any]) -> tuple[str, ...]:
-    """The figures that a table shows."""
+    """Return the figures that a table shows."""
     if not report["shown_lists"]:
         return (*_COLUMNS, "hr20_first_of_item", "hr20_new_user")
     reported = {name for values in report["policies"].values() for name in values}
@@ -20,7 +20,7 @@ def columns_of(report: dict[str, Any]) -> tuple[str, ...]:
 
 
 def figures_table(report: dict[str, Any]) -> Table:
-    """Policies and their figures: the mean over seeds, and half of its 95 % interval below."""
+    """Return a table of policies and figures: the mean over seeds, and half of its 95 % interval below."""
     table = Table(title=f"{report['events']}: {report['judged_events']:,} events, {report['catalogue']:,} items")
     table.add_column("policy", no_wrap=True)
     columns = columns_of(report)
@@ -32,14 +32,14 @@ def figures_table(report: dict[str, Any]) -> Table:
 
 
 def figure_cell(value: dict[str, Any] | None, joint: str) -> str:
-    """A mean, and half its interval where there is one."""
+    """Return the text of a mean, and of half its interval if there is one."""
     if value is None:
         return "-"
     return f"{value['mean']:.4f}" + ("" if value["ci95"] is None else f"{joint}{value['ci95']:.4f}")
 
 
 def gains_table(report: dict[str, Any]) -> Table:
-    """What the reference has over each other policy, with 95 % intervals of a paired bootstrap over events."""
+    """Return a table of the reference's gains over each other policy, with 95 % intervals of a paired bootstrap."""
     table = Table(title=f"{report['gains_of']} over each other, 95 % interval of a paired bootstrap over events")
     for column in ("over", "NDCG@20", "HR@20"):
         table.add_column(column, justify="left" if column == "over" else "right", no_wrap=True)
@@ -52,7 +52,7 @@ GAIN_COLUMNS = ("over", "NDCG@20", "interval", "relative", "HR@20", "interval")
 
 
 def gain_rows(report: dict[str, Any]) -> list[Sequence[str]]:
-    """Cells of `GAIN_COLUMNS`, a row a policy."""
+    """Return the cells of `GAIN_COLUMNS`, one row per policy."""
     return [
         (policy, *_gain_cells(gain["ndcg20"], relative=True), *_gain_cells(gain["hr20"], relative=False))
         for policy, gain in report["gains"].items()
@@ -67,7 +67,7 @@ def _gain_cells(gain: dict[str, Any], *, relative: bool) -> list[str]:
 
 
 def notes(report: dict[str, Any]) -> list[str]:
-    """What a reader must know to read the figures right."""
+    """Return the remarks that a reader needs to interpret the figures."""
     never = {run["policy"] for run in report["runs"] if run["publications"] == 0}
     return [
         f"{policy} published nothing that it learnt: it ranked all the time by what it started with"
@@ -77,8 +77,8 @@ def notes(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and the others numbers.
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> str:
+    """Return a Markdown table whose first column is text and the others numbers, or all text.
 
     >>> print(markdown_table(["policy", "hr20"], [["live", "0.5"]]))
     | policy | hr20 |
@@ -87,5 +87,5 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     lines = [header, *rows]
     body = ["| " + " | ".join(cells) + " |" for cells in lines]
-    body.insert(1, "|---|" + "---:|" * (len(header) - 1))
+    body.insert(1, "|---|" + ("---:|" if numbers else "---|") * (len(header) - 1))
     return "\n".join(body)

@@ -1,4 +1,4 @@
-"""Runs of a backtest side by side, the cores shared out among them, and how far each of them is."""
+"""Processes that carry out the runs of a backtest in parallel, and the display of their progress."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Run(NamedTuple):
     seed: int
 
     def __str__(self) -> str:
-        """As progress calls it."""
+        """Return the name of the run in the progress display."""
         return f"{self.policy.name} seed {self.seed}"
 
 
 class Job(NamedTuple):
-    """What all runs have in common."""
+    """The inputs that all runs share."""
 
     data: Data
     encoder: EncoderSettings
@@ -51,15 +51,15 @@ _job: Job  # the same
 
 
 def run_all(job: Job, runs: Sequence[Run]) -> dict[Run, Outcome]:
-    """Every run's outcome, in the order of `runs`; progress is shown meanwhile."""
+    """Return the outcome of every run, in the order of `runs`; progress is shown meanwhile."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     cores = os.cpu_count() or 1
     workers = min(len(runs), cores)
-    own = (queue, job, cores // workers)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=own) as pool:
-        futures = {run: pool.submit(_one, run) for run in runs}
-        _follow(futures, queue, len(job.data.stream.examples))
+    initargs = (queue, job, cores // workers)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=initargs) as pool:
+        futures = {run: pool.submit(_carry_out, run) for run in runs}
+        _show_progress(futures, queue, len(job.data.stream.examples))
         return {run: future.result() for run, future in futures.items()}
 
 
@@ -71,14 +71,14 @@ def _start_worker(queue: Any, job: Job, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool's worker finishes its task even when nobody is left to take the result."""
+    """End the process with its parent: a pool's worker would finish its task even if nobody takes the result."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
     os._exit(1)
 
 
-def _one(run: Run) -> Outcome:
+def _carry_out(run: Run) -> Outcome:
     report: Callable[[int], None] = lambda events: _queue.put((run, events))  # noqa: E731
     return run_policy(
         run.policy,
@@ -90,8 +90,8 @@ def _one(run: Run) -> Outcome:
     )
 
 
-def _follow(futures: dict[Run, Future[Outcome]], queue: Any, events: int) -> None:
-    """Show how far each run is: bars on a terminal, a line now and then elsewhere."""
+def _show_progress(futures: dict[Run, Future[Outcome]], queue: Any, events: int) -> None:
+    """Show the progress of each run: bars on a terminal, a line every 15 s elsewhere."""
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     next_line = time.monotonic() + _LINE_SECONDS
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -102,9 +102,9 @@ def _follow(futures: dict[Run, Future[Outcome]], queue: Any, events: int) -> Non
                 progress.update(tasks[run], advance=done)
             if not console.is_terminal and time.monotonic() >= next_line:
                 next_line = time.monotonic() + _LINE_SECONDS
-                if lines := [_so_far(task) for task in progress.tasks if 0 < task.completed < events]:
+                if lines := [_progress_text(task) for task in progress.tasks if 0 < task.completed < events]:
                     console.print(", ".join(lines))
 
 
-def _so_far(task: Task) -> str:
+def _progress_text(task: Task) -> str:
     return f"{task.description}: {task.percentage:.0f} %"

@@ -1,1 +1,1 @@
-"""Measures a deployment from outside: how fast it answers, what a swap costs, how soon it has learnt."""
+"""Bench: measure a deployment from outside: rankings per second, the cost of swaps, and freshness."""

@@ -1,4 +1,4 @@
-"""The options of `headwater bench`."""
+"""Options of `headwater bench`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ FAILURE = 1
 
 app = typer.Typer(
     name="bench",
-    help="Measure a deployment from outside, or one set up for it on the bundled sample.\n\n"
+    help="Measure a deployment from outside, or one started on the bundled sample.\n\n"
     "Example: headwater bench rank --json figures.json",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -22,18 +22,24 @@ app = typer.Typer(
 
 Out = Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the figures there.")]
 Url = Annotated[
-    str | None, typer.Option("--url", metavar="URL", help="A scorer that is up; else a deployment is set up.")
+    str | None, typer.Option("--url", metavar="URL", help="A running scorer; else a deployment is started.")
 ]
 ItemsFile = Annotated[
-    Path | None, typer.Option("--items", metavar="FILE", help="Catalogue of the requests; else the bundled sample.")
+    Path | None, typer.Option("--items", metavar="FILE", help="Catalogue for the requests; else the bundled sample.")
 ]
-EventsFile = Annotated[Path | None, typer.Option("--events", metavar="FILE", help="Events they are made from.")]
-Seconds = Annotated[float, typer.Option("--seconds", min=0.5, metavar="S", help="Of each load.")]
-Requests = Annotated[int, typer.Option("--requests", min=1, metavar="N", help="Different ones; they come over again.")]
+EventsFile = Annotated[
+    Path | None, typer.Option("--events", metavar="FILE", help="Events that requests are made from.")
+]
+Seconds = Annotated[float, typer.Option("--seconds", min=0.5, metavar="S", help="Length of each load.")]
+Requests = Annotated[
+    int, typer.Option("--requests", min=1, metavar="N", help="Number of different requests, sent in turn.")
+]
 Connections = Annotated[int, typer.Option("--connections", min=1, metavar="N", help="Requests under way at most.")]
-EventRate = Annotated[float, typer.Option("--rate", min=0.1, metavar="EVENTS_PER_S", help="Events published.")]
+EventRate = Annotated[
+    float, typer.Option("--rate", min=0.1, metavar="EVENTS_PER_S", help="Events published per second.")
+]
 ApiKey = Annotated[
-    str | None, typer.Option("--api-key", envvar="HEADWATER_BENCH_API_KEY", help="Where keys are asked.")
+    str | None, typer.Option("--api-key", envvar="HEADWATER_BENCH_API_KEY", help="Key of a scorer that requires one.")
 ]
 
 
@@ -52,7 +58,7 @@ def rank(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """How many rankings a second, over a route that ranks nothing; and how long one takes at half of that rate.
+    """Measure rankings per second, over those of a route that ranks nothing, and the latency at half of that rate.
 
     Example: headwater bench rank --url http://127.0.0.1:8080 --items items.csv.gz --events events.csv.gz --json OUT
     """
@@ -68,12 +74,12 @@ def rank(
 def swap(
     url: Url = None,
     json_: Out = None,
-    swaps: Annotated[int, typer.Option("--swaps", min=1, metavar="N", help="So many in a row.")] = 200,
+    swaps: Annotated[int, typer.Option("--swaps", min=1, metavar="N", help="Number of swaps in a row.")] = 200,
     rate: EventRate = 300.0,
     asked: Annotated[
         float | None,
         typer.Option(
-            "--asked", min=1, metavar="REQUESTS_PER_S", help="Of the load; else half of what is answered at most."
+            "--asked", min=1, metavar="REQUESTS_PER_S", help="Rate of the load; else half of the saturating rate."
         ),
     ] = None,
     items: ItemsFile = None,
@@ -89,7 +95,7 @@ def swap(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """What swaps cost: the same requests while events are learnt, first pinned, then with every version served.
+    """Measure the cost of swaps: the same load while events are learnt, first pinned, then with every version served.
 
     It publishes events to Kafka, which the deployment learns, and pins its scenario meanwhile: not for a real shop.
 
@@ -122,7 +128,7 @@ def freshness(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """How long from an event's publication to the first answer from an adapter that learnt it.
+    """Measure the time from an event's publication to the first answer from an adapter that learnt it.
 
     It publishes events to Kafka, which the deployment learns: not for a real shop.
 

@@ -1,4 +1,4 @@
-"""The command `headwater bench`: find what is measured, measure, write the figures, say which targets are met."""
+"""The command `headwater bench`: find or start a deployment, measure it, write the figures, print the targets."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from services.data.dataset import read_events, read_items
-from services.lab.bench.deployment import BenchDeployment, own_deployment
+from services.lab.bench.deployment import BenchDeployment, sample_deployment
 from services.lab.bench.driver import Server
 from services.lab.bench.errors import BenchError
 from services.lab.bench.report import provenance, write
-from services.lab.bench.requests import asked
+from services.lab.bench.requests import requests_before
 from services.logs import configure_logging
 from services.settings import Settings
 from streams.events import Event, Item
@@ -25,15 +25,15 @@ OWN = "set up on the source"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured, and what with.
+    """The deployment to measure, and the requests to measure it with.
 
     Attributes:
-        url: Of a scorer; None sets a deployment up.
-        items: File of the catalogue; None is the bundled sample.
-        events: File of the events; likewise.
-        requests: So many different ones, the newest.
-        connections: Requests under way at most.
-        api_key: Sent with each.
+        url: URL of a scorer; None starts a deployment.
+        items: file of the catalogue; None is the bundled sample.
+        events: file of the events; None is the bundled sample.
+        requests: number of different requests, the newest.
+        connections: requests under way at most.
+        api_key: key sent with each request, or None.
     """
 
     url: str | None
@@ -52,25 +52,27 @@ def run(
     measure: Callable[..., dict[str, Any]],
     **how: Any,
 ) -> int:
-    """Measures, and tells what was found.
+    """Run a measurement, write and print its figures, and return the exit status.
 
     Args:
-        settings: Where Kafka and registry are, and which scenario.
-        what: Name of the measurement.
-        subject: What is measured.
-        out: Where the figures go.
-        measure: Of one of the modules beside this.
-        **how: Its own arguments.
+        settings: settings with Kafka, the registry and the scenario.
+        what: name of the measurement.
+        subject: the deployment and the requests.
+        out: file for the figures, or None.
+        measure: function of one of the modules beside this.
+        **how: further arguments of `measure`.
     """
     console = Console(soft_wrap=True, highlight=False)
     if "log_level" not in settings.model_fields_set:
         configure_logging(level="warning")
-    say = partial(console.print, markup=False)
+    report = partial(console.print, markup=False)
     try:
         items, events = _source(subject)
-        with _deployment(settings, subject, items, events, say) as deployment:
+        with _deployment(settings, subject, items, events, report) as deployment:
             ready = deployment.ready()
-            figures = measure(deployment, asked(deployment.past, newest=subject.requests), say=say, **how)
+            figures = measure(
+                deployment, requests_before(deployment.past, newest=subject.requests), report=report, **how
+            )
     except BenchError as error:
         console.print(f"nothing measured: {error}", markup=False)
         return FAILURE
@@ -84,22 +86,22 @@ def run(
         "provenance": provenance(),
     }
     write(out, figures)
-    tell(figures, say)
+    print_targets(figures, report)
     return 0
 
 
-def tell(figures: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Says what was found, one target a line."""
+def print_targets(figures: dict[str, Any], report: Callable[[str], None]) -> None:
+    """Print each target with its value and whether it is met, one line each."""
     marks = {True: "met", False: "NOT MET", None: "not measured"}
     for each in figures["targets"]:
         limit = f"at most {each['at_most']}" if "at_most" in each else f"at least {each['at_least']}"
         value = each["value"]
         shown = "-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
-        say(f"{each['name']:<40} {shown:>10}   {limit:<14} {marks[each['holds']]}")
+        report(f"{each['name']:<40} {shown:>10}   {limit:<14} {marks[each['holds']]}")
 
 
 def _source(subject: Subject) -> tuple[list[Item], list[Event]]:
-    """Catalogue and events that requests are made from."""
+    """Return the catalogue and the events that requests are made from."""
     if (subject.items is None) != (subject.events is None):
         raise BenchError("`--items` and `--events` belong together; give both, or none for the bundled sample")
     if subject.items is not None and subject.events is not None:
@@ -112,10 +114,10 @@ def _source(subject: Subject) -> tuple[list[Item], list[Event]]:
 
 @contextmanager
 def _deployment(
-    settings: Settings, subject: Subject, items: Sequence[Item], events: Sequence[Event], say: Callable[[str], None]
+    settings: Settings, subject: Subject, items: Sequence[Item], events: Sequence[Event], report: Callable[[str], None]
 ) -> Iterator[BenchDeployment]:
     if subject.url is None:
-        with own_deployment(settings, items, events, say) as own:
+        with sample_deployment(settings, items, events, report) as own:
             yield own
         return
     headers = {"authorization": f"Bearer {subject.api_key}"} if subject.api_key else {}

@@ -1,4 +1,4 @@
-"""What is measured: a deployment that is up, or one set up for it on the bundled sample."""
+"""Deployments to measure: one that runs already, or one started on the bundled sample."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,22 +20,22 @@ from streams.events import Event, Item
 from streams.offsets import partition_name
 from streams.producer import EventProducer
 
-SETTLES_WITHIN_SECONDS = 240.0
+LEARNT_WITHIN_SECONDS = 240.0
 PROBE_TIMEOUT_SECONDS = 5.0
 HISTORY_EVENTS = 8_000  # learnt before a deployment of our own is measured
 
 
 @dataclass(frozen=True, slots=True)
 class BenchDeployment:
-    """What is measured.
+    """A deployment to measure.
 
     Attributes:
-        server: A scorer.
-        settings: With its Kafka and topics.
-        registry_url: Its store of adapters.
-        items: Its catalogue, as far as the source of the requests has it.
-        past: Events that it has seen, where it is our own.
-        coming: Events that may be published to it.
+        server: a scorer of the deployment.
+        settings: settings with its Kafka and topics.
+        registry_url: URL of its registry.
+        items: its catalogue, as far as the source of the requests has it.
+        past: events that it has learnt, if it was started here.
+        coming: events that may be published to it.
     """
 
     server: Server
@@ -46,10 +46,10 @@ class BenchDeployment:
     coming: Sequence[Event]
 
     def ready(self) -> dict[str, Any]:
-        """What `/readyz` says.
+        """Return the scorer's answer to `/readyz`.
 
         Raises:
-            BenchError: It does not say that the scorer is ready.
+            BenchError: the scorer does not answer, or is not ready.
         """
         try:
             answer = self._get("/readyz")
@@ -57,14 +57,14 @@ class BenchDeployment:
             raise BenchError(f"{self.server.url} does not answer: {error}; is a scorer up there?") from error
         if not answer.is_success:
             raise BenchError(f"the scorer at {self.server.url} is not ready: {answer.text[:300]}")
-        told: dict[str, Any] = answer.json()
-        return told
+        readiness: dict[str, Any] = answer.json()
+        return readiness
 
     def _get(self, path: str) -> httpx.Response:
         return internal_http.get(f"{self.server.url}{path}", headers=self.server.headers, timeout=PROBE_TIMEOUT_SECONDS)
 
     def memory_bytes(self) -> int | None:
-        """Resident memory of the scorer, as its `/metrics` say; None where they do not."""
+        """Return the resident memory of the scorer from its `/metrics`, or None if it is not there."""
         try:
             page = self._get("/metrics")
         except httpx.HTTPError:
@@ -74,51 +74,51 @@ class BenchDeployment:
                 return int(float(line.split()[1]))
         return None
 
-    def settle(self, published: Mapping[str, int]) -> None:
-        """Waits until the scorer answers from an adapter that has learnt all that was published.
+    def wait_until_learnt(self, published: Mapping[str, int]) -> None:
+        """Wait until the scorer answers from an adapter that has learnt everything published.
 
         Args:
-            published: By ``"topic/partition"`` the next offset.
+            published: next offset by ``"topic/partition"``.
 
         Raises:
-            BenchError: It takes too long.
+            BenchError: it takes more than 240 s.
         """
         registry, scenario = AdapterRegistry(self.registry_url), self.settings.scenario
-        deadline = time.monotonic() + SETTLES_WITHIN_SECONDS
+        deadline = time.monotonic() + LEARNT_WITHIN_SECONDS
         while time.monotonic() < deadline:
             learnt = registry.manifest(scenario, int(self.ready()["adapter_version"])).offsets
             if all(learnt.get(partition, 0) >= offset for partition, offset in published.items()):
                 return
             time.sleep(0.25)
-        raise BenchError(f"not all was learnt within {SETTLES_WITHIN_SECONDS:.0f} s; is the machine much too busy?")
+        raise BenchError(f"not all was learnt within {LEARNT_WITHIN_SECONDS:.0f} s; is the machine much too busy?")
 
 
 @contextmanager
-def own_deployment(
-    settings: Settings, items: Sequence[Item], events: Sequence[Event], say: Callable[[str], None]
+def sample_deployment(
+    settings: Settings, items: Sequence[Item], events: Sequence[Event], report: Callable[[str], None]
 ) -> Iterator[BenchDeployment]:
-    """Broker, registry, updater and one scorer, which have learnt the first events; gone in the end.
+    """Start broker, registry, updater and one scorer, let them learn the first events, and stop them at the end.
 
     Args:
-        settings: Scenario, encoder and whatever else the user has set.
-        items: The catalogue.
-        events: In order.
-        say: Told what is under way.
+        settings: settings with the scenario, the encoder and whatever else the user has set.
+        items: the catalogue to publish.
+        events: the events in order.
+        report: called with a description of each step.
 
     Raises:
-        BenchError: Something did not come up.
+        BenchError: a part did not start.
     """
+    from services.lab.demo.deployment import demo_deployment
     from services.lab.demo.errors import DemoError
-    from services.lab.demo.stage import stage
 
     past, coming = events[:HISTORY_EVENTS], events[HISTORY_EVENTS:]
     with ExitStack() as undo:
         directory = Path(undo.enter_context(TemporaryDirectory(prefix="headwater-bench-")))
         try:
-            up = undo.enter_context(stage(settings, directory, items, say, scorers=1))
+            deployed = undo.enter_context(demo_deployment(settings, directory, items, report, scorers=1))
         except DemoError as error:
             raise BenchError(str(error)) from error
-        say(f"learning {len(past):,} events")
+        report(f"learning {len(past):,} events")
         published: dict[str, int] = {}
 
         def note(delivery: Delivery) -> None:
@@ -126,11 +126,16 @@ def own_deployment(
                 partition = partition_name(delivery.topic, delivery.partition)
                 published[partition] = max(published.get(partition, 0), delivery.offset + 1)
 
-        with EventProducer(up.settings.kafka, up.settings.topics, on_delivery=note) as producer:
+        with EventProducer(deployed.settings.kafka, deployed.settings.topics, on_delivery=note) as producer:
             for event in past:
                 producer.send(event)
         deployment = BenchDeployment(
-            Server(up.scorer_urls[0]), up.settings, str(up.registry_dir), items=items, past=past, coming=coming
+            Server(deployed.scorer_urls[0]),
+            deployed.settings,
+            str(deployed.registry_dir),
+            items=items,
+            past=past,
+            coming=coming,
         )
-        deployment.settle(published)
+        deployment.wait_until_learnt(published)
         yield deployment

@@ -1,4 +1,4 @@
-"""What can end a measurement early."""
+"""Errors of `headwater bench`."""
 
 from services.errors import HeadwaterServiceError
 

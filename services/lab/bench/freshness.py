@@ -1,4 +1,4 @@
-"""`headwater bench freshness`: how long it takes from an event to the first answer that has learnt it."""
+"""Measurement `freshness`: the time from an event to the first answer that has learnt it."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,10 +6,10 @@ from typing import Any
 
 from peft_adapters.registry.registry import AdapterRegistry
 from services.lab.bench.deployment import BenchDeployment
-from services.lab.bench.pace import Publishing
+from services.lab.bench.publisher import EventPublisher
 from services.lab.bench.rank import RANK
 from services.lab.bench.report import percentile, target
-from services.lab.bench.requests import Asked, rank_bodies
+from services.lab.bench.requests import StorefrontRequest, rank_bodies
 from services.lab.demo.freshness import Freshness
 
 ASKED_PER_SECOND = 50.0  # an answer that has learnt something is seen 20 ms late at most
@@ -19,31 +19,31 @@ MOST_P95_SECONDS = 1.0
 
 def measure(
     deployment: BenchDeployment,
-    questions: Sequence[Asked],
+    requests: Sequence[StorefrontRequest],
     *,
     per_second: float,
     seconds: float,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measures freshness.
+    """Measure freshness.
 
     Args:
-        deployment: Which.
-        questions: Requests that are sent all the while.
-        per_second: Events published a second.
-        seconds: How long.
-        say: Told what is under way.
+        deployment: the deployment to measure.
+        requests: the requests sent during the measurement.
+        per_second: events published per second.
+        seconds: length of the measurement.
+        report: called with a description of each step.
 
     Raises:
-        BenchError: The scorer does not answer.
+        BenchError: the scorer does not answer.
     """
     registry, scenario = AdapterRegistry(deployment.registry_url), deployment.settings.scenario
     freshness = Freshness(lambda version: registry.manifest(scenario, version).offsets)
-    say(f"publishing {per_second:.0f} events a second")
-    bodies = rank_bodies(questions, deployment.items)
+    report(f"publishing {per_second:.0f} events a second")
+    bodies = rank_bodies(requests, deployment.items)
     with deployment.server.load(RANK, bodies, seconds=seconds + DRAIN_SECONDS, per_second=ASKED_PER_SECOND) as load:
         began = time.monotonic()
-        with Publishing(
+        with EventPublisher(
             deployment, deployment.coming, per_second=per_second, delivered=freshness.delivered
         ) as publishing:
             time.sleep(seconds)

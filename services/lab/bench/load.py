@@ -1,6 +1,7 @@
 """Load generator: ``python -m services.lab.bench.load`` reads a plan, carries it out and writes its measurements.
 
-It is a process of its own so that the server, and whoever judges, take nothing of its time. Nothing heavy is imported.
+It is a process of its own, so that it takes no processor time of the server or of the process that judges. It imports
+nothing heavy.
 """
 
 import asyncio
@@ -18,14 +19,14 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from services.lab.bench.plan import Load, Plan
+from services.lab.bench.plan import LoadPlan, LoadResult
 
 VERSION = re.compile(rb'"adapter_version":\s*(\d+)')
 LATE_SECONDS = 0.0005  # the loop wakes so much earlier than due, and then waits without sleeping
 
 
 class Connection(asyncio.Protocol):
-    """One connection, kept open, with one request on it at a time."""
+    """A keep-alive connection with one request under way at a time."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -33,27 +34,27 @@ class Connection(asyncio.Protocol):
         self._begin()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes the transport."""
+        """Store the transport."""
         self._transport = transport  # type: ignore[assignment]  # of a stream connection
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Fails the request under way."""
+        """Fail the request under way."""
         self._transport = None
         self._finish(0, repr(error or "connection closed").encode())
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser."""
+        """Feed the parser."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._finish(0, repr(error).encode())
 
     def on_body(self, part: bytes) -> None:
-        """Called by the parser."""
+        """Collect a part of the body; called by the parser."""
         self._body += part
 
     def on_message_complete(self) -> None:
-        """Called by the parser."""
+        """Finish the request; called by the parser."""
         status, keep, body = self._parser.get_status_code(), self._parser.should_keep_alive(), bytes(self._body)
         if not keep and self._transport is not None:
             self._transport.close()
@@ -63,18 +64,18 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether a request can be sent on it."""
+        """Return whether a request can be sent."""
         return self._transport is not None
 
     def send(self, request: bytes, done: Callable[[int, bytes], None]) -> None:
-        """Sends a request; `done` is told status and body once, status 0 if there is no answer."""
+        """Send a request; `done` is called once with status and body, status 0 if there is no answer."""
         if self._transport is None:
             return done(0, b"not connected")
         self._done = done
         self._transport.write(request)
 
     def give_up(self) -> None:
-        """Ends the connection, and with it the request under way."""
+        """Abort the connection, and with it the request under way."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -90,17 +91,19 @@ class Connection(asyncio.Protocol):
 class Sender:
     """Carries out a plan."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: LoadPlan) -> None:
         self._plan = plan
         self._requests = itertools.cycle(_requests(plan))
         self._idle: deque[Connection] = deque()
         self._waiting: deque[tuple[float, bytes]] = deque()  # due, request
         self._under_way = 0
-        self._settled = asyncio.Event()
-        self._load = Load(seconds=0, answered=0, failed=0, first_failure="", took_ms=[], late_ms=[], first_answers={})
+        self._progressed = asyncio.Event()
+        self._load = LoadResult(
+            seconds=0, answered=0, failed=0, first_failure="", took_ms=[], late_ms=[], first_answers={}
+        )
 
-    async def run(self) -> Load:
-        """Sends, and waits for what is under way."""
+    async def run(self) -> LoadResult:
+        """Send the requests, wait for those under way, and return the result."""
         for _ in range(self._plan.connections):
             self._idle.append(await self._connected())
         began = time.perf_counter()
@@ -108,9 +111,9 @@ class Sender:
         self._load.seconds = time.perf_counter() - began
         deadline = time.perf_counter() + self._plan.timeout_seconds
         while self._under_way or self._waiting:
-            self._settled.clear()
+            self._progressed.clear()
             try:
-                await asyncio.wait_for(self._settled.wait(), max(0.001, deadline - time.perf_counter()))
+                await asyncio.wait_for(self._progressed.wait(), max(0.001, deadline - time.perf_counter()))
             except TimeoutError:
                 self._count_failure(f"{self._under_way + len(self._waiting)} requests without an answer", self._left())
                 break
@@ -120,7 +123,7 @@ class Sender:
         return self._under_way + len(self._waiting)
 
     async def _at_rate(self, began: float) -> None:
-        """Begins requests at the rate of the plan, at random times (a Poisson process)."""
+        """Start requests at the rate of the plan, at random times (a Poisson process)."""
         chance, due = random.Random(self._plan.seed), began  # noqa: S311 - no secret
         while not self._is_over(began):
             due += chance.expovariate(self._plan.per_second or 1.0)
@@ -131,14 +134,14 @@ class Sender:
             self._send_waiting()
 
     async def _as_answers_come(self) -> None:
-        """Keeps every connection busy."""
+        """Keep every connection busy."""
         began = time.perf_counter()
         while not self._is_over(began):
-            self._settled.clear()
+            self._progressed.clear()
             while self._idle:
                 self._waiting.append((time.perf_counter(), next(self._requests)))
                 self._send_waiting()
-            await self._settled.wait()
+            await self._progressed.wait()
 
     def _is_over(self, began: float) -> bool:
         enough = self._plan.until_versions
@@ -182,7 +185,7 @@ class Sender:
     def _put_back(self, connection: Connection) -> None:
         if connection.is_open:
             self._idle.append(connection)
-            self._settled.set()
+            self._progressed.set()
             self._send_waiting()
         else:
             self._reconnecting = asyncio.ensure_future(self._replace())
@@ -195,7 +198,7 @@ class Sender:
             await asyncio.sleep(0.1)
             self._reconnecting = asyncio.ensure_future(self._replace())
             return
-        self._settled.set()
+        self._progressed.set()
         self._send_waiting()
 
     async def _connected(self) -> Connection:
@@ -208,8 +211,8 @@ class Sender:
         return connection
 
 
-def _requests(plan: Plan) -> list[bytes]:
-    """The bytes of each request."""
+def _requests(plan: LoadPlan) -> list[bytes]:
+    """Return the bytes of each request."""
     parts = urlsplit(plan.url)
     fields = {"host": parts.netloc, "content-type": "application/json", **plan.headers}
     head = f"POST {parts.path}{plan.path} HTTP/1.1\r\n" + "".join(
@@ -221,14 +224,14 @@ def _requests(plan: Plan) -> list[bytes]:
 
 
 def main() -> None:
-    """Reads a plan from standard input, and writes what it saw to standard output."""
-    plan = Plan.model_validate_json(sys.stdin.read())
+    """Read a plan from standard input, and write the result to standard output."""
+    plan = LoadPlan.model_validate_json(sys.stdin.read())
     with asyncio.Runner(loop_factory=_punctual_loop) as runner:
         sys.stdout.write(runner.run(Sender(plan).run()).model_dump_json())
 
 
 def _punctual_loop() -> asyncio.AbstractEventLoop:
-    """A loop that wakes to the microsecond: epoll rounds its waits up to milliseconds, for which answers would pay."""
+    """Return an event loop that wakes to the microsecond: epoll rounds up to milliseconds, which adds latency."""
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 

@@ -1,23 +1,23 @@
-"""What the process that makes the load is told, and what it tells back."""
+"""Messages to and from the load process: the plan of a load, and its result."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Plan(BaseModel):
-    """A load.
+class LoadPlan(BaseModel):
+    """The plan of a load.
 
     Attributes:
-        url: Of the server, without a path.
-        path: Of the route.
-        bodies: Sent in turn, JSON.
-        headers: Of every request.
-        per_second: Requests that begin in a second, whether or not answers come (open loop), at random times; None
-            sends the next as soon as one is answered, over all connections (closed loop).
-        seconds: How long.
-        until_versions: Ends earlier, once answers have come from so many versions.
-        connections: At most so many requests are under way; in an open loop the others wait, and their wait counts.
-        seed: Of the random times.
-        timeout_seconds: An answer that takes longer is a failure.
+        url: URL of the server, without a path.
+        path: path of the route.
+        bodies: JSON bodies, sent in turn.
+        headers: headers of every request.
+        per_second: requests started per second at random times, whether or not answers arrive (open loop); None sends
+            the next request as soon as one is answered, over all connections (closed loop).
+        seconds: length of the load.
+        until_versions: number of versions after whose first answers the load ends early; None runs for the whole time.
+        connections: requests under way at most; in an open loop the others wait, and their wait counts.
+        seed: seed of the random times.
+        timeout_seconds: time after which an answer counts as a failure.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,17 +34,17 @@ class Plan(BaseModel):
     timeout_seconds: float = Field(default=10.0, gt=0)
 
 
-class Load(BaseModel):
-    """What became of it.
+class LoadResult(BaseModel):
+    """The result of a load.
 
     Attributes:
-        seconds: How long it lasted.
-        answered: Requests answered with success.
-        failed: All others.
-        first_failure: What the first of them met.
-        took_ms: How long each answer took, from when its request was due.
-        late_ms: How late the load process itself was with each request: what it could not measure any better.
-        first_answers: When the first answer from each version came, epoch seconds.
+        seconds: length of the load.
+        answered: requests answered with success.
+        failed: all other requests.
+        first_failure: description of the first failure.
+        took_ms: time of each answer, from when its request was due.
+        late_ms: delay of the load process itself with each request, which limits the precision.
+        first_answers: time of the first answer from each version, epoch seconds.
     """
 
     seconds: float
@@ -57,5 +57,5 @@ class Load(BaseModel):
 
     @property
     def per_second(self) -> float:
-        """Answers in a second."""
+        """Return the answers per second."""
         return self.answered / self.seconds

@@ -1,4 +1,4 @@
-"""`headwater bench rank`: how many rankings a second a scorer gives, and how long each takes at half of that."""
+"""Measurement `rank`: rankings per second of a scorer, and the latency at half of that rate."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,37 +7,37 @@ from typing import Any
 from services.lab.bench.deployment import BenchDeployment
 from services.lab.bench.driver import Server
 from services.lab.bench.errors import BenchError
-from services.lab.bench.plan import Load
+from services.lab.bench.plan import LoadResult
 from services.lab.bench.report import spread, target
-from services.lab.bench.requests import Asked, rank_bodies
+from services.lab.bench.requests import StorefrontRequest, rank_bodies
 
 RANK, RECOMMEND, NOOP = "/v1/rank", "/v1/recommend", "/v1/noop"
 WARM_UP_SECONDS = 1.0
 ROUNDS = 4  # of each route in turn: what else the machine does meanwhile meets both
-CALM = 0.5  # of the saturating rate, at which latency is measured
+LATENCY_LOAD = 0.5  # of the saturating rate, at which latency is measured
 
 
 def measure(
-    deployment: BenchDeployment, questions: Sequence[Asked], *, seconds: float, say: Callable[[str], None]
+    deployment: BenchDeployment, requests: Sequence[StorefrontRequest], *, seconds: float, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measures `/v1/rank` and `/v1/recommend`.
+    """Measure `/v1/rank` and `/v1/recommend`.
 
     Args:
-        deployment: Which.
-        questions: The requests.
-        seconds: Of each of the loads.
-        say: Told what is under way.
+        deployment: the deployment to measure.
+        requests: the requests to send.
+        seconds: length of each load.
+        report: called with a description of each step.
 
     Raises:
-        BenchError: The scorer does not answer.
+        BenchError: the scorer does not answer.
     """
     server = deployment.server
-    ranks, recommends = rank_bodies(questions, deployment.items), [each.recommend() for each in questions]
-    say("how many rankings a second, and how many requests that rank nothing")
-    full, empty = in_turns(server, ranks, seconds=seconds)
-    say("how long a ranking takes at half of that rate")
+    ranks, recommends = rank_bodies(requests, deployment.items), [each.recommend() for each in requests]
+    report("measuring the saturating rate of rankings, and of requests that rank nothing")
+    full, empty = alternate(server, ranks, seconds=seconds)
+    report("measuring the latency of rankings at half of that rate")
     rank = at_half(server, RANK, ranks, full.per_second, seconds=seconds)
-    say("how long a recommendation takes")
+    report("measuring recommendations")
     most = server.measure(RECOMMEND, recommends, seconds=seconds / 2)
     recommend = at_half(server, RECOMMEND, recommends, most.per_second, seconds=seconds)
     ratio = full.per_second / empty.per_second if empty is not None and empty.answered else None
@@ -62,25 +62,25 @@ def measure(
     }
 
 
-def in_turns(
+def alternate(
     server: Server, bodies: Sequence[str], *, seconds: float, rounds: int = ROUNDS
-) -> tuple[Load, Load | None]:
-    """Saturates ranking and doing nothing in turns; nothing of the latter where a server does not offer it."""
+) -> tuple[LoadResult, LoadResult | None]:
+    """Saturate ranking and the no-op route alternately; the second result is None if the server has no such route."""
     warm = server.measure(RANK, bodies, seconds=WARM_UP_SECONDS)
     if not warm.answered:
         raise BenchError(f"{server.url}{RANK} does not rank: {warm.first_failure}")
     has_noop = server.measure(NOOP, bodies[:1], seconds=0.2).answered > 0
     routes = [RANK, NOOP] if has_noop else [RANK]
-    found: dict[str, list[Load]] = {route: [] for route in routes}
+    loads: dict[str, list[LoadResult]] = {route: [] for route in routes}
     for turn in range(rounds):
         for route in routes if turn % 2 == 0 else routes[::-1]:
-            found[route].append(server.measure(route, bodies, seconds=seconds / rounds))
-    return together(found[RANK]), together(found[NOOP]) if has_noop else None
+            loads[route].append(server.measure(route, bodies, seconds=seconds / rounds))
+    return combined(loads[RANK]), combined(loads[NOOP]) if has_noop else None
 
 
 def at_half(server: Server, route: str, bodies: Sequence[str], saturating: float, *, seconds: float) -> dict[str, Any]:
-    """Latency at half of the saturating rate, in an open loop."""
-    load = server.measure(route, bodies, seconds=seconds, per_second=max(1.0, CALM * saturating))
+    """Measure the latency at half of the saturating rate, in an open loop."""
+    load = server.measure(route, bodies, seconds=seconds, per_second=max(1.0, LATENCY_LOAD * saturating))
     return {
         "per_second": round(load.per_second, 1),
         "answered": load.answered,
@@ -91,9 +91,9 @@ def at_half(server: Server, route: str, bodies: Sequence[str], saturating: float
     }
 
 
-def together(loads: Sequence[Load]) -> Load:
-    """Several loads as one."""
-    return Load(
+def combined(loads: Sequence[LoadResult]) -> LoadResult:
+    """Return the sum of several loads."""
+    return LoadResult(
         seconds=sum(load.seconds for load in loads),
         answered=sum(load.answered for load in loads),
         failed=sum(load.failed for load in loads),
@@ -105,6 +105,6 @@ def together(loads: Sequence[Load]) -> Load:
 
 
 def rank_candidates(body: str) -> list[str]:
-    """What one body has to be ranked."""
+    """Return the candidates in the body of a request."""
     candidates: list[str] = json.loads(body)["candidates"]
     return candidates

@@ -1,4 +1,4 @@
-"""What a measurement is worth nothing without: machine, versions, targets; and percentiles."""
+"""Provenance, targets and percentiles of a measurement."""
 
 import json
 import math
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The smallest value that at least `percent` of the values do not exceed; None of none.
+    """Return the smallest value that at least `percent` of the values do not exceed; None without values.
 
     >>> percentile([3.0, 1.0, 2.0], 50)
     2.0
@@ -29,16 +29,16 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def spread(values_ms: Sequence[float]) -> dict[str, float | None]:
-    """Median, tail and worst of some milliseconds."""
-    found = {f"p{percent}_ms": percentile(values_ms, percent) for percent in (50, 90, 99)}
-    found["max_ms"] = max(values_ms, default=None)
-    return {name: None if value is None else round(value, 3) for name, value in found.items()}
+    """Return median, tail percentiles and maximum of times in milliseconds."""
+    figures = {f"p{percent}_ms": percentile(values_ms, percent) for percent in (50, 90, 99)}
+    figures["max_ms"] = max(values_ms, default=None)
+    return {name: None if value is None else round(value, 3) for name, value in figures.items()}
 
 
 def target(
     name: str, value: float | None, *, at_most: float | None = None, at_least: float | None = None
 ) -> dict[str, Any]:
-    """One target and whether it is met; None where nothing was measured."""
+    """Return a target and whether it is met; None if nothing was measured."""
     limit = {"at_most": at_most} if at_most is not None else {"at_least": at_least}
     holds = None
     if value is not None:
@@ -47,7 +47,7 @@ def target(
 
 
 def provenance() -> dict[str, Any]:
-    """The machine, what else it does, and the versions of what answers."""
+    """Return the machine, its load, and the versions of the libraries."""
     return {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cores": os.cpu_count(),
@@ -59,6 +59,6 @@ def provenance() -> dict[str, Any]:
 
 
 def write(path: Path | None, figures: dict[str, Any]) -> None:
-    """Writes the figures as JSON, where a file is named."""
+    """Write the figures as JSON if a file is named."""
     if path is not None:
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -16,55 +16,55 @@ SESSION_ITEMS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Who asked, when, and what was there to be ordered.
+class StorefrontRequest:
+    """A request of a storefront.
 
     Attributes:
         shopper: `user_id`, `session_id`, `session_items` (oldest first) and `ts` of the request.
-        offered: Items that were shown then, or the one that was clicked or bought.
+        offered: items that were shown then, or the one that was clicked or bought.
     """
 
     shopper: dict[str, Any]
     offered: tuple[str, ...]
 
     def rank(self, candidates: Sequence[str]) -> str:
-        """Body of a `/v1/rank`."""
+        """Return the body of a `/v1/rank`."""
         return json.dumps({**self.shopper, "candidates": list(candidates)})
 
     def recommend(self, k: int = TOP) -> str:
-        """Body of a `/v1/recommend`."""
+        """Return the body of a `/v1/recommend`."""
         return json.dumps({**self.shopper, "k": k})
 
 
-def asked(events: Iterable[Event], *, newest: int) -> list[Asked]:
-    """What a storefront asked just before events happened: before each list was shown, else before each purchase.
+def requests_before(events: Iterable[Event], *, newest: int) -> list[StorefrontRequest]:
+    """Return the requests just before events: before each list was shown, or if there are none, before each purchase.
 
     Args:
-        events: In order.
-        newest: So many of the last.
+        events: the events in order.
+        newest: number of requests to return, the newest.
     """
-    lists: deque[Asked] = deque(maxlen=newest)
-    singles: deque[Asked] = deque(maxlen=newest)
+    lists: deque[StorefrontRequest] = deque(maxlen=newest)
+    singles: deque[StorefrontRequest] = deque(maxlen=newest)
     sessions: dict[str, list[str]] = {}
     for event in events:
         if isinstance(event, Impression):
-            lists.append(Asked(_shopper(event, sessions), tuple(shown["item_id"] for shown in event.items)))
+            lists.append(StorefrontRequest(_shopper(event, sessions), tuple(shown["item_id"] for shown in event.items)))
         elif isinstance(event, Click | Purchase):
-            singles.append(Asked(_shopper(event, sessions), (event.item_id,)))
+            singles.append(StorefrontRequest(_shopper(event, sessions), (event.item_id,)))
             sessions.setdefault(_session(event), []).append(event.item_id)
     return list(lists or singles)
 
 
-def rank_bodies(questions: Sequence[Asked], items: Sequence[Item], *, seed: int = 0) -> list[str]:
-    """Bodies of `/v1/rank`: what was offered then, filled up with other items to 100 candidates, in no order."""
+def rank_bodies(requests: Sequence[StorefrontRequest], items: Sequence[Item], *, seed: int = 0) -> list[str]:
+    """Return bodies of `/v1/rank`: the items offered then, with other items up to 100 candidates, shuffled."""
     chance = np.random.default_rng(seed)
     ids = [item.item_id for item in items]
     bodies = []
-    for question in questions:
+    for request in requests:
         others = (ids[row] for row in chance.choice(len(ids), size=min(CANDIDATES, len(ids)), replace=False))
-        candidates = list(dict.fromkeys([*question.offered, *others]))[:CANDIDATES]
+        candidates = list(dict.fromkeys([*request.offered, *others]))[:CANDIDATES]
         chance.shuffle(candidates)
-        bodies.append(question.rank(candidates))
+        bodies.append(request.rank(candidates))
     return bodies
 
 

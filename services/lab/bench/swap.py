@@ -1,6 +1,6 @@
-"""`headwater bench swap`: what swaps cost the requests that come meanwhile.
+"""Measurement `swap`: the cost of swaps for the requests during them.
 
-The same load twice, while the same events are published and learnt: first with the worker pinned to the version it has,
+The same load runs twice while the same events are published and learnt: first with the worker pinned to its version,
 then with every new version served.
 """
 
@@ -11,11 +11,11 @@ from typing import Any
 from peft_adapters.registry.registry import AdapterRegistry
 from services.lab.bench.deployment import BenchDeployment
 from services.lab.bench.errors import BenchError
-from services.lab.bench.pace import Publishing
-from services.lab.bench.plan import Load
-from services.lab.bench.rank import CALM, RANK, WARM_UP_SECONDS
+from services.lab.bench.plan import LoadResult
+from services.lab.bench.publisher import EventPublisher
+from services.lab.bench.rank import LATENCY_LOAD, RANK, WARM_UP_SECONDS
 from services.lab.bench.report import spread, target
-from services.lab.bench.requests import Asked, rank_bodies
+from services.lab.bench.requests import StorefrontRequest, rank_bodies
 
 LONGEST_SECONDS = 3_600.0
 BY = "headwater bench"
@@ -23,44 +23,46 @@ BY = "headwater bench"
 
 def measure(
     deployment: BenchDeployment,
-    questions: Sequence[Asked],
+    requests: Sequence[StorefrontRequest],
     *,
     swaps: int,
     per_second: float,
     asked: float | None = None,
     seconds: float,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measures `/v1/rank` with and without swaps.
+    """Measure `/v1/rank` with and without swaps.
 
     Args:
-        deployment: Which.
-        questions: The requests.
-        swaps: So many in a row.
-        per_second: Events published a second.
-        asked: Rankings a second; None is half of what is answered at most while events are learnt.
-        seconds: Of the load without swaps.
-        say: Told what is under way.
+        deployment: the deployment to measure.
+        requests: the requests to send.
+        swaps: number of swaps in a row.
+        per_second: events published per second.
+        asked: rankings requested per second; None is half of the saturating rate while events are learnt.
+        seconds: length of the load without swaps.
+        report: called with a description of each step.
 
     Raises:
-        BenchError: The scorer does not answer, or swapped while it was pinned.
+        BenchError: the scorer does not answer, or swapped while it was pinned.
     """
-    server, bodies = deployment.server, rank_bodies(questions, deployment.items)
+    server, bodies = deployment.server, rank_bodies(requests, deployment.items)
     server.measure(RANK, bodies, seconds=WARM_UP_SECONDS)
-    with Publishing(deployment, deployment.coming, per_second=per_second):
+    with EventPublisher(deployment, deployment.coming, per_second=per_second):
         with pinned(deployment):
             rate = asked
             if rate is None:
-                say("how many rankings a second, pinned, while events are learnt")
-                rate = max(1.0, CALM * server.measure(RANK, bodies, seconds=seconds / 4).per_second)
-            say(f"{rate:.0f} rankings a second without swaps")
+                report("measuring the saturating rate, pinned, while events are learnt")
+                rate = max(1.0, LATENCY_LOAD * server.measure(RANK, bodies, seconds=seconds / 4).per_second)
+            report(f"{rate:.0f} rankings a second without swaps")
             calm = server.measure(RANK, bodies, seconds=seconds, per_second=rate)
-        say(f"the same until there have been {swaps} swaps")
+        report(f"the same load until {swaps} swaps are done")
         swapped = server.measure(RANK, bodies, seconds=LONGEST_SECONDS, per_second=rate, until_versions=swaps + 1)
-    return _found(calm, swapped, swaps=swaps, rate=rate, deployment=deployment)
+    return _figures(calm, swapped, swaps=swaps, rate=rate, deployment=deployment)
 
 
-def _found(calm: Load, swapped: Load, *, swaps: int, rate: float, deployment: BenchDeployment) -> dict[str, Any]:
+def _figures(
+    calm: LoadResult, swapped: LoadResult, *, swaps: int, rate: float, deployment: BenchDeployment
+) -> dict[str, Any]:
     made = len(swapped.first_answers) - 1
     without, during = spread(calm.took_ms), spread(swapped.took_ms)
     added = None if during["p99_ms"] is None or without["p99_ms"] is None else during["p99_ms"] - without["p99_ms"]
@@ -86,10 +88,10 @@ def _found(calm: Load, swapped: Load, *, swaps: int, rate: float, deployment: Be
 
 @contextmanager
 def pinned(deployment: BenchDeployment) -> Iterator[None]:
-    """Holds the workers at the version they have; they follow the latest again afterwards.
+    """Pin the workers to their current version within this context; they follow the latest again afterwards.
 
     Raises:
-        BenchError: Somebody else has a rollout under way.
+        BenchError: another rollout is under way.
     """
     registry, scenario = AdapterRegistry(deployment.registry_url), deployment.settings.scenario
     before = registry.rollout(scenario)

@@ -1,1 +1,1 @@
-"""The main job: all of Headwater at work on real purchases, with a storefront that asks all the while."""
+"""Demo: a whole deployment on real purchases, with a storefront that sends requests all the while."""

@@ -1,4 +1,4 @@
-"""What became of every event, read from the updater's own metrics page."""
+"""Account of every event by outcome, read from the updater's metrics page."""
 
 from collections import Counter
 from contextlib import suppress
@@ -12,23 +12,23 @@ from services.metrics.intake import EVENT_OUTCOMES
 from streams.topics import Topics
 
 TIMEOUT_SECONDS = 5.0
-SETTLED = tuple(outcome for outcome in EVENT_OUTCOMES if outcome != "in")
+FINAL_OUTCOMES = tuple(outcome for outcome in EVENT_OUTCOMES if outcome != "in")
 
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Events of shoppers (the catalogue aside) by what became of them.
+    """Events of shoppers by outcome, without the catalogue's.
 
     Attributes:
-        taken_in: Events read.
-        learnt: Events learnt from.
-        dead_letters: Events refused.
-        duplicates: Events dropped as seen before.
-        expired: Events whose item never came.
-        left_out: Events in quarantine, forgotten, or that say nothing.
-        pending: Events not yet settled.
-        adapters_published: Adapters that passed the gate.
-        balanced: Whether ``in`` is the sum of all other outcomes and of what is pending, the catalogue's included.
+        taken_in: events read from the log.
+        learnt: events learnt from.
+        dead_letters: events refused as invalid.
+        duplicates: events dropped as duplicates.
+        expired: events whose item never came.
+        left_out: events in quarantine, forgotten or ignored.
+        pending: events that wait for their outcome.
+        adapters_published: adapters that passed the gate.
+        balanced: whether ``in`` is the sum of all other outcomes and of pending events, in every topic.
     """
 
     taken_in: int = 0
@@ -42,36 +42,36 @@ class Accounts:
     balanced: bool = True
 
     @property
-    def settled(self) -> int:
-        """Events that nothing more is to be done about."""
+    def finished(self) -> int:
+        """Return the number of events with a final outcome."""
         return self.learnt + self.dead_letters + self.duplicates + self.expired + self.left_out
 
 
-class Books:
-    """The newest accounts of an updater.
+class AccountsPoller:
+    """A poller of the updater's metrics page; `latest` holds the newest accounts.
 
     Args:
-        metrics_url: Its metrics page.
-        topics: The names of the topics.
+        metrics_url: URL of the updater's metrics page.
+        topics: the names of the topics.
     """
 
     def __init__(self, metrics_url: str, topics: Topics) -> None:
-        self.now = Accounts()
+        self.latest = Accounts()
         self._metrics_url, self._topics = metrics_url, topics
 
     def refresh(self) -> None:
-        """Asks the updater; when it is too busy to answer, the accounts of before stand."""
+        """Poll the updater; if it is too busy to answer, the accounts stay as they are."""
         with suppress(httpx.HTTPError):
             page = internal_http.get(self._metrics_url, timeout=TIMEOUT_SECONDS).raise_for_status().text
-            self.now = parse_accounts(page, self._topics)
+            self.latest = parse_accounts(page, self._topics)
 
 
 def parse_accounts(text: str, topics: Topics) -> Accounts:
-    """Reads a metrics page.
+    """Return the accounts in a metrics page.
 
     Args:
-        text: In the Prometheus text format.
-        topics: The names of the topics.
+        text: the page, in the Prometheus text format.
+        topics: the names of the topics.
     """
     events: Counter[tuple[str, str]] = Counter()  # (topic, outcome)
     published = 0
@@ -98,7 +98,7 @@ def parse_accounts(text: str, topics: Topics) -> Accounts:
         pending=total("pending"),
         adapters_published=published,
         balanced=all(
-            events[topic, "in"] == sum(events[topic, outcome] for outcome in (*SETTLED, "pending"))
+            events[topic, "in"] == sum(events[topic, outcome] for outcome in (*FINAL_OUTCOMES, "pending"))
             for topic in {topic for topic, _ in events}
         ),
     )

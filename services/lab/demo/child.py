@@ -1,4 +1,4 @@
-"""Runs `headwater` commands as forks of one process that has imported the libraries.
+"""Child processes that run `headwater` commands, forked from one process that has imported the libraries.
 
 Importing torch, transformers and peft takes several seconds of processor time; a fork of a process that has them
 starts at once and shares their memory.
@@ -48,10 +48,10 @@ def run_child(parent_pid: int, arguments: Sequence[str], environment: Mapping[st
     """Run a command in this process, in a session of its own, until it ends or its parent does.
 
     Args:
-        parent_pid: the process that wants it; not the one that forked it.
+        parent_pid: process that the child ends with; not the one that forked it.
         arguments: the command and its options.
-        environment: the whole environment.
-        log_file: where its output goes.
+        environment: the whole environment of the child.
+        log_file: file for the output of the child.
     """
     end_with(parent_pid)
     os.setsid()
@@ -60,10 +60,10 @@ def run_child(parent_pid: int, arguments: Sequence[str], environment: Mapping[st
 
 
 def end_with(parent_pid: int) -> None:
-    """Send this process a SIGTERM when another one ends, however that ends. Only Linux can tell.
+    """Send this process a SIGTERM when another process ends, for whatever reason (Linux only).
 
     Raises:
-        SystemExit: the other one has ended already.
+        SystemExit: the other process has ended already.
     """
     if not hasattr(os, "pidfd_open"):
         return
@@ -84,8 +84,8 @@ def run_command(arguments: Sequence[str], environment: Mapping[str, str], descri
 
     Args:
         arguments: the command and its options.
-        environment: the whole environment.
-        descriptors: what become standard input, output and error; they are closed.
+        environment: the whole environment of the process.
+        descriptors: file descriptors for standard input, output and error; they are closed.
     """
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)

@@ -1,4 +1,4 @@
-"""The command `headwater demo`."""
+"""Options of `headwater demo`."""
 
 from pathlib import Path
 from typing import Annotated

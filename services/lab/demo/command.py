@@ -1,4 +1,4 @@
-"""The command `headwater demo`: set the stage, replay the shop, wait until all is learnt, say what was found."""
+"""The command `headwater demo`: start a deployment, replay a shop, wait until all is learnt, print the results."""
 
 import json
 import signal
@@ -17,17 +17,17 @@ from rich.console import Console
 
 from peft_adapters.registry.registry import AdapterRegistry
 from services.data.dataset import read_events, read_items
-from services.lab.demo.accounts import Books
+from services.lab.demo.accounts import AccountsPoller
+from services.lab.demo.deployment import DemoDeployment, demo_deployment
 from services.lab.demo.display import DemoDisplay
 from services.lab.demo.errors import DemoError, Stopped
 from services.lab.demo.freshness import Freshness
 from services.lab.demo.lifetime import stopped_by_signals, work_directory
 from services.lab.demo.quality import Quality
 from services.lab.demo.shop import Shop
-from services.lab.demo.stage import Stage, stage
 from services.lab.demo.storefront import Storefront, browse
-from services.lab.demo.summary import Claim, Pace, Summary, claims, summarise, tell
-from services.lab.demo.view import View, opened
+from services.lab.demo.summary import Claim, Pace, Summary, claims, print_summary, summarise
+from services.lab.demo.view import View, view_for
 from services.logs import configure_logging
 from services.outputs import require_writable_files
 from services.settings import Settings
@@ -42,17 +42,24 @@ SIGNALLED = 128  # plus the signal's number
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run found."""
+    """The outcome of a run.
+
+    Attributes:
+        summary: the figures of the run.
+        checked: the claims, each checked against the figures.
+        pace: the speed of publishing.
+        judged: the number of judged requests.
+    """
 
     summary: Summary
-    found: list[Claim]
+    checked: list[Claim]
     pace: Pace
     judged: int
 
     @property
     def holds(self) -> bool:
-        """Whether nothing that is claimed is false."""
-        return all(claim.holds is not False for claim in self.found)
+        """Return whether no claim is false."""
+        return all(claim.holds is not False for claim in self.checked)
 
 
 def run(
@@ -64,19 +71,19 @@ def run(
     summary_json: Path | None,
     work_dir: Path | None,
 ) -> int:
-    """Runs the demo; the exit status is 0 only when everything it claims is true.
+    """Run the demo and return the exit status, which is 0 only if every claim is true.
 
     Args:
-        settings: Which scenario and encoder; and which Kafka, if not the embedded one.
-        rate: Events per second.
-        max_events: Ends after that many events.
-        keep: Leave everything running at the end, until a signal.
-        summary_json: Where to write the figures.
-        work_dir: Where to keep the files; else they are in a temporary place, and go when all went well.
+        settings: settings with the scenario, the encoder and, unless it is the embedded one, the Kafka broker.
+        rate: events published per second.
+        max_events: number of events after which the demo ends; None replays all.
+        keep: whether to leave everything running at the end, until a signal.
+        summary_json: file for the figures, or None.
+        work_dir: directory for the files; None takes a temporary one, which is removed if all went well.
 
     Raises:
-        HeadwaterStreamError: The broker did not start, or failed.
-        SettingsError: The summary cannot be written.
+        HeadwaterStreamError: the broker did not start, or failed.
+        SettingsError: the summary cannot be written.
     """
     require_writable_files({"--summary-json": summary_json})
     console = Console()
@@ -108,10 +115,10 @@ def _run(
 ) -> Outcome:
     items, purchases = read_sample(max_events)
     with ExitStack() as undo:
-        with _told(console) as say:
-            up = undo.enter_context(stage(settings, directory, items, say))
+        with _progress_reporter(console) as report:
+            up = undo.enter_context(demo_deployment(settings, directory, items, report))
         outcome = _show(up, directory, console, items=items, purchases=purchases, rate=rate)
-        tell(console, outcome.summary, outcome.found, pace=outcome.pace, judged=outcome.judged)
+        print_summary(console, outcome.summary, outcome.checked, pace=outcome.pace, judged=outcome.judged)
         if out is not None:
             out.write_text(json.dumps(outcome.summary.as_json(), indent=2) + "\n", encoding="utf-8")
         if keep:
@@ -120,8 +127,8 @@ def _run(
 
 
 @contextmanager
-def _told(console: Console) -> Iterator[Callable[[str], None]]:
-    """Gives something to tell what is under way: a status on a terminal, lines elsewhere."""
+def _progress_reporter(console: Console) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows what is under way: a status on a terminal, lines elsewhere."""
     if not console.is_terminal:
         yield partial(console.print, soft_wrap=True)
         return
@@ -130,10 +137,10 @@ def _told(console: Console) -> Iterator[Callable[[str], None]]:
 
 
 def read_sample(max_events: int | None) -> tuple[list[Item], list[Purchase]]:
-    """Reads the bundled sample: its catalogue, and its purchases in order.
+    """Return the catalogue of the bundled sample, and its purchases in order.
 
     Args:
-        max_events: At most so many purchases.
+        max_events: number of purchases to read; None reads all.
     """
     with as_file(files("services.lab.demo") / "data") as data:
         items = list(read_items(data / "items.csv.gz"))
@@ -142,14 +149,14 @@ def read_sample(max_events: int | None) -> tuple[list[Item], list[Purchase]]:
 
 
 def _show(
-    up: Stage, directory: Path, console: Console, *, items: list[Item], purchases: list[Purchase], rate: float
+    up: DemoDeployment, directory: Path, console: Console, *, items: list[Item], purchases: list[Purchase], rate: float
 ) -> Outcome:
-    """Replays the purchases under the eyes of a storefront, and waits until all of them have been learnt."""
+    """Replay the purchases with a storefront beside it, and wait until all of them have been learnt."""
     from services.lab.demo.never_updated import load_never_updated  # brings torch, which takes seconds
 
     scenario = up.settings.scenario
-    with _told(console) as say:
-        say("building the model that is never updated, for comparison")
+    with _progress_reporter(console) as report:
+        report("building the model that is never updated, for comparison")
         never_updated = load_never_updated(
             registry_dir=up.registry_dir,
             scenario=scenario,
@@ -161,56 +168,56 @@ def _show(
     freshness = Freshness(lambda version: registry.manifest(scenario, version).offsets)
     quality = Quality(never_updated.ranks)
     storefront = Storefront(up.scorer_urls, answered=freshness.answered)
-    books = Books(up.metrics_url, up.settings.topics)
+    accounts = AccountsPoller(up.metrics_url, up.settings.topics)
     shop = Shop(
         purchases,
         rows=never_updated.rows,
         rate=rate,
-        settled=lambda: books.now.settled,
+        finished=lambda: accounts.latest.finished,
         storefront=storefront,
         quality=quality,
     )
-    watch = DemoDisplay(
+    display = DemoDisplay(
         up,
-        books=books,
+        accounts=accounts,
         shop=shop,
         storefront=storefront,
         freshness=freshness,
         quality=quality,
         events_total=len(purchases),
     )
-    with opened(console) as view, _browsing(shop, storefront, items, purchases):
-        _replay(up, shop, freshness, watch, view)
-        _drain(up, watch, view, books=books, freshness=freshness, storefront=storefront, registry=registry)
-    quality.settle()
-    books.refresh()
+    with view_for(console) as view, _browsing(shop, storefront, items, purchases):
+        _replay(up, shop, freshness, display, view)
+        _drain(up, display, view, accounts=accounts, freshness=freshness, storefront=storefront, registry=registry)
+    quality.judge_waiting()
+    accounts.refresh()
     summary = summarise(
         replayed=shop.published,
-        accounts=books.now,
+        accounts=accounts.latest,
         traffic=storefront.traffic,
         quality=quality,
         freshness_seconds=freshness.seconds(),
     )
-    found = claims(
+    checked = claims(
         summary,
-        accounts=books.now,
+        accounts=accounts.latest,
         uncovered=freshness.waiting,
         lift=quality.lift,
         failure=storefront.traffic.first_failure,
     )
-    pace = Pace(asked=rate, kept=shop.published / shop.took_seconds, waited_seconds=shop.waited_seconds)
-    return Outcome(summary, found, pace, quality.live.judged)
+    pace = Pace(requested=rate, achieved=shop.published / shop.took_seconds, waited_seconds=shop.waited_seconds)
+    return Outcome(summary, checked, pace, quality.live.judged)
 
 
-def _replay(up: Stage, shop: Shop, freshness: Freshness, watch: DemoDisplay, view: View) -> None:
-    """Publishes everything from a thread, and looks on."""
+def _replay(up: DemoDeployment, shop: Shop, freshness: Freshness, display: DemoDisplay, view: View) -> None:
+    """Publish everything from a thread, and show the progress meanwhile."""
     stop = threading.Event()
     producer = EventProducer(up.settings.kafka, up.settings.topics, on_delivery=freshness.delivered)
     with producer, ThreadPoolExecutor(1, thread_name_prefix="shop") as pool:
         replay = pool.submit(shop.run, producer, stop)
         try:
             while not replay.done():
-                view.show(watch.look("replaying"))
+                view.show(display.update("replaying"))
                 time.sleep(LOOK_EVERY_SECONDS)
             replay.result()
         finally:
@@ -218,29 +225,29 @@ def _replay(up: Stage, shop: Shop, freshness: Freshness, watch: DemoDisplay, vie
 
 
 def _drain(
-    up: Stage,
-    watch: DemoDisplay,
+    up: DemoDeployment,
+    display: DemoDisplay,
     view: View,
     *,
-    books: Books,
+    accounts: AccountsPoller,
     freshness: Freshness,
     storefront: Storefront,
     registry: AdapterRegistry,
 ) -> None:
-    """Waits, not for long, until all is learnt, published, and served by every scorer."""
+    """Wait for up to 20 s until everything is learnt, published, and served by every scorer."""
     deadline = time.monotonic() + DRAIN_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
-        view.show(watch.look("waiting for the last adapter"))
+        view.show(display.update("waiting for the last adapter"))
         latest = registry.latest(up.settings.scenario)
         served = latest is not None and all(scorer.version >= latest.version for scorer in storefront.traffic.scorers)
-        if served and freshness.waiting == 0 and books.now.pending == 0:
+        if served and freshness.waiting == 0 and accounts.latest.pending == 0:
             return
         time.sleep(LOOK_EVERY_SECONDS)
 
 
 @contextmanager
 def _browsing(shop: Shop, storefront: Storefront, items: list[Item], purchases: list[Purchase]) -> Iterator[None]:
-    """Has shoppers look around all the while; closes the storefront in the end."""
+    """Send browsing requests from a thread within this context, and close the storefront at the end."""
     stop = threading.Event()
     users = sorted({purchase.user_id for purchase in purchases})
     item_ids = [item.item_id for item in items]
@@ -259,11 +266,11 @@ def _browsing(shop: Shop, storefront: Storefront, items: list[Item], purchases: 
         storefront.close()
 
 
-def _keep(up: Stage, console: Console, last: Purchase) -> None:
-    """Leaves everything running and says how to reach it; ends by a signal only.
+def _keep(up: DemoDeployment, console: Console, last: Purchase) -> None:
+    """Leave everything running and print the URLs; end by a signal only.
 
     Raises:
-        DemoError: A process has ended.
+        DemoError: a process has ended.
     """
     scorer = up.scorer_urls[0]
     console.print("\n[bold]Everything is still running.[/] Ctrl-C stops it.")

@@ -1,78 +1,78 @@
-"""Draws the demo's moments together from everything that counts."""
+"""Display of the demo's state, collected from everything that counts."""
 
 import time
 
-from services.lab.demo.accounts import Books
+from services.lab.demo.accounts import AccountsPoller
+from services.lab.demo.deployment import DemoDeployment
 from services.lab.demo.freshness import Freshness, percentile
 from services.lab.demo.quality import Quality
 from services.lab.demo.shop import Shop
-from services.lab.demo.stage import Stage
 from services.lab.demo.storefront import Storefront
-from services.lab.demo.view import Moment, ScorerNow
+from services.lab.demo.view import ScorerSnapshot, Snapshot
 
 RATE_OVER_SECONDS = 2.0
 RECENT_SECONDS = 10.0  # over which the freshness shown is taken
 
 
 class DemoDisplay:
-    """Looks at everything, again and again.
+    """Collects snapshots of the running demo.
 
     Args:
-        up: The processes.
-        books: What became of the events.
-        shop: What is published.
-        storefront: What is asked.
-        freshness: How fresh the answers are.
-        quality: How good they are.
-        events_total: Events that will be published.
+        up: the deployment of the demo.
+        accounts: the updater's account of events.
+        shop: the shop that publishes.
+        storefront: the storefront that sends requests.
+        freshness: the freshness of the answers.
+        quality: the quality of the answers.
+        events_total: number of events that will be published.
     """
 
     def __init__(
         self,
-        up: Stage,
+        up: DemoDeployment,
         *,
-        books: Books,
+        accounts: AccountsPoller,
         shop: Shop,
         storefront: Storefront,
         freshness: Freshness,
         quality: Quality,
         events_total: int,
     ) -> None:
-        self._up, self._books, self._shop, self._storefront = up, books, shop, storefront
+        self._up, self._accounts, self._shop, self._storefront = up, accounts, shop, storefront
         self._freshness, self._quality = freshness, quality
         self._events_total = events_total
         self._began = time.monotonic()
         self._rate_since = (self._began, 0)  # (when, events published by then)
         self._rate = 0.0
 
-    def look(self, doing: str) -> Moment:
-        """Checks that all processes run, judges what came in, and gives the moment.
+    def update(self, doing: str) -> Snapshot:
+        """Check that all processes run, judge new answers, and return a snapshot.
 
         Args:
-            doing: What is going on, in a word.
+            doing: the current phase, in a few words.
 
         Raises:
-            DemoError: A process has ended.
+            DemoError: a process has ended.
         """
         self._up.check()
-        self._quality.settle()
-        self._books.refresh()
-        return self._moment(doing, time.monotonic())
+        self._quality.judge_waiting()
+        self._accounts.refresh()
+        return self._snapshot(doing, time.monotonic())
 
-    def _moment(self, doing: str, now: float) -> Moment:
+    def _snapshot(self, doing: str, now: float) -> Snapshot:
         traffic, published = self._storefront.traffic, self._shop.published
         recent = self._freshness.seconds(newest=max(1, round(self._events_per_second(now, published) * RECENT_SECONDS)))
         rank_ms = [1000 * seconds for seconds in list(traffic.rank_seconds)]
-        return Moment(
+        return Snapshot(
             doing=doing,
             elapsed_seconds=now - self._began,
             events_total=self._events_total,
             published=published,
             events_per_second=self._rate,
-            learnt=self._books.now.learnt,
-            adapters_published=self._books.now.adapters_published,
+            learnt=self._accounts.latest.learnt,
+            adapters_published=self._accounts.latest.adapters_published,
             scorers=[
-                ScorerNow(
+                ScorerSnapshot(
                     name=f"scorer {number}",
                     version=scorer.version,
                     versions_served=len(scorer.versions),
@@ -92,7 +92,7 @@ class DemoDisplay:
         )
 
     def _events_per_second(self, now: float, published: int) -> float:
-        """The pace of the last few seconds."""
+        """Return the rate over the last few seconds."""
         since, before = self._rate_since
         if now - since >= RATE_OVER_SECONDS:
             self._rate = (published - before) / (now - since)

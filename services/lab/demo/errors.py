@@ -1,17 +1,17 @@
-"""What can end the demo early."""
+"""Errors and signals that end the demo early."""
 
 from services.errors import HeadwaterServiceError
 
 
 class DemoError(HeadwaterServiceError):
-    """The demo cannot go on; the message says why and where to look."""
+    """The demo cannot go on; the message gives the cause and the log to read."""
 
 
 class Stopped(BaseException):
-    """A signal asked for the end; like KeyboardInterrupt no failure, and not to be caught as one.
+    """A signal stopped the demo. Like KeyboardInterrupt it is not a failure, and must not be caught as one.
 
     Attributes:
-        number: Which signal.
+        number: the number of the signal.
     """
 
     def __init__(self, number: int) -> None:

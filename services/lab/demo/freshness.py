@@ -1,4 +1,4 @@
-"""How long it takes from an event's publication to the first answer that has learnt it."""
+"""Freshness: the time from an event's publication to the first answer that has learnt it."""
 
 import threading
 from collections import deque
@@ -12,25 +12,25 @@ from streams.offsets import partition_name
 
 @dataclass(slots=True)
 class _Partition:
-    """Events not yet covered by an answer, oldest first, and how far answers cover."""
+    """Events of a partition that no answer covers yet, oldest first, and the offset up to which answers cover."""
 
     waiting: deque[tuple[int, float]] = field(default_factory=deque)  # (offset, published, epoch seconds)
     next_offset: int = 0  # of the newest adapter that gave an answer
     covered_at: float = 0.0  # epoch seconds
 
-    def settle(self) -> list[float]:
-        """Takes out what is covered; how long each took."""
-        taken = []
+    def pop_covered(self) -> list[float]:
+        """Remove the events that are covered, and return how long each took, in seconds."""
+        durations = []
         while self.waiting and self.waiting[0][0] < self.next_offset:
-            taken.append(max(0.0, self.covered_at - self.waiting.popleft()[1]))
-        return taken
+            durations.append(max(0.0, self.covered_at - self.waiting.popleft()[1]))
+        return durations
 
 
 class Freshness:
-    """Measures every event, from the confirmations of the producer and the answers of the scorers.
+    """Measures the freshness of every event, from confirmations of the producer and answers of the scorers.
 
     Args:
-        offsets_of: Gives the offsets an adapter has learnt, ``"topic/partition"`` to the next offset, by version; may
+        offsets_of: returns the offsets that an adapter version has learnt, next offset by ``"topic/partition"``; may
             raise `VersionNotFoundError`.
     """
 
@@ -42,20 +42,20 @@ class Freshness:
         self._newest = 0
 
     def delivered(self, delivery: Delivery) -> None:
-        """Takes in one confirmed event; what was not confirmed is not measured."""
+        """Record a confirmed event; an event that was not confirmed is not measured."""
         if delivery.partition is None or delivery.offset is None or delivery.timestamp_ms is None:
             return
         with self._lock:
             partition = self._partitions.setdefault(partition_name(delivery.topic, delivery.partition), _Partition())
             partition.waiting.append((delivery.offset, delivery.timestamp_ms / 1000))
-            self._seconds += partition.settle()  # an answer may be quicker than the confirmation
+            self._seconds += partition.pop_covered()  # an answer may be quicker than the confirmation
 
     def answered(self, version: int, at_seconds: float) -> None:
-        """Takes in one answer.
+        """Record an answer.
 
         Args:
-            version: The adapter it came from.
-            at_seconds: When, epoch seconds.
+            version: version of the adapter that answered.
+            at_seconds: time of the answer, epoch seconds.
         """
         with self._lock:
             if version <= self._newest:
@@ -69,22 +69,22 @@ class Freshness:
                 partition = self._partitions.setdefault(name, _Partition())
                 if offset > partition.next_offset:
                     partition.next_offset, partition.covered_at = offset, at_seconds
-                    self._seconds += partition.settle()
+                    self._seconds += partition.pop_covered()
 
     def seconds(self, newest: int | None = None) -> list[float]:
-        """What the events took, in the order of their coverage; the newest so many, or all."""
+        """Return the freshness of events in the order they were covered, for the newest events or for all."""
         with self._lock:
             return self._seconds[-newest:] if newest else list(self._seconds)
 
     @property
     def waiting(self) -> int:
-        """Events that no answer covers yet."""
+        """Return the number of events that no answer covers yet."""
         with self._lock:
             return sum(len(partition.waiting) for partition in self._partitions.values())
 
 
 def percentile(values: list[float], percent: float) -> float | None:
-    """The smallest value that at least `percent` of the values do not exceed; None of none.
+    """Return the smallest value that at least `percent` of the values do not exceed; None without values.
 
     >>> percentile([3.0, 1.0, 2.0], 50)
     2.0

@@ -1,4 +1,4 @@
-"""What lies around a run: signals that end it, and the directory that it works in."""
+"""Lifetime of a run: the signals that end it, and its working directory."""
 
 import shutil
 import signal
@@ -13,7 +13,7 @@ from services.lab.demo.errors import DemoError, Stopped
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Makes the first SIGINT or SIGTERM raise `Stopped`; further ones change nothing while everything is stopped."""
+    """Raise `Stopped` at the first SIGINT or SIGTERM within this context; further ones are ignored during shutdown."""
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -31,13 +31,13 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextmanager
 def work_directory(chosen: Path | None) -> Iterator[Path]:
-    """Gives the directory for all files: the one chosen, or a temporary one that goes unless the demo fails.
+    """Yield the directory for all files: the one chosen, or a temporary one that is removed unless the demo fails.
 
     Args:
-        chosen: The one chosen, if any.
+        chosen: the directory chosen by the user, or None.
 
     Raises:
-        DemoError: The one chosen holds something already: a broker's data and a checkpoint of an earlier run.
+        DemoError: the directory is not empty; it may hold a broker's data and a checkpoint of an earlier run.
     """
     if chosen is not None:
         chosen.mkdir(parents=True, exist_ok=True)

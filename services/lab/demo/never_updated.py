@@ -1,4 +1,4 @@
-"""The same ranker with nothing updated since the start: what the live one is measured against."""
+"""The ranker in its initial state, never updated: the reference that the live one is compared with."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +23,11 @@ from streams.events import Item
 
 
 class NeverUpdated:
-    """Ranks the whole catalogue by an adapter that has learnt nothing, for ever.
+    """A ranker over the whole catalogue by an adapter that has learnt nothing.
 
     Args:
-        model: Built from that adapter.
-        rows: Row of each item in the catalogue that the model was built over: what contexts are made of.
+        model: the model built from that adapter.
+        rows: row of each item in the model's catalogue; contexts consist of rows.
     """
 
     def __init__(self, model: ServedModel, rows: Mapping[str, int]) -> None:
@@ -36,34 +36,34 @@ class NeverUpdated:
 
     @torch.inference_mode()
     def ranks(self, contexts: Sequence[Context], bought: Sequence[int]) -> list[int]:
-        """Places, from 1, of what was bought; ties count against it.
+        """Return the ranks, from 1, of the items bought; ties count against the item.
 
         Args:
-            contexts: Rows of each shopper's items, newest first, and their ages in sessions.
-            bought: Row of each item bought.
+            contexts: rows of each shopper's items, newest first, and their ages in sessions.
+            bought: row of each item bought.
         """
-        own = self._model.row_of
+        row_of = self._model.row_of
         scores = self._model.ranker.score(
-            pad([(own[items].tolist() if items else [], ages) for items, ages in contexts])
+            pad([(row_of[items].tolist() if items else [], ages) for items, ages in contexts])
         )
-        target = scores.gather(1, torch.from_numpy(own[np.array(bought)])[:, None])
+        target = scores.gather(1, torch.from_numpy(row_of[np.array(bought)])[:, None])
         return [int(place) for place in (scores >= target).sum(dim=1)]
 
 
 def load_never_updated(
     *, registry_dir: Path, scenario: str, items: Sequence[Item], settings: EncoderSettings, copies: Path
 ) -> NeverUpdated:
-    """Builds it from the first adapter that was published.
+    """Build the ranker from the first adapter that was published.
 
     Args:
-        registry_dir: Where the adapters are kept.
-        scenario: Whose.
-        items: The catalogue.
-        settings: Of the encoder.
-        copies: A directory for a copy of the adapter.
+        registry_dir: directory of the registry.
+        scenario: scenario of the adapter.
+        items: the catalogue to rank.
+        settings: settings of the encoder.
+        copies: directory for a copy of the adapter.
 
     Raises:
-        DemoError: The first adapter is not there, or has learnt something.
+        DemoError: the first adapter is missing, or has learnt something.
     """
     registry = AdapterRegistry(str(registry_dir))
     try:

@@ -1,4 +1,4 @@
-"""The demo's child processes: each is the real `headwater` command, with a log file and an address of its own."""
+"""Processes of the demo: each is the real `headwater` command, with a log file and an address of its own."""
 
 import json
 import os
@@ -25,13 +25,13 @@ ANNOUNCEMENT = re.compile(r"^listening (\S+) (\d+)$", re.MULTILINE)
 
 
 class Child:
-    """One `headwater` process; it ends when the process that started it ends.
+    """A `headwater` process that ends when the process that started it ends.
 
     Args:
-        name: What people call it; also the name of its log file.
-        arguments: Command and options.
-        environment: Its whole environment.
-        log_dir: Where its output goes.
+        name: name of the process, and of its log file.
+        arguments: the command and its options.
+        environment: the whole environment of the process.
+        log_dir: directory for its log file.
     """
 
     def __init__(self, name: str, arguments: Sequence[str], *, environment: dict[str, str], log_dir: Path) -> None:
@@ -42,7 +42,7 @@ class Child:
         self._process: ForkServerProcess | None = None
 
     def start(self) -> Self:
-        """Starts the process, in a session of its own: Ctrl-C is for the demo, which ends its children in order."""
+        """Start the process in a session of its own: Ctrl-C reaches the demo, which ends its children in order."""
         self.log_file.write_bytes(b"")
         given = (os.getpid(), self._arguments, self._environment, str(self.log_file))
         self._process = fork_context().Process(target=run_child, args=given)
@@ -51,14 +51,14 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Its process id, None when it was not started."""
+        """Return the process id, or None if it was not started."""
         return None if self._process is None else self._process.pid
 
     def check(self) -> None:
-        """Returns when the process runs.
+        """Check that the process runs.
 
         Raises:
-            DemoError: It has ended.
+            DemoError: the process has ended.
         """
         status = None if self._process is None else self._process.exitcode
         if status is not None:
@@ -66,10 +66,10 @@ class Child:
             raise DemoError("\n  ".join([f"the {self.name} ended with status {status}; its last words:", *lines]))
 
     def url(self, *, timeout_seconds: float) -> str:
-        """Waits for the line that says where the process listens.
+        """Wait for the line that announces where the process listens, and return its URL.
 
         Raises:
-            DemoError: It ended, or said nothing in time.
+            DemoError: the process ended, or announced nothing in time.
         """
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
@@ -83,12 +83,12 @@ class Child:
         )
 
     def terminate(self) -> None:
-        """Asks the process to end."""
+        """Send the process a SIGTERM."""
         if self._process is not None and self._process.exitcode is None:
             self._process.terminate()
 
     def wait(self) -> None:
-        """Waits for its end, and ends it by force when it takes too long."""
+        """Wait for the process to end, and kill it if that takes more than 15 s."""
         if self._process is None:
             return
         self._process.join(STOP_TIMEOUT_SECONDS)
@@ -98,15 +98,15 @@ class Child:
 
 
 def wait_ready(urls: Sequence[str], *, children: Sequence[Child], timeout_seconds: float) -> None:
-    """Waits until each process answers ``/readyz`` with success.
+    """Wait until each process answers ``/readyz`` with success.
 
     Args:
-        urls: Of the processes.
-        children: All that must run meanwhile: one may wait for another.
-        timeout_seconds: For how long.
+        urls: URLs of the processes.
+        children: all processes that must run meanwhile, because one may wait for another.
+        timeout_seconds: time after which to give up.
 
     Raises:
-        DemoError: A child ended, or a process was not ready in time.
+        DemoError: a child ended, or a process was not ready in time.
     """
     deadline = time.monotonic() + timeout_seconds
     waiting = list(urls)
@@ -127,7 +127,7 @@ def _is_ready(url: str) -> bool:
 
 
 def stop_all(children: Sequence[Child]) -> None:
-    """Ends children, the last started first, and waits for all of them."""
+    """End children, the last started first, and wait for all of them."""
     for child in reversed(children):
         child.terminate()
     for child in reversed(children):
@@ -135,14 +135,14 @@ def stop_all(children: Sequence[Child]) -> None:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The environment under which a child has these very settings, whatever flags or files they came from."""
+    """Return the environment that gives a child exactly these settings, whatever flags or files they came from."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     given = {ENV_PREFIX + "__".join(path).upper(): value for path, value in _given(settings)}
     return inherited | {"PYTHONUNBUFFERED": "1"} | given
 
 
 def _given(model: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What was set and is not the default, by path; None cannot be said in an environment, and is always a default."""
+    """Yield the settings that were set, by path; None cannot be written in an environment, and is always a default."""
     for name in sorted(model.model_fields_set):
         value: Any = getattr(model, name)
         if isinstance(value, BaseModel):

@@ -1,4 +1,4 @@
-"""How well what was shown foretold what was bought: the live model beside the one never updated."""
+"""Quality of answers: whether the shown items hold the next purchase, live and by the model that is never updated."""
 
 import math
 import threading
@@ -13,12 +13,12 @@ Context = tuple[list[int], list[int]]  # rows of a shopper's items, newest first
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One answer, and what was bought after it.
+    """One answer, and the purchase after it.
 
     Attributes:
-        live_rank: Place of the item in the live answer, from 1; None when it was not among the 20.
-        context: What the shopper had done.
-        bought: Row of the item.
+        live_rank: rank of the item in the live answer, from 1; None if it was not among the 20.
+        context: the shopper's history at the time of the request.
+        bought: row of the item bought.
     """
 
     live_rank: int | None
@@ -35,10 +35,10 @@ class Tally:
     gain: float = 0.0
 
     def add(self, rank: int | None) -> None:
-        """Counts one answer.
+        """Count an answer.
 
         Args:
-            rank: Place of what was bought, from 1; None when it is far down.
+            rank: rank of the item bought, from 1; None if it was not shown.
         """
         self.judged += 1
         if rank is not None and rank <= CUTOFF:
@@ -47,20 +47,20 @@ class Tally:
 
     @property
     def hr20(self) -> float | None:
-        """Share of answers whose first 20 held what was bought."""
+        """Return the share of answers whose first 20 items hold the item bought."""
         return self.hits / self.judged if self.judged else None
 
     @property
     def ndcg20(self) -> float | None:
-        """The same, with the higher places counting more."""
+        """Return the mean NDCG@20 of the answers."""
         return self.gain / self.judged if self.judged else None
 
 
 class Quality:
-    """Judges live answers at once, and the same requests by the model never updated whenever `settle` is called.
+    """Judges live answers, and the same requests by the model that is never updated, in batches.
 
     Args:
-        never_updated: Ranks what was bought, for some contexts at a time, by the model as it was at the start.
+        never_updated: returns the ranks of the items bought, for several contexts at a time, by the initial model.
     """
 
     def __init__(self, never_updated: Callable[[Sequence[Context], Sequence[int]], list[int]]) -> None:
@@ -68,17 +68,17 @@ class Quality:
         self.never_updated = Tally()
         self._rank = never_updated
         self._lock = threading.Lock()
-        self._unsettled: deque[Judgement] = deque()
+        self._waiting: deque[Judgement] = deque()
 
     def add(self, judgement: Judgement) -> None:
-        """Takes in one answer; called from any thread."""
+        """Queue an answer to be judged; thread-safe."""
         with self._lock:
-            self._unsettled.append(judgement)
+            self._waiting.append(judgement)
 
-    def settle(self) -> None:
-        """Counts what came in since, on both sides, so that both are always about the same requests."""
+    def judge_waiting(self) -> None:
+        """Judge the queued answers on both sides, so that both always count the same requests."""
         with self._lock:
-            judgements, self._unsettled = list(self._unsettled), deque()
+            judgements, self._waiting = list(self._waiting), deque()
         if not judgements:
             return
         ranks = self._rank([j.context for j in judgements], [j.bought for j in judgements])
@@ -88,7 +88,7 @@ class Quality:
 
     @property
     def lift(self) -> float | None:
-        """HR@20 live over never updated; infinite when only the live one ever hit."""
+        """Return HR@20 live over never updated; infinite if only the live model ever hit."""
         live, still = self.live.hr20, self.never_updated.hr20
         if live is None or still is None:
             return None

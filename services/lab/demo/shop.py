@@ -1,4 +1,4 @@
-"""The shop that is replayed: shoppers are shown what the scorers recommend, then buy what they bought."""
+"""The replayed shop: shoppers are shown what the scorers recommend, then buy what the data says."""
 
 import threading
 import time
@@ -20,22 +20,22 @@ LEAD_SECONDS = 0.15  # a request is sent so long before its purchase, so that th
 MOST_BEHIND_SECONDS = 2.5
 WAIT_SECONDS = 0.05
 
-Question = tuple[Context, "Future[Answer | None]"]
+Request = tuple[Context, "Future[Answer | None]"]
 
 
 class Shop:
-    """Publishes purchases at a pace, and now and then asks beforehand what to recommend.
+    """Publishes purchases at a rate, and requests a recommendation before some of them.
 
-    A recommendation is judged only when its answer was there before its purchase was published, so that no scorer can
-    have learnt, or heard of, what it is asked to foretell.
+    A recommendation is judged only if its answer arrived before its purchase was published, so that no scorer can have
+    learnt the purchase that it is to predict.
 
     Args:
-        purchases: In order.
-        rows: Of each item, as the model never updated knows it.
-        rate: Purchases per second, at most.
-        settled: Tells how many purchases the updater is done with.
-        storefront: Which asks.
-        quality: Which judges.
+        purchases: the purchases in order.
+        rows: row of each item in the model that is never updated.
+        rate: purchases per second at most.
+        finished: returns the number of purchases with a final outcome at the updater.
+        storefront: the storefront that sends the requests.
+        quality: the judge of the answers.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Shop:
         *,
         rows: Mapping[str, int],
         rate: float,
-        settled: Callable[[], int],
+        finished: Callable[[], int],
         storefront: Storefront,
         quality: Quality,
     ) -> None:
@@ -59,30 +59,30 @@ class Shop:
         self._judge_every = max(1, round(rate / JUDGED_PER_SECOND))
         self._lead = max(1, round(rate * LEAD_SECONDS))
         self._published_at: list[float] = []  # monotonic seconds
-        self._settled = settled
+        self._finished = finished
         self._storefront = storefront
         self._quality = quality
         self._shoppers = Shoppers()
 
     def run(self, producer: EventProducer, stop: threading.Event) -> None:
-        """Publishes until all is published and confirmed, or `stop` is set.
+        """Publish until everything is published and confirmed, or `stop` is set.
 
         Args:
-            producer: To publish with.
-            stop: Ends it early.
+            producer: the producer to publish with.
+            stop: ends the run early when set.
 
         Raises:
-            DeliveryError: The broker did not confirm an event.
+            DeliveryError: the broker did not confirm an event.
         """
         pacer = Pacer(rate=self._rate, sleep=stop.wait)
         began = time.monotonic()
-        for purchase, question in self._ahead():
+        for purchase, request in self._with_requests():
             pacer.wait(purchase.ts)
             self._wait_for_updater(stop)
             if stop.is_set():
                 return
-            if question is not None:
-                self._judge(purchase, *question)
+            if request is not None:
+                self._judge(purchase, *request)
             producer.send(purchase)
             self._published_at.append(time.monotonic())
             self.published += 1
@@ -95,23 +95,23 @@ class Shop:
             self.waited_seconds += WAIT_SECONDS
 
     def _behind_seconds(self) -> float:
-        """How long ago the oldest purchase was published that the updater is not done with."""
-        settled = self._settled()
-        return time.monotonic() - self._published_at[settled] if settled < self.published else 0.0
+        """Return how long ago the oldest purchase was published that the updater has not finished."""
+        finished = self._finished()
+        return time.monotonic() - self._published_at[finished] if finished < self.published else 0.0
 
-    def _ahead(self) -> Iterator[tuple[Purchase, Question | None]]:
-        """Walks the purchases, with the questions asked some purchases before they are due."""
-        ahead: deque[tuple[Purchase, Question | None]] = deque()
+    def _with_requests(self) -> Iterator[tuple[Purchase, Request | None]]:
+        """Yield the purchases in order; recommendation requests are sent some purchases before they are due."""
+        ahead: deque[tuple[Purchase, Request | None]] = deque()
         for index, purchase in enumerate(self._purchases):
-            question = self._ask(purchase) if index % self._judge_every == 0 else None
+            request = self._ask(purchase) if index % self._judge_every == 0 else None
             self._shoppers.update(purchase.user_id, purchase.session_id, purchase.ts, self._rows[purchase.item_id])
-            ahead.append((purchase, question))
+            ahead.append((purchase, request))
             if len(ahead) > self._lead:
                 yield ahead.popleft()
         yield from ahead
 
-    def _ask(self, purchase: Purchase) -> Question:
-        """Asks as a storefront would: it knows who, and what is in the session so far."""
+    def _ask(self, purchase: Purchase) -> Request:
+        """Request a recommendation as a storefront would, with the user and the session so far."""
         items, ages = self._shoppers.context(purchase.user_id, purchase.session_id, purchase.ts)
         session = [self._ids[item] for item, age in zip(items, ages, strict=True) if age == 0]
         shopper = {
@@ -123,7 +123,7 @@ class Shop:
         return (items, ages), self._storefront.recommend(shopper)
 
     def _judge(self, purchase: Purchase, context: Context, future: "Future[Answer | None]") -> None:
-        """Waits for the answer: the purchase must not be published before it is there."""
+        """Wait for the answer, which must arrive before the purchase is published, and queue it to be judged."""
         answer = future.result()
         if answer is None:
             return

@@ -1,4 +1,4 @@
-"""A storefront as the scorers see it: it asks each in turn, and keeps account of the answers."""
+"""A storefront: sends requests to the scorers in turn, and counts the answers."""
 
 import itertools
 import threading
@@ -24,11 +24,11 @@ THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer of a scorer.
+    """An answer of a scorer.
 
     Attributes:
-        version: Of the adapter it came from.
-        items: Best first.
+        version: version of the adapter that answered.
+        items: item ids, best first.
     """
 
     version: int
@@ -37,12 +37,12 @@ class Answer:
 
 @dataclass(slots=True)
 class ScorerTraffic:
-    """What one scorer answered.
+    """The answers of one scorer.
 
     Attributes:
-        answered: Requests answered.
-        version: The adapter of its latest answer.
-        versions: All adapters it has answered from.
+        answered: number of requests answered.
+        version: version of the newest adapter that answered.
+        versions: versions of all adapters that answered.
     """
 
     answered: int = 0
@@ -52,13 +52,13 @@ class ScorerTraffic:
 
 @dataclass(slots=True)
 class Traffic:
-    """What became of the requests.
+    """The requests of the storefront by outcome.
 
     Attributes:
-        scorers: By scorer.
-        failed: Requests that got no good answer.
-        first_failure: What the first of them met.
-        rank_seconds: How long each `/v1/rank` took, at the client.
+        scorers: answers by scorer.
+        failed: number of requests without a valid answer.
+        first_failure: description of the first failure.
+        rank_seconds: duration of each `/v1/rank`, at the client.
     """
 
     scorers: list[ScorerTraffic]
@@ -68,16 +68,16 @@ class Traffic:
 
     @property
     def total(self) -> int:
-        """Requests sent and settled."""
+        """Return the number of requests that were answered or failed."""
         return self.failed + sum(scorer.answered for scorer in self.scorers)
 
 
 class Storefront:
-    """Asks the scorers in turn, from a few threads.
+    """Sends requests to the scorers in turn, from a few threads.
 
     Args:
-        urls: Of the scorers.
-        answered: Told the version and the time (epoch seconds) of each answer.
+        urls: URLs of the scorers.
+        answered: called with the version and the time (epoch seconds) of each answer.
     """
 
     def __init__(self, urls: Sequence[str], *, answered: Callable[[int, float], None]) -> None:
@@ -91,7 +91,7 @@ class Storefront:
         self._client = internal_client(timeout=TIMEOUT_SECONDS, limits=httpx.Limits(keepalive_expiry=2.0))
 
     def recommend(self, shopper: Mapping[str, Any]) -> "Future[Answer | None]":
-        """Asks for the 20 best items of the catalogue.
+        """Request the 20 best items of the catalogue.
 
         Args:
             shopper: `user_id`, `session_id`, `session_items` and `ts` of the request.
@@ -99,21 +99,21 @@ class Storefront:
         return self._pool.submit(self._ask, RECOMMEND_ROUTE, {**shopper, "k": SHOWN_ITEMS})
 
     def rank(self, shopper: Mapping[str, Any], candidates: Sequence[str]) -> "Future[Answer | None]":
-        """Asks for the order of some items.
+        """Request the order of some items.
 
         Args:
-            shopper: As above.
-            candidates: The items.
+            shopper: the shopper's fields of the request, as for `recommend`.
+            candidates: ids of the items to order.
         """
         return self._pool.submit(self._ask, RANK_ROUTE, {**shopper, "candidates": list(candidates)})
 
     def close(self) -> None:
-        """Waits for the requests under way."""
+        """Wait for the requests under way, and close the connections."""
         self._pool.shutdown(cancel_futures=True)
         self._client.close()
 
     def _ask(self, route: str, body: dict[str, Any]) -> Answer | None:
-        """Sends one request; None when it fails."""
+        """Send a request, and return None if it fails."""
         scorer = next(self._turn)
         began = time.perf_counter()
         try:
@@ -156,14 +156,14 @@ def browse(
     ts: Callable[[], int],
     stop: threading.Event,
 ) -> None:
-    """Asks for the order of random items for random users, a few times a second, until `stop` is set.
+    """Request the order of random items for random users, a few times per second, until `stop` is set.
 
     Args:
-        storefront: Which asks.
-        users: Who may come by.
-        item_ids: What may be shown.
-        ts: The time in the shop, epoch milliseconds.
-        stop: Ends it.
+        storefront: the storefront that sends the requests.
+        users: ids of the users.
+        item_ids: ids of the items.
+        ts: returns the time in the shop, epoch milliseconds.
+        stop: ends the browsing when set.
     """
     chance = np.random.default_rng(0)
     count = min(RANK_CANDIDATES, len(item_ids))

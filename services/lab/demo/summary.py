@@ -1,4 +1,4 @@
-"""What the demo found: the figures, what it claims of them, and both in words."""
+"""Results of the demo: figures, claims about them, and their text."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ KEPT_SHARE = 0.97  # a pace this near is kept: a run's first and last moments ar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The figures, as they go into ``--summary-json``; a figure of nothing is None."""
+    """The figures written to ``--summary-json``; a figure without data is None."""
 
     events_replayed: int
     events_learned: int
@@ -41,17 +41,17 @@ class Summary:
     rank_p99_ms: float | None
 
     def as_json(self) -> dict[str, object]:
-        """As JSON can hold it."""
+        """Return the figures as JSON values."""
         return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something the demo says is true.
+    """A claim of the demo.
 
     Attributes:
-        text: In words, with the figures.
-        holds: Whether it is true; None when there were too few events to tell.
+        text: the claim in words, with its figures.
+        holds: whether it is true; None if there were too few events to tell.
     """
 
     text: str
@@ -60,37 +60,39 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast events were published.
+    """The speed of publishing.
 
     Attributes:
-        asked: Events per second asked for.
-        kept: Events per second in the mean.
-        waited_seconds: How long the shop waited for the updater.
+        requested: events per second requested.
+        achieved: events per second in the mean.
+        waited_seconds: time that the shop waited for the updater.
     """
 
-    asked: float
-    kept: float
+    requested: float
+    achieved: float
     waited_seconds: float
 
     def __str__(self) -> str:
-        """In words; a pace that was not kept says why."""
-        words = f"{self.kept:.0f} a second"
-        if self.kept < KEPT_SHARE * self.asked:
-            words += f" ({self.asked:.0f} were asked for; the shop waited {self.waited_seconds:.0f} s for the updater)"
+        """Return the speed in words, with the reason if it was lower than requested."""
+        words = f"{self.achieved:.0f} a second"
+        if self.achieved < KEPT_SHARE * self.requested:
+            words += (
+                f" ({self.requested:.0f} were asked for; the shop waited {self.waited_seconds:.0f} s for the updater)"
+            )
         return words
 
 
 def summarise(
     *, replayed: int, accounts: Accounts, traffic: Traffic, quality: Quality, freshness_seconds: list[float]
 ) -> Summary:
-    """Draws the figures together.
+    """Return the figures of a run.
 
     Args:
-        replayed: Events published and confirmed.
-        accounts: The updater's.
-        traffic: The storefront's.
-        quality: All judged requests, settled.
-        freshness_seconds: Of every event that an answer has covered.
+        replayed: number of events published and confirmed.
+        accounts: the updater's account of events.
+        traffic: the requests of the storefront.
+        quality: the quality of all answers, judged.
+        freshness_seconds: freshness of every event that an answer has covered.
     """
     rank_ms = [1000 * seconds for seconds in traffic.rank_seconds]
     return Summary(
@@ -113,14 +115,14 @@ def summarise(
 
 
 def claims(summary: Summary, *, accounts: Accounts, uncovered: int, lift: float | None, failure: str) -> list[Claim]:
-    """What must be true for the demo to end well.
+    """Return the claims that must be true for the demo to succeed, each checked.
 
     Args:
-        summary: The figures.
-        accounts: The updater's.
-        uncovered: Events that no answer has learnt.
+        summary: the figures of the run.
+        accounts: the updater's account of events.
+        uncovered: number of events that no answer has learnt.
         lift: HR@20 live over never updated.
-        failure: What the first failed request met.
+        failure: description of the first failed request.
     """
     return [
         _every_event_learnt_once(summary, accounts),
@@ -172,21 +174,21 @@ def _learning_pays(summary: Summary, lift: float | None) -> Claim:
 
 
 def _of_a_long_run(summary: Summary, text: str, claimed: str, holds: bool) -> Claim:
-    """A claim about a figure, made only of enough events."""
+    """Return a claim about a figure, which is checked only after enough events."""
     if summary.events_replayed < LEAST_EVENTS_FOR_FIGURES:
         return Claim(f"{text}; {claimed} is claimed from {LEAST_EVENTS_FOR_FIGURES:,} events on", None)
     return Claim(f"{text}; {claimed} claimed", holds)
 
 
-def tell(console: Console, summary: Summary, found: Sequence[Claim], *, pace: Pace, judged: int) -> None:
-    """Prints what happened, what it means, and each claim with a tick or a cross.
+def print_summary(console: Console, summary: Summary, checked: Sequence[Claim], *, pace: Pace, judged: int) -> None:
+    """Print what happened, what the figures mean, and each claim with a tick or a cross.
 
     Args:
-        console: Where.
-        summary: The figures.
-        found: The claims.
-        pace: Of the events.
-        judged: Requests that were judged.
+        console: the console to print to.
+        summary: the figures of the run.
+        checked: the checked claims.
+        pace: the speed of publishing.
+        judged: number of requests that were judged.
     """
     console.print("\n[bold]What happened[/]")
     console.print(Padding(_happened(summary, pace, judged), (0, 2)))
@@ -196,12 +198,12 @@ def tell(console: Console, summary: Summary, found: Sequence[Claim], *, pace: Pa
         table.add_row(f"  {name}", f"[bold]{value}[/]", meaning)
     console.print(table)
     console.print("\n[bold]What is claimed[/]")
-    for claim in found:
+    for claim in checked:
         console.print(f"  {mark_of(console, claim)} {claim.text}", highlight=False, soft_wrap=not console.is_terminal)
 
 
 def mark_of(console: Console, claim: Claim) -> str:
-    """Render whether a claim holds, in characters that the terminal has."""
+    """Return the mark of a claim, in characters that the terminal has."""
     good, bad = ("✓", "✗") if console.encoding.startswith("utf") else ("ok", "FAILED")
     return {True: f"[green]{good}[/]", False: f"[red]{bad}[/]", None: "[yellow]-[/]"}[claim.holds]
 
@@ -243,17 +245,17 @@ def _meanings(summary: Summary) -> list[tuple[str, str, str]]:
 
 
 def share(value: float | None) -> str:
-    """A share in per cent."""
+    """Return a share as a percentage."""
     return "-" if value is None else f"{value:.1%}"
 
 
 def seconds(value: float | None) -> str:
-    """A time in seconds."""
+    """Return the text of a time in seconds."""
     return "-" if value is None else f"{value:.2f} s"
 
 
 def milliseconds(value: float | None) -> str:
-    """A time in milliseconds."""
+    """Return the text of a time in milliseconds."""
     return "-" if value is None else f"{value:.1f} ms"
 
 

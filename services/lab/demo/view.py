@@ -1,4 +1,4 @@
-"""The demo while it runs: a live picture on a terminal, a line now and then elsewhere."""
+"""Views of the running demo: live panels on a terminal, a line every 5 s elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ BAR_WIDTH = 40  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScorerNow:
-    """One scorer at one moment."""
+class ScorerSnapshot:
+    """The state of one scorer."""
 
     name: str
     version: int
@@ -30,8 +30,8 @@ class ScorerNow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
-    """The whole at one moment; the freshness is that of the last few seconds."""
+class Snapshot:
+    """The state of the demo at one time; freshness is that of the last few seconds."""
 
     doing: str
     elapsed_seconds: float
@@ -40,7 +40,7 @@ class Moment:
     events_per_second: float
     learnt: int
     adapters_published: int
-    scorers: list[ScorerNow]
+    scorers: list[ScorerSnapshot]
     freshness_p50_seconds: float | None
     freshness_p95_seconds: float | None
     hr20_live: float | None
@@ -53,51 +53,51 @@ class Moment:
 
 
 class View(Protocol):
-    """Something that shows moments."""
+    """The interface of a view."""
 
-    def show(self, moment: Moment) -> None:
-        """Shows one."""
+    def show(self, snapshot: Snapshot) -> None:
+        """Show a snapshot."""
 
 
 class LiveView:
-    """A picture that moves."""
+    """Panels that are redrawn in place."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
-        """Takes the terminal."""
+        """Start drawing on the terminal."""
         self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Gives it back."""
+        """Stop drawing and release the terminal."""
         self._live.stop()
 
-    def show(self, moment: Moment) -> None:
-        """Draws one moment."""
-        self._live.update(picture(moment), refresh=True)
+    def show(self, snapshot: Snapshot) -> None:
+        """Draw a snapshot."""
+        self._live.update(panels(snapshot), refresh=True)
 
 
 class LinesView:
-    """A line every few seconds, for logs."""
+    """Lines for logs, one every few seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._due = 0.0
 
-    def show(self, moment: Moment) -> None:
-        """Writes a line, unless the last one is very young."""
+    def show(self, snapshot: Snapshot) -> None:
+        """Print a line, unless the last one is less than 5 s old."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + LINE_EVERY_SECONDS
-            self._console.print(line(moment), highlight=False, soft_wrap=True)
+            self._console.print(line(snapshot), highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def opened(console: Console) -> Iterator[View]:
-    """Gives the view that fits the console."""
+def view_for(console: Console) -> Iterator[View]:
+    """Yield the view that suits the console."""
     if console.is_terminal:
         with LiveView(console) as view:
             yield view
@@ -105,75 +105,76 @@ def opened(console: Console) -> Iterator[View]:
         yield LinesView(console)
 
 
-def line(moment: Moment) -> str:
-    """One moment in one line."""
-    versions = " and ".join(str(scorer.version) for scorer in moment.scorers)
+def line(snapshot: Snapshot) -> str:
+    """Return a snapshot as one line."""
+    versions = " and ".join(str(scorer.version) for scorer in snapshot.scorers)
     return (
-        f"{moment.elapsed_seconds:4.0f} s  {moment.doing}: {moment.published:,} of {moment.events_total:,} events, "
-        f"{moment.events_per_second:.0f}/s, {moment.learnt:,} learnt; adapters {versions}; "
-        f"freshness {seconds(moment.freshness_p50_seconds)}, p95 {seconds(moment.freshness_p95_seconds)}; "
-        f"HR@20 {share(moment.hr20_live)}, never updated {share(moment.hr20_never_updated)}; "
-        f"{moment.requests:,} requests, {moment.failed:,} failed"
+        f"{snapshot.elapsed_seconds:4.0f} s  {snapshot.doing}: "
+        f"{snapshot.published:,} of {snapshot.events_total:,} events, "
+        f"{snapshot.events_per_second:.0f}/s, {snapshot.learnt:,} learnt; adapters {versions}; "
+        f"freshness {seconds(snapshot.freshness_p50_seconds)}, p95 {seconds(snapshot.freshness_p95_seconds)}; "
+        f"HR@20 {share(snapshot.hr20_live)}, never updated {share(snapshot.hr20_never_updated)}; "
+        f"{snapshot.requests:,} requests, {snapshot.failed:,} failed"
     )
 
 
-def picture(moment: Moment) -> RenderableType:
-    """One moment as panels."""
+def panels(snapshot: Snapshot) -> RenderableType:
+    """Return a snapshot as panels."""
     return Panel(
-        Group(_stream(moment), "", _scorers(moment), "", _quality(moment), "", _requests(moment)),
+        Group(_stream(snapshot), "", _scorers(snapshot), "", _quality(snapshot), "", _requests(snapshot)),
         title="Headwater",
-        subtitle=f"{moment.doing}, {moment.elapsed_seconds:.0f} s; Ctrl-C stops everything",
+        subtitle=f"{snapshot.doing}, {snapshot.elapsed_seconds:.0f} s; Ctrl-C stops everything",
         width=96,
     )
 
 
-def _stream(moment: Moment) -> RenderableType:
+def _stream(snapshot: Snapshot) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_row(
         "events published",
-        ProgressBar(total=moment.events_total, completed=moment.published, width=BAR_WIDTH),
-        f"[bold]{moment.published:,}[/] of {moment.events_total:,}",
-        f"{moment.events_per_second:.0f}/s",
+        ProgressBar(total=snapshot.events_total, completed=snapshot.published, width=BAR_WIDTH),
+        f"[bold]{snapshot.published:,}[/] of {snapshot.events_total:,}",
+        f"{snapshot.events_per_second:.0f}/s",
     )
     table.add_row(
         "events learnt",
-        ProgressBar(total=moment.events_total, completed=moment.learnt, width=BAR_WIDTH),
-        f"[bold]{moment.learnt:,}[/]",
-        f"{moment.adapters_published} adapters",
+        ProgressBar(total=snapshot.events_total, completed=snapshot.learnt, width=BAR_WIDTH),
+        f"[bold]{snapshot.learnt:,}[/]",
+        f"{snapshot.adapters_published} adapters",
     )
     return table
 
 
-def _scorers(moment: Moment) -> RenderableType:
+def _scorers(snapshot: Snapshot) -> RenderableType:
     table = Table(box=None, padding=(0, 2), pad_edge=False)
     for heading in ("scorer", "adapter version", "adapters served", "requests answered"):
         table.add_column(heading, justify="left" if heading == "scorer" else "right")
-    for scorer in moment.scorers:
+    for scorer in snapshot.scorers:
         table.add_row(scorer.name, f"[bold]{scorer.version}[/]", str(scorer.versions_served), f"{scorer.answered:,}")
     return table
 
 
-def _quality(moment: Moment) -> RenderableType:
+def _quality(snapshot: Snapshot) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for name, value, style in (
-        ("HR@20 live", moment.hr20_live, "green"),
-        ("never updated", moment.hr20_never_updated, "yellow"),
+        ("HR@20 live", snapshot.hr20_live, "green"),
+        ("never updated", snapshot.hr20_never_updated, "yellow"),
     ):
         bar = ProgressBar(
             total=1.0, completed=value or 0.0, width=BAR_WIDTH, complete_style=style, finished_style=style
         )
-        table.add_row(name, bar, f"[bold]{share(value)}[/]", f"of {moment.judged:,} purchases foretold")
+        table.add_row(name, bar, f"[bold]{share(value)}[/]", f"of {snapshot.judged:,} purchases foretold")
     return table
 
 
-def _requests(moment: Moment) -> RenderableType:
+def _requests(snapshot: Snapshot) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_row(
         "freshness",
-        f"[bold]{seconds(moment.freshness_p50_seconds)}[/], p95 {seconds(moment.freshness_p95_seconds)}",
+        f"[bold]{seconds(snapshot.freshness_p50_seconds)}[/], p95 {seconds(snapshot.freshness_p95_seconds)}",
         "from an event to the first answer that has learnt it",
     )
-    failed = f"[red]{moment.failed:,} failed[/]" if moment.failed else "0 failed"
-    ranking = f"100 items ranked in {milliseconds(moment.rank_p50_ms)}, p99 {milliseconds(moment.rank_p99_ms)}"
-    table.add_row("requests", f"[bold]{moment.requests:,}[/] answered, {failed}", ranking)
+    failed = f"[red]{snapshot.failed:,} failed[/]" if snapshot.failed else "0 failed"
+    ranking = f"100 items ranked in {milliseconds(snapshot.rank_p50_ms)}, p99 {milliseconds(snapshot.rank_p99_ms)}"
+    table.add_row("requests", f"[bold]{snapshot.requests:,}[/] answered, {failed}", ranking)
     return table

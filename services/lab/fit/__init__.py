@@ -1,1 +1,1 @@
-"""Fits a model offline, so that an updater begins warm: epochs, early stopping, a bundle."""
+"""Fit: epochs over past events with early stopping, written as a warm start for an updater."""

@@ -1,4 +1,4 @@
-"""The options of `headwater fit`."""
+"""Options of `headwater fit`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,8 +1,7 @@
-"""`headwater fit`: the textbook offline steps, ending in a directory from which an updater goes on."""
+"""The command `headwater fit`: fit a model offline, test it, and write a directory that an updater starts from."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from peft_adapters.learning.learner import Learner
+from services.data.digests import file_digest
 from services.data.rows import RefusedRows, print_refused
 from services.lab.fit.data import read_split
 from services.lab.fit.fitting import Task, fit
-from services.lab.fit.progress import Passes
+from services.lab.fit.progress import PassProgress
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.outputs import require_writable_directories
 from services.settings import Settings
@@ -26,11 +26,19 @@ console = Console(stderr=True)
 def run(
     settings: Settings, *, items: Path, events: Path, out: Path, first_percent: float, strict: bool = False
 ) -> dict[str, Any]:
-    """Fit, print a table, write the warm start into `out`; the report.
+    """Fit, print a table, write the warm start into `out`, and return the report.
+
+    Args:
+        settings: settings of the encoder, the learner and the fit.
+        items: file of the catalogue.
+        events: file of the events.
+        out: directory for the warm start.
+        first_percent: percentage of the events to read, the oldest ones.
+        strict: whether to stop at the first bad row instead of skipping it.
 
     Raises:
         SettingsError: `out` cannot be written.
-        InputError: the data cannot be read, or is too little.
+        InputError: the data cannot be read, or there are too few events.
     """
     require_writable_directories({"--out": out})
     torch.set_num_threads(settings.updater.torch_threads)  # sums do not depend on how many cores there are
@@ -50,16 +58,16 @@ def run(
             model.add_items(catalogue)
         return model
 
-    with Passes(console) as passes:
+    with PassProgress(console) as progress:
         task = Task(
             out=out,
-            own=settings.fit,
+            settings=settings.fit,
             split=split,
             new_model=new_model,
             scenario=settings.scenario,
             arguments=_arguments(settings, items, events, first_percent),
             extra={"pseudonyms": pseudonymise.fingerprint()},
-            begin=passes.begin,
+            begin=progress.begin,
         )
         report = fit(task)
     console.print(_table(report))
@@ -68,9 +76,9 @@ def run(
 
 
 def _arguments(settings: Settings, items: Path, events: Path, first_percent: float) -> dict[str, Any]:
-    """All that the outcome depends on."""
+    """Return everything that the result depends on."""
     return {
-        "data": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (items, events)},
+        "data": {path.name: file_digest(path) for path in (items, events)},
         "first_percent": first_percent,
         "fit": settings.fit.model_dump(mode="json"),
         "encoder": settings.encoder.model_dump(mode="json", exclude={"cache_dir", "cache_max_bytes"}),

@@ -1,4 +1,4 @@
-"""The data of a fit, split by time: the oldest events to learn from, newer ones to stop by, the newest to test on."""
+"""Data of a fit, split by time: the oldest events to train on, newer ones for validation, the newest for the test."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Record = TypeVar("Record", Example, ShownList)
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A stream in three parts, one after the other.
+    """A stream in three consecutive parts.
 
     Attributes:
         train: the oldest events.
-        validation: what came then.
+        validation: the events after the training events.
         test: the newest events.
     """
 
@@ -32,19 +32,19 @@ class Split:
 
     @property
     def parts(self) -> tuple[Stream, Stream, Stream]:
-        """All of it in order."""
+        """Return the three parts in order."""
         return self.train, self.validation, self.test
 
     @property
     def events(self) -> int:
-        """Clicks and purchases in all parts."""
+        """Return the number of clicks and purchases in all parts."""
         return sum(len(part.examples) for part in self.parts)
 
 
 def read_split(
     path: Path,
     known: set[str],
-    own: FitSettings,
+    settings: FitSettings,
     *,
     first_percent: float,
     pseudonymise: Callable[[str], str],
@@ -53,43 +53,46 @@ def read_split(
     """Read a stream and split it.
 
     Args:
-        path: events, see `services.data.dataset`.
-        known: items of the catalogue.
-        own: how to split.
-        first_percent: how much of the events is read, the oldest; the rest is left for a backtest.
-        pseudonymise: what becomes of ids of users and sessions.
-        refused: takes the rows that are no valid events; without it the first one is an error.
+        path: file of events, see `services.data.dataset`.
+        known: ids of the catalogue's items.
+        settings: settings with the percentages of the split.
+        first_percent: percentage of the events to read, the oldest ones; the rest is left for a backtest.
+        pseudonymise: replaces the ids of users and sessions.
+        refused: collects the rows that are not valid events; without it the first one is an error.
 
     Raises:
         InputError: the file cannot be read, or has too few events for three parts.
     """
-    stream = read_stream(path, known, max_events=None, click_window_seconds=own.click_window_seconds, refused=refused)
+    stream = read_stream(
+        path, known, max_events=None, click_window_seconds=settings.click_window_seconds, refused=refused
+    )
     kept = until_percent(stream, first_percent)
-    split = split_by_time(_hidden(kept, pseudonymise), own)
+    split = split_by_time(_hidden(kept, pseudonymise), settings)
     if not all(part.examples for part in split.parts):
         raise InputError(
-            f"{path}: {len(kept.examples)} events are too few for three parts of {own.train_percent:g}, "
-            f"{own.validation_percent:g} and {100 - own.train_percent - own.validation_percent:g} %; give more events"
+            f"{path}: {len(kept.examples)} events are too few for three parts of {settings.train_percent:g}, "
+            f"{settings.validation_percent:g} and {100 - settings.train_percent - settings.validation_percent:g} %; "
+            "give more events"
         )
     return split
 
 
 def until_percent(stream: Stream, percent: float) -> Stream:
-    """The first `percent` of the clicks and purchases, and what was shown before the next one."""
+    """Return the first `percent` of the clicks and purchases, and the lists shown before the next one."""
     return _between(stream, 0, _share(stream, percent))
 
 
-def split_by_time(stream: Stream, own: FitSettings) -> Split:
-    """The three parts of a stream; one may be empty where there are few events."""
-    first = _share(stream, own.train_percent)
-    second = _share(stream, own.train_percent + own.validation_percent)
+def split_by_time(stream: Stream, settings: FitSettings) -> Split:
+    """Return the three parts of a stream; a part may be empty if there are few events."""
+    first = _share(stream, settings.train_percent)
+    second = _share(stream, settings.train_percent + settings.validation_percent)
     return Split(
         _between(stream, 0, first), _between(stream, first, second), _between(stream, second, len(stream.examples))
     )
 
 
 def waiting_after(stream: Stream) -> list[tuple[int, ShownList]]:
-    """Lessons of lists that are not due when the stream ends, in order of their time."""
+    """Return the lessons of lists that are not due when the stream ends, in order of their time."""
     end_ms = max([example.ts for example in stream.examples] + [shown.as_shown.ts for shown in stream.lists])
     lessons = [lesson for shown in stream.lists for lesson in shown.lessons if lesson[0] > end_ms]
     return sorted(lessons, key=lambda lesson: lesson[0])
@@ -100,7 +103,7 @@ def _share(stream: Stream, percent: float) -> int:
 
 
 def _between(stream: Stream, start: int, end: int) -> Stream:
-    """Positives `start` to `end`, and the lists that were shown from the first of them on, up to the one behind."""
+    """Return positives `start` to `end`, and the lists shown from the first of them up to the next positive."""
     examples = stream.examples
     from_ms = examples[start].ts if 0 < start < len(examples) else None
     to_ms = examples[end].ts if end < len(examples) else None
@@ -113,7 +116,7 @@ def _between(stream: Stream, start: int, end: int) -> Stream:
 
 
 def _hidden(stream: Stream, pseudonymise: Callable[[str], str]) -> Stream:
-    """The same with shoppers known by pseudonym, as everything behind the intake knows them."""
+    """Return the stream with pseudonyms instead of shoppers' ids, as everything behind the intake sees them."""
 
     def hide(record: Record) -> Record:
         session = record.session_id

@@ -1,13 +1,13 @@
-"""The fit: epochs over the training events until validation gets no better, a test, and the warm start written.
+"""A fit: epochs over the training events until validation stops improving, a test, and the warm start.
 
-An epoch replays the events in their order through the learner, as they came: counters and shoppers begin empty, so that
-each event meets the contexts of its own time and is counted once; heads, residuals, LoRA and optimisers go on from
-epoch to epoch. After each epoch the model is judged on the validation events, weights standing still and counters going
-on, and kept as a checkpoint. The best one is tested in the same way, then goes live through validation and test: what
-it has not seen yet is learnt once, in order, as an updater would have done.
+An epoch replays the training events in order through the learner. Counters and shoppers start empty in each epoch, so
+that each event meets the contexts of its own time and is counted once; heads, residuals, LoRA and optimisers carry on
+from epoch to epoch. After each epoch the model is judged on the validation events, with constant weights and running
+counters, and saved as a checkpoint. The best checkpoint is tested the same way, and then learns validation and test
+events once, in order, as an updater would have.
 
 ```
-<out>/.fit/<epoch:010d>/   checkpoints of finished epochs: a run that was cut short goes on from the newest
+<out>/.fit/<epoch:010d>/   checkpoints of finished epochs; an interrupted run resumes from the newest
 ```
 """
 
@@ -41,21 +41,21 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What there is to do, and what to make anew for it.
+    """The inputs of a fit.
 
     Attributes:
-        out: where the warm start goes.
-        own: how to fit.
-        split: the data.
+        out: directory for the warm start.
+        settings: settings of the fit.
+        split: the data in three parts.
         new_model: makes a learner that has learnt nothing, with or without the catalogue's items.
-        scenario: for which ranking.
-        arguments: what a run must have in common with the one that it goes on from, as JSON can hold it.
-        extra: what is kept beside the learner.
-        begin: is told of each pass, what it is called and over how many events it goes; gives what to tell its steps.
+        scenario: name of the ranking to fit.
+        arguments: arguments that a resumed run must share with the first one, as JSON values.
+        extra: values to save beside the learner.
+        begin: called with the name and the number of events of each pass; returns the callback for its progress.
     """
 
     out: Path
-    own: FitSettings
+    settings: FitSettings
     split: Split
     new_model: Callable[[bool], Learner]
     scenario: str
@@ -65,7 +65,7 @@ class Task:
 
 
 def fit(task: Task) -> dict[str, Any]:
-    """Fit, test and write the warm start; the report, which `fit.json` holds too.
+    """Fit, test and write the warm start, and return the report, which is saved as `fit.json` too.
 
     Raises:
         SettingsError: the directory has a fit with other arguments.
@@ -102,7 +102,7 @@ def fit(task: Task) -> dict[str, Any]:
 
 
 def _learn_epochs(task: Task) -> list[dict[str, Any]]:
-    """Learn epoch after epoch, from the newest checkpoint on; what each came to."""
+    """Learn epoch after epoch, starting from the newest checkpoint, and return the results of all epochs."""
     root = task.out / CHECKPOINTS_NAME
     root.mkdir(parents=True, exist_ok=True)
     done = max((int(path.name) for path in root.iterdir() if path.name.isdigit()), default=0)
@@ -113,17 +113,17 @@ def _learn_epochs(task: Task) -> list[dict[str, Any]]:
         _require_same(kept["arguments"], task)
         epochs = kept["epochs"]
         log.info("fit_resumed", epochs_done=done)
-    while not _is_over(epochs, task.own):
+    while not _is_over(epochs, task.settings):
         epochs.append(_epoch(task, model, len(epochs) + 1))
         save_checkpoint(root, len(epochs), model, {"arguments": dict(task.arguments), "epochs": epochs})
-        prune_checkpoints(root, keep=checkpoint_numbers(root)[-1 - task.own.patience :])  # the best is among them
+        prune_checkpoints(root, keep=checkpoint_numbers(root)[-1 - task.settings.patience :])  # the best is among them
     return epochs
 
 
-def _is_over(epochs: list[dict[str, Any]], own: FitSettings) -> bool:
+def _is_over(epochs: list[dict[str, Any]], settings: FitSettings) -> bool:
     if not epochs:
         return False
-    return len(epochs) >= own.max_epochs or len(epochs) - int(_best(epochs)["epoch"]) >= own.patience
+    return len(epochs) >= settings.max_epochs or len(epochs) - int(_best(epochs)["epoch"]) >= settings.patience
 
 
 def _best(epochs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -132,10 +132,10 @@ def _best(epochs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _epoch(task: Task, model: Learner, number: int) -> dict[str, Any]:
     started = time.monotonic()
-    train, validation, own = task.split.train, task.split.validation, task.own
+    train, validation, settings = task.split.train, task.split.validation, task.settings
     begin_again(model)
     step = task.begin(f"epoch {number}", len(train.examples) + len(validation.examples))
-    loss = learn(model, train, batch_events=own.batch_events, step=step)
+    loss = learn(model, train, batch_events=settings.batch_events, step=step)
     judged = _judged(task, model, validation, step, after=train)
     seconds = time.monotonic() - started
     log.info("epoch_done", epoch=number, loss=round(loss, 4), **_rounded(judged), seconds=round(seconds, 1))
@@ -143,12 +143,12 @@ def _epoch(task: Task, model: Learner, number: int) -> dict[str, Any]:
 
 
 def _require_same(kept: Mapping[str, Any], task: Task) -> None:
-    found = json.loads(json.dumps(dict(task.arguments)))
-    for name in sorted(kept.keys() | found.keys()):
-        if kept.get(name) != found.get(name):
+    arguments = json.loads(json.dumps(dict(task.arguments)))
+    for name in sorted(kept.keys() | arguments.keys()):
+        if kept.get(name) != arguments.get(name):
             raise SettingsError(
                 f"{task.out}: expected {name} as in the fit that was begun there, {kept.get(name)}, got "
-                f"{found.get(name)}; go on with the same arguments, or give another --out"
+                f"{arguments.get(name)}; go on with the same arguments, or give another --out"
             )
 
 
@@ -156,8 +156,8 @@ def _require_same(kept: Mapping[str, Any], task: Task) -> None:
 
 
 def _test(task: Task, model: Learner) -> dict[str, Figures]:
-    """Figures of the test events: of a model that has seen nothing, of one that has only counted, of the best one."""
-    split, size = task.split, task.own.batch_events
+    """Return figures of the test events for a new model, for one that has only counted, and for the best one."""
+    split, size = task.split, task.settings.batch_events
     untouched = task.new_model(True)
     step = task.begin("test before", len(split.test.examples))
     before = _judged(task, untouched, split.test, step)
@@ -173,7 +173,7 @@ def _test(task: Task, model: Learner) -> dict[str, Figures]:
 
 
 def _go_live(task: Task, model: Learner) -> None:
-    split, size = task.split, task.own.batch_events
+    split, size = task.split, task.settings.batch_events
     step = task.begin("going live", len(split.validation.examples) + len(split.test.examples))
     learn(model, split.validation, batch_events=size, waiting=waiting_after(split.train), step=step)
     learn(model, split.test, batch_events=size, waiting=waiting_after(split.validation), step=step)
@@ -183,7 +183,7 @@ def _judged(task: Task, model: Learner, stream: Any, step: Progress, *, after: A
     ranks = Ranks()
     waiting = waiting_after(after) if after is not None else ()
     with put_back(model):
-        count(model, stream, batch_events=task.own.batch_events, waiting=waiting, step=step, ranks=ranks)
+        count(model, stream, batch_events=task.settings.batch_events, waiting=waiting, step=step, ranks=ranks)
     return figures(ranks)
 
 

@@ -1,4 +1,4 @@
-"""Passes over a stream: one that learns, one that only counts, and one that judges what it counts."""
+"""Passes over a stream: learn it, count it with constant weights, or count and judge it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _WHOLE_CATALOGUE = 2**62
 def learn(
     model: Learner, stream: Stream, *, batch_events: int, waiting: Sequence[tuple[int, ShownList]] = (), step: Progress
 ) -> float:
-    """Learn a stream in order, lists when they are due; the mean loss before each batch's step, in nats an event.
+    """Learn a stream in order, lists when they are due, and return the mean loss before each step, in nats per event.
 
     Args:
-        model: what learns.
-        stream: what it learns.
-        batch_events: events a micro-batch.
+        model: the learner to train.
+        stream: the events and lists to learn.
+        batch_events: events per micro-batch.
         waiting: lessons of earlier lists, in order of their time.
-        step: is told how many events were learnt.
+        step: called with the number of events learnt.
     """
     losses = 0.0
 
@@ -53,15 +53,15 @@ def count(
     step: Progress,
     ranks: Ranks | None = None,
 ) -> None:
-    """Let a stream go by, weights standing still: counters and shoppers follow it as they do where a model is served.
+    """Count a stream with constant weights: counters and shoppers are updated, as they are where a model is served.
 
     Args:
-        model: what counts.
-        stream: what it counts.
-        batch_events: events a micro-batch.
+        model: the learner whose counters are updated.
+        stream: the events and lists to count.
+        batch_events: events per micro-batch.
         waiting: lessons of earlier lists, in order of their time.
-        step: is told how many events were counted.
-        ranks: gets the rank of each event among the whole catalogue, by what stood before its batch.
+        step: called with the number of events counted.
+        ranks: receives the rank of each event among the whole catalogue, by the state before its micro-batch.
     """
 
     def take(examples: Sequence[Example]) -> None:
@@ -107,7 +107,7 @@ def _walk(
 
 @contextmanager
 def _judging_all(model: Learner) -> Iterator[None]:
-    """The whole catalogue is ranked, whatever its size."""
+    """Rank the whole catalogue within this context, whatever its size."""
     settings = model.settings
     model.settings = settings.model_copy(update={"judged_items": _WHOLE_CATALOGUE})
     try:

@@ -1,4 +1,4 @@
-"""How far a fit is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a fit: bars on a terminal, a line every 15 s elsewhere."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from services.lab.fit.passes import Progress as Step
 _LINE_SECONDS = 15.0
 
 
-class Passes:
-    """One bar for each pass over the data.
+class PassProgress:
+    """Progress bars, one for each pass over the data.
 
     Args:
-        console: where to; a bar only where it is a terminal.
+        console: the console to print to; bars are shown only on a terminal.
     """
 
     def __init__(self, console: Console) -> None:
@@ -35,11 +35,11 @@ class Passes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave them as they are."""
+        """Stop updating the bars."""
         self._bars.stop()
 
     def begin(self, name: str, events: int) -> Step:
-        """Begin a pass over so many events; what to tell its steps."""
+        """Begin a pass over a number of events, and return the callback for its progress."""
         task = self._bars.add_task(name, total=events)
         done = 0
 

@@ -1,1 +1,1 @@
-"""What backtest, fit and tune share: reading a stream of events and judging rankings of it."""
+"""Shared parts of backtest, fit and tune: reading a stream of events, and judging rankings."""

@@ -1,4 +1,4 @@
-"""What offline work reads before its first event: the catalogue, users' histories, and a learner of neither."""
+"""Inputs of offline work: the catalogue, users' earlier items, and a new learner."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _WARM_UP_GAP_MS = 24 * 3_600_000  # so that no session goes on from the warm-up 
 
 
 def read_catalogue(path: Path, *, refused: RefusedRows | None = None) -> list[CatalogueItem]:
-    """Items in file order: ids, texts and, where they have any, vectors.
+    """Return the items in file order: ids, texts and, where they have any, vectors.
 
     Args:
-        path: a table of items.
-        refused: takes the rows that are no valid items; without it the first one is an error.
+        path: file of the items.
+        refused: collects the rows that are not valid items; without it the first one is an error.
     """
     return [catalogue_item(item) for item in read_items(path, refused=refused)]
 
 
 def read_warm_up(path: Path, known: set[str], before_ms: int) -> list[Example]:
-    """Earlier items of users (user_id, prior_items oldest first) as purchases a second apart, all before `before_ms`.
+    """Return users' earlier items (user_id, prior_items oldest first) as purchases a second apart, before `before_ms`.
 
     Raises:
-        InputError: the file cannot be read, or has not those columns.
+        InputError: the file cannot be read, or lacks those columns.
     """
     pairs = [(user, item) for user, prior in _histories(path) for item in prior.split() if item in known]
     start = before_ms - _WARM_UP_GAP_MS - 1_000 * len(pairs)
@@ -64,6 +64,6 @@ def _histories(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def new_learner(encoder_settings: EncoderSettings, settings: LearnerSettings) -> Learner:
-    """A learner of an empty catalogue, its frozen activations kept in the settings' cache."""
+    """Return a learner with an empty catalogue, which caches frozen activations as the settings say."""
     encoder = Encoder(encoder_settings)
     return Learner(encoder, Catalogue(PrefixCache.from_settings(encoder)), settings)

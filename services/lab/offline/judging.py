@@ -1,4 +1,4 @@
-"""Ranks of judged events, and the figures that follow from them."""
+"""Ranks of judged events, and the figures computed from them."""
 
 from __future__ import annotations
 
@@ -36,19 +36,18 @@ def _floats() -> array[float]:
 
 @dataclass(slots=True)
 class Ranks:
-    """What one run of one policy was judged by, a small entry an event.
+    """The ranks of one run of one policy, in a few bytes per event.
 
     Attributes:
-        rank: 1 is best; ties count against the item, and so does a score that is no number.
-        auc: share of other items sold before that score below it, ties half; NaN when there was none.
-        auc_first3: of events that are among the first three of their item alone, the same share of random items of the
-            whole catalogue.
-        first_of_item: no event of the item came before, in the data judged or learnt.
-        new_user: no event of the user came before.
-        first_index: place of the first judged event in the stream, from 0.
-        candidates: size of the catalogue that was ranked.
-        list_ndcg: NDCG@10 of each list in which something was clicked and something was not.
-        calibration: by outcome, predictions against what came of them, over all that was shown.
+        rank: ranks from 1; ties count against the item, and so does a score that is not finite.
+        auc: share of other items sold before that score below the item, ties half; NaN if there was none.
+        auc_first3: for the first three events of each item, the same share over random items of the whole catalogue.
+        first_of_item: whether the item had no earlier event, in the data judged or learnt.
+        new_user: whether the user had no earlier event.
+        first_index: index of the first judged event in the stream, from 0.
+        candidates: size of the ranked catalogue.
+        list_ndcg: NDCG@10 of each list in which some items were clicked and some were not.
+        calibration: by outcome, predictions against outcomes over all items shown.
     """
 
     rank: array[int] = field(default_factory=_ints)
@@ -65,34 +64,34 @@ class Ranks:
         """Judge events.
 
         Args:
-            scores: [events, catalogue].
-            items: [events] rows of what was bought.
-            sold: [catalogue] items that had an event before the batch.
+            scores: [events, catalogue] scores of the published state.
+            items: [events] rows of the items bought.
+            sold: [catalogue] whether the item had an event before the micro-batch.
         """
-        own = scores.gather(1, torch.from_numpy(items)[:, None])
-        self.rank.extend((scores.shape[1] - (scores < own).sum(dim=1)).tolist())
+        target = scores.gather(1, torch.from_numpy(items)[:, None])
+        self.rank.extend((scores.shape[1] - (scores < target).sum(dim=1)).tolist())
         self.candidates = scores.shape[1]
         others = torch.from_numpy(sold).float()
-        own_sold = others[torch.from_numpy(items)]
-        below = (scores < own).float() @ others
-        tied = (scores == own).float() @ others - own_sold
-        self.auc.extend(((below + 0.5 * tied) / (others.sum() - own_sold)).tolist())
+        target_sold = others[torch.from_numpy(items)]
+        below = (scores < target).float() @ others
+        tied = (scores == target).float() @ others - target_sold
+        self.auc.extend(((below + 0.5 * tied) / (others.sum() - target_sold)).tolist())
 
     def add_first(self, scores: Tensor, items: Ints, *, nth: Ints, index: Ints) -> None:
-        """Judge those of some events that are among the first of their item.
+        """Judge those events that are among the first of their item.
 
         Args:
-            scores: [events, catalogue].
-            items: [events] rows of what was bought.
-            nth: [events] which event of its item each is, from 1.
-            index: [events] place of each in the stream.
+            scores: [events, catalogue] scores of the published state.
+            items: [events] rows of the items bought.
+            nth: [events] number of each event among its item's events, from 1.
+            index: [events] index of each event in the stream.
         """
         if scores.shape[1] > 1:
             for row in np.flatnonzero(nth <= FIRST_EVENTS).tolist():
                 self.auc_first3.append(auc_among_random(scores[row], int(items[row]), int(index[row])))
 
     def add_lists(self, judged: JudgedLists, lists: Sequence[ShownList]) -> None:
-        """Judge lists by what was clicked and bought of them."""
+        """Judge lists by their clicks and purchases."""
         for scores, shown in zip(judged.scores, lists, strict=True):
             if 0 < sum(shown.clicked) < len(shown.clicked):
                 self.list_ndcg.append(list_ndcg(scores, shown.clicked))
@@ -102,14 +101,14 @@ class Ranks:
 
 
 def auc_among_random(scores: Tensor, item: int, index: int) -> float:
-    """Share of random other items that score below an item, ties half.
+    """Return the share of random other items that score below an item, ties half.
 
-    Which ones follows from the event alone, so that all policies are compared on the same.
+    The random items depend on the event alone, so that all policies are compared on the same ones.
 
     Args:
-        scores: [catalogue] of one event.
-        item: row of what was bought.
-        index: place of the event in the stream.
+        scores: [catalogue] scores for one event.
+        item: row of the item bought.
+        index: index of the event in the stream.
     """
     others = len(scores) - 1
     drawn = np.random.default_rng(index).choice(others, size=min(RANDOM_ITEMS, others), replace=False)
@@ -118,25 +117,26 @@ def auc_among_random(scores: Tensor, item: int, index: int) -> float:
 
 
 def ndcg(rank: npt.NDArray[np.int32]) -> Floats:
-    """NDCG@20 of events whose item came at a rank."""
+    """Return NDCG@20 of events from the ranks of their items."""
     return np.where(rank <= CUTOFF, 1 / np.log2(rank + 1.0), 0.0)
 
 
 def hits(rank: npt.NDArray[np.int32]) -> Floats:
-    """HR@20 of the same."""
+    """Return HR@20 of events from the ranks of their items."""
     return (rank <= CUTOFF).astype(np.float64)
 
 
 def ranks_of(ranks: Ranks) -> npt.NDArray[np.int32]:
-    """[events] ranks as an array."""
+    """Return the ranks [events] as an array."""
     return np.array(ranks.rank, dtype=np.int32)
 
 
 def figures(ranks: Ranks) -> dict[str, float]:
-    """HR@20, NDCG@20, MRR and AUC, over all events and over the slices; AUC only where another item was sold before.
+    """Return HR@20, NDCG@20, MRR and AUC over all events and over the slices.
 
-    `auc_first3` is among random items of the whole catalogue, over the first three events of each item. Where lists
-    were judged, NDCG@10 within lists too, and the expected calibration error of each outcome.
+    AUC covers the events where another item was sold before. `auc_first3` is among random items of the whole
+    catalogue, over the first three events of each item. If lists were judged, NDCG@10 within lists and the expected
+    calibration error of each outcome are there too.
     """
     rank, auc = ranks_of(ranks), np.array(ranks.auc)
     first, new = np.array(ranks.first_of_item), np.array(ranks.new_user)
@@ -165,7 +165,7 @@ def _of(rank: npt.NDArray[np.int32], auc: npt.NDArray[np.float32], suffix: str) 
 
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean over seeds and the half-width of its 95 % interval (Student's t); one seed has no interval."""
+    """Return the mean over seeds and the half-width of its 95 % interval (Student's t), None with one seed."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return {"mean": mean, "ci95": None}

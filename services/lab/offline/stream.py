@@ -1,4 +1,4 @@
-"""What a backtest replays: positives, and lists with when each is judged and learnt."""
+"""Streams that offline work replays: positives, and lists with the times when each is judged and learnt."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _DAY_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A list as a backtest sees it.
+    """A list in a replay.
 
     Attributes:
-        as_shown: the list with every click and purchase that it led to; what it is judged by.
-        lessons: when each part is learnt, epoch ms, and the part: the list when its click window has passed, and what
-            was clicked or bought later when that came.
+        as_shown: the list with every click and purchase that it led to; it is judged by them.
+        lessons: the parts to learn, each with the epoch ms when it is due: the list when its click window has passed,
+            and each later click or purchase when it came.
     """
 
     as_shown: ShownList
@@ -34,7 +34,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Positives and lists, each in time order."""
+    """A stream of positives and lists, each in time order."""
 
     examples: list[Example]
     lists: list[Shown]
@@ -42,7 +42,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What is judged before any of it is learnt."""
+    """A micro-batch of records, judged before any of it is learnt."""
 
     lists: list[Shown]
     examples: Sequence[Example]
@@ -57,15 +57,15 @@ def read_stream(
     click_window_seconds: float,
     refused: RefusedRows | None = None,
 ) -> Stream:
-    """Clicks, purchases and impressions; other rows are passed over. Impressions are joined by `request_id`.
+    """Return the clicks, purchases and impressions of a file, joined by `request_id`; other rows are ignored.
 
     Args:
-        path: events, see `services.data.dataset`.
-        known: items of the catalogue.
-        max_events: ends after that many clicks and purchases.
-        click_window_seconds: a list is learnt when so much time has passed.
-        refused: takes the rows that are no valid events, and events of items whose own rows were refused; without it
-            the first one is an error.
+        path: file of events, see `services.data.dataset`.
+        known: ids of the catalogue's items.
+        max_events: number of clicks and purchases after which the stream ends; None reads it all.
+        click_window_seconds: event time after which a shown list is learnt.
+        refused: collects the rows that are not valid events, and events of items whose own rows were refused; without
+            it the first one is an error.
 
     Raises:
         InputError: there is no click or purchase, or one is of an item that the catalogue does not have.
@@ -93,30 +93,35 @@ def read_stream(
             f"{path}: {len(unknown)} items are not in the catalogue, among them {sorted(unknown)[:3]}; "
             "add them to --items"
         )
-    queries = {one.request_id: normalize_query(one.query) for one in impressions}
+    queries = {event.request_id: normalize_query(event.query) for event in impressions}
     examples = [
         example_of(event, publish_ts_ms=event.ts, query=queries.get(event.request_id or "")) for event in positives
     ]
-    clicked, bought = _first_times(positives), _first_times([one for one in positives if isinstance(one, Purchase)])
+    clicked, bought = (
+        _first_times(positives),
+        _first_times([event for event in positives if isinstance(event, Purchase)]),
+    )
     window_ms = int(1000 * click_window_seconds)
-    lists = [_shown(one, known, clicked[one.request_id], bought[one.request_id], window_ms) for one in impressions]
+    lists = [
+        _shown(event, known, clicked[event.request_id], bought[event.request_id], window_ms) for event in impressions
+    ]
     return Stream(sorted(examples, key=lambda example: example.ts), sorted(lists, key=lambda shown: shown.as_shown.ts))
 
 
 def _first_times(events: Sequence[Click | Purchase]) -> dict[str, dict[str, int]]:
-    """By request, when the first event of each item was."""
+    """Return by request the time of the first event of each item."""
     times: dict[str, dict[str, int]] = defaultdict(dict)
     for event in events:
         if event.request_id is not None:
-            own = times[event.request_id]
-            own[event.item_id] = min(event.ts, own.get(event.item_id, event.ts))
+            first = times[event.request_id]
+            first[event.item_id] = min(event.ts, first.get(event.item_id, event.ts))
     return times
 
 
 def _shown(
     event: Impression, known: set[str], clicked: dict[str, int], bought: dict[str, int], window_ms: int
 ) -> Shown:
-    """A list, and when what of it is learnt, from the times of its first clicks (or purchases) and purchases."""
+    """Return a list with its lessons, from the times of its first clicks (or purchases) and purchases."""
     due_ms = event.ts + window_ms
     items = [item for item in event.items if item["item_id"] in known]
     ids = [item["item_id"] for item in items]
@@ -157,7 +162,7 @@ def chunks(stream: Stream, size: int) -> Iterator[Chunk]:
 
 
 def days(chunk: Chunk) -> Iterator[tuple[int, Chunk]]:
-    """Cut a chunk at the midnights (UTC) in it: the days since 1970 and their parts, in order."""
+    """Cut a chunk at the midnights (UTC) in it, and yield the days since 1970 with their parts, in order."""
     records: list[tuple[int, Example | Shown]] = [(shown.as_shown.ts, shown) for shown in chunk.lists]
     records += [(example.ts, example) for example in chunk.examples]
     in_order = sorted(records, key=lambda record: record[0])

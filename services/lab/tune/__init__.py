@@ -1,1 +1,1 @@
-"""Searches hyper-parameters over the split of an offline fit."""
+"""Tune: search hyper-parameters over the split of an offline fit."""

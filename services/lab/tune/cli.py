@@ -1,4 +1,4 @@
-"""The options of `headwater tune`."""
+"""Options of `headwater tune`."""
 
 from pathlib import Path
 from typing import Annotated

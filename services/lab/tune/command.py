@@ -1,4 +1,4 @@
-"""`headwater tune`: a seeded search (TPE, Bergstra et al. 2011) over the split of an offline fit."""
+"""The command `headwater tune`: a seeded search (TPE, Bergstra et al. 2011) over the split of an offline fit."""
 
 from __future__ import annotations
 
@@ -31,11 +31,20 @@ console = Console(stderr=True)
 def run(
     settings: Settings, *, items: Path, events: Path, out: Path, trials: int, first_percent: float, strict: bool = False
 ) -> float:
-    """Go on with the study in `out` until it has so many trials, and write the winner; its validation NDCG@20.
+    """Resume the study in `out` until it has `trials` trials, write the best settings, and return their NDCG@20.
+
+    Args:
+        settings: settings that the search starts from.
+        items: file of the catalogue.
+        events: file of the events.
+        out: directory for the study and the best settings.
+        trials: number of trials in all, earlier ones included.
+        first_percent: percentage of the events to read, the oldest ones.
+        strict: whether to stop at the first bad row instead of skipping it.
 
     Raises:
         SettingsError: Optuna is not installed, or `out` cannot be written.
-        InputError: the data cannot be read, or is too little.
+        InputError: the data cannot be read, or there are too few events.
     """
     if find_spec("optuna") is None:
         raise SettingsError("`tune` searches with Optuna, which is not installed; pip install 'headwater[tune]'")
@@ -75,14 +84,14 @@ def _done(study: Study) -> int:
 
 
 def _seed(study: Study, seed: int) -> None:
-    """Seeded by the trial, not by a running state: a search gone on with draws what one that was not cut short drew."""
+    """Seed the sampler by the number of the trial, so that a resumed search draws what an uninterrupted one draws."""
     from optuna.samplers import TPESampler
 
     study.sampler = TPESampler(seed=seed)
 
 
 def _value(settings: Settings, trial: Trial, catalogue: list[CatalogueItem], split: Split) -> float:
-    """Validation NDCG@20 after the training events were learnt once, in order."""
+    """Return NDCG@20 on the validation events after learning the training events once, in order."""
     chosen = _sections({name: _suggested(trial, name) for name in _SPACE})
     learner = type(settings.learner).model_validate(settings.learner.model_dump() | chosen["learner"])
     size = int(chosen["fit"]["batch_events"])
@@ -133,7 +142,7 @@ def _sections(chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _toml(chosen: dict[str, Any]) -> str:
-    """A settings file; what a micro-batch of the fit holds, one of the updater holds too."""
+    """Return a settings file; the updater gets the micro-batch size of the fit."""
     sections = _sections(chosen)
     sections["updater"] = dict(sections["fit"])
     tables = (

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import re
 import subprocess
@@ -104,6 +105,22 @@ def test_every_event_has_one_row_and_the_warm_up_none(
         assert [int(row["event_index"]) for row in rows] == list(range(EVENTS))
         assert {row["candidates"] for row in rows} == {"60"}
         assert all(1 <= int(row["rank"]) <= 60 for row in rows)
+
+
+def test_figures_name_the_data_encoder_and_settings_they_are_of(report: dict[str, Any], data: Path) -> None:
+    source = report["provenance"]
+    assert {role: file["file"] for role, file in source["data"].items()} == {
+        "items": "items.csv",
+        "events": "events.csv.gz",
+        "warm_up": "history.csv",
+    }
+    for file in source["data"].values():
+        assert file["sha256"] == hashlib.sha256((data / file["file"]).read_bytes()).hexdigest()
+    assert len(source["encoder"]["base_digest"]) == 64
+    assert source["options"]["batch_events"] == 25
+    assert source["options"]["max_events"] == EVENTS
+    assert set(source["headwater"]) == {"version", "commit", "dirty"}
+    assert "encoder.cache_dir" not in source["changed_settings"], "no path of this machine"
 
 
 def test_means_are_over_seeds(report: dict[str, Any]) -> None:

@@ -17,6 +17,13 @@ from services.settings import Settings
 from streams.examples import Example
 
 EVENTS = 60
+PROVENANCE = {
+    "headwater": {"version": "1.2.3", "commit": "abc", "dirty": True},
+    "encoder": {"model": "default", "base_digest": "d16e57"},
+    "data": {"items": {"file": "items.csv", "sha256": "1" * 64}, "events": {"file": "events.csv", "sha256": "2" * 64}},
+    "options": {"seeds": 1, "max_events": None, "batch_events": 10},
+    "changed_settings": {"learner.lora": False},
+}
 
 
 def outcome(rank: int, *, publications: int = 3) -> Outcome:
@@ -35,7 +42,9 @@ def written(directory: Path, ranks: dict[str, int], *, delay: float = 0.0) -> st
     examples = [Example(f"e-{i}", "ann", None, "item-1", i, "click", "home", None, 0) for i in range(80)]
     data = Data(titled(100), [], Stream(examples, []), 10, label_delay_seconds=delay, judge_after=0.25)
     outcomes = {policy: [outcome(rank, publications=0 if policy == "nightly" else 3)] for policy, rank in ranks.items()}
-    report = {"items": "items.csv", "events": "events.csv"} | summary(Settings(), data, outcomes)
+    report = {"items": "items.csv", "events": "events.csv", "provenance": PROVENANCE} | summary(
+        Settings(), data, outcomes
+    )
     write_report(directory / "new" / "study", report, parse_policies(list(ranks)), outcomes)
     return (directory / "new" / "study" / "report.md").read_text()
 
@@ -68,6 +77,22 @@ def test_it_says_how_it_was_measured(tmp_path: Path) -> None:
 def test_it_says_who_never_published(tmp_path: Path) -> None:
     assert "nightly published nothing that it learnt" in written(tmp_path, {"live": 1, "nightly": 2})
     assert "published nothing" not in written(tmp_path, {"live": 1})
+
+
+def test_it_names_version_commit_encoder_data_and_settings(tmp_path: Path) -> None:
+    text = written(tmp_path, {"live": 1})
+    for row in (
+        "| Headwater | 1.2.3 |",
+        "| commit | abc, with uncommitted changes |",
+        "| encoder | default |",
+        "| encoder digest | d16e57 |",
+        f"| items: items.csv | sha256 {'1' * 64} |",
+        f"| events: events.csv | sha256 {'2' * 64} |",
+        "| batch_events | 10 |",
+        "| learner.lora | False |",
+    ):
+        assert row in text
+    assert "max_events" not in text, "it was not given"
 
 
 def test_a_rolling_mean_begins_when_its_window_is_full() -> None:

@@ -1,4 +1,4 @@
-"""What is learnt when, and when it begins to rank: by a rival that says what it knows."""
+"""What is learnt when, and when it begins to rank: by a policy model that says what it knows."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from peft_adapters.learning.lists import JudgedLists
 from peft_adapters.ranking.shoppers import Contexts, Shoppers, pad
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.backtest.policies import parse_policies, policy_settings
+from services.lab.backtest.policy_models import LearnerModel
 from services.lab.backtest.replay import Data, Outcome, Replay
-from services.lab.backtest.rivals import LearnerRival
 from services.lab.backtest.run import Start, run_policy
 from services.lab.offline.inputs import new_learner
 from services.lab.offline.stream import Stream, chunks
@@ -27,7 +27,7 @@ ENCODER = EncoderSettings(model=str(tiny_bert()), lora_rank=4, cache_dir=None)
 
 
 class Diary:
-    """A rival that writes down which events were published when each one was judged; events are named by their item."""
+    """A policy model that records which events were published when each was judged; events are named by their item."""
 
     def __init__(self) -> None:
         self.rows = {f"item-{row}": row for row in range(ITEMS)}
@@ -218,25 +218,25 @@ def test_a_copy_stands_still_while_the_learner_moves_on() -> None:
 def test_what_is_learnt_changes_no_score_before_it_is_published() -> None:
     model = new_learner(ENCODER, policy_settings(QUICK, "live", 0))
     model.add_items(titled(ITEMS))
-    rival, context = LearnerRival(model, with_lists=False), pad([([3, 4], [0, 1])])
+    policy_model, context = LearnerModel(model, with_lists=False), pad([([3, 4], [0, 1])])
     for begin in range(0, 60, 20):
-        rival.learn(PAIRED[begin : begin + 20])
-    rival.publish()
-    published = rival.scores(PAIRED[:1], context)
+        policy_model.learn(PAIRED[begin : begin + 20])
+    policy_model.publish()
+    published = policy_model.scores(PAIRED[:1], context)
     for begin in range(60, 160, 20):
-        rival.learn(PAIRED[begin : begin + 20])
-    assert torch.equal(rival.scores(PAIRED[:1], context), published)
-    rival.publish()
-    assert not torch.equal(rival.scores(PAIRED[:1], context), published)
+        policy_model.learn(PAIRED[begin : begin + 20])
+    assert torch.equal(policy_model.scores(PAIRED[:1], context), published)
+    policy_model.publish()
+    assert not torch.equal(policy_model.scores(PAIRED[:1], context), published)
 
 
 def test_a_large_catalogue_is_scored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = new_learner(ENCODER, policy_settings(QUICK, "live", 0))
     model.add_items(titled(ITEMS))
-    rival, contexts = LearnerRival(model, with_lists=False), pad([([row], [0]) for row in range(7)])
-    whole = rival.scores(PAIRED[:7], contexts)
-    monkeypatch.setattr("services.lab.backtest.rivals._SCORED_CELLS", 3 * ITEMS)
-    torch.testing.assert_close(rival.scores(PAIRED[:7], contexts), whole)
+    policy_model, contexts = LearnerModel(model, with_lists=False), pad([([row], [0]) for row in range(7)])
+    whole = policy_model.scores(PAIRED[:7], contexts)
+    monkeypatch.setattr("services.lab.backtest.policy_models._SCORED_CELLS", 3 * ITEMS)
+    torch.testing.assert_close(policy_model.scores(PAIRED[:7], contexts), whole)
 
 
 def test_a_run_can_start_from_another_learner() -> None:

@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException, Request
 
 from services.lab.bench.driver import Server
 from services.lab.bench.errors import BenchError
-from services.lab.bench.rank import at_half, in_turns
+from services.lab.bench.rank import alternate, at_half
 from services.web.server import running
 
 BODIES = ['{"candidates": ["a"]}', '{"candidates": ["b"]}']
@@ -86,7 +86,7 @@ def test_no_server_is_an_error() -> None:
 
 
 def test_ranking_and_doing_nothing_are_measured_in_turns(server: Server) -> None:
-    full, empty = in_turns(server, BODIES, seconds=0.1, rounds=1)
+    full, empty = alternate(server, BODIES, seconds=0.1, rounds=1)
     assert full.answered
     assert empty is not None
     assert empty.answered

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.lab.bench.command import tell
+from services.lab.bench.command import print_targets
 from services.lab.bench.report import percentile, spread, target
-from services.lab.bench.requests import CANDIDATES, Asked, asked, rank_bodies
+from services.lab.bench.requests import CANDIDATES, StorefrontRequest, rank_bodies, requests_before
 from services.scorer.requests import RankRequest, RecommendRequest
 from streams.events import Impression, Item, Purchase
 
@@ -27,28 +27,33 @@ def shown(user: str, *items: str) -> Impression:
 
 
 def test_a_request_knows_what_came_before_it_in_its_session_and_nothing_after() -> None:
-    found = asked([bought("u", "i1", 1, "s"), bought("u", "i2", 2, "s"), bought("u", "i3", 3, "other")], newest=5)
+    found = requests_before(
+        [bought("u", "i1", 1, "s"), bought("u", "i2", 2, "s"), bought("u", "i3", 3, "other")], newest=5
+    )
     assert [each.shopper["session_items"] for each in found] == [[], ["i1"], []]
     assert [each.offered for each in found] == [("i1",), ("i2",), ("i3",)]
 
 
 def test_where_lists_were_shown_these_are_ranked() -> None:
-    found = asked([bought("u", "i1", 1), shown("u", "i7", "i8"), bought("u", "i7", 10)], newest=5)
+    found = requests_before([bought("u", "i1", 1), shown("u", "i7", "i8"), bought("u", "i7", 10)], newest=5)
     assert [each.offered for each in found] == [("i7", "i8")]
     assert found[0].shopper == {"user_id": "u", "session_items": ["i1"], "ts": 9}
 
 
 def test_only_the_newest_are_asked() -> None:
-    assert [each.offered for each in asked([bought("u", f"i{n}", n) for n in range(9)], newest=2)] == [("i7",), ("i8",)]
+    assert [each.offered for each in requests_before([bought("u", f"i{n}", n) for n in range(9)], newest=2)] == [
+        ("i7",),
+        ("i8",),
+    ]
 
 
 def test_candidates_are_filled_up_and_bodies_are_what_the_scorer_takes() -> None:
-    question = Asked({"user_id": "u", "session_id": "s", "session_items": ["i1"], "ts": 5}, ("i3", "i4"))
-    request = RankRequest.model_validate_json(rank_bodies([question], ITEMS)[0])
-    assert len(request.candidates) == len(set(request.candidates)) == CANDIDATES
-    assert {"i3", "i4"} <= set(request.candidates)
-    assert RecommendRequest.model_validate_json(question.recommend()).k == 20
-    few = json.loads(rank_bodies([question], ITEMS[:10])[0])["candidates"]
+    request = StorefrontRequest({"user_id": "u", "session_id": "s", "session_items": ["i1"], "ts": 5}, ("i3", "i4"))
+    parsed = RankRequest.model_validate_json(rank_bodies([request], ITEMS)[0])
+    assert len(parsed.candidates) == len(set(parsed.candidates)) == CANDIDATES
+    assert {"i3", "i4"} <= set(parsed.candidates)
+    assert RecommendRequest.model_validate_json(request.recommend()).k == 20
+    few = json.loads(rank_bodies([request], ITEMS[:10])[0])["candidates"]
     assert sorted(few) == sorted(item.item_id for item in ITEMS[:10])
 
 
@@ -57,7 +62,7 @@ def test_ranklens_is_a_source_of_requests() -> None:
     from services.data.dataset import read_events, read_items
 
     items = list(read_items(RANKLENS / "items.csv.gz"))
-    found = asked(read_events(RANKLENS / "events.csv.gz", max_events=500), newest=50)
+    found = requests_before(read_events(RANKLENS / "events.csv.gz", max_events=500), newest=50)
     assert len(found) == 50
     assert all(len(each.offered) == 24 for each in found)
     assert all(len(json.loads(body)["candidates"]) == CANDIDATES for body in rank_bodies(found, items))
@@ -72,5 +77,5 @@ def test_a_target_is_met_missed_or_not_measured() -> None:
     targets = [target("a", 1.0, at_most=1), target("b", 0.4, at_least=0.5), target("c", None, at_most=1)]
     assert [each["holds"] for each in targets] == [True, False, None]
     lines: list[str] = []
-    tell({"targets": targets}, lines.append)
+    print_targets({"targets": targets}, lines.append)
     assert [line.split("  ")[-1].strip() for line in lines] == ["met", "NOT MET", "not measured"]

@@ -41,10 +41,10 @@ def test_both_sides_are_counted_over_the_same_requests() -> None:
     quality = always(30, 2)
     quality.add(judgement(1))
     assert quality.live.judged == 0  # not before the other side is known
-    quality.settle()
+    quality.judge_waiting()
     quality.add(judgement(None))
-    quality.settle()
-    quality.settle()  # nothing new
+    quality.judge_waiting()
+    quality.judge_waiting()  # nothing new
     assert (quality.live.judged, quality.never_updated.judged) == (2, 2)
     assert (quality.live.hr20, quality.never_updated.hr20) == (0.5, 0.5)
     assert quality.live.ndcg20 == 0.5
@@ -62,7 +62,7 @@ def test_the_other_side_ranks_the_same_contexts_for_the_same_items() -> None:
     first: Context = ([4, 2], [0, 1])
     quality.add(Judgement(5, first, 9))
     quality.add(Judgement(5, NOBODY, 8))
-    quality.settle()
+    quality.judge_waiting()
     assert seen == [(first, 9), (NOBODY, 8)]
 
 
@@ -70,7 +70,7 @@ def test_lift_is_a_ratio_of_hit_rates() -> None:
     quality = always(1, 21, 21)
     for rank in (1, 2, 21):
         quality.add(judgement(rank))
-    quality.settle()
+    quality.judge_waiting()
     assert quality.lift == pytest.approx(2.0)
 
 
@@ -78,6 +78,6 @@ def test_lift_over_a_model_that_never_hits_is_infinite_and_of_two_such_models_un
     better, as_bad = always(50), always(50)
     better.add(judgement(1))
     as_bad.add(judgement(None))
-    better.settle()
-    as_bad.settle()
+    better.judge_waiting()
+    as_bad.judge_waiting()
     assert (better.lift, as_bad.lift) == (math.inf, None)

@@ -32,17 +32,17 @@ class RecordingStorefront:
     def recommend(self, shopper: Mapping[str, Any]) -> "Future[Answer | None]":
         self.asked.append(dict(shopper))
         answer: Future[Answer | None] = Future()
-        self.settle(answer)
+        self.respond(answer)
         return answer
 
-    def settle(self, answer: "Future[Answer | None]") -> None:
+    def respond(self, answer: "Future[Answer | None]") -> None:
         answer.set_result(Answer(1, self.items))
 
 
 class FailingStorefront(RecordingStorefront):
     """Gets no answer to any question."""
 
-    def settle(self, answer: "Future[Answer | None]") -> None:
+    def respond(self, answer: "Future[Answer | None]") -> None:
         answer.set_result(None)
 
 
@@ -53,7 +53,7 @@ class SlowStorefront(RecordingStorefront):
         super().__init__("b")
         self.open: list[Future[Answer | None]] = []
 
-    def settle(self, answer: "Future[Answer | None]") -> None:
+    def respond(self, answer: "Future[Answer | None]") -> None:
         self.open.append(answer)
 
 
@@ -75,9 +75,9 @@ def shop_over(
     storefront: RecordingStorefront,
     *,
     rate: float,
-    settled: Callable[[], int] | None = None,
+    finished: Callable[[], int] | None = None,
 ) -> tuple[Shop, RecordingProducer, Quality, list[int]]:
-    """A shop, what it publishes, its quality, and the ranks by which the model never updated is asked about."""
+    """Return a shop, its producer, its quality, and the rows that the model never updated was asked to rank."""
     bought_rows: list[int] = []
 
     def never_updated(contexts: object, bought: Any) -> list[int]:
@@ -90,7 +90,7 @@ def shop_over(
         purchases,
         rows=rows,
         rate=rate,
-        settled=settled or (lambda: len(purchases)),
+        finished=finished or (lambda: len(purchases)),
         storefront=cast(Storefront, storefront),
         quality=quality,
     )
@@ -138,7 +138,7 @@ def test_the_answer_is_judged_against_what_was_then_bought() -> None:
         [purchase(0, "a"), purchase(1, "c"), purchase(2, "h")], RecordingStorefront("b", "c", "a"), rate=12.0
     )
     run(shop, producer)
-    quality.settle()
+    quality.judge_waiting()
     assert (quality.live.judged, quality.live.hits) == (3, 2)
     assert bought_rows == [0, 2, 7]
 
@@ -146,7 +146,7 @@ def test_the_answer_is_judged_against_what_was_then_bought() -> None:
 def test_a_question_that_failed_is_not_judged_and_its_purchase_is_published_all_the_same() -> None:
     shop, producer, quality, _ = shop_over([purchase(0, "a"), purchase(1, "b")], FailingStorefront(), rate=12.0)
     run(shop, producer)
-    quality.settle()
+    quality.judge_waiting()
     assert quality.live.judged == 0
     assert producer.sent == ["e0", "e1", "flush"]
 
@@ -166,7 +166,7 @@ def test_a_purchase_is_not_published_before_its_question_is_answered() -> None:
     storefront.open[1].set_result(Answer(1, ["b"]))
     thread.join(5)
     assert producer.sent == ["e0", "e1", "flush"]
-    quality.settle()
+    quality.judge_waiting()
     assert (quality.live.judged, quality.live.hits) == (2, 1)
 
 
@@ -174,15 +174,15 @@ def test_a_purchase_is_not_published_before_its_question_is_answered() -> None:
 def test_the_faster_the_shop_the_smaller_the_share_that_is_asked_for(rate: float, expected: int) -> None:
     storefront = RecordingStorefront()
     shop, _, _, _ = shop_over([purchase(number, "a") for number in range(100)], storefront, rate=rate)
-    assert len(list(shop._ahead())) == 100
+    assert len(list(shop._with_requests())) == 100
     assert len(storefront.asked) == expected
 
 
 def test_it_waits_for_an_updater_that_is_far_behind_and_goes_on_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services.lab.demo.shop, "MOST_BEHIND_SECONDS", 0.2)
-    settled, stop = [0], threading.Event()
+    finished, stop = [0], threading.Event()
     purchases = [purchase(number, "a") for number in range(1_000)]
-    shop, producer, _, _ = shop_over(purchases, RecordingStorefront(), rate=200.0, settled=lambda: settled[0])
+    shop, producer, _, _ = shop_over(purchases, RecordingStorefront(), rate=200.0, finished=lambda: finished[0])
     thread = threading.Thread(target=run, args=(shop, producer, stop))
     thread.start()
     thread.join(1.0)
@@ -191,7 +191,7 @@ def test_it_waits_for_an_updater_that_is_far_behind_and_goes_on_with_it(monkeypa
     thread.join(0.3)
     assert shop.published == ahead
     assert shop.waited_seconds > 0.5
-    settled[0] = ahead
+    finished[0] = ahead
     thread.join(0.5)
     assert shop.published > ahead
     stop.set()

@@ -11,7 +11,7 @@ from services.web.server import running
 
 
 def scorer(version: int, *, status: int = 200, body: bytes | None = None) -> tuple[FastAPI, list[dict[str, Any]]]:
-    """A scorer that gives one answer, and what it was asked."""
+    """Return a scorer that gives one answer, and the requests that it received."""
     app, asked = FastAPI(), []
 
     @app.post("/v1/{route}")

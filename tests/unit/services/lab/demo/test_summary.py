@@ -11,7 +11,7 @@ from rich.console import Console
 from services.lab.demo.accounts import Accounts, parse_accounts
 from services.lab.demo.quality import Judgement, Quality
 from services.lab.demo.storefront import ScorerTraffic, Traffic
-from services.lab.demo.summary import Claim, Pace, Summary, claims, summarise, tell
+from services.lab.demo.summary import Claim, Pace, Summary, claims, print_summary, summarise
 from services.metrics.intake import EVENT_OUTCOMES
 from services.metrics.updater import UpdaterMetrics
 from streams.topics import Topics
@@ -38,7 +38,7 @@ GOOD = Summary(
     rank_p50_ms=4.0,
     rank_p99_ms=9.0,
 )
-KEPT = Pace(asked=330.0, kept=329.6, waited_seconds=0.3)
+KEPT = Pace(requested=330.0, achieved=329.6, waited_seconds=0.3)
 
 
 def found(
@@ -60,7 +60,7 @@ def test_the_json_has_the_promised_keys_and_no_other() -> None:
 def test_figures_come_from_where_they_were_counted() -> None:
     quality = Quality(lambda contexts, bought: [21 for _ in contexts])
     quality.add(Judgement(1, ([], []), 0))
-    quality.settle()
+    quality.judge_waiting()
     traffic = Traffic(
         [ScorerTraffic(answered=6, version=3, versions={1, 3}), ScorerTraffic(answered=5, version=3, versions={3})],
         failed=2,
@@ -123,7 +123,7 @@ def test_few_events_prove_nothing_about_freshness_and_learning() -> None:
 
 def test_a_person_is_told_of_each_claim_with_its_mark() -> None:
     console = Console(file=io.StringIO(), width=400)
-    tell(console, GOOD, found(uncovered=3), pace=KEPT, judged=77)
+    print_summary(console, GOOD, found(uncovered=3), pace=KEPT, judged=77)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert text.count("✓") == 5
@@ -134,14 +134,14 @@ def test_a_person_is_told_of_each_claim_with_its_mark() -> None:
 
 def test_a_pace_that_was_not_kept_says_why() -> None:
     assert str(KEPT) == "330 a second"
-    assert str(Pace(asked=330.0, kept=210.4, waited_seconds=80.2)) == (
+    assert str(Pace(requested=330.0, achieved=210.4, waited_seconds=80.2)) == (
         "210 a second (330 were asked for; the shop waited 80 s for the updater)"
     )
 
 
 def test_a_run_without_a_judged_request_can_be_told() -> None:
     nothing = dataclasses.replace(GOOD, hr20_live=None, hr20_never_updated=None, rank_p50_ms=None, ndcg20_live=None)
-    tell(Console(file=io.StringIO()), nothing, found(nothing, lift=None), pace=KEPT, judged=0)
+    print_summary(Console(file=io.StringIO()), nothing, found(nothing, lift=None), pace=KEPT, judged=0)
 
 
 def test_accounts_are_read_from_the_page_that_the_updater_serves() -> None:

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from services.lab.demo import view
-from services.lab.demo.view import LinesView, LiveView, Moment, ScorerNow
+from services.lab.demo.view import LinesView, LiveView, ScorerSnapshot, Snapshot
 
-MOMENT = Moment(
+SNAPSHOT = Snapshot(
     doing="replaying",
     elapsed_seconds=12.0,
     events_total=48_098,
@@ -18,8 +18,8 @@ MOMENT = Moment(
     learnt=3_500,
     adapters_published=6,
     scorers=[
-        ScorerNow(name="scorer 1", version=6, versions_served=6, answered=120),
-        ScorerNow(name="scorer 2", version=5, versions_served=5, answered=121),
+        ScorerSnapshot(name="scorer 1", version=6, versions_served=6, answered=120),
+        ScorerSnapshot(name="scorer 2", version=5, versions_served=5, answered=121),
     ],
     freshness_p50_seconds=1.25,
     freshness_p95_seconds=2.5,
@@ -32,7 +32,7 @@ MOMENT = Moment(
     rank_p99_ms=11.0,
 )
 FIRST = dataclasses.replace(
-    MOMENT,
+    SNAPSHOT,
     freshness_p50_seconds=None,
     freshness_p95_seconds=None,
     hr20_live=None,
@@ -50,7 +50,7 @@ def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
 
 def test_the_picture_has_all_that_was_promised() -> None:
     plain, out = console(terminal=False)
-    plain.print(view.picture(MOMENT))
+    plain.print(view.panels(SNAPSHOT))
     for text in (*SHOWN, "scorer 1", "scorer 2", "4.2 ms", "11.0 ms", "190 purchases"):
         assert text in out.getvalue()
     assert out.getvalue().count("\n") < 24  # a terminal of the usual size shows all of it
@@ -58,28 +58,28 @@ def test_the_picture_has_all_that_was_promised() -> None:
 
 def test_failures_stand_out() -> None:
     colours, out = console(terminal=True)
-    colours.print(view.picture(dataclasses.replace(MOMENT, failed=2)))
+    colours.print(view.panels(dataclasses.replace(SNAPSHOT, failed=2)))
     assert "\x1b[31m2 failed" in out.getvalue()
 
 
-@pytest.mark.parametrize("moment", [FIRST, MOMENT])
-def test_there_is_a_picture_and_a_line_from_the_first_moment_on(moment: Moment) -> None:
+@pytest.mark.parametrize("snapshot", [FIRST, SNAPSHOT])
+def test_there_is_a_picture_and_a_line_from_the_first_moment_on(snapshot: Snapshot) -> None:
     plain, _ = console(terminal=False)
-    plain.print(view.picture(moment))
-    assert "replaying" in view.line(moment)
+    plain.print(view.panels(snapshot))
+    assert "replaying" in view.line(snapshot)
 
 
 def test_elsewhere_than_on_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, out = console(terminal=False)
-    with view.opened(plain) as lines:
+    with view.view_for(plain) as lines:
         assert isinstance(lines, LinesView)
         for _ in range(3):
-            lines.show(MOMENT)
+            lines.show(SNAPSHOT)
         assert out.getvalue().count("\n") == 1
         monkeypatch.setattr(view, "LINE_EVERY_SECONDS", 0.0)
         lines._due = 0.0
-        lines.show(MOMENT)
-        lines.show(MOMENT)
+        lines.show(SNAPSHOT)
+        lines.show(SNAPSHOT)
     assert out.getvalue().count("\n") == 3
     for text in SHOWN:
         assert text in out.getvalue()
@@ -87,8 +87,8 @@ def test_elsewhere_than_on_a_terminal_there_is_a_line_now_and_then(monkeypatch: 
 
 def test_on_a_terminal_there_is_a_picture_that_goes_when_it_ends() -> None:
     colours, out = console(terminal=True)
-    with view.opened(colours) as live:
+    with view.view_for(colours) as live:
         assert isinstance(live, LiveView)
-        live.show(MOMENT)
+        live.show(SNAPSHOT)
     assert "Headwater" in out.getvalue()
     assert "\x1b[?25h" in out.getvalue()  # the cursor is back

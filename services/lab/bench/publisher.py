@@ -1,4 +1,4 @@
-"""Publishes events at a rate, from a thread, until told to stop."""
+"""Publisher of events at a rate, in a thread."""
 
 import itertools
 import threading
@@ -14,16 +14,16 @@ from streams.producer import EventProducer
 TICK_SECONDS = 0.02  # events that are due go together, as from a busy producer: one by one they take a third of a core
 
 
-class Publishing:
-    """Events on their way into a deployment. A context manager: it stops with the context.
+class EventPublisher:
+    """Publishes events to a deployment at a rate. As a context manager it stops with the context.
 
-    When all events have been published they come again, under ids of their own.
+    When all events have been published they are published again, with new ids.
 
     Args:
-        deployment: Where to.
-        events: Which; they come over and over.
-        per_second: How many.
-        delivered: Told of each one that the broker has confirmed.
+        deployment: the deployment to publish to.
+        events: the events, published again and again.
+        per_second: events published per second.
+        delivered: called for each event that the broker has confirmed.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Publishing:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bench-events", daemon=True)
 
-    def __enter__(self) -> "Publishing":
-        """Begins."""
+    def __enter__(self) -> "EventPublisher":
+        """Start publishing."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stops, and waits until the broker has all that was sent."""
+        """Stop, and wait until the broker has confirmed everything that was sent."""
         self._stop.set()
         self._thread.join()
         self._producer.close()

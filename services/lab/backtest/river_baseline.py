@@ -1,7 +1,7 @@
-"""River's factorisation machine as a rival: what a general online learner makes of the same events.
+"""Baseline `river`: River's factorisation machine, a general online learner, on the same events.
 
-A logistic factorisation machine (Rendle 2010) over who asks, the shopper's newest items and the candidate, so that it
-learns both what a user likes and what follows what. Every event is learnt once, with items drawn at random as
+A logistic factorisation machine (Rendle 2010) over the user, the shopper's newest items and the candidate, so that it
+learns both a user's preferences and which item follows which. Every event is learnt once, with random items as
 negatives. All terms without the candidate are the same for the whole catalogue, so a ranking follows from
 `weight[candidate] + latent[candidate] @ (latent[user] + sum of share * latent[newest])`, in numpy over its weights.
 """
@@ -30,12 +30,12 @@ _NEGATIVES = 8  # an event
 _NEWEST_ITEMS, _NEWEST_DECAY = 3, 0.6
 
 
-class RiverRival:
+class RiverBaseline:
     """River's `facto.FMClassifier` on the stream's events.
 
     Args:
-        items: the catalogue; it looks at ids alone.
-        seed: of its random start and its negatives.
+        items: the catalogue; only ids are used.
+        seed: seed of the initial weights and the negatives.
     """
 
     def __init__(self, items: Sequence[CatalogueItem], *, seed: int) -> None:
@@ -48,17 +48,17 @@ class RiverRival:
         )
         self._generator = np.random.default_rng(seed)
         self._shoppers = Shoppers()  # as of what is learnt
-        self._met: set[int] = set()  # candidates since the last publication
+        self._unpublished: set[int] = set()  # candidates since the last publication
         self._weights = np.zeros(len(self._rows), dtype=np.float32)
         self._latents = np.zeros((len(self._rows), _FACTORS), dtype=np.float32)
 
     @property
     def rows(self) -> Mapping[str, int]:
-        """Row of each item in scores."""
+        """Return the row of each item in scores."""
         return self._rows
 
     def learn(self, examples: Sequence[Positive]) -> None:
-        """One micro-batch, an event and its negatives at a time."""
+        """Learn a micro-batch, each event with its negatives."""
         for example in examples:
             who, row = (example.user_id, example.session_id, example.ts), self._rows[example.item_id]
             side = _side(example.user_id, self._shoppers.context(*who)[0])
@@ -66,43 +66,43 @@ class RiverRival:
             negatives = self._generator.integers(len(self._rows), size=_NEGATIVES).tolist()
             for candidate, bought in [(row, True), *((negative, False) for negative in negatives)]:
                 self._model.learn_one({**side, f"candidate {candidate}": 1.0}, bought)
-            self._met.update([row, *negatives])
+            self._unpublished.update([row, *negatives])
 
     def learn_lists(self, lists: Sequence[ShownList]) -> None:
-        """Nothing: it knows what was clicked, and draws its own negatives."""
+        """Ignore lists: their clicks are events too, and negatives are drawn at random."""
 
     def publish(self) -> None:
-        """Bring the candidates that it met into its tables; one it has never met stays at zero."""
-        if not self._met:
+        """Copy the weights of the candidates that changed; a candidate that never occurred stays at zero."""
+        if not self._unpublished:
             return
-        rows = sorted(self._met)
+        rows = sorted(self._unpublished)
         self._weights[rows] = [self._model.weights[f"candidate {row}"] for row in rows]
         self._latents[rows] = [self._model.latents[f"candidate {row}"] for row in rows]
-        self._met.clear()
+        self._unpublished.clear()
 
     def scores(self, examples: Sequence[Positive], contexts: Contexts) -> Tensor:
-        """Scores [events, catalogue]; it is published after every micro-batch, so that users are as of then too."""
+        """Return scores [events, catalogue]; it is published after every micro-batch, so users' weights are current."""
         newest = [[item for item in items if item >= 0] for items in contexts.items.tolist()]
-        asked = [(example.user_id, items) for example, items in zip(examples, newest, strict=True)]
-        return torch.from_numpy(self._queries(asked) @ self._latents.T + self._weights)
+        shoppers_ = [(example.user_id, items) for example, items in zip(examples, newest, strict=True)]
+        return torch.from_numpy(self._queries(shoppers_) @ self._latents.T + self._weights)
 
     def judge_lists(self, lists: Sequence[ShownList], shoppers: Shoppers) -> JudgedLists:
-        """Scores of what is in lists; it has no probabilities."""
-        asked = []
+        """Return scores of the items in lists; there are no probabilities."""
+        shoppers_ = []
         for shown in lists:
             items, _ = shoppers.context(shown.user_id, shown.session_id, shown.ts, only_before=True)
-            asked.append((shown.user_id, items))
-        scores = self._queries(asked) @ self._latents.T + self._weights
+            shoppers_.append((shown.user_id, items))
+        scores = self._queries(shoppers_) @ self._latents.T + self._weights
         judged = [
-            torch.from_numpy(own[[self._rows[item_id] for item_id in shown.item_ids]])
-            for own, shown in zip(scores, lists, strict=True)
+            torch.from_numpy(row[[self._rows[item_id] for item_id in shown.item_ids]])
+            for row, shown in zip(scores, lists, strict=True)
         ]
         return JudgedLists(judged, {})
 
-    def _queries(self, asked: Sequence[tuple[str, list[int]]]) -> FloatArray:
-        """[asked, factors] what a candidate's latents are multiplied with."""
-        queries = np.zeros((len(asked), _FACTORS), dtype=np.float32)
-        for query, (user_id, newest) in zip(queries, asked, strict=True):
+    def _queries(self, shoppers_: Sequence[tuple[str, list[int]]]) -> FloatArray:
+        """Return the vectors [shoppers, factors] that a candidate's latent vector is multiplied with."""
+        queries = np.zeros((len(shoppers_), _FACTORS), dtype=np.float32)
+        for query, (user_id, newest) in zip(queries, shoppers_, strict=True):
             for name, share in _side(user_id, newest).items():
                 if name in self._model.latents:  # looking it up would make it one at random
                     query += share * self._model.latents[name]
@@ -110,6 +110,6 @@ class RiverRival:
 
 
 def _side(user_id: str, newest: Sequence[int]) -> dict[str, float]:
-    """Features of who asks: the user, and the newest distinct items, the newest first and most."""
+    """Return the features of a shopper: the user, and the newest distinct items with decaying weights."""
     items = list(dict.fromkeys(newest))[:_NEWEST_ITEMS]
     return {f"user {user_id}": 1.0} | {f"after {item}": _NEWEST_DECAY**place for place, item in enumerate(items)}

@@ -1,4 +1,4 @@
-"""Sets the stage: broker, topics, catalogue, and the real processes; and clears it in the right order."""
+"""Deployment of the demo: broker, topics, catalogue and the real processes, stopped in the right order."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,16 +33,16 @@ READY_TIMEOUT_SECONDS = 240.0  # the first run encodes the whole catalogue
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """Everything up and ready.
+class DemoDeployment:
+    """A running deployment.
 
     Attributes:
-        settings: As the processes have them, the broker's address included.
-        registry_dir: Where the adapters are kept.
-        registry_url: Of the registry process.
-        metrics_url: Of the updater.
-        scorer_urls: Of the scorers.
-        children: The processes, the first started first.
+        settings: settings of the processes, with the broker's address.
+        registry_dir: directory of the registry.
+        registry_url: URL of the registry process.
+        metrics_url: URL of the updater's metrics page.
+        scorer_urls: URLs of the scorers.
+        children: the processes, in the order started.
     """
 
     settings: Settings
@@ -53,60 +53,60 @@ class Stage:
     children: list[Child]
 
     def check(self) -> None:
-        """Returns when all processes run.
+        """Check that all processes run.
 
         Raises:
-            DemoError: One has ended.
+            DemoError: a process has ended.
         """
         for child in self.children:
             child.check()
 
 
 @contextmanager
-def stage(
-    settings: Settings, directory: Path, items: Sequence[Item], say: Callable[[str], None], *, scorers: int = SCORERS
-) -> Iterator[Stage]:
-    """Brings everything up, and takes it down in the end: the processes first, the broker last.
+def demo_deployment(
+    settings: Settings, directory: Path, items: Sequence[Item], report: Callable[[str], None], *, scorers: int = SCORERS
+) -> Iterator[DemoDeployment]:
+    """Start a deployment, and stop it at the end: the processes first, the broker last.
 
     Args:
-        settings: The demo's own.
-        directory: For all files.
-        items: The catalogue.
-        say: Told what is under way.
-        scorers: How many answer.
+        settings: settings of the demo.
+        directory: directory for all files.
+        items: the catalogue to publish.
+        report: called with a description of each step.
+        scorers: number of scorers.
 
     Raises:
-        DemoError: A process did not come up.
-        HeadwaterStreamError: The broker did not.
+        DemoError: a process did not start.
+        HeadwaterStreamError: the broker did not start.
     """
     settings = settings.model_copy(
         update={"learner": _with(settings.learner, LIGHT_LEARNING), "guard": _with(settings.guard, TRUSTED_DATA)}
     )
     with ExitStack() as undo:
-        say("creating topics on the Kafka given" if _is_given(settings) else "starting the broker")
+        report("creating topics on the Kafka given" if _is_given(settings) else "starting the broker")
         settings = undo.enter_context(_broker(settings, directory / "broker"))
-        say(f"publishing the catalogue, {len(items):,} items")
+        report(f"publishing the catalogue, {len(items):,} items")
         with EventProducer(settings.kafka, settings.topics) as producer:
             for item in items:
                 producer.send(item)
         children: list[Child] = []
         undo.callback(stop_all, children)
-        say(f"starting registry, updater and scorers ({scorers})")
-        up = _start(settings, directory, children, scorers)
-        say("waiting for the first adapter; a first run encodes every item's text, later ones remember")
-        wait_ready(up.scorer_urls, children=children, timeout_seconds=READY_TIMEOUT_SECONDS)
-        yield up
+        report(f"starting registry, updater and scorers ({scorers})")
+        deployment = _start(settings, directory, children, scorers)
+        report("waiting for the first adapter; a first run encodes every item's text, later ones remember")
+        wait_ready(deployment.scorer_urls, children=children, timeout_seconds=READY_TIMEOUT_SECONDS)
+        yield deployment
 
 
 def _with(section: Section, values: Mapping[str, object]) -> Section:
-    """A section of the settings with these values wherever the user has not said how much."""
+    """Return a section of the settings with these values, except where the user has set one."""
     return section.model_copy(
         update={name: value for name, value in values.items() if name not in section.model_fields_set}
     )
 
 
-def _start(settings: Settings, directory: Path, children: list[Child], count: int) -> Stage:
-    """Starts the processes; what was started is in `children` even when a later one fails."""
+def _start(settings: Settings, directory: Path, children: list[Child], count: int) -> DemoDeployment:
+    """Start the processes; `children` holds those already started if a later one fails."""
     log_dir, registry_dir = directory / "logs", directory / "registry"
     log_dir.mkdir()
     variables = environment(settings)
@@ -123,7 +123,7 @@ def _start(settings: Settings, directory: Path, children: list[Child], count: in
     registry_url = registry.url(timeout_seconds=START_TIMEOUT_SECONDS)
     served = ("--registry-url", f"{registry_url}/v1/files")
     scorers = [start(f"scorer-{n}", "scorer", *served, "--port", "0") for n in range(1, count + 1)]
-    return Stage(
+    return DemoDeployment(
         settings=settings,
         registry_dir=registry_dir,
         registry_url=registry_url,
@@ -135,7 +135,7 @@ def _start(settings: Settings, directory: Path, children: list[Child], count: in
 
 @contextmanager
 def _broker(settings: Settings, data_dir: Path) -> Iterator[Settings]:
-    """Gives settings with a broker and its topics: an embedded one, or topics of the demo's own on the one given."""
+    """Yield settings with a broker and its topics: an embedded one, or new topics on the broker that the user named."""
     if _is_given(settings):
         with _guest_topics(settings.kafka) as topics:
             yield settings.model_copy(update={"topics": topics})
@@ -152,7 +152,7 @@ def _is_given(settings: Settings) -> bool:
 
 @contextmanager
 def _guest_topics(kafka: KafkaConnection) -> Iterator[Topics]:
-    """Creates topics that nobody else has, and removes them in the end."""
+    """Create topics with a unique prefix, and delete them at the end."""
     prefix = f"headwater-demo-{token_hex(4)}"
     topics = Topics.under(prefix)
     created = ensure_topics(kafka, topics)
