@@ -37,9 +37,9 @@ class TopicMetadata:
 Metadata = Mapping[str, TopicMetadata]
 
 
-def is_other_log(known: str | None, found: str | None) -> bool:
+def is_other_log(known: str | None, current: str | None) -> bool:
     """Return whether two identities name different logs; an unknown identity matches any."""
-    return known is not None and found is not None and known != found
+    return known is not None and current is not None and known != current
 
 
 class MetadataLookup:

@@ -1,4 +1,4 @@
-"""Whatever comes in whatever order, every event is accounted for, and a restored joiner goes on as the first would."""
+"""Every event is accounted for in any order, and a restored joiner continues as the original would."""
 
 import json
 import tempfile
@@ -27,7 +27,7 @@ STEPS = st.lists(st.one_of(CLICK, SHOW, CLICK, SHOW, BUY, ARRIVE, ADVANCE, ADVAN
 
 
 class Shop:
-    """A joiner, and the items that have arrived."""
+    """A joiner and the items that have arrived."""
 
     def __init__(self, store: JoinStore, *, max_held: int, horizon: int, known: set[str] | None = None) -> None:
         self.known = known or {"a"}

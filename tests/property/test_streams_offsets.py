@@ -1,4 +1,4 @@
-"""However a reader is stopped and started, its own offsets bring each record once, in order, on a real broker."""
+"""A reader that is stopped and restarted at any point reads each record once, in order, on a real broker."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -13,7 +13,7 @@ from streams.embedded_broker import EmbeddedBroker
 from streams.offsets import Offsets
 
 RECORDS = 240
-# Of each run of the reader: how many polls, and how many records at most in each.
+# For each run of the reader: the number of polls and the largest number of records of each.
 RUNS = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 60)), max_size=6)
 
 

@@ -1,4 +1,4 @@
-"""The same ends give the same records in the same order, however they arrive."""
+"""The same ends yield the same records in the same order, however they arrive."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -20,7 +20,7 @@ PARTITIONS = [(topic, number) for topic in TOPICS for number in range(2)]
 
 
 class Arrivals:
-    """A consumer to which records come as a test says: so many of this partition, then so many of that."""
+    """A consumer that receives records in the order and portions of a schedule."""
 
     def __init__(self, log: dict[TopicPartition, list[Record]], order: Sequence[tuple[int, int]]) -> None:
         self._log, self._order = log, list(order)
@@ -67,9 +67,9 @@ def reader(consumer: Arrivals, **limits: Any) -> SliceReader:
 
 
 def read_all(slices: SliceReader, polls: int) -> list[Slice]:
-    found = [piece for _ in range(polls) if (piece := slices.poll(0.0)) is not None]
-    while (piece := slices.flush()) is not None:
-        found.append(piece)
+    found = [slice_ for _ in range(polls) if (slice_ := slices.poll(0.0)) is not None]
+    while (slice_ := slices.flush()) is not None:
+        found.append(slice_)
     return found
 
 
@@ -83,39 +83,39 @@ def test_slices_are_repeated_exactly(
 ) -> None:
     found = read_all(reader(Arrivals(log, order)), 100)
     again = reader(Arrivals(log, other), max_events=1)
-    for piece in found:
+    for slice_ in found:
         repeated = None
         while repeated is None:
-            repeated = again.repeat(piece.ends, 0.0)
-        assert repeated == piece
+            repeated = again.repeat(slice_.ends, 0.0)
+        assert repeated == slice_
     for at, records in log.items():  # each record once, in its partition's order
-        assert [r for piece in found for r in piece.records if (r.topic, r.partition) == at] == records
+        assert [r for slice_ in found for r in slice_.records if (r.topic, r.partition) == at] == records
 
 
 @given(LOGS, ORDERS, ORDERS)
 def test_a_backlog_comes_in_the_order_in_which_it_was_written(
     log: dict[TopicPartition, list[Record]], order: list[tuple[int, int]], other: list[tuple[int, int]]
 ) -> None:
-    """Where all of the log is there and each partition's times rise, slices hold the earliest records of all."""
+    """If the whole log has arrived and times rise within each partition, slices contain the earliest records of all."""
     for records in log.values():
         times = sorted(record.timestamp_ms for record in records)
         records[:] = [replace(record, timestamp_ms=time) for record, time in zip(records, times, strict=True)]
     for one in (order, other):
-        found = [r for piece in read_all(reader(Arrivals(log, one)), 200) for r in piece.records]
+        found = [r for slice_ in read_all(reader(Arrivals(log, one)), 200) for r in slice_.records]
         whole = sorted(found, key=lambda r: (r.timestamp_ms, TOPICS.index(r.topic), r.partition, r.offset))
         assert found == whole
 
 
 @given(LOGS)
 def test_limits_are_kept(log: dict[TopicPartition, list[Record]]) -> None:
-    for piece in read_all(reader(Arrivals(log, [])), 100):
-        assert sum(record.topic == "clicks" for record in piece.records) <= 5
-        assert len(piece.records) <= 15
+    for slice_ in read_all(reader(Arrivals(log, [])), 100):
+        assert sum(record.topic == "clicks" for record in slice_.records) <= 5
+        assert len(slice_.records) <= 15
 
 
 @given(st.integers(1, 400), st.integers(1, 500))
 def test_more_records_of_one_partition_than_are_held_at_once(first: int, then: int) -> None:
-    """A slice of many records of one partition can be repeated, however they come."""
+    """A slice of many records of one partition can be repeated, however they arrive."""
     log = log_of([[1] * 3_000, [2] * 1_500, [], [3] * 10])
     live = reader(Arrivals(log, []), max_events=10**6, max_bytes=10**9)
     for _ in range(20):
@@ -140,10 +140,10 @@ def test_a_reader_does_not_run_ahead_of_what_is_taken() -> None:
 
 
 def with_age(milliseconds: float, *, order: Sequence[tuple[int, int]], polls: int) -> list[int]:
-    """Sizes of the slices that polls give of two clicks written so long ago, at most a second old."""
+    """Return the sizes of the slices of two clicks that were written some time ago, with a maximum age of a second."""
     written = int(time.time() * 1_000 - milliseconds)
     slices = reader(Arrivals(log_of([[], [], [written, written], []]), order), max_events=9, max_age_seconds=1.0)
-    return [len(piece.records) for _ in range(polls) if (piece := slices.poll(0.0)) is not None]
+    return [len(slice_.records) for _ in range(polls) if (slice_ := slices.poll(0.0)) is not None]
 
 
 def test_what_has_waited_in_the_log_waits_no_longer_than_it_takes_to_gather_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,16 +168,16 @@ def test_a_record_dated_ahead_holds_back_neither_itself_nor_its_partition_and_is
     log = log_of([[], [], [now_ms - 400, now_ms + HOUR_MS, now_ms - 398, now_ms - 397], busy])
     order = [(2, 4), (3, 100)]
     live = reader(Arrivals(log, order), max_events=20)
-    found = [piece for _ in range(5) if (piece := live.poll(0.0)) is not None]
-    taken = [record for piece in found for record in piece.records if record.partition == 0]
+    found = [slice_ for _ in range(5) if (slice_ := live.poll(0.0)) is not None]
+    taken = [record for slice_ in found for record in slice_.records if record.partition == 0]
     assert taken == log["clicks", 0], "all have had their turn among records of their own time"
     assert len(found) > 2
     again = reader(Arrivals(log, [(3, 30), (2, 1), (3, 70), (2, 3)]), max_events=1)
-    for piece in found:
+    for slice_ in found:
         repeated = None
         while repeated is None:
-            repeated = again.repeat(piece.ends, 0.0)
-        assert repeated == piece
+            repeated = again.repeat(slice_.ends, 0.0)
+        assert repeated == slice_
 
 
 def test_a_slice_of_one_record_dated_ahead_is_due_after_its_age() -> None:

@@ -1,4 +1,4 @@
-"""A broker that answers, but advertises an address that cannot be used: named with its host, and waited for."""
+"""A broker that advertises an unusable address: errors name the host, and processes wait for it."""
 
 import json
 import os
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.kafka
 
 
 def start_advertising(broker: Any, listener: str) -> None:
-    """Start a broker, or start it again, with another advertised listener."""
+    """Start or restart a broker with another advertised listener."""
     broker.stop()
     broker.configure(f"advertised.listeners={listener}\n")
     broker.start(wait=False)
@@ -38,7 +38,7 @@ def start_advertising(broker: Any, listener: str) -> None:
 
 @pytest.fixture
 def misadvertised(mortal_apache_kafka: Any) -> Any:
-    """A broker whose advertised host has no address."""
+    """Yield a broker whose advertised host has no address."""
     start_advertising(mortal_apache_kafka, f"PLAINTEXT://{HOST}")
     deadline = time.monotonic() + 60
     while "advertises" not in (unreachable_reason(mortal_apache_kafka.connection) or ""):
@@ -100,7 +100,7 @@ def test_it_is_waited_for_with_one_line(misadvertised: Any) -> None:
 
 
 class Process:
-    """A command that is expected to wait."""
+    """Start a command that is expected to wait."""
 
     def __init__(self, directory: Path, connection: Any, *arguments: str) -> None:
         self._output = directory / f"{arguments[0]}.log"
@@ -205,7 +205,7 @@ def test_a_single_broker_that_is_misadvertised_holds_up_only_what_it_leads(
 
 
 def wait_until_advertised(connection: Any) -> None:
-    """Wait until the cluster's metadata name the address that cannot be used."""
+    """Wait until the cluster's metadata contain the unusable address."""
     deadline = time.monotonic() + 60
     while True:
         with closing(KafkaAdminClient(**connection.client_options())) as admin:

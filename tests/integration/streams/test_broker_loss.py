@@ -1,4 +1,4 @@
-"""What happens when the broker goes away, comes back, or will not have us."""
+"""Brokers that are lost, return, or refuse the client."""
 
 import itertools
 import os
@@ -40,7 +40,7 @@ def send(connection: KafkaConnection, numbers: range) -> None:
 
 
 class SteadyProducer(threading.Thread):
-    """Sends on and on until told to stop."""
+    """Send events until `stop` is set."""
 
     def __init__(self, connection: KafkaConnection) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_reader_follows_a_broker_that_lost_its_tail(tmp_path: Path) -> None:
 def test_what_the_client_had_in_hand_when_it_failed_is_read_again(
     embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Injected: a client that takes records out of its buffers, moves its position on, and then times out."""
+    """Injected: the client takes records out of its buffers, advances its position, and then times out."""
     connection = connection_to(embedded_broker)
     topics = Topics.under("in-hand")
     ensure_topics(connection, topics, partitions=1, bounded=True)
@@ -177,7 +177,7 @@ def test_what_the_client_had_in_hand_when_it_failed_is_read_again(
 def test_a_reader_whose_client_is_stuck_goes_on_with_a_new_one(
     embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Injected: a client that asks the broker for nothing more."""
+    """Injected: the client sends no more fetch requests."""
     monkeypatch.setattr("streams.consumer.STALLED_CHECKS", 2)
     connection = connection_to(embedded_broker)
     topics = Topics.under("stuck")

@@ -1,4 +1,4 @@
-"""Topics that are deleted, recreated, widened, cut or missing while they are read, on Apache Kafka."""
+"""Topics that are deleted, recreated, extended, truncated or missing while they are read, on Apache Kafka."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -76,7 +76,7 @@ def test_topic_recreated_while_it_is_read(log: ChangingTopics) -> None:
 
 
 def test_topic_recreated_at_once_while_it_is_read(log: ChangingTopics) -> None:
-    """Deleted and created between two looks: the new log is longer than what was read of the old one."""
+    """The topic is recreated between two metadata requests; the new log is longer than what was read of the old one."""
     clicks = log.topic("clicks", 2)
     log.send(clicks, range(50))
     with closing(PartitionConsumer(log.connection, [clicks])) as consumer:
@@ -108,7 +108,7 @@ def test_a_partition_without_a_leader_is_no_lost_broker(log: ChangingTopics, mon
 
 
 def test_the_only_topic_of_a_reader_is_deleted_and_no_broker_is_reported_lost(log: ChangingTopics) -> None:
-    """The client asks for offsets of a deleted topic until its time is up, as it does when a broker hangs."""
+    """The client requests offsets of a deleted topic until its timeout, as it does when a broker hangs."""
     clicks = log.topic("clicks", 3)
     with capture_logs() as lines, closing(PartitionConsumer(log.connection, [clicks])) as consumer:
         for _ in range(3):
@@ -124,7 +124,7 @@ def test_the_only_topic_of_a_reader_is_deleted_and_no_broker_is_reported_lost(lo
 def test_timeouts_that_a_deleted_topic_explains_are_no_lost_broker(
     log: ChangingTopics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is known of the deletion until requests have failed: looks at the metadata are suppressed."""
+    """The deletion is unknown until requests have failed: periodic metadata requests are suppressed."""
     clicks = log.topic("clicks")
     with capture_logs() as lines, closing(PartitionConsumer(log.connection, [clicks])) as consumer:
         monkeypatch.setattr(consumer, "_refresh", lambda: None)
@@ -162,7 +162,7 @@ def test_topic_recreated_while_nobody_reads(log: ChangingTopics, records: int) -
         assert values(read(consumer, records)) == list(range(records))
         assert [(gap.cause, gap.missed) for gap in consumer.gaps] == [("recreated", 0)]
         assert consumer.positions() == {(clicks, 0): 0, (clicks, 1): records}
-    # Without an identity the name alone counts, as with brokers that tell none.
+    # Without an identity only the name counts, as with brokers that report none.
     with closing(PartitionConsumer(log.connection, [clicks], start=positions)) as consumer:
         assert [gap.cause for gap in consumer.gaps] == ["truncation"]
 
@@ -260,7 +260,7 @@ def test_all_topics_missing(log: ChangingTopics) -> None:
 
 
 def test_partition_that_cannot_be_parsed_is_set_aside(log: ChangingTopics, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The failure is injected where the client parses records; the other partitions are read."""
+    """The failure is injected into the parser of records; the other partitions are read."""
     clicks = log.topic("clicks", 2)
     log.send(clicks, range(10), 0)
     log.send(clicks, range(10, 20), 1)

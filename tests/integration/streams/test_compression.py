@@ -1,4 +1,4 @@
-"""Compressed batches are read on each broker; one that cannot be decoded is named."""
+"""Compressed batches are read on each broker; errors name a batch that cannot be decoded."""
 
 import re
 import time
@@ -51,7 +51,7 @@ def find(connection: KafkaConnection, topic: str, offset: int) -> Record | None:
 
 @pytest.fixture
 def recompressing(apache_kafka: Any) -> Iterator[Callable[[str], str]]:
-    """Creates topics that compress with a codec of their own, whatever the producer uses."""
+    """Create topics that recompress with their own codec, whatever the producer uses."""
     created: list[str] = []
     with closing(KafkaAdminClient(**apache_kafka.connection.client_options())) as admin:
 
@@ -168,7 +168,7 @@ def test_the_libraries_of_all_codecs_are_dependencies() -> None:
 
 @pytest.mark.kafka
 def test_the_remedy_for_a_corrupt_batch_of_a_compacted_topic_works(apache_kafka: Any, topics_on_apache: Topics) -> None:
-    """Kafka deletes no records of a topic that is only compacted; the settings that the remedy names allow it."""
+    """Kafka deletes no records of a topic that is only compacted; the settings of the remedy allow it."""
     topic, connection = topics_on_apache.items, apache_kafka.connection
     produce(connection, topic, [b"1", b"2", b"3"])
     remedy = _remedy("gzip", 2, ValueError("crc"))

@@ -175,7 +175,7 @@ class TestBrokerLost:
 
 
 class LosingProducer(EventProducer):
-    """Loses what it is given, the first time that it is asked whether it was delivered."""
+    """A producer that loses its records on the first flush."""
 
     lost = 0
 
@@ -211,7 +211,7 @@ def test_a_failed_flush_then_a_good_one_delivers_every_letter_once(
 
 
 class DeafProducer(EventProducer):
-    """Never hears from the broker while `deaf`."""
+    """A producer that receives no confirmations while `deaf`."""
 
     deaf = True
 

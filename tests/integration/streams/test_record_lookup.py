@@ -1,4 +1,4 @@
-"""Single records are found by where they are, on each broker; what is not there is None, not a wait."""
+"""Lookup of single records on each broker; a missing record is None at once."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the stream side promises, on each broker."""
+"""The contract of producer and consumer, on each broker."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def consumer_of(connection: KafkaConnection, names: list[str], **options: Any) -
 
 
 def read(consumer: PartitionConsumer, count: int, *, timeout_seconds: float = 15.0) -> list[Record]:
-    """Reads `count` records, and makes sure that no more come."""
+    """Read `count` records and check that no more follow."""
     records: list[Record] = []
     for _ in range(int(timeout_seconds / 0.5)):
         records += consumer.poll(0.5)
@@ -175,7 +175,7 @@ class TestReading:
             assert places == sorted(places)
 
     def test_what_was_held_is_read_once_it_is_let_go(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
-        """Also of partitions of which something had arrived when they were held, whatever was read meanwhile."""
+        """Includes partitions with buffered records when they were paused."""
         send_clicks(kafka_connection, topics, range(1_000), users=40)
         with consumer_of(kafka_connection, [topics.clicks]) as consumer:
             records = consumer.poll(5.0, max_records=1)  # the rest of its partition is fetched, and not given out

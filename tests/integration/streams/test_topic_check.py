@@ -1,4 +1,4 @@
-"""What is wrong with topics, on each broker and as the command line shows it."""
+"""Problems of topics, on each broker and as the command line shows them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Creating topics, on each broker."""
+"""Creation of topics, on each broker."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from streams.topics import Topics
 
 
 def described(connection: KafkaConnection, topic: str) -> tuple[int, dict[str, str]]:
-    """The number of partitions and the settings of a topic."""
+    """Return the number of partitions and the settings of a topic."""
     with KafkaAdminClient(**connection.client_options()) as admin:
         partitions = admin.describe_topics([topic])[0]["partitions"]
         settings = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])["topic"][topic]

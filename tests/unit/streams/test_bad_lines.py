@@ -1,4 +1,4 @@
-"""One bad line of an order, a cart or a list: refused by itself, by name, while the others count."""
+"""An invalid line of an order, a cart or a list is rejected by name; the other lines count."""
 
 import json
 from typing import Any
@@ -256,7 +256,7 @@ def test_the_same_bytes_without_a_time_are_another_event_at_another_place() -> N
 
 
 def _ids(dialect: Any, said: dict[str, Any]) -> set[str]:
-    """The ids of an event at one place, twice, and at two others."""
+    """Return the ids of an event at one place, twice, and at two other places."""
     ids = set()
     for partition, offset in [(0, 5), (0, 5), (0, 6), (1, 5)]:
         value = json.dumps(said).encode()

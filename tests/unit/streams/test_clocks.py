@@ -1,4 +1,4 @@
-"""No time that a producer or broker states is later than the reader's clock allows."""
+"""Times of producers and brokers are never later than the reader's clock allows."""
 
 import json
 from typing import Any

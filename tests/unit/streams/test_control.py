@@ -1,4 +1,4 @@
-"""Records of the control topic: built, read again, and refused."""
+"""Records of the control topic: built, parsed, and rejected."""
 
 import pytest
 from structlog.testing import capture_logs

@@ -1,4 +1,4 @@
-"""What spam weighs, in its several forms, and what honest use weighs beside it."""
+"""Weights of several forms of spam, and of honest use beside it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +34,7 @@ def shown(user_id: str, clicked: str | None) -> ShownList:
 
 
 def visits(users: Sequence[str], items: Sequence[str], *, ts: int = 0) -> list[Example]:
-    """Each user looks at each item once."""
+    """Return events in which each user looks at each item once."""
     return [event(0, user_id, item_id, ts=ts) for user_id in users for item_id in items]
 
 
@@ -52,7 +52,7 @@ NOW = 24 * HOUR_MS
 
 
 def learn_a_day(guard: Guard) -> None:
-    """Have the guard see a day of a shop before `NOW`: each hour one shopper looks at every item."""
+    """Return a guard after a day of a shop before `NOW`: each hour one shopper looks at every item."""
     for hour in range(24):
         guard.weigh(visits([f"u{hour % 4}"], MANY, ts=hour * HOUR_MS))
 

@@ -85,7 +85,7 @@ def events(shop: Shop, seed: int) -> list[Example]:
 
 
 def lost(guard: Guard, examples: list[Example]) -> dict[str, float]:
-    """The share of the clicks and of the purchases that does not count."""
+    """Return the shares of clicks and of purchases that do not count."""
     total, left_out = Counter[str](), Counter[str]()
     for start in range(0, len(examples), BATCH):
         for example in guard.weigh(examples[start : start + BATCH]):

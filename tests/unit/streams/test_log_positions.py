@@ -1,4 +1,4 @@
-"""Where partitions are read, by what metadata say of their topics."""
+"""Read positions of partitions, by the metadata of their topics."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Pseudonyms, and the secret they are made with."""
+"""Pseudonyms and their secret."""
 
 import hashlib
 import hmac

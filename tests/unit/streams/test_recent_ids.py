@@ -1,4 +1,4 @@
-"""Recent ids against a set and a deque: the same answers, in memory that does not grow."""
+"""Recent ids give the same answers as a set and a deque, in constant memory."""
 
 from collections import deque
 

@@ -1,4 +1,4 @@
-"""Ids leave a refused record under whatever name they have there; what is no id stays."""
+"""Ids are removed from a rejected record under any name; everything else stays."""
 
 import json
 from typing import Any

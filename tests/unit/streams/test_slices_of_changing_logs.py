@@ -13,7 +13,7 @@ A, B, NEW = ("clicks", 0), ("items", 0), ("clicks", 1)
 
 
 class Script:
-    """A consumer whose polls bring what a test says."""
+    """A consumer that returns the records which a test sets."""
 
     def __init__(self, positions: Offsets) -> None:
         self._positions = dict(positions)
@@ -117,7 +117,7 @@ def test_a_slice_with_deleted_records_is_repeated() -> None:
 
 
 def test_records_deleted_since_a_slice_was_journaled_are_missed_in_it() -> None:
-    """The slices ended at 20 and 40; by now the log begins at 30."""
+    """The slices ended at 20 and 40; the log now begins at 30."""
     script = Script({A: 10, B: 0})
     script.jumps(A, 30, "retention")
     script.brings(A, *range(30, 45))
