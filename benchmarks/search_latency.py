@@ -17,7 +17,6 @@ import torch
 from benchmarks.measure import Measurement, data_settings
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.learning.learner import Learner
-from peft_adapters.lifecycle.publishing import bundle_groups
 from peft_adapters.ranking.lexical import words
 from peft_adapters.registry.bundle import read_bundle, write_bundle
 from peft_adapters.serving.model_builder import build_model
@@ -77,7 +76,7 @@ def _served(learner: Learner) -> ServedModel:
     with TemporaryDirectory() as directory:
         write_bundle(
             Path(directory) / "bundle",
-            groups=bundle_groups(learner, full=True),
+            groups=learner.bundle_groups(full=True),
             adapter_config=encoder.adapter_config(),
             item_ids=learner.catalogue.ids,
             scenario="home",

@@ -1,6 +1,6 @@
-"""The three schedules a model learns on: heads fast, residual rows when they occur, LoRA slowly.
+"""Optimisers with their learning-rate schedules: of heads, residual rows and LoRA.
 
-Each keeps its state in plain tensors, so that a checkpoint holds it bit for bit.
+Each keeps its state in plain tensors, so that a checkpoint restores it bit for bit.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ _HEADS_DECAY_BATCHES = 20  # the heads' rate falls with the root of time beyond 
 _HEADS_FLOOR = 0.1  # share of the starting rate it never falls below, so that drift is followed
 _ROW_BETA = 0.999
 _EPSILON = 1e-8
+_SETTLED_BATCHES = 10_000  # after so many the rate of the heads is at its floor
 
 
 def all_finite(loss: Tensor, gradients: Iterable[Tensor | None]) -> bool:
-    """Whether a step along gradients can be taken; of those that are None nothing moves."""
+    """Return whether a loss and its gradients are finite; gradients that are None do not count."""
     return all(bool(torch.isfinite(value).all()) for value in (loss, *gradients) if value is not None)
 
 
 class HeadsOptimiser:
-    """Adam (Kingma & Ba 2015) on the heads, in place, at a rate that starts high and settles.
+    """Adam (Kingma & Ba 2015) on the heads, in place, at a rate that starts high and decays.
 
     The rate is `learning_rate * max(0.1, 1 / sqrt(1 + batches / 20))`.
+
+    Args:
+        heads: weights that are moved in place.
+        learning_rate: rate of the first batch.
     """
 
     def __init__(self, heads: Tensor, *, learning_rate: float) -> None:
@@ -38,7 +43,7 @@ class HeadsOptimiser:
         self._batches = 0
 
     def step(self, gradient: Tensor, *, scale: float = 1.0) -> None:
-        """One clipped step; `scale` is of its length."""
+        """Take one clipped step; `scale` multiplies its length."""
         self._heads.grad = gradient * min(1.0, _CLIP_NORM / (float(gradient.norm()) + _EPSILON))
         decay = max(_HEADS_FLOOR, (1 + self._batches / _HEADS_DECAY_BATCHES) ** -0.5)
         self._optimiser.param_groups[0]["lr"] = self._learning_rate * decay * scale
@@ -46,24 +51,31 @@ class HeadsOptimiser:
         self._batches += 1
 
     def restart(self) -> None:
-        """Begin the schedule again, at its high start."""
+        """Restart the rate schedule at its high start."""
         self._batches = 0
 
+    def settle(self) -> None:
+        """Discard the moments and take the rate that a long-running learner has."""
+        self.load_state_dict({"batches": torch.tensor(_SETTLED_BATCHES)})
+
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it as tensors."""
+        """Return the whole state as tensors."""
         return _adam_state(self._optimiser) | {"batches": torch.tensor(self._batches)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore a state."""
         self._batches = int(state["batches"])
         _restore_adam(self._optimiser, state)
 
 
 class RowOptimiser:
-    """Row-wise Adam without momentum: one second moment a row, touched only when the row occurs.
+    """Row-wise Adam without momentum: one second moment a row, updated only when the row occurs.
 
-    This is the partial row-wise Adam of embedding tables (FBGEMM) with its first moment left out: as good here
-    (docs/decisions/0001), and a checkpoint carries one number a row instead of two vectors.
+    This is the partial row-wise Adam of embedding tables (FBGEMM) without its first moment: as good here
+    (docs/decisions/0001), and a checkpoint holds one number per row instead of two vectors.
+
+    Args:
+        learning_rate: rate of every step.
     """
 
     def __init__(self, *, learning_rate: float) -> None:
@@ -76,7 +88,14 @@ class RowOptimiser:
         self._moment = torch.cat([self._moment, torch.zeros(max(0, size - len(self._moment)))])
 
     def step(self, table: Tensor, rows: Tensor, gradient: Tensor, *, scale: float = 1.0) -> None:
-        """One step, in place, on the given distinct rows of a table [items, dim]; `scale` is of its length."""
+        """Take one step in place.
+
+        Args:
+            table: [items, dim] parameters.
+            rows: [rows] distinct rows that are moved.
+            gradient: [rows, dim] gradient of these rows.
+            scale: factor on the length of the step.
+        """
         self._steps += 1
         moment = _ROW_BETA * self._moment[rows] + (1 - _ROW_BETA) * gradient.square().mean(dim=1)
         self._moment[rows] = moment
@@ -84,11 +103,11 @@ class RowOptimiser:
         table[rows] -= self._learning_rate * scale * gradient / spread[:, None]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it as tensors."""
+        """Return the whole state as tensors."""
         return {"moment": self._moment.clone(), "steps": torch.tensor(self._steps)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore a state."""
         self._moment, self._steps = state["moment"].clone(), int(state["steps"])
 
 
@@ -96,12 +115,12 @@ class LoraOptimiser:
     """AdamW (Loshchilov & Hutter 2019) or plain SGD on the LoRA weights.
 
     Args:
-        parameters: the weights; gradients wait on them, between steps too.
-        kind: which of the two.
-        learning_rate: of a full step.
-        weight_decay: decoupled from the gradient: a step takes off `learning_rate * weight_decay` of each weight.
-        warmup_steps: over so many steps the rate rises to the full one, in equal parts.
-        accumulate: gradients that a step is the mean of.
+        parameters: the LoRA weights; their gradients accumulate between steps.
+        learning_rate: rate after the warm-up.
+        weight_decay: decoupled from the gradient: a step subtracts `learning_rate * weight_decay` of each weight.
+        kind: `adamw` or `sgd`.
+        warmup_steps: number of steps over which the rate rises linearly to the full one.
+        accumulate: number of gradients whose mean one step follows.
     """
 
     def __init__(
@@ -118,13 +137,15 @@ class LoraOptimiser:
         self._optimiser = _LORA_KINDS[kind](self._parameters, lr=learning_rate, weight_decay=weight_decay)
         self._warmup_steps, self._accumulate = warmup_steps, accumulate
         self._steps = 0
-        self._waiting = 0  # gradients that add up on the parameters
+        self._waiting = 0  # gradients accumulated on the parameters
 
     def step(self, *, scale: float = 1.0) -> None:
-        """Take in a gradient, and step once there are enough; `scale` is of the step's length.
+        """Count a gradient, and step once enough are accumulated.
 
-        A step goes along the clipped mean of the gradients since the last; they begin anew after it. One that is not
-        finite is left out.
+        The step follows the clipped mean of the gradients since the last one. It is skipped if that is not finite.
+
+        Args:
+            scale: factor on the length of the step.
         """
         self._waiting += 1
         if self._waiting < self._accumulate:
@@ -141,7 +162,7 @@ class LoraOptimiser:
         self._waiting = 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it as tensors, gradients that wait included."""
+        """Return the whole state as tensors, accumulated gradients included."""
         waiting = {
             f"gradient.{index}": parameter.grad.clone()
             for index, parameter in enumerate(self._parameters)
@@ -151,7 +172,7 @@ class LoraOptimiser:
         return _adam_state(self._optimiser) | counts | waiting
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore a state."""
         _restore_adam(self._optimiser, state)
         self._steps, self._waiting = int(state["steps"]), int(state["waiting"])
         for index, parameter in enumerate(self._parameters):
@@ -159,7 +180,7 @@ class LoraOptimiser:
             parameter.grad = None if gradient is None else gradient.clone()
 
 
-# SGD has no momentum and keeps nothing; its weight decay, a part of the gradient, is then the same as AdamW's.
+# SGD has no momentum and no state. Its weight decay is part of the gradient, which equals AdamW's here.
 _LORA_KINDS: dict[LoraOptimiserKind, type[torch.optim.AdamW] | type[torch.optim.SGD]] = {
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,

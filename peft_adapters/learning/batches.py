@@ -1,8 +1,8 @@
-"""What the learner is given, and batches of it as the learner sees them."""
+"""Events as a learner receives them, and micro-batches of them with contexts and features."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,91 +15,91 @@ from peft_adapters.ranking.shoppers import Contexts
 
 
 class Positive(Protocol):
-    """What the learner needs to know of a click or purchase."""
+    """A click or purchase."""
 
     @property
     def user_id(self) -> str:
-        """Who."""
+        """Return the shopper's id."""
 
     @property
     def session_id(self) -> str | None:
-        """In which session, where the producer says so."""
+        """Return the session's id, if the producer sends one."""
 
     @property
     def item_id(self) -> str:
-        """What."""
+        """Return the item's id."""
 
     @property
     def ts(self) -> int:
-        """When, event time in epoch milliseconds."""
+        """Return the event time, epoch milliseconds."""
 
     @property
     def weight(self) -> float:
-        """How much it weighs in the loss; counters count it whole."""
+        """Return the weight in the loss; counters count every event fully."""
 
     @property
     def query(self) -> str | None:
-        """What the shopper had searched for, where that is known."""
+        """Return the search query that led to the event, if it is known."""
 
 
 class ShownList(Protocol):
-    """What the learner needs to know of an impression whose click window has passed."""
+    """An impression whose click window has passed."""
 
     @property
     def user_id(self) -> str:
-        """Whom it was shown to."""
+        """Return the shopper's id."""
 
     @property
     def session_id(self) -> str | None:
-        """In which session, where the producer says so."""
+        """Return the session's id, if the producer sends one."""
 
     @property
     def ts(self) -> int:
-        """When it was shown, event time in epoch milliseconds."""
+        """Return the time of the impression, epoch milliseconds."""
 
     @property
     def item_ids(self) -> Sequence[str]:
-        """What was shown."""
+        """Return the shown items."""
 
     @property
     def positions(self) -> Sequence[int]:
-        """In what place each item was, from 0."""
+        """Return each item's position in the list, from 0."""
 
     @property
     def clicked(self) -> Sequence[bool]:
-        """Whether each item was clicked or bought before its negative was due."""
+        """Return, for each item, whether it was clicked or bought before the window closed."""
 
     @property
     def bought(self) -> Sequence[bool]:
-        """Whether each item was bought before its negative was due."""
+        """Return, for each item, whether it was bought before the window closed."""
 
     @property
     def is_correction(self) -> bool:
-        """One item alone, clicked or bought after it was learnt as not; `clicked` and `bought` say what is new."""
+        """Return whether this is one item that was clicked or bought after it was learnt as a negative."""
 
     @property
     def weight(self) -> float:
-        """How much it weighs in the loss; counters count it whole."""
+        """Return the weight in the loss; counters count every list fully."""
 
     @property
     def query(self) -> str | None:
-        """What the shopper had searched for, where that is why it was shown."""
+        """Return the search query that the list answers, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch as the learner sees it.
+    """A micro-batch of positives.
 
     Attributes:
         items: [events] rows of the items.
-        weight: [events] in the loss.
+        weight: [events] weight in the loss.
         contexts: what each shopper had done before the event.
-        before: rows before each event in its session, newest first.
-        first_of_item: [events] whether no earlier batch had an event of the item.
-        new_shopper: [events] whether the shopper had done nothing before.
-        item_count: size of the catalogue.
-        columns: [candidates] rows that features were computed for; None is the whole catalogue.
-        candidates: [candidates] rows the step is taken on, positives included, sorted.
+        before: rows of the earlier events in each event's session, newest first.
+        first_of_item: [events] whether no earlier batch has an event of the item.
+        new_shopper: [events] whether this is the shopper's first event.
+        item_count: number of items in the catalogue.
+        columns: [columns] rows that features are computed for; None is the whole catalogue.
+        candidates: [candidates] sorted rows the step is taken on, positives included.
         log_expected: [candidates] log of the probability that a candidate is in the sample.
         counter_features: [COUNTER_FEATURES, events, columns].
         affinity_weights: [AFFINITIES, events, context rows].
@@ -123,25 +123,25 @@ class Batch:
     query_vector: Tensor | None = None
 
     def __len__(self) -> int:
-        """Events."""
+        """Return the number of events."""
         return len(self.items)
 
 
 @dataclass(frozen=True, slots=True)
 class ListBatch:
-    """Lists as the learner sees them; what is "shown" is all their items in one row, list after list.
+    """A micro-batch of lists. The dimension `shown` runs over the items of all lists, list after list.
 
     Attributes:
-        user_ids: [lists] whom each was shown to.
-        shown_ms: [lists] when, event time.
+        user_ids: [lists] shopper each list was shown to.
+        shown_ms: [lists] time of each impression, epoch milliseconds.
         items: [shown] rows of the items.
-        owner: [shown] index of the list each belongs to.
-        position: [shown] place in its list, from 0.
-        clicked: [shown] whether it was clicked.
-        bought: [shown] whether it was bought.
-        is_correction: [shown] whether it corrects what was learnt before.
-        weight: [lists] in the loss.
-        counter_features: [COUNTER_FEATURES, shown] without what the list's own clicks have added.
+        owner: [shown] index of the item's list.
+        position: [shown] position in the list, from 0.
+        clicked: [shown] whether the item was clicked.
+        bought: [shown] whether the item was bought.
+        is_correction: [shown] whether the item corrects a label that was learnt before.
+        weight: [lists] weight in the loss.
+        counter_features: [COUNTER_FEATURES, shown] without the counts of the list's own clicks.
         affinity_weights: [AFFINITIES, lists, context rows].
         context_rows: [context rows] distinct items of the contexts.
         query_vector: [lists, dim] vector of each list's search query, zero without one; None if no list has one.
@@ -162,5 +162,18 @@ class ListBatch:
     query_vector: Tensor | None = None
 
     def __len__(self) -> int:
-        """Lists."""
+        """Return the number of lists."""
         return len(self.weight)
+
+    def passed_over(self) -> Iterator[tuple[str, int, list[int]]]:
+        """Yield shopper, time and rows of the items passed over, for each list of positive weight with a click.
+
+        A list without a click may not have been seen at all.
+        """
+        ends = np.cumsum(np.bincount(self.owner, minlength=len(self)))[:-1]
+        lists = zip(np.split(self.items, ends), np.split(self.clicked, ends), strict=True)
+        for user_id, shown_ms, weight, (items, clicked) in zip(
+            self.user_ids, self.shown_ms, self.weight.tolist(), lists, strict=True
+        ):
+            if weight > 0 and clicked.any():
+                yield user_id, shown_ms, items[~clicked].tolist()

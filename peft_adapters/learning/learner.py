@@ -1,52 +1,38 @@
-"""The incremental learner: takes micro-batches in, moves heads, residuals and the LoRA adapter, counts.
+"""The incremental learner: learns from micro-batches, by moving heads, residuals and the LoRA adapter, and by counting.
 
 A batch goes through three calls, in this order, so that it is always judged before it is learnt:
 
-1. `observe` gives each event the context a scorer would have had, then moves the shoppers' states on.
-2. `judge` ranks each event's item with the weights and counters that stood before the batch.
+1. `observe` gives each event the context that a scorer would have had, then updates the shoppers' states.
+2. `judge` ranks each event's item with the weights and counters from before the batch.
 3. `learn` takes one step on the batch and counts it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.encoder.encoder import Encoder
-from peft_adapters.errors import ModelValueError
 from peft_adapters.learning.batches import Batch, ListBatch, Positive, ShownList
-from peft_adapters.learning.list_steps import ListSteps
+from peft_adapters.learning.learner_parts import LearnerParts
 from peft_adapters.learning.lists import JudgedLists, observe_lists
-from peft_adapters.learning.lora_steps import LoraSteps
-from peft_adapters.learning.losses import Side, focused, list_features, positives_features, positives_losses
-from peft_adapters.learning.query_vectors import Queries
-from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser, all_finite
-from peft_adapters.ranking.catalogue import Catalogue
-from peft_adapters.ranking.counter_features import CounterFeatures
-from peft_adapters.ranking.counters import PAIR_WINDOW_ITEMS, IntArray
-from peft_adapters.ranking.features import (
-    affinity_features,
-    affinity_weights,
-    context_weights,
-    weighted_sum,
-)
-from peft_adapters.ranking.modalities import CatalogueItem, Projections
-from peft_adapters.ranking.ranker import ROLES, Ranker
-from peft_adapters.ranking.shoppers import Contexts, Shoppers, pad
-from peft_adapters.settings import FEATURES, PASSED_OVER, LearnerSettings
+from peft_adapters.learning.losses import list_features
+from peft_adapters.learning.positive_steps import sample_candidates
+from peft_adapters.learning.positives import first_events, observe_positives
+from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.features import affinity_features, weighted_sum
+from peft_adapters.ranking.ranker import Ranker
+from peft_adapters.settings import FEATURES, PASSED_OVER
 
-_LISTED_ENOUGH = 0.9  # share of events that lists account for, from which on LoRA costs more than it has left to learn
+_LISTED_ENOUGH = 0.9  # share of events in lists from which on a step of LoRA costs more than it can still gain
 _SERVED = torch.tensor([float(name not in PASSED_OVER) for name in FEATURES])  # scorers do not know the others
-_UNIFORM_SHARE = 0.5  # of the negatives' distribution; the other half is popularity
 
 
-class Learner:
-    """One scenario's model while it learns.
+class Learner(LearnerParts):
+    """One scenario's model while it learns; its parts, catalogue and state are those of `LearnerParts`.
 
     Args:
         encoder: the frozen encoder; the learner owns its LoRA weights.
@@ -54,170 +40,63 @@ class Learner:
         settings: how to learn.
     """
 
-    def __init__(self, encoder: Encoder, catalogue: Catalogue, settings: LearnerSettings) -> None:
-        unknown = set(settings.features) - set(FEATURES)
-        if unknown:
-            raise ModelValueError(f"`features` must be among {FEATURES}, got {sorted(unknown)}")
-        self.encoder, self.catalogue, self.settings = encoder, catalogue, settings
-        self.ranker = Ranker.empty(encoder.dim)
-        self.shoppers = Shoppers()
-        self.batches_learned = 0
-        self.events_learned = 0
-        self.rate_factor = 1.0  # of residuals and LoRA; whoever raises it lowers it again, and keeps it
-        self._mask = torch.tensor([float(name in settings.features) for name in FEATURES])
-        self.ranker.heads *= self._mask
-        self.catalogue_heads = self.ranker.heads.clone()  # the head that finds the next item in the whole catalogue
-        self.heads_optimiser = HeadsOptimiser(self.catalogue_heads, learning_rate=settings.heads_learning_rate)
-        self.catalogue_global_preference = (
-            self.ranker.global_preference.clone()
-        )  # the same for the global preference: what is shown is chosen already
-        self.global_preference_optimiser = HeadsOptimiser(
-            self.catalogue_global_preference, learning_rate=settings.global_preference_learning_rate
-        )
-        self.projections = Projections(
-            encoder.dim,
-            learning_rate=settings.projection_learning_rate,
-            weight_decay=settings.projection_weight_decay,
-        )
-        self.lists = ListSteps(self.ranker, self.projections, catalogue, settings)
-        self.row_optimisers = {
-            role: RowOptimiser(learning_rate=settings.residual_learning_rate) for role in ROLES if settings.residuals
-        }
-        self.lora_steps = LoraSteps(self.ranker, self.projections, catalogue, encoder, settings)
-        self._queries = Queries(encoder)
-        self.touched: dict[str, set[int]] = {role: set() for role in ROLES}  # residuals moved since `mark_published`
-
-    # ---- the catalogue
-
-    def add_items(self, items: Sequence[CatalogueItem]) -> None:
-        """Take in items, new ones or what has become of old ones; they can be ranked from now on."""
-        rows = self.catalogue.upsert([self.projections.drop_invalid_vectors(item) for item in items])
-        self._grow()
-        self._refresh(rows)
-
-    def refit(self) -> None:
-        """Make what was put back fit the catalogue: room for items that came since, and all texts anew."""
-        self._grow()
-        self._refresh(range(len(self.catalogue)))
-
-    def _grow(self) -> None:
-        self.ranker.grow(len(self.catalogue))
-        for optimiser in self.row_optimisers.values():
-            optimiser.grow(len(self.catalogue))
-        self.lists.grow(len(self.catalogue))
-
-    def _refresh(self, rows: Sequence[int]) -> None:
-        if self.lora_steps.ahead is not None:
-            self.lora_steps.ahead.refresh(self.catalogue, rows)
-        self._put_texts(rows, self.catalogue.vectors(self.lora_steps.served_suffix, rows))
-
-    def _put_texts(self, rows: Sequence[int], text: Tensor) -> None:
-        self.ranker.text[list(rows)] = self.projections.project(rows, text, self.catalogue.modality_vectors)
-
-    # ---- a batch
+    # ---- positives
 
     def observe(self, examples: Sequence[Positive], *, whole: bool = True) -> Batch:
-        """Contexts and counter features of a batch, as things stood before each of its events.
+        """Return a micro-batch with contexts and counter features as of before each of its events.
 
         Args:
-            examples: its events, in order.
-            whole: features of the whole catalogue, for judging, where it is not too large; else of the candidates that
-                learning takes.
+            examples: events of the batch, in order.
+            whole: compute features of the whole catalogue, for judging, unless it exceeds `judged_items`; otherwise of
+                the candidates that learning uses.
 
         Raises:
             KeyError: an item is not in the catalogue.
         """
         items = np.array([self.catalogue.rows[example.item_id] for example in examples], dtype=np.int64)
-        contexts, before, new_shopper = self._walk(examples, items)
-        candidates, log_expected = self._sample(items)
-        columns = self._judged_columns(candidates) if whole else candidates
-        weights = context_weights(contexts, len(self.catalogue))
-        rows = contexts.rows()
-        return Batch(
-            items=items,
-            weight=torch.tensor([example.weight for example in examples], dtype=torch.float32),
-            contexts=contexts,
-            before=before,
-            first_of_item=self.ranker.counters.events[items] == 0,
-            new_shopper=new_shopper,
-            item_count=len(self.catalogue),
-            columns=columns,
+        candidates, log_expected = sample_candidates(
+            items,
+            self.ranker.counters,
+            negatives=self.settings.negatives,
+            seed=(self.settings.seed, self.batches_learned),
+        )
+        return observe_positives(
+            examples,
+            items,
+            counters=self.ranker.counters,
+            shoppers=self.shoppers,
             candidates=candidates,
             log_expected=log_expected,
-            counter_features=CounterFeatures(self.ranker.counters).features(contexts, columns),
-            affinity_weights=affinity_weights(weights, rows),
-            context_rows=rows,
+            columns=self._judged_columns(candidates) if whole else candidates,
             query_vector=self._query_vector(examples),
         )
 
+    def first_of(self, batch: Batch, count: int) -> Batch:
+        """Return the first events of a batch just observed, with features of all rows that they are judged among."""
+        columns = self._judged_columns(batch.candidates)
+        return first_events(batch, count, counters=self.ranker.counters, columns=columns)
+
     def _judged_columns(self, candidates: IntArray) -> IntArray | None:
-        """Candidates that events are judged among: None is the whole catalogue."""
+        """Return the rows that events are judged among; None is the whole catalogue."""
         return None if len(self.catalogue) <= self.settings.judged_items else candidates
 
-    def first_of(self, batch: Batch, count: int) -> Batch:
-        """The first events of a batch that was just observed, with features of all that they are judged among."""
-        kept, columns = slice(count), self._judged_columns(batch.candidates)
-        own = batch.contexts
-        contexts = Contexts(own.items[kept], own.ages[kept], own.passed[kept])
-        return replace(
-            batch,
-            items=batch.items[kept],
-            weight=batch.weight[kept],
-            contexts=contexts,
-            before=batch.before[kept],
-            first_of_item=batch.first_of_item[kept],
-            new_shopper=batch.new_shopper[kept],
-            columns=columns,
-            counter_features=CounterFeatures(self.ranker.counters).features(contexts, columns),
-            affinity_weights=batch.affinity_weights[:, kept],
-            query_vector=None if batch.query_vector is None else batch.query_vector[kept],
-        )
-
     def _query_vector(self, events: Sequence[Positive] | Sequence[ShownList]) -> Tensor | None:
-        """Vectors [events, dim] of what was searched for, as scores follow from LoRA now; None where nothing was."""
+        """Return the vectors [events, dim] of search queries under the served adapter; None without any query."""
         return self._queries.vectors([event.query for event in events], self.lora_steps.served_suffix)
-
-    def _walk(self, examples: Sequence[Positive], items: IntArray) -> tuple[Contexts, list[list[int]], np.ndarray]:
-        """Contexts, earlier items of the session and first sights, in event order, moving the shoppers on."""
-        contexts, passed, before, new = [], [], [], []
-        for example, item in zip(examples, items.tolist(), strict=True):
-            who = (example.user_id, example.session_id, example.ts)
-            new.append(example.user_id not in self.shoppers)
-            contexts.append(self.shoppers.context(*who))
-            passed.append(self.shoppers.passed_over(example.user_id, example.ts))
-            before.append(self.shoppers.session_before(*who, limit=PAIR_WINDOW_ITEMS))
-            self.shoppers.update(*who, item)
-        return pad(contexts, passed), before, np.array(new)
-
-    def _sample(self, items: IntArray) -> tuple[IntArray, Tensor]:
-        """Candidates of a step, and the log-Q correction of each (Bengio & Senécal 2008; Yi et al. 2019).
-
-        Negatives come with replacement from half uniform, half popularity; `Q` is the probability to be drawn at all.
-        """
-        count, draws = len(self.catalogue), self.settings.negatives
-        if count <= draws:
-            return np.arange(count), torch.zeros(count)
-        popularity = self.ranker.counters.popularity[-1].astype(np.float64)
-        total = popularity.sum()
-        probability = np.full(count, 1 / count) if total == 0 else popularity / total
-        probability = _UNIFORM_SHARE / count + (1 - _UNIFORM_SHARE) * probability
-        # Seeded by the step, not by a running state: a resumed learner draws what an unkilled one would have drawn.
-        generator = np.random.default_rng([self.settings.seed, self.batches_learned])
-        negatives = generator.choice(count, size=draws, p=probability / probability.sum())
-        candidates = np.unique(np.concatenate([items, negatives]))
-        expected = -np.expm1(draws * np.log1p(-probability[candidates]))
-        return candidates, torch.from_numpy(np.log(expected)).float()
 
     @torch.inference_mode()
     def judge(self, batch: Batch, ranker: Ranker | None = None) -> Tensor:
-        """Scores [events, columns] by weights and counters that have not learnt the batch; `ranker` brings others."""
+        """Return scores [events, columns].
+
+        Args:
+            batch: observed batch that is not learnt yet.
+            ranker: other weights to score with; None is the learner's own.
+        """
         ranker = self.ranker if ranker is None else ranker
-        query = ranker.vectors("query", batch.context_rows)
-        candidate = ranker.vectors("candidate", batch.columns)
         affinities = affinity_features(
             batch.affinity_weights,
-            query,
-            candidate,
+            ranker.vectors("query", batch.context_rows),
+            ranker.vectors("candidate", batch.columns),
             ranker.global_preference,
             ranker.text_share(batch.columns),
             batch.query_vector,
@@ -225,52 +104,85 @@ class Learner:
         return weighted_sum(ranker.heads, batch.counter_features, affinities)
 
     def learn(self, batch: Batch, *, lora: bool = True) -> float:
-        """One step on a batch, then count it; the loss (nats an event) before the step.
+        """Take one step on a batch, then count it.
 
-        A batch whose loss or gradients are not finite moves nothing, its loss is no number, and it is counted.
+        If the loss or a gradient is not finite, no weight changes; the batch is counted all the same.
 
         Args:
-            batch: observed.
-            lora: whether LoRA takes a step if one is due; else the step is put off.
+            batch: observed batch.
+            lora: whether LoRA takes a step if one is due, and the next adapter's vectors are advanced.
+
+        Returns:
+            Loss before the step, nats per event; NaN if the step was skipped.
         """
-        loss = self._step(batch)
-        if lora and math.isfinite(loss):
-            self._learn_texts(batch)
+        step = self.positives.step(batch, scale=self._scale())
+        self._mark_touched(step.moved_rows)
+        if self.settings.lora and step.features is not None:
+            self.lora_steps.step_heads(batch, step.features)
+        if lora and math.isfinite(step.loss):
+            self._step_lora(batch)
         self.batches_learned += 1
         self._serve_projections()
         self.count(batch)
-        return loss
+        return step.loss
 
     def count(self, batch: Batch) -> None:
-        """Count a batch and learn nothing from it."""
+        """Count a batch without learning from it."""
         self.ranker.counters.update(batch.items, batch.before)
         self._blend()
         self.events_learned += len(batch)
 
-    def _blend(self) -> None:
-        """Serve heads and global preference of lists as far as lists account for what was clicked and bought."""
-        self.ranker.heads = self._blended(self.catalogue_heads, self.lists.served_heads) * _SERVED
-        self.ranker.global_preference = self._blended(self.catalogue_global_preference, self.lists.global_preference)
+    def _step_lora(self, batch: Batch) -> None:
+        """Take a step of LoRA if one is due, and serve the next adapter once its vectors are computed."""
+        if self.settings.lora and self._listed_share() < _LISTED_ENOUGH:
+            self.lora_steps.step_if_due(
+                batch,
+                self.positives.global_preference,
+                batches_learned=self.batches_learned,
+                scale=self._scale(),
+            )
+        vectors = self.lora_steps.advance_next_adapter()
+        if vectors is not None:
+            self._set_texts(range(len(self.catalogue)), vectors)
 
-    def _blended(self, of_catalogue: Tensor, of_lists: Tensor) -> Tensor:
+    def _serve_projections(self) -> None:
+        """Serve the trained projections every few batches; items without vectors of other modalities are unchanged."""
+        if self.projections.served and self.batches_learned % self.settings.projection_refresh_batches == 0:
+            rows, vectors = self.projections.refresh_served(self.catalogue.modality_vectors)
+            self.ranker.text[rows] = vectors
+
+    def _mark_touched(self, moved_rows: Mapping[str, set[int]]) -> None:
+        for role, rows in moved_rows.items():
+            self.touched[role] |= rows
+
+    # ---- blending of positives and lists
+
+    def _blend(self) -> None:
+        """Serve a blend of both kinds of steps, weighted by the share of events that came in lists."""
+        self.ranker.heads = self._blended(self.positives.heads, self.lists.served_heads) * _SERVED
+        self.ranker.global_preference = self._blended(self.positives.global_preference, self.lists.global_preference)
+
+    def _blended(self, of_positives: Tensor, of_lists: Tensor) -> Tensor:
         share = self._listed_share()
-        return of_catalogue.lerp(of_lists, share) if share > 0 else of_catalogue.clone()
+        return of_positives.lerp(of_lists, share) if share > 0 else of_positives.clone()
 
     def _listed_share(self) -> float:
-        """Share of clicks and purchases that came in lists, where what each was chosen over is known."""
+        """Return the share of clicks and purchases that came in lists, where the alternatives are known."""
         counters = self.ranker.counters
         return min(1.0, float(counters.clicked.sum()) / max(1.0, float(counters.events.sum())))
 
     def _scale(self) -> float:
-        """Of the steps on residuals and LoRA: as far as lists account for the events, these are left to them."""
+        """Return the factor on steps of residuals and LoRA, which lists take over as far as they have the events."""
         return self.rate_factor * (1 - self._listed_share())
 
+    # ---- drift
+
     def adapt_to_drift(self, rate_factor: float, *, halvings: int) -> None:
-        """Learn the next batch faster, or no longer, and let what was counted weigh less, as drift asks for.
+        """Set the learning rate of the next batch, and let old counts weigh less.
 
         Args:
-            rate_factor: of residuals and LoRA; where it rises the heads' rates begin again at their high start.
-            halvings: of all counts.
+            rate_factor: factor on the rates of residuals and LoRA; if it rises, the heads' schedules restart.
+            halvings: number of times that all counts are halved.
         """
         if rate_factor > self.rate_factor:
             self.restart_heads()
@@ -279,68 +191,14 @@ class Learner:
             self.ranker.counters.decay(halvings)
 
     def restart_heads(self) -> None:
-        """Let the heads' rates begin again at their high start, as after a drift, and replay nothing from before."""
-        self.heads_optimiser.restart()
-        self.global_preference_optimiser.restart()
-        self.lists.restart_heads()
-        self.lora_steps.restart()
-
-    def _learn_texts(self, batch: Batch) -> None:
-        """A step of LoRA where one is due, and item vectors that follow it once they are made."""
-        if self.settings.lora and self._listed_share() < _LISTED_ENOUGH:
-            self.lora_steps.step_where_due(
-                batch, self.catalogue_global_preference, batches_learned=self.batches_learned, scale=self._scale()
-            )
-        made = self.lora_steps.serve_when_made()
-        if made is not None:
-            self._put_texts(range(len(self.catalogue)), made)
-
-    def _serve_projections(self) -> None:
-        """Now and then let item vectors follow the projections; those of items without other vectors stay."""
-        if self.projections.served and self.batches_learned % self.settings.projection_refresh_batches == 0:
-            rows, vectors = self.projections.refresh_served(self.catalogue.modality_vectors)
-            self.ranker.text[rows] = vectors
-
-    def _step(self, batch: Batch) -> float:
-        """Move heads, global preference, residuals and projections, texts standing still.
-
-        As far as lists account for the events, all but the heads is left to them: a list says what was chosen over
-        what, the catalogue at large says mostly what was shown. (Adaptive steps do not feel a loss made smaller, so the
-        step itself is.)
-        """
-        heads, global_preference = (
-            own.clone().requires_grad_() for own in (self.catalogue_heads, self.catalogue_global_preference)
-        )
-        rows = np.union1d(batch.context_rows, batch.candidates)
-        live_rows, live = self.projections.project_trained(rows, self.catalogue.modality_vectors)
-        query = Side(self.ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
-        candidate = Side(self.ranker, "candidate", batch.candidates, live_rows=live_rows, live=live)
-        features = positives_features(batch, global_preference, query, candidate)
-        losses = positives_losses(batch, heads, features, batch.candidates, batch.log_expected)
-        loss = (batch.weight * focused(losses, self.settings.loss_focus)).mean()
-        moved = [heads, global_preference, query.residual, candidate.residual, *self.projections.parameters()]
-        gradients = torch.autograd.grad(loss, moved, allow_unused=True)
-        if not all_finite(loss, gradients):
-            return math.nan
-        self.heads_optimiser.step(gradients[0] * self._mask)
-        self.global_preference_optimiser.step(gradients[1], scale=self._scale())
-        self._step_residuals((query, gradients[2]), (candidate, gradients[3]), scale=self._scale())
-        self.projections.step(gradients[4:], scale=self._scale())
-        if self.settings.lora:
-            self.lora_steps.step_heads(batch, features.detach())
-        return float(loss.detach())
-
-    def _step_residuals(self, *sides: tuple[Side, Tensor | None], scale: float) -> None:
-        for side, gradient in sides:
-            if self.settings.residuals and gradient is not None:
-                rows = torch.from_numpy(side.rows)
-                self.row_optimisers[side.role].step(self.ranker.residuals[side.role], rows, gradient, scale=scale)
-                self.touched[side.role].update(side.rows.tolist())
+        """Restart the rate schedules of all heads at their high start, and discard LoRA's replayed batches."""
+        for part in (self.positives, self.lists, self.lora_steps):
+            part.restart_heads()
 
     # ---- lists
 
     def observe_lists(self, lists: Sequence[ShownList]) -> ListBatch:
-        """Contexts and counter features of lists, as things stood when each was shown.
+        """Return lists with contexts and counter features as of when each was shown.
 
         Raises:
             KeyError: an item is not in the catalogue.
@@ -355,35 +213,34 @@ class Learner:
 
     @torch.inference_mode()
     def judge_lists(self, batch: ListBatch) -> JudgedLists:
-        """Scores by all that is known of each list, what was passed over before included; probabilities as served."""
+        """Score lists with all that is known of them, passed-over items included; probabilities are as served."""
         query = self.ranker.vectors("query", batch.context_rows)
         candidate = self.ranker.vectors("candidate", batch.items)
         share = self.ranker.text_share(batch.items)
         features = list_features(batch, self.ranker.global_preference, query, candidate, share)
-        scores = self._blended(self.catalogue_heads, self.lists.heads) @ features
+        scores = self._blended(self.positives.heads, self.lists.heads) @ features
         lengths = np.bincount(batch.owner, minlength=len(batch)).tolist()
-        known, inputs = (
-            self.lists.outcomes.probabilities(),
-            self.lists.outcomes.inputs(batch, features, self.ranker.counters),
-        )
+        known = self.lists.outcomes.probabilities()
+        inputs = self.lists.outcomes.inputs(batch, features, self.ranker.counters)
         return JudgedLists(list(torch.split(scores, lengths)), known(inputs) if known else {})
 
     def learn_lists(self, batch: ListBatch) -> float:
-        """One step on lists, then count them; the loss (nats a list) before the step. Their clicks are learnt before.
+        """Take one step on lists, then count them. Their clicks were learnt before, as positives.
 
-        Where the loss or gradients are not finite nothing is moved and the loss is no number. Lists of no weight are
-        neither learnt nor counted.
+        If the loss or a gradient is not finite, no weight changes. Lists of weight 0 are neither learnt nor counted.
+
+        Returns:
+            Loss before the step, nats per list; NaN if the step was skipped.
         """
         if not len(batch):
             return 0.0
-        loss, touched = self.lists.step(batch)
-        for role, rows in touched.items():
-            self.touched[role] |= rows
+        loss, moved_rows = self.lists.step(batch)
+        self._mark_touched(moved_rows)
         self.count_lists(batch)
         return loss
 
     def count_lists(self, batch: ListBatch) -> None:
-        """Count lists and learn nothing from them; those of no weight are not counted."""
+        """Count lists without learning from them; those of weight 0 are not counted."""
         counted = batch.weight.numpy()[batch.owner] > 0
         self.ranker.counters.update_shown(
             batch.items[counted],
@@ -391,30 +248,6 @@ class Learner:
             batch.bought[counted],
             is_correction=batch.is_correction[counted],
         )
-        self._pass_over(batch)
+        for user_id, shown_ms, items in batch.passed_over():
+            self.shoppers.pass_over(user_id, shown_ms, items)
         self._blend()
-
-    def _pass_over(self, batch: ListBatch) -> None:
-        """Keep what was passed over of lists that count; one of which nothing was clicked may not have been seen."""
-        ends = np.cumsum(np.bincount(batch.owner, minlength=len(batch)))[:-1]
-        lists = zip(np.split(batch.items, ends), np.split(batch.clicked, ends), strict=True)
-        for user_id, ts_ms, weight, (items, clicked) in zip(
-            batch.user_ids, batch.shown_ms, batch.weight.tolist(), lists, strict=True
-        ):
-            if weight > 0 and clicked.any():
-                self.shoppers.pass_over(user_id, ts_ms, items[~clicked].tolist())
-
-    def forget(self, user_id: str) -> bool:
-        """Drop what is kept of a shopper; whether there was anything.
-
-        Batches and searches that are kept do not say whose they are, so none of them is kept.
-        """
-        self._queries.clear()
-        self.lora_steps.replay.clear()
-        return self.shoppers.forget(user_id)
-
-    def mark_published(self) -> None:
-        """Begin a new delta: what changes from here on goes into the next bundle."""
-        for rows in self.touched.values():
-            rows.clear()
-        self.ranker.counters.mark_published()

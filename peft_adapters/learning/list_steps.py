@@ -1,15 +1,16 @@
-"""What learns from lists: a head of their own, the global preference, residuals, and how far down a list one looks.
+"""Steps on lists: a head, a preference vector and an examination model of their own, and the shared residuals.
 
-A head that tells what is clicked among what was shown is another one than a head that finds the next item in the whole
-catalogue: the first has the click-through to go by and no exposure to explain. The learner keeps both.
+Ordering what was shown and finding the next item in the whole catalogue need different heads: a list gives
+click-through rates, and leaves no exposure to explain. The learner keeps both.
 
-Who does not follow impressions does not know what a shopper passed over, and the weights that are best beside it are
-not best without. So there is a second head for lists, fitted on the same steps without it, and that is the served one.
+Scorers do not read impressions, so they do not know what a shopper passed over. Weights fitted with that feature are
+not the best without it. So a second head for lists is fitted on the same steps without the feature, and served.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from peft_adapters.learning.batches import ListBatch
 from peft_adapters.learning.losses import DelayedFeedback, Side, list_features, lists_loss
 from peft_adapters.learning.outcome_steps import OutcomeSteps
+from peft_adapters.learning.state_dicts import StateDict
 from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser, all_finite
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.features import LIST_INITIAL_WEIGHTS
@@ -26,31 +28,30 @@ from peft_adapters.ranking.modalities import Projections
 from peft_adapters.ranking.ranker import ROLES, Ranker
 from peft_adapters.settings import FEATURES, NEW_FEATURES, PASSED_OVER, LearnerSettings
 
-_OUTCOMES = "outcomes."
-_PROJECTION_SCALE = 0.1  # of steps on projections: as the rate of residuals is to that of positives
-_START_LOG_ODDS = -2.0  # of a click on what is shown, before any list is learnt
-# Popularity falls with every event: nobody knows what it was when a list was shown. Click-through says it better.
-# What is new in the catalogue is not what is new in lists, where every item has been shown often before long.
+_PROJECTION_SCALE = 0.1  # of steps on projections: the ratio of the residuals' rates on lists and on positives
+_START_LOG_ODDS = -2.0  # of a click on a shown item, before any list is learnt
+# Popularity decays with every event, so its value when a list was shown is not known; click-through serves better.
+# Items that are new in the catalogue are not new in lists: there every item has soon been shown often.
 _NOT_OF_LISTS = ("popularity_fast", "popularity_slow", *NEW_FEATURES)
 
 
 class ListSteps:
-    """Steps on lists; moves the ranker's residuals, projections, and the heads and global preference of lists.
+    """Steps on lists; moves the ranker's residuals, the projections, and heads and a preference vector of its own.
 
     Args:
-        ranker: whose residuals are moved.
-        projections: are moved too.
-        catalogue: whose vectors of other modalities they project.
+        ranker: model whose residuals are moved.
+        projections: projections that are moved too.
+        catalogue: items, with the vectors of other modalities.
         settings: how to learn.
 
     Attributes:
-        heads: [features] weights of the score for what is shown in lists.
-        served_heads: [features] the same where it is not known what was passed over.
-        global_preference: [dim] what all shoppers like of what they are shown.
-        examination: [2] see `lists_loss`.
-        feedback: how many clicks come late.
-        outcomes: how likely what is shown is clicked and bought.
-        lists_learned: lists so far.
+        heads: [features] weights of the score of shown items.
+        served_heads: [features] the same without the features of passed-over items.
+        global_preference: [dim] preference vector of all shoppers, learnt from lists.
+        examination: [2] parameters of the examination model, see `lists_loss`.
+        feedback: counts of clicks in time and of late ones.
+        outcomes: probabilities of clicks and purchases.
+        lists_learned: number of lists learnt so far.
     """
 
     def __init__(
@@ -88,7 +89,11 @@ class ListSteps:
             optimiser.grow(size)
 
     def step(self, batch: ListBatch) -> tuple[float, dict[str, set[int]]]:
-        """One step; the loss (nats a list) before it, no number if none was taken, and the rows it moved, by role."""
+        """Take one step.
+
+        Returns:
+            The loss before the step (nats per list; NaN if the step was skipped), and the moved residual rows by role.
+        """
         heads, global_preference, examination = (
             tensor.clone().requires_grad_() for tensor in (self.heads, self.global_preference, self.examination)
         )
@@ -128,7 +133,7 @@ class ListSteps:
         return float(loss.detach()), touched
 
     def _step_served(self, batch: ListBatch, features: Tensor) -> None:
-        """Move the served head alone; `features` [features, shown] stand still."""
+        """Move the served head alone; `features` [features, shown] are constant."""
         heads = self.served_heads.clone().requires_grad_()
         loss = lists_loss(batch, heads @ features, self.examination, self.feedback)
         (gradient,) = torch.autograd.grad(loss, [heads])
@@ -142,37 +147,56 @@ class ListSteps:
         return set(side.rows.tolist())
 
     def restart_heads(self) -> None:
-        """Let the rates of both heads begin again at their high start."""
+        """Restart the rate schedules of both heads at their high start."""
         for name in ("heads", "served_heads"):
             self._optimisers[name].restart()
 
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All of it, as tensors and as JSON can hold it."""
-        parts = self._optimisers | {f"rows.{role}": optimiser for role, optimiser in self._row_optimisers.items()}
-        tensors = self._learnt()
-        tensors |= {f"{part}.{key}": value for part, own in parts.items() for key, value in own.state_dict().items()}
-        outcome_tensors, outcomes = self.outcomes.state_dict()
-        tensors |= {f"{_OUTCOMES}{name}": value for name, value in outcome_tensors.items()}
-        return tensors, {
-            "feedback": self.feedback.state_dict(),
-            "lists_learned": self.lists_learned,
-            "outcomes": outcomes,
+    # ---- state
+
+    def state_dict(self) -> StateDict:
+        """Return weights and optimiser states, those of outcomes included."""
+        return self._weights() | {
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self._optimisers.items()},
+            "rows": {role: optimiser.state_dict() for role, optimiser in self._row_optimisers.items()},
+            "outcomes": self.outcomes.state_dict(),
         }
 
-    def load_state_dict(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
-        for name, own in self._learnt().items():
-            own.copy_(tensors[name])  # in place: the optimisers hold these tensors
-        parts = self._optimisers | {f"rows.{role}": optimiser for role, optimiser in self._row_optimisers.items()}
-        for part, optimiser in parts.items():
-            prefix = f"{part}."
-            optimiser.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        of_outcomes = {k.removeprefix(_OUTCOMES): v for k, v in tensors.items() if k.startswith(_OUTCOMES)}
-        self.outcomes.load_state_dict(of_outcomes, state["outcomes"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state; weights are copied in place because the optimisers hold the tensors."""
+        for name, weights in self._weights().items():
+            weights.copy_(state[name])
+        for name, optimiser in self._optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        for role, row_optimiser in self._row_optimisers.items():
+            row_optimiser.load_state_dict(state["rows"][role])
+        self.outcomes.load_state_dict(state["outcomes"])
+
+    def counts_state_dict(self) -> StateDict:
+        """Return what is counted, which stays when the gate rolls weights back."""
+        return {
+            "feedback": self.feedback.state_dict(),
+            "lists_learned": self.lists_learned,
+            "outcomes": self.outcomes.counts_state_dict(),
+        }
+
+    def load_counts(self, state: Mapping[str, Any]) -> None:
+        """Restore what `counts_state_dict` returned."""
         self.feedback.load_state_dict(state["feedback"])
         self.lists_learned = state["lists_learned"]
+        self.outcomes.load_counts(state["outcomes"])
 
-    def _learnt(self) -> dict[str, Tensor]:
+    def load_published(self, heads: Tensor, global_preference: Tensor) -> None:
+        """Start from the weights of a bundle.
+
+        Args:
+            heads: [features] published head.
+            global_preference: [dim] published preference vector.
+        """
+        self.heads.copy_(heads)
+        self.served_heads.copy_(heads)
+        self.global_preference.copy_(global_preference)
+
+    def _weights(self) -> dict[str, Tensor]:
         return {
             "heads": self.heads,
             "served_heads": self.served_heads,

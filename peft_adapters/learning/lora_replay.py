@@ -1,4 +1,4 @@
-"""Batches that LoRA has stepped on, some of them kept so that it steps on them again."""
+"""Experience replay for LoRA: a sample of earlier batches that it steps on again."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from peft_adapters.ranking.counters import IntArray
 
 @dataclass(frozen=True, slots=True)
 class LoraBatch:
-    """What a step of LoRA needs of a batch. Nothing in it says whose events they were.
+    """The part of a batch that a step of LoRA needs. It does not identify shoppers.
 
     Attributes:
         items: [events] rows of the items.
-        weight: [events] in the loss.
+        weight: [events] weight in the loss.
         columns: [candidates] sorted rows of the candidates, positives included.
         log_expected: [candidates] log of the probability that a candidate is in the batch's sample.
-        counter_features: [COUNTER_FEATURES, events, candidates] as things stood before the events.
+        counter_features: [COUNTER_FEATURES, events, candidates] as of before the events.
         affinity_weights: [AFFINITIES, events, context rows].
         context_rows: [context rows] distinct items of the contexts.
         live_rows: [live rows] sorted rows whose texts carry gradients.
@@ -41,13 +41,19 @@ class LoraBatch:
 
 
 def lora_batch(batch: Batch, candidates: IntArray, live_rows: IntArray) -> LoraBatch:
-    """A batch cut down to some of its candidates."""
+    """Return a batch with some of its candidates.
+
+    Args:
+        batch: observed batch.
+        candidates: [candidates] sorted rows to keep, positives included.
+        live_rows: [live rows] sorted rows whose texts carry gradients.
+    """
     columns = candidates if batch.columns is None else np.searchsorted(batch.columns, candidates)
     return LoraBatch(
         items=batch.items,
         weight=batch.weight,
         columns=candidates,
-        # Thinning negatives evenly scales each one's probability by the same factor, which a softmax does not feel.
+        # Thinning negatives evenly scales every probability by one factor, to which a softmax is invariant.
         log_expected=batch.log_expected[torch.from_numpy(np.searchsorted(batch.candidates, candidates))],
         counter_features=batch.counter_features[:, :, torch.from_numpy(columns)],
         affinity_weights=batch.affinity_weights,
@@ -58,10 +64,10 @@ def lora_batch(batch: Batch, candidates: IntArray, live_rows: IntArray) -> LoraB
 
 
 class LoraReplay:
-    """A uniform sample of the batches so far (algorithm R; Vitter 1985), the large parts of each in half precision.
+    """Uniform sample of the batches so far (algorithm R; Vitter 1985), with large tensors in half precision.
 
     Args:
-        capacity: batches kept; 0 keeps none.
+        capacity: largest number of batches kept; 0 keeps none.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -70,26 +76,26 @@ class LoraReplay:
         self._seen = 0
 
     def draw(self, generator: np.random.Generator) -> list[LoraBatch]:
-        """One of those kept, if there is any."""
+        """Return one of the kept batches at random; an empty list if there is none."""
         if not self._kept:
             return []
-        kept = self._kept[int(generator.integers(len(self._kept)))]
-        return [_with_large_parts(kept, torch.float32)]
+        batch = self._kept[int(generator.integers(len(self._kept)))]
+        return [_with_precision(batch, torch.float32)]
 
-    def take_in(self, batch: LoraBatch, generator: np.random.Generator) -> None:
-        """Keep a batch with the chance that each one before it has to be kept still."""
+    def add(self, batch: LoraBatch, generator: np.random.Generator) -> None:
+        """Keep a batch with the same probability as each one before it."""
         self._seen += 1
         if len(self._kept) < self._capacity:
-            self._kept.append(_with_large_parts(batch, torch.float16))
+            self._kept.append(_with_precision(batch, torch.float16))
         elif (place := int(generator.integers(self._seen))) < self._capacity:
-            self._kept[place] = _with_large_parts(batch, torch.float16)
+            self._kept[place] = _with_precision(batch, torch.float16)
 
     def clear(self) -> None:
-        """Keep nothing of what was, and begin anew."""
+        """Discard all batches and start the sample anew."""
         self._kept, self._seen = [], 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it as tensors."""
+        """Return the kept batches and the number seen, as tensors."""
         kept = {
             f"{place}.{field.name}": torch.as_tensor(getattr(batch, field.name))
             for place, batch in enumerate(self._kept)
@@ -99,13 +105,13 @@ class LoraReplay:
         return kept | {"seen": torch.tensor(self._seen)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave, as far as there is room."""
+        """Restore a state, as far as the capacity allows."""
         self._seen = int(state["seen"])
         there = (place for place in range(self._capacity) if f"{place}.items" in state)
         self._kept = [_from_state(state, place) for place in there]
 
 
-def _with_large_parts(batch: LoraBatch, dtype: torch.dtype) -> LoraBatch:
+def _with_precision(batch: LoraBatch, dtype: torch.dtype) -> LoraBatch:
     return replace(
         batch,
         counter_features=batch.counter_features.to(dtype),

@@ -1,8 +1,10 @@
-"""What moves LoRA: heads of its own, a loss where texts speak, steps as texts count, and what of it is served."""
+"""Steps of LoRA: a head of its own, a loss weighted by the share of text, a schedule, and the served snapshot."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.learning.batches import Batch
 from peft_adapters.learning.lora_replay import LoraBatch, LoraReplay, lora_batch
 from peft_adapters.learning.losses import Features, Side, positives_features, positives_losses
+from peft_adapters.learning.state_dicts import StateDict
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import IntArray
@@ -23,24 +26,24 @@ from peft_adapters.settings import FEATURES, LearnerSettings
 
 
 class LoraSteps:
-    """Steps of LoRA; scores follow a snapshot of it, which is renewed now and then.
+    """Steps of LoRA. Scores use a snapshot of the adapter, which is renewed every few steps.
 
     Args:
-        ranker: whose scores LoRA is to better; read only.
-        projections: what is added to texts; read only.
-        catalogue: the items and their cached prefixes.
-        encoder: whose LoRA weights are moved.
+        ranker: model whose scores LoRA improves; read only.
+        projections: projections added to text vectors; read only.
+        catalogue: items and their cached prefixes.
+        encoder: encoder whose LoRA weights are moved.
         settings: how to learn.
 
     Attributes:
-        heads: [features] as the catalogue's, by plain likelihood: what LoRA learns under. Focus leaves what only texts
-            can say out of sight.
-        heads_optimiser: moves them.
-        optimiser: moves LoRA.
-        replay: batches kept.
-        served: the LoRA that scores follow from.
-        served_suffix: computes texts under it.
-        ahead: the one that they are to follow from next, and how far its vectors are; None while there is none.
+        heads: [features] head that LoRA learns under, fitted by plain likelihood. The focused loss of the served head
+            would leave out the events that only texts can predict.
+        heads_optimiser: moves `heads`.
+        optimiser: moves the LoRA weights.
+        replay: earlier batches that are stepped on again.
+        served: LoRA weights that scores use.
+        served_suffix: suffix of the encoder with `served` merged into it.
+        next_adapter: the snapshot that replaces `served` once all its item vectors are computed; None without one.
     """
 
     def __init__(
@@ -65,47 +68,31 @@ class LoraSteps:
             accumulate=settings.lora_accumulate,
         )
         self.replay = LoraReplay(settings.lora_replay_batches)
-        self.ahead: NextAdapterVectors | None = None
+        self.next_adapter: NextAdapterVectors | None = None
         self._serve()
 
-    def restart(self) -> None:
-        """Let the heads' rate begin again at its high start, and replay nothing from before."""
+    def restart_heads(self) -> None:
+        """Restart the rate schedule of the heads at its high start, and discard the replayed batches."""
         self.heads_optimiser.restart()
         self.replay.clear()
 
-    def load_lora(self, lora: dict[str, Tensor], served: dict[str, Tensor]) -> None:
-        """Put LoRA back: the one that is trained, and the one that scores follow from; no other is to come."""
-        self._encoder.load_lora(served)
-        self._serve()
-        self._encoder.load_lora(lora)
-        self.ahead = None
-
-    def restore_ahead(self, lora: dict[str, Tensor], vectors: Tensor) -> None:
-        """Put back what is to come, and the vectors [done, dim] that were made of it."""
-        if not lora:
-            return
-        trained = self._encoder.lora_state()
-        self._encoder.load_lora(lora)
-        self.ahead = NextAdapterVectors(lora, self._encoder.merged(), self._catalogue.texts[: len(vectors)], vectors)
-        self._encoder.load_lora(trained)
-
     def step_heads(self, batch: Batch, features: Features) -> None:
-        """Move the heads that LoRA learns under; `features` stand still."""
+        """Move the head that LoRA learns under; `features` are constant."""
         heads = self.heads.clone().requires_grad_()
         losses = positives_losses(batch, heads, features, batch.candidates, batch.log_expected)
         (gradient,) = torch.autograd.grad((batch.weight * losses).mean(), [heads])
         self.heads_optimiser.step(gradient * self._mask)
 
-    def step_where_due(self, batch: Batch, global_preference: Tensor, *, batches_learned: int, scale: float) -> None:
-        """Take a step if one is due; now and then LoRA as it stands then is what is to be served next.
+    def step_if_due(self, batch: Batch, global_preference: Tensor, *, batches_learned: int, scale: float) -> None:
+        """Take a step if one is due; every few steps, make the present weights the next adapter.
 
-        How many are due follows from the counters, so that nothing more is to be kept.
+        The number of steps due follows from the counters, so the schedule needs no state of its own.
 
         Args:
-            batch: not counted yet.
-            global_preference: [dim] what all shoppers like.
-            batches_learned: before this one; what is drawn follows from it.
-            scale: of the step.
+            batch: observed batch, not yet counted.
+            global_preference: [dim] preference vector of all shoppers.
+            batches_learned: number of batches before this one; it seeds the random draws.
+            scale: factor on the length of the step.
         """
         events = self._ranker.counters.events
         counted = events + np.bincount(batch.items, minlength=len(events)).astype(np.float32)
@@ -113,27 +100,32 @@ class LoraSteps:
         if due > before:
             self._step(batch, global_preference, batches_learned, scale)
         refresh = self._settings.lora_refresh_steps * self._settings.lora_accumulate
-        if due // refresh > before // refresh and self.ahead is None and self._moved():
-            self.ahead = NextAdapterVectors(self._encoder.lora_state(), self._encoder.merged())
+        if due // refresh > before // refresh and self.next_adapter is None and self._moved():
+            self.next_adapter = NextAdapterVectors(self._encoder.lora_state(), self._encoder.merged())
 
-    def serve_when_made(self) -> Tensor | None:
-        """Make some more of the vectors that are to come; all of them [items, dim] once they are made, and served."""
-        ahead = self.ahead
-        if ahead is None or not ahead.advance(self._catalogue, self._share_of_a_batch()):
+    def advance_next_adapter(self) -> Tensor | None:
+        """Compute some item vectors of the next adapter.
+
+        Returns:
+            All its vectors [items, dim] once they are computed; the adapter is served from then on. Else None.
+        """
+        next_adapter = self.next_adapter
+        if next_adapter is None or not next_adapter.advance(self._catalogue, self._items_per_batch()):
             return None
-        self.served, self.served_suffix, self.ahead = dict(ahead.lora), ahead.suffix, None
-        return ahead.vectors[: len(ahead.texts)]
+        self.served, self.served_suffix = dict(next_adapter.lora), next_adapter.suffix
+        self.next_adapter = None
+        return next_adapter.vectors[: len(next_adapter.texts)]
 
-    def _share_of_a_batch(self) -> int:
+    def _items_per_batch(self) -> int:
         return max(1, math.ceil(len(self._catalogue) / self._settings.lora_ahead_batches))
 
     def _steps_due(self, evidence: float) -> int:
-        """How many steps texts were worth so far: often while items are new, ever more seldom after."""
+        """Return the number of steps due so far: frequent while items are new, then ever rarer."""
         slows = self._settings.lora_slowdown_steps
         return int(slows * math.log1p(evidence / (slows * self._settings.lora_every_events)))
 
     def _serve(self) -> None:
-        """Make LoRA as it stands the one that scores follow from, until the next time."""
+        """Serve the present LoRA weights."""
         self.served = self._encoder.lora_state()
         self.served_suffix = self._encoder.merged()
 
@@ -142,20 +134,20 @@ class LoraSteps:
         return not all(torch.equal(value, trained[name]) for name, value in self.served.items())
 
     def _step(self, batch: Batch, global_preference: Tensor, batches_learned: int, scale: float) -> None:
-        """Move LoRA, heads and residuals standing still; where batches are kept, by the gradient of one of them too."""
+        """Move LoRA with heads and residuals constant, by the gradients of the batch and of a replayed one."""
         seeds = (self._settings.seed, batches_learned)
         new = lora_batch(batch, *self._rows(batch, np.random.default_rng([*seeds, 1])))
-        generator = np.random.default_rng([*seeds, 2])  # as draws of negatives are: by the step
+        generator = np.random.default_rng([*seeds, 2])  # seeded by the step, as the draws of negatives are
         with self._encoder.lora_dropout(self._settings.lora_dropout, seed=int(generator.integers(2**63))):
             for part in (new, *self.replay.draw(generator)):
                 self._loss(part, global_preference).backward()  # type: ignore[no-untyped-call]
-        self.replay.take_in(new, generator)
+        self.replay.add(new, generator)
         self.optimiser.step(scale=scale)
 
     def _loss(self, batch: LoraBatch, global_preference: Tensor) -> Tensor:
-        """Cross-entropy on fewer candidates, each event weighed by the share that text has in its item.
+        """Return the cross-entropy on fewer candidates, each event weighted by the share of text in its item's vector.
 
-        All candidates carry gradients: if only some did, LoRA would lower it by pulling those towards every shopper.
+        All candidates carry gradients. If only some did, LoRA would lower the loss by pulling those towards everyone.
         """
         live_rows = batch.live_rows
         live = self._catalogue.vectors(self._encoder.suffix, live_rows.tolist())
@@ -164,19 +156,90 @@ class LoraSteps:
         candidate = Side(self._ranker, "candidate", batch.columns, live_rows=live_rows, live=live)
         features = positives_features(batch, global_preference, query, candidate)
         losses = positives_losses(batch, self.heads, features, batch.columns, batch.log_expected)
-        speaks = self._ranker.text_share(batch.items)
-        return (batch.weight * speaks / speaks.mean() * losses).mean()
+        text_share = self._ranker.text_share(batch.items)
+        return (batch.weight * text_share / text_share.mean() * losses).mean()
 
     def _rows(self, batch: Batch, generator: np.random.Generator) -> tuple[IntArray, IntArray]:
-        """Candidates of the loss (positives and some negatives), and all rows whose text it is trained on.
+        """Return the candidates of the loss (positives and some negatives), and all rows whose texts carry gradients.
 
-        Up to `lora_items` rows: half of them for negatives, the rest for what was bought and what was looked at before.
+        At most `lora_items` rows: half for negatives, the rest for positives and the items of the contexts.
         """
         positives = np.unique(batch.items)
         others = np.setdiff1d(batch.candidates, positives, assume_unique=True)
         negatives = generator.permutation(others)[: self._settings.lora_items // 2]
         candidates = np.union1d(positives, negatives)
         weight = batch.affinity_weights.sum(dim=(0, 1)).numpy()
-        looked_at = batch.context_rows[np.argsort(-weight, kind="stable")]
+        context_rows = batch.context_rows[np.argsort(-weight, kind="stable")]
         room = max(0, self._settings.lora_items - len(candidates))
-        return candidates, np.union1d(candidates, looked_at[~np.isin(looked_at, candidates)][:room])
+        return candidates, np.union1d(candidates, context_rows[~np.isin(context_rows, candidates)][:room])
+
+    # ---- state
+
+    def state_dict(self) -> StateDict:
+        """Return heads, LoRA weights (trained and served) and optimiser states."""
+        return {
+            "heads": self.heads,
+            "heads_optimiser": self.heads_optimiser.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "trained": self._encoder.lora_state(),
+            "served": dict(self.served),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state. There is no next adapter afterwards; it has a state of its own."""
+        self.heads.copy_(state["heads"])  # in place: the optimiser holds this tensor
+        self.heads_optimiser.load_state_dict(state["heads_optimiser"])
+        self.load_lora(state["trained"], state["served"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def next_adapter_state_dict(self) -> StateDict:
+        """Return the next adapter and its vectors so far; nothing if there is none."""
+        if self.next_adapter is None:
+            return {}
+        vectors = self.next_adapter.vectors[: len(self.next_adapter.texts)]
+        return {"lora": dict(self.next_adapter.lora), "vectors": vectors}
+
+    def load_next_adapter(self, state: Mapping[str, Any]) -> None:
+        """Restore what `next_adapter_state_dict` returned."""
+        self.next_adapter = None
+        if not state:
+            return
+        trained, vectors = self._encoder.lora_state(), state["vectors"]
+        self._encoder.load_lora(state["lora"])
+        texts = self._catalogue.texts[: len(vectors)]
+        self.next_adapter = NextAdapterVectors(state["lora"], self._encoder.merged(), texts, vectors)
+        self._encoder.load_lora(trained)
+
+    def load_lora(self, trained: Mapping[str, Tensor], served: Mapping[str, Tensor]) -> None:
+        """Load LoRA weights; there is no next adapter afterwards.
+
+        Args:
+            trained: weights that steps move.
+            served: weights that scores use.
+        """
+        self._encoder.load_lora(dict(served))
+        self._serve()
+        self._encoder.load_lora(dict(trained))
+        self.next_adapter = None
+
+    def bundle_groups(self) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors that a bundle holds: the served adapter, and the next one if there is one."""
+        groups = {"adapter_model": _half(self.served)}
+        return groups if self.next_adapter is None else groups | {"next_adapter": _half(self.next_adapter.lora)}
+
+    def load_published(self, groups: Mapping[str, Mapping[str, Tensor]], heads: Tensor) -> None:
+        """Start from the weights of a bundle, at the settled learning rate.
+
+        Args:
+            groups: tensors of the bundle.
+            heads: [features] published head.
+        """
+        served = {name: weights.float() for name, weights in groups["adapter_model"].items()}
+        trained = {name: weights.float() for name, weights in groups.get("next_adapter", {}).items()}
+        self.load_lora(trained or served, served)
+        self.heads.copy_(heads)
+        self.heads_optimiser.settle()
+
+
+def _half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.half() for name, value in weights.items()}

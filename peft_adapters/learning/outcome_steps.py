@@ -1,16 +1,16 @@
-"""What becomes of what is shown: how likely each item is clicked, and bought once it is clicked.
+"""Outcome probabilities of a shown item: that it is clicked, and that it is bought once clicked.
 
-Both have a head of their own over the features that a scorer knows. The score does not say it: its loss compares what
-stood in one list, so its level wanders as it learns, and an adaptive optimiser keeps it moving.
+Each has a head of its own over the features that a scorer knows. The ranking score gives no probability: its loss
+compares the items of one list, so its level drifts as it learns, and an adaptive optimiser keeps it moving.
 
-A purchase is learnt from all that was shown, not from what was clicked alone: the loss is that of the product, click
-times purchase given click (Ma et al. 2018, arXiv 1804.07931). No gradient of it runs into the click: clicks are many,
-and say it better.
+Purchases are learnt from all shown items, not from clicked ones alone: the loss is that of the product, click times
+purchase given click (Ma et al. 2018, arXiv 1804.07931). Its gradient does not reach the click head, which learns better
+from the far more frequent clicks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from peft_adapters.learning.batches import ListBatch
 from peft_adapters.learning.losses import DelayedFeedback
+from peft_adapters.learning.state_dicts import StateDict
 from peft_adapters.ranking.calibration import (
     INPUTS,
     OUTCOMES,
     CalibratedHead,
     CalibrationBins,
-    OnlineLogistic,
     Probabilities,
     outcome_inputs,
 )
@@ -37,14 +37,14 @@ _NEARLY_ONE = 1 - 1e-6
 
 
 class OutcomeSteps:
-    """Learns, from lists, how likely what they show is clicked and bought.
+    """Learner of click and purchase probabilities from lists.
 
     Args:
-        mask: [features] 1 for those that a scorer knows.
+        mask: [features] 1 for the features that a scorer knows.
 
     Attributes:
-        learnt: by outcome, whether any was seen; without one there is no probability of it.
-        judged: by outcome, predictions against what came of them.
+        learnt: by outcome, whether its head has learnt; before, there is no probability of it.
+        judged: by outcome, predictions against observations.
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -57,65 +57,77 @@ class OutcomeSteps:
         self._feedback = DelayedFeedback()  # of purchases
 
     def probabilities(self) -> Probabilities | None:
-        """What says how likely outcomes are; None before a list was learnt."""
+        """Return the weights of the probabilities; None before a list was learnt."""
         click, purchase = (self._heads[name].weights(_BIAS) if self.learnt[name] else None for name in OUTCOMES)
         return None if click is None else Probabilities(click, purchase)
 
-    def begin_with(self, known: Probabilities) -> None:
-        """Go on from what a bundle holds."""
+    def load_published(self, known: Probabilities) -> None:
+        """Start from the weights of a bundle."""
         for outcome, weights in known._asdict().items():
             if weights is not None:
                 self._heads[outcome].initialise(weights)
                 self.learnt[outcome] = True
 
     def inputs(self, batch: ListBatch, features: Tensor, counters: Counters) -> Tensor:
-        """What outcomes follow from, [shown, INPUTS], of features [features, shown]."""
+        """Return the inputs of the heads, [shown, INPUTS], from features [features, shown]."""
         converted = torch.from_numpy(conversion(counters)[batch.items])
         return outcome_inputs(features * self._mask, converted, torch.from_numpy(batch.position))
 
     def learn(self, batch: ListBatch, inputs: Tensor, feedback: DelayedFeedback) -> None:
-        """Judge by what is known, then learn.
+        """Judge the present predictions, then learn.
 
         Args:
-            batch: the lists.
-            inputs: [shown, INPUTS].
-            feedback: of clicks.
+            batch: the observed lists.
+            inputs: [shown, INPUTS] inputs of the heads.
+            feedback: counts of clicks in time and of late ones.
         """
-        clicked, bought, late = (torch.from_numpy(was) for was in (batch.clicked, batch.bought, batch.is_correction))
+        clicked, bought, correction = (
+            torch.from_numpy(flags) for flags in (batch.clicked, batch.bought, batch.is_correction)
+        )
         weight = batch.weight[torch.from_numpy(batch.owner)]
         known = self.probabilities()
         for outcome, probability in known(inputs).items() if known else ():
             happened = clicked if outcome == "click" else bought
-            self.judged[outcome].add(probability, happened, weight=weight, is_correction=late)
+            self.judged[outcome].add(probability, happened, weight=weight, is_correction=correction)
         click = self._heads["click"].probability(inputs)
-        self._heads["click"].update(inputs, clicked, feedback.weights(click, clicked) * weight * (clicked | ~late))
+        self._heads["click"].update(
+            inputs, clicked, feedback.weights(click, clicked) * weight * (clicked | ~correction)
+        )
         self.learnt = {"click": True, "purchase": self.learnt["purchase"] or bool(bought.any())}
         if self.learnt["purchase"]:
             click = click.clamp(max=_NEARLY_ONE)
             chance = click * self._heads["purchase"].probability(inputs)
-            counted = self._feedback.weights(chance, bought) * weight * (bought | ~late)
+            counted = self._feedback.weights(chance, bought) * weight * (bought | ~correction)
             self._heads["purchase"].update(inputs, bought, counted, ceiling=click)
             self._feedback.count(batch.bought, batch.is_correction)
 
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All of it, as tensors and as JSON can hold it."""
-        tensors = {f"{name}.{key}": value for name, own in self._parts() for key, value in own.state_dict().items()}
-        return tensors, {
+    def bundle_tensors(self) -> dict[str, Tensor]:
+        """Return the weights of the probabilities that a bundle holds, by outcome."""
+        known = self.probabilities()
+        return {} if known is None else {name: value for name, value in known._asdict().items() if value is not None}
+
+    # ---- state
+
+    def state_dict(self) -> StateDict:
+        """Return the weights of both heads."""
+        return {outcome: head.state_dict() for outcome, head in self._heads.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the weights of both heads."""
+        for outcome, head in self._heads.items():
+            head.load_state_dict(state[outcome])
+
+    def counts_state_dict(self) -> StateDict:
+        """Return what is counted, as JSON can hold it."""
+        return {
             "feedback": self._feedback.state_dict(),
             "learnt": self.learnt,
             "judged": {outcome: bins.state_dict() for outcome, bins in self.judged.items()},
         }
 
-    def load_state_dict(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
-        for name, own in self._parts():
-            own.load_state_dict({key: tensors[f"{name}.{key}"] for key in ("weights", "curvature")})
+    def load_counts(self, state: Mapping[str, Any]) -> None:
+        """Restore what `counts_state_dict` returned."""
         self._feedback.load_state_dict(state["feedback"])
         self.learnt = dict(state["learnt"])
         for outcome, bins in self.judged.items():
             bins.load_state_dict(state["judged"][outcome])
-
-    def _parts(self) -> Iterator[tuple[str, OnlineLogistic]]:
-        for outcome, head in self._heads.items():
-            yield f"{outcome}.slow", head.slow
-            yield f"{outcome}.fast", head.fast

@@ -1,8 +1,8 @@
-"""Vectors of what shoppers had searched for, while a learner learns from it.
+"""Vectors of search queries while a learner learns from them.
 
-Their frozen activations are kept in memory alone: what shoppers type is no text of the catalogue, and is not put on the
-disk. The vector of a query depends on nothing but the query, the adapter and what else is in the batch, so that a
-learner that was killed and started again computes the same ones.
+Frozen activations of queries are kept in memory only: queries are personal data, unlike the catalogue's texts, and are
+not written to disk. A query's vector depends on the query, the adapter and the rest of its batch alone, so a restarted
+learner computes the same one.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ KEPT_QUERIES = 4_096
 Suffix = Callable[[Sequence[Tensor]], Tensor]
 
 
-class Queries:
-    """Unit vectors of searches in words.
+class QueryVectorCache:
+    """Unit vectors of search queries, with a cache of their frozen activations.
 
     Args:
-        encoder: whose frozen part they go through.
-        kept: how many queries' activations are kept, those seen last.
+        encoder: encoder whose frozen layers the queries pass.
+        kept: number of queries whose activations are kept, the most recent ones.
     """
 
     def __init__(self, encoder: Encoder, *, kept: int = KEPT_QUERIES) -> None:
@@ -33,19 +33,24 @@ class Queries:
         self._hidden: OrderedDict[str, Tensor] = OrderedDict()
 
     def __len__(self) -> int:
-        """Queries kept."""
+        """Return the number of queries kept."""
         return len(self._hidden)
 
     def vectors(self, queries: Sequence[str | None], suffix: Suffix) -> Tensor | None:
-        """Vectors [queries, dim] under an adapter, zero where a query is None; None where all are."""
+        """Return vectors [queries, dim] under an adapter, zero for a query that is None; None if all are None.
+
+        Args:
+            queries: search queries; None for an event without one.
+            suffix: the encoder's last layers with the adapter.
+        """
         distinct = sorted({query for query in queries if query is not None})
         if not distinct:
             return None
-        own = torch.nn.functional.normalize(suffix(self._activations(distinct)), dim=1)
-        blank = torch.zeros(1, own.shape[1])
+        vectors = torch.nn.functional.normalize(suffix(self._activations(distinct)), dim=1)
+        zero = torch.zeros(1, vectors.shape[1])
         place = {query: index for index, query in enumerate(distinct)}
         index = torch.tensor([len(distinct) if query is None else place[query] for query in queries])
-        return torch.cat([own, blank])[index]
+        return torch.cat([vectors, zero])[index]
 
     def _activations(self, distinct: Sequence[str]) -> list[Tensor]:
         missing = [query for query in distinct if query not in self._hidden]
@@ -59,5 +64,5 @@ class Queries:
         return [hidden[query] for query in distinct]
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Discard all activations."""
         self._hidden.clear()

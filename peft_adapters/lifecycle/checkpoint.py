@@ -1,15 +1,17 @@
-"""Checkpoints: a learner's whole state, and whatever else must go with it, in one directory, whole or not at all.
+"""Checkpoints: a learner's whole state and what belongs to it, in one directory that is written atomically.
 
 ```
 <root>/<number:010d>/model.safetensors    every tensor of the learner
-<root>/<number:010d>/beside.safetensors   others that go with it; a hard link where they are those of one before
-<root>/<number:010d>/state.json           everything else, the offsets it came from included
+<root>/<number:010d>/beside.safetensors   tensors of the caller; a hard link if an earlier checkpoint has them
+<root>/<number:010d>/state.json           everything else, including the offsets that were learnt
 <root>/<number:010d>/...                  files that the owner of the root adds with `add_file`
-<root>/<number:010d>/SHA256SUMS           of all of them, as `sha256sum --check` reads it
+<root>/<number:010d>/SHA256SUMS           digests of all of them, as `sha256sum --check` reads them
 ```
 
-A checkpoint is written aside, synced, and renamed into place. Which one counts is for the owner of the root to say, in
-the same stroke as whatever else has to stand at the same place; see `services.updater.checkpoint_store`.
+A checkpoint is written to a hidden directory, synced, and renamed into place. The owner of the root decides which
+checkpoint counts, in one commit with the state that must match it; see `services.updater.checkpoint_store`.
+
+Checkpoints of version 7 (release 0.1) are read: `peft_adapters.earlier_formats` translates their names.
 """
 
 from __future__ import annotations
@@ -23,18 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from peft_adapters.durable import durable_file, link_or_copy, path_in_errors, sync_directory, sync_file
-from peft_adapters.earlier_names import checkpoint_tensors_of_today
+from peft_adapters.earlier_formats import VERSION_OF_0_1, gate_of_0_1, learner_of_0_1, model_of_0_1
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learning.learner import Learner
-from peft_adapters.ranking.modalities import pack_vectors, unpack_vectors
-from peft_adapters.ranking.ranker import ROLES
+from peft_adapters.learning.state_dicts import StateDict, join_tensors, split_tensors
 from peft_adapters.registry.bundle import SAME_ADAPTER
 
-STATE_VERSION = 7
+STATE_VERSION = 8
 MODEL_NAME, STATE_NAME, SUMS_NAME = "model.safetensors", "state.json", "SHA256SUMS"
 BESIDE_NAME = "beside.safetensors"
 
@@ -52,21 +52,21 @@ def save_checkpoint(
 
     Args:
         root: directory of all checkpoints of one updater.
-        number: of this one; what a run that was cut short left under it is replaced.
-        learner: what is saved.
-        extra: what else to keep, as JSON can hold it; `load_checkpoint` gives it back.
-        beside: what else to keep, as tensors; `load_beside` gives it back.
-        beside_of: a checkpoint in the same root that has the same `beside`: it is not written again.
+        number: number of this checkpoint; an incomplete one of that number is replaced.
+        learner: the learner to save.
+        extra: further state of the caller, as JSON can hold it; `load_checkpoint` returns it.
+        beside: further tensors of the caller; `load_beside` returns them.
+        beside_of: number of a checkpoint in the same root with the same `beside`, whose file is linked.
 
     Raises:
-        CheckpointError: the disk refused; older checkpoints still stand.
+        CheckpointError: the disk refused; older checkpoints are intact.
     """
     try:
         files = _files(learner, extra)
         if beside_of is not None:
             _write(root, number, files, linked=checkpoint_path(root, beside_of) / BESIDE_NAME)
         else:
-            _write(root, number, files | {BESIDE_NAME: _saved(beside or {})})
+            _write(root, number, files | {BESIDE_NAME: _tensor_bytes(beside or {})})
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {checkpoint_path(root, number)} cannot be written: {error}; the one before still stands, "
@@ -75,14 +75,14 @@ def save_checkpoint(
 
 
 def prune_checkpoints(root: Path, *, keep: Collection[int]) -> None:
-    """Remove all checkpoints but those of the given numbers."""
+    """Delete all checkpoints except those of the given numbers."""
     for number in checkpoint_numbers(root):
         if number not in keep:
             shutil.rmtree(checkpoint_path(root, number), ignore_errors=True)
 
 
 def checkpoint_numbers(root: Path) -> list[int]:
-    """Numbers of the checkpoints in a root, oldest first."""
+    """Return the numbers of the checkpoints in a root, oldest first."""
     return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit() and path.is_dir())
 
 
@@ -91,12 +91,12 @@ def add_file(root: Path, number: int, name: str, make: Callable[[Path], None]) -
 
     Args:
         root: directory of all checkpoints of one updater.
-        number: of the checkpoint.
-        name: of the file.
-        make: writes the file at the path it is given.
+        number: number of the checkpoint.
+        name: name of the file.
+        make: function that writes the file at a given path.
 
     Raises:
-        OSError: the disk refused; the checkpoint is as it was before.
+        OSError: the disk refused; the checkpoint is unchanged.
     """
     path = checkpoint_path(root, number)
     aside = path / f".{name}"
@@ -115,7 +115,7 @@ def add_file(root: Path, number: int, name: str, make: Callable[[Path], None]) -
 
 
 def has_file(root: Path, number: int, name: str) -> bool:
-    """Whether a checkpoint lists an added file."""
+    """Return whether a checkpoint lists an added file."""
     try:
         return name in _read_sums(checkpoint_path(root, number))
     except OSError:
@@ -123,10 +123,10 @@ def has_file(root: Path, number: int, name: str) -> bool:
 
 
 def verify_checkpoint(root: Path, number: int) -> None:
-    """Read all files of a checkpoint and compare them with their digests.
+    """Compare all files of a checkpoint with their digests.
 
     Raises:
-        CheckpointError: a file is missing or not the one that was written.
+        CheckpointError: a file is missing or damaged.
     """
     path = checkpoint_path(root, number)
     try:
@@ -145,7 +145,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write(root: Path, number: int, files: dict[str, bytes], *, linked: Path | None = None) -> None:
-    """1. Write the files aside, and link the one that is there already. 2. Rename their directory into place."""
+    """Write the files to a hidden directory, link the one that exists already, and rename the directory into place."""
     aside = root / f".{number:010d}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -164,18 +164,18 @@ def _write(root: Path, number: int, files: dict[str, bytes], *, linked: Path | N
 
 def _files(learner: Learner, extra: dict[str, Any]) -> dict[str, bytes]:
     tensors, state = learner_state(learner)
-    told = json.dumps({"version": STATE_VERSION, "learner": state, "extra": extra})
-    return {MODEL_NAME: _saved(tensors), STATE_NAME: told.encode()}
+    text = json.dumps({"version": STATE_VERSION, "learner": state, "extra": extra})
+    return {MODEL_NAME: _tensor_bytes(tensors), STATE_NAME: text.encode()}
 
 
-def _saved(tensors: Mapping[str, Tensor]) -> bytes:
-    # Clones: of tensors that share memory safetensors takes none.
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    # Clones, because safetensors refuses tensors that share memory.
     data: bytes = safetensors.torch.save({name: value.contiguous().clone() for name, value in tensors.items()})
     return data
 
 
 def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]:
-    """Put a checkpoint into a fresh learner; what was saved beside it.
+    """Load a checkpoint into a fresh learner, and return the caller's `extra`.
 
     Raises:
         CheckpointError: it cannot be read, or belongs to another encoder or release.
@@ -183,13 +183,15 @@ def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]
     path = checkpoint_path(root, number)
     try:
         files = {name: (path / name).read_bytes() for name in (MODEL_NAME, STATE_NAME, BESIDE_NAME)}
-        state = _checked_state(path, files)
-        tensors = checkpoint_tensors_of_today(safetensors.torch.load(files[MODEL_NAME]))
+        state = _verified_state(path, files)
+        tensors = safetensors.torch.load(files[MODEL_NAME])
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {path} cannot be read: {error}; put it back from a copy, or start in an empty directory"
         ) from error
     try:
+        if state["version"] == VERSION_OF_0_1:
+            tensors, state["learner"] = model_of_0_1(tensors), learner_of_0_1(state["learner"])
         restore_learner(learner, tensors, state["learner"])
     except KeyError as error:
         raise CheckpointError(
@@ -201,21 +203,23 @@ def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]
 
 
 def load_beside(root: Path, number: int) -> dict[str, Tensor]:
-    """The tensors that were saved beside a learner, of a checkpoint that `load_checkpoint` has taken."""
-    tensors = safetensors.torch.load((checkpoint_path(root, number) / BESIDE_NAME).read_bytes())
-    return checkpoint_tensors_of_today(tensors)
+    """Return the caller's tensors of a checkpoint that `load_checkpoint` has verified."""
+    path = checkpoint_path(root, number)
+    tensors = safetensors.torch.load((path / BESIDE_NAME).read_bytes())
+    version = json.loads((path / STATE_NAME).read_bytes())["version"]
+    return gate_of_0_1(tensors) if version == VERSION_OF_0_1 else tensors
 
 
-def _checked_state(path: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """What `state.json` says, once all files are known to be those that were written."""
+def _verified_state(path: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the content of `state.json`, once all files match their digests."""
     sums = _read_sums(path)
     if any(sums.get(name) != hashlib.sha256(data).hexdigest() for name, data in files.items()):
         raise ValueError(f"its files are not those that {SUMS_NAME} names")
     state: dict[str, Any] = json.loads(files[STATE_NAME])
-    if state["version"] != STATE_VERSION:
+    if state["version"] not in (VERSION_OF_0_1, STATE_VERSION):
         raise CheckpointError(
-            f"checkpoint {path} is of version {state['version']}, this release reads {STATE_VERSION}; "
-            "go on with the release that wrote it, or start in an empty directory"
+            f"checkpoint {path} is of version {state['version']}, this release reads {VERSION_OF_0_1} and "
+            f"{STATE_VERSION}; go on with the release that wrote it, or start in an empty directory"
         )
     return state
 
@@ -229,79 +233,18 @@ def _read_sums(path: Path) -> dict[str, str]:
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
-def learner_weights(learner: Learner) -> dict[str, Tensor]:
-    """Everything that learning moves, and the state of what moves it; counters are not learnt."""
-    ranker = learner.ranker
-    tensors = {"heads": ranker.heads, "catalogue_heads": learner.catalogue_heads, "text": ranker.text}
-    tensors |= {"likelihood_heads": learner.lora_steps.heads}
-    tensors |= {
-        "global_preference": ranker.global_preference,
-        "catalogue_global_preference": learner.catalogue_global_preference,
-    }
-    tensors |= {f"residuals.{role}": ranker.residuals[role] for role in ROLES}
-    parts = {
-        "heads_optimiser": learner.heads_optimiser.state_dict(),
-        "lora_optimiser": learner.lora_steps.optimiser.state_dict(),
-    }
-    parts |= {"global_preference_optimiser": learner.global_preference_optimiser.state_dict()}
-    parts |= {"likelihood_optimiser": learner.lora_steps.heads_optimiser.state_dict()}
-    parts |= {f"rows.{role}": optimiser.state_dict() for role, optimiser in learner.row_optimisers.items()}
-    parts |= {"lora": learner.encoder.lora_state(), "served_lora": learner.lora_steps.served}
-    parts |= {"lists": learner.lists.state_dict()[0], "projections": learner.projections.state_dict()}
-    return tensors | {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+def learner_state(learner: Learner) -> tuple[dict[str, Tensor], StateDict]:
+    """Return a learner's state as tensors, and the rest as JSON can hold it."""
+    tensors, state = split_tensors(learner.state_dict())
+    return tensors, state | {"base_digest": learner.encoder.base_digest, "adapter": _adapter(learner)}
 
 
-def restore_weights(learner: Learner, tensors: dict[str, Tensor]) -> None:
-    """Put back what `learner_weights` gave; the learner takes text and residuals over as they are.
+def restore_learner(learner: Learner, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Restore a fresh learner from the result of `learner_state`.
 
     Raises:
-        KeyError: it lacks something that this learner has.
-    """
-    learner.ranker.heads = tensors["heads"].clone()
-    learner.catalogue_heads.copy_(tensors["catalogue_heads"])  # in place: the optimiser holds this tensor
-    learner.lists.load_state_dict(_part(tensors, "lists"), learner.lists.state_dict()[1])
-    learner.projections.load_state_dict(_part(tensors, "projections"))
-    learner.ranker.text = tensors["text"]
-    learner.ranker.residuals = {role: tensors[f"residuals.{role}"] for role in ROLES}
-    learner.heads_optimiser.load_state_dict(_part(tensors, "heads_optimiser"))
-    learner.ranker.global_preference = tensors["global_preference"].clone()
-    learner.catalogue_global_preference.copy_(tensors["catalogue_global_preference"])
-    learner.lora_steps.heads.copy_(tensors["likelihood_heads"])
-    learner.lora_steps.heads_optimiser.load_state_dict(_part(tensors, "likelihood_optimiser"))
-    learner.global_preference_optimiser.load_state_dict(_part(tensors, "global_preference_optimiser"))
-    for role, optimiser in learner.row_optimisers.items():
-        optimiser.load_state_dict(_part(tensors, f"rows.{role}"))
-    learner.lora_steps.load_lora(_part(tensors, "lora"), _part(tensors, "served_lora"))
-    learner.lora_steps.optimiser.load_state_dict(_part(tensors, "lora_optimiser"))
-
-
-def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything a learner is, as tensors and as JSON can hold it."""
-    parts = {
-        "counters": learner.ranker.counters.state_dict(),
-        "other_vectors": pack_vectors(learner.catalogue.modality_vectors),
-        "plain": learner.projections.text_state_dict(),
-        "lora_replay": learner.lora_steps.replay.state_dict(),
-        "lora_ahead": _ahead(learner),
-    }
-    others = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-    return learner_weights(learner) | others, {
-        "base_digest": learner.encoder.base_digest,
-        "adapter": _adapter(learner),
-        "items": list(zip(learner.catalogue.ids, learner.catalogue.texts, strict=True)),
-        "shoppers": learner.shoppers.state_dict(),
-        "lists": learner.lists.state_dict()[1],
-        "batches_learned": learner.batches_learned,
-        "events_learned": learner.events_learned,
-    }
-
-
-def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Put into a fresh learner what `learner_state` gave.
-
-    Raises:
-        CheckpointError: it belongs to another encoder, or another shape of adapter.
-        KeyError: it lacks something that this learner has.
+        CheckpointError: the state belongs to another encoder, or another shape of adapter.
+        KeyError: the state lacks something that this learner has.
     """
     if state["base_digest"] != learner.encoder.base_digest:
         raise CheckpointError(
@@ -313,29 +256,7 @@ def restore_learner(learner: Learner, tensors: dict[str, Tensor], state: dict[st
             f"the checkpoint was made with the adapter {state['adapter']}, this one is {_adapter(learner)}; "
             "use the `encoder.lora_*` settings it was made with, or an empty directory"
         )
-    vectors = unpack_vectors(_part(tensors, "other_vectors"))
-    learner.catalogue.upsert(
-        (item_id, text, vectors.get(row, {})) for row, (item_id, text) in enumerate(state["items"])
-    )
-    learner.ranker.grow(len(learner.catalogue))
-    restore_weights(learner, tensors)
-    learner.projections.load_text_state_dict(_part(tensors, "plain"))
-    learner.lists.load_state_dict(_part(tensors, "lists"), state["lists"])
-    learner.ranker.counters.load_state_dict(_part(tensors, "counters"))
-    learner.lora_steps.replay.load_state_dict(_part(tensors, "lora_replay"))
-    ahead = _part(tensors, "lora_ahead")
-    learner.lora_steps.restore_ahead(_part(ahead, "lora"), ahead.get("vectors", torch.empty(0)))
-    learner.shoppers.load_state_dict(state["shoppers"])
-    learner.batches_learned, learner.events_learned = state["batches_learned"], state["events_learned"]
-
-
-def _ahead(learner: Learner) -> dict[str, Tensor]:
-    """The LoRA that is to be served next, and its vectors as far as they are made."""
-    ahead = learner.lora_steps.ahead
-    if ahead is None:
-        return {}
-    lora = {f"lora/{name}": value for name, value in ahead.lora.items()}
-    return lora | {"vectors": ahead.vectors[: len(ahead.texts)]}
+    learner.load_state_dict(join_tensors(tensors, state))
 
 
 def _adapter(learner: Learner) -> dict[str, Any]:
@@ -343,11 +264,6 @@ def _adapter(learner: Learner) -> dict[str, Any]:
     return {key: config[key] for key in SAME_ADAPTER}
 
 
-def _part(tensors: dict[str, Tensor], part: str) -> dict[str, torch.Tensor]:
-    prefix = f"{part}/"
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
 def checkpoint_path(root: Path, number: int) -> Path:
-    """The directory of a checkpoint."""
+    """Return the directory of a checkpoint."""
     return root / f"{number:010d}"

@@ -1,4 +1,4 @@
-"""From a learner to a bundle: what changed since the parent, or all of it."""
+"""Publication of a learner: full bundles, and deltas on the previous version."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
-from torch import Tensor
 
 from peft_adapters.errors import RegistryError, RegistryUnavailableError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.gate import Gate
-from peft_adapters.ranking.ranker import ROLES
-from peft_adapters.ranking.residual_rows import quantise_rows
 from peft_adapters.registry.bundle import Manifest, write_bundle
 from peft_adapters.registry.ownership import Owner
 from peft_adapters.registry.registry import AdapterRegistry
@@ -27,21 +24,21 @@ log = structlog.get_logger(__name__)
 
 
 class Publisher:
-    """Turn a learner's state into the next version of its scenario.
+    """Publisher of a learner's state as versions of its scenario.
 
-    The first version after a start is a full bundle, then come deltas, and a full one again every `snapshot_every`.
+    The first version after a start is a full bundle; deltas follow, and a full bundle every `snapshot_every` versions.
 
     Args:
-        learner: whose state is published; this object marks what was.
-        registry: where to.
-        scenario: under which name.
-        owner: in whose name; it claims the scenario before its first version, and is fenced once another does.
-        staging: a directory for the bundle before it is uploaded.
-        gate: which judges candidates.
-        snapshot_every: versions from one full bundle to the next.
-        retention: which published versions are kept.
-        secret_fingerprint: of the secret that shoppers' ids are hidden with; scorers must have the same.
-        sign: gives manifests their signatures; None leaves them without. What the gate refused is never signed.
+        learner: the learner to publish; its changes are marked as published.
+        registry: registry that the versions go to.
+        scenario: name of the scenario.
+        owner: owner that claims the scenario before its first version, and is fenced once another owner claims it.
+        staging: directory for a bundle before it is uploaded.
+        gate: gate that judges candidates.
+        snapshot_every: number of versions from one full bundle to the next.
+        retention: rule for the published versions to keep.
+        secret_fingerprint: fingerprint of the secret that hides shoppers' ids; scorers must have the same.
+        sign: function that signs a manifest; None leaves manifests unsigned. Refused candidates are never signed.
     """
 
     def __init__(
@@ -63,17 +60,25 @@ class Publisher:
         self._staging, self._gate = staging, gate
         self._snapshot_every, self._retention = snapshot_every, retention
         self._sign, self._secret_fingerprint = sign, secret_fingerprint
-        self._parent: Manifest | None = None  # published by this process; None: the next bundle is a full one
+        self._parent: Manifest | None = None  # last version published by this process; None makes the next bundle full
         self._published_items = 0
 
     def candidate(
         self, *, offsets: Mapping[str, int], watermark_ms: int, metrics: Mapping[str, float]
     ) -> tuple[Path, Manifest]:
-        """Write the next version beside the registry and let the gate judge it.
+        """Write the next version to the staging directory, and let the gate judge it.
+
+        Args:
+            offsets: offsets that were learnt, by `topic/partition`.
+            watermark_ms: event time of the newest learnt event, epoch milliseconds.
+            metrics: figures for the manifest.
+
+        Returns:
+            The directory of the bundle, and its manifest with the gate's decision.
 
         Raises:
             AlreadyRunningError: an updater with other checkpoints publishes to the scenario.
-            RegistryUnavailableError: the registry does not say what the newest version is, or has lost it.
+            RegistryUnavailableError: the newest version is unknown, or the registry has lost it.
             OSError: the disk refused.
         """
         if not self._is_owner:
@@ -82,15 +87,15 @@ class Publisher:
         newest = self._registry.latest(self._scenario)
         version = self._registry.next_version(self._scenario)
         parent = self._parent
-        if newest is None and parent is not None:  # as an empty mount point shows it
+        if newest is None and parent is not None:  # such as an empty mount point
             raise RegistryUnavailableError(
                 f"registry {self._registry.url} holds no version any more, {parent.version} was published to it; bring "
                 "it back, or start this updater again to begin anew"
             )
         full = parent is None or newest is None or newest.version != parent.version
         full = full or version - newest.snapshot >= self._snapshot_every  # type: ignore[union-attr]
-        full = full or self._learner.ranker.counters.rewritten
-        groups = bundle_groups(self._learner, full=full)
+        full = full or self._learner.requires_full_bundle
+        groups = self._learner.bundle_groups(full=full)
         judged = self._gate.judge(groups)
         directory = self._staging / f"{version:08d}"
         shutil.rmtree(directory, ignore_errors=True)
@@ -117,11 +122,11 @@ class Publisher:
         return directory, manifest
 
     def publish(self, directory: Path, manifest: Manifest) -> None:
-        """Make a candidate that passed the newest version.
+        """Publish a candidate that passed the gate.
 
         Raises:
             FencedError: another updater has claimed the scenario.
-            RegistryUnavailableError: the store failed; the learner's changes stay unpublished and go with the next.
+            RegistryUnavailableError: the store failed; the learner's changes go with the next version.
         """
         self._registry.publish(directory, manifest, owner=self._owner)
         self._learner.mark_published()
@@ -130,43 +135,17 @@ class Publisher:
         if manifest.kind == "full":
             self._prune()
 
-    def begin_anew(self) -> None:
-        """Make the next bundle a full one, as after the learner went back: a delta would not say so."""
+    def force_full(self) -> None:
+        """Make the next bundle a full one, as after a rollback, which a delta cannot express."""
         self._parent = None
 
     def keep_refused(self, directory: Path, manifest: Manifest) -> None:
-        """Put a refused candidate aside for inspection; its changes stay unpublished."""
+        """Keep a refused candidate in the registry for inspection; its changes stay unpublished."""
         self._registry.keep_refused(directory, manifest)
         shutil.rmtree(directory, ignore_errors=True)
 
     def _prune(self) -> None:
         try:
             self._registry.prune(self._scenario, self._retention)
-        except RegistryError as error:  # what is published is published; the next full one prunes again
+        except RegistryError as error:  # the version is published all the same; the next full one prunes again
             log.warning("registry_not_pruned", problem=str(error))
-
-
-def bundle_groups(learner: Learner, *, full: bool) -> dict[str, dict[str, Tensor]]:
-    """Tensors of a bundle: all of the learner's state that scores follow from, or what changed since the parent."""
-    ranker = learner.ranker
-    residuals: dict[str, Tensor] = {}
-    for role in ROLES:
-        residuals |= quantise_rows(role, ranker.residuals[role], range(len(ranker)) if full else learner.touched[role])
-    projections = {name: weights.half() for name, weights in learner.projections.served.items()}
-    groups: dict[str, dict[str, Tensor]] = {"projections": projections} if projections else {}
-    ahead = learner.lora_steps.ahead
-    if ahead is not None:
-        groups["next_adapter"] = {name: weights.half() for name, weights in ahead.lora.items()}
-    return groups | {
-        "adapter_model": {name: weights.half() for name, weights in learner.lora_steps.served.items()},
-        "heads": {"weights": ranker.heads.clone(), "global_preference": ranker.global_preference.clone()}
-        | _probabilities(learner),
-        "residuals": residuals,
-        "counters": ranker.counters.full() if full else ranker.counters.delta(),
-    }
-
-
-def _probabilities(learner: Learner) -> dict[str, Tensor]:
-    """What says how likely outcomes are, where any is learnt."""
-    known = learner.lists.outcomes.probabilities()
-    return {} if known is None else {name: value for name, value in known._asdict().items() if value is not None}

@@ -1,41 +1,33 @@
-"""A warm start: what an offline fit leaves, and a learner that begins from it.
+"""Warm start: the result of an offline fit, and a learner that starts from it.
 
 ```
-<directory>/                        a full bundle, as published ones are: scorers can serve it
-<directory>/learner/0000000001/     the learner behind it as a checkpoint: optimisers and shoppers too
+<directory>/                        a full bundle like published ones; scorers can serve it
+<directory>/learner/0000000001/     a checkpoint of the learner, with optimisers and shoppers
 ```
 
-Histories of shoppers never go into a bundle, which travels; they lie in the checkpoint beside it. A full bundle without
-one, such as a published version, can be started from as well: optimisers and shoppers then begin anew.
+Histories of shoppers are never part of a bundle, which is distributed; they are in the checkpoint beside it. A learner
+can also start from a full bundle alone, such as a published version: optimisers and shoppers then start anew.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from peft_adapters.errors import BundleDigestError, BundleFormatError, ModelValueError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
-from peft_adapters.lifecycle.gate import GateSettings, judge_candidate
-from peft_adapters.lifecycle.publishing import bundle_groups
-from peft_adapters.ranking.counters import Counters
-from peft_adapters.ranking.ranker import ROLES
-from peft_adapters.ranking.residual_rows import dequantise_rows
-from peft_adapters.ranking.shoppers import Shoppers
+from peft_adapters.lifecycle.gate_rules import judge_candidate
 from peft_adapters.registry.bundle import Bundle, read_bundle, require_encoder, write_bundle
 from peft_adapters.registry.manifest import Manifest
 from peft_adapters.serving.model_state import probabilities_from_bundle, state_from_bundle
+from peft_adapters.settings import GateSettings
 
 LEARNER_NAME = "learner"
 
-_NUMBER = 1  # of the only checkpoint there
-_SETTLED_BATCHES = 10_000  # heads that are fitted go on at the rate that a long-running learner has
+_NUMBER = 1  # of the only checkpoint
 
 
 def write_warm_start(
@@ -47,21 +39,21 @@ def write_warm_start(
     metrics: Mapping[str, float],
     extra: Mapping[str, Any],
 ) -> Manifest:
-    """Write what a learner is, so that another can begin from it.
+    """Write a learner, so that another can start from it.
 
     Args:
-        directory: where; an earlier one there is replaced.
-        learner: what is written.
-        scenario: for which ranking it was fitted.
-        watermark_ms: event time of the newest event that it has learnt.
+        directory: target directory; an earlier warm start there is replaced.
+        learner: the learner to write.
+        scenario: name of the scenario it was fitted for.
+        watermark_ms: event time of the newest learnt event, epoch milliseconds.
         metrics: figures for the manifest.
-        extra: what else to keep beside the learner, as JSON can hold it; `start_from` gives it back.
+        extra: further state of the caller, as JSON can hold it; `start_from` returns it.
 
     Raises:
         CheckpointError: the disk refused.
         OSError: the disk refused.
     """
-    groups = bundle_groups(learner, full=True)
+    groups = learner.bundle_groups(full=True)
     manifest = write_bundle(
         directory,
         groups=groups,
@@ -85,14 +77,14 @@ def write_warm_start(
 
 
 def start_from(learner: Learner, directory: Path) -> dict[str, Any] | None:
-    """Begin from a directory of `write_warm_start`, or from any full bundle.
+    """Start a learner from a directory of `write_warm_start`, or from any full bundle.
 
     Args:
-        learner: a fresh one, without items; it gets those of the bundle.
-        directory: of the bundle.
+        learner: a fresh learner without items; it gets those of the bundle.
+        directory: directory of the bundle.
 
     Returns:
-        What was kept beside the learner; None where the directory is a bundle alone.
+        The `extra` that was written; None if the directory is a bundle alone.
 
     Raises:
         BundleError: it is no full bundle, is damaged, or was made for another encoder or adapter.
@@ -116,10 +108,10 @@ def start_from(learner: Learner, directory: Path) -> dict[str, Any] | None:
 
 
 def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
-    """Put all that a full bundle holds into a fresh learner: LoRA, projections, heads, residuals, counters.
+    """Load a full bundle into a fresh learner: LoRA, projections, heads, residuals and counters.
 
-    Its items take the bundle's rows, and are without a text until `add_items` brings one. Optimisers begin anew, the
-    heads' at the rate it settles at; shoppers are not in a bundle.
+    Items take the bundle's rows, and have no text until `add_items` is called with one. Optimisers start anew, those of
+    heads at their settled rate. Shoppers are not part of a bundle.
 
     Raises:
         BundleError: it is no full bundle, or was made for another encoder or adapter.
@@ -127,54 +119,8 @@ def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     """
     _require_fresh(learner)
     _require_fit(bundle, learner)
-    groups, ranker = bundle.groups, learner.ranker
-    lora = {name: weights.float() for name, weights in groups["adapter_model"].items()}
-    trained = {name: weights.float() for name, weights in groups.get("next_adapter", {}).items()}
-    learner.lora_steps.load_lora(trained or lora, lora)
-    learner.projections.load(groups.get("projections", {}))
-    learner.add_items([(item_id, "") for item_id in bundle.item_ids])
-    heads = groups["heads"]["weights"].float()
-    lists = learner.lists
-    for own in (
-        ranker.heads,
-        learner.catalogue_heads,
-        learner.lora_steps.heads,
-        lists.heads,
-        lists.served_heads,
-    ):
-        own.copy_(heads)  # in place: the optimisers hold these tensors
-    for global_preference in (ranker.global_preference, learner.catalogue_global_preference, lists.global_preference):
-        global_preference.copy_(groups["heads"]["global_preference"].float())
-    probabilities = probabilities_from_bundle(bundle)
-    if probabilities is not None:
-        learner.lists.outcomes.begin_with(probabilities)
-    for role in ROLES:
-        rows, residuals = dequantise_rows(groups["residuals"], role)
-        ranker.residuals[role][rows] = residuals
-    ranker.counters.apply(groups["counters"])
-    for optimiser in (learner.heads_optimiser, learner.lora_steps.heads_optimiser, learner.global_preference_optimiser):
-        optimiser.load_state_dict({"batches": torch.tensor(_SETTLED_BATCHES)})
+    learner.load_bundle_groups(bundle.groups, bundle.item_ids, probabilities_from_bundle(bundle))
     learner.events_learned = bundle.manifest.events_learned
-
-
-def begin_again(learner: Learner) -> None:
-    """Forget all events, keep all weights: counters and shoppers are empty, as before the first event."""
-    learner.ranker.counters = Counters()
-    learner.ranker.counters.grow(len(learner.catalogue))
-    learner.shoppers = Shoppers()
-    learner.events_learned = 0
-
-
-@contextmanager
-def put_back(learner: Learner) -> Iterator[None]:
-    """Let events be counted, and take the counts back at the end."""
-    counters, shoppers = learner.ranker.counters.copy(), learner.shoppers.state_dict()
-    events, heads = learner.events_learned, learner.ranker.heads.clone()
-    try:
-        yield
-    finally:
-        learner.ranker.counters, learner.ranker.heads, learner.events_learned = counters, heads, events
-        learner.shoppers.load_state_dict(shoppers)
 
 
 def _require_fresh(learner: Learner) -> None:
@@ -186,7 +132,7 @@ def _require_fresh(learner: Learner) -> None:
 
 
 def _require_fit(bundle: Bundle, learner: Learner) -> None:
-    """Check that a bundle stands alone, is intact, passed the gate, and was made for this encoder and adapter."""
+    """Check that a bundle is full and intact, passed the gate, and was made for this encoder and adapter."""
     manifest = bundle.manifest
     name = f"version {manifest.version} of {manifest.scenario!r}"
     if manifest.kind != "full":

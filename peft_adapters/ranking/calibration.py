@@ -146,6 +146,15 @@ class CalibratedHead:
         weights[bias] += shift
         return weights.float()
 
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return the states of both regressions."""
+        return {"slow": self.slow.state_dict(), "fast": self.fast.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Load the result of `state_dict`."""
+        self.slow.load_state_dict(state["slow"])
+        self.fast.load_state_dict(state["fast"])
+
     def initialise(self, weights: Tensor) -> None:
         """Start from combined weights [inputs], with a prior curvature that limits the first steps."""
         identity = torch.tensor([1.0, 0.0], dtype=torch.float64)

@@ -7,8 +7,10 @@ residual as evidence accumulates. A score is a head's weighted sum of counter an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +75,20 @@ class Ranker:
             self.text = torch.cat([self.text, zeros])
             self.residuals = {role: torch.cat([rows, zeros]) for role, rows in self.residuals.items()}
             self.counters.grow(size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, text vectors and residuals; the counters have a state of their own."""
+        return {
+            "heads": self.heads,
+            "global_preference": self.global_preference,
+            "text": self.text,
+            "residuals": dict(self.residuals),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the result of `state_dict`; text vectors and residuals are used without a copy."""
+        self.heads, self.global_preference = state["heads"].clone(), state["global_preference"].clone()
+        self.text, self.residuals = state["text"], {role: state["residuals"][role] for role in ROLES}
 
     def gate(self, rows: IntArray | None = None) -> Tensor:
         """Return the weight of the residual in each item's vector, [items, 1]; of all items, or of `rows` [items]."""

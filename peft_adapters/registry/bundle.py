@@ -17,7 +17,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from peft_adapters.durable import durable_file, sync_directory
-from peft_adapters.earlier_names import bundle_groups_of_today
+from peft_adapters.earlier_formats import bundle_of_0_1
 from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError
 from peft_adapters.ranking.tensor_rules import require_finite
 from peft_adapters.registry.manifest import (
@@ -136,7 +136,7 @@ def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
             "serve it with the encoder it was trained on, or start a new chain for this encoder"
         )
     contents = {name: verified_bytes(directory / name, entry) for name, entry in manifest.files.items()}
-    groups = bundle_groups_of_today(
+    groups = bundle_of_0_1(
         {
             name.removesuffix(".safetensors"): _tensors(directory / name, data)
             for name, data in contents.items()

@@ -5,7 +5,8 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from peft_adapters.lifecycle.gate import RULES, Decision
+from peft_adapters.lifecycle.gate import Decision
+from peft_adapters.lifecycle.gate_rules import RULES
 
 FIGURES = ("loss_difference", "calibration")
 

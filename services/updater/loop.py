@@ -207,7 +207,7 @@ class Updater:
 
     def _apply_decision(self, decision: Decision | None) -> None:
         if self._quality.apply_decision(decision):
-            self._publisher.begin_anew()
+            self._publisher.force_full()
             self._unpublished = True
 
     def _count_batch(self, loss: float) -> None:

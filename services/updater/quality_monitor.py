@@ -12,6 +12,7 @@ from peft_adapters.learning.batches import Batch
 from peft_adapters.learning.drift import DriftMonitor
 from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.learning.learner import Learner
+from peft_adapters.learning.state_dicts import join_tensors, split_tensors
 from peft_adapters.lifecycle.gate import Decision, Gate
 from peft_adapters.registry.manifest import Manifest
 from services.metrics.updater import UpdaterMetrics
@@ -77,7 +78,7 @@ class QualityMonitor:
         """
         if decision is None:
             return False
-        rolled_back = self.gate.settle(decision)
+        rolled_back = self.gate.apply(decision)
         if rolled_back is None:
             return False
         self._metrics.gate.learner_rolled_back()
@@ -99,12 +100,12 @@ class QualityMonitor:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the state as tensors and as JSON values, for a checkpoint."""
-        tensors, gate = self.gate.state_dict()
+        tensors, gate = split_tensors(self.gate.state_dict())
         return tensors, {"prequential": self.prequential.state_dict(), "gate": gate, "drift": self.drift.state_dict()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Restore the state from a checkpoint."""
         self.prequential.load_state_dict(state["prequential"])
-        self.gate.load_state_dict(tensors, state["gate"])
+        self.gate.load_state_dict(join_tensors(tensors, state["gate"]))
         self.drift.load_state_dict(state["drift"])
         self._learner.rate_factor = self.drift.rate_factor

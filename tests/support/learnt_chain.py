@@ -10,7 +10,6 @@ from tiny_model import random_stream, tiny_encoder
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.learning.learner import Learner
-from peft_adapters.lifecycle.publishing import bundle_groups
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.registry.bundle import Bundle, Manifest, read_bundle, write_bundle
@@ -67,7 +66,7 @@ class Publications:
         directory = self._directory / f"{version}-{'full' if full else 'delta'}"
         manifest = write_bundle(
             directory,
-            groups=bundle_groups(self.learner, full=full),
+            groups=self.learner.bundle_groups(full=full),
             adapter_config=self.learner.encoder.adapter_config(),
             item_ids=ids[0 if full else self._published_items :],
             scenario="home",

@@ -25,7 +25,7 @@ import structlog
 from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.checkpoint import checkpoint_numbers, load_checkpoint, prune_checkpoints, save_checkpoint
-from peft_adapters.lifecycle.warm_start import begin_again, put_back, write_warm_start
+from peft_adapters.lifecycle.warm_start import write_warm_start
 from services.lab.fit.data import Split, waiting_after
 from services.lab.fit.passes import Progress, count, learn
 from services.lab.offline.judging import Ranks, figures
@@ -133,7 +133,7 @@ def _best(epochs: list[dict[str, Any]]) -> dict[str, Any]:
 def _epoch(task: Task, model: Learner, number: int) -> dict[str, Any]:
     started = time.monotonic()
     train, validation, settings = task.split.train, task.split.validation, task.settings
-    begin_again(model)
+    model.reset_counts()
     step = task.begin(f"epoch {number}", len(train.examples) + len(validation.examples))
     loss = learn(model, train, batch_events=settings.batch_events, step=step)
     judged = _judged(task, model, validation, step, after=train)
@@ -166,7 +166,7 @@ def _test(task: Task, model: Learner) -> dict[str, Figures]:
     count(untouched, split.validation, batch_events=size, waiting=waiting_after(split.train), step=step)
     counted = _judged(task, untouched, split.test, step, after=split.validation)
     step = task.begin("test after", len(split.validation.examples) + len(split.test.examples))
-    with put_back(model):
+    with model.counts_restored():
         count(model, split.validation, batch_events=size, waiting=waiting_after(split.train), step=step)
         after = _judged(task, model, split.test, step, after=split.validation)
     return {"before": before, "counted": counted, "after": after}
@@ -182,7 +182,7 @@ def _go_live(task: Task, model: Learner) -> None:
 def _judged(task: Task, model: Learner, stream: Any, step: Progress, *, after: Any = None) -> Figures:
     ranks = Ranks()
     waiting = waiting_after(after) if after is not None else ()
-    with put_back(model):
+    with model.counts_restored():
         count(model, stream, batch_events=task.settings.batch_events, waiting=waiting, step=step, ranks=ranks)
     return figures(ranks)
 

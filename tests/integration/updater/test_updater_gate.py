@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from updater_shop import Shop, events, items
 
 from peft_adapters.learning.learner import Learner
-from peft_adapters.lifecycle.gate import GateSettings
+from peft_adapters.settings import GateSettings
 from services.metrics.series import new_registry
 from services.metrics.updater import UpdaterMetrics
 from services.settings import Settings
@@ -41,14 +41,14 @@ def shop(embedded_broker: EmbeddedBroker, make_topics: Callable[..., Topics], tm
 
 
 def turned_round(learner: Learner) -> None:
-    learner.catalogue_heads.mul_(-5)
-    learner.ranker.heads = learner.catalogue_heads.clone()
+    learner.positives.heads.mul_(-5)
+    learner.ranker.heads = learner.positives.heads.clone()
 
 
 def no_number(learner: Learner) -> None:
-    learner.catalogue_heads.fill_(math.nan)
+    learner.positives.heads.fill_(math.nan)
     learner.ranker.residuals["candidate"].fill_(math.nan)
-    learner.ranker.heads = learner.catalogue_heads.clone()
+    learner.ranker.heads = learner.positives.heads.clone()
 
 
 def settings(shop: Shop, **updater: Any) -> Settings:

@@ -14,10 +14,11 @@ from updater_shop import FINGERPRINT, Shop, events, items, newest_checkpoint
 
 from peft_adapters.errors import CheckpointError
 from peft_adapters.lifecycle.checkpoint import learner_state
-from peft_adapters.lifecycle.gate import GateSettings, judge_candidate
+from peft_adapters.lifecycle.gate_rules import judge_candidate
 from peft_adapters.lifecycle.publishing import Publisher
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.stores import FsspecStore
+from peft_adapters.settings import GateSettings
 from services.metrics.series import new_registry
 from services.metrics.updater import UpdaterMetrics
 from services.updater.loop import Updater

@@ -150,7 +150,7 @@ def test_where_texts_wait_all_else_is_learnt() -> None:
     settings = LearnerSettings(lora_every_events=1, lora_refresh_steps=1, lora_ahead_batches=3)
     learner = tiny_learner(settings, items=30)
     learner.learn(learner.observe(paired_stream(20, items=30, seed=0)))
-    lora, heads, ahead = learner.encoder.lora_state(), learner.ranker.heads.clone(), learner.lora_steps.ahead
+    lora, heads, ahead = learner.encoder.lora_state(), learner.ranker.heads.clone(), learner.lora_steps.next_adapter
     assert ahead is not None
     made = len(ahead.texts)
     learner.learn(learner.observe(paired_stream(20, items=30, seed=1)), lora=False)
@@ -226,7 +226,7 @@ def test_vectors_of_a_new_lora_are_made_over_several_batches_and_served_at_once(
     before, made, coming = learner.ranker.text.clone(), [], {}
     for number in range(4):
         learner.learn(learner.observe(paired_stream(20, items=30, seed=number)))
-        ahead = learner.lora_steps.ahead
+        ahead = learner.lora_steps.next_adapter
         made.append(None if ahead is None else len(ahead.texts))
         if ahead is not None:
             coming = dict(ahead.lora)

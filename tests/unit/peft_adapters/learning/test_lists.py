@@ -106,11 +106,11 @@ def test_a_list_of_no_weight_teaches_nothing(learner: Learner) -> None:
 
 def test_without_lists_the_score_is_the_catalogues_alone(learner: Learner) -> None:
     bought(learner, ("ann", 1, 0), ("ann", 2, 1))
-    assert torch.equal(learner.ranker.heads, learner.catalogue_heads)
+    assert torch.equal(learner.ranker.heads, learner.positives.heads)
     learner.learn_lists(learner.observe_lists([listed("ann", 3, [1, 2], [2])]))
     share = 1 / 2  # one click in a list, two events
     torch.testing.assert_close(
-        learner.ranker.heads, torch.lerp(learner.catalogue_heads, learner.lists.served_heads, share)
+        learner.ranker.heads, torch.lerp(learner.positives.heads, learner.lists.served_heads, share)
     )
 
 

@@ -10,8 +10,8 @@ from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.learning.learner import Learner
 from peft_adapters.learning.lora_replay import LoraBatch, LoraReplay, lora_batch
-from peft_adapters.lifecycle.gate import Gate, GateSettings
-from peft_adapters.settings import LearnerSettings
+from peft_adapters.lifecycle.gate import Gate
+from peft_adapters.settings import GateSettings, LearnerSettings
 
 SETTINGS = LearnerSettings(lora_every_events=1, lora_learning_rate=0.01, negatives=12, lora_items=16)
 
@@ -39,7 +39,7 @@ def test_every_batch_is_kept_with_the_same_chance() -> None:
     for trial in range(600):
         replay, generator = LoraReplay(3), np.random.default_rng(trial)
         for number in range(12):
-            replay.take_in(small_batch(number), generator)
+            replay.add(small_batch(number), generator)
         assert len(kept(replay)) == 3
         counts[list(kept(replay))] += 1
     spread = np.sqrt(600 * 0.25 * 0.75)
@@ -49,7 +49,7 @@ def test_every_batch_is_kept_with_the_same_chance() -> None:
 def test_what_is_drawn_is_what_was_kept_in_half_precision() -> None:
     replay, generator = LoraReplay(2), np.random.default_rng(0)
     assert replay.draw(generator) == []
-    replay.take_in(small_batch(7), generator)
+    replay.add(small_batch(7), generator)
     (drawn,) = replay.draw(generator)
     assert drawn.items.tolist() == drawn.live_rows.tolist() == [7]
     assert drawn.counter_features.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_what_is_drawn_is_what_was_kept_in_half_precision() -> None:
 
 def test_nothing_is_kept_where_there_is_no_room() -> None:
     replay = LoraReplay(0)
-    replay.take_in(small_batch(1), np.random.default_rng(0))
+    replay.add(small_batch(1), np.random.default_rng(0))
     assert kept(replay) == set()
 
 
@@ -78,7 +78,7 @@ def test_a_step_adds_the_gradient_of_a_kept_batch() -> None:
     one, other = learnt(1, replay=4), learnt(1, replay=0)
     assert all(torch.equal(value, other.encoder.lora_state()[name]) for name, value in one.encoder.lora_state().items())
     batch = one.observe(paired_stream(20, items=30, seed=1))
-    steps, global_preference = one.lora_steps, one.catalogue_global_preference
+    steps, global_preference = one.lora_steps, one.positives.global_preference
     first = steps.replay.draw(np.random.default_rng(0))[0]  # the only one
     new = lora_batch(batch, *steps._rows(batch, np.random.default_rng([one.settings.seed, one.batches_learned, 1])))
     parameters = one.encoder.lora_parameters()
@@ -98,7 +98,7 @@ def test_a_step_adds_the_gradient_of_a_kept_batch() -> None:
 def test_nothing_from_before_is_replayed_after_a_drift_a_rollback_or_when_a_shopper_is_forgotten() -> None:
     learner = learnt(2, replay=4, encoder=tiny_encoder())
     gate = Gate(learner, PrequentialEvaluator(), GateSettings(refusals_before_rollback=1))
-    drops = (learner.restart_heads, lambda: learner.forget("user-1"), lambda: gate._live.put_back(learner))
+    drops = (learner.restart_heads, lambda: learner.forget("user-1"), lambda: gate._live.roll_back(learner))
     for drop in drops:
         learner.learn(learner.observe(paired_stream(20, items=30, seed=3)))
         assert kept_batches(learner) > 0

@@ -41,14 +41,14 @@ def _log_probabilities(learner: Learner, batch: Batch, heads: Tensor) -> Tensor:
 
 def test_without_focus_it_is_cross_entropy(learner: Learner) -> None:
     batch = learner.observe(paired_stream(60, items=24, seed=1))
-    expected = -_log_probabilities(learner, batch, learner.catalogue_heads).mean()
-    torch.testing.assert_close(_loss(learner, batch, learner.catalogue_heads, 0.0), expected)
+    expected = -_log_probabilities(learner, batch, learner.positives.heads).mean()
+    torch.testing.assert_close(_loss(learner, batch, learner.positives.heads, 0.0), expected)
 
 
 @pytest.mark.parametrize("focus", [0.25, 1.0])
 def test_its_gradient_points_where_the_generalised_cross_entropy_points(learner: Learner, focus: float) -> None:
     batch = learner.observe(paired_stream(60, items=24, seed=1))
-    heads = learner.catalogue_heads.clone().requires_grad_()
+    heads = learner.positives.heads.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(_loss(learner, batch, heads, focus), [heads])
     written_down = (1 - torch.exp(focus * _log_probabilities(learner, batch, heads))) / focus
     (expected,) = torch.autograd.grad(written_down.mean(), [heads])

@@ -107,7 +107,7 @@ def test_without_purchases_there_is_no_probability_of_one_and_the_head_stands_st
     known = learner.lists.outcomes.probabilities()
     assert known is not None
     assert known.purchase is None
-    assert learner.lists.outcomes.state_dict()[0]["purchase.slow.weights"].count_nonzero() == 1  # the start
+    assert learner.lists.outcomes.state_dict()["purchase"]["slow"]["weights"].count_nonzero() == 1  # the start
     assert set(judged(learner, made.lists)[0]) == {"click"}
     assert learner.lists.outcomes.judged["purchase"].error() is None
 
@@ -144,6 +144,7 @@ def test_a_list_of_no_weight_says_nothing_of_probabilities(learner: Learner) -> 
     before, error = learner.lists.outcomes.state_dict(), error_of(learner, "click")
     learner.learn_lists(learner.observe_lists([shown._replace(weight=0.0) for shown in made.lists]))
     after = learner.lists.outcomes.state_dict()
-    for part in ("click.slow", "click.fast", "purchase.slow", "purchase.fast"):
-        assert torch.equal(after[0][f"{part}.weights"], before[0][f"{part}.weights"])
+    for outcome in ("click", "purchase"):
+        for part in ("slow", "fast"):
+            assert torch.equal(after[outcome][part]["weights"], before[outcome][part]["weights"])
     assert error_of(learner, "click") == pytest.approx(error)

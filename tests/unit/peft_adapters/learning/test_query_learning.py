@@ -12,12 +12,12 @@ from torch import Tensor
 from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.learning.learner import Learner
 from peft_adapters.learning.lists import observe_lists
-from peft_adapters.learning.query_vectors import Queries
+from peft_adapters.learning.query_vectors import QueryVectorCache
 from peft_adapters.lifecycle.checkpoint import learner_state, load_checkpoint, save_checkpoint
-from peft_adapters.lifecycle.gate import Gate, GateSettings
+from peft_adapters.lifecycle.gate import Gate
 from peft_adapters.ranking.ranker import FrozenRanker
 from peft_adapters.ranking.shoppers import Contexts
-from peft_adapters.settings import FEATURES, LearnerSettings
+from peft_adapters.settings import FEATURES, GateSettings, LearnerSettings
 
 ITEMS = 24
 TITLES = dict(titled(ITEMS))
@@ -50,7 +50,7 @@ def search_lists(lists: int, *, seed: int = 0) -> list[tuple[Listed, list[Bought
 
 def forgets_searches(learner: Learner) -> Learner:
     """The same with no weight on searches yet."""
-    for heads in (learner.ranker.heads, learner.catalogue_heads, learner.lora_steps.heads):
+    for heads in (learner.ranker.heads, learner.positives.heads, learner.lora_steps.heads):
         heads[OWN] = 0.0
     for heads in (learner.lists.heads, learner.lists.served_heads):
         heads[OWN] = 0.0
@@ -76,7 +76,7 @@ class TestVectors:
     def test_what_is_kept_is_bounded_and_changes_no_bit(self) -> None:
         encoder = tiny_encoder()
         suffix, texts = encoder.merged(), [*TITLES.values()]
-        known, fresh = Queries(encoder, kept=8), Queries(encoder, kept=8)
+        known, fresh = QueryVectorCache(encoder, kept=8), QueryVectorCache(encoder, kept=8)
         known.vectors(texts[:5], suffix)
         for chosen in (texts[3:9], texts[:12], [texts[7], None, texts[7]]):
             one, other = known.vectors(chosen, suffix), fresh.vectors(chosen, suffix)
@@ -91,8 +91,8 @@ def test_the_head_of_the_catalogue_learns_what_searches_say() -> None:
     learner = forgets_searches(tiny_learner(LearnerSettings(lora=False), items=ITEMS))
     for seed in range(6):
         learner.learn(learner.observe(searches(48, seed=seed)))
-    assert learner.catalogue_heads[OWN] > 0.5
-    assert learner.ranker.heads[OWN] == learner.catalogue_heads[OWN]
+    assert learner.positives.heads[OWN] > 0.5
+    assert learner.ranker.heads[OWN] == learner.positives.heads[OWN]
     batch = learner.observe(searches(24, seed=99))
     own = torch.from_numpy(batch.items)[:, None]
 
@@ -123,7 +123,7 @@ def test_where_nobody_searches_the_weight_stays_and_no_other_feels_it() -> None:
                 learner.learn(learner.observe(clicks))
             learner.learn_lists(learner.observe_lists([shown]))
     own, other = (learner.ranker.heads.clone() for learner in learners)
-    assert learners[0].catalogue_heads[OWN] == 10.0
+    assert learners[0].positives.heads[OWN] == 10.0
     own[OWN] = other[OWN] = 0.0
     assert torch.equal(own, other)
     states = [state_bytes(learner) for learner in learners]

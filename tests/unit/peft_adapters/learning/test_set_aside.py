@@ -8,7 +8,6 @@ import torch
 from tiny_model import Bought, Listed, paired_stream, tiny_learner
 
 from peft_adapters.learning.learner import Learner
-from peft_adapters.lifecycle.checkpoint import learner_weights
 from peft_adapters.settings import LearnerSettings
 
 
@@ -23,8 +22,8 @@ def _weights(learner: Learner) -> dict[str, torch.Tensor]:
     """What learning moves; what scores follow from is blended anew with every count."""
     return {
         name: value.clone()
-        for name, value in learner_weights(learner).items()
-        if name not in ("heads", "global_preference")
+        for name, value in learner.learned_tensors().items()
+        if name not in ("ranker/heads", "ranker/global_preference")
     }
 
 

@@ -75,7 +75,7 @@ def look_into(root: Path, number: int = 1) -> dict[str, Any]:
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, batches: int, made: int | None) -> None:
     unkilled = tiny_learner(SETTINGS, items=ITEMS)
     learn(unkilled, STREAM[: 24 * batches])
-    ahead = unkilled.lora_steps.ahead
+    ahead = unkilled.lora_steps.next_adapter
     assert (None if ahead is None else len(ahead.texts)) == made
     save_checkpoint(tmp_path, 1, unkilled, {})
     other = resumed(tmp_path)
@@ -94,7 +94,7 @@ def test_resumed_equals_uninterrupted_with_all_that_lora_may_keep(tmp_path: Path
     settings = SETTINGS.model_copy(update=changes)
     unkilled = tiny_learner(settings, items=ITEMS)
     learn(unkilled, STREAM[: 24 * batches])
-    assert any(name.startswith("lora_optimiser/gradient.") for name in learner_state(unkilled)[0])
+    assert any(name.startswith("lora/optimiser/gradient.") for name in learner_state(unkilled)[0])
     save_checkpoint(tmp_path, 1, unkilled, {})
     other = resumed(tmp_path, settings)
     for part in (unkilled, other):
@@ -245,7 +245,7 @@ def test_another_release_is_refused(tmp_path: Path, learner: Learner, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr("peft_adapters.lifecycle.checkpoint.STATE_VERSION", 99)
         save_checkpoint(tmp_path, 1, learner, {})
-    with pytest.raises(CheckpointError, match=r"is of version 99, this release reads 7; go on with the release"):
+    with pytest.raises(CheckpointError, match=r"is of version 99, this release reads 7 and 8; go on with the release"):
         look_into(tmp_path)
 
 
@@ -276,7 +276,7 @@ def shaped(**lora: int) -> Encoder:
 def test_a_part_that_the_learner_has_and_the_checkpoint_has_not_is_named(tmp_path: Path) -> None:
     without = tiny_learner(SETTINGS.model_copy(update={"residuals": False}), items=ITEMS)
     save_checkpoint(tmp_path, 1, without, {})
-    with pytest.raises(CheckpointError, match=r"0000000001 has no 'moment'; go on with the `learner` settings"):
+    with pytest.raises(CheckpointError, match=r"has no 'positives/query'; go on with the `learner` settings"):
         look_into(tmp_path)
 
 

@@ -8,12 +8,9 @@ from tiny_model import paired_stream, state_bytes, tiny_bert, tiny_encoder, tiny
 
 from peft_adapters.errors import BundleBaseMismatchError, BundleDigestError, BundleFormatError
 from peft_adapters.learning.learner import Learner
-from peft_adapters.lifecycle.publishing import bundle_groups
 from peft_adapters.lifecycle.warm_start import (
     LEARNER_NAME,
-    begin_again,
     load_bundle_into,
-    put_back,
     start_from,
     write_warm_start,
 )
@@ -52,7 +49,7 @@ def test_a_bundle_alone_brings_everything_that_a_bundle_holds(tmp_path: Path) ->
     other.add_items([*titled(ITEMS)[::-1], ("new", "a new one")])  # in another order: rows go by id
     assert other.catalogue.ids == [*learner.catalogue.ids, "new"]
     assert torch.allclose(other.ranker.text[:ITEMS], learner.ranker.text, atol=1e-6)
-    ours, theirs = bundle_groups(learner, full=True), bundle_groups(other, full=True)
+    ours, theirs = learner.bundle_groups(full=True), other.bundle_groups(full=True)
     for group, tensors in ours.items():
         assert tensors.keys() == theirs[group].keys()
         for name, tensor in tensors.items():
@@ -100,11 +97,11 @@ def test_the_learner_of_another_fit_is_refused(tmp_path: Path) -> None:
 
 def test_beginning_again_forgets_events_and_keeps_weights() -> None:
     learner = taught()
-    heads, residuals = learner.catalogue_heads.clone(), learner.ranker.residuals["query"].clone()
+    heads, residuals = learner.positives.heads.clone(), learner.ranker.residuals["query"].clone()
     steps = learner.batches_learned
-    begin_again(learner)
+    learner.reset_counts()
     assert learner.events_learned == len(learner.shoppers) == learner.ranker.counters.events.sum() == 0
-    assert torch.equal(learner.catalogue_heads, heads)
+    assert torch.equal(learner.positives.heads, heads)
     assert torch.equal(learner.ranker.residuals["query"], residuals)
     assert learner.batches_learned == steps
 
@@ -112,7 +109,7 @@ def test_beginning_again_forgets_events_and_keeps_weights() -> None:
 def test_what_was_only_counted_is_put_back() -> None:
     learner = taught()
     before, shoppers = state_bytes(learner), learner.shoppers.state_dict()
-    with put_back(learner):
+    with learner.counts_restored():
         learner.count(learner.observe(paired_stream(50, items=ITEMS, seed=2)))
         assert state_bytes(learner) != before
     assert state_bytes(learner) == before

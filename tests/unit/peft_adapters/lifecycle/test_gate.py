@@ -9,10 +9,9 @@ from pydantic import ValidationError
 from tiny_model import random_stream, tiny_learner
 from torch import Tensor
 
-from peft_adapters.lifecycle.gate import GateSettings, judge_candidate
-from peft_adapters.lifecycle.publishing import bundle_groups
+from peft_adapters.lifecycle.gate_rules import judge_candidate
 from peft_adapters.ranking.residual_rows import quantise_rows
-from peft_adapters.settings import LearnerSettings
+from peft_adapters.settings import GateSettings, LearnerSettings
 
 
 def residuals(**tables: Tensor) -> dict[str, Tensor]:
@@ -42,10 +41,10 @@ PASSED = {"decision": "passed", "reasons": [], "rules": []}
 @pytest.mark.parametrize("full", [True, False])
 def test_a_learner_that_learns_passes(full: bool) -> None:
     learner = tiny_learner(LearnerSettings(lora_every_events=1, lora_refresh_steps=1), items=20)
-    assert judge_candidate(bundle_groups(learner, full=full), GateSettings()) == PASSED
+    assert judge_candidate(learner.bundle_groups(full=full), GateSettings()) == PASSED
     for batch in range(4):
         learner.learn(learner.observe(random_stream(30, items=20, seed=batch)))
-    assert judge_candidate(bundle_groups(learner, full=full), GateSettings()) == PASSED
+    assert judge_candidate(learner.bundle_groups(full=full), GateSettings()) == PASSED
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -12,12 +12,12 @@ from tiny_model import Bought, paired_stream, tiny_learner
 
 from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.learning.learner import Learner
-from peft_adapters.lifecycle.checkpoint import learner_weights
-from peft_adapters.lifecycle.gate import Evidence, Gate, GateSettings, judge_candidate
-from peft_adapters.lifecycle.publishing import bundle_groups
+from peft_adapters.learning.state_dicts import join_tensors, split_tensors
+from peft_adapters.lifecycle.gate import Gate
+from peft_adapters.lifecycle.gate_rules import Evidence, judge_candidate
 from peft_adapters.ranking.ranker import ROLES
 from peft_adapters.ranking.residual_rows import quantise_rows
-from peft_adapters.settings import LearnerSettings
+from peft_adapters.settings import GateSettings, LearnerSettings
 
 ITEMS, EVENTS = 30, 40
 SETTINGS = LearnerSettings(lora_refresh_steps=2, lora_items=16)
@@ -46,27 +46,27 @@ class Judged:
         self.learner.learn(batch)
         if poison is not None:
             poison(self.learner)
-        return self.gate.judge(bundle_groups(self.learner, full=True))
+        return self.gate.judge(self.learner.bundle_groups(full=True))
 
     def publish(self, batches: int) -> list[dict[str, Any]]:
         verdicts = []
         for _ in range(batches):
             verdicts.append(self.learn())
-            self.gate.settle("published")
+            self.gate.apply("published")
         return verdicts
 
 
 def turned_round(learner: Learner) -> None:
     """What a poisoned batch may do: all that was learnt counts for its opposite."""
-    learner.catalogue_heads.neg_()
+    learner.positives.heads.neg_()
     learner.ranker.heads = -learner.ranker.heads
 
 
 def no_number(learner: Learner) -> None:
-    learner.catalogue_heads.fill_(math.nan)
+    learner.positives.heads.fill_(math.nan)
     learner.ranker.heads = torch.full_like(learner.ranker.heads, math.nan)
     learner.ranker.residuals["query"].fill_(math.nan)
-    for optimiser in learner.row_optimisers.values():
+    for optimiser in learner.positives.row_optimisers.values():
         optimiser._moment.fill_(math.nan)
     for parameter in learner.encoder.lora_parameters():
         parameter.data.fill_(math.nan)
@@ -101,19 +101,19 @@ def test_one_that_got_worse_is_refused_and_after_n_goes_back() -> None:
     judged = Judged()
     judged.publish(6)
     judged.gate.anchor()
-    good = {name: value.clone() for name, value in learner_weights(judged.learner).items()}
+    good = {name: value.clone() for name, value in judged.learner.learned_tensors().items()}
     shoppers, counted = judged.learner.shoppers.state_dict(), judged.learner.events_learned
     judged.learn(poison=turned_round)
     first = judged.learn()
     assert (first["decision"], first["rules"][-1]) == ("refused", "loss")
     assert "above the live adapter's" in " ".join(first["reasons"])
-    assert judged.gate.settle("refused") is None
+    assert judged.gate.apply("refused") is None
     assert judged.learn()["decision"] == "refused"
-    said = judged.gate.settle("refused")
+    said = judged.gate.apply("refused")
     assert said is not None
     assert (said["after_refusals"], said["to_events_learned"]) == (2, counted)
     assert said["reasons"]
-    back = learner_weights(judged.learner)
+    back = judged.learner.learned_tensors()
     assert back.keys() == good.keys()
     for name, value in good.items():
         torch.testing.assert_close(back[name], value, atol=2e-3, rtol=1e-3, msg=name)
@@ -128,10 +128,10 @@ def test_what_was_to_be_served_next_is_dropped_by_going_back() -> None:
     judged.gate.anchor()
     judged.learn(poison=turned_round)
     for _ in range(2):
-        assert judged.learner.lora_steps.ahead is not None
+        assert judged.learner.lora_steps.next_adapter is not None
         judged.learn()
-        judged.gate.settle("refused")
-    assert judged.learner.lora_steps.ahead is None
+        judged.gate.apply("refused")
+    assert judged.learner.lora_steps.next_adapter is None
 
 
 def test_the_next_that_passes_says_that_it_went_back_and_the_one_after_does_not() -> None:
@@ -140,11 +140,11 @@ def test_the_next_that_passes_says_that_it_went_back_and_the_one_after_does_not(
     judged.learn(poison=turned_round)
     for _ in range(2):
         judged.learn()
-        judged.gate.settle("refused")
+        judged.gate.apply("refused")
     verdict = judged.learn()
     assert verdict["decision"] == "passed"
     assert verdict["went_back"]["after_refusals"] == 2
-    judged.gate.settle("published")
+    judged.gate.apply("published")
     assert "went_back" not in judged.learn()
 
 
@@ -156,8 +156,8 @@ def test_a_learner_gone_nan_recovers() -> None:
         verdict = judged.learn(poison=no_number if number == 0 else None)
         assert (verdict["decision"], verdict["rules"][-1]) == ("refused", "not_finite")
         json.dumps(verdict, allow_nan=False)
-        judged.gate.settle("refused")
-    assert all(value.isfinite().all() for value in learner_weights(judged.learner).values())
+        judged.gate.apply("refused")
+    assert all(value.isfinite().all() for value in judged.learner.learned_tensors().values())
     assert [verdict["decision"] for verdict in judged.publish(6)] == ["passed"] * 6
     assert all(math.isfinite(value) for value in judged.prequential.values().values())
     assert judged.prequential.values()["hr20"] >= before - 0.1
@@ -168,7 +168,7 @@ def test_before_anything_was_published_it_goes_back_to_the_start() -> None:
     start = judged.learner.ranker.heads.clone()
     for number in range(2):
         judged.learn(poison=no_number if number == 0 else None)
-        judged.gate.settle("refused")
+        judged.gate.apply("refused")
     assert torch.equal(judged.learner.ranker.heads, start)
 
 
@@ -181,7 +181,7 @@ def test_items_that_came_after_the_live_adapter_are_there_after_going_back() -> 
     judged.gate.update(batch, judged.learner.judge(batch))
     judged.learner.learn(batch)
     for _ in range(2):
-        judged.gate.settle("refused")
+        judged.gate.apply("refused")
     assert len(judged.learner.ranker) == ITEMS + 1
     assert judged.learner.ranker.text[-1].norm() == pytest.approx(1, abs=1e-4)
     assert not judged.learner.ranker.residuals["query"][-1].any()
@@ -191,17 +191,17 @@ def test_items_that_came_after_the_live_adapter_are_there_after_going_back() -> 
 def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped() -> None:
     judged = Judged()
     judged.publish(5)
-    judged.gate.settle("refused")
-    tensors, state = judged.gate.state_dict()
+    judged.gate.apply("refused")
+    tensors, state = split_tensors(judged.gate.state_dict())
     resumed = Gate(judged.learner, judged.prequential, RULES)
-    resumed.load_state_dict(tensors, json.loads(json.dumps(state)))
+    resumed.load_state_dict(join_tensors(tensors, json.loads(json.dumps(state))))
     judged.learner.add_items([("new", "a blue lamp")])
     for seed in (11, 12):
         batch = judged.learner.observe(paired_stream(EVENTS, items=ITEMS, seed=seed))
         scores = judged.learner.judge(batch)
         for gate in (judged.gate, resumed):
             gate.update(batch, scores)
-    one, other = judged.gate.state_dict(), resumed.state_dict()
+    one, other = (split_tensors(gate.state_dict()) for gate in (judged.gate, resumed))
     assert one[1] == other[1]
     assert all(torch.equal(value, other[0][name]) for name, value in one[0].items())
     assert one[0].keys() == other[0].keys()
@@ -211,10 +211,10 @@ def test_what_was_published_before_it_was_seen_to_be_bad_is_not_gone_back_to() -
     judged = Judged()
     judged.publish(5)
     judged.learn(poison=turned_round)
-    judged.gate.settle("published")  # nothing was known of it, and it is the one that is put by
+    judged.gate.apply("published")  # nothing was known of it, and it is the one that is put by
     for _ in range(2):
         assert judged.learn()["decision"] == "refused"
-        said = judged.gate.settle("refused")
+        said = judged.gate.apply("refused")
     assert said is not None
     assert said["to_events_learned"] == 4 * EVENTS
     assert judged.learn()["decision"] == "passed"

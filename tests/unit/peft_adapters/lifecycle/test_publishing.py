@@ -14,7 +14,7 @@ from peft_adapters.errors import BundleDigestError, FencedError, RegistryUnavail
 from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.checkpoint import load_checkpoint, save_checkpoint
-from peft_adapters.lifecycle.gate import Gate, GateSettings
+from peft_adapters.lifecycle.gate import Gate
 from peft_adapters.lifecycle.publishing import Publisher
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.ranker import ROLES
@@ -27,7 +27,7 @@ from peft_adapters.registry.signing import Signer, Verifier, generate_key_pair
 from peft_adapters.registry.stores import FsspecStore
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel
-from peft_adapters.settings import LearnerSettings
+from peft_adapters.settings import GateSettings, LearnerSettings
 
 ITEMS = 20
 SETTINGS = LearnerSettings(
@@ -287,7 +287,7 @@ class TestRefused:
 
     def test_refused_again_and_again_takes_no_more_room(self, press: Press) -> None:
         press.publish()
-        press.learner.catalogue_heads[0] = math.nan  # the trained ones, which those that score follow
+        press.learner.positives.heads[0] = math.nan  # the trained ones, which those that score follow
         for _ in range(3):
             press.learn()
             self.refuse(press)

@@ -14,8 +14,7 @@ from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.checkpoint import learner_state, load_checkpoint, save_checkpoint
-from peft_adapters.lifecycle.gate import Gate, GateSettings
-from peft_adapters.lifecycle.publishing import bundle_groups
+from peft_adapters.lifecycle.gate import Gate
 from peft_adapters.lifecycle.warm_start import start_from, write_warm_start
 from peft_adapters.ranking.modalities import (
     MAX_MODALITIES,
@@ -27,7 +26,7 @@ from peft_adapters.ranking.modalities import (
 )
 from peft_adapters.ranking.shoppers import pad
 from peft_adapters.serving.model_builder import build_model, refresh_model
-from peft_adapters.settings import LearnerSettings
+from peft_adapters.settings import GateSettings, LearnerSettings
 
 ITEMS, LENGTH = 20, 12
 # Few candidates, so that negatives are sampled; LoRA takes steps too, and item vectors follow both at intervals.
@@ -276,9 +275,9 @@ def test_a_worker_counts_vectors_of_another_length_and_serves_their_items_by_tex
 
 def test_a_bundle_has_projections_only_where_there_are_modalities(encoder: Encoder) -> None:
     learner = tiny_learner(SETTINGS, items=ITEMS, encoder=encoder)
-    assert "projections" not in bundle_groups(learner, full=True)
+    assert "projections" not in learner.bundle_groups(full=True)
     learner.add_items(pictured())
-    assert bundle_groups(learner, full=False)["projections"]["image"].shape == (encoder.dim, LENGTH)
+    assert learner.bundle_groups(full=False)["projections"]["image"].shape == (encoder.dim, LENGTH)
 
 
 @pytest.mark.parametrize("with_learner", [True, False])
@@ -308,14 +307,14 @@ def test_the_gate_looks_at_projections_and_takes_them_back(value: float, rules: 
     gate = Gate(learner, PrequentialEvaluator(), rules_of_gate)
     good = learner.projections.served["image"].clone()
     learner.projections.served["image"].fill_(value)
-    verdict = gate.judge(bundle_groups(learner, full=True))
+    verdict = gate.judge(learner.bundle_groups(full=True))
     assert (verdict["decision"], verdict["rules"]) == ("refused", rules)
     assert "projections" in verdict["reasons"][0]
     learner.add_items([("new", "oak bird", item_vectors({"sound": [1.0]}))])  # newer than the version that is restored
-    assert gate.settle("refused") is not None
+    assert gate.apply("refused") is not None
     assert torch.equal(learner.projections.served["image"], good)
     assert not learner.projections.served["sound"].any()
-    assert gate.judge(bundle_groups(learner, full=True))["decision"] == "passed"
+    assert gate.judge(learner.bundle_groups(full=True))["decision"] == "passed"
     learn(learner, 0, 48)
 
 

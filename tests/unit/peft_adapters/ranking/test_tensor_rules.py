@@ -12,15 +12,14 @@ from tiny_model import tiny_encoder, titled
 
 from peft_adapters.errors import BundleFormatError
 from peft_adapters.learning.learner import Learner
-from peft_adapters.lifecycle.gate import GateSettings, judge_candidate
-from peft_adapters.lifecycle.publishing import bundle_groups
+from peft_adapters.lifecycle.gate_rules import judge_candidate
 from peft_adapters.lifecycle.warm_start import load_bundle_into
 from peft_adapters.ranking.calibration import INPUTS
 from peft_adapters.ranking.tensor_rules import COUNT, WEIGHT, fault_of
 from peft_adapters.registry.bundle import Bundle, read_bundle, write_bundle
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel, require_finite_scores
-from peft_adapters.settings import LearnerSettings
+from peft_adapters.settings import GateSettings, LearnerSettings
 
 ITEMS = titled(12)
 SIGNED = (
@@ -155,7 +154,7 @@ def test_the_gate_refuses_counters_that_cannot_be_counts(tmp_path: Path, name: s
     publications = Publications(tmp_path)
     publications.learner.add_items(ITEMS)
     publications.learn(32)
-    groups = bundle_groups(publications.learner, full=True)
+    groups = publications.learner.bundle_groups(full=True)
     assert judge_candidate(groups, GateSettings())["decision"] == "passed"
     counters = {**groups["counters"], name: groups["counters"][name].clone()}
     counters[name].view(-1)[0] = value

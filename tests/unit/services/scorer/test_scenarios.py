@@ -8,7 +8,6 @@ from scorer_stage import ITEMS, Stage, until
 from tiny_model import tiny_encoder
 
 from peft_adapters.encoder.encoder import Encoder
-from peft_adapters.lifecycle.publishing import bundle_groups
 from peft_adapters.registry.bundle import read_manifest, write_bundle
 from peft_adapters.registry.manifest import Manifest
 
@@ -31,7 +30,7 @@ def published(stage: Stage, scenario: str) -> Manifest:
     directory = stage.directory / scenario / "bundle"
     write_bundle(
         directory,
-        groups=bundle_groups(made.learner, full=True),
+        groups=made.learner.bundle_groups(full=True),
         adapter_config=made.learner.encoder.adapter_config(),
         item_ids=made.learner.catalogue.ids,
         scenario=scenario,

@@ -58,7 +58,7 @@ def test_an_alarm_raises_the_rates_for_a_while_and_is_counted_and_said() -> None
     watched = Watched()
     with capture_logs() as lines:
         assert watched.learn(3) == [1.0, 1.0, 3.0]
-        assert watched.learner.heads_optimiser.state_dict()["batches"] == 1  # begun again, and one step since
+        assert watched.learner.positives.heads_optimiser.state_dict()["batches"] == 1  # begun again, and one step since
         assert watched.value("headwater_drift_rate_factor") == 3
         assert watched.learn(3) == [3.0, 1.0, 1.0]
     assert watched.value("headwater_drift_alarms_total", detector="adwin") == 1

@@ -1,0 +1,101 @@
+"""Clicks and purchases as the learner sees them: contexts and features as of before each event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_adapters.learning.batches import Batch, Positive
+from peft_adapters.ranking.counter_features import CounterFeatures
+from peft_adapters.ranking.counters import PAIR_WINDOW_ITEMS, Counters, IntArray
+from peft_adapters.ranking.features import affinity_weights, context_weights
+from peft_adapters.ranking.shoppers import Contexts, Shoppers, pad
+
+
+def observe_positives(
+    examples: Sequence[Positive],
+    items: IntArray,
+    *,
+    counters: Counters,
+    shoppers: Shoppers,
+    candidates: IntArray,
+    log_expected: Tensor,
+    columns: IntArray | None,
+    query_vector: Tensor | None,
+) -> Batch:
+    """Return a micro-batch as of before its events, and move the shoppers' states on.
+
+    Args:
+        examples: events of the batch, in order.
+        items: [events] catalogue rows of the events' items.
+        counters: counters before the batch.
+        shoppers: states before the batch; updated event by event.
+        candidates: [candidates] sorted rows the step is taken on, positives included.
+        log_expected: [candidates] log of the probability that a candidate is in the sample.
+        columns: [columns] rows to compute features for; None is the whole catalogue.
+        query_vector: [events, dim] vector of each event's search query; None if no event has one.
+    """
+    item_count = len(counters.events)
+    contexts, before, new_shopper = _walk(examples, items, shoppers)
+    rows = contexts.rows()
+    return Batch(
+        items=items,
+        weight=torch.tensor([example.weight for example in examples], dtype=torch.float32),
+        contexts=contexts,
+        before=before,
+        first_of_item=counters.events[items] == 0,
+        new_shopper=new_shopper,
+        item_count=item_count,
+        columns=columns,
+        candidates=candidates,
+        log_expected=log_expected,
+        counter_features=CounterFeatures(counters).features(contexts, columns),
+        affinity_weights=affinity_weights(context_weights(contexts, item_count), rows),
+        context_rows=rows,
+        query_vector=query_vector,
+    )
+
+
+def first_events(batch: Batch, count: int, *, counters: Counters, columns: IntArray | None) -> Batch:
+    """Return the first events of a batch, with features of other columns.
+
+    Args:
+        batch: observed batch.
+        count: number of events to keep.
+        counters: counters before the batch.
+        columns: [columns] rows to compute features for; None is the whole catalogue.
+    """
+    kept, whole = slice(count), batch.contexts
+    contexts = Contexts(whole.items[kept], whole.ages[kept], whole.passed[kept])
+    return replace(
+        batch,
+        items=batch.items[kept],
+        weight=batch.weight[kept],
+        contexts=contexts,
+        before=batch.before[kept],
+        first_of_item=batch.first_of_item[kept],
+        new_shopper=batch.new_shopper[kept],
+        columns=columns,
+        counter_features=CounterFeatures(counters).features(contexts, columns),
+        affinity_weights=batch.affinity_weights[:, kept],
+        query_vector=None if batch.query_vector is None else batch.query_vector[kept],
+    )
+
+
+def _walk(
+    examples: Sequence[Positive], items: IntArray, shoppers: Shoppers
+) -> tuple[Contexts, list[list[int]], np.ndarray]:
+    """Return contexts, earlier items of the session and new shoppers, in event order; updates the shoppers."""
+    contexts, passed, before, new = [], [], [], []
+    for example, item in zip(examples, items.tolist(), strict=True):
+        event = (example.user_id, example.session_id, example.ts)
+        new.append(example.user_id not in shoppers)
+        contexts.append(shoppers.context(*event))
+        passed.append(shoppers.passed_over(example.user_id, example.ts))
+        before.append(shoppers.session_before(*event, limit=PAIR_WINDOW_ITEMS))
+        shoppers.update(*event, item)
+    return pad(contexts, passed), before, np.array(new)
