@@ -142,7 +142,7 @@ def _client_reason(error: Exception, logged: Sequence[str], connection: KafkaCon
         return str(error.args[0])
     reason = logged[0] if logged else str(error)
     if connection.sasl_mechanism is not None:
-        reason += " (a wrong `sasl_username` or `sasl_password` may end so)"
+        reason += " (a wrong `sasl_username` or `sasl_password` can cause this)"
     return reason
 
 
@@ -188,7 +188,7 @@ class _ConnectionManager(KafkaConnectionManager):  # type: ignore[misc]  # kafka
                 reasons.append(f"it advertises {broker.host}:{broker.port}, which cannot be connected to ({cause})")
             else:
                 return
-        raise _AdvertisedListenerError(reasons[0] if reasons else "it names no brokers")
+        raise _AdvertisedListenerError(reasons[0] if reasons else "it lists no brokers")
 
     async def _connect_to(self, node_id: int, timeout_ms: int) -> None:
         connection = self.get_connection(node_id, timeout_ms=timeout_ms)

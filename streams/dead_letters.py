@@ -287,7 +287,7 @@ def _too_large(error: Exception) -> bool:
 
 def _as_delivery_error(error: DeliveryError | BrokerUnreachableError, pending: int) -> DeliveryError:
     failures = error.failures if isinstance(error, DeliveryError) else ()
-    return DeliveryError(f"{pending} dead letters not confirmed, they wait to be sent again: {error}", failures)
+    return DeliveryError(f"{pending} dead letters not confirmed; they are kept and sent again: {error}", failures)
 
 
 def _shorten(letter: DeadLetter, why: str) -> DeadLetter:

@@ -116,7 +116,7 @@ class EmbeddedBroker:
     def _lock_data_dir(self) -> None:
         """Lock the directory: two brokers would overwrite each other's state. The lock ends with the process."""
         if self._lock is not None:
-            raise EmbeddedBrokerError("the embedded broker runs already; stop it before it is started again")
+            raise EmbeddedBrokerError("the embedded broker is already running; stop it before starting it again")
         lock = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

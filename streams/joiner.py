@@ -81,7 +81,7 @@ class Joiner:
         if purchase_window_seconds < click_window_seconds:
             raise ValueError(
                 f"`purchase_window_seconds` must be at least `click_window_seconds`, got {purchase_window_seconds} and "
-                f"{click_window_seconds}; a negative cannot be corrected before it is one"
+                f"{click_window_seconds}; a negative can only be corrected after it was learnt"
             )
         self.store = JoinStore(None) if store is None else store
         self._is_known, self._pseudonymise = is_known, pseudonymise

@@ -58,7 +58,9 @@ class Topics(BaseModel):
     @model_validator(mode="after")
     def _check_distinct(self) -> Self:
         if ours := sorted(set(self.dialects) & set(self.names())):
-            raise ValueError(f"`dialects` must name topics of others, got {ours[0]!r}; that is a topic of our own")
+            raise ValueError(
+                f"`dialects` must name topics of other producers, got {ours[0]!r}, which is a topic of our own"
+            )
         return self
 
     @classmethod

@@ -35,5 +35,5 @@ def read_to_end(connection: KafkaConnection, topic: str) -> Iterator[Record]:
             if records:
                 last_answer = time.monotonic()
             elif time.monotonic() > last_answer + SILENCE_SECONDS:
-                raise ConsumeError(f"{topic!r} has records that no broker gives; try again")
+                raise ConsumeError(f"{topic!r} has records that no broker returns; try again")
             yield from records

@@ -130,7 +130,9 @@ def _item(source: SourceRecord) -> Item | InvalidLine:
         fields["price"] = price
     if "title" not in fields:
         title = summarize(next(item.named("title"), None))
-        problem = f"title: must be a text each time, because an item replaces the one before it whole, got {title}"
+        problem = (
+            f"title: must be a text each time, because an item replaces the previous version as a whole, got {title}"
+        )
         return InvalidLine("", problem, fields)
     return Item.model_validate({name: value for name, value in fields.items() if value is not None})
 

@@ -202,7 +202,7 @@ def test_one_directory_is_for_one_broker(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path) as broker:
         with pytest.raises(EmbeddedBrokerError, match="in use by one broker only"):
             EmbeddedBroker(tmp_path).start()
-        with pytest.raises(EmbeddedBrokerError, match="runs already"):
+        with pytest.raises(EmbeddedBrokerError, match="already running"):
             broker.start()
 
 

@@ -198,7 +198,7 @@ def test_a_failed_flush_then_a_good_one_delivers_every_letter_once(
     with closing(DeadLetterWriter(kafka_connection, topics)) as writer:
         writer.write(letter(10, offset=1))
         writer.write(letter(20, offset=2))
-        with pytest.raises(DeliveryError, match="2 dead letters not confirmed, they wait to be sent again"):
+        with pytest.raises(DeliveryError, match="2 dead letters not confirmed; they are kept and sent again"):
             writer.flush()
         assert read_all(kafka_connection, topics.dead_letters) == []
         writer.write(letter(30, offset=3))

@@ -137,7 +137,10 @@ def test_an_event_without_an_id_has_one_of_its_bytes() -> None:
         (METARANK_RANKING | {"user": None, "session": ""}, "user_id: Field required"),
         (changed(METARANK_INTERACTION, "item", to=...), "item_id: Field required"),
         (METARANK_ITEM | {"fields": [{"name": "price", "value": 25.0}]}, "title: must be a text each time"),
-        (METARANK_ITEM | {"fields": [{"name": "title", "value": None}]}, "replaces the one before it whole, got None"),
+        (
+            METARANK_ITEM | {"fields": [{"name": "title", "value": None}]},
+            "replaces the previous version as a whole, got None",
+        ),
         (METARANK_ITEM | {"fields": [{"name": "title", "value": {"en": "Heat"}}]}, "got an object"),
     ],
 )

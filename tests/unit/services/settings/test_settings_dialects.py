@@ -29,7 +29,7 @@ def test_the_environment_adds_to_the_file_and_outranks_it(config: Path, monkeypa
     ("dialects", "message"),
     [
         ('"ga4.events" = "adobe"', r"`topics\.dialects\.ga4\.events`.*'ga4', 'segment' or 'metarank', got 'adobe'"),
-        ('"headwater.clicks" = "ga4"', r"must name topics of others, got 'headwater\.clicks'"),
+        ('"headwater.clicks" = "ga4"', r"must name topics of other producers, got 'headwater\.clicks'"),
         ('"a topic" = "ga4"', r"topics\.dialects\.a topic"),
         ('events = { "x" = "ga4" }', r"topics\.dialects\.events"),
     ],
