@@ -9,20 +9,29 @@ from peft_adapters.registry.version_files import VersionFiles, version_path
 
 REFUSED_NAME = "refused"
 
+ReadManifest = Callable[[str, int], Manifest]
+
 
 class Pruner:
     """Removes versions; reads each manifest once, because versions never change.
 
     Args:
         files: files of the versions.
-        read_manifest: returns the manifest of a version of a scenario.
     """
 
-    def __init__(self, files: VersionFiles, read_manifest: Callable[[str, int], Manifest]) -> None:
-        self._files, self._read_manifest = files, read_manifest
+    def __init__(self, files: VersionFiles) -> None:
+        self._files = files
         self._published: dict[tuple[str, int], PublishedVersion] = {}
 
-    def prune(self, scenario: str, retention: Retention, *, versions: Sequence[int], named: Set[int]) -> list[int]:
+    def prune(
+        self,
+        scenario: str,
+        retention: Retention,
+        *,
+        versions: Sequence[int],
+        named: Set[int],
+        read_manifest: ReadManifest,
+    ) -> list[int]:
         """Remove what retention does not keep, and return the removed versions.
 
         Args:
@@ -30,6 +39,7 @@ class Pruner:
             retention: rules for the versions to keep.
             versions: all published versions, oldest first.
             named: versions that the rollout names, which are kept with their chains.
+            read_manifest: returns the manifest of a version of a scenario.
 
         Raises:
             RegistryReadOnlyError: the registry is open over HTTP.
@@ -38,7 +48,7 @@ class Pruner:
         published = {
             version: fields
             for version in versions
-            if (fields := self._published_version(scenario, version)) is not None
+            if (fields := self._published_version(scenario, version, read_manifest)) is not None
         }
         damaged = {version for version in versions[-retention.versions :] if version not in published}
         kept = retention.select(published, named=named) | damaged | (named & set(versions))
@@ -52,11 +62,11 @@ class Pruner:
             self._files.remove(version_path(refused, version))
         return [version for version in versions if version not in kept]
 
-    def _published_version(self, scenario: str, version: int) -> PublishedVersion | None:
+    def _published_version(self, scenario: str, version: int, read_manifest: ReadManifest) -> PublishedVersion | None:
         """Return the fields that retention depends on; None if the manifest is damaged."""
         if (scenario, version) not in self._published:
             try:
-                manifest = self._read_manifest(scenario, version)
+                manifest = read_manifest(scenario, version)
             except (BundleError, VersionNotFoundError):
                 return None
             size_bytes = sum(entry.bytes for entry in manifest.files.values())

@@ -66,7 +66,7 @@ class AdapterRegistry:
         self._access = StoreAccess(url, store or open_store(url, api_key=api_key, read_seconds=read_seconds))
         self._files, self._latest = VersionFiles(self._access), LatestPointer(self._access)
         self._owner_file, self._rollout_file = OwnerFile(self._access), RolloutFile(self._access)
-        self._pruner = Pruner(self._files, self.manifest)
+        self._pruner = Pruner(self._files)
 
     def check(self) -> None:
         """Return once the store answers, even if it holds nothing yet.
@@ -173,7 +173,7 @@ class AdapterRegistry:
             RegistryUnavailableError: the store failed.
         """
         versions, named = self.versions(scenario), self.rollout(scenario).versions
-        return self._pruner.prune(scenario, retention, versions=versions, named=named)
+        return self._pruner.prune(scenario, retention, versions=versions, named=named, read_manifest=self.manifest)
 
     # ---- reading
 

@@ -1,7 +1,9 @@
 """Calls between Headwater's own processes ignore the proxies of the environment."""
 
+import gc
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from peft_adapters.registry import internal_http
+from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.stores import HttpStore
 
 ROOT = Path(__file__).parents[4]
@@ -62,3 +65,14 @@ def test_every_client_in_the_code_is_made_by_the_one_helper() -> None:
     sources = [path for package in ("services", "streams", "peft_adapters") for path in (ROOT / package).rglob("*.py")]
     found = {str(path.relative_to(ROOT)) for path in sources if clients.search(path.read_text(encoding="utf-8"))}
     assert found == {"peft_adapters/registry/internal_http.py"}
+
+
+def test_a_registry_closes_its_connections_with_its_last_reference() -> None:
+    registry = AdapterRegistry("http://127.0.0.1:1/v1/files")
+    reference = weakref.ref(registry)
+    gc.disable()
+    try:
+        del registry
+        assert reference() is None, "a reference cycle keeps connections open until the next collection"
+    finally:
+        gc.enable()
