@@ -24,9 +24,6 @@ from peft_adapters.lifecycle.gate import Decision
 from peft_adapters.lifecycle.publishing import Publisher
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.registry.manifest import Manifest
-from peft_adapters.registry.ownership import Owner
-from peft_adapters.registry.registry import AdapterRegistry
-from peft_adapters.registry.signing import load_signer
 from services import memory
 from services.metrics.updater import UpdaterMetrics
 from services.secrets import publish_or_check
@@ -39,7 +36,7 @@ from services.updater.log_metrics import LogMetrics
 from services.updater.quality_monitor import QualityMonitor
 from services.updater.schedule import Schedule
 from services.updater.source import ReplayingSource, SliceRecorder, open_consumer, slice_reader
-from services.updater.startup import Position, Startup
+from services.updater.startup import Position, Startup, open_publisher
 from streams.consumer import PartitionConsumer
 from streams.dead_letters import DeadLetterWriter
 from streams.errors import BrokerUnreachableError, DeliveryError, HeadwaterStreamError
@@ -300,7 +297,7 @@ class Updater:
             policy=settings.privacy.dead_letter_payload,
             pseudonymise=self._pseudonymise,
         )
-        self._publisher = self._new_publisher(fingerprint)
+        self._publisher = open_publisher(settings, store, self.learner, self._quality.gate, fingerprint=fingerprint)
         self._recorder = SliceRecorder(store, lagging_seconds=self._updater.late_seconds)
         startup = Startup(settings, store, self.learner, self._intake, self._quality, fingerprint=fingerprint)
         self._learnt = self._checkpointed = startup.load()
@@ -315,20 +312,6 @@ class Updater:
         self._source = ReplayingSource(self._consumer, reader, self._recorder, store)
         self._log_metrics = LogMetrics(self._consumer, self._metrics.log, topics)
         log.info("updater_started", items=len(self.learner.catalogue), events_learned=self.learner.events_learned)
-
-    def _new_publisher(self, fingerprint: str) -> Publisher:
-        return Publisher(
-            self.learner,
-            AdapterRegistry(self._updater.registry_url),
-            scenario=self._settings.scenario,
-            owner=Owner(lineage=self._store.lineage, epoch=self._store.epoch),
-            staging=self._updater.checkpoint_dir / "staging",
-            gate=self._quality.gate,
-            snapshot_every=self._updater.snapshot_every,
-            retention=self._updater.retention,
-            secret_fingerprint=fingerprint,
-            sign=load_signer(self._settings.signing),
-        )
 
     def _finish(self) -> None:
         """Learn the waiting records, checkpoint and publish them, and close the connections."""

@@ -11,7 +11,12 @@ import structlog
 
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learning.learner import Learner
+from peft_adapters.lifecycle.gate import Gate
+from peft_adapters.lifecycle.publishing import Publisher
 from peft_adapters.lifecycle.warm_start import start_from
+from peft_adapters.registry.ownership import Owner
+from peft_adapters.registry.registry import AdapterRegistry
+from peft_adapters.registry.signing import load_signer
 from services.metrics.log import ConsumedLogMetrics
 from services.settings import Settings
 from services.updater.checkpoint_store import CheckpointStore
@@ -129,6 +134,33 @@ class Startup:
                 reader.read(_READ_SECONDS)
             while (slice_ := reader.flush()) is not None:
                 yield recorder.record(slice_)
+
+
+def open_publisher(
+    settings: Settings, store: CheckpointStore, learner: Learner, gate: Gate, *, fingerprint: str
+) -> Publisher:
+    """Return a publisher to the registry, in the name of the checkpoint store's lineage and epoch.
+
+    Args:
+        settings: the updater's settings.
+        store: the checkpoint store.
+        learner: the learner whose state is published.
+        gate: the gate that judges candidates.
+        fingerprint: the fingerprint of the secret that pseudonyms are made with.
+    """
+    updater = settings.updater
+    return Publisher(
+        learner,
+        AdapterRegistry(updater.registry_url),
+        scenario=settings.scenario,
+        owner=Owner(lineage=store.lineage, epoch=store.epoch),
+        staging=updater.checkpoint_dir / "staging",
+        gate=gate,
+        snapshot_every=updater.snapshot_every,
+        retention=updater.retention,
+        secret_fingerprint=fingerprint,
+        sign=load_signer(settings.signing),
+    )
 
 
 def _is_read(consumer: PartitionConsumer) -> bool:

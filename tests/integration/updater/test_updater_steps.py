@@ -31,6 +31,7 @@ from streams.producer import EventProducer
 from streams.topics import Topics
 
 LOOP = "services.updater.loop"
+STARTUP = "services.updater.startup"
 EVENTS = 40  # four batches
 NO_SPACE = OSError(28, "No space left on device")
 
@@ -249,7 +250,7 @@ class TestStep4Publish:
     def test_a_failing_registry_announces_and_commits_nothing_and_learning_goes_on(
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(f"{LOOP}.AdapterRegistry", lambda url: AdapterRegistry(url, store=FullStore(url)))
+        monkeypatch.setattr(f"{STARTUP}.AdapterRegistry", lambda url: AdapterRegistry(url, store=FullStore(url)))
         with capture_logs() as lines, updater(shop) as made:
             made.run()
         assert shop.announced() == []
@@ -265,7 +266,7 @@ class TestStep4Publish:
     ) -> None:
         store = FullStore(str(shop.directory / "registry"))
         store.room = 1 + 8 + 7  # the claim; version 1; then version 2 up to its LATEST
-        monkeypatch.setattr(f"{LOOP}.AdapterRegistry", lambda url: AdapterRegistry(url, store=store))
+        monkeypatch.setattr(f"{STARTUP}.AdapterRegistry", lambda url: AdapterRegistry(url, store=store))
         with updater(shop, max_events=20) as made:
             made.run()
         assert [manifest.version for manifest in shop.announced()] == [1]
