@@ -27,7 +27,7 @@ class ScorerMetrics:
         access: requests refused by access control or limits.
         adapter: version and freshness of the adapter that is served.
         rollouts: versions and answer times by arm.
-        canaries: canary trials.
+        canaries: click-through in canary trials.
         state: reads from the store of shoppers' states.
     """
 

@@ -1,1 +1,1 @@
-"""The scorer: answers rankings over HTTP from the newest adapter, and never stops to take the next one."""
+"""The scorer: answers ranking requests over HTTP from the newest adapter, and swaps adapters without a pause."""

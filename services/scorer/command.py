@@ -60,7 +60,7 @@ def run(settings: Settings) -> None:
     """Answer rankings until SIGTERM or SIGINT.
 
     Args:
-        settings: all settings.
+        settings: the settings of the process.
 
     Raises:
         KeysError: the keys file cannot be used.
@@ -194,7 +194,7 @@ def shopper_states(
     """Return the source of shoppers' states that the settings name.
 
     Args:
-        settings: all settings.
+        settings: the settings of the process.
         items: the live catalogue.
         metrics: the metrics of the process.
         pseudonymise: replaces the ids of users and sessions.

@@ -114,7 +114,7 @@ def add_explain(app: FastAPI, service: ScoringService) -> None:
     """Add the route.
 
     Args:
-        app: the application.
+        app: the application to extend.
         service: the parts that requests need.
     """
 

@@ -48,12 +48,12 @@ class Health:
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is a model to serve and shoppers' events have been read."""
+        """True once there is a model to serve and shoppers' events have been read."""
         return self._table.model is not None and self._reader.caught_up.is_set()
 
     @property
     def is_started(self) -> bool:
-        """Whether `confirm_started` was called."""
+        """True once `confirm_started` was called."""
         return self._started.is_set()
 
     def confirm_started(self) -> None:

@@ -73,7 +73,7 @@ class LogReader:
         self._behaviour = self._behaviour_topics()
         self._one_writer = threading.Lock()  # of the catalogue, since both threads read items
         self._looked_back = False
-        self._failures = 0  # of the others in a row, while our own were read
+        self._failures = 0  # consecutive, of the foreign topics while the native ones were read
         self._catalogues_read = threading.Event()
         if not self._catalogues:
             self._catalogues_read.set()
@@ -106,7 +106,7 @@ class LogReader:
 
     @property
     def is_reading(self) -> bool:
-        """Whether the broker of the items, control and adapters topics answers."""
+        """True while the broker of the items, control and adapters topics answers."""
         return self._native.is_reading
 
     def stop(self) -> None:

@@ -56,7 +56,7 @@ class ModelSlot:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the stable arm stays at one version, whatever is published."""
+        """True if the stable arm stays at one version, whatever is published."""
         return self.deployment.rollout.stable_version is not None
 
     def apply(self, rollout: Rollout | None, latest: Manifest | None) -> list[Target]:

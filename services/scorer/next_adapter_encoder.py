@@ -28,7 +28,7 @@ class NextAdapterEncoder:
 
     @property
     def has_work(self) -> bool:
-        """Whether there are texts left to encode."""
+        """True while there are texts left to encode."""
         return any(len(vectors.texts) < len(self._catalogue) for vectors in self._vectors.values())
 
     def vectors(self, scenario: str) -> NextAdapterVectors | None:

@@ -12,7 +12,7 @@ def add_noop(app: FastAPI, *, scenario: str) -> None:
     """Add the route.
 
     Args:
-        app: the application.
+        app: the application to extend.
         scenario: the scenario named in the answer.
     """
 

@@ -42,7 +42,7 @@ def add_rankings(app: FastAPI, service: ScoringService, dispatcher: Dispatcher, 
     """Add the routes that return lists.
 
     Args:
-        app: the application.
+        app: the application to extend.
         service: the parts that requests need.
         dispatcher: answers from the arm of the shopper.
         settings: the limits of one request.

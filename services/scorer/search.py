@@ -52,7 +52,7 @@ class Search:
     """Answers queries in words, each from the one model that was served when the query arrived.
 
     Args:
-        queries: encodes queries.
+        queries: the encoder of queries.
         recommender: knows shoppers and the items that are available.
         table: the models that are served, whose items are indexed.
         settings: the sizes and weights of the search.

@@ -20,7 +20,7 @@ def add_search(app: FastAPI, service: ScoringService, search: Search, settings: 
     """Add the routes for queries in words.
 
     Args:
-        app: the application.
+        app: the application to extend.
         service: the parts that requests need.
         search: finds items and answers.
         settings: the limits of one request.

@@ -83,7 +83,7 @@ class CanaryTest:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the canary's click-through is significantly lower."""
+        """True if the canary's click-through is significantly lower."""
         return self.p_value <= self._settings.significance
 
     def update(self) -> None:

@@ -17,7 +17,7 @@ from services.web.http import ProblemError
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringService:
-    """What is served, and to whom.
+    """The models that are served, and what requests need besides.
 
     Attributes:
         table: the models that are served.

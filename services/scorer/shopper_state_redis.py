@@ -49,7 +49,7 @@ class RedisState:
         self._forgotten: dict[str, int] = {}  # by pseudonym: publication time of the newest event to forget, epoch ms
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._problem: str | None = "the store of shoppers' states has not been asked yet"
+        self._problem: str | None = "the store of shoppers' states has not been checked yet"
         self._is_away = True
         self._beat: str | None = None
         self._beat_changed = time.monotonic()

@@ -44,7 +44,7 @@ class TopicReader:
 
     @property
     def is_reading(self) -> bool:
-        """Whether the broker answers."""
+        """True while the broker answers."""
         consumer = self._consumer
         return consumer is not None and not consumer.is_broker_lost
 

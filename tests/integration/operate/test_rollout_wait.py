@@ -41,7 +41,7 @@ BASE = {name: None for name in os.environ if name.startswith("HEADWATER_")}
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Reports come often, and a command's logging does not outlive its stream."""
     monkeypatch.setattr("services.logs.configure_logging", lambda **_: None)
-    monkeypatch.setattr(reporting, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(reporting, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(reporting, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(rollout_wait, "COMPLETE_SECONDS", 0.5)
     monkeypatch.setattr(fleet, "EXPIRY_SECONDS", 3.0)

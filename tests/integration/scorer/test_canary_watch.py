@@ -39,6 +39,9 @@ class Standing:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest, self.version = manifest, manifest.version
 
+    def __len__(self) -> int:
+        return 1
+
 
 def until(holds: Callable[[], bool], *, timeout_seconds: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_seconds
