@@ -1,8 +1,8 @@
-"""Drift: when the losses of events that were not yet learnt rise for good, learning hurries for a while.
+"""Drift detection: learning rates are raised for a while after the prequential loss has risen permanently.
 
-Two detectors watch the losses, block by block: ADWIN (Bifet & Gavaldà 2007), which compares the parts of a window of
-its own choosing, and Page-Hinkley (Page 1954), which adds up what goes beyond the mean. Either raises an alarm, and
-only where losses rise: a model that gets better drifts too. The maths: docs/explanation/gate-and-drift.md.
+Two detectors read the losses in blocks: ADWIN (Bifet & Gavaldà 2007), which compares the parts of an adaptive window,
+and Page-Hinkley (Page 1954), which accumulates deviations above the mean. Either raises an alarm, and only if losses
+rise: an improving model drifts too. Formulas: docs/explanation/gate-and-drift.md.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from peft_adapters.settings import DriftSettings
 
 DETECTORS = ("adwin", "page_hinkley")
 Ending = Literal["recovered", "settled"]
-BLOCK_EVENTS = 64  # a shopper's events are alike: what is watched is the mean loss of so many
-_FAST, _SLOW = 1 / 4, 1 / 64  # weight of the newest block in the two running means
+BLOCK_EVENTS = 64  # a shopper's events are correlated, so detectors read the mean loss of a block
+_FAST, _SLOW = 1 / 4, 1 / 64  # weights of the newest block in the two running means
 _SETTLED_BLOCKS = 300
 _GRACE_BLOCKS = 10
-_CONFIRM_BLOCKS = 32  # bursts of other shoppers cost as much as a drift does, and are over by then
+_CONFIRM_BLOCKS = 32  # bursts of other shoppers raise the loss as much as a drift does, and are over by then
 _PAGE_HINKLEY_SUMS = ("_sum_increase", "_sum_decrease", "_min_increase", "_max_decrease")
 
 log = structlog.get_logger(__name__)
 
 
-class Seen(NamedTuple):
-    """What came of a batch.
+class DriftResponse(NamedTuple):
+    """Response to the losses of a batch.
 
     Attributes:
-        alarms: detectors that raised one.
-        ended: how the search for the level before an earlier alarm ended; None where it goes on, or there is none.
-        events: that it took.
-        halvings: how often counts are to be halved now.
+        alarms: detectors that raised an alarm.
+        ended: how the recovery from an earlier alarm ended; None if it has not ended, or there was no alarm.
+        events: number of events that the recovery took.
+        halvings: number of times to halve all counts now.
     """
 
     alarms: tuple[str, ...] = ()
@@ -46,13 +46,13 @@ class Seen(NamedTuple):
 
 
 class DriftMonitor:
-    """Watches the losses of one scenario.
+    """Drift monitor of one scenario.
 
     Args:
-        settings: what counts as drift, and what follows.
+        settings: thresholds, and the response to drift.
 
     Attributes:
-        recovering: whether losses are still above where they were before an alarm.
+        recovering: whether losses are still above their level before an alarm.
     """
 
     def __init__(self, settings: DriftSettings) -> None:
@@ -66,33 +66,37 @@ class DriftMonitor:
             mode="up",
         )
         self._fast = self._slow = 0.0  # running means of the loss, nats
-        self._open = (0.0, 0)  # sum and number of the losses of the block that is not full
+        self._open = (0.0, 0)  # sum and number of losses in the open block
         self._blocks = 0
-        self._raised = 0  # batches that still adapt_to_drift
+        self._raised = 0  # batches left with raised rates
         self.recovering = False
         self._level = 0.0  # mean loss before the alarm
         self._since_alarm = 0  # blocks
-        self._lost = 0.0  # sum of the losses of these
-        self._acted = False  # something was done about the alarm
+        self._lost = 0.0  # sum of their losses
+        self._acted = False  # whether the response to the alarm was given
 
     @property
     def rate_factor(self) -> float:
-        """By how much learning rates are raised for the batch at hand."""
+        """Return the factor on the learning rates of the current batch."""
         return self._settings.rate_factor if self._raised > 0 else 1.0
 
-    def update(self, losses: Sequence[float]) -> Seen:
-        """Take in the losses (nats over chance) of a batch that is not yet learnt."""
+    def update(self, losses: Sequence[float]) -> DriftResponse:
+        """Add the losses of a batch that is not learnt yet.
+
+        Args:
+            losses: loss of each event relative to chance, nats.
+        """
         if not self._settings.enabled or not losses:
-            return Seen()
+            return DriftResponse()
         self._raised = max(0, self._raised - 1)
         alarms = {name for loss in losses for name in self._take(loss)}
         halvings = self._act()
         if alarms:
-            return Seen(alarms=tuple(sorted(alarms)), halvings=halvings)
-        return self._look_for_recovery()._replace(halvings=halvings)
+            return DriftResponse(alarms=tuple(sorted(alarms)), halvings=halvings)
+        return self._check_recovery()._replace(halvings=halvings)
 
     def _take(self, event_loss: float) -> list[str]:
-        """Detectors that an event's loss makes raise an alarm."""
+        """Add the loss of an event, and return the detectors that raise an alarm."""
         total, count = self._open[0] + event_loss, self._open[1] + 1
         if count < BLOCK_EVENTS:
             self._open = (total, count)
@@ -102,11 +106,11 @@ class DriftMonitor:
         before = self._adwin.estimation
         self._adwin.update(loss)
         self._page_hinkley.update(loss)
-        found = {
+        raised = {
             "adwin": self._adwin.drift_detected and self._adwin.estimation > before,
             "page_hinkley": self._page_hinkley.drift_detected,
         }
-        alarms = [name for name in DETECTORS if found[name]]
+        alarms = [name for name in DETECTORS if raised[name]]
         if alarms and not self.recovering:
             self.recovering, self._acted, self._level = True, False, self._slow
             self._since_alarm, self._lost = 0, 0.0
@@ -118,33 +122,33 @@ class DriftMonitor:
         return alarms
 
     def _act(self) -> int:
-        """Hurry, once an alarm, where losses stay up; how often counts are to be halved with it."""
+        """Raise the rates once per alarm if losses stay high, and return the number of halvings of the counts."""
         if not self.recovering or self._acted or self._since_alarm < _CONFIRM_BLOCKS:
             return 0
-        known, left = -self._level, -self._lost / self._since_alarm  # nats over chance, before and since
-        if known <= 0 or left > (1 - self._settings.confirm_share) * known:
+        before, since = -self._level, -self._lost / self._since_alarm  # nats better than chance
+        if before <= 0 or since > (1 - self._settings.confirm_share) * before:
             return 0
         self._acted, self._raised = True, self._settings.raised_batches
         return self._settings.forget_halvings
 
-    def _look_for_recovery(self) -> Seen:
-        """Recovered: near the mean before the alarm. Settled: not within so many events, and taken as it is."""
-        # The fast mean is of what came since the alarm only once as many blocks have come as it looks back on.
+    def _check_recovery(self) -> DriftResponse:
+        """Return how a recovery ended: near the level before the alarm, or at a new level after a time limit."""
+        # Before 1 / _FAST blocks the fast mean still includes losses from before the alarm.
         if not self.recovering or self._since_alarm < 1 / _FAST:
-            return Seen()
+            return DriftResponse()
         recovered = self._fast <= self._level + self._settings.recovered_nats
         if not recovered and self._since_alarm < _SETTLED_BLOCKS:
-            return Seen()
+            return DriftResponse()
         self.recovering = False
-        return Seen(ended="recovered" if recovered else "settled", events=BLOCK_EVENTS * self._since_alarm)
+        return DriftResponse(ended="recovered" if recovered else "settled", events=BLOCK_EVENTS * self._since_alarm)
 
-    # ---- what a checkpoint keeps
+    # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, bit for bit, as JSON can hold it."""
+        """Return the whole state, bit for bit, as JSON can hold it."""
         page_hinkley = self._page_hinkley
         return {
-            # ADWIN's window lives in river's compiled part, which gives its fields as bytes; there is no pickle in it.
+            # ADWIN's window is in river's compiled code, which returns its fields as bytes. No pickle is involved.
             "river": version("river"),
             "adwin": base64.b64encode(self._adwin._helper.__getstate__()).decode(),
             "adwin_detected": self._adwin.drift_detected,
@@ -172,8 +176,8 @@ class DriftMonitor:
             return
         self._adwin._helper.__setstate__(base64.b64decode(state["adwin"]))
         self._adwin._drift_detected = state["adwin_detected"]
-        own = dict(state["page_hinkley"])
-        self._page_hinkley._x_mean.n, self._page_hinkley._x_mean._mean = own.pop("n"), own.pop("mean")
-        for name, value in own.items():
+        fields = dict(state["page_hinkley"])
+        self._page_hinkley._x_mean.n, self._page_hinkley._x_mean._mean = fields.pop("n"), fields.pop("mean")
+        for name, value in fields.items():
             setattr(self._page_hinkley, name, value)
         self._page_hinkley._drift_detected = state["page_hinkley_detected"]

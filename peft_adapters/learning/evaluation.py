@@ -1,8 +1,8 @@
-"""Prequential evaluation: how well the model did on events it had not yet learnt from, over a rolling window.
+"""Prequential evaluation: the quality on events that are not learnt yet, over a rolling window.
 
-Every event gives two judged pairs: its own item (label 1) and one other candidate (label 0). A pair's score is the log
-of its lift over chance, `log(items * softmax(scores))`. ROC AUC is of the lifts; for log loss, an online logistic
-regression turns them into probabilities. With as many zeros as ones, normalised entropy is log loss over `log 2`
+Every event gives two judged pairs: its item (label 1) and one other candidate (label 0). A pair's score is the log
+of its lift over chance, `log(items * softmax(scores))`. ROC AUC uses the lifts; for log loss, an online logistic
+regression maps them to probabilities. With as many zeros as ones, normalised entropy is log loss over `log 2`
 (He et al. 2014).
 """
 
@@ -24,11 +24,21 @@ from peft_adapters.learning.batches import Batch
 FIGURES = ("roc_auc", "log_loss", "normalised_entropy", "ndcg10", "hr20")
 
 _RATE = 0.01
-_LIFT_LIMIT = 20.0  # keeps one odd score from throwing the calibration
+_LIFT_LIMIT = 20.0  # bounds the effect of one extreme score on the calibration
 
 
 class Judged(NamedTuple):
-    """One judged event: its item, the other candidate, and what slices it belongs to."""
+    """One judged event.
+
+    Attributes:
+        lift: log of the item's lift over chance.
+        other_lift: log of the other candidate's lift over chance.
+        probability: calibrated probability of the item.
+        other_probability: calibrated probability of the other candidate.
+        rank: rank of the item among all candidates, from 1.
+        cold_item: whether this was the item's first event.
+        new_user: whether this was the shopper's first event.
+    """
 
     lift: float
     other_lift: float
@@ -40,11 +50,11 @@ class Judged(NamedTuple):
 
 
 class PrequentialEvaluator:
-    """Rolling figures of judged events.
+    """Evaluator of the newest events.
 
     Args:
-        window_events: over how many events.
-        seed: of the choice of the other candidate.
+        window_events: number of events in the window.
+        seed: seed of the choice of the other candidate.
     """
 
     def __init__(self, *, window_events: int = 2_000, seed: int = 0) -> None:
@@ -55,19 +65,24 @@ class PrequentialEvaluator:
         self._new_metrics()
 
     def update(self, batch: Batch, scores: Tensor) -> list[float]:
-        """Take in a judged batch; scores are `Learner.judge(batch)`, [events, columns]. Losses over chance, nats."""
-        own, other, ranks = self._lifts(batch, scores)
+        """Add a judged batch, and return the loss of each event relative to chance, nats.
+
+        Args:
+            batch: observed batch that is not learnt yet.
+            scores: [events, columns] result of `Learner.judge(batch)`.
+        """
+        lifts, other_lifts, ranks = self._lifts(batch, scores)
         flags = zip(batch.first_of_item.tolist(), batch.new_shopper.tolist(), strict=True)
-        for lift, other_lift, rank, (cold, new) in zip(own, other, ranks, flags, strict=True):
+        for lift, other_lift, rank, (cold, new) in zip(lifts, other_lifts, ranks, flags, strict=True):
             probabilities = self._probability(lift, 1), self._probability(other_lift, 0)
             judged = Judged(lift, other_lift, *probabilities, rank, cold, new)
             self._judged.append(judged)
             self._count(judged)
         self._events += len(batch)
-        return [-lift for lift in own]
+        return [-lift for lift in lifts]
 
     def values(self) -> dict[str, float]:
-        """The figures over the window; nothing before the first event."""
+        """Return the figures over the window; an empty mapping before the first event."""
         if not self._judged:
             return {}
         log_loss = self._log_loss.get()
@@ -80,21 +95,24 @@ class PrequentialEvaluator:
         return figures
 
     def calibration(self, events: int) -> float | None:
-        """Mean predicted over observed probability of the newest events' pairs (He et al. 2014); None before any.
+        """Return mean predicted over observed probability of the newest pairs (He et al. 2014); None before any event.
 
-        Of each pair one is positive, so that a half is observed.
+        One of the two is positive, so the observed mean is one half.
+
+        Args:
+            events: number of newest events to use.
         """
         newest = list(islice(reversed(self._judged), events))
         predicted = sum(judged.probability + judged.other_probability for judged in newest)
         return predicted / len(newest) if newest else None
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """Return the whole state, as JSON can hold it."""
         calibrator = [self._calibrator.weights["lift"], self._calibrator.intercept]
         return {"events": self._events, "calibrator": calibrator, "judged": list(self._judged)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave: the window's events are counted again."""
+        """Restore a state; the metrics are computed again from the events of the window."""
         self._events = state["events"]
         self._calibrator = _calibrator(*state["calibrator"])
         self._judged = deque((Judged(*judged) for judged in state["judged"]), maxlen=self._window_events)
@@ -104,7 +122,7 @@ class PrequentialEvaluator:
 
     def _new_metrics(self) -> None:
         pairs = 2 * self._window_events
-        # river's Rolling hands every call on to what it wraps; its annotations do not say so.
+        # river's Rolling forwards every call to the wrapped metric; its annotations do not say so.
         self._roc_auc: Any = utils.Rolling(metrics.ROCAUC, pairs, n_thresholds=50)
         self._log_loss: Any = utils.Rolling(metrics.LogLoss, pairs)
         self._means: dict[str, Any] = {
@@ -112,28 +130,28 @@ class PrequentialEvaluator:
         }
 
     def _lifts(self, batch: Batch, scores: Tensor) -> tuple[list[float], list[float], list[int]]:
-        """Log lifts of the items and of one other candidate each, and the items' ranks (ties count against)."""
+        """Return log lifts of the items and of one other candidate each, and the items' ranks; ties count against."""
         columns = batch.items if batch.columns is None else np.searchsorted(batch.columns, batch.items)
-        own_column = torch.from_numpy(columns)[:, None]
+        item_column = torch.from_numpy(columns)[:, None]
         log_chance = -math.log(batch.item_count)
         over_chance = log_probabilities(scores, 0.0 if batch.columns is None else batch.log_expected) - log_chance
-        # Any other column: a step of 1 to columns - 1 further, around the end.
+        # Any other column: 1 to columns - 1 further, modulo columns.
         generator = np.random.default_rng([self._seed, self._events])
         steps = torch.from_numpy(generator.integers(1, max(2, scores.shape[1]), size=(len(batch), 1)))
-        lifts = over_chance.nan_to_num(nan=0.0).clamp(-_LIFT_LIMIT, _LIFT_LIMIT)  # no number says nothing
-        own, other = lifts.gather(1, own_column), lifts.gather(1, (own_column + steps) % scores.shape[1])
-        ranks = scores.shape[1] - (scores < scores.gather(1, own_column)).sum(dim=1)  # no number is no hit
-        return own[:, 0].tolist(), other[:, 0].tolist(), ranks.tolist()
+        lifts = over_chance.nan_to_num(nan=0.0).clamp(-_LIFT_LIMIT, _LIFT_LIMIT)  # NaN counts as chance
+        item_lifts, other_lifts = lifts.gather(1, item_column), lifts.gather(1, (item_column + steps) % scores.shape[1])
+        ranks = scores.shape[1] - (scores < scores.gather(1, item_column)).sum(dim=1)  # NaN is no hit
+        return item_lifts[:, 0].tolist(), other_lifts[:, 0].tolist(), ranks.tolist()
 
     def _probability(self, lift: float, label: int) -> float:
-        """The calibrated probability, before the calibration learns from it."""
+        """Return the calibrated probability, then let the calibration learn the label."""
         features = {"lift": lift}
         probability = float(self._calibrator.predict_proba_one(features)[True])
         self._calibrator.learn_one(features, bool(label))
         return probability
 
     def _count(self, judged: Judged) -> None:
-        # Not of the calibrated probabilities: a calibration may turn the order round, and so hide a model that has.
+        # Lifts, not calibrated probabilities: a calibration may invert the order, and so hide a model that does.
         self._roc_auc.update(True, _squashed(judged.lift))
         self._roc_auc.update(False, _squashed(judged.other_lift))
         self._log_loss.update(True, judged.probability)
@@ -143,17 +161,22 @@ class PrequentialEvaluator:
 
 
 def log_probabilities(scores: Tensor, log_expected: Tensor | float) -> Tensor:
-    """Log of the softmax over the catalogue, [events, columns], nats.
+    """Return the log of the softmax over the catalogue, [events, columns], nats.
 
     Args:
-        scores: [events, columns].
+        scores: [events, columns] scores of the candidates.
         log_expected: [columns] log of the probability that a column is in the sample; 0 for the whole catalogue.
     """
     return scores - torch.logsumexp(scores - log_expected, dim=1, keepdim=True)
 
 
 def list_ndcg(scores: Tensor, clicked: Sequence[bool], *, cutoff: int = 10) -> float:
-    """NDCG of a list in which something was clicked; ties stay in the order shown, and what is no number comes last.
+    """Return the NDCG of a list with a click. Ties keep the shown order, and NaN ranks last.
+
+    Args:
+        scores: [items] scores of the list's items.
+        clicked: whether each item was clicked.
+        cutoff: number of ranks that count.
 
     >>> round(list_ndcg(torch.tensor([0.1, 0.3, 0.2]), [False, False, True]), 4)
     0.6309
@@ -165,7 +188,7 @@ def list_ndcg(scores: Tensor, clicked: Sequence[bool], *, cutoff: int = 10) -> f
 
 
 def _squashed(lift: float) -> float:
-    """A lift between 0 and 1, in the same order: river's ROC AUC has evenly spaced thresholds there."""
+    """Map a lift to (0, 1), where river's ROC AUC has evenly spaced thresholds; the order is kept."""
     return 1 / (1 + math.exp(-lift / 2))
 
 
@@ -176,6 +199,6 @@ def _calibrator(weight: float, intercept: float) -> Any:
         intercept_lr=_RATE,
         initializer=optim.initializers.Constant(weight),
     )
-    model.learn_one({"lift": 0.0}, True)  # the weight is there from now on, else the first prediction is without it
+    model.learn_one({"lift": 0.0}, True)  # creates the weight, which the first prediction would lack
     model.intercept = intercept
     return model

@@ -1,4 +1,4 @@
-"""Lists of shown items as a learner sees them: contexts and features as of the time each was shown."""
+"""Observation of shown lists: contexts and features as of the time each list was shown."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from peft_adapters.ranking.features import (
 from peft_adapters.ranking.shoppers import Contexts, Shoppers, pad
 from peft_adapters.settings import COUNTER_FEATURES
 
-_CHUNK_LISTS = 64  # bounds memory: features are computed for every list of a chunk and every item in it
+_CHUNK_LISTS = 64  # bounds memory: features are computed for all pairs of lists and items of a chunk
 
 
 class JudgedLists(NamedTuple):
-    """What lists are judged by.
+    """Predictions for lists.
 
     Attributes:
-        scores: [items of the list] of each list.
-        probabilities: by outcome, [shown]; empty before any is known.
+        scores: per list, [items of the list] scores.
+        probabilities: by outcome, [shown] probabilities; empty before any is learnt.
     """
 
     scores: list[Tensor]
@@ -52,17 +52,17 @@ def observe_lists(
     shoppers: Shoppers,
     query_vector: Tensor | None = None,
 ) -> ListBatch:
-    """Lists with what was known when each was shown.
+    """Return lists with contexts and features as of when each was shown.
 
-    A list is learnt minutes later, when its own clicks have long been counted as positives. So the context is what its
-    shopper had done before, and what its clicks have added to the counters is taken off again: else a head would learn
-    that what was clicked is known by its having been counted.
+    A list is learnt minutes later, when its own clicks have been counted as positives. So the context is the shopper's
+    history before the list, and the counts of the list's own clicks are subtracted. Otherwise a head would learn to
+    recognise clicked items by their having been counted.
 
     Args:
-        lists: which.
-        rows: of the catalogue's items.
-        counters: as they stand.
-        shoppers: as they stand.
+        lists: lists in the order of learning.
+        rows: catalogue row of each item id.
+        counters: present counters.
+        shoppers: present states of shoppers.
         query_vector: [lists, dim] vector of each list's search query; None if no list has one.
 
     Raises:
@@ -76,27 +76,27 @@ def observe_lists(
     )
     weights = context_weights(contexts, len(counters.events))
     features = _counter_features(counters, contexts, items, owner)
-    _take_off(features, _own_clicks(lists, rows, shoppers), weights, counters)
-    known = contexts.rows()
+    _subtract_clicks(features, _list_clicks(lists, rows, shoppers), weights, counters)
+    context_rows = contexts.rows()
     return ListBatch(
         user_ids=tuple(shown.user_id for shown in lists),
         shown_ms=tuple(shown.ts for shown in lists),
         items=items,
         owner=owner,
-        position=np.array([place for shown in lists for place in shown.positions], dtype=np.int64),
-        clicked=np.array([was for shown in lists for was in shown.clicked], dtype=np.bool_),
-        bought=np.array([was for shown in lists for was in shown.bought], dtype=np.bool_),
+        position=np.array([position for shown in lists for position in shown.positions], dtype=np.int64),
+        clicked=np.array([flag for shown in lists for flag in shown.clicked], dtype=np.bool_),
+        bought=np.array([flag for shown in lists for flag in shown.bought], dtype=np.bool_),
         is_correction=np.array([shown.is_correction for shown in lists], dtype=np.bool_)[owner],
         weight=torch.tensor([shown.weight for shown in lists], dtype=torch.float32),
         counter_features=features,
-        affinity_weights=affinity_weights(weights, known),
-        context_rows=known,
+        affinity_weights=affinity_weights(weights, context_rows),
+        context_rows=context_rows,
         query_vector=query_vector,
     )
 
 
 def _counter_features(counters: Counters, contexts: Contexts, items: IntArray, owner: IntArray) -> Tensor:
-    """[COUNTER_FEATURES, shown]."""
+    """Return the features [COUNTER_FEATURES, shown], with the counts of the lists' own clicks."""
     counted, features = CounterFeatures(counters), torch.empty(len(COUNTER_FEATURES), len(items))
     for start in range(0, len(contexts), _CHUNK_LISTS):
         end = min(start + _CHUNK_LISTS, len(contexts))
@@ -108,31 +108,33 @@ def _counter_features(counters: Counters, contexts: Contexts, items: IntArray, o
     return features
 
 
-class _OwnClick(NamedTuple):
-    """A click of a list, as the counters were given it."""
+class _ListClick(NamedTuple):
+    """A click on an item of a list, as it was counted."""
 
     owner: int
-    place: int  # among what was shown
+    place: int  # index in the dimension `shown`
     item: int
     before: list[int]  # rows before it in its session, newest first
 
 
-def _own_clicks(lists: Sequence[ShownList], rows: Mapping[str, int], shoppers: Shoppers) -> Iterator[_OwnClick]:
+def _list_clicks(lists: Sequence[ShownList], rows: Mapping[str, int], shoppers: Shoppers) -> Iterator[_ListClick]:
     start = 0
     for owner, shown in enumerate(lists):
         places = {
             rows[item_id]: start + place
-            for place, (item_id, *was) in enumerate(zip(shown.item_ids, shown.clicked, shown.bought, strict=True))
-            if any(was)
+            for place, (item_id, *flags) in enumerate(zip(shown.item_ids, shown.clicked, shown.bought, strict=True))
+            if any(flags)
         }
         start += len(shown.item_ids)
         for item, before in shoppers.since(shown.user_id, shown.ts, limit=PAIR_WINDOW_ITEMS) if places else ():
             if item in places:
-                yield _OwnClick(owner, places.pop(item), item, before)
+                yield _ListClick(owner, places.pop(item), item, before)
 
 
-def _take_off(features: Tensor, clicks: Iterator[_OwnClick], weights: ContextWeights, counters: Counters) -> None:
-    """Take off, in place, what clicks of the lists have added to the features of what was clicked."""
+def _subtract_clicks(
+    features: Tensor, clicks: Iterator[_ListClick], weights: ContextWeights, counters: Counters
+) -> None:
+    """Subtract, in place, the counts of the lists' own clicks from the features of the clicked items."""
     added = np.zeros(features.shape, dtype=np.float32)  # before the logarithm
     popularity = len(counters.events) / np.maximum(counters.popularity.sum(axis=1), 1.0)
     pairs = [

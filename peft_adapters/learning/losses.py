@@ -1,4 +1,4 @@
-"""Scores of batches as functions of what is learnt, and the losses that follow."""
+"""Differentiable features of batches, and losses."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.features import affinity_features, pad_features, pair_affinities, weighted_sum
 from peft_adapters.ranking.ranker import Ranker
 
-_LATE_SMOOTHING = 10.0  # clicks: while few are known, late ones are taken for rarer than counted
-_LEVEL_RATE = 0.05  # a batch
+_LATE_SMOOTHING = 10.0  # clicks: prior towards few late ones
+_LEVEL_RATE = 0.05  # weight of the newest batch in the running mean
 
 
 class Side:
-    """Vectors of one role in a step, differentiable in the rows' residuals and in the live texts.
+    """Item vectors of one role in a step, differentiable in the residuals and in live text vectors.
 
     Args:
-        ranker: as it stands.
-        role: "query" or "candidate".
-        rows: [rows] sorted, distinct.
-        live_rows: sorted rows whose text vector is given in `live` [live rows, dim]; the others' stand still.
+        ranker: present weights and counters.
+        role: `query` or `candidate`.
+        rows: [rows] sorted, distinct catalogue rows.
+        live_rows: [live rows] sorted rows whose text vectors are given in `live`; those of others are constant.
+        live: [live rows, dim] differentiable text vectors.
     """
 
     def __init__(
@@ -51,18 +52,25 @@ class Side:
 
 
 class Features(NamedTuple):
-    """What the candidates of a step are scored by."""
+    """Features of the candidates of a step, by which they are scored."""
 
     counted: Tensor  # [COUNTER_FEATURES, events, candidates]
     affinities: tuple[Tensor, ...]
 
     def detach(self) -> Features:
-        """The same, standing still."""
-        return Features(self.counted, tuple(own.detach() for own in self.affinities))
+        """Return the features without gradients."""
+        return Features(self.counted, tuple(affinity.detach() for affinity in self.affinities))
 
 
 def positives_features(batch: Batch | LoraBatch, global_preference: Tensor, query: Side, candidate: Side) -> Features:
-    """Features of the candidates, differentiable in what the sides are and in the global preference [dim]."""
+    """Return the features of the candidates, differentiable in both sides and in the preference vector.
+
+    Args:
+        batch: observed batch.
+        global_preference: [dim] preference vector of all shoppers.
+        query: vectors of the contexts' items.
+        candidate: vectors of the candidates.
+    """
     places = candidate.rows if batch.columns is None else np.searchsorted(batch.columns, candidate.rows)
     return Features(
         batch.counter_features[:, :, torch.from_numpy(places)],
@@ -80,24 +88,40 @@ def positives_features(batch: Batch | LoraBatch, global_preference: Tensor, quer
 def positives_losses(
     batch: Batch | LoraBatch, heads: Tensor, features: Features, rows: IntArray, log_expected: Tensor
 ) -> Tensor:
-    """Sampled softmax over the candidates `rows`, log-Q corrected; cross-entropy of each event, [events] nats."""
+    """Return the cross-entropy of each event, [events] nats: a sampled softmax with log-Q correction.
+
+    Args:
+        batch: observed batch.
+        heads: [features] weights of the score.
+        features: features of the candidates.
+        rows: [candidates] sorted rows of the candidates.
+        log_expected: [candidates] log of the probability that a candidate is in the sample.
+    """
     logits = weighted_sum(heads, *features) - log_expected  # [events, candidates]
     targets = torch.from_numpy(np.searchsorted(rows, batch.items))
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def focused(losses: Tensor, focus: float) -> Tensor:
-    """Cross-entropies [events] weighed as the generalised cross-entropy weighs them, mean weight 1.
+    """Weight cross-entropies as the generalised cross-entropy does, with mean weight 1.
 
-    Of `(1 - p ** focus) / focus` (Zhang & Sabuncu 2018) the gradient is that of the cross-entropy times `p ** focus`.
-    Cross-entropy cares most for what no ranking will ever find, and pays for it at the head of the list.
+    The gradient of `(1 - p ** focus) / focus` (Zhang & Sabuncu 2018) is that of the cross-entropy times `p ** focus`.
+    Plain cross-entropy gives most weight to events that no ranking can predict, at the cost of the head of the list.
+
+    Args:
+        losses: [events] cross-entropies.
+        focus: exponent; 0 is plain cross-entropy.
     """
     likely = torch.exp(-focus * losses.detach())
     return likely / likely.mean() * losses
 
 
 def generalised_cross_entropy(log_probability: Tensor, focus: float) -> Tensor:
-    """`(1 - p ** focus) / focus`, what `focused` descends; cross-entropy where focus is 0.
+    """Return `(1 - p ** focus) / focus`, whose gradient `focused` follows; cross-entropy if focus is 0.
+
+    Args:
+        log_probability: log of the probability of the event's item.
+        focus: exponent; 0 is plain cross-entropy.
 
     >>> generalised_cross_entropy(torch.tensor([-1000.0]), 0.25).tolist()
     [4.0]
@@ -108,14 +132,14 @@ def generalised_cross_entropy(log_probability: Tensor, focus: float) -> Tensor:
 def list_features(
     batch: ListBatch, global_preference: Tensor, query: Tensor, candidate: Tensor, text_share: Tensor
 ) -> Tensor:
-    """Features [features, shown] of what was shown.
+    """Return the features [features, shown] of shown items.
 
     Args:
-        batch: the lists.
-        global_preference: [dim].
+        batch: the observed lists.
+        global_preference: [dim] preference vector of all shoppers.
         query: [context rows, dim] vectors of the contexts' items.
-        candidate: [shown, dim] vectors of what was shown.
-        text_share: [shown] how far text speaks for each.
+        candidate: [shown, dim] vectors of the shown items.
+        text_share: [shown] share of text in each item's vector.
     """
     owner = torch.from_numpy(batch.owner)
     affinities = pair_affinities(
@@ -125,23 +149,28 @@ def list_features(
 
 
 class DelayedFeedback:
-    """Weights that undo what late clicks do to a loss (fake-negative weighting; Ktena et al. 2019, arXiv 1907.06558).
+    """Importance weights that correct a loss for late clicks (fake-negative weighting; Ktena et al. 2019, 1907.06558).
 
-    What was shown is learnt when its click window has passed: clicked as a positive, the rest as negatives. Let `p` be
-    the probability of a click at all, and `d` the share of clicks that come after the window. A late click was learnt
-    as a negative and is then learnt as a positive too. So of all that is shown the learner sees
+    A list is learnt when its click window has passed: clicked items as positives, the rest as negatives. Let `p` be the
+    probability of a click at any time, and `d` the share of clicks after the window. A late click is learnt as a
+    negative first, and as a positive afterwards. So of all shown items the learner sees
 
     - positives: `(1 - d) p` in time and `d p` late, together `p`;
     - negatives: `1 - p` true ones and `d p` that are clicked later, together `1 - p + d p`;
 
     a total of `1 + d p`, in which positives have the share `p / (1 + d p)` and negatives `(1 - p + d p) / (1 + d p)`.
-    Each one's importance weight is the share it ought to have over the share it has:
+    The importance weight of each is its true share over the share seen:
 
     - positives `p / (p / (1 + d p)) = 1 + d p`;
     - negatives `(1 - p) / ((1 - p + d p) / (1 + d p)) = (1 - p)(1 + d p) / (1 - p + d p)`.
 
     With `d = 1`, where everything is a negative at first, these are the paper's `1 + p` and `(1 - p)(1 + p)`; with
-    `d = 0` both are 1. `p` is the model's own probability, and no gradient runs through it. `d` is counted.
+    `d = 0` both are 1. `p` is the model's probability, without a gradient. `d` is counted.
+
+    Attributes:
+        in_time: number of clicks within the window.
+        late: number of late clicks.
+        level: running mean of the scores in lists.
     """
 
     def __init__(self) -> None:
@@ -150,22 +179,35 @@ class DelayedFeedback:
 
     @property
     def late_share(self) -> float:
-        """`d`; rarer than counted while few clicks are known."""
+        """Return `d`, with a prior towards 0 while few clicks are known."""
         return self.late / (self.in_time + self.late + _LATE_SMOOTHING)
 
     def count(self, happened: npt.NDArray[np.bool_], came_late: npt.NDArray[np.bool_]) -> None:
-        """Take in which of what was shown [shown] was clicked, and when."""
+        """Count clicks.
+
+        Args:
+            happened: [shown] whether each item was clicked.
+            came_late: [shown] whether the click came after the window.
+        """
         late = int((happened & came_late).sum())
         self.late += late
         self.in_time += int(happened.sum()) - late
 
     def follow(self, scores: Tensor) -> None:
-        """Take in how high what is shown scores, [shown]."""
+        """Update the mean score.
+
+        Args:
+            scores: [shown] scores of the shown items.
+        """
         if len(scores):
             self.level += _LEVEL_RATE * (float(scores.mean()) - self.level)
 
     def weights(self, probability: Tensor, clicked: Tensor) -> Tensor:
-        """Weight of each that was shown.
+        """Return the weight of each shown item.
+
+        Args:
+            probability: [shown] probability of a click.
+            clicked: [shown] whether the item was clicked.
 
         >>> feedback = DelayedFeedback()
         >>> feedback.weights(torch.tensor([0.2, 0.2]), torch.tensor([True, False])).tolist()
@@ -176,29 +218,29 @@ class DelayedFeedback:
         return (1 + late) * torch.where(clicked, 1.0, true_share)
 
     def state_dict(self) -> dict[str, float]:
-        """All of it, as JSON can hold it."""
+        """Return the whole state, as JSON can hold it."""
         return {"in_time": self.in_time, "late": self.late, "level": self.level}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore a state."""
         self.in_time, self.late = state["in_time"], state["late"]
         self.level = state["level"]
 
 
 def lists_loss(batch: ListBatch, scores: Tensor, examination: Tensor, feedback: DelayedFeedback) -> Tensor:
-    """Logistic loss of what was shown, corrected for late clicks; summed over a list, the mean over lists, in nats.
+    """Return the logistic loss of shown items, corrected for late clicks: sum over a list, mean over lists, nats.
 
-    Some shoppers click on much and others on little, and with a context everything scores higher than without. What is
-    compared is what stood in one list, so a list's mean score is taken off its scores; off a late click, whose list is
-    not at hand, what lists have on average.
+    Shoppers differ in how often they click, and scores are higher with a context than without. Only items of one list
+    are compared, so the mean score of the list is subtracted from its scores. The list of a late click is not known, so
+    the running mean of all lists is subtracted there.
 
     Args:
-        batch: the lists.
-        scores: [shown].
-        examination: [2] the log odds of a click at score 0 on the first place, and how fast places lose attention: a
-            place is looked at with probability `(1 + position) ** -examination[1]` (Joachims et al. 2017). Neither is
-            part of a score.
-        feedback: when clicks came so far.
+        batch: the observed lists.
+        scores: [shown] scores of the shown items.
+        examination: [2] log odds of a click at score 0 in the first position, and decay of attention: a position is
+            examined with probability `(1 + position) ** -examination[1]` (Joachims et al. 2017). Neither is part of a
+            score.
+        feedback: counts of clicks in time and of late ones.
     """
     logits = (
         scores
@@ -209,12 +251,12 @@ def lists_loss(batch: ListBatch, scores: Tensor, examination: Tensor, feedback: 
     clicked = torch.from_numpy(batch.clicked)
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, clicked.float(), reduction="none")
     weights = feedback.weights(torch.sigmoid(logits), clicked) * batch.weight[torch.from_numpy(batch.owner)]
-    weights = weights * torch.from_numpy(batch.clicked | ~batch.is_correction)  # a late purchase is no click anew
+    weights = weights * torch.from_numpy(batch.clicked | ~batch.is_correction)  # a late purchase is not another click
     return (weights * losses).sum() / len(batch)
 
 
 def _list_means(batch: ListBatch, scores: Tensor, level: float) -> Tensor:
-    """[shown] the mean score of the list each belongs to."""
+    """Return the mean score of each item's list, [shown]."""
     owner = torch.from_numpy(batch.owner)
     sums = torch.zeros(len(batch)).index_add(0, owner, scores)
     means = (sums / torch.bincount(owner, minlength=len(batch)).clamp(min=1))[owner]

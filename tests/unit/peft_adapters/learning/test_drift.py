@@ -6,7 +6,7 @@ import random
 import pytest
 from structlog.testing import capture_logs
 
-from peft_adapters.learning.drift import BLOCK_EVENTS, DriftMonitor, Seen
+from peft_adapters.learning.drift import BLOCK_EVENTS, DriftMonitor, DriftResponse
 from peft_adapters.settings import DriftSettings
 
 BATCH = 50
@@ -17,7 +17,7 @@ def losses(level: float, seed: int) -> list[float]:
     return [rng.gauss(level, 2.0) for _ in range(BATCH)]
 
 
-def watched(watch: DriftMonitor, levels: list[float], *, seed: int = 0) -> list[Seen]:
+def watched(watch: DriftMonitor, levels: list[float], *, seed: int = 0) -> list[DriftResponse]:
     return [watch.update(losses(level, seed + index)) for index, level in enumerate(levels)]
 
 
@@ -27,7 +27,7 @@ STEADY, RISEN = [-4.0] * 100, [-1.0] * 60
 @pytest.mark.parametrize("levels", [STEADY, [-0.02 * batch for batch in range(200)], [-1.0] * 60 + [-4.0] * 60])
 def test_no_alarm_where_nothing_changes_or_it_gets_better(levels: list[float]) -> None:
     watch = DriftMonitor(DriftSettings())
-    assert set(watched(watch, levels)) == {Seen()}
+    assert set(watched(watch, levels)) == {DriftResponse()}
     assert watch.rate_factor == 1
 
 
@@ -91,7 +91,7 @@ def test_what_stays_worse_is_taken_as_it_is_in_the_end() -> None:
 
 def test_off_it_neither_watches_nor_hurries() -> None:
     watch = DriftMonitor(DriftSettings(enabled=False))
-    assert set(watched(watch, STEADY + RISEN)) == {Seen()}
+    assert set(watched(watch, STEADY + RISEN)) == {DriftResponse()}
     assert watch.rate_factor == 1
 
 

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from tiny_model import paired_stream, shown_stream, tiny_learner
 
-from peft_adapters.learning.drift import DriftMonitor, Seen
+from peft_adapters.learning.drift import DriftMonitor, DriftResponse
 from peft_adapters.learning.learner import Learner
 from peft_adapters.settings import DriftSettings, LearnerSettings
 from services.metrics.updater import UpdaterMetrics
@@ -22,13 +22,13 @@ class Drifting(DriftMonitor):
 
     batches, halvings = 0, 0
 
-    def update(self, losses: Any) -> Seen:
+    def update(self, losses: Any) -> DriftResponse:
         self.batches += 1
         self._raised = max(0, self._raised - 1)
         if self.batches == 3:
             self._raised = 2
-            return Seen(alarms=("adwin",), halvings=self.halvings)
-        return Seen(ended="recovered", events=192) if self.batches == 6 else Seen()
+            return DriftResponse(alarms=("adwin",), halvings=self.halvings)
+        return DriftResponse(ended="recovered", events=192) if self.batches == 6 else DriftResponse()
 
 
 class Watched:
