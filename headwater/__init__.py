@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headwater.answers import ExplainedItem, Explanation, RankedItem, Ranking, SearchHit, SearchResult
+    from headwater.checks import ContractError, check_learner, check_registry
     from headwater.client import AsyncHeadwaterClient, HeadwaterClient
     from headwater.errors import (
         HeadwaterClientError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "headwater.answers": ("ExplainedItem", "Explanation", "RankedItem", "Ranking", "SearchHit", "SearchResult"),
+    "headwater.checks": ("ContractError", "check_learner", "check_registry"),
     "headwater.client": ("AsyncHeadwaterClient", "HeadwaterClient"),
     "headwater.errors": (
         "HeadwaterClientError",
@@ -61,6 +63,7 @@ __all__ = [
     "AdapterRegistry",
     "AsyncHeadwaterClient",
     "Click",
+    "ContractError",
     "Delivery",
     "Encoder",
     "EncoderSettings",
@@ -86,6 +89,8 @@ __all__ = [
     "Topics",
     "UnexpectedAnswerError",
     "backtest",
+    "check_learner",
+    "check_registry",
     "learn",
     "load_ranker",
     "load_settings",

@@ -80,7 +80,7 @@ class Attempts:
 
 
 class Api:
-    """What both clients share: the address, headers, request bodies and the parsing of answers."""
+    """Parts that both clients share: the address, headers, request bodies and the parsing of answers."""
 
     def __init__(self, base_url: str, *, api_key: str | None, scenario: str | None, timeout_seconds: float) -> None:
         parts = urlsplit(base_url)

@@ -24,7 +24,7 @@ def output(
 
 
 def test_examples_are_numbered_without_a_gap() -> None:
-    assert [path.name[:2] for path in sorted(EXAMPLES.glob("*.py"))] == [f"{n:02}" for n in range(1, 8)]
+    assert [path.name[:2] for path in sorted(EXAMPLES.glob("*.py"))] == [f"{n:02}" for n in range(1, 9)]
 
 
 def test_01_publishes(shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +82,7 @@ def test_06_shows_bestsellers_while_the_scorer_is_away(
 def test_07_compares_encoders(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     lines = output("07", "200", str(tiny_bert(seed=1)), capsys=capsys, patch=monkeypatch).splitlines()
     assert len([line for line in lines if ": NDCG@20 0." in line]) == 2
+
+
+def test_08_checks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert output("08", capsys=capsys, patch=monkeypatch) == "the learner keeps the contract\n"
