@@ -29,20 +29,20 @@ def test_our_learner_keeps_the_contract() -> None:
 
 
 class LearnsWhileItJudges(Popularity):  # type: ignore[misc]
-    def judge(self, batch: list[str]) -> torch.Tensor:
+    def judge(self, batch: list[str]) -> Any:
         scores = super().judge(batch)
         self.counts.update(batch)
         return scores
 
 
 class LooksAhead(Popularity):  # type: ignore[misc]
-    def judge(self, batch: list[str]) -> torch.Tensor:
+    def judge(self, batch: list[str]) -> Any:
         scores = super().judge(batch)
         return scores + torch.tensor([[float(batch.count(item_id)) for item_id in self.items]])
 
 
 class RollsDice(Popularity):  # type: ignore[misc]
-    def learn(self, batch: list[str]) -> float:
+    def learn(self, batch: list[str]) -> Any:
         self.counts["dice"] += int(torch.randint(10**6, ()))
         return super().learn(batch)
 
@@ -53,7 +53,7 @@ class Forgets(Popularity):  # type: ignore[misc]
 
 
 class HasNoScoreForNewItems(Popularity):  # type: ignore[misc]
-    def judge(self, batch: list[str]) -> torch.Tensor:
+    def judge(self, batch: list[str]) -> Any:
         scores = super().judge(batch)
         scores[:, [item_id == "item-new" for item_id in self.items]] = float("nan")
         return scores
@@ -65,7 +65,7 @@ class TakesAnything(Popularity):  # type: ignore[misc]
 
 
 class KnowsTheAnswer(Popularity):  # type: ignore[misc]
-    def judge(self, batch: list[str]) -> torch.Tensor:
+    def judge(self, batch: list[str]) -> Any:
         scores = super().judge(batch)
         for row, item_id in enumerate(batch):
             scores[row, self.items.index(item_id)] += 10**6
