@@ -3,14 +3,18 @@
 import re
 
 import pytest
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from peft_adapters.learning.drift import DETECTORS
+from peft_adapters.lifecycle.gate_rules import RULES
 from services.metrics.collector import CollectorMetrics
 from services.metrics.intake import EVENT_OUTCOMES
 from services.metrics.registry import RegistryMetrics
 from services.metrics.scorer import ScorerMetrics
 from services.metrics.series import new_registry
 from services.metrics.updater import UpdaterMetrics
+from services.web.routes import api_routes
 from streams.dead_letters import Reason
 from streams.topics import Topics
 
@@ -90,3 +94,22 @@ def test_two_registries_do_not_know_each_other() -> None:
     assert first.get_sample_value("headwater_batches_total") == 1
     assert second.get_sample_value("headwater_batches_total") == 0
     assert first.get_sample_value("process_resident_memory_bytes")
+
+
+def test_drift_and_gate_series_are_there_at_zero_for_all_that_their_owners_name(registry: CollectorRegistry) -> None:
+    UpdaterMetrics(registry)
+    for rule in RULES:
+        assert registry.get_sample_value("headwater_gate_refusals_total", {"rule": rule}) == 0
+    for detector in DETECTORS:
+        assert registry.get_sample_value("headwater_drift_alarms_total", {"detector": detector}) == 0
+
+
+def test_declared_routes_are_there_at_zero(registry: CollectorRegistry) -> None:
+    app = FastAPI()
+    app.get("/healthz")(lambda: None)
+    app.get("/v1/items/{item_id:path}/similar")(lambda: None)
+    app.post("/v1/noop", include_in_schema=False)(lambda: None)
+    assert api_routes(app) == ["/v1/items/{item_id:path}/similar"]
+    RegistryMetrics(registry).http.declare(api_routes(app))
+    labels = {"route": "/v1/items/{item_id:path}/similar", "status": "503"}
+    assert registry.get_sample_value("headwater_requests_total", labels) == 0
