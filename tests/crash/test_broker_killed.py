@@ -1,4 +1,4 @@
-"""Apache Kafka killed under a replay: the updater goes on by itself, and ends where it would have ended."""
+"""Apache Kafka killed during a replay: the updater continues by itself, and ends in the same state."""
 
 import random
 import threading

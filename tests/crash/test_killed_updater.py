@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, it ends bit for bit where a run ends that was never killed."""
+"""An updater killed at any instant and restarted ends bit for bit in the state of an uninterrupted run."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Kills, torn files, full disks, changing topics and wrong clocks, many in a row: the account stays exact."""
+"""Kills, torn files, full disks, changing topics and wrong clocks in a row: the accounts stay exact."""
 
 from collections.abc import Callable
 from pathlib import Path

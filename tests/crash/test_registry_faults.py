@@ -1,4 +1,4 @@
-"""The registry full, read-only or gone in a replay: learning goes on, and all is published once it is back."""
+"""A registry that is full, read-only or gone during a replay: learning goes on, and everything is published later."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Files torn between two lives of an updater: it steps back, and ends bit for bit where an undisturbed one ends."""
+"""Files torn between two runs of an updater: it falls back one step, and ends bit for bit in the same state."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two updaters in one place: the one that hung is fenced, the one that came by mistake is turned away."""
+"""Two updaters in one directory: one that hung is fenced, one started by mistake is refused."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""Shoppers' states from a server that is gone, slow or lying: what is held answers, and the worker says so."""
+"""Shoppers' states from a server that is gone, slow or wrong: the fallback answers, and the problem is reported."""
 
 import socketserver
 import threading

@@ -1,4 +1,4 @@
-"""Rankings over HTTP from states in Redis, and what is answered and said once it is gone."""
+"""Rankings over HTTP from states in Redis, and after Redis is gone."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The writer of shoppers' states and topics that are recreated, grow or are missing, on Apache Kafka."""
+"""The state writer with topics that are recreated, extended or missing, on Apache Kafka."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The writer of shoppers' states, from a real broker to a real server, and what happens when either side is lost."""
+"""The state writer between a real broker and a real server, and the loss of either."""
 
 import os
 import time

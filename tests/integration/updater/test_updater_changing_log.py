@@ -1,4 +1,4 @@
-"""An updater whose topics are recreated, widened, cut or missing, on Apache Kafka."""
+"""An updater whose topics are recreated, extended, truncated or missing, on Apache Kafka."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""An updater among clocks that are wrong: one producer's is ahead, or its own is another after a restart."""
+"""An updater with wrong clocks: a producer's is ahead, or its own has changed at a restart."""
 
 import json
 import threading

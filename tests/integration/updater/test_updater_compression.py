@@ -1,4 +1,4 @@
-"""The updater learns from topics that compress with each codec."""
+"""Topics compressed with each codec are learnt."""
 
 from collections.abc import Callable
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""An updater whose events all come on topics of others, from a broker to a published adapter."""
+"""Topics in other dialects, from the broker to a published adapter."""
 
 import json
 from collections.abc import Callable

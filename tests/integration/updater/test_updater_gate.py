@@ -1,4 +1,4 @@
-"""A learner that a bad batch has spoilt: refused, taken back, said so; and a repeat of the journal ends at the same."""
+"""A learner spoilt by a bad batch: refused, rolled back and logged; a replay of the journal ends in the same state."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What the updater keeps of people: no raw id anywhere; and what it says, and hears, of who is in quarantine."""
+"""Personal data in the updater: no raw id anywhere, and quarantines on the control topic."""
 
 import sqlite3
 import threading
@@ -31,15 +31,15 @@ PSEUDONYM = Pseudonymiser(SECRET.encode())
 PERSON, SESSION = "raw-user-ann", "raw-session-of-ann"
 
 
-class MuteOnce(EventProducer):
+class UnconfirmedOnce(EventProducer):
     """Does not get its first words on a topic through."""
 
     topic = ""
     failures = 1
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
-        if topic == MuteOnce.topic and MuteOnce.failures:
-            MuteOnce.failures -= 1
+        if topic == UnconfirmedOnce.topic and UnconfirmedOnce.failures:
+            UnconfirmedOnce.failures -= 1
             raise DeliveryError("1 records not confirmed")
         super().send_raw(topic, key, value)
 
@@ -147,9 +147,9 @@ def test_quarantine_is_said_once_and_lifted_by_a_word_on_the_topic(shop: Shop) -
 def test_what_could_not_be_said_puts_the_checkpoint_off_and_is_said_with_the_next(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.updater.announcer.EventProducer", MuteOnce)
-    monkeypatch.setattr(MuteOnce, "topic", shop.topics.control)
-    monkeypatch.setattr(MuteOnce, "failures", 1)
+    monkeypatch.setattr("services.updater.announcer.EventProducer", UnconfirmedOnce)
+    monkeypatch.setattr(UnconfirmedOnce, "topic", shop.topics.control)
+    monkeypatch.setattr(UnconfirmedOnce, "failures", 1)
     key = f"user/{PSEUDONYM(PERSON)}"
     shop.send(*(of_person(n) for n in range(20)), *events(60))
     quarantined_in_checkpoint: list[bool] = []

@@ -1,4 +1,4 @@
-"""`headwater updater` as a process: what it publishes, what it counts, and how it ends and begins again."""
+"""The process `headwater updater`: publications, metrics, shutdown and restart."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""One step of the updater failing at a time: what must not happen then, and how it goes on."""
+"""Failure of one step of the updater at a time: the steps that must not follow, and the recovery."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -36,15 +36,15 @@ EVENTS = 40  # four batches
 NO_SPACE = OSError(28, "No space left on device")
 
 
-class LosingLetters(DeadLetterWriter):
-    """Cannot have its letters confirmed."""
+class UnconfirmedLetters(DeadLetterWriter):
+    """A writer whose dead letters are never confirmed."""
 
     def flush(self, timeout_seconds: float | None = 30.0) -> None:
         raise DeliveryError("1 records not confirmed")
 
 
 class FullStore(FsspecStore):
-    """Takes `room` writes, then has no space left."""
+    """A store with space for `room` writes."""
 
     room = 0
 
@@ -62,21 +62,21 @@ class FullStore(FsspecStore):
         self.room -= 1
 
 
-class HoarseProducer(EventProducer):
-    """Does not get through with its first announcements."""
+class UnconfirmedProducer(EventProducer):
+    """A producer whose first `failures` announcements are not confirmed."""
 
     failures = 1
-    said = 0
+    sent = 0
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
-        self.said += 1
-        if HoarseProducer.failures == 0:
+        self.sent += 1
+        if UnconfirmedProducer.failures == 0:
             super().send_raw(topic, key, value)
 
     def flush(self, timeout_seconds: float | None = None) -> None:
-        if self.said and HoarseProducer.failures:
-            self.said = 0
-            HoarseProducer.failures -= 1
+        if self.sent and UnconfirmedProducer.failures:
+            self.sent = 0
+            UnconfirmedProducer.failures -= 1
             raise DeliveryError("1 records not confirmed")
         super().flush(timeout_seconds)
 
@@ -91,7 +91,7 @@ def shop(embedded_broker: EmbeddedBroker, make_topics: Callable[..., Topics], tm
 
 @contextmanager
 def updater(shop: Shop, *, gate: GateSettings | None = None, **settings: Any) -> Iterator[Updater]:
-    """One in this process, that stops once it has learnt everything."""
+    """Yield an updater in this process that stops once it has learnt all events."""
     registry = new_registry()
     made = Updater(
         shop.settings(**{"max_events": EVENTS} | settings).model_copy(update={"gate": gate or GateSettings()}),
@@ -111,7 +111,7 @@ def published(made: Updater, outcome: str = "published") -> float:
     return value
 
 
-def taken_in(made: Updater) -> int:
+def events_in(made: Updater) -> int:
     return sum(counts["in"] for counts in made._intake.accounts.totals().values())
 
 
@@ -206,7 +206,7 @@ class TestStep2Checkpoint:
         self.assert_nothing_left_the_process(shop)
 
     def test_letters_that_are_not_safe_stop_the_checkpoint(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(f"{LOOP}.DeadLetterWriter", LosingLetters)
+        monkeypatch.setattr(f"{LOOP}.DeadLetterWriter", UnconfirmedLetters)
         with capture_logs() as lines, updater(shop) as made:
             made.run()
         assert newest_checkpoint(shop.directory / "checkpoints" / "home") is None
@@ -282,8 +282,8 @@ class TestStep4Publish:
     def test_a_failing_announcement_commits_nothing_and_is_made_up_for_by_the_next_version(
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        HoarseProducer.failures = 1
-        monkeypatch.setattr("services.updater.announcer.EventProducer", HoarseProducer)
+        UnconfirmedProducer.failures = 1
+        monkeypatch.setattr("services.updater.announcer.EventProducer", UnconfirmedProducer)
         committed: list[dict[tuple[str, int], int]] = []
         with capture_logs() as lines, updater(shop) as made:
             monkeypatch.setattr(
@@ -305,8 +305,8 @@ class TestStep4Publish:
     ) -> None:
         connection = KafkaConnection(bootstrap_servers=embedded_broker.bootstrap_servers)
         quiet = Shop(connection, make_topics(connection, partitions=1), tmp_path)
-        HoarseProducer.failures = 2
-        monkeypatch.setattr("services.updater.announcer.EventProducer", HoarseProducer)
+        UnconfirmedProducer.failures = 2
+        monkeypatch.setattr("services.updater.announcer.EventProducer", UnconfirmedProducer)
         with capture_logs() as lines, updater(quiet) as made:
             monkeypatch.setattr(made, "_export", lambda: None if made._is_behind() else made._stop.set())
             made.run()
@@ -316,9 +316,9 @@ class TestStep4Publish:
     def test_an_announcement_lost_at_the_end_is_made_up_for_at_the_next_start(
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        HoarseProducer.failures = 1_000
+        UnconfirmedProducer.failures = 1_000
         with monkeypatch.context() as patch:
-            patch.setattr("services.updater.announcer.EventProducer", HoarseProducer)
+            patch.setattr("services.updater.announcer.EventProducer", UnconfirmedProducer)
             with updater(shop) as made:
                 made.run()
         assert shop.announced() == []
@@ -415,7 +415,7 @@ def test_what_is_read_and_not_learnt_is_kept_too_and_makes_no_version(
                 versions.append(shop.registry.versions("home"))
                 shop.send(*events(10))
                 shop.send_raw(shop.topics.clicks, b"u", b"{")
-            elif taken_in(made) == 20 + EVENTS + 11 + FINGERPRINT and not made._is_behind():
+            elif events_in(made) == 20 + EVENTS + 11 + FINGERPRINT and not made._is_behind():
                 made._stop.set()
 
         monkeypatch.setattr(made, "_export", send_more_then_stop)

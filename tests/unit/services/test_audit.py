@@ -1,4 +1,4 @@
-"""The audit log: told before it is done, told how it ended, and nothing done that cannot be told."""
+"""The audit log: an entry before each call, an entry with its outcome, and no call without an entry."""
 
 import json
 import stat

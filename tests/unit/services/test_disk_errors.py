@@ -1,4 +1,4 @@
-"""Temporary directories, and what is said of a disk that fails."""
+"""Temporary directories, and descriptions of disk errors."""
 
 import errno
 import os

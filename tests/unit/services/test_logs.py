@@ -1,4 +1,4 @@
-"""Logging: JSON that a collector can read, and nothing secret in a traceback."""
+"""Logging: JSON that a log collector can read, and tracebacks without secrets."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Freed memory goes back, and what stands is left alone; each in a process of its own, for all of which it is set."""
+"""Freed memory is returned, and frozen objects are skipped; each test runs in a process of its own."""
 
 import subprocess
 import sys

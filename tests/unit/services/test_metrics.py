@@ -1,4 +1,4 @@
-"""Metrics: names, series that are there from the start, and the identity they must be able to show."""
+"""Metrics: names, series that exist from the start, and the identity of event counts."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Where a command will write is checked before it begins."""
+"""Output paths of a command are checked before it begins."""
 
 import os
 import subprocess

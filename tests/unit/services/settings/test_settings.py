@@ -1,4 +1,4 @@
-"""Settings: what outranks what, and what is refused."""
+"""Settings: precedence of their sources, and rejected values."""
 
 import os
 from pathlib import Path

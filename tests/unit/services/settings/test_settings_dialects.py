@@ -1,4 +1,4 @@
-"""Topics in other dialects, as an operator sets them."""
+"""Settings of topics in other dialects."""
 
 from pathlib import Path
 

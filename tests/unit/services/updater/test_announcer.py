@@ -1,4 +1,4 @@
-"""The announcer: its producer is opened late, and anew after a failure; what was not delivered is published later."""
+"""The announcer: it connects at first use, reconnects after a failure, and publishes undelivered records later."""
 
 from typing import ClassVar
 

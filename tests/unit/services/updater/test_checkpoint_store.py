@@ -1,4 +1,4 @@
-"""The place of an updater: what counts after a kill, who owns it, and how the one before is kept out."""
+"""The checkpoint store: the valid state after a kill, the lease, and the fencing of an earlier owner."""
 
 import os
 import signal
@@ -190,9 +190,9 @@ def test_old_epochs_checkpoints_and_journals_are_pruned(tmp_path: Path, learner:
     ]  # fmt: skip
 
 
-def _ends(home: CheckpointStore) -> list[dict[tuple[str, int], int]]:
-    """Of the slices that are to be repeated."""
-    return [recorded.ends for recorded in home.journal.to_replay]
+def _ends(store: CheckpointStore) -> list[dict[tuple[str, int], int]]:
+    """Return the ends of the slices that are to be repeated."""
+    return [entry.ends for entry in store.journal.to_replay]
 
 
 def test_slices_that_cannot_be_repeated_are_dropped_and_those_learnt_since_stay(tmp_path: Path) -> None:

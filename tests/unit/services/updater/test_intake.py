@@ -1,4 +1,4 @@
-"""Intake: whatever comes, and in whatever mix, in = the sum of what became of it + pending."""
+"""The intake: for any mix of records, in = the sum of all outcomes + pending."""
 
 import json
 from collections import Counter

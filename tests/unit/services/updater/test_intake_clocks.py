@@ -1,4 +1,4 @@
-"""An intake whose producers', brokers' or own clocks are wrong: nobody else is touched, and kept times heal."""
+"""The intake with wrong clocks of producers, brokers or its host: other users are unaffected, and kept times heal."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Records of others' topics on their way through the intake: learnt, ignored or refused, and each accounted for."""
+"""The intake of records in other dialects: learnt, ignored or rejected, and each accounted for."""
 
 import json
 from collections import Counter

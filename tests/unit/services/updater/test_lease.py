@@ -1,4 +1,4 @@
-"""The lease on a directory: who gets it, and when."""
+"""The lease on a directory: one owner at a time, and none that hangs."""
 
 import json
 import os

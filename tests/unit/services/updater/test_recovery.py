@@ -1,4 +1,4 @@
-"""What an updater goes on from when files that it kept are damaged or lost."""
+"""Recovery of an updater whose kept files are damaged or lost."""
 
 import json
 import shutil

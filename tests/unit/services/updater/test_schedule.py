@@ -1,4 +1,4 @@
-"""What is done again and again is due when it should be."""
+"""The interval scheduler: gap, share of the time, and pauses after failures."""
 
 import pytest
 
