@@ -40,7 +40,7 @@ EVENTS = 4_000
 BATCH_EVENTS = 256
 SPAM_SHARE = 0.05
 KINDS = ("few", "many", "spread")
-POPULARITY = (0.1, 0.5, 0.9)  # places of the spammed items, among those sold so far, best first
+POPULARITY = (0.1, 0.5, 0.9)  # relative places of the spammed items among the items sold so far, most popular first
 _USERS = {"few": 3, "spread": 50}
 _SPAM = "spam-"
 
@@ -99,12 +99,12 @@ def _round(items: Catalogue, examples: Sequence[Example], seed: int) -> dict[str
         spammed = with_spam(examples, item_id, kind, seed)
         clean = mean(plain.watched[item_id])
         alone = mean(_replay(items, spammed, seed, [item_id], guard=None).watched[item_id])
-        kept = mean(_replay(items, spammed, seed, [item_id], guard=Guard(GuardSettings())).watched[item_id])
+        guarded_rank = mean(_replay(items, spammed, seed, [item_id], guard=Guard(GuardSettings())).watched[item_id])
         figures |= {
             f"{kind}_rank_without_spam": clean,
             f"{kind}_rank_unguarded": alone,
-            f"{kind}_rank_guarded": kept,
-            f"{kind}_kept_out": kept_out(clean, alone, kept),
+            f"{kind}_rank_guarded": guarded_rank,
+            f"{kind}_kept_out": kept_out(clean, alone, guarded_rank),
         }
     return figures
 
@@ -154,8 +154,8 @@ def _replay(
         batch = model.observe(taken)
         honest = [row for row, example in enumerate(taken) if not _is_spam(example)]
         scores = model.judge(batch)[honest]
-        own = scores.gather(1, torch.from_numpy(batch.items[honest])[:, None])
-        ranks = (scores.shape[1] - (scores < own).sum(dim=1)).tolist()
+        target = scores.gather(1, torch.from_numpy(batch.items[honest])[:, None])
+        ranks = (scores.shape[1] - (scores < target).sum(dim=1)).tolist()
         replayed.rank |= {taken[row].event_id: rank for row, rank in zip(honest, ranks, strict=True)}
         if number >= len(batches) // 2:
             for item_id in watched:

@@ -42,9 +42,9 @@ def run(data: Path) -> Measurement:
     with tempfile.TemporaryDirectory() as directory:
         shallow = _save_shallow(Path(directory) / "shallow")
         settings = {"data": EncoderSettings(), "synthetic": EncoderSettings(model=str(shallow))}
-        for name, own in settings.items():
-            encoder = own.model_copy(update={"cache_dir": Path(directory) / name})
-            measured = _in_a_process(encoder, data if name == "data" else None)
+        for name, encoder_settings in settings.items():
+            encoder = encoder_settings.model_copy(update={"cache_dir": Path(directory) / name})
+            measured = _in_process(encoder, data if name == "data" else None)
             figures |= {f"{name}_{figure}": value for figure, value in measured.items()}
     fits = {name: limit / figures[f"{name}_peak_gib"] for name, limit in LIMIT_GIB.items()}
     return Measurement(
@@ -70,12 +70,12 @@ def _save_shallow(directory: Path) -> Path:
     return directory
 
 
-def _in_a_process(encoder: EncoderSettings, data: Path | None) -> dict[str, float]:
+def _in_process(encoder: EncoderSettings, data: Path | None) -> dict[str, float]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_learn, args=(sender, encoder, data))
     process.start()
-    sender.close()  # so that waiting ends when the process does
+    sender.close()  # so that recv() fails if the process ends
     try:
         figures: dict[str, float] = receiver.recv()
     finally:

@@ -30,12 +30,12 @@ from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.judging import Ranks, figures
 from services.lab.offline.stream import read_stream
 
-TARGET = 0.99  # of the NDCG@20 without vectors, where they are noise
+TARGET = 0.99  # of the NDCG@20 without vectors, for random vectors
 SEEDS = 3
 ITEMS, GROUPS, USERS = 600, 30, 400
 EVENTS, BATCH_EVENTS, SESSION_EVENTS = 4_000, 128, 4
 LENGTH, SHORT = 512, 16
-STAY = 0.8  # chance that a session's next item is of its group
+STAY = 0.8  # probability that the next item of a session is of its group
 _WORDS = (
     "amber arch bay birch bold brook calm cedar clay cliff coral crisp dale dawn deep dusk east elm fern field flint "
     "frost glade grand harbour hazel hill iron ivory jade lake leaf lime linen loft maple mist moss north oak ocean "
@@ -68,7 +68,7 @@ def run(data: Path) -> Measurement:
     pairs = (("noise", "without"), ("short_noise", "without"), ("data_noise", "data"), ("data_short_noise", "data"))
     return Measurement(
         unit="times the NDCG@20 without vectors, with noise, where it costs most",
-        value=min(fmean(own[noise] / own[without] for own in rounds) for noise, without in pairs),
+        value=min(fmean(round_[noise] / round_[without] for round_ in rounds) for noise, without in pairs),
         target=TARGET,
         settings={
             **data_settings(data),
@@ -117,20 +117,20 @@ def _from_data(data: Path, seed: int) -> tuple[Sequence[Positive], dict[str, Seq
 def _sessions(rng: np.random.Generator, group: npt.NDArray[np.int64], events: int) -> list[Event]:
     """Return sessions that mostly stay within one group; half of the items appear only in the stream's second half."""
     stream: list[Event] = []
-    of_group = [np.flatnonzero(group == one) for one in range(group.max() + 1)]
+    of_group = [np.flatnonzero(group == number) for number in range(group.max() + 1)]
     while len(stream) < events:
         user, begin = rng.integers(USERS), len(stream)
         known = len(group) // 2 if begin < events / 2 else len(group)
-        own = of_group[rng.integers(len(of_group))]
-        own = own[own < known]
+        rows = of_group[rng.integers(len(of_group))]
+        rows = rows[rows < known]
         for _ in range(SESSION_EVENTS):
-            item = rng.choice(own) if len(own) and rng.random() < STAY else rng.integers(known)
+            item = rng.choice(rows) if len(rows) and rng.random() < STAY else rng.integers(known)
             stream.append(Event(f"user-{user}", f"session-{begin}", f"item-{item}", 60_000 * len(stream)))
     return stream[:events]
 
 
 def _pictured(items: Sequence[tuple[str, str]], vectors: npt.NDArray[np.float64]) -> list[CatalogueItem]:
-    return [(*item, item_vectors({"image": one.tolist()})) for item, one in zip(items, vectors, strict=True)]
+    return [(*item, item_vectors({"image": vector.tolist()})) for item, vector in zip(items, vectors, strict=True)]
 
 
 def replayed(

@@ -98,7 +98,7 @@ def _plain_peft(encoder: Encoder) -> PeftModel:
         r=encoder.settings.lora_rank, lora_alpha=encoder.settings.lora_alpha, target_modules="all-linear"
     )
     with warnings.catch_warnings():
-        # peft 0.21 asks for an attribute that transformers 5 has renamed.
+        # peft 0.21 reads an attribute that transformers 5 has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         model = get_peft_model(base, config)
     model.eval()

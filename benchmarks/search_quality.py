@@ -25,7 +25,7 @@ from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream
 
-CANDIDATES = 200  # as SearchSettings has it
+CANDIDATES = 200  # the default of SearchSettings
 CUTOFF = 10
 PERSONAL_WEIGHTS = (0.25, 0.5, 1.0, 2.0)
 

@@ -28,7 +28,7 @@ from peft_adapters.settings import EncoderSettings, LearnerSettings
 
 TARGET = 0.5
 ROUNDS = 7
-REPEATS = 3  # of what is timed in a round; the best counts, as the rest is other processes'
+REPEATS = 3  # timings per round; the best counts, since other processes only slow it down
 LARGE = (1_024, 2_048, 3_072)
 SEED = 0
 
@@ -108,8 +108,8 @@ def _products(states: Tensor, weights: list[Tensor]) -> None:
 
 
 def _square(size: int) -> Callable[[], Tensor]:
-    one, other = torch.randn(size, size), torch.randn(size, size)
-    return lambda: one @ other
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    return lambda: left @ right
 
 
 def _seconds(function: Callable[[], object]) -> float:

@@ -36,7 +36,7 @@ TARGET = 300.0
 ROUNDS = 3
 BATCH_EVENTS = 128
 ROUND_BATCHES = 8
-WARM_BATCHES = 16  # learnt by the learner before it is timed, so that users have histories
+WARM_BATCHES = 16  # learnt before timing starts, so that users have histories
 ROWS, TOKENS = 16, 128
 ROUND_STEPS = {"encoder": 4, "bert_base": 1}
 HISTORY_ITEMS = 10
@@ -52,19 +52,19 @@ def run(data: Path) -> Measurement:
     batches = WARM_BATCHES + ROUNDS * ROUND_BATCHES
     events = _events(data, {item[0] for item in items}, batches * BATCH_EVENTS)
     began = time.perf_counter()
-    ours = _learner(items, events)
+    train_learner = _learner(items, events)
     catalogue_seconds = time.perf_counter() - began
-    transformers_logging.set_verbosity_error()  # that the classifier's head is new
+    transformers_logging.set_verbosity_error()  # suppress the warning that the classifier's head is new
     textbook = {
         "encoder": _classifier(AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=1)),
         "bert_base": _classifier(BertForSequenceClassification(_base_size())),
     }
     rows = list(_rows(events, {item[0]: item[1] for item in items}))
     for _ in range(WARM_BATCHES):
-        ours()
+        train_learner()
     for train in textbook.values():
         train(rows[:ROWS])
-    rounds = [_round(ours, textbook, rows, number) for number in range(ROUNDS)]
+    rounds = [_round(train_learner, textbook, rows, number) for number in range(ROUNDS)]
     return Measurement(
         unit="times the events per second of the textbook's loop on the same encoder",
         value=median(round_["ratio"] for round_ in rounds),
@@ -85,7 +85,7 @@ def run(data: Path) -> Measurement:
 
 
 def _round(
-    ours: Callable[[], int],
+    train_learner: Callable[[], int],
     textbook: dict[str, Callable[[Sequence[Row]], None]],
     rows: Sequence[Row],
     number: int,
@@ -93,7 +93,7 @@ def _round(
     first = (WARM_BATCHES + number * ROUND_BATCHES) * BATCH_EVENTS
 
     def learn() -> int:
-        return sum(ours() for _ in range(ROUND_BATCHES))
+        return sum(train_learner() for _ in range(ROUND_BATCHES))
 
     def train(name: str) -> int:
         for step in range(ROUND_STEPS[name]):

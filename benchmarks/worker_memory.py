@@ -32,8 +32,8 @@ from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import FEATURES, EncoderSettings
 from services.settings.scorer import ScorerSettings
 
-TOKENS = 16  # of a short title with brand and category
-TOUCHED = 2_000  # items between two versions
+TOKENS = 16  # tokens of a short title with brand and category
+TOUCHED = 2_000  # items changed between two versions
 PAIRS_PER_ITEM = 3
 MIB = 2**20
 

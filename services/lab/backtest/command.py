@@ -152,9 +152,9 @@ def compare(
         judge_after=judge_after,
     )
     events_read = f"{len(stream.examples):,} events and {len(stream.lists):,} lists of {len(catalogue):,} items"
-    console.print(f"{events_read}; encoding what is new to the cache")
+    console.print(f"{events_read}; encoding the texts that are not in the cache")
     learner = new_learner(settings.encoder, settings.learner)
-    learner.catalogue.upsert(data.items)  # fills the cache, for all runs
+    learner.catalogue.upsert(data.items)  # fills the cache for all runs
     source = provenance(
         settings,
         learner.encoder,

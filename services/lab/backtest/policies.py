@@ -11,13 +11,13 @@ from services.settings import SettingsError
 
 _TEXT_ONLY: dict[str, Any] = {"residuals": False, "lora": False, "projection_learning_rate": 0.0}
 
-# What the learner does without.
+# Settings of the learner that each policy overrides.
 POLICIES: dict[str, dict[str, Any]] = {
     # Everything learns.
     "live": {},
-    # The live ranker with the adapter off: what LoRA is worth.
+    # The live ranker without LoRA.
     "live-without-lora": {"lora": False},
-    # The base model's text alone, nothing learnt.
+    # Text similarity of the base model; nothing learns.
     "frozen": {
         "features": AFFINITY_FEATURES,
         "heads_learning_rate": 0.0,
@@ -25,9 +25,9 @@ POLICIES: dict[str, dict[str, Any]] = {
         "list_global_preference_learning_rate": 0.0,
     }
     | _TEXT_ONLY,
-    # Popularity at both half-lives under a head fitted as live's is; where lists are shown, click-through so far.
+    # Popularity at both half-lives and, with lists, click-through, under a head fitted like the live one.
     "popularity": {"features": ("popularity_fast", "popularity_slow", "click_through")} | _TEXT_ONLY,
-    # All streaming counters under a head fitted as live's is.
+    # All streaming counters under a head fitted like the live one.
     "cooccurrence": {"features": COUNTER_FEATURES} | _TEXT_ONLY,
 }
 RULES = (*POLICIES, "stale", "nightly", "river")

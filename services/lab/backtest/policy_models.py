@@ -64,7 +64,7 @@ class LearnerModel:
         """Rank by the state learnt so far from now on."""
         self._served = FrozenRanker(self.model.ranker)
         self._lists_served = _copied(self.model) if self._with_lists else None
-        self.model.mark_published()  # else it would keep for a delta what it counts in all the run
+        self.model.mark_published()  # otherwise it would collect the counts of the whole run for a delta
 
     def scores(self, examples: Sequence[Positive], contexts: Contexts) -> Tensor:
         """Return scores [events, catalogue] of the published state, for shoppers in the given contexts."""
@@ -91,8 +91,8 @@ class LearnerModel:
 def _copied(model: Learner) -> Learner:
     """Return a copy that does not change while the model learns on; constant parts and shoppers are shared."""
     shared = (model.encoder, model.catalogue, model.shoppers)
-    kept = {id(part): part for part in shared} | {id(model.ranker.counters): model.ranker.counters.copy()}
-    return copy.deepcopy(model, kept)
+    memo = {id(part): part for part in shared} | {id(model.ranker.counters): model.ranker.counters.copy()}
+    return copy.deepcopy(model, memo)
 
 
 def _part(contexts: Contexts, start: int, end: int) -> Contexts:

@@ -109,13 +109,13 @@ class Replay:
         self._shoppers = Shoppers()
         self._users: set[str] = set()
         self._item_events = np.zeros(len(model.rows), dtype=np.int64)
-        self._open: list[tuple[int, ShownList]] = []  # what is known of lists when, epoch ms, in order
-        self._unlearnt: deque[tuple[int, Sequence[Example]]] = deque()  # micro-batches, and when each is due
+        self._open: list[tuple[int, ShownList]] = []  # lessons of lists with their due time, epoch ms, in order
+        self._unlearnt: deque[tuple[int, Sequence[Example]]] = deque()  # due time, epoch ms, and micro-batch
         self._unlearnt_lists: deque[tuple[int, ShownList]] = deque()
         self._events = self._chunks = self._events_learnt = self._publications = 0
         self._learn_seconds, self._started = 0.0, time.perf_counter()
-        self._day: int | None = None  # before which the copy that ranks was taken
-        self._unpublished = False  # something is learnt that does not rank yet
+        self._day: int | None = None  # day on which the published copy was taken
+        self._unpublished = False  # whether something was learnt since the last publication
 
     def warm_up(self) -> None:
         """Learn the earlier events of the data."""
@@ -147,7 +147,7 @@ class Replay:
         for day, part in days(chunk) if self._policy.nightly else [(None, chunk)]:
             if day != self._day:
                 self._day = day
-                self._publish()  # all micro-batches learnt up to now ended before this day
+                self._publish()  # all micro-batches learnt so far ended before this day
             end = begin + len(part.examples)
             self._judge_lists(part.lists)
             self._judge(part.examples, novelty.part(begin, end))
@@ -218,7 +218,7 @@ class Replay:
         due = bisect_right(self._open, chunk.end_ms, key=lambda lesson: lesson[0])
         closed, self._open = self._open[:due], self._open[due:]
         for _, shown in closed:
-            if any(shown.clicked):  # else it may not have been seen
+            if any(shown.clicked):  # a list without clicks may not have been seen
                 passed = [item for item, clicked in zip(shown.item_ids, shown.clicked, strict=True) if not clicked]
                 self._shoppers.pass_over(shown.user_id, shown.ts, [self._model.rows[item] for item in passed])
         return closed

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Outcomes = Mapping[str, Sequence[Outcome]]
 
 _OVER_TIME, _BY_INTERVAL = "quality-over-time.png", "quality-by-interval.png"
-_WINDOWS = 10  # a rolling mean is over one in so many of the judged events
-_POINTS = 400  # of a line
+_WINDOWS = 10  # share of the judged events in a rolling mean: one in ten
+_POINTS = 400  # points of a plotted line
 
 
 def require_plots() -> None:
@@ -181,7 +181,7 @@ def _plot_by_interval(path: Path, figures: Mapping[int, dict[str, Any]]) -> None
 
 
 def _plot(path: Path, draw: Callable[[Axes], None]) -> None:
-    from matplotlib.figure import Figure  # an extra, and slow to import
+    from matplotlib.figure import Figure  # an optional dependency, slow to import
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

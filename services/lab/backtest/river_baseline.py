@@ -22,11 +22,11 @@ from peft_adapters.ranking.counters import FloatArray
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.ranking.shoppers import Contexts, Shoppers
 
-# The best of a search on the first 10,000 events of two data sets; docs/how-to/data-science/backtest.md says which.
+# The best of a search on the first 10,000 events of two data sets; docs/how-to/data-science/backtest.md names them.
 _FACTORS = 128
-_LATENT_RATE, _WEIGHT_RATE = 0.2, 0.05  # SGD
-_LATENT_SIGMA = 0.2  # of the random start; at river's own 0.1 interactions are too small to grow in one pass
-_NEGATIVES = 8  # an event
+_LATENT_RATE, _WEIGHT_RATE = 0.2, 0.05  # learning rates of SGD
+_LATENT_SIGMA = 0.2  # of the initial weights; at River's default of 0.1 interactions are too small to grow in one pass
+_NEGATIVES = 8  # per event
 _NEWEST_ITEMS, _NEWEST_DECAY = 3, 0.6
 
 
@@ -47,8 +47,8 @@ class RiverBaseline:
             latent_initializer=optim.initializers.Normal(sigma=_LATENT_SIGMA, seed=seed),
         )
         self._generator = np.random.default_rng(seed)
-        self._shoppers = Shoppers()  # as of what is learnt
-        self._unpublished: set[int] = set()  # candidates since the last publication
+        self._shoppers = Shoppers()  # as of the last event learnt
+        self._unpublished: set[int] = set()  # rows of candidates changed since the last publication
         self._weights = np.zeros(len(self._rows), dtype=np.float32)
         self._latents = np.zeros((len(self._rows), _FACTORS), dtype=np.float32)
 
@@ -83,28 +83,28 @@ class RiverBaseline:
     def scores(self, examples: Sequence[Positive], contexts: Contexts) -> Tensor:
         """Return scores [events, catalogue]; it is published after every micro-batch, so users' weights are current."""
         newest = [[item for item in items if item >= 0] for items in contexts.items.tolist()]
-        shoppers_ = [(example.user_id, items) for example, items in zip(examples, newest, strict=True)]
-        return torch.from_numpy(self._queries(shoppers_) @ self._latents.T + self._weights)
+        requests = [(example.user_id, items) for example, items in zip(examples, newest, strict=True)]
+        return torch.from_numpy(self._queries(requests) @ self._latents.T + self._weights)
 
     def judge_lists(self, lists: Sequence[ShownList], shoppers: Shoppers) -> JudgedLists:
         """Return scores of the items in lists; there are no probabilities."""
-        shoppers_ = []
+        requests = []
         for shown in lists:
             items, _ = shoppers.context(shown.user_id, shown.session_id, shown.ts, only_before=True)
-            shoppers_.append((shown.user_id, items))
-        scores = self._queries(shoppers_) @ self._latents.T + self._weights
+            requests.append((shown.user_id, items))
+        scores = self._queries(requests) @ self._latents.T + self._weights
         judged = [
             torch.from_numpy(row[[self._rows[item_id] for item_id in shown.item_ids]])
             for row, shown in zip(scores, lists, strict=True)
         ]
         return JudgedLists(judged, {})
 
-    def _queries(self, shoppers_: Sequence[tuple[str, list[int]]]) -> FloatArray:
+    def _queries(self, requests: Sequence[tuple[str, list[int]]]) -> FloatArray:
         """Return the vectors [shoppers, factors] that a candidate's latent vector is multiplied with."""
-        queries = np.zeros((len(shoppers_), _FACTORS), dtype=np.float32)
-        for query, (user_id, newest) in zip(queries, shoppers_, strict=True):
+        queries = np.zeros((len(requests), _FACTORS), dtype=np.float32)
+        for query, (user_id, newest) in zip(queries, requests, strict=True):
             for name, share in _side(user_id, newest).items():
-                if name in self._model.latents:  # looking it up would make it one at random
+                if name in self._model.latents:  # a lookup would initialise it at random
                     query += share * self._model.latents[name]
         return queries
 

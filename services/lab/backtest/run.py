@@ -65,7 +65,7 @@ def _learner_model(
     policy: Policy, data: Data, encoder: EncoderSettings, learner: LearnerSettings, start: Start | None
 ) -> LearnerModel:
     settings = policy_settings(learner, policy.rule, learner.seed)
-    # The learner itself need not look at the whole catalogue: what ranks is a copy.
+    # The learner itself need not score the whole catalogue, because a published copy of it ranks.
     model = new_learner(
         encoder.model_copy(update={"lora_seed": learner.seed}), settings.model_copy(update={"judged_items": 1})
     )

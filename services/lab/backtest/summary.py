@@ -10,7 +10,7 @@ from services.lab.backtest.significance import differences
 from services.lab.offline.judging import figures, interval
 from services.settings import Settings
 
-Outcomes = Mapping[str, Sequence[Outcome]]  # by policy, one a seed
+Outcomes = Mapping[str, Sequence[Outcome]]  # by policy, one per seed
 
 
 def summary(settings: Settings, data: Data, outcomes: Outcomes) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class Job(NamedTuple):
     start: Start | None
 
 
-_queue: Any = None  # of (run, events done), set in each worker
-_job: Job  # the same
+_queue: Any = None  # of (run, events done); set in each worker
+_job: Job  # set in each worker
 
 
 def run_all(job: Job, runs: Sequence[Run]) -> dict[Run, Outcome]:

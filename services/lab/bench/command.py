@@ -117,8 +117,8 @@ def _deployment(
     settings: Settings, subject: Subject, items: Sequence[Item], events: Sequence[Event], report: Callable[[str], None]
 ) -> Iterator[BenchDeployment]:
     if subject.url is None:
-        with sample_deployment(settings, items, events, report) as own:
-            yield own
+        with sample_deployment(settings, items, events, report) as deployment:
+            yield deployment
         return
     headers = {"authorization": f"Bearer {subject.api_key}"} if subject.api_key else {}
     server = Server(subject.url, headers=headers, connections=subject.connections)

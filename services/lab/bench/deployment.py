@@ -22,7 +22,7 @@ from streams.producer import EventProducer
 
 LEARNT_WITHIN_SECONDS = 240.0
 PROBE_TIMEOUT_SECONDS = 5.0
-HISTORY_EVENTS = 8_000  # learnt before a deployment of our own is measured
+HISTORY_EVENTS = 8_000  # events learnt before the measurement
 
 
 @dataclass(frozen=True, slots=True)

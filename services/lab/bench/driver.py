@@ -26,7 +26,7 @@ class LoadProcess:
 
     def __enter__(self) -> "LoadProcess":
         """Start the load."""
-        assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
+        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
         self._process.stdin.write(self._plan.model_dump_json())
         self._process.stdin.close()
         self._process.stdin = None

@@ -22,7 +22,7 @@ import httptools
 from services.lab.bench.plan import LoadPlan, LoadResult
 
 VERSION = re.compile(rb'"adapter_version":\s*(\d+)')
-LATE_SECONDS = 0.0005  # the loop wakes so much earlier than due, and then waits without sleeping
+LATE_SECONDS = 0.0005  # remaining wait during which the loop spins instead of sleeping
 
 
 class Connection(asyncio.Protocol):
@@ -175,8 +175,8 @@ class Sender:
             return self._count_failure(f"status {status}: {body[:300]!r}", 1)
         self._load.took_ms.append(1000 * (time.perf_counter() - due))
         self._load.answered += 1
-        if found := VERSION.search(body):
-            self._load.first_answers.setdefault(int(found[1]), time.time())
+        if version := VERSION.search(body):
+            self._load.first_answers.setdefault(int(version[1]), time.time())
 
     def _count_failure(self, problem: str, requests: int) -> None:
         self._load.failed += requests

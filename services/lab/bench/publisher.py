@@ -11,7 +11,7 @@ from streams.delivery import Delivery
 from streams.events import Event
 from streams.producer import EventProducer
 
-TICK_SECONDS = 0.02  # events that are due go together, as from a busy producer: one by one they take a third of a core
+TICK_SECONDS = 0.02  # due events are sent together: one by one they would take a third of a core
 
 
 class EventPublisher:
@@ -58,6 +58,6 @@ class EventPublisher:
             due = began + number / self._per_second
             if due > time.monotonic() and self._stop.wait(max(TICK_SECONDS, due - time.monotonic())):
                 return
-            event_id = f"bench-{turn}-{number}"  # a later run must not be taken for repeats of this one
+            event_id = f"bench-{turn}-{number}"  # unique per run, or a later run would look like duplicates
             self._producer.send(event.model_copy(update={"event_id": event_id, "ts": time.time_ns() // 1_000_000}))
             self.published += 1

@@ -13,8 +13,8 @@ from services.lab.bench.requests import StorefrontRequest, rank_bodies
 
 RANK, RECOMMEND, NOOP = "/v1/rank", "/v1/recommend", "/v1/noop"
 WARM_UP_SECONDS = 1.0
-ROUNDS = 4  # of each route in turn: what else the machine does meanwhile meets both
-LATENCY_LOAD = 0.5  # of the saturating rate, at which latency is measured
+ROUNDS = 4  # of both routes alternately, so that other load on the machine affects both
+LATENCY_LOAD = 0.5  # share of the saturating rate at which latency is measured
 
 
 def measure(

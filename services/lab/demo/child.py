@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pkgutil import resolve_name
 
-ENTRY_POINT = "services.cli:main"  # by name: the command line imports the demo, not the other way round
+ENTRY_POINT = "services.cli:main"  # by name, because the command line imports the demo
 PRELOADED = (
     "services.cli",
     "services.collector.command",
@@ -96,11 +96,11 @@ def run_command(arguments: Sequence[str], environment: Mapping[str, str], descri
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
-    tempfile.tempdir = None  # found anew in the environment
+    tempfile.tempdir = None  # read again from the environment
     sys.argv = ["headwater", *arguments]
     try:
         resolve_name(ENTRY_POINT)()
     finally:
-        atexit._run_exitfuncs()  # a child of multiprocessing ends without them
+        atexit._run_exitfuncs()  # multiprocessing children skip them
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

@@ -88,7 +88,7 @@ def run(
     require_writable_files({"--summary-json": summary_json})
     console = Console()
     if "log_level" not in settings.model_fields_set:
-        configure_logging(level="warning")  # the picture says the rest
+        configure_logging(level="warning")  # the view shows the rest
     try:
         with stopped_by_signals(), work_directory(work_dir) as directory:
             outcome = _run(settings, directory, console, rate=rate, max_events=max_events, keep=keep, out=summary_json)
@@ -152,7 +152,7 @@ def _show(
     up: DemoDeployment, directory: Path, console: Console, *, items: list[Item], purchases: list[Purchase], rate: float
 ) -> Outcome:
     """Replay the purchases with a storefront beside it, and wait until all of them have been learnt."""
-    from services.lab.demo.never_updated import load_never_updated  # brings torch, which takes seconds
+    from services.lab.demo.never_updated import load_never_updated  # imports torch, which takes seconds
 
     scenario = up.settings.scenario
     with _progress_reporter(console) as report:

@@ -21,10 +21,10 @@ from streams.topics import Topics
 
 SCORERS = 2
 START_TIMEOUT_SECONDS = 60.0
-# Seven processes share what may be two cores here, and each LoRA that is published has every scorer encode the whole
-# catalogue: train it on a quarter of the batches, and take it over a quarter as often as the defaults have it.
+# Seven processes may share two cores, and every scorer encodes the whole catalogue for each published LoRA: step LoRA
+# about a fifth as often as the defaults do.
 LIGHT_LEARNING = {"lora_every_events": 512}
-# Real orders, out of the middle of a shop's life: nobody is known yet, and the demo claims that each is learnt.
+# The sample is real orders of an established shop whose users are unknown to the guard, and every one is to be learnt.
 TRUSTED_DATA = {
     name: 1_000_000 for name in ("burst_events", "user_item_hour_events", "user_hour_events", "item_hour_events")
 }

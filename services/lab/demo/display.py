@@ -11,7 +11,7 @@ from services.lab.demo.storefront import Storefront
 from services.lab.demo.view import ScorerSnapshot, Snapshot
 
 RATE_OVER_SECONDS = 2.0
-RECENT_SECONDS = 10.0  # over which the freshness shown is taken
+RECENT_SECONDS = 10.0  # window of the freshness shown
 
 
 class DemoDisplay:
@@ -42,7 +42,7 @@ class DemoDisplay:
         self._freshness, self._quality = freshness, quality
         self._events_total = events_total
         self._began = time.monotonic()
-        self._rate_since = (self._began, 0)  # (when, events published by then)
+        self._rate_since = (self._began, 0)  # (monotonic seconds, events published by then)
         self._rate = 0.0
 
     def update(self, doing: str) -> Snapshot:

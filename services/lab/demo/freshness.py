@@ -15,7 +15,7 @@ class _Partition:
     """Events of a partition that no answer covers yet, oldest first, and the offset up to which answers cover."""
 
     waiting: deque[tuple[int, float]] = field(default_factory=deque)  # (offset, published, epoch seconds)
-    next_offset: int = 0  # of the newest adapter that gave an answer
+    next_offset: int = 0  # of the newest adapter that answered
     covered_at: float = 0.0  # epoch seconds
 
     def pop_covered(self) -> list[float]:
@@ -48,7 +48,7 @@ class Freshness:
         with self._lock:
             partition = self._partitions.setdefault(partition_name(delivery.topic, delivery.partition), _Partition())
             partition.waiting.append((delivery.offset, delivery.timestamp_ms / 1000))
-            self._seconds += partition.pop_covered()  # an answer may be quicker than the confirmation
+            self._seconds += partition.pop_covered()  # an answer may arrive before the confirmation
 
     def answered(self, version: int, at_seconds: float) -> None:
         """Record an answer.
@@ -62,7 +62,7 @@ class Freshness:
                 return
             try:
                 offsets = self._offsets_of(version)
-            except VersionNotFoundError:  # pruned meanwhile: the next version covers the same events
+            except VersionNotFoundError:  # pruned meanwhile; the next version covers the same events
                 return
             self._newest = version
             for name, offset in offsets.items():

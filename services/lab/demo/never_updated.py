@@ -74,7 +74,7 @@ def load_never_updated(
         raise DemoError(
             f"the first adapter must have learnt nothing, it has learnt {bundle.manifest.events_learned} events"
         )
-    torch.set_num_threads(1)  # the cores are for the processes that are shown
+    torch.set_num_threads(1)  # leave the cores to the deployment
     encoder = Encoder(settings)
     cache = PrefixCache.from_settings(encoder)
     try:

@@ -14,9 +14,9 @@ from streams.events import Purchase
 from streams.producer import EventProducer
 
 JUDGED_PER_SECOND = 12.0
-LEAD_SECONDS = 0.15  # a request is sent so long before its purchase, so that the pace does not wait for the answer
-# The shop waits for an updater that is further behind: a machine that learns more slowly than the pace asks for
-# then shows a lower pace, and not the growing backlog of a broker that keeps one megabyte a partition.
+LEAD_SECONDS = 0.15  # time between a request and its purchase, so that publishing does not wait for the answer
+# The shop waits for an updater that is further behind. A slow machine then shows a lower rate of publishing instead of
+# a growing backlog, which the broker would cut at one megabyte per partition.
 MOST_BEHIND_SECONDS = 2.5
 WAIT_SECONDS = 0.05
 
@@ -49,7 +49,7 @@ class Shop:
         quality: Quality,
     ) -> None:
         self.published = 0
-        self.waited_seconds = 0.0  # for the updater
+        self.waited_seconds = 0.0  # time spent waiting for the updater
         self.took_seconds = 0.0
         self.ts = purchases[0].ts  # epoch milliseconds, the time in the shop
         self._purchases = purchases

@@ -87,7 +87,7 @@ class Storefront:
         self._lock = threading.Lock()
         self._turn = itertools.cycle(range(len(urls)))
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="storefront")
-        # Connections are let go before a server would close them under a request.
+        # Idle connections expire before a server would close them during a request.
         self._client = internal_client(timeout=TIMEOUT_SECONDS, limits=httpx.Limits(keepalive_expiry=2.0))
 
     def recommend(self, shopper: Mapping[str, Any]) -> "Future[Answer | None]":

@@ -41,7 +41,7 @@ def run(
         InputError: the data cannot be read, or there are too few events.
     """
     require_writable_directories({"--out": out})
-    torch.set_num_threads(settings.updater.torch_threads)  # sums do not depend on how many cores there are
+    torch.set_num_threads(settings.updater.torch_threads)  # so that sums do not depend on the number of cores
     pseudonymise = pseudonymiser(settings.privacy)
     refused = RefusedRows(strict=strict)
     catalogue = read_catalogue(items, refused=refused)
@@ -50,7 +50,7 @@ def run(
         events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise, refused=refused
     )
     print_refused(refused)
-    console.print(f"{split.events:,} events of {len(catalogue):,} items; encoding what is new to the cache")
+    console.print(f"{split.events:,} events of {len(catalogue):,} items; encoding the texts that are not in the cache")
 
     def new_model(with_items: bool) -> Learner:
         model = new_learner(settings.encoder, settings.learner)

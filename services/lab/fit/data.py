@@ -66,11 +66,11 @@ def read_split(
     stream = read_stream(
         path, known, max_events=None, click_window_seconds=settings.click_window_seconds, refused=refused
     )
-    kept = until_percent(stream, first_percent)
-    split = split_by_time(_hidden(kept, pseudonymise), settings)
+    first_part = until_percent(stream, first_percent)
+    split = split_by_time(_hidden(first_part, pseudonymise), settings)
     if not all(part.examples for part in split.parts):
         raise InputError(
-            f"{path}: {len(kept.examples)} events are too few for three parts of {settings.train_percent:g}, "
+            f"{path}: {len(first_part.examples)} events are too few for three parts of {settings.train_percent:g}, "
             f"{settings.validation_percent:g} and {100 - settings.train_percent - settings.validation_percent:g} %; "
             "give more events"
         )

@@ -109,14 +109,14 @@ def _learn_epochs(task: Task) -> list[dict[str, Any]]:
     model = task.new_model(not done)
     epochs: list[dict[str, Any]] = []
     if done:
-        kept = load_checkpoint(root, done, model)
-        _require_same(kept["arguments"], task)
-        epochs = kept["epochs"]
+        resumed = load_checkpoint(root, done, model)
+        _require_same(resumed["arguments"], task)
+        epochs = resumed["epochs"]
         log.info("fit_resumed", epochs_done=done)
     while not _is_over(epochs, task.settings):
         epochs.append(_epoch(task, model, len(epochs) + 1))
         save_checkpoint(root, len(epochs), model, {"arguments": dict(task.arguments), "epochs": epochs})
-        prune_checkpoints(root, keep=checkpoint_numbers(root)[-1 - task.settings.patience :])  # the best is among them
+        prune_checkpoints(root, keep=checkpoint_numbers(root)[-1 - task.settings.patience :])  # they include the best
     return epochs
 
 
@@ -127,7 +127,7 @@ def _is_over(epochs: list[dict[str, Any]], settings: FitSettings) -> bool:
 
 
 def _best(epochs: list[dict[str, Any]]) -> dict[str, Any]:
-    return max(epochs, key=lambda epoch: epoch["validation"]["ndcg20"])  # of equals the first
+    return max(epochs, key=lambda epoch: epoch["validation"]["ndcg20"])  # the first of equals
 
 
 def _epoch(task: Task, model: Learner, number: int) -> dict[str, Any]:
@@ -142,12 +142,12 @@ def _epoch(task: Task, model: Learner, number: int) -> dict[str, Any]:
     return {"epoch": number, "loss": loss, "validation": judged, "seconds": seconds}
 
 
-def _require_same(kept: Mapping[str, Any], task: Task) -> None:
+def _require_same(first: Mapping[str, Any], task: Task) -> None:
     arguments = json.loads(json.dumps(dict(task.arguments)))
-    for name in sorted(kept.keys() | arguments.keys()):
-        if kept.get(name) != arguments.get(name):
+    for name in sorted(first.keys() | arguments.keys()):
+        if first.get(name) != arguments.get(name):
             raise SettingsError(
-                f"{task.out}: expected {name} as in the fit that was begun there, {kept.get(name)}, got "
+                f"{task.out}: expected {name} as in the fit that was begun there, {first.get(name)}, got "
                 f"{arguments.get(name)}; go on with the same arguments, or give another --out"
             )
 

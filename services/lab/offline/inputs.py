@@ -17,7 +17,7 @@ from services.data.rows import RefusedRows, table_rows
 from services.items import catalogue_item
 from streams.examples import Example
 
-_WARM_UP_GAP_MS = 24 * 3_600_000  # so that no session goes on from the warm-up into the data
+_WARM_UP_GAP_MS = 24 * 3_600_000  # so that no session spans warm-up and data
 
 
 def read_catalogue(path: Path, *, refused: RefusedRows | None = None) -> list[CatalogueItem]:

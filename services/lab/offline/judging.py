@@ -18,8 +18,8 @@ from peft_adapters.learning.lists import JudgedLists
 from peft_adapters.ranking.calibration import CalibrationBins
 
 CUTOFF = 20
-FIRST_EVENTS = 3  # of an item: where it is still new
-RANDOM_ITEMS = 100  # that an item in its first events is compared with
+FIRST_EVENTS = 3  # events of an item during which it counts as new
+RANDOM_ITEMS = 100  # random items that a new item is compared with
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -104,7 +104,7 @@ def _value(settings: Settings, trial: Trial, catalogue: list[CatalogueItem], spl
     return figures(ranks)["ndcg20"]
 
 
-# Setting: lowest, highest, on a logarithmic scale; whole numbers stay whole. Or a list of all there is to choose from.
+# By setting: the lowest and highest value on a logarithmic scale (integers stay integers), or a list of choices.
 _SPACE: dict[str, tuple[float, float] | tuple[int, int] | list[Any]] = {
     "learner.heads_learning_rate": (0.01, 0.3),
     "learner.residual_learning_rate": (3e-4, 0.03),
@@ -117,7 +117,7 @@ _SPACE: dict[str, tuple[float, float] | tuple[int, int] | list[Any]] = {
     "learner.negatives": (256, 4_096),
     "fit.batch_events": (32, 512),
 }
-# SGD's rates over AdamW's: a clipped gradient has norm 1 as a whole, a step of AdamW about 1 in each weight.
+# SGD's rates over AdamW's: a clipped gradient has norm 1 in all, a step of AdamW about 1 in each weight.
 _SGD_RATE = 300.0
 
 
