@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load_1_minute": round(os.getloadavg()[0], 2),
         "torch_threads": torch.get_num_threads(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "headwater": headwater_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft", "kafka-python", "noida-db")},
