@@ -158,7 +158,7 @@ def test_a_worker_that_is_gone_is_listed_no_longer(stage: Stage) -> None:
             until(lambda: listed(url) != [])
         status, said = run(url, "pin", "1", "--wait-seconds", "20")
         assert listed(url) == []
-    assert (status, said.splitlines()[-1][:46]) == (0, "no worker is visible: none has reported to th")
+    assert (status, said.splitlines()[-1][:46]) == (0, "no worker is visible: none has reported to thi")
 
 
 def test_where_the_registry_is_files_workers_are_asked_themselves(stage: Stage) -> None:
