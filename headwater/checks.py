@@ -58,7 +58,7 @@ class Event(NamedTuple):
 
 
 class CheckedLearner(Protocol):
-    """What a learner must have to be checked."""
+    """The interface of a learner that can be checked."""
 
     def add_items(self, items: Sequence[tuple[str, str]]) -> None:
         """Add items (id, text); columns of scores are in the order of addition."""
