@@ -78,11 +78,11 @@ class Running:
         return self.metrics.get_sample_value(name, labels)
 
     def counts(self) -> dict[str, int]:
-        """What became of clicks and purchases; the identity is checked."""
+        """Return the counts of clicks and purchases by outcome."""
         assert self.failure is None, self.failure
         found = dict.fromkeys(("in", "pending", *SETTLED), 0)
         intake = getattr(self.updater, "_intake", None)
-        for topic, counts in intake.counts().items() if intake is not None else ():
+        for topic, counts in intake.accounts.totals().items() if intake is not None else ():
             if topic.endswith((".clicks", ".purchases")):
                 found = {name: found[name] + counts[name] for name in found}
         return found
@@ -90,7 +90,7 @@ class Running:
 
 @contextmanager
 def running(shop: Shop, *, killed: bool = False, **settings: Any) -> Iterator[Running]:
-    """An updater at work; unless it is killed, it stops cleanly at the end."""
+    """Run an updater in a thread; unless it is killed, it stops cleanly at the end."""
     made = Running(shop, **settings)
     if killed:
         made.updater._finish = lambda: None  # type: ignore[method-assign]
