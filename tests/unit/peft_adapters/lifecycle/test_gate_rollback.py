@@ -28,7 +28,7 @@ NO_CAUSE = Evidence(
 
 
 class Judged:
-    """A learner beside its gate, asked after every batch."""
+    """A learner and its gate, which judges it after every batch."""
 
     def __init__(self, settings: GateSettings = RULES, learner: LearnerSettings = SETTINGS) -> None:
         self.learner = tiny_learner(learner, items=ITEMS)
@@ -211,7 +211,7 @@ def test_what_was_published_before_it_was_seen_to_be_bad_is_not_gone_back_to() -
     judged = Judged()
     judged.publish(5)
     judged.learn(poison=turned_round)
-    judged.gate.apply("published")  # nothing was known of it, and it is the one that is put by
+    judged.gate.apply("published")  # nothing was known of it, and it becomes the successor
     for _ in range(2):
         assert judged.learn()["decision"] == "refused"
         said = judged.gate.apply("refused")
