@@ -267,7 +267,7 @@ class TestMoreThanMayWait:
     @pytest.mark.usefixtures("deaf")
     def test_it_is_raised_before_memory_is_full(self, kafka_connection: KafkaConnection, topics: Topics) -> None:
         with closing(DeadLetterWriter(kafka_connection, topics)) as writer:
-            with pytest.raises(DeliveryError, match="dead letters not confirmed, they wait"):
+            with pytest.raises(DeliveryError, match="dead letters not confirmed; they are kept"):
                 self.refuse_on_and_on(writer)
             assert 5 < writer.pending < 15
             waiting = writer.pending
