@@ -96,7 +96,7 @@ class ReplayingSource:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether journaled slices are still to be repeated."""
+        """True while journaled slices are still to be repeated."""
         return bool(self._journal.to_replay)
 
     @property
