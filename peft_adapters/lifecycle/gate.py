@@ -50,9 +50,8 @@ class Gate:
     def __init__(self, learner: Learner, prequential: PrequentialEvaluator, settings: GateSettings) -> None:
         self._learner, self._prequential, self._settings = learner, prequential, settings
         self._differences: deque[float] = deque(maxlen=settings.window_events)
-        self._focus = (
-            learner.settings.loss_focus
-        )  # compare by the loss that is learnt; the likelihood may fall meanwhile
+        # Compare by the loss that is learnt; the likelihood may fall meanwhile.
+        self._focus = learner.settings.loss_focus
         self.refusals = 0
         self._reasons: list[str] = []  # of the newest refusal
         self._rollback: dict[str, Any] | None = None  # named in manifests up to the next published one

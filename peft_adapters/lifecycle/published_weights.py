@@ -69,7 +69,7 @@ class PublishedWeights:
         return replace(
             ranker,
             heads=self.weights["ranker/heads"],
-            global_preference=self.weights["lists/global_preference"],
+            global_preference=self.weights["ranker/global_preference"],
             text=self.weights["ranker/text"][index].float(),
             residuals={role: self.weights[f"ranker/residuals/{role}"][index].float() for role in ROLES},
             counters=counters,

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from tiny_model import random_stream, tiny_learner
 from torch import Tensor
 
+from peft_adapters.learning.evaluation import PrequentialEvaluator
+from peft_adapters.lifecycle.gate import Gate
 from peft_adapters.lifecycle.gate_rules import judge_candidate
 from peft_adapters.ranking.residual_rows import quantise_rows
 from peft_adapters.settings import GateSettings, LearnerSettings
@@ -124,3 +126,15 @@ def test_bounds_are_settings() -> None:
     assert judged(GateSettings(max_head_weight=0.5))["reasons"] == ["heads.weights reaches 1, the bound is 0.5"]
     with pytest.raises(ValidationError, match="max_head_weight"):
         GateSettings(max_head_weight=0)
+
+
+def test_a_learner_that_stands_still_differs_from_its_live_copy_only_by_rounding() -> None:
+    """Weights of the live adapter are those that are served, the global preference included, lists or no lists."""
+    learner = tiny_learner(LearnerSettings(lora=False), items=20)
+    for seed in range(6):
+        learner.learn(learner.observe(random_stream(30, items=20, seed=seed)))
+    assert float(learner.ranker.global_preference.abs().max()) > 0.01
+    gate = Gate(learner, PrequentialEvaluator(), GateSettings())
+    batch = learner.observe(random_stream(30, items=20, seed=9))
+    gate.update(batch, learner.judge(batch))
+    assert gate.evidence().loss_difference == pytest.approx(0, abs=1e-3)
