@@ -34,8 +34,8 @@ def missing_extra(error: BaseException, *, command: str | None = None) -> str | 
     """Return a sentence that names the extra to install; None if the error is not about an optional dependency.
 
     Args:
-        error: The error that an import raised.
-        command: The name of the command that was run, whose extra brings all that it needs.
+        error: the error that an import raised.
+        command: the name of the command that was run, whose extra brings all that it needs.
     """
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None

@@ -27,7 +27,7 @@ def utf8_text(text: str) -> str:
     """Decode an argument that is an id or a text as UTF-8, even if the locale is ASCII.
 
     Raises:
-        BadParameter: The argument has bytes that are not UTF-8.
+        BadParameter: the argument has bytes that are not UTF-8.
     """
     try:
         text.encode()

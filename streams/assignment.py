@@ -76,8 +76,8 @@ class Assignment:
         """Follow the topics' metadata when an answer has come; request them when it is time, without waiting.
 
         Raises:
-            KafkaError: If the request failed.
-            BrokerUnreachableError: If no broker answered.
+            KafkaError: if the request failed.
+            BrokerUnreachableError: if no broker answered.
         """
         topics = {topic for topic, _ in self.partitions}
         urgent = any(self._client.differs(topic, self._positions.ids.get(topic)) for topic in topics)
@@ -89,8 +89,8 @@ class Assignment:
         """Request the topics' metadata, wait for them, and follow them. Returns True if the assignment changed.
 
         Raises:
-            KafkaError: If the broker did not answer; nothing has changed then.
-            BrokerUnreachableError: If no broker answered; nothing has changed then.
+            KafkaError: if the broker did not answer; nothing has changed then.
+            BrokerUnreachableError: if no broker answered; nothing has changed then.
         """
         return self._follow(self._lookup.fetch(self._client.manager, timeout_ms), timeout_ms)
 
@@ -151,7 +151,7 @@ class Assignment:
         """Continue with a new client.
 
         Raises:
-            BrokerUnreachableError: If no broker answers.
+            BrokerUnreachableError: if no broker answers.
         """
         self._client.reopen()
         self._assign()
@@ -160,7 +160,7 @@ class Assignment:
         """Set the partition aside that an error is about, and read the others again.
 
         Raises:
-            ConsumeError: If the error is about no partition in particular.
+            ConsumeError: if the error is about no partition in particular.
         """
         at = failed_partition(error)
         if isinstance(error, TopicAuthorizationFailedError):
@@ -181,8 +181,8 @@ class Assignment:
             None if fresh metadata changed the assignment: a recreated topic is not a truncated log.
 
         Raises:
-            KafkaError: If the broker did not answer.
-            BrokerUnreachableError: If no broker answered.
+            KafkaError: if the broker did not answer.
+            BrokerUnreachableError: if no broker answered.
         """
         return None if self.refresh() else self._bounds(self.partitions, REFRESH_TIMEOUT_MS)
 

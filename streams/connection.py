@@ -112,7 +112,7 @@ def open_client(build: Callable[..., Client], connection: KafkaConnection, **opt
         **options: further options of the client.
 
     Raises:
-        BrokerUnreachableError: If no broker answers within `bootstrap_timeout_ms`, or refuses the connection, or no
+        BrokerUnreachableError: if no broker answers within `bootstrap_timeout_ms`, or refuses the connection, or no
             broker can be reached at its advertised address.
     """
     problem = bootstrap_problem(connection)
@@ -227,7 +227,7 @@ def wait_for_broker(
         True once a broker has answered, False if `stop` was set first.
 
     Raises:
-        BrokerUnreachableError: If no broker answered within `timeout_seconds`.
+        BrokerUnreachableError: if no broker answered within `timeout_seconds`.
     """
     began = time.monotonic()
     stop = stop or threading.Event()

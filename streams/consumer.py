@@ -52,9 +52,9 @@ class PartitionConsumer:
         topics: the names of the topics.
 
     Raises:
-        BrokerUnreachableError: If no broker answers.
-        TopicError: If a topic is being deleted at this moment.
-        ValueError: If an argument is out of its range.
+        BrokerUnreachableError: if no broker answers.
+        TopicError: if a topic is being deleted at this moment.
+        ValueError: if an argument is out of its range.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class PartitionConsumer:
             max_records: the largest number of records to return.
 
         Raises:
-            ConsumeError: If the broker refuses the records of all topics.
+            ConsumeError: if the broker refuses the records of all topics.
         """
         deadline = time.monotonic() + timeout_seconds
         while self._pacing.wait_for_turn(deadline):
@@ -152,8 +152,8 @@ class PartitionConsumer:
         """Check that all topics can be read, for a reader that does not wait.
 
         Raises:
-            TopicError: If a topic cannot be read.
-            MissingTopicError: If a topic does not exist.
+            TopicError: if a topic cannot be read.
+            MissingTopicError: if a topic does not exist.
         """
         for name, problem in self.problems().items():
             raise MissingTopicError(problem) if name in self._positions.missing else TopicError(problem)
@@ -186,8 +186,8 @@ class PartitionConsumer:
         """Return the end up to which each assigned partition can be read; an open transaction ends it.
 
         Raises:
-            BrokerUnreachableError: If no broker answers in time.
-            TopicError: If a partition has no leader, as when its topic has just been deleted.
+            BrokerUnreachableError: if no broker answers in time.
+            TopicError: if a partition has no leader, as when its topic has just been deleted.
         """
         try:
             return self._client.stable_ends(self._assignment.partitions, int(timeout_seconds * 1000))
@@ -208,8 +208,8 @@ class PartitionConsumer:
         Records of a transaction that is still open count.
 
         Raises:
-            BrokerUnreachableError: If no broker answers in time.
-            TopicError: If a partition has no leader, as when its topic has just been deleted.
+            BrokerUnreachableError: if no broker answers in time.
+            TopicError: if a partition has no leader, as when its topic has just been deleted.
         """
         timeout_ms = int(timeout_seconds * 1000)
         try:

@@ -99,8 +99,8 @@ class DeadLetterWriter:
         pseudonymise: replaces an id by its pseudonym; required for `redact`.
 
     Raises:
-        BrokerUnreachableError: If no broker answers.
-        ValueError: If the policy is `redact` and `pseudonymise` is missing.
+        BrokerUnreachableError: if no broker answers.
+        ValueError: if the policy is `redact` and `pseudonymise` is missing.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class DeadLetterWriter:
         If the broker is unreachable, the waiting letters drop their payloads first: these are still in the log.
 
         Raises:
-            DeliveryError: If too many letters wait even so. The letter is among them.
+            DeliveryError: if too many letters wait even so. The letter is among them.
         """
         letter = self._policy.apply(letter)
         if _size_bytes(letter) >= DEAD_LETTER_MAX_BYTES - _OVERHEAD_BYTES:
@@ -148,7 +148,7 @@ class DeadLetterWriter:
                 missing topic may take some seconds more.
 
         Raises:
-            DeliveryError: If a letter was not confirmed.
+            DeliveryError: if a letter was not confirmed.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while self._waiting:
@@ -161,7 +161,7 @@ class DeadLetterWriter:
             timeout_seconds: the longest time to wait, as for `flush`.
 
         Raises:
-            DeliveryError: If a letter was not confirmed.
+            DeliveryError: if a letter was not confirmed.
         """
         try:
             self.flush(timeout_seconds)

@@ -68,7 +68,7 @@ class EmbeddedBroker:
         """Start the broker and wait until it answers.
 
         Raises:
-            EmbeddedBrokerError: If it does not start, or another broker uses the data directory.
+            EmbeddedBrokerError: if it does not start, or another broker uses the data directory.
         """
         self._data_dir.mkdir(parents=True, exist_ok=True)
         self._lock_data_dir()

@@ -73,7 +73,7 @@ def epoch_ms(value: object) -> object:
     """Turn an RFC 3339 time into epoch milliseconds; return other values to pydantic unchanged.
 
     Raises:
-        ValueError: If a text is no RFC 3339 time, a time carries no UTC offset, or a number is not in milliseconds.
+        ValueError: if a text is no RFC 3339 time, a time carries no UTC offset, or a number is not in milliseconds.
 
     >>> epoch_ms("2026-01-01T00:00:01.5Z")
     1767225601500

@@ -303,7 +303,7 @@ def copy_store(source: Path, target: Path) -> None:
         target: the file to create.
 
     Raises:
-        sqlite3.Error: If the source is damaged, or the copy cannot be written.
+        sqlite3.Error: if the source is damaged, or the copy cannot be written.
     """
     old, new = _connect_read_only(source), sqlite3.connect(target)
     try:
@@ -319,8 +319,8 @@ def check_store(path: Path) -> dict[str, str]:
     """Check the file of a store for damage without writing to it, and return its values of `JoinStore.meta`.
 
     Raises:
-        JoinStoreError: If the file is damaged.
-        sqlite3.Error: If the file cannot be read, or is no store.
+        JoinStoreError: if the file is damaged.
+        sqlite3.Error: if the file cannot be read, or is no store.
     """
     with closing(_connect_read_only(path)) as db:
         (result,) = db.execute("PRAGMA quick_check(1)").fetchone()

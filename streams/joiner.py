@@ -51,7 +51,7 @@ class Joiner:
         dedupe_horizon: the number of event ids that are remembered; a repeat from further back counts as new.
 
     Raises:
-        ValueError: If a limit is out of its range.
+        ValueError: if a limit is out of its range.
     """
 
     def __init__(
@@ -322,7 +322,7 @@ class Joiner:
         """Restore what `state` returned, over the store that was committed with it.
 
         Raises:
-            StateVersionError: If another release wrote the state.
+            StateVersionError: if another release wrote the state.
         """
         if state.get("version") != STATE_VERSION:
             raise StateVersionError(

@@ -24,7 +24,7 @@ class LogClient:
         connection: the brokers to read from.
 
     Raises:
-        BrokerUnreachableError: If no broker answers.
+        BrokerUnreachableError: if no broker answers.
     """
 
     def __init__(self, connection: KafkaConnection) -> None:
@@ -40,7 +40,7 @@ class LogClient:
         """Replace the client by a new one without assignment, buffered records, fetch sessions and cached metadata.
 
         Raises:
-            BrokerUnreachableError: If no broker answers; the old client stays in use.
+            BrokerUnreachableError: if no broker answers; the old client stays in use.
         """
         old, self._consumer = self._consumer, self._open()
         old.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
@@ -93,7 +93,7 @@ class LogClient:
         """Request the first offset of each partition.
 
         Raises:
-            KafkaError: If the request was not answered.
+            KafkaError: if the request was not answered.
         """
         return _list_offsets(self._consumer.beginning_offsets, partitions, timeout_ms)
 
@@ -101,7 +101,7 @@ class LogClient:
         """Request the offset up to which each partition can be read: an open transaction ends it.
 
         Raises:
-            KafkaError: If the request was not answered.
+            KafkaError: if the request was not answered.
         """
         return _list_offsets(self._consumer.end_offsets, partitions, timeout_ms)
 
@@ -109,7 +109,7 @@ class LogClient:
         """Request the end of each partition, including records of open transactions.
 
         Raises:
-            KafkaError: If the request was not answered.
+            KafkaError: if the request was not answered.
         """
         # A request for offsets uses the isolation level of its fetcher. This fetcher fetches nothing.
         lookup = Fetcher(self._consumer._client, self._consumer._subscription, isolation_level="read_uncommitted")

@@ -24,7 +24,7 @@ class RecordLookup:
         connection: the brokers to read from.
 
     Raises:
-        BrokerUnreachableError: If no broker answers.
+        BrokerUnreachableError: if no broker answers.
     """
 
     def __init__(self, connection: KafkaConnection) -> None:
@@ -61,9 +61,9 @@ class RecordLookup:
             offset: the offset of the record.
 
         Raises:
-            BrokerUnreachableError: If no broker answers in time.
-            ConsumeError: If the broker refuses the record.
-            UndecodableBatchError: If its batch is corrupt, or compressed with a codec that is not available.
+            BrokerUnreachableError: if no broker answers in time.
+            ConsumeError: if the broker refuses the record.
+            UndecodableBatchError: if its batch is corrupt, or compressed with a codec that is not available.
         """
         at = KafkaPartition(topic, partition)
         try:

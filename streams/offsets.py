@@ -19,7 +19,7 @@ def parse_partition_name(name: str) -> TopicPartition:
     """Return the topic and partition that `partition_name` encoded.
 
     Raises:
-        ValueError: If the text is not the name of a partition.
+        ValueError: if the text is not the name of a partition.
 
     >>> parse_partition_name("shop.clicks/3")
     ('shop.clicks', 3)

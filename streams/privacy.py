@@ -78,7 +78,7 @@ def pseudonymiser(settings: PrivacySettings, *, make: bool = True) -> Pseudonymi
         make: whether to generate a missing secret and write it to `secret_file`.
 
     Raises:
-        SecretError: If the file cannot be read or created, or contains no secret.
+        SecretError: if the file cannot be read or created, or contains no secret.
     """
     if settings.secret is not None:
         # In an ASCII locale, other characters of the environment are surrogate escapes, which encode to the same bytes.

@@ -49,7 +49,7 @@ class EventProducer:
         failed: the number of records that failed.
 
     Raises:
-        BrokerUnreachableError: If no broker answers.
+        BrokerUnreachableError: if no broker answers.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class EventProducer:
         """Send one event; block only while too many bytes are unconfirmed.
 
         Raises:
-            EventTooLargeError: If the event is larger than a broker accepts.
-            DeliveryError: If the topic does not accept records.
+            EventTooLargeError: if the event is larger than a broker accepts.
+            DeliveryError: if the topic does not accept records.
         """
         value = event.model_dump_json(exclude_none=True).encode()
         self._send(self._topics.of_kind(event.KIND), event.key().encode(), value, event)
@@ -97,8 +97,8 @@ class EventProducer:
         """Send bytes as they are: to replay a rejected record, or to remove an item (its key, no value).
 
         Raises:
-            EventTooLargeError: If the value is larger than a broker accepts.
-            DeliveryError: If the topic does not accept records.
+            EventTooLargeError: if the value is larger than a broker accepts.
+            DeliveryError: if the topic does not accept records.
         """
         self._send(topic, key, value, None)
 
@@ -106,7 +106,7 @@ class EventProducer:
         """Wait until the broker has answered for every record that was sent.
 
         Raises:
-            DeliveryError: If records failed since the last flush, or it takes longer than `timeout_seconds`.
+            DeliveryError: if records failed since the last flush, or it takes longer than `timeout_seconds`.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: not self._pending, timeout_seconds):
@@ -119,7 +119,7 @@ class EventProducer:
         """Flush and close the connection; closing twice is allowed.
 
         Raises:
-            DeliveryError: If a record was not confirmed.
+            DeliveryError: if a record was not confirmed.
         """
         try:
             self.flush(timeout_seconds)

@@ -19,7 +19,7 @@ def start_offsets(connection: KafkaConnection, topics: Sequence[str], events: in
         events: the number of newest events to read, over all partitions together.
 
     Raises:
-        BrokerUnreachableError: If no broker answers.
+        BrokerUnreachableError: if no broker answers.
     """
     if not topics:
         return {}, {}

@@ -49,8 +49,8 @@ def check_topics(connection: KafkaConnection, topics: Topics) -> list[TopicState
         topics: the names of the topics.
 
     Raises:
-        BrokerUnreachableError: If no broker answers.
-        TopicError: If the broker does not describe its topics.
+        BrokerUnreachableError: if no broker answers.
+        TopicError: if the broker does not describe its topics.
     """
     needs: dict[str, TopicNeeds | None] = {**topics.needs(), **dict.fromkeys(topics.dialects)}
     with_items = set(topics.catalogues())
@@ -62,8 +62,8 @@ def catalogue_problems(connection: KafkaConnection, topics: Topics) -> list[str]
     """Return the problems of topics that lose items of the catalogue; topics that may not be described are skipped.
 
     Raises:
-        BrokerUnreachableError: If no broker answers.
-        TopicError: If the broker does not describe its topics.
+        BrokerUnreachableError: if no broker answers.
+        TopicError: if the broker does not describe its topics.
     """
     names = topics.catalogues()
     _, settings = _describe(connection, names)

@@ -36,8 +36,8 @@ def ensure_topics(
         The names of the topics that were created.
 
     Raises:
-        BrokerUnreachableError: If no broker answers.
-        TopicError: If the broker refuses to create one.
+        BrokerUnreachableError: if no broker answers.
+        TopicError: if the broker refuses to create one.
     """
     admin = open_client(KafkaAdminClient, connection)
     try:

@@ -63,7 +63,7 @@ class MetadataLookup:
             problems: whether a topic cannot be read.
 
         Raises:
-            KafkaError: If the request failed.
+            KafkaError: if the request failed.
         """
         now = time.monotonic()
         if self._pending is None:
@@ -89,7 +89,7 @@ class MetadataLookup:
             timeout_ms: the longest time to wait.
 
         Raises:
-            KafkaError: If the request failed, or was not answered in time.
+            KafkaError: if the request failed, or was not answered in time.
         """
         self._pending = None
         self._requested = time.monotonic()

@@ -91,7 +91,7 @@ class Topics(BaseModel):
         """Return the topic of a kind of event.
 
         Raises:
-            KeyError: If there is no such kind.
+            KeyError: if there is no such kind.
         """
         by_kind = {
             "impression": self.impressions,

@@ -21,10 +21,10 @@ def read_to_end(connection: KafkaConnection, topic: str) -> Iterator[Record]:
         topic: the name of the topic.
 
     Raises:
-        BrokerUnreachableError: If no broker answers.
-        MissingTopicError: If the topic does not exist.
-        TopicError: If the topic cannot be read now.
-        ConsumeError: If the broker does not return records that the topic has.
+        BrokerUnreachableError: if no broker answers.
+        MissingTopicError: if the topic does not exist.
+        TopicError: if the topic cannot be read now.
+        ConsumeError: if the broker does not return records that the topic has.
     """
     with closing(PartitionConsumer(connection, [topic])) as consumer:
         consumer.check_readable()

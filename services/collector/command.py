@@ -23,9 +23,9 @@ def run(settings: Settings) -> None:
         settings: the settings of the process.
 
     Raises:
-        KeysError: The keys file cannot be used.
-        SpoolError: The spool cannot be opened, or another collector uses it.
-        ServeError: The address cannot be listened on.
+        KeysError: the keys file cannot be used.
+        SpoolError: the spool cannot be opened, or another collector uses it.
+        ServeError: the address cannot be listened on.
     """
     section = settings.collector
     series = new_registry()

@@ -63,7 +63,7 @@ class Spool:
         max_bytes: the most bytes of keys and values in the queue.
 
     Raises:
-        SpoolError: The file cannot be opened, is not a spool, or is used by another process.
+        SpoolError: the file cannot be opened, is not a spool, or is used by another process.
     """
 
     def __init__(self, path: Path, *, max_events: int, max_bytes: int) -> None:
@@ -93,8 +93,8 @@ class Spool:
             events: the events to keep until Kafka has them.
 
         Raises:
-            SpoolFullError: The events do not fit.
-            SpoolError: The disk does not take them.
+            SpoolFullError: the events do not fit.
+            SpoolError: the disk does not take them.
         """
         size_bytes = sum(event.size_bytes for event in events)
         now_ms = time.time_ns() // 1_000_000
@@ -114,7 +114,7 @@ class Spool:
             max_bytes: the size of all returned events at which no further one is added.
 
         Raises:
-            SpoolError: The file cannot be read.
+            SpoolError: the file cannot be read.
         """
         entries: list[SpoolEntry] = []
         with self._lock, _as_spool_error(self._path):
@@ -134,7 +134,7 @@ class Spool:
             entries: the result of `oldest`, or its beginning.
 
         Raises:
-            SpoolError: The disk does not take the change; the events are still in the queue.
+            SpoolError: the disk does not take the change; the events are still in the queue.
         """
         with self._lock:
             self._write("DELETE FROM spool WHERE sequence <= ?", [(entries[-1].sequence,)])
@@ -154,7 +154,7 @@ class Spool:
         """Return when the oldest event was accepted, epoch milliseconds; None if the queue is empty.
 
         Raises:
-            SpoolError: The file cannot be read.
+            SpoolError: the file cannot be read.
         """
         with self._lock, _as_spool_error(self._path):
             row = self._db.execute("SELECT accepted_ms FROM spool ORDER BY sequence LIMIT 1").fetchone()

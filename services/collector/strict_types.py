@@ -19,7 +19,7 @@ def require_json_types(fields: object, event: Event) -> None:
         event: the event that was validated from it.
 
     Raises:
-        ValueError: A field has another JSON type than its schema, or the time is in no documented format.
+        ValueError: a field has another JSON type than its schema, or the time is in no documented format.
     """
     values = dict(event)
     del values["ts"]  # it may be a number or a text

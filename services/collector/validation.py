@@ -44,7 +44,7 @@ def validate_body(body: bytes, *, max_events: int) -> list[ValidatedEvent]:
         max_events: the most events of one request.
 
     Raises:
-        ProblemError: The request as a whole is invalid.
+        ProblemError: the request as a whole is invalid.
     """
     parsed = _parse(body)
     if not isinstance(parsed, dict):

@@ -63,7 +63,7 @@ def read_items(path: Path, *, refused: RefusedRows | None = None) -> Iterator[It
         One item per row, in file order.
 
     Raises:
-        InputError: The file cannot be read, lacks a column, or a row is not a valid item.
+        InputError: the file cannot be read, lacks a column, or a row is not a valid item.
     """
     stem, lengths = _stem(path), dict[str, int]()
     refused = refused or RefusedRows()
@@ -99,7 +99,7 @@ def read_events(
         One event per row, in file order.
 
     Raises:
-        InputError: The file cannot be read, lacks a column, or a row is not a valid event.
+        InputError: the file cannot be read, lacks a column, or a row is not a valid event.
     """
     stem, taken = _stem(path), 0
     refused = refused or RefusedRows()
@@ -130,7 +130,7 @@ def item_of_row(row: Row, *, event_id: str, ts: int) -> Item:
         ts: the event's time, epoch milliseconds.
 
     Raises:
-        ValueError: A cell breaks a rule.
+        ValueError: a cell breaks a rule.
     """
     return Item.model_validate(
         {
@@ -165,7 +165,7 @@ def event_of_row(row: Row, kind: str, *, event_id: str, ts: int, scenario: str) 
         scenario: the scenario of the event.
 
     Raises:
-        ValueError: A cell breaks a rule.
+        ValueError: a cell breaks a rule.
     """
     session_id = row.get("session_id") or None
     common = {
@@ -291,7 +291,7 @@ def _usable(row: InputRow) -> Row:
     """Return the cells of a row.
 
     Raises:
-        ValueError: The row cannot be used.
+        ValueError: the row cannot be used.
     """
     if row.fault is not None:
         raise ValueError(row.fault)

@@ -21,8 +21,8 @@ def validate_event(fields: object, *, kind: str | None = None) -> Event:
         kind: the kind of event if the fields do not name one.
 
     Raises:
-        ValueError: The event breaks a rule, which `describe_error` renders.
-        RecursionError: The event is nested too deeply.
+        ValueError: the event breaks a rule, which `describe_error` renders.
+        RecursionError: the event is nested too deeply.
     """
     if not isinstance(fields, dict):
         raise ValueError(f"an event must be a JSON object, got {type(fields).__name__}")

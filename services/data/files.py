@@ -54,7 +54,7 @@ def open_text(path: Path) -> Iterator[IO[str]]:
     """Open a file as text.
 
     Raises:
-        InputError: The file is missing, empty, or in a format that is not text.
+        InputError: the file is missing, empty, or in a format that is not text.
     """
     try:
         with path.open("rb") as file, as_text(file, path) as text:
@@ -86,7 +86,7 @@ def as_text(binary: IO[bytes], path: Path) -> Iterator[IO[str]]:
         path: the file's name in errors.
 
     Raises:
-        InputError: The file is empty or in a format that is not text.
+        InputError: the file is empty or in a format that is not text.
     """
     unpacked = _buffered(binary)
     while _head(unpacked).startswith(GZIP_MAGIC):

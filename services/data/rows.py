@@ -59,7 +59,7 @@ class RefusedRows:
         """Count a row, and name it if it is one of the first.
 
         Raises:
-            InputError: The first refused row is an error (`strict`).
+            InputError: the first refused row is an error (`strict`).
         """
         if self.strict:
             raise InputError(problem)
@@ -100,7 +100,7 @@ def table_rows(
         instead: the remedy for a missing column, by its name.
 
     Raises:
-        InputError: A column is missing, the header cannot be used, or there is no row.
+        InputError: a column is missing, the header cannot be used, or there is no row.
     """
     delimiter, columns, header_lines = _header(lines, path, known)
     _require_columns(path, columns, required, instead or {})

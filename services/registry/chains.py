@@ -23,9 +23,9 @@ def verify_chain(
         The manifests of the chain, the full version first.
 
     Raises:
-        VersionNotKeptError: The version is not in the registry.
-        ChainRefusedError: A link is missing, damaged or not signed as it must be.
-        RegistryUnavailableError: The store failed.
+        VersionNotKeptError: the version is not in the registry.
+        ChainRefusedError: a link is missing, damaged or not signed as it must be.
+        RegistryUnavailableError: the store failed.
     """
     if version not in registry.versions(scenario):
         raise VersionNotKeptError(

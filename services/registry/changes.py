@@ -48,7 +48,7 @@ class Change(BaseModel):
             by: the name of the caller.
 
         Raises:
-            RolloutError: The change would break the rules of a rollout.
+            RolloutError: the change would break the rules of a rollout.
         """
         raise NotImplementedError
 
@@ -92,7 +92,7 @@ class Rollback(Change):
         """Return the rollout after the change.
 
         Raises:
-            RolloutError: There is no earlier version, or the named one is not earlier.
+            RolloutError: there is no earlier version, or the named one is not earlier.
         """
         stable, newest = now.stable_or(published[-1]), _newest_served(now, published[-1])
         earlier = [version for version in published if version < newest]
@@ -193,10 +193,10 @@ def apply_change(
         verify: checks the signatures of versions that are to be served; None checks none.
 
     Raises:
-        RolloutError: The change would break the rules of a rollout (`RolloutConflictError`: it was changed meanwhile;
+        RolloutError: the change would break the rules of a rollout (`RolloutConflictError`: it was changed meanwhile;
             `ChainRefusedError`: a version cannot be served).
-        VersionNotFoundError: A named version is not in the registry.
-        RegistryError: The registry is read-only, or cannot be used.
+        VersionNotFoundError: a named version is not in the registry.
+        RegistryError: the registry is read-only, or cannot be used.
     """
     now = registry.rollout(scenario)
     if change.if_revision is not None and change.if_revision != now.revision:
@@ -242,7 +242,7 @@ def _past_ms(change: Rollback) -> int:
     """Return the time to go back to, epoch milliseconds.
 
     Raises:
-        RolloutError: The text is no time, the time lies in the future, or a version is named as well.
+        RolloutError: the text is no time, the time lies in the future, or a version is named as well.
     """
     if change.version is not None:
         raise RolloutError(f"a rollback takes `version` or `to`, got both: {change.version} and {change.to!r}")
@@ -266,8 +266,8 @@ def _version_at(registry: AdapterRegistry, scenario: str, published: Sequence[in
         below: the newest version that is served.
 
     Raises:
-        RolloutError: No version is kept that far back, or it is not below the version that is served.
-        RegistryUnavailableError: The store failed.
+        RolloutError: no version is kept that far back, or it is not below the version that is served.
+        RegistryUnavailableError: the store failed.
     """
     candidate = None
     for version in reversed(published):

@@ -37,7 +37,7 @@ class RegistryClient(Protocol):
         """Return the workers that report to the registry process; None if there is no process, or an older one.
 
         Raises:
-            RegistryUnavailableError: The process does not answer.
+            RegistryUnavailableError: the process does not answer.
         """
 
 
@@ -57,8 +57,8 @@ class DirectClient:
         """Make a change and return the rollout that holds now.
 
         Raises:
-            RegistryError: The change breaks a rule, names a version that cannot be served, or the store failed.
-            SigningKeyError: A public key of `signing.public_keys` cannot be read.
+            RegistryError: the change breaks a rule, names a version that cannot be served, or the store failed.
+            SigningKeyError: a public key of `signing.public_keys` cannot be read.
         """
         by = _user_name()
         with self._audit.call(action_name(change), by=by, scenario=scenario, asked=request_body(change)):
@@ -89,8 +89,8 @@ class HttpClient:
         """Make a change and return the rollout that holds now.
 
         Raises:
-            RegistryError: The process refused the change; the text has its reason.
-            RegistryUnavailableError: The process does not answer.
+            RegistryError: the process refused the change; the text has its reason.
+            RegistryUnavailableError: the process does not answer.
         """
         url, body = f"{self._url}/v1/adapters/{scenario}/{PATHS[type(change)]}", request_body(change)
         try:
@@ -113,7 +113,7 @@ class HttpClient:
         """Return the workers that report to the registry process; None if its release does not list them.
 
         Raises:
-            RegistryUnavailableError: The process does not answer.
+            RegistryUnavailableError: the process does not answer.
         """
         url = f"{self._url}/v1/adapters/{scenario}/workers"
         try:
@@ -135,7 +135,7 @@ def open_client(settings: Settings) -> RegistryClient:
         settings: the settings of the process.
 
     Raises:
-        RegistryAddressError: No kind of store is known for the address.
+        RegistryAddressError: no kind of store is known for the address.
     """
     url = settings.registry.url
     return (

@@ -22,10 +22,10 @@ def run(settings: Settings) -> None:
         settings: the settings of the process.
 
     Raises:
-        KeysError: The keys file cannot be used.
-        RegistryAddressError: No kind of store is known for the registry's address.
-        SigningKeyError: A public key of `signing.public_keys` cannot be read.
-        ServeError: The address cannot be listened on.
+        KeysError: the keys file cannot be used.
+        RegistryAddressError: no kind of store is known for the registry's address.
+        SigningKeyError: a public key of `signing.public_keys` cannot be read.
+        ServeError: the address cannot be listened on.
     """
     section = settings.registry
     log.info("registry_starting", registry_url=section.url)

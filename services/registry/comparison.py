@@ -69,9 +69,9 @@ def compare(registry: AdapterRegistry, scenario: str, first: int, second: int, *
         tensors: whether to fetch both and compare adapter, heads and projections.
 
     Raises:
-        VersionNotFoundError: One of them is not in the registry.
-        BundleError: One of them is damaged.
-        RegistryUnavailableError: The store failed.
+        VersionNotFoundError: one of them is not in the registry.
+        BundleError: one of them is damaged.
+        RegistryUnavailableError: the store failed.
     """
     before, after = registry.manifest(scenario, first), registry.manifest(scenario, second)
     return Comparison(

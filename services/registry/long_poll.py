@@ -49,8 +49,8 @@ class LongPoll(Generic[T]):
         """Return the value, at once if its tag is not in `other_than`, else when that changes or the time is up.
 
         Raises:
-            RegistryError: The registry cannot be read, or the scenario's name is invalid.
-            BundleError: The manifest is damaged.
+            RegistryError: the registry cannot be read, or the scenario's name is invalid.
+            BundleError: the manifest is damaged.
         """
         deadline_seconds = time.monotonic() + wait_seconds
         cached = self._cache.setdefault(scenario, _CachedValue())

@@ -16,8 +16,8 @@ def manifests(registry: AdapterRegistry, scenario: str) -> Iterator[Manifest]:
     """Yield the manifests of all versions, oldest first.
 
     Raises:
-        BundleError: A manifest is damaged.
-        RegistryUnavailableError: The store failed.
+        BundleError: a manifest is damaged.
+        RegistryUnavailableError: the store failed.
     """
     for version in registry.versions(scenario):
         with suppress(VersionNotFoundError):  # pruned since the listing
@@ -61,9 +61,9 @@ def version_details(registry: AdapterRegistry, scenario: str, version: int | Non
         version: the version's number; None is the stable version.
 
     Raises:
-        VersionNotFoundError: There is no such version, or no version at all.
-        BundleError: The version is damaged.
-        RegistryUnavailableError: The store failed.
+        VersionNotFoundError: there is no such version, or no version at all.
+        BundleError: the version is damaged.
+        RegistryUnavailableError: the store failed.
     """
     rollout, latest = registry.rollout(scenario), registry.latest(scenario)
     if latest is None:
@@ -86,9 +86,9 @@ def verify_version(registry: AdapterRegistry, scenario: str, version: int | None
         verify: checks signatures against trusted keys; None checks none.
 
     Raises:
-        VersionNotFoundError: A link is missing, or there is no version at all.
-        BundleError: A link is damaged, or not signed as it must be.
-        RegistryUnavailableError: The store failed.
+        VersionNotFoundError: a link is missing, or there is no version at all.
+        BundleError: a link is damaged, or not signed as it must be.
+        RegistryUnavailableError: the store failed.
     """
     details = version_details(registry, scenario, version)
     lines = []

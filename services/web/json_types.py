@@ -12,7 +12,7 @@ def rfc_3339_only(value: object) -> object:
     """Refuse texts that Python parses as a time although they are not RFC 3339.
 
     Raises:
-        ValueError: The value is such a text.
+        ValueError: the value is such a text.
     """
     if isinstance(value, str) and re.fullmatch(TIMESTAMP_PATTERN, value) is None:
         raise ValueError(
@@ -26,7 +26,7 @@ def _number_only(value: object) -> object:
     """Refuse texts and booleans, which pydantic would convert to numbers; 5.0 is as whole as 5, as in JSON Schema.
 
     Raises:
-        ValueError: The value is a text or a boolean.
+        ValueError: the value is a text or a boolean.
     """
     if isinstance(value, str | bool):
         raise ValueError(f"must be a whole number, got {value!r:.40}; write it without quotes")

@@ -46,8 +46,8 @@ def start_metrics_server(
         access: the access rules; None lets everyone in.
 
     Raises:
-        KeysError: The keys file cannot be used.
-        ServeError: The address cannot be listened on, or needs keys.
+        KeysError: the keys file cannot be used.
+        ServeError: the address cannot be listened on, or needs keys.
     """
     served = ExitStack()
     url = served.enter_context(running(_application(registry, access or AccessRules()), host=host, port=port))

@@ -66,7 +66,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         port: the port to listen on; 0 takes a free one, which the printed line names.
 
     Raises:
-        ServeError: The address cannot be listened on or needs keys, or the certificate cannot be read.
+        ServeError: the address cannot be listened on or needs keys, or the certificate cannot be read.
     """
     options = _server_options(app)
     require_keys_beyond_loopback(host, options.security)
@@ -88,7 +88,7 @@ def require_keys_beyond_loopback(host: str, security: SecuritySettings) -> None:
         security: the section of the settings that names the keys file.
 
     Raises:
-        ExposedError: The address is not loopback's, no keys file is set, and `security.open_to_all` is not set.
+        ExposedError: the address is not loopback's, no keys file is set, and `security.open_to_all` is not set.
     """
     if security.keys_file is None and not security.open_to_all and not _is_loopback(host):
         raise ExposedError(
@@ -116,7 +116,7 @@ def running(app: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Iterator
         port: the port to listen on; 0 takes a free one.
 
     Raises:
-        ServeError: The address cannot be listened on, or the application did not start.
+        ServeError: the address cannot be listened on, or the application did not start.
     """
     options = _server_options(app)
     require_keys_beyond_loopback(host, options.security)

@@ -139,7 +139,7 @@ def decode_ga4(source: SourceRecord) -> Decoded:
         source: a row of the export, a request of the Measurement Protocol, or one event.
 
     Raises:
-        ValidationError: If the record does not conform to GA4.
+        ValidationError: if the record does not conform to GA4.
     """
     record = _json_object.validate_json(source.payload)
     events = _Envelope.model_validate(record).events

@@ -89,7 +89,7 @@ def decode_metarank(source: SourceRecord) -> Decoded:
         source: the record of one event.
 
     Raises:
-        ValidationError: If the event does not conform to Metarank's format or to our own rules.
+        ValidationError: if the event does not conform to Metarank's format or to our own rules.
     """
     kind = _Envelope.model_validate_json(source.payload).event
     if kind == "ranking":

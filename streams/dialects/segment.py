@@ -124,7 +124,7 @@ def decode_segment(source: SourceRecord) -> Decoded:
         source: one call as Segment or RudderStack deliver it.
 
     Raises:
-        ValidationError: If the call does not conform to their specification.
+        ValidationError: if the call does not conform to their specification.
     """
     call = _Call.model_validate_json(source.payload)
     if call.type != "track" or not isinstance(call.event, str):

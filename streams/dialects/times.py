@@ -24,7 +24,7 @@ def epoch_milliseconds(value: object) -> object:
         value: a number, its digits, or another form of time.
 
     Raises:
-        ValueError: If it is in another unit, or is a time before September 2001.
+        ValueError: if it is in another unit, or is a time before September 2001.
     """
     return _epoch(value, "milliseconds")
 
@@ -36,7 +36,7 @@ def epoch_microseconds(value: object) -> object:
         value: a number or its digits.
 
     Raises:
-        ValueError: If it is in another unit, is a time before September 2001, or is true or false.
+        ValueError: if it is in another unit, is a time before September 2001, or is true or false.
     """
     if isinstance(value, bool):  # pydantic would read 1 or 0
         raise ValueError(f"must be epoch microseconds, got {value}")

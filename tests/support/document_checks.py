@@ -12,10 +12,10 @@ def check_document(url: str, directory: Path, *, operations: int, cases: int = 8
     """Sends requests with all checks of schemathesis on, none of which may fail.
 
     Args:
-        url: Of the document.
-        directory: Where schemathesis runs.
-        operations: How many the document has; each is to be tried.
-        cases: Of an operation and phase; the whole run is in docs/how-to/application/rank.md.
+        url: of the document.
+        directory: where schemathesis runs.
+        operations: how many the document has; each is to be tried.
+        cases: of an operation and phase; the whole run is in docs/how-to/application/rank.md.
     """
     made = [f"--max-examples={cases}", "--seed=1", "--no-shrink", "--generation-database=none", "--no-color"]
     command = [*SCHEMATHESIS, "run", url, "--checks=all", *made]

@@ -12,13 +12,13 @@ class DrippingRegistry:
     """An HTTP server over the files of a registry that drips from a given part of each answer on.
 
     Args:
-        root: Directory of the registry.
+        root: directory of the registry.
         drips: `head` drips from the status line on, `body` from the first byte of the body on.
-        pause_seconds: Between two bytes; each is far within any timeout of a single wait.
+        pause_seconds: between two bytes; each is far within any timeout of a single wait.
 
     Attributes:
-        url: Its address.
-        is_slow: Whether it drips at present; otherwise it answers at once.
+        url: its address.
+        is_slow: whether it drips at present; otherwise it answers at once.
     """
 
     def __init__(self, root: Path, *, drips: str, pause_seconds: float = 0.05) -> None:

@@ -18,10 +18,10 @@ def damage_batch(segment: Path, number: int, *, codec: int | None = None, fix_cr
     """Overwrite the records of a batch, or only the codec that it names.
 
     Args:
-        segment: The file.
-        number: Position of the batch in the file.
-        codec: Codec to name instead of overwriting the records.
-        fix_crc: Whether the checksum agrees with the damage.
+        segment: the file.
+        number: position of the batch in the file.
+        codec: codec to name instead of overwriting the records.
+        fix_crc: whether the checksum agrees with the damage.
     """
     log = bytearray(segment.read_bytes())
     start = 0

@@ -43,7 +43,7 @@ def run(
         strict: whether to stop at the first bad row instead of skipping it.
 
     Raises:
-        SettingsError: Optuna is not installed, or `out` cannot be written.
+        SettingsError: optuna is not installed, or `out` cannot be written.
         InputError: the data cannot be read, or there are too few events.
     """
     if find_spec("optuna") is None:

@@ -215,7 +215,7 @@ def _change(
     """Change the rollout, print the new one, and wait until all visible workers follow it.
 
     Raises:
-        typer.Exit: A worker does not follow in time, or the rollout was changed again meanwhile; the status is 1.
+        typer.Exit: a worker does not follow in time, or the rollout was changed again meanwhile; the status is 1.
     """
     from services.operate.adapters.rendering import describe_rollout, moment
     from services.operate.adapters.rollout_wait import wait_for_workers

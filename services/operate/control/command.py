@@ -46,10 +46,10 @@ def forget(settings: Settings, user_id: str) -> ForgetResult:
         user_id: the user's id in the shop's events.
 
     Raises:
-        SecretError: The secret cannot be read.
-        SecretMismatchError: The deployment uses another secret; nothing was written.
-        BrokerUnreachableError: No broker answers.
-        DeliveryError: The broker did not confirm the command.
+        SecretError: the secret cannot be read.
+        SecretMismatchError: the deployment uses another secret; nothing was written.
+        BrokerUnreachableError: no broker answers.
+        DeliveryError: the broker did not confirm the command.
     """
     # A secret made here would be unknown to the deployment, and its pseudonyms would match no one.
     pseudonymise = pseudonymiser(settings.privacy, make=False)
@@ -70,9 +70,9 @@ def quarantined(settings: Settings) -> list[Quarantined]:
     """Return the entries in quarantine, the latest first.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
-        TopicError: There is no control topic.
-        ConsumeError: The broker refuses the records.
+        BrokerUnreachableError: no broker answers.
+        TopicError: there is no control topic.
+        ConsumeError: the broker refuses the records.
     """
     entries = [command for command in _newest(settings).values() if isinstance(command, Quarantined)]
     return sorted(entries, key=lambda entry: entry.why.ts, reverse=True)
@@ -82,9 +82,9 @@ def guard_reports(settings: Settings) -> list[GuardReport]:
     """Return the last report of each scenario's guard on the events that it leaves out or weighs down.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
-        TopicError: There is no control topic.
-        ConsumeError: The broker refuses the records.
+        BrokerUnreachableError: no broker answers.
+        TopicError: there is no control topic.
+        ConsumeError: the broker refuses the records.
     """
     reports = [command for command in _newest(settings).values() if isinstance(command, GuardReport)]
     return sorted(reports, key=lambda report: report.scenario)
@@ -117,8 +117,8 @@ def release(settings: Settings, key: str) -> bool:
         key: `user/<pseudonym>` or `item/<item id>`, as in the entries of `quarantined`.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
-        DeliveryError: The broker did not confirm the release.
+        BrokerUnreachableError: no broker answers.
+        DeliveryError: the broker did not confirm the release.
     """
     with open_producer(settings) as producer:
         was_in = any(entry.key == key for entry in quarantined(settings))

@@ -34,11 +34,11 @@ def replay(
         dry_run: whether to only count, and send nothing.
 
     Raises:
-        LetterError: The file cannot be used; nothing was sent.
-        BrokerUnreachableError: No broker answers.
-        TopicError: The topic does not exist.
-        ConsumeError: The broker refuses the records.
-        DeliveryError: A record or its mark was not confirmed; letters marked before stay replayed.
+        LetterError: the file cannot be used; nothing was sent.
+        BrokerUnreachableError: no broker answers.
+        TopicError: the topic does not exist.
+        ConsumeError: the broker refuses the records.
+        DeliveryError: a record or its mark was not confirmed; letters marked before stay replayed.
     """
     named = letters_named(mended_file) if mended_file else None
     letters = read(settings, replace(selection, limit=None)).letters
@@ -84,8 +84,8 @@ def purge(settings: Settings, letters: list[DeadLetter]) -> None:
         letters: the letters to delete.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
-        DeliveryError: Not all deletions were confirmed; purging again is safe.
+        BrokerUnreachableError: no broker answers.
+        DeliveryError: not all deletions were confirmed; purging again is safe.
     """
     with EventProducer(settings.kafka) as producer:
         for letter in letters:

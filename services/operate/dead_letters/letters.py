@@ -65,7 +65,7 @@ def reason_named(text: str) -> Reason:
     """Return the reason with this name.
 
     Raises:
-        LetterError: There is no such reason.
+        LetterError: there is no such reason.
     """
     try:
         return Reason(text)
@@ -81,9 +81,9 @@ def read(settings: Settings, selection: Selection) -> DeadLetterListing:
         selection: the filters of the letters.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
-        TopicError: The topic does not exist.
-        ConsumeError: The broker refuses the records.
+        BrokerUnreachableError: no broker answers.
+        TopicError: the topic does not exist.
+        ConsumeError: the broker refuses the records.
     """
     newest = _newest(settings, selection.matches, payloads=False)
     letters = _oldest_first(newest)
@@ -100,9 +100,9 @@ def read_whole(settings: Settings, keys: Collection[str]) -> list[DeadLetter]:
         keys: the keys of the letters: topic/partition/offset.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
-        TopicError: The topic does not exist.
-        ConsumeError: The broker refuses the records.
+        BrokerUnreachableError: no broker answers.
+        TopicError: the topic does not exist.
+        ConsumeError: the broker refuses the records.
     """
     return _oldest_first(_newest(settings, lambda letter: letter.record_key() in keys, payloads=True))
 
@@ -115,10 +115,10 @@ def read_one(settings: Settings, key: str) -> DeadLetter:
         key: the key of the letter: topic/partition/offset.
 
     Raises:
-        LetterError: There is no such letter.
-        BrokerUnreachableError: No broker answers.
-        TopicError: The topic does not exist.
-        ConsumeError: The broker refuses the records.
+        LetterError: there is no such letter.
+        BrokerUnreachableError: no broker answers.
+        TopicError: the topic does not exist.
+        ConsumeError: the broker refuses the records.
     """
     for letter in read_whole(settings, {key}):
         return letter

@@ -21,7 +21,7 @@ def letters_named(path: Path) -> dict[str, dict[str, Any]]:
         The fields of each event, by the key of its letter.
 
     Raises:
-        LetterError: The file cannot be read, a line has another form, or a letter is named twice.
+        LetterError: the file cannot be read, a line has another form, or a letter is named twice.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -51,7 +51,7 @@ def mended(named: Mapping[str, dict[str, Any]], letters: Mapping[str, DeadLetter
         topics: the topics with the kinds of events that they carry.
 
     Raises:
-        LetterError: A letter does not exist, or an event breaks a rule.
+        LetterError: a letter does not exist, or an event breaks a rule.
     """
     events: dict[str, Event] = {}
     faults: list[str] = []

@@ -31,7 +31,7 @@ class Originals:
         settings: the settings with brokers, and the secret to compare redacted letters with the log.
 
     Raises:
-        BrokerUnreachableError: No broker answers.
+        BrokerUnreachableError: no broker answers.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -45,8 +45,8 @@ class Originals:
         such as the adapters topic.
 
         Raises:
-            BrokerUnreachableError: No broker answers.
-            ConsumeError: The broker refuses the record.
+            BrokerUnreachableError: no broker answers.
+            ConsumeError: the broker refuses the record.
         """
         topics = self._settings.topics
         if topics.kind_of(letter.topic) is None and letter.topic not in topics.dialects:

@@ -73,9 +73,9 @@ class Replay:
             The number of letters of each chunk, once it is done.
 
         Raises:
-            BrokerUnreachableError: No broker answers.
-            ConsumeError: The broker refuses a record that a letter does not contain.
-            DeliveryError: A record or its mark was not confirmed; letters marked before stay replayed.
+            BrokerUnreachableError: no broker answers.
+            ConsumeError: the broker refuses a record that a letter does not contain.
+            DeliveryError: a record or its mark was not confirmed; letters marked before stay replayed.
         """
         with closing(Originals(self._settings)) as originals:
             for chunk in _chunks(letters):

@@ -58,9 +58,9 @@ def run(settings: Settings, path: Path, *, kind: str | None = None, strict: bool
         strict: whether to stop at the first bad line.
 
     Raises:
-        InputError: The file cannot be read, or has a bad line and `strict` is set.
-        BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
-        DeliveryError: The broker did not confirm every event.
+        InputError: the file cannot be read, or has a bad line and `strict` is set.
+        BrokerUnreachableError: no broker answered within `BROKER_TIMEOUT_SECONDS`.
+        DeliveryError: the broker did not confirm every event.
     """
     summary = PublishSummary()
     name = Path("standard input") if path == STANDARD_INPUT else path

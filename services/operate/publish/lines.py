@@ -43,7 +43,7 @@ def read_file(binary: IO[bytes], path: Path, *, kind: str | None = None) -> Iter
         kind: the kind of every event; None reads `type` of each document, or the column `event_type`.
 
     Raises:
-        InputError: The file cannot be read, or lacks a required column.
+        InputError: the file cannot be read, or lacks a required column.
     """
     try:
         with as_text(binary, path) as text:

@@ -62,9 +62,9 @@ def run(
         strict: whether to stop at the first bad row instead of skipping it.
 
     Raises:
-        InputError: A file cannot be read, or has a bad row and `strict` is set.
-        BrokerUnreachableError: No broker answered.
-        DeliveryError: The broker did not confirm every event.
+        InputError: a file cannot be read, or has a bad row and `strict` is set.
+        BrokerUnreachableError: no broker answered.
+        DeliveryError: the broker did not confirm every event.
     """
     _require_readable(items, events)
     summary = ReplaySummary(refused=RefusedRows(strict=strict))

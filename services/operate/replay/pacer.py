@@ -19,7 +19,7 @@ class Pacer:
         clock: returns monotonic seconds.
 
     Raises:
-        ValueError: Both are given, or one is not above 0.
+        ValueError: both are given, or one is not above 0.
     """
 
     def __init__(

@@ -21,8 +21,8 @@ def create(settings: Settings, *, partitions: int, replication_factor: int | Non
         replication_factor: the number of replicas of each new topic; None takes the broker's default.
 
     Raises:
-        BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
-        TopicError: The broker refuses to create a topic.
+        BrokerUnreachableError: no broker answered within `BROKER_TIMEOUT_SECONDS`.
+        TopicError: the broker refuses to create a topic.
     """
     wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
     return ensure_topics(
@@ -37,8 +37,8 @@ def check(settings: Settings) -> list[TopicState]:
         settings: the settings with brokers and topics.
 
     Raises:
-        BrokerUnreachableError: No broker answered within `BROKER_TIMEOUT_SECONDS`.
-        TopicError: The broker does not describe its topics.
+        BrokerUnreachableError: no broker answered within `BROKER_TIMEOUT_SECONDS`.
+        TopicError: the broker does not describe its topics.
     """
     wait_for_broker(settings.kafka, timeout_seconds=BROKER_TIMEOUT_SECONDS)
     return check_topics(settings.kafka, settings.topics)

@@ -80,7 +80,7 @@ def install_access_control(
         allow_beacons: whether `text/plain`, which `navigator.sendBeacon` sends, is read as JSON.
 
     Raises:
-        KeysError: The keys file cannot be used.
+        KeysError: the keys file cannot be used.
     """
     app.state.server_options = ServerOptions(limits=access.limits, security=access.security, metrics=metrics)
     if body_rules is not None:

@@ -23,7 +23,7 @@ class KeyCache:
         metrics: the metrics that report an unusable file.
 
     Raises:
-        KeysError: The keys file cannot be used at the start.
+        KeysError: the keys file cannot be used at the start.
     """
 
     def __init__(self, path: Path, metrics: AccessMetrics) -> None:

@@ -99,7 +99,7 @@ class KeysFile:
         """Return all keys.
 
         Raises:
-            KeysError: The file is missing, cannot be read, is not a keys file, or is writable by others.
+            KeysError: the file is missing, cannot be read, is not a keys file, or is writable by others.
         """
         try:
             with self._path.open("rb") as file:
@@ -123,7 +123,7 @@ class KeysFile:
             days: the days until it expires; None never.
 
         Raises:
-            KeysError: The file cannot be used, or an argument breaks a rule.
+            KeysError: the file cannot be used, or an argument breaks a rule.
         """
         now = datetime.now(UTC).replace(microsecond=0)
         key_id = secrets.token_hex(4)
@@ -150,7 +150,7 @@ class KeysFile:
             key_id: the id of the key.
 
         Raises:
-            KeysError: The file cannot be used, or holds no such key.
+            KeysError: the file cannot be used, or holds no such key.
         """
         now = datetime.now(UTC).replace(microsecond=0)
         known = {key.id: key for key in self.read().keys}
