@@ -32,6 +32,7 @@ def learn(
     learner: Learner | None = None,
     encoder: EncoderSettings | None = None,
     settings: LearnerSettings | None = None,
+    max_events: int | None = None,
     batch_events: int = DEFAULT_BATCH_EVENTS,
 ) -> Learner:
     """Learn a stream of events in time order, micro-batch by micro-batch, and return the learner.
@@ -44,6 +45,7 @@ def learn(
         learner: a learner to go on with; None makes a new one.
         encoder: settings of the encoder of a new learner; None takes the environment's (`HEADWATER_ENCODER__...`).
         settings: settings of a new learner; None takes the environment's (`HEADWATER_LEARNER__...`).
+        max_events: number of clicks and purchases after which the stream ends; None learns all.
         batch_events: number of records per micro-batch.
 
     Raises:
@@ -54,7 +56,7 @@ def learn(
     with as_file(items, "items") as item_path, as_file(events, "events") as event_path:
         catalogue = read_catalogue(item_path)
         known = {item[0] for item in catalogue}
-        stream = read_stream(event_path, known, max_events=None, click_window_seconds=CLICK_WINDOW_SECONDS)
+        stream = read_stream(event_path, known, max_events=max_events, click_window_seconds=CLICK_WINDOW_SECONDS)
     if learner is None:
         defaults = load_settings()
         learner = new_learner(encoder or defaults.encoder, settings or defaults.learner)

@@ -59,6 +59,10 @@ def test_a_data_frame_and_a_file_are_learnt_alike(
     assert again.ranker.heads.equal(learner.ranker.heads)
 
 
+def test_a_stream_may_end_early(items: pd.DataFrame, events: pd.DataFrame, encoder: EncoderSettings) -> None:
+    assert headwater.learn(items, events, encoder=encoder, max_events=40, batch_events=16).events_learned == 40
+
+
 def test_a_ranker_has_learnt_what_goes_together_and_stays_as_it_is(
     learner: Learner, items: pd.DataFrame, events: pd.DataFrame
 ) -> None:
