@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 _COLUMNS = ("hr20", "ndcg20", "mrr", "auc", "auc_first3")
@@ -21,11 +22,14 @@ def columns_of(report: dict[str, Any]) -> tuple[str, ...]:
 
 def figures_table(report: dict[str, Any]) -> Table:
     """Return a table of policies and figures: the mean over seeds, and half of its 95 % interval below."""
-    table = Table(title=f"{report['events']}: {report['judged_events']:,} events, {report['catalogue']:,} items")
+    title = f"{report['events']}: {report['judged_events']:,} events, {report['catalogue']:,} items"
+    table = Table(
+        title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )  # all figures fit into 80 columns
     table.add_column("policy", no_wrap=True)
     columns = columns_of(report)
     for column in columns:
-        table.add_column(column.replace("_", "\n"), justify="right")
+        table.add_column(column.replace("_", "\n"), justify="right", no_wrap=True)
     for policy, values in report["policies"].items():
         table.add_row(policy, *(figure_cell(values.get(column), "\n±") for column in columns))
     return table

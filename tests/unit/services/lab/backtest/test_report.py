@@ -1,16 +1,19 @@
 """The Markdown of a study, from outcomes made by hand."""
 
 from array import array
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_model import titled
 
 from services.lab.backtest.policies import parse_policies
 from services.lab.backtest.replay import Data, Outcome
 from services.lab.backtest.report import rolling_mean, write_report
 from services.lab.backtest.summary import summary
+from services.lab.backtest.tables import figures_table
 from services.lab.offline.judging import Ranks
 from services.lab.offline.stream import Stream
 from services.settings import Settings
@@ -99,3 +102,14 @@ def test_a_rolling_mean_begins_when_its_window_is_full() -> None:
     values = np.array([1.0, 0.0, 0.0, 1.0, 1.0])
     assert rolling_mean(values, 3) == pytest.approx([1 / 3, 1 / 3, 2 / 3])
     assert rolling_mean(values, 1) == pytest.approx(values)
+
+
+def test_all_figures_of_the_table_fit_into_80_columns() -> None:
+    figure = {"mean": 0.12345, "ci95": 0.00123}
+    names = ("hr20", "ndcg20", "mrr", "auc", "auc_first3", "hr20_first_of_item", "hr20_new_user")
+    policies = {policy: dict.fromkeys(names, figure) for policy in ("live", "live-without-lora")}
+    counts = {"events": "events.csv.gz", "judged_events": 5_000, "catalogue": 1_865, "shown_lists": 0}
+    console = Console(width=80, file=StringIO())
+    with console.capture() as shown:
+        console.print(figures_table({**counts, "policies": policies}))
+    assert shown.get().count("0.1235") == shown.get().count("±0.0012") == 14
