@@ -16,11 +16,15 @@ class Watermarks:
     older than the newest record of all. This is decided by the times of the records, not by a clock, so that the same
     log always yields the same watermarks.
 
+    Nor must a partition whose shoppers' clocks are behind: it is left out once its newest event is `idle_seconds` older
+    than the newest event of a timely partition, one whose newest event is at most `idle_seconds` older than its newest
+    record. While none is timely, as in a replay of old events, all hold the stream back.
+
     No time counts as later than the reader's clock (`bound`): a producer whose clock is ahead would close the windows
     of all others and make their partitions look idle.
 
     Args:
-        idle_seconds: the time in the log after which a silent partition is left out.
+        idle_seconds: the time after which a partition is left out that is silent or has only older events.
     """
 
     def __init__(self, *, idle_seconds: float = IDLE_SECONDS) -> None:
@@ -68,10 +72,16 @@ class Watermarks:
     def advance(self) -> int:
         """Advance and return the stream's watermark (epoch ms, 0 without events); only `bound` moves it back."""
         if self._log_ms:
-            active_since_ms = max(self._log_ms.values()) - self._idle_ms
-            slowest = min(at for partition, at in self._event_ms.items() if self._log_ms[partition] >= active_since_ms)
-            self.stream_ms = max(self.stream_ms, slowest)
+            self.stream_ms = max(self.stream_ms, self._slowest_ms())
         return self.stream_ms
+
+    def _slowest_ms(self) -> int:
+        """Return the earliest watermark of the partitions that are neither idle nor behind the timely ones."""
+        active_since_ms = max(self._log_ms.values()) - self._idle_ms
+        active = [(self._event_ms[at], log_ms) for at, log_ms in self._log_ms.items() if log_ms >= active_since_ms]
+        timely = [event_ms for event_ms, log_ms in active if event_ms >= log_ms - self._idle_ms]
+        oldest_ms = max(timely) - self._idle_ms if timely else 0
+        return min(event_ms for event_ms, _ in active if event_ms >= oldest_ms)
 
     @property
     def latest_ms(self) -> int:

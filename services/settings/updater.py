@@ -76,7 +76,10 @@ class UpdaterSettings(BaseModel):
         default=86_400.0, gt=0, description="event time during which a click or purchase still corrects a negative"
     )
     idle_seconds: float = Field(
-        default=60.0, gt=0, description="log time after which a silent partition no longer holds windows open"
+        default=60.0,
+        gt=0,
+        description="time after which a partition that is silent, or "
+        "whose events are older, no longer holds windows open",
     )
     max_impressions: int = Field(
         default=2_000_000, ge=1, description="impressions kept on disk until their windows close"

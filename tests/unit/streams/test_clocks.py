@@ -127,6 +127,24 @@ class TestWatermarks:
         assert marks.advance() == NOW_MS - 30_000
         assert marks.latest_ms == NOW_MS
 
+    def test_a_partition_with_only_a_clock_that_is_behind_holds_no_other_back(self) -> None:
+        marks = Watermarks(idle_seconds=60)
+        marks.observe(("clicks", 0), event_ms=NOW_MS, log_ms=NOW_MS)
+        marks.observe(("clicks", 1), event_ms=NOW_MS - 7 * DAY_MS, log_ms=NOW_MS)
+        assert marks.advance() == NOW_MS
+
+    def test_a_partition_with_events_a_little_behind_holds_the_others_back(self) -> None:
+        marks = Watermarks(idle_seconds=60)
+        marks.observe(("clicks", 0), event_ms=NOW_MS, log_ms=NOW_MS)
+        marks.observe(("clicks", 1), event_ms=NOW_MS - MINUTE_MS, log_ms=NOW_MS)
+        assert marks.advance() == NOW_MS - MINUTE_MS
+
+    def test_in_a_replay_of_old_events_no_partition_is_behind(self) -> None:
+        marks = Watermarks(idle_seconds=60)
+        marks.observe(("clicks", 0), event_ms=NOW_MS - 7 * DAY_MS, log_ms=NOW_MS)
+        marks.observe(("clicks", 1), event_ms=NOW_MS - 8 * DAY_MS, log_ms=NOW_MS)
+        assert marks.advance() == NOW_MS - 8 * DAY_MS
+
     def test_kept_ones_that_are_ahead_are_healed_and_the_stream_goes_on(self) -> None:
         marks = Watermarks()
         marks.restore({"stream_ms": NOW_MS + DAY_MS, "partitions": [["clicks", 0, NOW_MS + DAY_MS, NOW_MS + DAY_MS]]})
