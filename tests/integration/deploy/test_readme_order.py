@@ -15,7 +15,7 @@ import httpx
 import pytest
 from tiny_model import tiny_bert
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 START_SECONDS = 120
 SMALL = {"HEADWATER_ENCODER__LORA_RANK": "4", "HEADWATER_UPDATER__METRICS_PORT": "0", "OMP_NUM_THREADS": "1"}
 
