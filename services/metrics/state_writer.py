@@ -23,6 +23,12 @@ class StateWriterMetrics:
         )
         for outcome in ("click", "purchase", "forgotten"):
             self._events.labels(outcome)
+        self._missed_records = Counter(
+            "headwater_state_missed_records_total",
+            "Records that retention deleted before this writer read them.",
+            ["topic"],
+            registry=registry,
+        )
         self._failures = Counter(
             "headwater_state_write_failures_total", "Times that writing ended in an error.", registry=registry
         )
@@ -47,6 +53,15 @@ class StateWriterMetrics:
             problems: those that cannot be read, each as `topic` or `topic/partition`.
         """
         self._topics.show(topics, problems)
+
+    def records_missed(self, topic: str, records: int) -> None:
+        """Count records that retention deleted before they were read.
+
+        Args:
+            topic: the topic of the records.
+            records: the number of records.
+        """
+        self._missed_records.labels(topic).inc(records)
 
     def transaction_took(self, seconds: float) -> None:
         """Observe the time of one transaction."""

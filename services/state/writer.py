@@ -133,7 +133,7 @@ class StateWriter:
             topic_ids: the ids of the topics that `start` belongs to.
             stored: the offsets in the store.
         """
-        heartbeat_at = 0.0
+        heartbeat_at, gaps_seen = 0.0, 0
         with closing(PartitionConsumer(self._connection, topics, start=start, topic_ids=topic_ids)) as consumer:
             while not self._stop.is_set() and self._store.claim(self._name):
                 self._metrics.show_writing(writing=True)
@@ -141,6 +141,9 @@ class StateWriter:
                 if records or time.monotonic() >= heartbeat_at:
                     stored = self._write(records, stored, consumer)
                     self._metrics.show_topics(topics, consumer.problems())
+                    for gap in consumer.gaps[gaps_seen:]:
+                        self._metrics.records_missed(gap.topic, gap.missed)
+                    gaps_seen = len(consumer.gaps)
                     heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
 
     def _event_topics(self) -> list[str]:

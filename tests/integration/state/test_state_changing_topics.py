@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from redis_server import RedisServer
 from state_deployment import Deployment, click, until
@@ -83,6 +83,22 @@ def test_partitions_that_are_added_are_read_from_their_first_record(shop: Deploy
         time.sleep(1)
         send_anew(shop, 20)
         until(lambda: all(shop.times(f"new{number}") for number in range(20)), timeout_seconds=30)
+
+
+def test_records_that_retention_deleted_before_they_were_read_are_counted(
+    shop: Deployment, admin: KafkaAdminClient
+) -> None:
+    def missed() -> float | None:
+        return shop.registry.get_sample_value("headwater_state_missed_records_total", {"topic": shop.topics.clicks})
+
+    shop.send(click(1, "u"))
+    with shop.writing():
+        until(lambda: shop.times("u") == [1])
+    shop.send(*(click(number, "u") for number in range(2, 12)))
+    admin.delete_records({TopicPartition(shop.topics.clicks, 0): 8})
+    with shop.writing():
+        until(lambda: shop.times("u") == [1, 9, 10, 11])
+        until(lambda: missed() == 7)
 
 
 def test_a_missing_topic_holds_up_no_other_and_is_shown(shop: Deployment, admin: KafkaAdminClient) -> None:
