@@ -102,7 +102,7 @@ def _parse(files: Iterable[tuple[str, str]]) -> dict[str, Result]:
             for result in content if isinstance(content, list) else [content]:
                 results[str(result["scenario"])] = result
         except (ValueError, KeyError, TypeError) as error:
-            raise MissingInputError(f"{name}: expected a benchmark result, found {error!r}; write it anew") from error
+            raise MissingInputError(f"{name}: expected a benchmark result, found {error!r}; write it again") from error
     return results
 
 

@@ -13,7 +13,7 @@ def limit_heaps() -> None:
     """Make the C library keep less freed memory. Does nothing without glibc.
 
     By default, glibc keeps a heap for each thread, and soon keeps large freed blocks in them too. A process that
-    computes with large tensors all the time, such as a learner, should not call this: each tensor would be mapped anew.
+    computes with large tensors all the time, such as a learner, should not: each tensor would be mapped again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -165,7 +165,7 @@ class DriftMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state. The detectors start anew if another release of river wrote it: their fields may differ."""
+        """Restore a state. The detectors start again if another release of river wrote it: their fields may differ."""
         self._fast, self._slow = state["means"]
         self._blocks, self._raised, self._since_alarm = state["counts"]
         self._open = (state["open"][0], state["open"][1])

@@ -215,7 +215,7 @@ class LearnerParts:
     def load_bundle_groups(
         self, groups: Mapping[str, Mapping[str, Tensor]], item_ids: Sequence[str], probabilities: Probabilities | None
     ) -> None:
-        """Start a fresh learner from the tensors of a full bundle. Optimisers start anew, at settled rates.
+        """Start a fresh learner from the tensors of a full bundle. Optimisers start fresh, at settled rates.
 
         Args:
             groups: tensors of the bundle by group.

@@ -91,7 +91,7 @@ class LoraReplay:
             self._kept[place] = _with_precision(batch, torch.float16)
 
     def clear(self) -> None:
-        """Discard all batches and start the sample anew."""
+        """Discard all batches and start the sample again."""
         self._kept, self._seen = [], 0
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ class Publisher:
         if newest is None and parent is not None:  # such as an empty mount point
             raise RegistryUnavailableError(
                 f"registry {self._registry.url} holds no version any more, {parent.version} was published to it; bring "
-                "it back, or start this updater again to begin anew"
+                "it back, or start this updater again to begin a new chain"
             )
         full = parent is None or newest is None or newest.version != parent.version
         full = full or version - newest.snapshot >= self._snapshot_every  # type: ignore[union-attr]

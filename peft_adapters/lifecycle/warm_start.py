@@ -6,7 +6,7 @@
 ```
 
 Histories of shoppers are never part of a bundle, which is distributed; they are in the checkpoint beside it. A learner
-can also start from a full bundle alone, such as a published version: optimisers and shoppers then start anew.
+can also start from a full bundle alone, such as a published version: optimisers and shoppers then start fresh.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def start_from(learner: Learner, directory: Path) -> dict[str, Any] | None:
 def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     """Load a full bundle into a fresh learner: LoRA, projections, heads, residuals and counters.
 
-    Items take the bundle's rows, and have no text until `add_items` is called with one. Optimisers start anew, those of
+    Items take the bundle's rows, and have no text until `add_items` is called with one. Optimisers start fresh, those of
     heads at their settled rate. Shoppers are not part of a bundle.
 
     Raises:

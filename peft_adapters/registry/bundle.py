@@ -180,7 +180,7 @@ def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a data type that torch does not have
-        raise BundleFormatError(f"{path}: expected safetensors, found {error!r}; publish the bundle anew") from error
+        raise BundleFormatError(f"{path}: expected safetensors, found {error!r}; publish the bundle again") from error
 
 
 def _require_finite(directory: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
@@ -195,7 +195,7 @@ def _parse_json(path: Path, data: bytes | None, kind: TypeAdapter[_T]) -> _T:
         return kind.validate_json(data or b"")
     except ValidationError as error:
         raise BundleFormatError(
-            f"{path}: not the JSON a bundle holds under this name: {error}; publish it anew"
+            f"{path}: not the JSON a bundle holds under this name: {error}; publish it again"
         ) from error
 
 

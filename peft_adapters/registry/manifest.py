@@ -249,7 +249,7 @@ def check_file_name(name: str) -> str:
     if not _FILE_NAME.fullmatch(name) or name == MANIFEST_NAME:
         raise BundlePathError(
             f"file name: expected <letters, digits, _ or ->.safetensors or .json in lower case, found {name!r}; "
-            "do not load this bundle, and publish it anew with plain names"
+            "do not load this bundle, and publish it again with plain names"
         )
     return name
 
@@ -272,7 +272,7 @@ def _validated(raw: Any, source: str) -> Manifest:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         raise BundleFormatError(
-            f"{source}: not a manifest of format {FORMAT_VERSION}: {_faults(error)}; publish the version anew"
+            f"{source}: not a manifest of format {FORMAT_VERSION}: {_faults(error)}; publish the version again"
         ) from error
     expected = table_digest(manifest.files)
     if manifest.digest != expected:

@@ -76,7 +76,7 @@ class OwnerFile:
         if current is None:  # an empty mount point looks like this
             raise RegistryUnavailableError(
                 f"registry {self._access.url} holds no owner of {scenario!r} any more, epoch {owner.epoch} had claimed "
-                "it; bring it back, or start this updater again to begin anew"
+                "it; bring it back, or start this updater again to begin a new chain"
             )
         if current != owner:
             raise FencedError(

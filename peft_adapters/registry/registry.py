@@ -317,7 +317,7 @@ class AdapterRegistry:
 
         Raises:
             RolloutConflictError: another process has changed the rollout meanwhile.
-            VersionNotFoundError: a version that it names anew, or a link of its chain, is missing.
+            VersionNotFoundError: a version that it newly names, or a link of its chain, is missing.
             RegistryReadOnlyError: the registry is open over HTTP.
             RegistryUnavailableError: the store failed.
         """

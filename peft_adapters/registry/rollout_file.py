@@ -47,7 +47,7 @@ class RolloutFile:
 
         Args:
             rollout: the new document, one revision after the stored one.
-            check_version: raises for a version that cannot be served; called for each version named anew.
+            check_version: raises for a version that cannot be served; called for each newly named version.
 
         Raises:
             RolloutConflictError: another process has changed the rollout meanwhile.

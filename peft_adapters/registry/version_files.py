@@ -133,11 +133,11 @@ class VersionFiles:
             sha256.update(chunk)
         if read_bytes != entry.bytes:
             found = "more" if read_bytes > entry.bytes else f"{read_bytes}"
-            raise BundleSizeError(f"{self._url}/{path}: expected {entry.bytes} bytes, found {found}; publish it anew")
+            raise BundleSizeError(f"{self._url}/{path}: expected {entry.bytes} bytes, found {found}; publish it again")
         if sha256.hexdigest() != entry.sha256:
             raise BundleDigestError(
                 f"{self._url}/{path}: expected sha256 {entry.sha256}, found {sha256.hexdigest()}; the file is damaged, "
-                "publish it anew"
+                "publish it again"
             )
 
     def require_size(self, path: str, entry: FileEntry) -> None:
@@ -155,7 +155,7 @@ class VersionFiles:
                 raise self._missing(path) from error
         if stored_bytes not in (None, entry.bytes):
             raise BundleSizeError(
-                f"{self._url}/{path}: expected {entry.bytes} bytes, found {stored_bytes}; publish it anew"
+                f"{self._url}/{path}: expected {entry.bytes} bytes, found {stored_bytes}; publish it again"
             )
 
     def chunks(self, path: str, *, limit_bytes: int) -> Iterator[bytes]:
@@ -192,7 +192,7 @@ class VersionFiles:
         if sha256.hexdigest() != entry.sha256:
             raise BundleDigestError(
                 f"{self._url}/{path}: expected sha256 {entry.sha256}, found {sha256.hexdigest()} after the upload; "
-                "nothing was published, write the bundle anew and publish again"
+                "nothing was published, write the bundle again and publish again"
             )
 
     def _missing(self, path: str) -> VersionNotFoundError:

@@ -256,7 +256,7 @@ def _add_registry_errors(app: FastAPI) -> None:
                 detail = "the registry's store does not answer; try again"
                 return problem_response(request, HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
             case _:
-                detail = "this version is damaged in the registry; use another until it is published anew"
+                detail = "this version is damaged in the registry; use another until it is published again"
                 return problem_response(request, HTTPStatus.INTERNAL_SERVER_ERROR, detail)
 
 

@@ -103,7 +103,7 @@ class BundleSource:
         links, base = [self._registry.manifest(scenario, version)], None
         while (parent := links[-1].builds_on) is not None:
             manifest = self._registry.manifest(scenario, parent)
-            # By digest: a registry that was started anew assigns the same numbers to other bundles.
+            # By digest: a registry that was recreated assigns the same numbers to other bundles.
             base = next((model for model in held if model.manifest.digest == manifest.digest), None)
             if base is not None:
                 break

@@ -27,7 +27,7 @@ class Target:
     def is_met_by(self, model: ServedModel) -> bool:
         """Return whether a model is this version.
 
-        Digests are compared where known: a registry that was started anew assigns the same numbers to other bundles.
+        Digests are compared where known: a registry that was recreated assigns the same numbers to other bundles.
         """
         return model.version == self.version and (
             self.manifest is None or model.manifest.digest == self.manifest.digest

@@ -19,7 +19,7 @@ _CONFIRM_SECONDS = 10.0  # within the grace period that a process is given to en
 class Announcer:
     """Publisher of the updater's own records on the topics `adapters` and `control`.
 
-    The producer is opened at first use. After a failed delivery it is closed and opened anew, since an idempotent
+    The producer is opened at first use. After a failed delivery it is closed and opened again, since an idempotent
     producer delivers nothing more after a failure.
 
     Args:

@@ -109,7 +109,7 @@ def take_over(root: Path, target: Path) -> None:
     if refused:
         raise CheckpointError(
             f"no checkpoint in {root} can be used: {'; '.join(refused)}; put the files back from a copy, or move the "
-            "directory away to start anew (see `headwater checkpoints list`)"
+            "directory away to start from nothing (see `headwater checkpoints list`)"
         )
 
 
@@ -167,7 +167,7 @@ def _require_store(source: Path) -> None:
     copy = f" such as {checkpoint_path(source, copies[-1]) / JOIN_NAME}" if copies else ""
     raise CheckpointError(
         f"{store} is {lost}, and checkpoints lie beside it; put it back from a copy{copy}, or move {source.parent} "
-        "away to start anew"
+        "away to start from nothing"
     )
 
 

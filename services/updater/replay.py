@@ -23,7 +23,7 @@ _UNREADABLE_SECONDS = 30.0  # longest wait for a topic that cannot be read
 class ReplayCheck:
     """Comparison of journaled slices with the current log.
 
-    Slices are repeated from the log. That is impossible if a topic was created anew, if the log has become shorter, or
+    Slices are repeated from the log. That is impossible if a topic was recreated, if the log has become shorter, or
     while a topic cannot be read.
 
     Args:

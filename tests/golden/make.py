@@ -206,7 +206,7 @@ def _traffic() -> Iterator[Event | None]:
 
 
 def main(version: str) -> None:
-    """Write all artefacts of a version anew."""
+    """Write all artefacts of a version again."""
     if not golden.MODEL.exists():
         make_model(golden.MODEL)
     directory = golden.ROOT / version

@@ -133,7 +133,7 @@ def _letters_naming(names: set[str], settings: Settings) -> set[bytes | None]:
     for record in read_to_end(settings.kafka, settings.topics.dead_letters):
         if record.value is not None and _mentions(names, record.value):
             naming.add(record.key)
-        else:  # removed, or written anew without the name
+        else:  # removed, or written again without the name
             naming.discard(record.key)
     return naming
 

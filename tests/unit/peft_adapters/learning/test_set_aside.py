@@ -19,7 +19,7 @@ def learner() -> Learner:
 
 
 def _weights(learner: Learner) -> dict[str, torch.Tensor]:
-    """What learning moves; what scores follow from is blended anew with every count."""
+    """What learning moves; what scores follow from is blended again with every count."""
     return {
         name: value.clone()
         for name, value in learner.learned_tensors().items()

@@ -138,8 +138,8 @@ def test_promoting_and_ending_a_canary_are_flips(table: Table) -> None:
 
 def test_the_same_number_with_other_content_is_another_version(table: Table, tmp_path: Any) -> None:
     table.follow(latest=1)
-    anew = write_small_bundle(tmp_path / "anew", 1, seed=5)
-    assert [target.version for target in table.slot.apply(None, anew)] == [1]
+    again = write_small_bundle(tmp_path / "again", 1, seed=5)
+    assert [target.version for target in table.slot.apply(None, again)] == [1]
 
 
 def test_a_renewed_model_takes_the_place_of_the_one_before_everywhere(table: Table) -> None:

@@ -168,8 +168,8 @@ def test_a_registry_begun_anew_under_the_same_numbers_is_taken_from_its_full_bun
     with stage.running():
         until(lambda: stage.version == 1)
         old = stage.table.model
-        stage.publications = stage.new_publications("anew")
-        stage.registry = RecordingRegistry(str(stage.directory / "registry-anew"))
+        stage.publications = stage.new_publications("again")
+        stage.registry = RecordingRegistry(str(stage.directory / "registry-again"))
         stage.bundles._registry = stage.registry
         stage.publications.learn(16)
         stage.publish(1, full=True, announce=False)
