@@ -110,7 +110,7 @@ def start_from(learner: Learner, directory: Path) -> dict[str, Any] | None:
 def load_bundle_into(learner: Learner, bundle: Bundle) -> None:
     """Load a full bundle into a fresh learner: LoRA, projections, heads, residuals and counters.
 
-    Items take the bundle's rows, and have no text until `add_items` is called with one. Optimisers start fresh, those of
+    Items take the bundle's rows, and have no text until `add_items` is called with one. Optimisers are new, those of
     heads at their settled rate. Shoppers are not part of a bundle.
 
     Raises:
