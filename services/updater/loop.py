@@ -163,7 +163,7 @@ class Updater:
         self._unpublished |= bool(result.examples or result.lists)
 
     def _checkpoint_when_due(self) -> None:
-        if self._learnt.offsets != self._checkpointed.offsets and self._checkpoints.is_due():
+        if self._learnt != self._checkpointed and self._checkpoints.is_due():
             self._checkpoints.done() if self._checkpoint() else self._checkpoints.failed()
 
     def _publish_when_due(self) -> None:
@@ -189,7 +189,7 @@ class Updater:
         return True
 
     def _commit(self) -> None:
-        if self._committed.offsets != self._checkpointed.offsets and not self._has_unpublished():
+        if self._committed != self._checkpointed and not self._has_unpublished():
             self._consumer.commit(self._checkpointed.offsets)
             self._committed = self._checkpointed
 
@@ -198,7 +198,7 @@ class Updater:
 
     def _is_behind(self) -> bool:
         """Return whether there are changes to publish, or records read since the checkpoint, learnt or not."""
-        return self._has_unpublished() or self._learnt.offsets != self._checkpointed.offsets
+        return self._has_unpublished() or self._learnt != self._checkpointed
 
     # ---- the steps in detail
 

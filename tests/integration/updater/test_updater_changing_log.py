@@ -200,6 +200,20 @@ def test_topic_recreated_while_it_learns(shop: Shop, log: ChangingTopics) -> Non
     assert shop.checkpointed()["offsets"][f"{clicks}/0"] == 60
 
 
+def test_a_recreated_log_as_long_as_the_old_one_is_checkpointed(shop: Shop, log: ChangingTopics) -> None:
+    """Its offsets equal those of the checkpoint; only the identity of the log differs."""
+    clicks = shop.topics.clicks
+    with running(shop) as made:
+        wait_until(lambda: made.learnt() == 20, what="the events that were there")
+    before = shop.checkpointed()
+    log.delete(clicks)
+    log.create(clicks)
+    log.send(clicks, ["{not an event"] * before["offsets"][f"{clicks}/0"])
+    with running(shop, killed=True, batch_events=1_000):  # one slice
+        wait_until(lambda: shop.checkpointed()["topic_ids"] != before["topic_ids"], what="a checkpoint", seconds=20)
+    assert shop.checkpointed()["offsets"] == before["offsets"]
+
+
 def test_topic_recreated_while_it_was_stopped(shop: Shop, log: ChangingTopics) -> None:
     clicks = shop.topics.clicks
     with running(shop) as made:
