@@ -3,14 +3,23 @@
 Names are imported when they are first used: `import headwater` takes milliseconds and imports neither torch nor kafka.
 
     from headwater import Click, EventProducer, HeadwaterClient    # applications: pip install headwater
-    from headwater import backtest, learn, load_ranker             # notebooks: pip install 'headwater[updater]'
+    from headwater import backtest, learn, load_ranker             # notebooks: pip install 'headwater[notebook]'
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headwater.answers import ExplainedItem, Explanation, RankedItem, Ranking, SearchHit, SearchResult
+    from headwater.answers import (
+        ExplainedItem,
+        Explanation,
+        HistoryShare,
+        RankedItem,
+        Ranking,
+        ScoreBySource,
+        SearchHit,
+        SearchResult,
+    )
     from headwater.checks import ContractError, check_learner, check_registry
     from headwater.client import AsyncHeadwaterClient, HeadwaterClient
     from headwater.errors import (
@@ -34,7 +43,16 @@ if TYPE_CHECKING:
     from streams.topics import Topics
 
 _MODULES = {
-    "headwater.answers": ("ExplainedItem", "Explanation", "RankedItem", "Ranking", "SearchHit", "SearchResult"),
+    "headwater.answers": (
+        "ExplainedItem",
+        "Explanation",
+        "HistoryShare",
+        "RankedItem",
+        "Ranking",
+        "ScoreBySource",
+        "SearchHit",
+        "SearchResult",
+    ),
     "headwater.checks": ("ContractError", "check_learner", "check_registry"),
     "headwater.client": ("AsyncHeadwaterClient", "HeadwaterClient"),
     "headwater.errors": (
@@ -72,6 +90,7 @@ __all__ = [
     "Explanation",
     "HeadwaterClient",
     "HeadwaterClientError",
+    "HistoryShare",
     "Impression",
     "Item",
     "KafkaConnection",
@@ -82,6 +101,7 @@ __all__ = [
     "Ranker",
     "Ranking",
     "RequestRefusedError",
+    "ScoreBySource",
     "ScorerUnavailableError",
     "SearchHit",
     "SearchResult",

@@ -90,8 +90,42 @@ class SearchResult(_Answer):
         return [item.item_id for item in self.items]
 
 
+class HistoryShare(_Answer):
+    """Contribution of one item of the shopper's history.
+
+    Attributes:
+        item_id: id of the item.
+        sessions_ago: number of sessions since it; 0 is the current session.
+        contribution: its part of the score.
+        kinds: contribution by kind of evidence.
+    """
+
+    item_id: str
+    sessions_ago: int
+    contribution: float
+    kinds: dict[str, float]
+
+
+class ScoreBySource(_Answer):
+    """A score by source; the parts sum to it.
+
+    Attributes:
+        popularity: part of the item's own counts.
+        global_preference: part of the preferences that all shoppers share.
+        query: part of the shopper's query.
+        history: parts of items of the shopper's history, largest contribution first; `history=` limits their number.
+        more_history: part of all further items of the history together.
+    """
+
+    popularity: float
+    global_preference: float
+    query: float
+    history: tuple[HistoryShare, ...]
+    more_history: float
+
+
 class ExplainedItem(_Answer):
-    """One score, split into contributions that sum to it.
+    """One score, split three ways into contributions that sum to it.
 
     Attributes:
         item_id: id of the item.
@@ -99,11 +133,13 @@ class ExplainedItem(_Answer):
         sentence: the strongest reason, as a sentence for the shopper.
         features: contribution by feature.
         kinds: contribution by kind of evidence.
+        sources: contribution by source: the item's own counts, the query, each item of the shopper's history.
     """
 
     item_id: str
     score: float
     sentence: str
+    sources: ScoreBySource | None = None
     features: dict[str, float]
     kinds: dict[str, float]
 

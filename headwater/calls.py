@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from headwater.arguments import require_seconds
 from headwater.errors import RequestRefusedError, ScorerUnavailableError, UnexpectedAnswerError
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
@@ -83,13 +84,17 @@ class Api:
     """Parts that both clients share: the address, headers, request bodies and the parsing of answers."""
 
     def __init__(self, base_url: str, *, api_key: str | None, scenario: str | None, timeout_seconds: float) -> None:
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if not _is_base_url(base_url):
             raise ValueError(
-                f"`base_url` must be http(s)://host[:port], got {base_url!r}; for example http://scorer:8080"
+                f"`base_url` must be http(s)://host[:port], without the path of a call, got {base_url!r}; "
+                "for example http://scorer:8080"
             )
-        if timeout_seconds <= 0:
-            raise ValueError(f"`timeout_seconds` must be above 0, got {timeout_seconds}; the default is 2")
+        require_seconds("timeout_seconds", timeout_seconds, remedy="leave it out for 2")
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+            raise ValueError(
+                "`api_key` must be of printable ASCII characters without blanks, got others (the key is not shown); "
+                "check for a line end, and copy it as `headwater keys new` printed it"
+            )
         self.base_url = base_url.rstrip("/")
         self.scenario, self.timeout_seconds = scenario, timeout_seconds
         self.headers = {"content-type": "application/json", "accept": "application/json"}
@@ -97,9 +102,13 @@ class Api:
             self.headers["authorization"] = f"Bearer {api_key}"
 
     def body(self, fields: Mapping[str, Any]) -> bytes:
-        """Encode the fields that were given; an argument of None is left to the scorer's default."""
+        """Encode the fields that were given; an argument of None is left to the scorer's default.
+
+        Raises:
+            TypeError: a field cannot be written as JSON.
+        """
         named = {"scenario": self.scenario, **fields}
-        return json.dumps({name: value for name, value in named.items() if value is not None}).encode()
+        return b"{" + b", ".join(_member(name, value) for name, value in named.items() if value is not None) + b"}"
 
     def answer(self, response: httpx.Response, model: type[A]) -> A:
         """Parse an answer.
@@ -127,6 +136,31 @@ class Api:
         raise UnexpectedAnswerError(f"{message}; check the URL")
 
 
+def _is_base_url(url: object) -> bool:
+    """Return whether the path of a call can be appended to a URL."""
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        return (
+            parts is not None
+            and parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0  # a port that is not a number up to 65535 raises ValueError
+            and not (parts.query or parts.fragment)
+            and "/v1/" not in f"{parts.path}/"
+        )
+    except ValueError:
+        return False
+
+
+def _member(name: str, value: Any) -> bytes:
+    try:
+        return f"{json.dumps(name)}: {json.dumps(value)}".encode()
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` must be of strings, numbers, lists and dicts, got {value!r:.100} ({error}); convert it"
+        ) from None
+
+
 def _retry_after_seconds(response: httpx.Response) -> float:
     """Return the seconds that `Retry-After` names; 0 without it, or where it is a date."""
     try:
@@ -140,6 +174,8 @@ def _problem(response: httpx.Response) -> tuple[str, Sequence[Mapping[str, str]]
     try:
         problem = response.json()
         errors = problem.get("errors", ())
-        return "; ".join([problem["detail"], *(f"{each['pointer']}: {each['detail']}" for each in errors)]), errors
+        faults = [f"{each['pointer']}: {each['detail']}" for each in errors]
+        detail = str(problem["detail"])
+        return "; ".join([detail, *(fault for fault in faults if fault not in detail)]), errors
     except (ValueError, KeyError, TypeError, AttributeError):
         return response.text[:SHOWN_CHARS] or response.reason_phrase, ()

@@ -90,7 +90,13 @@ def check_learner(make: Make) -> None:
 
     Raises:
         ContractError: a promise is broken.
+        TypeError: `make` cannot be called.
     """
+    if not callable(make):
+        raise TypeError(f"`make` must return a new learner when called, got {type(make).__name__}; give the class")
+    methods = ("add_items", "observe", "judge", "learn", "state_dict", "load_state_dict")
+    lacking = [name for name in methods if not callable(getattr(make(), name, None))]
+    _require(not lacking, f"a learner has the methods {', '.join(methods)} (lacks {', '.join(lacking)})")
     for check in LEARNER_CHECKS:
         check(make)
 

@@ -15,6 +15,7 @@ import httpx
 from pydantic import BaseModel
 
 from headwater.answers import Explanation, Ranking, SearchResult
+from headwater.arguments import checked_ids
 from headwater.calls import Api, Attempts
 from headwater.options import ExplainOptions, RankOptions, RecommendOptions
 from peft_adapters.registry.http_deadline import bounded_request
@@ -62,11 +63,12 @@ class HeadwaterClient:
             **options: optional fields of `/v1/rank`, such as `user_id`, `session_items`, `query` and `filters`.
 
         Raises:
+            TypeError: an id is not a string, or an option cannot be written as JSON.
             RequestRefusedError: a field breaks a rule, or the key is not accepted.
             ScorerUnavailableError: there is no answer within `timeout_seconds`.
             UnexpectedAnswerError: the answer is not that of a scorer.
         """
-        return self._post("/v1/rank", {"candidates": list(candidates), **options}, Ranking)
+        return self._post("/v1/rank", {"candidates": checked_ids("candidates", candidates), **options}, Ranking)
 
     def recommend(self, k: int = 20, **options: Unpack[RecommendOptions]) -> Ranking:
         """Return the `k` best items of the catalogue; arguments and errors as for `rank`.
@@ -94,7 +96,7 @@ class HeadwaterClient:
             candidates: ids of the items to explain.
             **options: optional fields of `/v1/explain`: those of `rank`, and `history`.
         """
-        return self._post("/v1/explain", {"candidates": list(candidates), **options}, Explanation)
+        return self._post("/v1/explain", {"candidates": checked_ids("candidates", candidates), **options}, Explanation)
 
     def close(self) -> None:
         """Close the connections."""
@@ -159,7 +161,7 @@ class AsyncHeadwaterClient:
 
     async def rank(self, candidates: Sequence[str], **options: Unpack[RankOptions]) -> Ranking:
         """Return the candidates in order, best first; see `HeadwaterClient.rank`."""
-        return await self._post("/v1/rank", {"candidates": list(candidates), **options}, Ranking)
+        return await self._post("/v1/rank", {"candidates": checked_ids("candidates", candidates), **options}, Ranking)
 
     async def recommend(self, k: int = 20, **options: Unpack[RecommendOptions]) -> Ranking:
         """Return the `k` best items of the catalogue; see `HeadwaterClient.recommend`."""
@@ -171,7 +173,9 @@ class AsyncHeadwaterClient:
 
     async def explain(self, candidates: Sequence[str], **options: Unpack[ExplainOptions]) -> Explanation:
         """Return each candidate's score, split into contributions; see `HeadwaterClient.explain`."""
-        return await self._post("/v1/explain", {"candidates": list(candidates), **options}, Explanation)
+        return await self._post(
+            "/v1/explain", {"candidates": checked_ids("candidates", candidates), **options}, Explanation
+        )
 
     async def aclose(self) -> None:
         """Close the connections."""

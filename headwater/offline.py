@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headwater.arguments import require_count, require_type
 from headwater.tables import Table, as_file
 from peft_adapters.learning.learner import Learner
 from peft_adapters.settings import EncoderSettings, LearnerSettings
@@ -49,10 +51,21 @@ def learn(
         batch_events: number of records per micro-batch.
 
     Raises:
+        TypeError: an argument is of another class.
+        ValueError: a number is below 1.
         InputError: a table cannot be read, or a row is invalid.
 
     >>> learner = learn("items.csv", "events.csv")  # doctest: +SKIP
     """
+    if learner is not None:
+        require_type("learner", learner, Learner, remedy="leave it out for a new one")
+    if encoder is not None:
+        require_type("encoder", encoder, EncoderSettings, remedy="write headwater.EncoderSettings(model=...)")
+    if settings is not None:
+        require_type("settings", settings, LearnerSettings, remedy="write headwater.LearnerSettings(...)")
+    if max_events is not None:
+        require_count("max_events", max_events, remedy="leave it out to learn all events")
+    require_count("batch_events", batch_events, remedy=f"leave it out for {DEFAULT_BATCH_EVENTS}")
     with as_file(items, "items") as item_path, as_file(events, "events") as event_path:
         catalogue = read_catalogue(item_path)
         known = {item[0] for item in catalogue}
@@ -74,7 +87,12 @@ def backtest(
     max_events: int | None = None,
     settings: Settings | None = None,
     processes: int = 1,
-    **options: Any,
+    batch_events: int = DEFAULT_BATCH_EVENTS,
+    warm_up: Path | None = None,
+    click_window_seconds: float = CLICK_WINDOW_SECONDS,
+    label_delay_seconds: float = 0.0,
+    judge_after: float = 0.0,
+    strict: bool = False,
 ) -> pd.DataFrame:
     """Judge every event before it is learnt, for several policies, and return one row per policy.
 
@@ -89,15 +107,33 @@ def backtest(
         max_events: number of clicks and purchases after which the stream ends; None reads it all.
         settings: settings of encoder and learner; None takes the environment's (`HEADWATER_...`).
         processes: 1 runs in this process; more starts worker processes, one per core at most.
-        **options: further options of `services.lab.backtest.command.compare`, such as `batch_events`.
+        batch_events: number of records per micro-batch.
+        warm_up: file of users' earlier items, learnt and never judged.
+        click_window_seconds: event time after which a shown list is learnt.
+        label_delay_seconds: event time between an event and when it may be learnt.
+        judge_after: share of the stream before the first judged event.
+        strict: whether an invalid row is an error; otherwise such rows are named on standard error and skipped.
 
     Raises:
+        TypeError: an argument is of another class.
+        ValueError: a number is below 1, or no policy is named.
         SettingsError: a policy is not known.
-        InputError: a table cannot be read, or a row is invalid.
+        InputError: a table cannot be read or, with `strict`, a row is invalid.
         ImportError: pandas is not installed.
     """
     import pandas as pd
 
+    if isinstance(policies, str):
+        raise TypeError(f"`policies` must be a list of names, got the string {policies!r}; write [{policies!r}]")
+    if not policies:
+        raise ValueError(f"`policies` must name a policy, got none; leave it out for {', '.join(DEFAULT_POLICIES)}")
+    if settings is not None:
+        require_type("settings", settings, Settings, remedy="write headwater.load_settings(learner={...})")
+    if max_events is not None:
+        require_count("max_events", max_events, remedy="leave it out to read all events")
+    require_count("seeds", seeds, remedy="leave it out for 3")
+    require_count("processes", processes, remedy="leave it out to run in this process")
+    require_count("batch_events", batch_events, remedy=f"leave it out for {DEFAULT_BATCH_EVENTS}")
     parsed = parse_policies(policies)
     with as_file(items, "items") as item_path, as_file(events, "events") as event_path:
         report, _ = compare(
@@ -107,8 +143,13 @@ def backtest(
             policies=parsed,
             seeds=seeds,
             max_events=max_events,
+            warm_up=warm_up,
+            batch_events=batch_events,
+            click_window_seconds=click_window_seconds,
+            label_delay_seconds=label_delay_seconds,
+            judge_after=judge_after,
+            strict=strict,
             run=_run_here if processes == 1 else run_all,
-            **options,
         )
     frame = pd.DataFrame.from_dict(
         {policy: _columns(figures) for policy, figures in report["policies"].items()}, orient="index"

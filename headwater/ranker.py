@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headwater.answers import RankedItem, Ranking
+from headwater.arguments import checked_ids, require_count, require_type
 from headwater.tables import Table, as_file
 from peft_adapters.encoder.encoder import Encoder, MergedSuffix
 from peft_adapters.encoder.prefix_cache import PrefixCache
@@ -38,12 +39,16 @@ class Ranker:
     Args:
         learner: the learner whose model is copied.
 
+    Raises:
+        TypeError: the learner is of another class.
+
     >>> import headwater  # doctest: +SKIP
     >>> headwater.Ranker(learner).recommend(5, session_items=["mug-1"]).item_ids  # doctest: +SKIP
     ['mug-2', 'cup-7', 'plate-3', 'tray-1', 'mug-9']
     """
 
     def __init__(self, learner: Learner) -> None:
+        require_type("learner", learner, Learner, remedy="make one with headwater.learn(items, events)")
         self._setup(
             model=FrozenRanker(learner.ranker, learner.lists.outcomes.probabilities()),
             rows=dict(learner.catalogue.rows),
@@ -70,6 +75,10 @@ class Ranker:
         self._item_ids = {row: item_id for item_id, row in rows.items()}
         self._queries, self._suffix = QueryEncoder(encoder), suffix
 
+    def __repr__(self) -> str:
+        """Return the version, the scenario and the number of items."""
+        return f"Ranker(version={self.version}, scenario={self.scenario!r}, items={len(self)})"
+
     def __len__(self) -> int:
         """Return the number of items that can be ranked."""
         return len(self._rankable)
@@ -89,7 +98,11 @@ class Ranker:
             session_items: ids of the session's items, oldest first.
             earlier_sessions: ids of the items of each session before it, oldest first.
             query: words that the shopper searches for; None without a search.
+
+        Raises:
+            TypeError: an id is not a string.
         """
+        candidates = checked_ids("candidates", candidates)
         named = np.array([self._rows.get(item_id, -1) for item_id in candidates], dtype=np.int64)
         is_known = np.isin(named, self._rankable)
         rows = np.unique(named[is_known])
@@ -117,17 +130,26 @@ class Ranker:
             session_items: ids of the session's items, oldest first.
             earlier_sessions: ids of the items of each session before it, oldest first.
             exclude: ids of items that must not be in the list.
+
+        Raises:
+            TypeError: an id is not a string, or `k` is not a whole number.
+            ValueError: `k` is below 1.
         """
-        excluded = [self._rows[item_id] for item_id in exclude if item_id in self._rows]
+        require_count("k", k, remedy="leave it out for 20 items")
+        excluded = [self._rows[item_id] for item_id in checked_ids("exclude", exclude) if item_id in self._rows]
         rows = self._rankable[~np.isin(self._rankable, excluded)]
         best, scores = self._model.top_k(self._context(session_items, earlier_sessions), rows, k)
         return self._ranking(best[:k], scores[:k], {}, ())
 
     def _context(self, session: Sequence[str], earlier: Sequence[Sequence[str]]) -> Contexts:
         """Return one context: items newest first, each with the number of sessions since it."""
+        sessions = [
+            checked_ids("session_items", session),
+            *(checked_ids("earlier_sessions", items) for items in reversed(earlier)),
+        ]
         pairs = [
             (self._rows[item_id], age)
-            for age, items in enumerate((session, *reversed(earlier)))
+            for age, items in enumerate(sessions)
             for item_id in reversed(items)
             if item_id in self._rows
         ]
@@ -172,10 +194,13 @@ def load_ranker(
         encoder: settings of the encoder that the version was trained on; None takes the environment's.
 
     Raises:
+        TypeError: the encoder is of another class, or the items are neither a file nor a data frame.
         RegistryError: the registry does not answer, or has no such version.
         BundleError: a bundle does not verify, or was made for another encoder.
         InputError: the items cannot be read.
     """
+    if encoder is not None:
+        require_type("encoder", encoder, EncoderSettings, remedy="write headwater.EncoderSettings(model=...)")
     with as_file(items, "items") as path:
         texts = read_catalogue(path)
     model_encoder = Encoder(encoder or load_settings().encoder)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, runtime_checkable
+
+from services.data.files import InputError
 
 
 @runtime_checkable
@@ -20,12 +23,14 @@ class DataFrame(Protocol):
 
 Table = Path | str | DataFrame
 
+_LINE = re.compile(r" \(line \d+\)")  # of the temporary file
+
 
 @contextmanager
 def as_file(table: Table, name: str) -> Iterator[Path]:
     """Yield the path of a table; a data frame is written to a temporary CSV file first.
 
-    So a data frame is read by the same rules, with the same errors, as a file.
+    A data frame is thus read by the same rules as a file. Errors name the frame, and its rows from 1.
 
     Args:
         table: path of a file (CSV, TSV or JSON lines, plain or gzipped), or a data frame.
@@ -33,18 +38,30 @@ def as_file(table: Table, name: str) -> Iterator[Path]:
 
     Raises:
         TypeError: the table is neither a path nor a data frame.
+        InputError: the caller of the context found the data frame invalid.
     """
     if isinstance(table, Path | str):
         yield Path(table)
         return
     if not isinstance(table, DataFrame):
         raise TypeError(
-            f"`{name}` must be a path or a pandas.DataFrame, got {type(table).__name__}; use DataFrame(...)"
+            f"`{name}` must be a path or a pandas.DataFrame, got {_class_name(table)}; "
+            "convert it: pandas.DataFrame(...), or .to_pandas() of another library's frame"
         )
     with TemporaryDirectory(prefix="headwater-") as directory:
         path = Path(directory, f"{name}.csv")
         table.to_csv(path, index=False)
-        yield path
+        try:
+            yield path
+        except InputError as error:
+            message = str(error).replace(str(path), f"data frame `{name}`")
+            raise InputError(_LINE.sub("", message)) from None
+
+
+def _class_name(value: object) -> str:
+    """Return a class with its module, so that data frames of two libraries can be told apart."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def sample_files() -> tuple[Path, Path]:

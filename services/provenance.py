@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 class Code(TypedDict):
     """The state of the source code.
 
-    `commit` is the hash of the commit, and `dirty` says whether files differ from it; both are None outside a git
-    checkout of Headwater.
+    `commit` is the hash of the commit, and `dirty` says whether tracked files differ from it; both are None outside a
+    git checkout of Headwater.
     """
 
     commit: str | None
@@ -34,7 +34,7 @@ def code() -> Code:
     """Return the commit of the source code."""
     if not (ROOT / ".git").exists():  # the package may be installed inside another repository
         return {"commit": None, "dirty": None}
-    status = git("status", "--porcelain")
+    status = git("status", "--porcelain", "--untracked-files=no")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 

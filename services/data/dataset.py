@@ -273,7 +273,13 @@ def _iso_ms(text: str, column: str) -> int:
             or f"`{column}` must be an ISO 8601 time, got {text[:40]!r}; numbers of milliseconds go to the column "
             "`timestamp_ms`"
         )
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            f"`{column}` must be an ISO 8601 time such as 2026-01-31T09:00:00Z, got {text[:40]!r}; numbers of "
+            "milliseconds go to the column `timestamp_ms`, orders of events without times to `seq`"
+        ) from None
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 

@@ -140,7 +140,7 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
         SettingsError: a key is unknown, a value breaks its rule, or the file cannot be read.
     """
     file = config or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
-    layers = (_from_file(file) if file else {}, _from_environment(), _drop_missing(overrides))
+    layers = (_from_file(file) if file else {}, _from_environment(), _from_arguments(overrides))
     values: dict[str, Any] = {}
     for layer in layers:
         values = _merge(values, layer)
@@ -159,6 +159,13 @@ def _from_file(path: Path) -> dict[str, Any]:
     if values is None:
         raise SettingsError(f"settings file {path} does not exist; give another --config or unset {CONFIG_VARIABLE}")
     _refuse_unknown((".".join(key) for key in _leaves(values)), set(_known_keys(Settings)), source=str(path))
+    return values
+
+
+def _from_arguments(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop values that were not given, and check that the other keys are known."""
+    values = _drop_missing(overrides)
+    _refuse_unknown((".".join(key) for key in _leaves(values)), set(_known_keys(Settings)), source="the arguments")
     return values
 
 

@@ -19,7 +19,9 @@ def state_writer(
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Write shoppers' clicks and purchases to Redis or Valkey, for scorers whose `state.source` is redis.
+    """Write shoppers' clicks and purchases to Redis or Valkey.
+
+    Scorers with the setting `state.source` redis read them there.
 
     One process writes; further ones stand by and take over within seconds. Pass a password in
     HEADWATER_STATE__REDIS_URL or in the settings file: other users of the machine can read command lines.

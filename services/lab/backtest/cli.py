@@ -59,7 +59,9 @@ def backtest(
     config: Config = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Replay a data set through the learner and judge every event before it is learnt, without Kafka.
+    """Judge policies on the events of a data set.
+
+    The data set is replayed without Kafka, and every event is judged before it is learnt.
 
     Example: headwater backtest --items items.csv.gz --events events.csv.gz --max-events 20000 --json figures.json
 

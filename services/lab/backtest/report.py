@@ -98,7 +98,7 @@ def _gains(report: dict[str, Any]) -> list[str]:
     if not report["gains"]:
         return []
     return [
-        f"## {report['gains_of']} over each other policy",
+        f"## Gains of {report['gains_of']} over the other policies",
         markdown_table(GAIN_COLUMNS, gain_rows(report)),
         "Paired bootstrap over events, seeds averaged, 2,000 resamples: an interval that does not hold 0 is a "
         "difference.",

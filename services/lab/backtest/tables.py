@@ -43,8 +43,8 @@ def figure_cell(value: dict[str, Any] | None, joint: str) -> str:
 
 
 def gains_table(report: dict[str, Any]) -> Table:
-    """Return a table of the reference's gains over each other policy, with 95 % intervals of a paired bootstrap."""
-    table = Table(title=f"{report['gains_of']} over each other, 95 % interval of a paired bootstrap over events")
+    """Return a table of the reference's gains over the other policies, with 95 % intervals of a paired bootstrap."""
+    table = Table(title=f"Gains of {report['gains_of']}, with 95 % intervals of a paired bootstrap over events")
     for column in ("over", "NDCG@20", "HR@20"):
         table.add_column(column, justify="left" if column == "over" else "right", no_wrap=True)
     for policy, ndcg, of_ndcg, relative, hits, of_hits in gain_rows(report):

@@ -14,7 +14,8 @@ FAILURE = 1
 
 app = typer.Typer(
     name="bench",
-    help="Measure a deployment from outside, or one started on the bundled sample.\n\n"
+    help="Measure the speed and freshness of a deployment.\n\n"
+    "It is a running one, or one that is started on the bundled sample.\n\n"
     "Example: headwater bench rank --json figures.json",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -58,7 +59,9 @@ def rank(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """Measure rankings per second, over those of a route that ranks nothing, and the latency at half of that rate.
+    """Measure rankings per second, and their latency.
+
+    The rate is given beside that of a route that ranks nothing; latency is measured at half of the rate.
 
     Example: headwater bench rank --url http://127.0.0.1:8080 --items items.csv.gz --events events.csv.gz --json OUT
     """
@@ -95,7 +98,9 @@ def swap(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """Measure the cost of swaps: the same load while events are learnt, first pinned, then with every version served.
+    """Measure the cost of swaps of adapters under load.
+
+    The same load is applied twice while events are learnt: first with a pinned version, then with every version served.
 
     It publishes events to Kafka, which the deployment learns, and pins its scenario meanwhile: not for a real shop.
 
@@ -128,7 +133,9 @@ def freshness(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """Measure the time from an event's publication to the first answer from an adapter that learnt it.
+    """Measure the time from an event to answers that learnt it.
+
+    It ends at the first answer of an adapter that has learnt the event.
 
     It publishes events to Kafka, which the deployment learns: not for a real shop.
 

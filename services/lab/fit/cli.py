@@ -29,7 +29,9 @@ def fit(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """Learn from a file of events, so that an updater begins warm: `updater.start_from` names the directory.
+    """Learn from a file of events, for an updater's warm start.
+
+    The setting `updater.start_from` names the directory to the updater.
 
     Events are split by time. Epochs go over the oldest part until NDCG@20 on the next gets no better; the newest part
     is the test. A run that was cut short goes on from its last epoch when it is started again with the same arguments.

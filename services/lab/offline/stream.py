@@ -91,7 +91,7 @@ def read_stream(
     if unknown:
         raise InputError(
             f"{path}: {len(unknown)} items are not in the catalogue, among them {sorted(unknown)[:3]}; "
-            "add them to --items"
+            "add them to the items"
         )
     queries = {event.request_id: normalize_query(event.query) for event in impressions}
     examples = [

@@ -19,7 +19,9 @@ def tune(
     config: Config = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Search learning rates, LoRA's optimiser, negatives and batch size; needs the extra `tune`.
+    """Search for the best settings of the learner on a data set.
+
+    The settings are learning rates, LoRA's optimiser, negatives and batch size. It needs the extra `tune`.
 
     A trial learns the training events once and is judged by NDCG@20 on the validation events; the test events are not
     looked at. Started again, it goes on with the study. DIR/tuned.toml holds the winner, for --config.

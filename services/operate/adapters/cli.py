@@ -27,7 +27,7 @@ def list_adapters(
     log_level: LogLevel = None,
     scenario: Scenario = None,
 ) -> None:
-    """List the published versions, oldest first, with their roles in the rollout.
+    """List versions and their roles in the rollout, oldest first.
 
     Example: headwater adapters list --registry-url http://registry:8084
     """

@@ -99,3 +99,13 @@ def test_a_store_that_loses_versions_is_found_out(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(AdapterRegistry, "versions", lambda self, scenario: [1, 3])
     with pytest.raises(ContractError, match="published versions are listed"):
         headwater.check_registry(str(tmp_path / "registry"))
+
+
+def test_a_learner_without_a_method_is_named_with_it() -> None:
+    with pytest.raises(ContractError, match=r"a learner has the methods add_items, .* \(lacks add_items, observe"):
+        headwater.check_learner(object)  # type: ignore[arg-type]
+
+
+def test_a_learner_in_place_of_its_class_is_refused() -> None:
+    with pytest.raises(TypeError, match="`make` must return a new learner when called, got PopularityLearner"):
+        headwater.check_learner(Popularity())

@@ -150,7 +150,91 @@ def test_an_answer_of_another_service_is_told_apart(rank: Callable[..., Ranking]
         rank(url)
 
 
-@pytest.mark.parametrize("url", ["", "scorer:8080", "ftp://scorer"])
+def test_a_fault_that_the_detail_names_is_not_repeated(rank: Callable[..., Ranking]) -> None:
+    errors = [{"pointer": "body/k", "detail": "must be at least 1"}]
+    problem = {**PROBLEM, "detail": "body/k: must be at least 1", "errors": errors}
+    with FlakyScorer([(422, {}, problem)]).running() as url, pytest.raises(RequestRefusedError) as refused:
+        rank(url)
+    assert str(refused.value).count("must be at least 1") == 1
+
+
+UNUSABLE_URLS = [
+    "",
+    "scorer:8080",
+    "ftp://scorer",
+    "http://",
+    "http://scorer:abc",
+    "http://scorer:99999",
+    "http://scorer/v1",
+    "http://gateway/shop/v1/rank",
+    "http://scorer?key=1",
+]
+
+
+@pytest.mark.parametrize("url", UNUSABLE_URLS)
 def test_a_base_url_that_is_none_is_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="`base_url` must be http"):
         HeadwaterClient(url)
+
+
+def test_a_base_url_may_have_the_path_of_a_gateway() -> None:
+    scorer = FlakyScorer([(200, {}, RANKING)])
+    with scorer.running() as url:
+        assert rank_in_thread(f"{url}/shop/").item_ids == ["a"]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_deadline_that_is_no_time_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="`timeout_seconds` must be above 0"):
+        HeadwaterClient("http://scorer", timeout_seconds=seconds)
+
+
+def test_a_deadline_in_words_is_refused() -> None:
+    with pytest.raises(TypeError, match="`timeout_seconds` must be a number of seconds, got '2'; leave it out for 2"):
+        HeadwaterClient("http://scorer", timeout_seconds="2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["secret\n", "sécret", "two words"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ValueError, match="`api_key` must be of printable ASCII") as refused:
+        HeadwaterClient("http://scorer", api_key=key)
+    assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "problem"),
+    [
+        ("22423", r"`candidates` must be a list of ids, got the string '22423'; write \['22423'\]"),
+        ([22423], r"`candidates` must have strings as ids, got 22423; convert ids with str\(\)"),
+        (22423, "`candidates` must be a list of ids, got int"),
+    ],
+)
+def test_candidates_that_are_no_list_of_ids_are_refused(candidates: Any, problem: str) -> None:
+    with HeadwaterClient("http://scorer") as client, pytest.raises(TypeError, match=problem):
+        client.rank(candidates)
+
+
+def test_candidates_may_come_from_a_generator() -> None:
+    scorer = FlakyScorer([(200, {}, RANKING)])
+    with scorer.running() as url, HeadwaterClient(url) as client:
+        client.rank(item_id for item_id in "ab")  # type: ignore[arg-type]
+    assert scorer.bodies[0]["candidates"] == ["a", "b"]
+
+
+def test_an_option_that_json_cannot_express_is_named() -> None:
+    with (
+        HeadwaterClient("http://scorer") as client,
+        pytest.raises(TypeError, match=r"`session_items` must be of strings, numbers, lists and dicts, got \{'b'\}"),
+    ):
+        client.rank(["a"], session_items={"b"})  # type: ignore[arg-type]
+
+
+def test_an_explanation_has_the_shares_of_the_history() -> None:
+    share = {"item_id": "b", "sessions_ago": 0, "contribution": 2.0, "kinds": {"text": 2.0}}
+    sources = {"popularity": 1.0, "global_preference": 0.5, "query": 0.0, "history": [share], "more_history": 0.25}
+    item = {"item_id": "a", "score": 3.75, "sentence": "Because.", "sources": sources, "kinds": {}, "features": {}}
+    answer = {"adapter_version": 3, "scenario": "home", "items": [item]}
+    with FlakyScorer([(200, {}, answer)]).running() as url, HeadwaterClient(url) as client:
+        explained = client.explain(["a"], session_items=["b"], history=1).items[0]
+    assert explained.sources is not None
+    assert (explained.sources.history[0].item_id, explained.sources.more_history) == ("b", 0.25)

@@ -92,6 +92,15 @@ def test_help_groups_commands_by_who_runs_them(run: Any) -> None:
     assert sorted(names["Processes"] + names["Operate"] + names["Lab"]) == sorted(TOP)
 
 
+GROUPS = sorted({command.split()[0] for command in COMMANDS if " " in command})
+
+
+@pytest.mark.parametrize("group", ["", *GROUPS])
+def test_summaries_of_commands_are_not_cut_off(run: Any, monkeypatch: pytest.MonkeyPatch, group: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert not re.findall(r"^  .*\.\.\.$", run(*group.split(), "--help").out, re.MULTILINE)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_teaches_by_example(run: Any, command: str) -> None:
     outcome = run(*command.split(), "--help")

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -154,3 +155,17 @@ def test_settings_are_frozen() -> None:
 def test_updater_registry_and_scorer_meet_by_default() -> None:
     settings = load_settings()
     assert settings.updater.registry_url == settings.registry.url == settings.scorer.registry_url
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unknown", "nearest"),
+    [
+        ({"learner": {"heads_lerning_rate": 1}}, "learner.heads_lerning_rate", "learner.heads_learning_rate"),
+        ({"lerner": {"seed": 1}}, "lerner.seed", "learner.seed"),
+    ],
+)
+def test_an_unknown_argument_names_the_nearest(arguments: dict[str, Any], unknown: str, nearest: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(**arguments)
+    problem = f"unknown setting `{unknown}` in the arguments; the nearest known one is `{nearest}`"
+    assert str(refused.value) == problem

@@ -55,7 +55,7 @@ def written(directory: Path, ranks: dict[str, int], *, delay: float = 0.0) -> st
 def test_quality_against_the_publish_interval_in_order_of_the_interval(tmp_path: Path) -> None:
     text = written(tmp_path, {"live:50": 3, "live": 1, "frozen": 7})
     assert "| 1 | 10 | 1.0000 | 1.0000 | 0.0% |\n| 50 | 500 | 0.5000 | 1.0000 | 50.0% |" in text
-    assert "## live over each other policy" in text
+    assert "## Gains of live over the other policies" in text
     assert "| live:50 | +0.5000 | +0.5000 to +0.5000 | +100.0% | +0.0000 | +0.0000 to +0.0000 |" in text
     assert "| live, seed 0 | 80 | 160 | 20 | 3 |" in text
 
@@ -63,7 +63,7 @@ def test_quality_against_the_publish_interval_in_order_of_the_interval(tmp_path:
 def test_one_interval_is_nothing_to_compare(tmp_path: Path) -> None:
     text = written(tmp_path, {"live": 1})
     assert "publish interval" not in text
-    assert " over each other policy" not in text
+    assert "## Gains of" not in text
     assert sorted(path.name for path in (tmp_path / "new" / "study").iterdir()) == [
         "quality-over-time.png",
         "report.md",
