@@ -138,7 +138,7 @@ def the_same_stream_gives_the_same_learner(make: Make) -> None:
 
 
 def a_restored_learner_goes_on_bit_for_bit(make: Make) -> None:
-    """Check that a learner restored from its state goes on as if it had never stopped."""
+    """Check that a learner restored from its state continues as if it had never stopped."""
     events = _paired_stream(300, seed=1)
     uninterrupted = _with_items(make)
     _learn(uninterrupted, events[:140])
@@ -148,7 +148,7 @@ def a_restored_learner_goes_on_bit_for_bit(make: Make) -> None:
         learner.add_items([("item-new", "an item that came later")])
     losses = [_learn(learner, events[140:]) for learner in (uninterrupted, restored)]
     _require(losses[0] == losses[1], "a restored learner has the losses of one that never stopped")
-    _require(_fingerprint(uninterrupted) == _fingerprint(restored), "a restored learner goes on bit for bit")
+    _require(_fingerprint(uninterrupted) == _fingerprint(restored), "a restored learner continues bit for bit")
 
 
 def a_new_item_can_be_ranked_and_learnt(make: Make) -> None:

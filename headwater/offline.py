@@ -44,7 +44,7 @@ def learn(
             `category`, `brand`, `price`.
         events: clicks, purchases and impressions, a file or a data frame with `user_id`, `event_type`, `item_id` and a
             time (`timestamp`, `ts` or `seq`).
-        learner: a learner to go on with; None makes a new one.
+        learner: a learner to continue with; None makes a new one.
         encoder: settings of the encoder of a new learner; None takes the environment's (`HEADWATER_ENCODER__...`).
         settings: settings of a new learner; None takes the environment's (`HEADWATER_LEARNER__...`).
         max_events: number of clicks and purchases after which the stream ends; None learns all.

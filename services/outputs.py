@@ -23,7 +23,9 @@ def require_writable_files(outputs: Mapping[str, Path | None]) -> None:
         if path.is_dir():
             raise SettingsError(f"`{option}` must be a file, {path} is a directory; give a file name in it")
         if not path.parent.is_dir():
-            raise SettingsError(f"`{option}` must lie in a directory, {path.parent} is none; create it first")
+            raise SettingsError(
+                f"`{option}` must lie in an existing directory, {path.parent} is not one; create it first"
+            )
         if path.exists() and not os.access(path, os.W_OK):
             raise SettingsError(f"`{option}` must be writable, {path} is not; give another file, or change its rights")
         if not path.exists() or path.is_file():

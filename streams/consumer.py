@@ -145,7 +145,7 @@ class PartitionConsumer:
         return self._outage.is_unanswered
 
     def problems(self) -> dict[str, str]:
-        """Return what cannot be read, one sentence per topic or `topic/partition`. Safe from another thread."""
+        """Return the problems of reading, one sentence per topic or `topic/partition`. Safe from another thread."""
         return self._problems.sentences()
 
     def check_readable(self) -> None:

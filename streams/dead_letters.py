@@ -141,7 +141,7 @@ class DeadLetterWriter:
     def flush(self, timeout_seconds: float | None = 30.0) -> None:
         """Send the waiting letters, in order, and wait until the broker has confirmed each.
 
-        Letters that were not confirmed go on waiting: the next flush sends them again over a new connection.
+        Letters that were not confirmed keep waiting: the next flush sends them again over a new connection.
 
         Args:
             timeout_seconds: the longest time to wait for confirmations. The detection of an unreachable broker or a
@@ -223,7 +223,7 @@ class DeadLetterWriter:
     def _close_producer(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(DeliveryError):  # already reported; the letters go on waiting
+            with contextlib.suppress(DeliveryError):  # already reported; the letters keep waiting
                 producer.close(0)
 
     def _open(self) -> EventProducer:

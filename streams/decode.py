@@ -40,7 +40,7 @@ def decode(
     """Decode one record; a record that cannot be decoded becomes a dead letter, never an exception.
 
     A record in Headwater's format is one event. A record in another dialect can yield several events, or none if it
-    contains nothing of use. If only some of its lines can be decoded, each of the others is a dead letter in the list.
+    contains no usable event. If only some of its lines can be decoded, each of the others is a dead letter in the list.
 
     Args:
         record: a record of one of the event topics.

@@ -86,7 +86,7 @@ def absent(topic: str, described: TopicMetadata, *, was_read: bool) -> str:
     if described.exists:
         return (
             f"topic {topic!r} may not be read, or not now ({described.error}); give this process the rights to "
-            "describe and read it; reading goes on where it stopped"
+            "describe and read it; reading resumes where it stopped"
         )
     if was_read:
         return f"topic {topic!r} was deleted; {MISSING_REMEDY}; the new one is read from its first record"
@@ -96,7 +96,7 @@ def absent(topic: str, described: TopicMetadata, *, was_read: bool) -> str:
 def leaderless(topic: str, partition: int) -> str:
     """Return the sentence for a partition that no broker serves."""
     return (
-        f"partition {partition} of topic {topic!r} has no leader; start the brokers that hold it; reading goes on "
+        f"partition {partition} of topic {topic!r} has no leader; start the brokers that hold it; reading resumes "
         "where it stopped"
     )
 
@@ -111,7 +111,7 @@ def cut_off(topic: str, partition: int) -> str:
 
 def unauthorized(topic: str) -> str:
     """Return the sentence for a topic that this process may not read."""
-    return f"topic {topic!r} may not be read; give this process the right to read it; reading goes on where it stopped"
+    return f"topic {topic!r} may not be read; give this process the right to read it; reading resumes where it stopped"
 
 
 def unreadable(topic: str, partition: int, offset: int, error: Exception) -> str:

@@ -109,7 +109,7 @@ class Learner(LearnerParts):
         If the loss or a gradient is not finite, no weight changes; the batch is counted all the same.
 
         Args:
-            batch: observed batch.
+            batch: micro-batch as `observe` returned it.
             lora: whether LoRA takes a step if one is due, and the next adapter's vectors are advanced.
 
         Returns:

@@ -172,7 +172,7 @@ class ListSteps:
         self.outcomes.load_state_dict(state["outcomes"])
 
     def counts_state_dict(self) -> StateDict:
-        """Return what is counted, which stays when the gate rolls weights back."""
+        """Return the counts, which stay when the gate rolls weights back."""
         return {
             "feedback": self.feedback.state_dict(),
             "lists_learned": self.lists_learned,

@@ -61,7 +61,7 @@ def observe_lists(
     Args:
         lists: lists in the order of learning.
         rows: catalogue row of each item id.
-        counters: present counters.
+        counters: counters before the lists are learnt.
         shoppers: present states of shoppers.
         query_vector: [lists, dim] vector of each list's search query; None if no list has one.
 

@@ -44,7 +44,7 @@ def lora_batch(batch: Batch, candidates: IntArray, live_rows: IntArray) -> LoraB
     """Return a batch with some of its candidates.
 
     Args:
-        batch: observed batch.
+        batch: micro-batch as `observe` returned it.
         candidates: [candidates] sorted rows to keep, positives included.
         live_rows: [live rows] sorted rows whose texts carry gradients.
     """

@@ -38,7 +38,7 @@ class LoraSteps:
     Attributes:
         heads: [features] head that LoRA learns under, fitted by plain likelihood. The focused loss of the served head
             would leave out the events that only texts can predict.
-        heads_optimiser: moves `heads`.
+        heads_optimiser: optimiser of the weights of `heads`.
         optimiser: moves the LoRA weights.
         replay: earlier batches that are stepped on again.
         served: LoRA weights that scores use.

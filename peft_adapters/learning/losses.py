@@ -66,7 +66,7 @@ def positives_features(batch: Batch | LoraBatch, global_preference: Tensor, quer
     """Return the features of the candidates, differentiable in both sides and in the preference vector.
 
     Args:
-        batch: observed batch.
+        batch: micro-batch as `observe` returned it.
         global_preference: [dim] preference vector of all shoppers.
         query: vectors of the contexts' items.
         candidate: vectors of the candidates.
@@ -91,7 +91,7 @@ def positives_losses(
     """Return the cross-entropy of each event, [events] nats: a sampled softmax with log-Q correction.
 
     Args:
-        batch: observed batch.
+        batch: micro-batch as `observe` returned it.
         heads: [features] weights of the score.
         features: features of the candidates.
         rows: [candidates] sorted rows of the candidates.
@@ -109,7 +109,7 @@ def focused(losses: Tensor, focus: float) -> Tensor:
     Plain cross-entropy gives most weight to events that no ranking can predict, at the cost of the head of the list.
 
     Args:
-        losses: [events] cross-entropies.
+        losses: [events] cross-entropy of each event.
         focus: exponent; 0 is plain cross-entropy.
     """
     likely = torch.exp(-focus * losses.detach())

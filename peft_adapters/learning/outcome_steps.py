@@ -118,7 +118,7 @@ class OutcomeSteps:
             head.load_state_dict(state[outcome])
 
     def counts_state_dict(self) -> StateDict:
-        """Return what is counted, as JSON can hold it."""
+        """Return the counts as JSON values."""
         return {
             "feedback": self._feedback.state_dict(),
             "learnt": self.learnt,

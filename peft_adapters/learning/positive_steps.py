@@ -53,7 +53,7 @@ class PositiveSteps:
     Attributes:
         heads: [features] weights that find the next item in the catalogue.
         global_preference: [dim] preference vector of all shoppers, learnt from clicks and purchases.
-        heads_optimiser: moves `heads`.
+        heads_optimiser: optimiser of the weights of `heads`.
         global_preference_optimiser: moves `global_preference`.
         row_optimisers: by role, move the residuals; empty if residuals are off.
     """

@@ -195,7 +195,7 @@ def load_checkpoint(root: Path, number: int, learner: Learner) -> dict[str, Any]
         restore_learner(learner, tensors, state["learner"])
     except KeyError as error:
         raise CheckpointError(
-            f"checkpoint {path} has no {error}; go on with the `learner` settings it was made with, "
+            f"checkpoint {path} has no {error}; use the `learner` settings it was made with, "
             "or start in an empty directory"
         ) from error
     extra: dict[str, Any] = state["extra"]
@@ -219,7 +219,7 @@ def _verified_state(path: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     if state["version"] not in (VERSION_OF_0_1, STATE_VERSION):
         raise CheckpointError(
             f"checkpoint {path} is of version {state['version']}, this release reads {VERSION_OF_0_1} and "
-            f"{STATE_VERSION}; go on with the release that wrote it, or start in an empty directory"
+            f"{STATE_VERSION}; use the release that wrote it, or start in an empty directory"
         )
     return state
 

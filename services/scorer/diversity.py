@@ -16,8 +16,8 @@ def pool_size(places: int) -> int:
 def diversified(relevance: FloatArray, vectors: FloatArray, *, diversity: float, places: int) -> IntArray:
     """Return an order in which each next item is both relevant and unlike the items before it.
 
-    An item's worth is `(1 - diversity) * relevance - diversity * likeness`: relevance is scaled from 0 for the worst
-    item to 1 for the best, likeness is the cosine to the nearest item before it.
+    An item's worth is `(1 - diversity) * relevance - diversity * similarity`: relevance is scaled from 0 for the worst
+    item to 1 for the best, similarity is the cosine to the nearest item before it.
 
     Args:
         relevance: relevance of each item, best first, [items].
@@ -33,12 +33,12 @@ def diversified(relevance: FloatArray, vectors: FloatArray, *, diversity: float,
         return np.zeros(0, dtype=np.int64)
     span = float(relevance[0] - relevance[-1]) or 1.0
     worth = (1 - diversity) * (relevance - relevance[-1]) / span
-    likeness = np.full(len(relevance), -1.0)
+    similarity = np.full(len(relevance), -1.0)
     chosen = [0]
     worth[0] = -np.inf
     while len(chosen) < min(places, len(relevance)):
-        np.maximum(likeness, vectors @ vectors[chosen[-1]], out=likeness)
-        chosen.append(int(np.argmax(worth - diversity * likeness)))
+        np.maximum(similarity, vectors @ vectors[chosen[-1]], out=similarity)
+        chosen.append(int(np.argmax(worth - diversity * similarity)))
         worth[chosen[-1]] = -np.inf
     rest = np.setdiff1d(np.arange(len(relevance)), chosen)
     return np.concatenate([np.array(chosen, dtype=np.int64), rest])

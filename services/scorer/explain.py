@@ -42,7 +42,7 @@ class ScoreByKind(BaseModel):
         popularity: from how often the item is bought, clicked and shown.
         cooccurrence: from how often it occurs together with items that the shopper looked at.
         repeats: from the shopper's own earlier looks at the item.
-        text: from the likeness of its text to the texts that the shopper looked at, and to the query.
+        text: from the similarity of its text to the texts that the shopper looked at, and to the query.
         residual: from what was learnt about the items beyond their texts.
     """
 

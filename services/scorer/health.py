@@ -61,7 +61,7 @@ class Health:
         self._started.set()
 
     def missing(self) -> str | None:
-        """Return what a complete answer still lacks; None once the worker is ready."""
+        """Return the reason why the worker is not ready; None once it is."""
         if not self._reader.catalogue_read.is_set():
             return f"the catalogue has not been read yet; {self._why_no_catalogue()}"
         other_secret = self._other_secret()

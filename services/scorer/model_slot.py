@@ -133,7 +133,7 @@ class ModelSlot:
                 yield Target(arm, self._latest.version, self._latest)
 
     def _interim_model(self, target: Target, rollout: Rollout) -> ServedModel | None:
-        """Return what an arm serves until its model is built: its present model, unless a certain version is on trial.
+        """Return the model that an arm serves until its own is built: the present one; None for a trial of one version.
 
         A canary or shadow of a named version must not be played by another version.
         """

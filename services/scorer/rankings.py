@@ -87,7 +87,7 @@ def add_rankings(app: FastAPI, service: ScoringService, dispatcher: Dispatcher, 
     def similar(item_id: ItemId, query: Annotated[SimilarQuery, Query()]) -> Response:
         """Return the items related to an item.
 
-        They are chosen by `behaviour`: the items that shoppers go on to from it; or by `likeness`: the items that can
+        They are chosen by `behaviour`: the items that shoppers look at next; or by `likeness`: the items that can
         take its place. The item itself may be blocked, as on a page that is still open; the items returned are not.
         """
         require_at_most("k", query.k, settings.max_k)

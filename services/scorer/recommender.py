@@ -274,7 +274,7 @@ def diversified_order(
     """Return an order of columns that trades worth for diversity.
 
     Args:
-        model: the model whose vectors measure likeness.
+        model: the model whose vectors measure similarity.
         order: indices of columns, best first.
         columns: rows of the model.
         worth: the worth of each column, [columns].

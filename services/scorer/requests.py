@@ -35,10 +35,11 @@ class ShopperRequest(BaseModel):
         default=None, description="the session; without it, 30 minutes without events end one"
     )
     session_items: SessionItems | None = Field(
-        default=None, description="items of the session, oldest first; they replace what the worker knows of it"
+        default=None, description="items of the session, oldest first, in place of those that the worker has recorded"
     )
     earlier_sessions: EarlierSessions | None = Field(
-        default=None, description="items of earlier sessions, oldest first; they replace what the worker knows of them"
+        default=None,
+        description="items of earlier sessions, oldest first, in place of those that the worker has recorded",
     )
     ts: Moment | None = Field(default=None, description="the time of the request; without it, now")
 
@@ -57,7 +58,7 @@ class ListRequest(ShopperRequest):
     )
     diversity: Share = Field(
         default=0.0,
-        description="0 orders by score alone; 1, after the first item, by unlikeness to the items before",
+        description="0 orders by score alone; 1, after the first item, by dissimilarity to the items before",
     )
 
 
@@ -121,7 +122,7 @@ class SimilarQuery(BaseModel):
     k: int = Field(default=DEFAULT_K, ge=1, description="the number of items")
     by: Literal["behaviour", "likeness"] = Field(
         default="behaviour",
-        description="`behaviour`: items that shoppers go on to from it; `likeness`: items that can take its place",
+        description="`behaviour`: items that shoppers look at next; `likeness`: substitutes for it",
     )
     kind: list[ItemKind] = Field(default=[], description="of one of these kinds")
     category: list[Category] = Field(default=[], max_length=100, description="of one of these categories")

@@ -36,7 +36,7 @@ class ScoringService:
     pseudonymise: Callable[[str], str]
 
     def deployment(self, scenario: str | None) -> Deployment:
-        """Return what is served for a scenario, with a stable model.
+        """Return the deployment of a scenario, which has a stable model.
 
         Args:
             scenario: the scenario of the request; None takes the default one.

@@ -43,12 +43,12 @@ class ServingTable:
         return None if deployment is None else deployment.stable
 
     def deployment(self, scenario: str) -> Deployment | None:
-        """Return what is served for a scenario; None if the scenario has no slot."""
+        """Return the deployment of a scenario; None if the scenario has no slot."""
         slot = self._slots.get(scenario)
         return None if slot is None else slot.deployment
 
     def deployments(self) -> dict[str, Deployment]:
-        """Return what is served now, by scenario."""
+        """Return the present deployments, by scenario."""
         return {slot.scenario: slot.deployment for slot in self.slots()}
 
     def slot(self, scenario: str) -> ModelSlot | None:

@@ -49,14 +49,14 @@ class TopicReader:
         return consumer is not None and not consumer.is_broker_lost
 
     def problem(self) -> str | None:
-        """Return why nothing of Kafka can be read, or None. Addresses are for the log of the process alone."""
+        """Return the reason why Kafka cannot be read, or None. Addresses are for the log of the process alone."""
         consumer = self._consumer
         if consumer is None:
             return "Kafka cannot be read; what has been read of it is served, and the log of the process says why"
         return "Kafka does not answer; what has been read of it is served" if consumer.is_broker_lost else None
 
     def topic_problems(self) -> dict[str, str]:
-        """Return what cannot be read, by topic or `topic/partition`. Safe to call from another thread."""
+        """Return the problems of reading, by topic or `topic/partition`. Safe to call from another thread."""
         consumer = self._consumer
         if consumer is None or consumer.is_broker_lost:
             return {}

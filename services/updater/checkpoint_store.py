@@ -174,7 +174,7 @@ class CheckpointStore:
         return None
 
     def _copy_store_when_due(self) -> None:
-        """Copy the join state into the newest checkpoint. If that fails, the older copies stay and learning goes on."""
+        """Copy the join state into the newest checkpoint. If that fails, the older copies stay; learning continues."""
         store = self._path / JOIN_NAME
         if not self._copies.is_due() and store.stat().st_size > SMALL_BYTES:
             return
@@ -271,7 +271,7 @@ def _as_checkpoint_error(path: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.Error) as error:
         raise CheckpointError(
-            f"{path} cannot be used: {error}; {remedy(error)}, and start the updater again: it goes on where it was"
+            f"{path} cannot be used: {error}; {remedy(error)}, and start the updater again: it resumes where it stopped"
         ) from error
 
 

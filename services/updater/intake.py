@@ -213,7 +213,7 @@ class Intake:
         return [example for example in examples if example.user_id != user]
 
     def _drop_left_out(self, weighed: list[Weighed]) -> list[Weighed]:
-        """Return what the guard lets through, and count the rest under its outcome."""
+        """Return the examples that the guard lets through, and count the others under their outcomes."""
         for positive in weighed:
             if positive.left_out and not (isinstance(positive, ShownList) and positive.is_correction):
                 self.accounts.count_instead_of_learnt(positive.topic, positive.left_out)

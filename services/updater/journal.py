@@ -240,7 +240,7 @@ def _write_all(file: FileIO, data: bytes) -> None:
 def _write_error(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
         f"journal {path} cannot be written: {error.strerror or error}; make room or give rights there, and start the "
-        "updater again: it goes on where it was"
+        "updater again: it resumes where it stopped"
     )
 
 

@@ -183,7 +183,7 @@ class Updater:
                 if self._unannounced is not None:
                     self._announce(self._unannounced)
             except _RETRIED_ERRORS as error:
-                # Learning goes on; the changes go with the next publication.
+                # Learning continues; the changes go with the next publication.
                 log.warning("publication_failed", problem=str(error), retries="after a pause")
                 return False
         return True

@@ -38,7 +38,7 @@ class Schedule:
     def failed(self) -> None:
         """Record that the run failed; the next one is due after a growing pause of at most `LONGEST_PAUSE_SECONDS`.
 
-        The pause begins now, since a failed run may have taken long, and other work goes on between two attempts.
+        The pause begins now, since a failed run may have taken long, and other work continues between two attempts.
         Neither a long gap nor the share of the time applies: the failed work is overdue.
         """
         pause_seconds = min(max(self._gap_seconds, next(self._pauses)), LONGEST_PAUSE_SECONDS)

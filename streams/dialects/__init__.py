@@ -1,6 +1,6 @@
 """Decoders of foreign events: GA4 e-commerce, Segment or RudderStack, and Metarank.
 
-A decoder turns a record into events of our own: several if the record describes several, none if it has nothing of use.
+A decoder turns a record into events of our own: several if it describes several, none if it has no usable event.
 A line that cannot be decoded is an `InvalidLine` among them; a record that cannot be decoded raises pydantic's
 `ValidationError`. The events are built through our own models, so that all their rules apply. docs/reference/events.md
 lists the formats.

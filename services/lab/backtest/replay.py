@@ -182,7 +182,7 @@ class Replay:
         return pad(contexts)
 
     def _observe(self, examples: Sequence[Example]) -> _Novelty:
-        """Return what is new about events, and record them."""
+        """Record events, and return which users and items are new in them."""
         sold, rows = self._item_events > 0, self._rows(examples)
         nth, new = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.bool_)
         for place, (example, row) in enumerate(zip(examples, rows, strict=True)):

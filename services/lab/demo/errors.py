@@ -4,7 +4,7 @@ from services.errors import HeadwaterServiceError
 
 
 class DemoError(HeadwaterServiceError):
-    """The demo cannot go on; the message gives the cause and the log to read."""
+    """The demo cannot continue; the message gives the cause and the log to read."""
 
 
 class Stopped(BaseException):

@@ -34,7 +34,7 @@ def fit(
     The setting `updater.start_from` names the directory to the updater.
 
     Events are split by time. Epochs go over the oldest part until NDCG@20 on the next gets no better; the newest part
-    is the test. A run that was cut short goes on from its last epoch when it is started again with the same arguments.
+    is the test. A run that was cut short resumes after its last epoch when it is started again with the same arguments.
 
     Example: headwater fit --items items.csv.gz --events events.csv.gz --out ./warm
     """

@@ -148,7 +148,7 @@ def _require_same(first: Mapping[str, Any], task: Task) -> None:
         if first.get(name) != arguments.get(name):
             raise SettingsError(
                 f"{task.out}: expected {name} as in the fit that was begun there, {first.get(name)}, got "
-                f"{arguments.get(name)}; go on with the same arguments, or give another --out"
+                f"{arguments.get(name)}; use the same arguments, or give another --out"
             )
 
 

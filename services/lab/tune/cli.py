@@ -24,7 +24,7 @@ def tune(
     The settings are learning rates, LoRA's optimiser, negatives and batch size. It needs the extra `tune`.
 
     A trial learns the training events once and is judged by NDCG@20 on the validation events; the test events are not
-    looked at. Started again, it goes on with the study. DIR/tuned.toml holds the winner, for --config.
+    looked at. Started again, it resumes the study. DIR/tuned.toml holds the winner, for --config.
 
     Example: headwater tune --items items.csv.gz --events events.csv.gz --out ./tuned --trials 30
     """

@@ -92,7 +92,7 @@ def replay_dead_letters(
     bootstrap_servers: Servers = None,
     log_level: LogLevel = None,
 ) -> None:
-    """Put refused records back, or send mended events.
+    """Put refused records back, or send corrected events.
 
     Records go back to their topics byte by byte, under their keys. A letter is replayed once. The exit status is 1 if a
     record is no longer available.

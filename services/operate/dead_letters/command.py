@@ -24,7 +24,7 @@ def replay(
     again: bool = False,
     dry_run: bool = False,
 ) -> ReplaySummary:
-    """Put the records of letters back, or send the mended events of a file in their place.
+    """Put the records of letters back, or send the corrected events of a file in their place.
 
     Args:
         settings: the settings with brokers and topics.

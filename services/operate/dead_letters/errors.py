@@ -4,4 +4,4 @@ from services.errors import UsageError
 
 
 class LetterError(UsageError):
-    """A filter, a letter's key or a file of mended events cannot be used."""
+    """A filter, a letter's key or a file of corrected events cannot be used."""

@@ -1,4 +1,4 @@
-"""Mended events: a file with the event to send in place of each refused record, by letter."""
+"""Corrected events: a file with the event to send in place of each refused record, by letter."""
 
 import json
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def letters_named(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def mended(named: Mapping[str, dict[str, Any]], letters: Mapping[str, DeadLetter], topics: Topics) -> dict[str, Event]:
-    """Validate all mended events before any is sent.
+    """Validate all corrected events before any is sent.
 
     The kind of an event is its `type`, or else that of the topic on which it was refused. Without `event_id` it gets
     its letter's key, so that it counts once however often it is sent; without `ts` the time of the refusal.

@@ -50,9 +50,11 @@ class Originals:
         """
         topics = self._settings.topics
         if topics.kind_of(letter.topic) is None and letter.topic not in topics.dialects:
-            return NotReplayable(f"topic {letter.topic!r} carries no events; replay mended ones")
+            return NotReplayable(f"topic {letter.topic!r} carries no events; send corrected ones with --mended")
         if letter.line is not None:
-            return NotReplayable("it is one line of a record whose other lines count already; replay it mended")
+            return NotReplayable(
+                "it is one line of a record whose other lines count already; send a corrected event with --mended"
+            )
         if not self._lookup.has_topic(letter.topic):
             return NotReplayable(f"topic {letter.topic!r} does not exist")
         if letter.is_complete():
@@ -60,7 +62,7 @@ class Originals:
         else:
             original = self._from_log(letter)
         if isinstance(original, Original) and original.value is None:
-            return NotReplayable("a record without a value is not an event; replay a mended one")
+            return NotReplayable("a record without a value is not an event; send a corrected one with --mended")
         return original
 
     def close(self) -> None:

@@ -48,7 +48,7 @@ class _Replacement:
 
 
 class Replay:
-    """A replay of letters, with their own records or mended events in their place.
+    """A replay of letters, with their own records or corrected events in their place.
 
     Args:
         settings: the settings with brokers and topics.

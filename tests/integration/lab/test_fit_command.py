@@ -107,7 +107,7 @@ def test_other_arguments_in_the_same_place_are_refused(data: Path, warm: Path) -
     process = begin_fit(data, "warm", max_epochs=7)
     _, said = process.communicate(timeout=200)
     assert process.returncode == 2
-    assert "go on with the same arguments, or give another --out" in said
+    assert "use the same arguments, or give another --out" in said
 
 
 def begin_updater(shop: Shop, start_from: Path, *, secret: str = SECRET) -> Updater:

@@ -203,9 +203,9 @@ class TestReplay:
         desk.refuse([*desk.send([(b"ann", None)]), *forged])
         *_, first, second, third = desk.run("replay", status=1)
         assert {first, second, third} == {
-            "1 not replayable: a record without a value is not an event; replay a mended one",
-            f"1 not replayable: topic '{desk.topics.adapters}' carries no events; replay mended ones",
-            "1 not replayable: topic 'a.b' carries no events; replay mended ones",
+            "1 not replayable: a record without a value is not an event; send a corrected one with --mended",
+            f"1 not replayable: topic '{desk.topics.adapters}' carries no events; send corrected ones with --mended",
+            "1 not replayable: topic 'a.b' carries no events; send corrected ones with --mended",
         }
         assert desk.read(desk.topics.adapters) == []
 
@@ -301,7 +301,7 @@ class TestMended:
                 writer.write(letter)
         key = f"shop.orders/{sent.partition}/0/properties.products.1"
         assert [one["letter"] for one in desk.listed()] == [key, key[:-1] + "2"]
-        why = "it is one line of a record whose other lines count already; replay it mended"
+        why = "it is one line of a record whose other lines count already; send a corrected event with --mended"
         assert desk.run("replay", status=1) == ["0 records put back", f"2 not replayable: {why}"]
         event = json.loads(letters[0].original() or b"") | {"quantity": 1}
         assert desk.run("replay", "--mended", str(mend({"letter": key, "event": event}))) == [

@@ -14,7 +14,7 @@ from services.settings import SettingsError
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("missing/figures.json", "must lie in a directory, .*missing is none; create it first"),
+        ("missing/figures.json", "must lie in an existing directory, .*missing is not one; create it first"),
         ("directory", "must be a file, .*directory is a directory"),
         ("file/figures.json", "must lie in a directory"),
     ],

@@ -245,7 +245,7 @@ def test_another_release_is_refused(tmp_path: Path, learner: Learner, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr("peft_adapters.lifecycle.checkpoint.STATE_VERSION", 99)
         save_checkpoint(tmp_path, 1, learner, {})
-    with pytest.raises(CheckpointError, match=r"is of version 99, this release reads 7 and 8; go on with the release"):
+    with pytest.raises(CheckpointError, match=r"is of version 99, this release reads 7 and 8; use the release"):
         look_into(tmp_path)
 
 
@@ -276,7 +276,7 @@ def shaped(**lora: int) -> Encoder:
 def test_a_part_that_the_learner_has_and_the_checkpoint_has_not_is_named(tmp_path: Path) -> None:
     without = tiny_learner(SETTINGS.model_copy(update={"residuals": False}), items=ITEMS)
     save_checkpoint(tmp_path, 1, without, {})
-    with pytest.raises(CheckpointError, match=r"has no 'positives/query'; go on with the `learner` settings"):
+    with pytest.raises(CheckpointError, match=r"has no 'positives/query'; use the `learner` settings"):
         look_into(tmp_path)
 
 
