@@ -16,7 +16,7 @@ from services.settings import SettingsError
     [
         ("missing/figures.json", "must lie in an existing directory, .*missing is not one; create it first"),
         ("directory", "must be a file, .*directory is a directory"),
-        ("file/figures.json", "must lie in a directory"),
+        ("file/figures.json", "must lie in an existing directory"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str, reason: str) -> None:
