@@ -12,7 +12,7 @@ FAULTS ?= 200
 # Tests wait for processes more than they compute. A file's tests stay together, and so do its brokers.
 WORKERS ?= 2
 
-.PHONY: install demo test crash check bench docs dist clean
+.PHONY: install demo test coverage crash check bench docs dist clean
 
 # The stamp makes set-up happen once, and again only when what it depends on changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -27,6 +27,10 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# The tests once more with branch coverage, of the processes that they fork too; fails below `fail_under`.
+coverage: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term $(ARGS)
 
 crash: install
 	HEADWATER_TEST_KAFKA=$(HEADWATER_TEST_KAFKA) $(BIN)/python -m pytest tests/crash --kills $(KILLS) --faults $(FAULTS) $(ARGS)
