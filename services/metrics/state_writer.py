@@ -52,7 +52,10 @@ class StateWriterMetrics:
             topics: all topics that are consumed.
             problems: those that cannot be read, each as `topic` or `topic/partition`.
         """
+        topics = tuple(topics)
         self._topics.show(topics, problems)
+        for topic in topics:
+            self._missed_records.labels(topic)  # there at 0, so that the first missed record is an increase
 
     def records_missed(self, topic: str, records: int) -> None:
         """Count records that retention deleted before they were read.
