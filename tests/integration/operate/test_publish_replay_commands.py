@@ -193,7 +193,7 @@ def test_max_events_ends_a_replay(embedded_env: dict[str, str], data: list[str])
     [
         (["publish", "none.jsonl"], "headwater: none.jsonl cannot be read: No such file or directory\n"),
         (["replay", "--items", "none.csv", "--events", "x.csv"], "headwater: none.csv cannot be read: "),
-        (["publish", "--config", "none.toml", "-"], "headwater: settings file none.toml is not there; "),
+        (["publish", "--config", "none.toml", "-"], "headwater: settings file none.toml does not exist; "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(

@@ -20,7 +20,7 @@ def test_topics_of_others_are_not_our_own() -> None:
 
 
 def test_a_topic_of_our_own_is_in_no_dialect() -> None:
-    with pytest.raises(ValidationError, match=r"got 'headwater.control'; that is a topic of our own"):
+    with pytest.raises(ValidationError, match=r"got 'headwater\.control', which is a topic of our own"):
         Topics(dialects={"headwater.control": "ga4"})
 
 
