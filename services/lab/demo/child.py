@@ -87,6 +87,7 @@ def run_command(arguments: Sequence[str], environment: Mapping[str, str], descri
         environment: the whole environment of the process.
         descriptors: file descriptors for standard input, output and error; they are closed.
     """
+    atexit._clear()  # those of the process that was forked are not this one's to run
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     for descriptor in set(descriptors) - {0, 1, 2}:
