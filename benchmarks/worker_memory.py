@@ -24,9 +24,10 @@ from benchmarks.measure import Measurement
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.ranking.catalogue import Catalogue
-from peft_adapters.ranking.counters import MATRICES, Counters
+from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.residual_rows import quantise_rows
 from peft_adapters.registry.bundle import read_bundle, write_bundle
+from peft_adapters.registry.tensor_rules import MATRICES
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import FEATURES, EncoderSettings

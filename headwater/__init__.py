@@ -10,7 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headwater.answers import (
+    from peft_adapters.checks import check_learner, check_registry
+    from peft_adapters.encoder.encoder import Encoder
+    from peft_adapters.errors import ContractError
+    from peft_adapters.learning.learner import Learner
+    from peft_adapters.registry.registry import AdapterRegistry
+    from peft_adapters.settings import EncoderSettings, LearnerSettings
+    from services.client.answers import (
         ExplainedItem,
         Explanation,
         HistoryShare,
@@ -20,21 +26,16 @@ if TYPE_CHECKING:
         SearchHit,
         SearchResult,
     )
-    from headwater.checks import ContractError, check_learner, check_registry
-    from headwater.client import AsyncHeadwaterClient, HeadwaterClient
-    from headwater.errors import (
+    from services.client.errors import (
         HeadwaterClientError,
         RequestRefusedError,
         ScorerUnavailableError,
         UnexpectedAnswerError,
     )
-    from headwater.offline import backtest, learn
-    from headwater.ranker import Ranker, load_ranker
-    from headwater.tables import sample_files
-    from peft_adapters.encoder.encoder import Encoder
-    from peft_adapters.learning.learner import Learner
-    from peft_adapters.registry.registry import AdapterRegistry
-    from peft_adapters.settings import EncoderSettings, LearnerSettings
+    from services.client.http_client import AsyncHeadwaterClient, HeadwaterClient
+    from services.lab.notebook.offline import backtest, learn
+    from services.lab.notebook.ranker import Ranker, load_ranker
+    from services.lab.notebook.tables import sample_files
     from services.settings import Settings, load_settings
     from streams.connection import KafkaConnection
     from streams.delivery import Delivery
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from streams.topics import Topics
 
 _MODULES = {
-    "headwater.answers": (
+    "services.client.answers": (
         "ExplainedItem",
         "Explanation",
         "HistoryShare",
@@ -53,17 +54,18 @@ _MODULES = {
         "SearchHit",
         "SearchResult",
     ),
-    "headwater.checks": ("ContractError", "check_learner", "check_registry"),
-    "headwater.client": ("AsyncHeadwaterClient", "HeadwaterClient"),
-    "headwater.errors": (
+    "peft_adapters.checks": ("check_learner", "check_registry"),
+    "peft_adapters.errors": ("ContractError",),
+    "services.client.http_client": ("AsyncHeadwaterClient", "HeadwaterClient"),
+    "services.client.errors": (
         "HeadwaterClientError",
         "RequestRefusedError",
         "ScorerUnavailableError",
         "UnexpectedAnswerError",
     ),
-    "headwater.offline": ("backtest", "learn"),
-    "headwater.ranker": ("Ranker", "load_ranker"),
-    "headwater.tables": ("sample_files",),
+    "services.lab.notebook.offline": ("backtest", "learn"),
+    "services.lab.notebook.ranker": ("Ranker", "load_ranker"),
+    "services.lab.notebook.tables": ("sample_files",),
     "peft_adapters.encoder.encoder": ("Encoder",),
     "peft_adapters.learning.learner": ("Learner",),
     "peft_adapters.registry.registry": ("AdapterRegistry",),

@@ -12,6 +12,7 @@ HeadwaterModelError
 │   │   └── BundleSizeError        a file is missing, too short or too long
 │   ├── BundleBaseMismatchError    made for another frozen encoder
 │   └── BundleSignatureError       the signature is missing, wrong, or by an unknown key
+├── ContractError                  an implementation breaks a promise of its contract; also an AssertionError
 ├── BuildStoppedError              the build of a model was stopped before its end
 ├── CheckpointError                a checkpoint is unreadable, or belongs to another encoder or release
 ├── FencedError                    another updater has taken over; nothing more may be written
@@ -43,6 +44,10 @@ class HeadwaterModelError(Exception):
 
 class ModelValueError(HeadwaterModelError, ValueError):
     """An argument, setting or tensor breaks its rule."""
+
+
+class ContractError(HeadwaterModelError, AssertionError):
+    """An implementation breaks a promise of its contract; the message names the promise."""
 
 
 class BuildStoppedError(HeadwaterModelError):

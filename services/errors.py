@@ -9,6 +9,7 @@ HeadwaterServiceError
 ├── AuditError                   services.audit
 ├── BenchError                   services.lab.bench.errors
 ├── DemoError                    services.lab.demo.errors
+├── HeadwaterClientError         services.client.errors, with its subtree
 ├── ItemUnknownError             services.scorer.recommender
 ├── ProbabilityUnknownError      services.scorer.recommender
 ├── ProblemError                 services.web.http: an HTTP answer other than success

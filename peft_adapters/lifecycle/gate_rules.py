@@ -13,7 +13,7 @@ from torch import Tensor
 from peft_adapters.ranking.modalities import contribution_norm
 from peft_adapters.ranking.ranker import ROLES
 from peft_adapters.ranking.residual_rows import row_norms
-from peft_adapters.ranking.tensor_rules import fault_of, is_finite, rule_of
+from peft_adapters.registry.tensor_rules import fault_of, is_finite, rule_of
 from peft_adapters.settings import GateSettings
 
 Rule = Literal["not_finite", "bound", "loss", "norm", "calibration"]

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from peft_adapters.ranking import counter_kernels
-from peft_adapters.ranking.counters import MATRICES, Counters, FloatArray, IntArray, SparseCounts
+from peft_adapters.ranking.counters import Counters, FloatArray, IntArray, SparseCounts
 from peft_adapters.ranking.features import SMOOTHING_EVENTS, click_through
 from peft_adapters.ranking.recency import HISTORY_RECENCY, NEAR_RECENCY, SESSION_RECENCY
 from peft_adapters.ranking.shoppers import Contexts
+from peft_adapters.registry.tensor_rules import MATRICES
 from peft_adapters.settings import COUNTER_FEATURES
 
 _RECENCY = tuple(recency.table for recency in (SESSION_RECENCY, NEAR_RECENCY, HISTORY_RECENCY))

@@ -15,6 +15,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from peft_adapters.registry.tensor_rules import MATRICES, PER_ITEM
+
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
@@ -22,8 +24,6 @@ HALF_LIVES_EVENTS = (1_000.0, 20_000.0)
 PAIR_WINDOW_ITEMS = 20  # earlier items of the session that a new event is paired with
 SKIP_WINDOW_ITEMS = 5  # newest of them that also count as directed skip transitions
 NEIGHBOUR_WINDOW_ITEMS = 3  # newest of them that also count as neighbours, without direction
-PER_ITEM = ("events", "shown", "clicked", "bought")
-MATRICES = ("transition", "skip_transition", "cooccurrence", "neighbour")
 
 _MERGE_RATIO = 0.1  # size of the recent part, over the main one, at which they are merged: amortised constant cost
 _MERGE_ENTRIES = 1_000

@@ -31,7 +31,7 @@ from peft_adapters.ranking.features import (
 )
 from peft_adapters.ranking.request_scorer import ContextVectors, RequestScorer
 from peft_adapters.ranking.shoppers import Contexts
-from peft_adapters.ranking.tensor_rules import ROLES as ROLES
+from peft_adapters.registry.tensor_rules import ROLES as ROLES
 from peft_adapters.settings import FEATURES
 
 _VECTORS_CHUNK = 1_024  # items whose vectors are computed at a time: fresh memory costs more than the sums

@@ -19,7 +19,6 @@ from pydantic import TypeAdapter, ValidationError
 from peft_adapters.durable import durable_file, sync_directory
 from peft_adapters.earlier_formats import bundle_of_0_1
 from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError
-from peft_adapters.ranking.tensor_rules import require_finite
 from peft_adapters.registry.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -30,6 +29,7 @@ from peft_adapters.registry.manifest import (
     table_digest,
     verified_bytes,
 )
+from peft_adapters.registry.tensor_rules import require_finite
 
 __all__ = [
     "Bundle",

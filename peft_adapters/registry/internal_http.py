@@ -27,6 +27,15 @@ def internal_client(*, retries: int = 0, limits: httpx.Limits = DEFAULT_LIMITS, 
     return httpx.Client(transport=transport, trust_env=False, **options)
 
 
+def internal_async_client(**options: Any) -> httpx.AsyncClient:
+    """Open a client for asyncio that connects directly. Its caller sets deadlines with `asyncio.timeout`.
+
+    Args:
+        options: keyword arguments of `httpx.AsyncClient`.
+    """
+    return httpx.AsyncClient(verify=httpx.create_ssl_context(trust_env=True), trust_env=False, **options)
+
+
 def get(url: str, **options: Any) -> httpx.Response:
     """Send one GET over a direct connection.
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from peft_adapters.errors import BundleFormatError, ModelValueError
 from peft_adapters.ranking.calibration import INPUTS, Probabilities
-from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, PER_ITEM, Counters
+from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, Counters
 from peft_adapters.ranking.ranker import ROLES
 from peft_adapters.ranking.residual_rows import dequantise_rows
-from peft_adapters.ranking.tensor_rules import is_finite, require_tensors
 from peft_adapters.registry.bundle import Bundle
+from peft_adapters.registry.tensor_rules import PER_ITEM, is_finite, require_tensors
 from peft_adapters.settings import FEATURES
 
 

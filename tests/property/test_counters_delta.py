@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from peft_adapters.ranking.counters import MATRICES, Counters
+from peft_adapters.ranking.counters import Counters
+from peft_adapters.registry.tensor_rules import MATRICES
 
 Batch = list[tuple[int, list[int]]]  # an event's item and the items before it
 

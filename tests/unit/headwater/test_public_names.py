@@ -64,3 +64,7 @@ def test_a_name_whose_extra_is_missing_names_the_extra() -> None:
         "except ImportError as error:\n    print(error)\n"
     )
     assert "pip install 'headwater[updater]'" in done.stdout, done.stderr
+
+
+def test_nothing_but_the_names_lives_in_the_package() -> None:
+    assert {path.name for path in Path(headwater.__file__).parent.glob("*.py")} == {"__init__.py"}

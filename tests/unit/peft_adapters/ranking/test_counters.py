@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, MATRICES, Counters, SparseCounts
+from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, Counters, SparseCounts
+from peft_adapters.registry.tensor_rules import MATRICES
 
 
 def array(*rows: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.errors import RegistryError, VersionConflictError, VersionNotFoundError
+from peft_adapters.errors import ContractError, RegistryError, VersionConflictError, VersionNotFoundError
 from peft_adapters.learning.state_dicts import split_tensors
 from peft_adapters.registry.bundle import Manifest, read_bundle, write_bundle
 from peft_adapters.registry.registry import AdapterRegistry
@@ -31,10 +31,6 @@ BATCH_EVENTS = 20
 CUTOFF = 8  # places of a list in which an item counts as found
 CHANCE_EVENTS = 2_000
 BASE_DIGEST = "base-of-the-check"
-
-
-class ContractError(AssertionError):
-    """An implementation breaks a promise of its contract; the message names the promise."""
 
 
 class Event(NamedTuple):

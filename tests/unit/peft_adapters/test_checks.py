@@ -10,7 +10,8 @@ import torch
 from tiny_model import tiny_learner
 
 import headwater
-from headwater.checks import LEARNER_CHECKS, ContractError
+from peft_adapters.checks import LEARNER_CHECKS
+from peft_adapters.errors import ContractError
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.settings import LearnerSettings
 

@@ -10,9 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.answers import RankedItem, Ranking
-from headwater.arguments import checked_ids, require_count, require_type
-from headwater.tables import Table, as_file
 from peft_adapters.encoder.encoder import Encoder, MergedSuffix
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.encoder.query_encoder import QueryEncoder
@@ -26,6 +23,9 @@ from peft_adapters.registry.bundle import Bundle, read_bundle
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.settings import EncoderSettings
+from services.client.answers import RankedItem, Ranking
+from services.client.arguments import checked_ids, require_count, require_type
+from services.lab.notebook.tables import Table, as_file
 from services.lab.offline.inputs import read_catalogue
 from services.settings import load_settings
 

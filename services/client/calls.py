@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from headwater.arguments import require_seconds
-from headwater.errors import RequestRefusedError, ScorerUnavailableError, UnexpectedAnswerError
+from services.client.arguments import require_seconds
+from services.client.errors import RequestRefusedError, ScorerUnavailableError, UnexpectedAnswerError
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 FIRST_PAUSE_SECONDS = 0.05

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from services.errors import HeadwaterServiceError
 
-class HeadwaterClientError(Exception):
-    """Base of every error that a client raises on purpose."""
+
+class HeadwaterClientError(HeadwaterServiceError):
+    """Root of the errors that a client raises on purpose."""
 
 
 class ScorerUnavailableError(HeadwaterClientError):

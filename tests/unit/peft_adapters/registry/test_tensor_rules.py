@@ -15,8 +15,8 @@ from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.gate_rules import judge_candidate
 from peft_adapters.lifecycle.warm_start import load_bundle_into
 from peft_adapters.ranking.calibration import INPUTS
-from peft_adapters.ranking.tensor_rules import COUNT, WEIGHT, fault_of
 from peft_adapters.registry.bundle import Bundle, read_bundle, write_bundle
+from peft_adapters.registry.tensor_rules import COUNT, WEIGHT, fault_of
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel, require_finite_scores
 from peft_adapters.settings import GateSettings, LearnerSettings

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from peft_adapters.errors import ModelValueError
-from peft_adapters.ranking.counters import MATRICES, PER_ITEM
 
 ROLES = ("query", "candidate")
+PER_ITEM = ("events", "shown", "clicked", "bought")  # counters with one value per item
+MATRICES = ("transition", "skip_transition", "cooccurrence", "neighbour")  # sparse counters of pairs of items
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max

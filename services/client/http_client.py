@@ -14,12 +14,12 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 from pydantic import BaseModel
 
-from headwater.answers import Explanation, Ranking, SearchResult
-from headwater.arguments import checked_ids
-from headwater.calls import Api, Attempts
-from headwater.options import ExplainOptions, RankOptions, RecommendOptions
 from peft_adapters.registry.http_deadline import bounded_request
-from peft_adapters.registry.internal_http import internal_client
+from peft_adapters.registry.internal_http import internal_async_client, internal_client
+from services.client.answers import Explanation, Ranking, SearchResult
+from services.client.arguments import checked_ids
+from services.client.calls import Api, Attempts
+from services.client.options import ExplainOptions, RankOptions, RecommendOptions
 
 DEFAULT_TIMEOUT_SECONDS = 2.0
 ANSWER_LIMIT_BYTES = 2**25
@@ -157,7 +157,7 @@ class AsyncHeadwaterClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self._api = Api(base_url, api_key=api_key, scenario=scenario, timeout_seconds=timeout_seconds)
-        self._http = httpx.AsyncClient(headers=self._api.headers, trust_env=False)
+        self._http = internal_async_client(headers=self._api.headers)
 
     async def rank(self, candidates: Sequence[str], **options: Unpack[RankOptions]) -> Ranking:
         """Return the candidates in order, best first; see `HeadwaterClient.rank`."""

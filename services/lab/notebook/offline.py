@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headwater.arguments import require_count, require_type
-from headwater.tables import Table, as_file
 from peft_adapters.learning.learner import Learner
 from peft_adapters.settings import EncoderSettings, LearnerSettings
+from services.client.arguments import require_count, require_type
 from services.lab.backtest.command import DEFAULT_BATCH_EVENTS, compare
 from services.lab.backtest.policies import parse_policies
 from services.lab.backtest.replay import Outcome
 from services.lab.backtest.run import run_policy
 from services.lab.backtest.workers import Job, Run, run_all
 from services.lab.fit import passes
+from services.lab.notebook.tables import Table, as_file
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream
 from services.settings import Settings, load_settings

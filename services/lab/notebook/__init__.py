@@ -1,0 +1,1 @@
+"""Learning, ranking and backtesting in process, from files or data frames."""
