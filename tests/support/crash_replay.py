@@ -46,7 +46,7 @@ STEPS = (
     "services.updater.checkpoint_store:prune_checkpoints",
     "peft_adapters.lifecycle.publishing:Publisher.candidate",
     "peft_adapters.registry.registry:AdapterRegistry.publish",
-    "peft_adapters.registry.registry:AdapterRegistry._check_owner",
+    "peft_adapters.registry.ownership:OwnerFile.require",
     "services.updater.loop:Updater._announce",
     "streams.consumer:PartitionConsumer.commit",
     "os:fsync",
