@@ -54,7 +54,7 @@ class PositiveSteps:
         heads: [features] weights that find the next item in the catalogue.
         global_preference: [dim] preference vector of all shoppers, learnt from clicks and purchases.
         heads_optimiser: optimiser of the weights of `heads`.
-        global_preference_optimiser: moves `global_preference`.
+        global_preference_optimiser: the optimiser that moves `global_preference`.
         row_optimisers: by role, move the residuals; empty if residuals are off.
     """
 
@@ -88,7 +88,7 @@ class PositiveSteps:
         Nothing moves if the loss or a gradient is not finite.
 
         Args:
-            batch: observed micro-batch.
+            batch: the observed micro-batch to learn from.
             scale: factor on all steps but that of the heads. It falls as lists account for more of the events, since a
                 list says what was chosen over what. The step is scaled, not the loss: Adam ignores the loss's scale.
         """

@@ -64,7 +64,7 @@ def first_events(batch: Batch, count: int, *, counters: Counters, columns: IntAr
     """Return the first events of a batch, with features of other columns.
 
     Args:
-        batch: observed batch.
+        batch: the observed micro-batch to shorten.
         count: number of events to keep.
         counters: counters before the batch.
         columns: [columns] rows to compute features for; None is the whole catalogue.

@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
     Attributes:
         state_dict: gives the state.
-        load_state_dict: restores it.
+        load_state_dict: restores a state that `state_dict` gave.
     """
 
     state_dict: Callable[[], StateDict]

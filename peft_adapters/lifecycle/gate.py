@@ -75,7 +75,7 @@ class Gate:
         """Compare the learner and the live adapter on a batch that neither has learnt.
 
         Args:
-            batch: observed batch.
+            batch: the observed micro-batch that neither has learnt.
             scores: [events, columns] result of `Learner.judge(batch)`.
         """
         self._live.grow(self._learner.ranker.text)
