@@ -2,54 +2,22 @@
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from counted_vectors import ITEMS, CountingCatalogue, scores
 from learnt_chain import Publications, catalogue_of
-from tiny_model import Listed, random_stream, tiny_encoder, tiny_learner, titled
+from tiny_model import Listed, random_stream, tiny_encoder, tiny_learner
 
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.errors import BuildStoppedError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.warm_start import load_bundle_into
-from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.shoppers import pad
 from peft_adapters.serving import model_builder
 from peft_adapters.serving.model_builder import build_model, refresh_model
-from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import LearnerSettings
-
-ITEMS = titled(30)
-CONTEXT: tuple[list[str], list[int]] = (["item-3", "item-7", "item-1"], [0, 0, 2])
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return tiny_encoder()
-
-
-@pytest.fixture
-def publications(tmp_path: Path) -> Publications:
-    return Publications(tmp_path)
-
-
-def scores(model: ServedModel, catalogue: Catalogue) -> dict[str, float]:
-    """Return the score of every item in one context."""
-    items, ages = CONTEXT
-    context = model.context([catalogue.rows[item] for item in items], ages)
-    return dict(zip(model.item_ids, model.ranker.score(context)[0].tolist(), strict=True))
-
-
-class CountingCatalogue(Catalogue):
-    """Counts the text vectors that are computed."""
-
-    computed = 0
-
-    def vectors(self, suffix: object, rows: Sequence[int]) -> torch.Tensor:
-        self.computed += len(rows)
-        return super().vectors(suffix, rows)  # type: ignore[arg-type]
 
 
 def test_a_worker_scores_as_the_learner_does_whatever_order_its_items_came_in(

@@ -5,44 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from counted_vectors import ITEMS, CountingCatalogue, scores
 from learnt_chain import Publications, catalogue_of
-from tiny_model import tiny_encoder, titled
 
 from peft_adapters.encoder.encoder import Encoder
-from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.serving.model_builder import build_model, refresh_model, start_next_adapter_vectors
 from peft_adapters.serving.previous_adapter_vectors import PreviousAdapterVectors
-from peft_adapters.serving.served_model import ServedModel
-
-ITEMS = titled(30)
-CONTEXT: tuple[list[str], list[int]] = (["item-3", "item-7", "item-1"], [0, 0, 2])
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return tiny_encoder()
-
-
-@pytest.fixture
-def publications(tmp_path: Path) -> Publications:
-    return Publications(tmp_path)
-
-
-def scores(model: ServedModel, catalogue: Catalogue) -> dict[str, float]:
-    """Return the score of every item in one context."""
-    items, ages = CONTEXT
-    context = model.context([catalogue.rows[item] for item in items], ages)
-    return dict(zip(model.item_ids, model.ranker.score(context)[0].tolist(), strict=True))
-
-
-class CountingCatalogue(Catalogue):
-    """Counts the text vectors that are computed."""
-
-    computed = 0
-
-    def vectors(self, suffix: object, rows: Sequence[int]) -> torch.Tensor:
-        self.computed += len(rows)
-        return super().vectors(suffix, rows)  # type: ignore[arg-type]
 
 
 def counting(encoder: Encoder, items: Sequence[tuple[str, str]]) -> CountingCatalogue:
