@@ -4,7 +4,7 @@ The topic is compacted, and its readers follow it in log order.
 
 | key | value |
 |---|---|
-| `forget/<pseudonym>` | `{"event_id", "ts"}`: forget this user now |
+| `forget/<pseudonym>` | `{"event_id", "ts", "ends", "topic_ids"}`: forget this user, and what lies below these ends |
 | `quarantine/user/<pseudonym>` | `{"event_id", "ts", "reason", "count", "limit"}`; without a value: released |
 | `quarantine/item/<item id>` | as for a user |
 | `guard/<scenario>` | `{"event_id", "ts", "caps", "others"}`: the users and items that the guard caps at present |
@@ -12,12 +12,15 @@ The topic is compacted, and its readers follow it in log order.
 """
 
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from streams.events import EpochMs, Id
+from streams.offsets import Offsets, TopicPartition, decode_offsets, encode_offsets
 from streams.record import Record
 
 log = structlog.get_logger(__name__)
@@ -31,6 +34,11 @@ class _Command(BaseModel):
 
     event_id: Id
     ts: EpochMs
+
+
+class _Forget(_Command):
+    ends: dict[str, int] = {}  # missing in commands of earlier releases
+    topic_ids: dict[str, str] = {}
 
 
 class Quarantine(_Command):
@@ -105,10 +113,36 @@ class Forget:
     Attributes:
         user: the pseudonym of the user.
         ts_ms: the time of the record, epoch milliseconds; earlier events of the user are to leave no trace.
+        ends: the end of each partition of the event topics when the command was given. Events below it are to leave no
+            trace either, whatever a producer's clock said.
+        topic_ids: the ids of the logs that the ends belong to.
     """
 
     user: str
     ts_ms: int
+    ends: Offsets = field(default_factory=dict)
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
+
+    def covers(self, record: Record, topic_ids: Mapping[str, str]) -> bool:
+        """Return whether a record of the user was in the log before the command.
+
+        Args:
+            record: a record of an event topic.
+            topic_ids: the ids of the logs that are read; a topic without an id is taken for the same log.
+        """
+        own, other = self.topic_ids.get(record.topic), topic_ids.get(record.topic)
+        is_same_log = own is None or other is None or own == other
+        return is_same_log and record.offset < self.ends.get((record.topic, record.partition), 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the command as JSON values, for a checkpoint."""
+        ends = encode_offsets(self.ends)
+        return {"user": self.user, "ts_ms": self.ts_ms, "ends": ends, "topic_ids": dict(self.topic_ids)}
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> Self:
+        """Return the command that `as_json` encoded."""
+        return cls(state["user"], state["ts_ms"], decode_offsets(state["ends"]), state["topic_ids"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,22 +172,39 @@ def parse_control(record: Record) -> Command | None:
         if key.startswith(QUARANTINE) and record.value is not None:
             return Quarantined(key.removeprefix(QUARANTINE), Quarantine.model_validate_json(record.value))
         if key.startswith(FORGET) and record.value is not None:
-            _Command.model_validate_json(record.value)
-            return Forget(key.removeprefix(FORGET), record.timestamp_ms)
+            command = _Forget.model_validate_json(record.value)
+            ends = decode_offsets(command.ends)
+            return Forget(key.removeprefix(FORGET), record.timestamp_ms, ends, command.topic_ids)
         if key.startswith(GUARD) and record.value is not None:
             report = GuardReport.model_validate_json(record.value)
             return report.model_copy(update={"scenario": key.removeprefix(GUARD)})
         if key == SECRET:
             return SecretReset() if record.value is None else Secret.model_validate_json(record.value)
-    except (UnicodeDecodeError, ValidationError):
+    except ValueError:  # pydantic's ValidationError and UnicodeDecodeError are among them
         pass  # logged below, without the content of the record: it may contain personal data
     log.warning("control_record_refused", partition=record.partition, offset=record.offset)
     return None
 
 
-def forget_record(user: str, *, ts_ms: int) -> tuple[bytes, bytes]:
-    """Return key and value of a record that requests to forget a user."""
-    return f"{FORGET}{user}".encode(), _Command(event_id=str(uuid.uuid4()), ts=ts_ms).model_dump_json().encode()
+def forget_record(
+    user: str,
+    *,
+    ts_ms: int,
+    ends: Mapping[TopicPartition, int] | None = None,
+    topic_ids: Mapping[str, str] | None = None,
+) -> tuple[bytes, bytes]:
+    """Return key and value of a record that requests to forget a user.
+
+    Args:
+        user: the pseudonym of the user.
+        ts_ms: the present time, epoch milliseconds.
+        ends: the present ends of the event topics' partitions.
+        topic_ids: the ids of these topics.
+    """
+    command = _Forget(
+        event_id=str(uuid.uuid4()), ts=ts_ms, ends=encode_offsets(ends or {}), topic_ids=dict(topic_ids or {})
+    )
+    return f"{FORGET}{user}".encode(), command.model_dump_json().encode()
 
 
 def quarantine_record(key: str, why: Quarantine) -> tuple[bytes, bytes]:

@@ -294,6 +294,11 @@ class Joiner:
 
     # ---- counts
 
+    def count_forgotten(self, topic: str) -> None:
+        """Count an event that is not offered, because its user was forgotten after it had been published."""
+        self._counts[topic, "in"] += 1
+        self._counts[topic, "forgotten"] += 1
+
     def counts(self, topic: str = "") -> dict[str, int]:
         """Return the outcomes of a topic's events: in = learnt + duplicate + expired + forgotten + pending."""
         counts = {name: self._counts[topic, name] for name in ("in", "learnt", "duplicate", "expired", "forgotten")}

@@ -134,6 +134,7 @@ def _assemble(
         shoppers=shoppers,
         announcements=announcements,
         clock=settings.clock,
+        pseudonymise=pseudonymise,
     )
     metrics.declare_topics(reader.topics)
     worker = Worker(

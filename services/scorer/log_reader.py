@@ -5,7 +5,7 @@ a request to be forgotten, or an announcement.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -44,6 +44,7 @@ class LogReader:
         shoppers: the states of shoppers to update.
         announcements: receives announced versions and rollouts.
         clock: the limits on times ahead of this machine's clock.
+        pseudonymise: hides the ids of shoppers.
 
     Attributes:
         catalogue_read: set once items, control and adapters are read to the end that they had at the start.
@@ -61,6 +62,7 @@ class LogReader:
         shoppers: StateSource,
         announcements: Announcements,
         clock: ClockSettings = ClockSettings(),  # noqa: B008  # frozen
+        pseudonymise: Callable[[str], str] = str,
     ) -> None:
         self.catalogue_read = threading.Event()
         self.caught_up = threading.Event()
@@ -69,6 +71,8 @@ class LogReader:
         self._items, self._shoppers, self._announcements = items, shoppers, announcements
         self._clock_settings = clock
         self._stop = threading.Event()
+        self._pseudonymise = pseudonymise
+        self._forgotten: dict[str, Forget] = {}  # by pseudonym
         self._catalogues = [topic for topic in topics.catalogues() if topic != topics.items]  # in other dialects
         self._behaviour = self._behaviour_topics()
         self._one_writer = threading.Lock()  # of the catalogue, since both threads read items
@@ -179,6 +183,11 @@ class LogReader:
         others = [topic for topic in self._topics.dialects if topic not in self._catalogues]
         return [self._topics.clicks, self._topics.purchases, *others]
 
+    def _is_forgotten(self, event: Click | Purchase, record: Record) -> bool:
+        """Return whether an event was in the log before the command to forget its shopper."""
+        command = self._forgotten.get(self._pseudonymise(event.user_id)) if self._forgotten else None
+        return command is not None and command.covers(record, self._foreign.topic_ids)
+
     def _process(self, records: Sequence[Record]) -> None:
         clock = ReaderClock.from_records(records, self._clock_settings)
         for record in records:
@@ -191,6 +200,7 @@ class LogReader:
         if record.topic == self._topics.control:
             command = parse_control(clock.bound_record(record))
             if isinstance(command, Forget):
+                self._forgotten[command.user] = command
                 self._shoppers.forget(command.user, until_ms=command.ts_ms)
             elif isinstance(command, Secret | SecretReset):
                 self.secret_fingerprint = command.fingerprint if isinstance(command, Secret) else None
@@ -199,7 +209,7 @@ class LogReader:
         if isinstance(decoded, DeadLetter):
             return  # the updater reports it, once
         for event in decoded:
-            if isinstance(event, Click | Purchase):
+            if isinstance(event, Click | Purchase) and not self._is_forgotten(event, record):
                 self._shoppers.take_in(event, publish_ts_ms=clock.publish_ts_ms(record))
             elif isinstance(event, Item | ItemRemoved):
                 with self._one_writer:

@@ -43,6 +43,11 @@ class TopicReader:
         self._consumer: PartitionConsumer | None = None
 
     @property
+    def topic_ids(self) -> Mapping[str, str]:
+        """The ids of the logs that are read, by topic."""
+        return self._topic_ids
+
+    @property
     def is_reading(self) -> bool:
         """True while the broker answers."""
         consumer = self._consumer
@@ -129,11 +134,12 @@ class TopicReader:
 
     def poll(self, consumer: PartitionConsumer) -> None:
         """Process the records that are available."""
-        self._process(consumer.poll(POLL_SECONDS, MAX_RECORDS))
+        records = consumer.poll(POLL_SECONDS, MAX_RECORDS)
+        self._topic_ids |= consumer.topic_ids()
+        self._process(records)
         read = {topic for topic, _ in consumer.positions()}
         kept = {at: offset for at, offset in self._positions.items() if at[0] not in read}
         self._positions = kept | consumer.positions()
-        self._topic_ids |= consumer.topic_ids()
 
     def _lacks(self, consumer: PartitionConsumer, required: Sequence[str]) -> bool:
         return any(topic_of(name) in required for name in consumer.problems())

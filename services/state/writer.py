@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 
 import structlog
@@ -70,7 +70,7 @@ class StateWriter:
         self._clock_settings = clock
         self._connection, self._topics, self._store = connection, topics, store
         self._look_back_events, self._pseudonymise, self._metrics = look_back_events, pseudonymise, metrics
-        self._forgotten: dict[str, int] = {}  # pseudonym -> time of the request in the log, epoch ms
+        self._forgotten: dict[str, Forget] = {}  # by pseudonym
         self._agreed: str | None = None  # fingerprint of the deployment's secret
         self._name = secrets.token_hex(8)
         self._stop = threading.Event()
@@ -164,7 +164,7 @@ class StateWriter:
             for record in read_to_end(self._connection, self._topics.control):
                 command = parse_control(clock.bound_record(record))
                 if isinstance(command, Forget):
-                    self._forgotten[command.user] = command.ts_ms
+                    self._forgotten[command.user] = command
                 elif isinstance(command, Secret | SecretReset):
                     self._agreed = command.fingerprint if isinstance(command, Secret) else None
         except MissingTopicError as error:  # nobody has been forgotten yet; the topic is read once it exists
@@ -184,7 +184,7 @@ class StateWriter:
         changes, outcomes, newest_ms = Changes(), Counter[str](), 0
         clock = ReaderClock.from_records(records, self._clock_settings)
         for record in records:
-            newest_ms = max(newest_ms, self._process(record, clock, changes, outcomes))
+            newest_ms = max(newest_ms, self._process(record, clock, changes, outcomes, consumer.topic_ids()))
         positions = consumer.positions()
         followed = {topic for topic, _ in positions}  # drop old partitions of a recreated topic
         after = {at: offset for at, offset in stored.items() if at[0] not in followed} | positions
@@ -197,12 +197,19 @@ class StateWriter:
         self._metrics.events_written(outcomes, newest_ms=newest_ms)
         return after
 
-    def _process(self, record: Record, clock: ReaderClock, changes: Changes, outcomes: Counter[str]) -> int:
+    def _process(
+        self,
+        record: Record,
+        clock: ReaderClock,
+        changes: Changes,
+        outcomes: Counter[str],
+        topic_ids: Mapping[str, str],
+    ) -> int:
         """Add the changes of a record, and return its newest event time; 0 if it has no event of a shopper."""
         if record.topic == self._topics.control:
             command = parse_control(clock.bound_record(record))
             if isinstance(command, Forget):
-                self._forgotten[command.user] = command.ts_ms
+                self._forgotten[command.user] = command
                 changes.forget(command.user)
             return 0
         record, decoded, _ = decode_bounded(record, self._topics, clock)
@@ -211,14 +218,16 @@ class StateWriter:
             if isinstance(event, Click | Purchase):
                 publish_ts_ms = clock.publish_ts_ms(record)
                 newest_ms = max(newest_ms, min(event.ts, publish_ts_ms))
-                outcomes[self._add(event, publish_ts_ms, changes)] += 1
+                command = self._forgotten.get(self._pseudonymise(event.user_id))
+                if command and (publish_ts_ms <= command.ts_ms or command.covers(record, topic_ids)):
+                    outcomes["forgotten"] += 1
+                else:
+                    outcomes[self._add(event, publish_ts_ms, changes)] += 1
         return newest_ms
 
     def _add(self, event: Click | Purchase, publish_ts_ms: int, changes: Changes) -> str:
         """Add an event to its shopper's list, and return its outcome."""
         user_id = self._pseudonymise(event.user_id)
-        if publish_ts_ms <= self._forgotten.get(user_id, -1):
-            return "forgotten"
         entry = pack_entry(event, publish_ts_ms=publish_ts_ms, pseudonymise=self._pseudonymise)
         changes.add(user_id, entry, is_purchase=isinstance(event, Purchase))
         return event.KIND

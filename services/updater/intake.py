@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -86,6 +86,8 @@ class Intake:
         self.guard = Guard(settings.guard)
         self.watermarks = Watermarks(idle_seconds=updater.idle_seconds)
         self._item_times = ItemTimes()
+        self._pseudonymise = pseudonymise
+        self._forgotten: dict[str, Forget] = {}  # by pseudonym, until the ends of the logs are passed
         self.accounts = IntakeAccounts(self.topics, self._joiner, self.guard, self.watermarks)
 
     @property
@@ -99,12 +101,13 @@ class Intake:
         """The topics whose records count towards the size of a micro-batch."""
         return [self._topics.clicks, self._topics.purchases, *self._topics.dialects]
 
-    def ingest(self, records: Sequence[Record], *, now_ms: int) -> IntakeResult:
+    def ingest(self, records: Sequence[Record], *, now_ms: int, topic_ids: Mapping[str, str]) -> IntakeResult:
         """Process the records of a slice: first all items, then the other events in their order.
 
         Args:
             records: the records of the slice.
             now_ms: the reader's clock when the slice was cut, epoch milliseconds; it bounds all times.
+            topic_ids: the ids of the logs that the records were read from.
         """
         clock = ReaderClock.from_records(records, self._clock_settings, now_ms=now_ms)
         self._bound(clock)
@@ -114,12 +117,16 @@ class Intake:
         for record, event in events:
             if isinstance(event, Forget):
                 result.examples = self._forget(event.user, result.examples)
+                self._forgotten[event.user] = event
+            elif self._is_forgotten(record, event, topic_ids):
+                self._joiner.count_forgotten(record.topic)
             else:
                 result.examples += self._process_event(record, event, clock)
         lists = self._joiner.advance(self.watermarks.advance(), max_lists=self._max_lists)
         result.examples = self._drop_left_out(self.guard.weigh(result.examples))
         result.lists = self._drop_left_out(self.guard.weigh_lists(lists))
         self._log_capped()
+        self._drop_passed_commands(records)
         return result
 
     def _decode_all(
@@ -212,6 +219,26 @@ class Intake:
             self.accounts.count_instead_of_learnt(example.topic, "forgotten", example.user_id == user)
         return [example for example in examples if example.user_id != user]
 
+    def _is_forgotten(self, record: Record, event: ShopperEvent | Released, topic_ids: Mapping[str, str]) -> bool:
+        """Return whether an event was in the log before the command to forget its user, though it is read after it.
+
+        Records are read in the order of their times, and a producer's clock may be ahead.
+        """
+        if not self._forgotten or isinstance(event, Released):
+            return False
+        command = self._forgotten.get(self._pseudonymise(event.user_id))
+        return command is not None and command.covers(record, topic_ids)
+
+    def _drop_passed_commands(self, records: Sequence[Record]) -> None:
+        """Drop the commands to forget whose ends of the logs have all been passed."""
+        read = {(record.topic, record.partition): record.offset + 1 for record in records} if self._forgotten else {}
+        for user, command in list(self._forgotten.items()):
+            ends = {at: end for at, end in command.ends.items() if read.get(at, 0) < end}
+            if ends:
+                self._forgotten[user] = replace(command, ends=ends)
+            else:
+                del self._forgotten[user]
+
     def _drop_left_out(self, weighed: list[Weighed]) -> list[Weighed]:
         """Return the examples that the guard lets through, and count the others under their outcomes."""
         for positive in weighed:
@@ -263,6 +290,7 @@ class Intake:
             "guard": self.guard.state(),
             "watermarks": self.watermarks.state(),
             "item_times": self._item_times.state(),
+            **({"forgotten": [command.as_json() for command in self._forgotten.values()]} if self._forgotten else {}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -272,3 +300,4 @@ class Intake:
         self.guard.restore(state["guard"])
         self.watermarks.restore(state["watermarks"])
         self._item_times.restore(state.get("item_times", {}))  # missing in checkpoints of earlier releases
+        self._forgotten = {command.user: command for command in map(Forget.from_json, state.get("forgotten", ()))}

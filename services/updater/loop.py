@@ -145,7 +145,7 @@ class Updater:
         """Learn a slice: first its positives, each micro-batch evaluated before it is learnt, then its lists."""
         self._apply_decision(entry.decision)
         self._intake.accounts.count_missed(slice_.missed)
-        result = self._intake.ingest(slice_.records, now_ms=entry.now_ms)
+        result = self._intake.ingest(slice_.records, now_ms=entry.now_ms, topic_ids=slice_.topic_ids)
         self._metrics.learning.slice_learnt(lagging=entry.lagging and bool(result.examples))
         for letter in result.letters:
             self._letters.write(letter)

@@ -110,7 +110,7 @@ def test_fuzzed_records_are_each_learnt_or_refused_with_a_reason(fuzzed: int) ->
             batch.append(record)
         if len(batch) < SLICE and record is not None:
             continue
-        taken = intake.ingest(batch, now_ms=NOW_MS + 50 * fuzzed)
+        taken = intake.ingest(batch, now_ms=NOW_MS + 50 * fuzzed, topic_ids={})
         assert all(letter.reason and letter.error for letter in taken.letters)
         letters, taken_in, batch = letters + len(taken.letters), taken_in + len(batch), []
         if taken.examples:

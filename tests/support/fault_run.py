@@ -9,6 +9,7 @@ traceback.
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import time
 from collections import Counter
@@ -30,6 +31,8 @@ from streams.connection import open_client
 from streams.offsets import partition_name
 from streams.topic_creation import ensure_topics
 
+# No checkpoint yet, one pruned while it is read, a file that is replaced, or a disk that is full at this moment.
+_NOT_READABLE_YET = (AssertionError, OSError, KeyError, ValueError, sqlite3.OperationalError)
 DISK_MEBIBYTES = 64
 CLOCK_SECONDS = 3_000.0  # below a day, beyond which events would be dead letters
 MOST_PARTITIONS = 6
@@ -178,7 +181,7 @@ class FaultRun:
                 ends[at] = max(ends.get(at, 0), sent.offset + 1)
 
         def is_read() -> bool:
-            with suppress(AssertionError, OSError, KeyError, ValueError):  # none yet, or pruned while it is read
+            with suppress(*_NOT_READABLE_YET):
                 offsets = self.shop.checkpointed()["offsets"]
                 return all(offsets.get(at, 0) >= end for at, end in ends.items())
             return False

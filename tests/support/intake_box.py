@@ -68,7 +68,7 @@ class Box:
         self.take_slice(Record(topic, 0, next(self._offset), key, value, published_ms))
 
     def take_slice(self, *records: Record) -> None:
-        taken = self.intake.ingest(records, now_ms=self.now_ms)
+        taken = self.intake.ingest(records, now_ms=self.now_ms, topic_ids={})
         self.letters += taken.letters
         self.learnt += taken.examples
         self.lists += taken.lists

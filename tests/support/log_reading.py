@@ -20,9 +20,16 @@ from streams.topics import Topics
 class Reading:
     """A reader and what it has read."""
 
-    def __init__(self, connection: KafkaConnection, topics: Topics, *, look_back_events: int = 10_000) -> None:
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        topics: Topics,
+        *,
+        look_back_events: int = 10_000,
+        pseudonymise: Callable[[str], str] = str,
+    ) -> None:
         self.items = LiveItems()
-        self.shoppers = ShopperState(self.items.rows, max_shoppers=1_000, pseudonymise=str)
+        self.shoppers = ShopperState(self.items.rows, max_shoppers=1_000, pseudonymise=pseudonymise)
         self.announcements = Announcements("home", ScorerMetrics(CollectorRegistry()))
         self.reader = LogReader(
             connection,
@@ -31,6 +38,7 @@ class Reading:
             items=self.items,
             shoppers=self.shoppers,
             announcements=self.announcements,
+            pseudonymise=pseudonymise,
         )
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ from services.producers import BROKER_TIMEOUT_SECONDS, open_producer
 from services.secrets import require_same_secret
 from services.settings import Settings
 from streams.connection import wait_for_broker
+from streams.consumer import PartitionConsumer
 from streams.control import Command, GuardReport, Quarantined, forget_record, parse_control, release_key
 from streams.dead_letters import DeadLetter
 from streams.errors import SecretError
+from streams.offsets import Offsets
 from streams.privacy import pseudonymiser
 from streams.whole_topic import read_to_end
 
@@ -57,13 +60,25 @@ def forget(settings: Settings, user_id: str) -> ForgetResult:
     names, topics = {user_id, user}, settings.topics
     with open_producer(settings) as producer:
         is_checked = require_same_secret(settings, pseudonymise)
-        producer.send_raw(topics.control, *forget_record(user, ts_ms=time.time_ns() // 1_000_000))
+        ends, topic_ids = _event_log_ends(settings)
+        command = forget_record(user, ts_ms=time.time_ns() // 1_000_000, ends=ends, topic_ids=topic_ids)
+        producer.send_raw(topics.control, *command)
         producer.send_raw(topics.control, release_key(f"user/{user}"), None)
         letters = _letters_naming(names, settings)
         for key in letters:
             producer.send_raw(topics.dead_letters, key, None)
         producer.flush(BROKER_TIMEOUT_SECONDS)
     return ForgetResult(user, len(letters), is_checked)
+
+
+def _event_log_ends(settings: Settings) -> tuple[Offsets, dict[str, str]]:
+    """Return the present end of each partition with shoppers' events, and the ids of their topics."""
+    names = settings.topics
+    with closing(
+        PartitionConsumer(settings.kafka, [names.impressions, names.clicks, names.purchases, *names.dialects])
+    ) as probe:
+        lag = probe.lag()
+        return {at: start + lag.get(at, 0) for at, start in probe.positions().items()}, probe.topic_ids()
 
 
 def quarantined(settings: Settings) -> list[Quarantined]:

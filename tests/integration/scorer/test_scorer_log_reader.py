@@ -3,17 +3,23 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+from kafka import KafkaProducer
 from log_reading import Reading, click, item, until
+from pydantic import SecretStr
 from small_bundle import write_small_bundle
 from structlog.testing import capture_logs
 
 from peft_adapters.registry.manifest import manifest_bytes
-from streams.connection import KafkaConnection
+from services.operate.control.command import forget
+from services.settings import Settings
+from streams.connection import KafkaConnection, open_client
 from streams.control import forget_record
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Click, Purchase
+from streams.privacy import PrivacySettings, pseudonymiser
 from streams.producer import EventProducer
 from streams.topic_creation import ensure_topics
 from streams.topics import Topics
@@ -158,6 +164,29 @@ def test_whom_it_is_told_to_forget_it_forgets_also_at_the_next_start(
         assert again.reader.caught_up.wait(30)
         assert again.seen("v") == [0]
         assert again.seen("u") == [0], "what came after alone"
+
+
+def test_a_click_of_a_clock_ahead_stays_forgotten_at_a_start_after_its_time(
+    kafka_connection: KafkaConnection, topics: Topics
+) -> None:
+    privacy = PrivacySettings(secret=SecretStr("only-for-tests-of-forgetting"))
+    settings, pseudonymise = Settings(kafka=kafka_connection, topics=topics, privacy=privacy), pseudonymiser(privacy)
+    ahead_ms = time.time_ns() // 1_000_000 + 3_000
+    with EventProducer(kafka_connection, topics) as producer:
+        producer.send(item("a"))
+        producer.flush()
+    with closing(open_client(KafkaProducer, kafka_connection)) as raw:
+        raw.send(topics.clicks, click(1, "u", "a").model_dump_json().encode(), key=b"u", timestamp_ms=ahead_ms)
+        raw.flush()
+    forget(settings, "u")
+    until(lambda: time.time_ns() // 1_000_000 > ahead_ms)
+    with EventProducer(kafka_connection, topics) as producer:
+        producer.send(click(2, "v", "a"))
+    again = Reading(kafka_connection, topics, pseudonymise=pseudonymise)
+    with again.running():
+        assert again.reader.caught_up.wait(30)
+        assert again.seen(pseudonymise("v")) == [0]
+        assert again.seen(pseudonymise("u")) == []
 
 
 def test_a_click_of_the_year_2100_makes_it_forget_nobodys_click(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from forked import ForkedCommand
+from kafka import KafkaProducer
 from pydantic import SecretStr
 from redis_server import RedisServer
 from state_deployment import Deployment, click, until
@@ -15,7 +16,7 @@ from structlog.testing import capture_logs
 
 from services.state.errors import StateConflictError
 from services.state.store import Changes, StateStore
-from streams.connection import KafkaConnection
+from streams.connection import KafkaConnection, open_client
 from streams.control import forget_record
 from streams.embedded_broker import EmbeddedBroker
 from streams.events import Purchase
@@ -71,6 +72,23 @@ def test_a_forgotten_shopper_is_dropped_and_stays_so_though_their_events_are_rea
         until(lambda: shop.times("v") == [2])
         until(lambda: shop.times("u") == [3])
     assert shop.written("forgotten") == 2
+
+
+def test_an_event_of_a_clock_ahead_is_not_written_after_the_command_to_forget(shop: Deployment) -> None:
+    shop.send(click(1, "v"))
+    ahead_ms = time.time_ns() // 1_000_000 + 2_000
+    with closing(open_client(KafkaProducer, shop.connection)) as raw:
+        sent = raw.send(
+            shop.topics.clicks, click(2, "u").model_dump_json().encode(), key=b"u", timestamp_ms=ahead_ms
+        ).get(30)
+    ends = {(shop.topics.clicks, sent.partition): sent.offset + 1}
+    shop.producer.send_raw(shop.topics.control, *forget_record("u", ts_ms=1, ends=ends))
+    shop.producer.flush()
+    until(lambda: time.time_ns() // 1_000_000 > ahead_ms)
+    with shop.writing():
+        until(lambda: shop.times("v") == [1] and shop.written("forgotten") == 1)
+        shop.send(click(3, "u"))
+        until(lambda: shop.times("u") == [3])
 
 
 def test_of_two_writers_one_stands_by_and_takes_over(shop: Deployment) -> None:

@@ -274,6 +274,22 @@ def test_what_a_slice_says_of_a_user_before_the_command_is_forgotten_too() -> No
     box.check_identity()
 
 
+def test_what_was_in_the_log_before_the_command_is_forgotten_though_its_clock_was_ahead() -> None:
+    """Records are sorted by their times, so that those of a clock ahead come after the command."""
+    box = Box()
+    box.send(item())
+    key, value = forget_record(Pseudonymiser(b"only for tests")("u"), ts_ms=NOW_MS, ends={(TOPICS.clicks, 0): 2})
+    command = Record(TOPICS.control, 0, 0, key, value, NOW_MS)
+    box.take_slice(command, record_of(click(1), 0))
+    assert box.learnt == []
+    box.restart()
+    box.take_slice(record_of(click(2), 1), record_of(click(3), 2), record_of(click(4, user="v"), 3))
+    assert [example.event_id for example in box.learnt] == ["e3", "e4"]
+    assert box.exported(TOPICS.clicks) == NOTHING | {"in": 4, "learnt": 2, "forgotten": 2}
+    assert "forgotten" not in box.intake.state(), "the command is dropped once its ends are passed"
+    box.check_identity()
+
+
 def test_a_scrape_after_a_restart_counts_on_from_the_checkpoint() -> None:
     box = Box()
     box.send(item())

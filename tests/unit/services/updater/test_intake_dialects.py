@@ -50,7 +50,9 @@ class Box:
     def take(self, topic: str, *said: object, log_ms: int = LOG_MS, key: bytes | None = None) -> None:
         values = [json.dumps(one).encode() for one in said]
         taken = self._intake.ingest(
-            [Record(topic, 0, next(self._offset), key, value, log_ms) for value in values], now_ms=2 * LOG_MS
+            [Record(topic, 0, next(self._offset), key, value, log_ms) for value in values],
+            now_ms=2 * LOG_MS,
+            topic_ids={},
         )
         self.learnt += taken.examples
         self.lists += taken.lists
