@@ -116,8 +116,8 @@ class BundleSource:
         """Refuse a version for another encoder before its files are downloaded."""
         if link.base_digest != self._base_digest:
             raise BundleBaseMismatchError(
-                f"version {link.version} was made for another base model, {link.base_digest}; this scorer has "
-                f"{self._base_digest}; start the scorer with the `encoder` settings that the updater has"
+                f"version {link.version} was made for another base model, {link.base_digest}; this process has "
+                f"{self._base_digest}; give it the `encoder` settings that the updater has"
             )
 
     def _read(self, link: Manifest) -> Bundle:

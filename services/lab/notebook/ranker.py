@@ -27,6 +27,7 @@ from services.client.answers import RankedItem, Ranking
 from services.client.arguments import checked_ids, require_count, require_type
 from services.lab.notebook.tables import Table, as_file
 from services.lab.offline.inputs import read_catalogue
+from services.scorer.bundles import BundleSource
 from services.settings import load_settings
 
 DEFAULT_SCENARIO = "home"
@@ -232,11 +233,5 @@ def _bundles(source: Path | str, scenario: str, version: int | None, base_digest
         if latest is None:
             raise VersionNotFoundError(registry.explain_absence(scenario))
         version = latest.version
-    links = [registry.manifest(scenario, version)]
-    while (parent := links[-1].builds_on) is not None:
-        links.append(registry.manifest(scenario, parent))
     with TemporaryDirectory(prefix="headwater-") as directory:
-        return [
-            read_bundle(registry.fetch(scenario, link.version, Path(directory)), base_digest=base_digest)
-            for link in reversed(links)
-        ]
+        return BundleSource(registry, Path(directory), base_digest).fetch(scenario, version, held=())[0]
