@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,21 @@ class Shoppers:
             return []
         return _session_up_to(shopper, len(shopper.items), shopper.session, limit)
 
+    def session_key_of(self, user_id: str) -> int:
+        """Return a key of the shopper's newest session, which identifies it in `SessionNeighbours` and nowhere else.
+
+        It is derived from the shopper and the number of the session, so that nothing has to be kept for it.
+
+        Raises:
+            KeyError: the shopper has no state.
+        """
+        return _session_key(user_id, self._shoppers[user_id].session)
+
+    def session_keys_of(self, user_id: str) -> list[int]:
+        """Return the keys of all sessions of a shopper so far, those included whose items are no longer kept."""
+        shopper = self._shoppers.get(user_id)
+        return [] if shopper is None else [_session_key(user_id, number) for number in range(shopper.session + 1)]
+
     def since(self, user_id: str, ts_ms: int, *, limit: int) -> list[tuple[int, list[int]]]:
         """Return the items at or after a time, each with the items that `session_before` returned before it."""
         shopper = self._shoppers.get(user_id)
@@ -194,6 +210,12 @@ class Shoppers:
         for user, shopper_state in state.items():
             shopper = self._shoppers[user] = _Shopper()
             shopper.load_state_dict(shopper_state)
+
+
+def _session_key(user_id: str, number: int) -> int:
+    """Return a 64-bit digest other than 0, which `SessionNeighbours` keeps for "no session"."""
+    digest = blake2b(f"{number}/{user_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True) or 1
 
 
 def _session_up_to(shopper: _Shopper, end: int, session: int, limit: int) -> list[int]:
