@@ -171,12 +171,17 @@ def event_of_row(row: Row, kind: str, *, event_id: str, ts: int, scenario: str) 
     common = {
         "event_id": event_id,
         "ts": ts,
-        "user_id": row.get("user_id") or f"guest-{session_id or event_id}",
+        "user_id": row.get("user_id") or guest_id(session_id, event_id),
         "session_id": session_id,
         "scenario": scenario,
         "request_id": row.get("request_id") or None,
     }
     return _EVENT_BUILDERS[kind](row, common)
+
+
+def guest_id(session_id: str | None, event_id: str) -> str:
+    """Return the user id of a row without one: of a guest per session, or per row without a session."""
+    return f"guest-{session_id or event_id}"
 
 
 def _require_lengths(item: Item, lengths: dict[str, int]) -> None:

@@ -16,7 +16,7 @@ from services.lab.backtest.replay import Data, Outcome
 from services.lab.backtest.report import require_plots, write_report
 from services.lab.backtest.run import Start
 from services.lab.backtest.summary import summary
-from services.lab.backtest.tables import figures_table, gains_table, notes
+from services.lab.backtest.tables import figures_table, gains_table, notes, slice_tables
 from services.lab.backtest.workers import Job, Run, console, run_all
 from services.lab.offline.inputs import new_learner, read_catalogue, read_warm_up
 from services.lab.offline.stream import read_stream
@@ -188,6 +188,8 @@ def _write(
     console.print(figures_table(report))
     if report["gains"]:
         console.print(gains_table(report))
+    for table in slice_tables(report):
+        console.print(table)
     for note in notes(report):
         console.print(note)
     if json_path:

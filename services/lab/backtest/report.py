@@ -12,8 +12,18 @@ import numpy as np
 from services.lab.backtest.policies import Policy
 from services.lab.backtest.provenance import provenance_rows
 from services.lab.backtest.replay import Outcome
-from services.lab.backtest.tables import GAIN_COLUMNS, columns_of, figure_cell, gain_rows, markdown_table, notes
+from services.lab.backtest.tables import (
+    GAIN_COLUMNS,
+    SLICE_COLUMNS,
+    columns_of,
+    figure_cell,
+    gain_rows,
+    markdown_table,
+    notes,
+    slice_rows,
+)
 from services.lab.offline.judging import Floats, ndcg, ranks_of
+from services.lab.offline.slices import KNOWN
 from services.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -52,6 +62,7 @@ def write_report(directory: Path, report: dict[str, Any], policies: Sequence[Pol
         "Means over seeds; ± is half of the 95 % interval over seeds (Student's t), with more than one.",
         *notes(report),
         *_gains(report),
+        *_slices(report),
         "## Quality over time",
         f"NDCG@20 over the last {window:,} events, mean over seeds.",
         f"![Rolling NDCG@20 by policy]({_OVER_TIME})",
@@ -103,6 +114,20 @@ def _gains(report: dict[str, Any]) -> list[str]:
         "Paired bootstrap over events, seeds averaged, 2,000 resamples: an interval that does not hold 0 is a "
         "difference.",
     ]
+
+
+def _slices(report: dict[str, Any]) -> list[str]:
+    """Return the section on slices; known customers come first where there are guests."""
+    names = sorted(report["slices"], key=lambda name: name != KNOWN)
+    sections = [
+        part
+        for name in names
+        for part in (
+            f"### {name}: {report['slices'][name]['about']}, {report['slices'][name]['events']:,}",
+            markdown_table(SLICE_COLUMNS, slice_rows(report, name)),
+        )
+    ]
+    return ["## Slices", f"The gains are those of {report['gains_of']}, as above.", *sections] if sections else []
 
 
 def _intervals(directory: Path, report: dict[str, Any], policies: Sequence[Policy]) -> list[str]:

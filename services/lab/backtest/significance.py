@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from services.lab.offline.judging import Floats, Ranks, hits, ndcg, ranks_of
+from services.lab.offline.judging import Flags, Floats, Ranks, hits, ndcg, ranks_of
 
 RESAMPLES = 2_000
 _SEED = 20
@@ -27,17 +27,23 @@ class Difference(TypedDict):
 
 
 def differences(
-    results: Mapping[str, Sequence[Ranks]], reference: str, *, resamples: int = RESAMPLES
+    results: Mapping[str, Sequence[Ranks]],
+    reference: str,
+    *,
+    where: Flags | None = None,
+    resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, Difference]]:
     """Return by other policy how much better the reference is in NDCG@20 and HR@20.
 
     Args:
         results: ranks by policy, one run per seed, all of the same events.
         reference: the policy that the others are compared with.
+        where: [events] whether each event is compared; None compares all.
         resamples: number of resamples of the bootstrap.
     """
-    reference_figures = _per_event(results[reference])
-    others = {name: _per_event(runs) for name, runs in results.items() if name != reference}
+    kept = slice(None) if where is None else where
+    reference_figures = _per_event(results[reference])[:, kept]
+    others = {name: _per_event(runs)[:, kept] for name, runs in results.items() if name != reference}
     if not others:
         return {}
     pairs = np.concatenate(

@@ -8,14 +8,18 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from services.lab.offline.slices import KNOWN
+
 _COLUMNS = ("hr20", "ndcg20", "mrr", "auc", "auc_first3")
+_SLICES = 8  # in one table of 80 columns
 _OF_LISTS = ("ndcg10_lists", "ece_click", "ece_purchase")
 
 
 def columns_of(report: dict[str, Any]) -> tuple[str, ...]:
     """Return the figures that a table shows."""
     if not report["shown_lists"]:
-        return (*_COLUMNS, "hr20_first_of_item", "hr20_new_user")
+        headline = tuple(f"{figure}_{KNOWN}" for figure in ("hr20", "ndcg20")) if KNOWN in report["slices"] else ()
+        return (*headline, *_COLUMNS, *(() if headline else ("hr20_first_of_item", "hr20_new_user")))
     reported = {name for values in report["policies"].values() for name in values}
     return (*_COLUMNS, *(name for name in _OF_LISTS if name in reported))
 
@@ -42,6 +46,56 @@ def figure_cell(value: dict[str, Any] | None, joint: str) -> str:
     return f"{value['mean']:.4f}" + ("" if value["ci95"] is None else f"{joint}{value['ci95']:.4f}")
 
 
+def slice_tables(report: dict[str, Any]) -> list[Table]:
+    """Return tables of NDCG@20 by policy and slice, with the gains of the reference below."""
+    names = list(report["slices"])
+    return [_slice_table(report, names[start : start + _SLICES]) for start in range(0, len(names), _SLICES)]
+
+
+def _slice_table(report: dict[str, Any], names: Sequence[str]) -> Table:
+    reference = report["gains_of"]
+    table = Table(
+        title=f"NDCG@20 by slice; below: gain of {reference}, and its 95 % interval",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("policy", no_wrap=True)
+    for name in names:
+        table.add_column(name.replace("_", "\n", 1).replace("_", "-"), justify="right", no_wrap=True)
+    table.add_row("events", *(f"{report['slices'][name]['events']:,}" for name in names))
+    for policy, values in report["policies"].items():
+        cells = []
+        for name in names:
+            gain = report["gains_by_slice"][name].get(policy, {}).get("ndcg20")
+            interval = [_short(gain[key], sign=True) for key in ("difference", "low", "high")] if gain else []
+            cells.append("\n".join([_short(values[f"ndcg20_{name}"]["mean"]), *interval]))
+        table.add_row(policy, *cells)
+    return table
+
+
+def _short(value: float, *, sign: bool = False) -> str:
+    """Return a figure below 1 with four decimals and no leading zero.
+
+    >>> _short(0.25), _short(-0.01, sign=True)
+    ('.2500', '-.0100')
+    """
+    return f"{value:{'+' if sign else ''}.4f}".replace("0.", ".", 1)
+
+
+def slice_rows(report: dict[str, Any], name: str) -> list[Sequence[str]]:
+    """Return the cells of `SLICE_COLUMNS` for a slice, one row per policy."""
+    rows: list[Sequence[str]] = []
+    for policy, values in report["policies"].items():
+        gain = report["gains_by_slice"][name].get(policy)
+        cells = _gain_cells(gain["ndcg20"], relative=True) if gain else ["", "", ""]
+        rows.append(
+            [policy, *(figure_cell(values[f"{figure}_{name}"], " ± ") for figure in ("ndcg20", "hr20")), *cells]
+        )
+    return rows
+
+
 def gains_table(report: dict[str, Any]) -> Table:
     """Return a table of the reference's gains over the other policies, with 95 % intervals of a paired bootstrap."""
     table = Table(title=f"Gains of {report['gains_of']}, with 95 % intervals of a paired bootstrap over events")
@@ -52,6 +106,7 @@ def gains_table(report: dict[str, Any]) -> Table:
     return table
 
 
+SLICE_COLUMNS = ("policy", "NDCG@20", "HR@20", "gain in NDCG@20", "interval", "relative")
 GAIN_COLUMNS = ("over", "NDCG@20", "interval", "relative", "HR@20", "interval")
 
 

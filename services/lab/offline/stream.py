@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
-from services.data.dataset import read_events
+from services.data.dataset import guest_id, read_events
 from services.data.files import InputError
 from services.data.rows import RefusedRows
 from streams.events import Click, Impression, Purchase, normalize_query
@@ -34,10 +34,17 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream of positives and lists, each in time order."""
+    """A stream of positives and lists, each in time order.
+
+    Attributes:
+        examples: the clicks and purchases.
+        lists: the lists that shoppers were shown.
+        guests: user ids that stand for rows without one.
+    """
 
     examples: list[Example]
     lists: list[Shown]
+    guests: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,11 @@ def read_stream(
     lists = [
         _shown(event, known, clicked[event.request_id], bought[event.request_id], window_ms) for event in impressions
     ]
-    return Stream(sorted(examples, key=lambda example: example.ts), sorted(lists, key=lambda shown: shown.as_shown.ts))
+    return Stream(
+        sorted(examples, key=lambda example: example.ts),
+        sorted(lists, key=lambda shown: shown.as_shown.ts),
+        frozenset(event.user_id for event in positives if event.user_id == guest_id(event.session_id, event.event_id)),
+    )
 
 
 def _first_times(events: Sequence[Click | Purchase]) -> dict[str, dict[str, int]]:

@@ -108,7 +108,7 @@ def test_all_figures_of_the_table_fit_into_80_columns() -> None:
     figure = {"mean": 0.12345, "ci95": 0.00123}
     names = ("hr20", "ndcg20", "mrr", "auc", "auc_first3", "hr20_first_of_item", "hr20_new_user")
     policies = {policy: dict.fromkeys(names, figure) for policy in ("live", "live-without-lora")}
-    counts = {"events": "events.csv.gz", "judged_events": 5_000, "catalogue": 1_865, "shown_lists": 0}
+    counts = {"events": "events.csv.gz", "judged_events": 5_000, "catalogue": 1_865, "shown_lists": 0, "slices": {}}
     console = Console(width=80, file=StringIO())
     with console.capture() as shown:
         console.print(figures_table({**counts, "policies": policies}))
