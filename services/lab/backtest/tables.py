@@ -57,7 +57,7 @@ def _slice_table(report: dict[str, Any], names: Sequence[str]) -> Table:
     table = Table(
         title=f"NDCG@20 by slice; below: gain of {reference}, and its 95 % interval",
         box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
         show_edge=False,
     )
