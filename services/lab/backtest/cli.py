@@ -17,7 +17,8 @@ def backtest(
             "--policies",
             metavar="A,B,...",
             help="What to compare: live, live:K (published every K micro-batches), live-without-lora, nightly, stale, "
-            "stale:X (stops learning after X % of the events), frozen, popularity, cooccurrence, river.",
+            "stale:X (stops learning after X % of the events), frozen, popularity, cooccurrence, river, stan, "
+            "lambdamart (extra `rivals`).",
         ),
     ] = "live,live-without-lora,frozen,popularity,cooccurrence",
     max_events: MaxEvents = None,

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from services.data.dataset import read_items
 from services.data.rows import RefusedRows, print_refused
-from services.lab.backtest.policies import Policy, parse_policies
+from services.items import catalogue_item
+from services.lab.backtest.policies import Policy, parse_policies, require_installed
 from services.lab.backtest.provenance import provenance
 from services.lab.backtest.replay import Data, Outcome
 from services.lab.backtest.report import require_plots, write_report
@@ -18,7 +20,7 @@ from services.lab.backtest.run import Start
 from services.lab.backtest.summary import summary
 from services.lab.backtest.tables import figures_table, gains_table, notes, slice_tables
 from services.lab.backtest.workers import Job, Run, console, run_all
-from services.lab.offline.inputs import new_learner, read_catalogue, read_warm_up
+from services.lab.offline.inputs import new_learner, read_warm_up
 from services.lab.offline.stream import read_stream
 from services.outputs import require_writable_directories, require_writable_files
 from services.settings import Settings
@@ -133,10 +135,13 @@ def compare(
         run: carries out the runs, in processes of their own or in this one.
 
     Raises:
+        SettingsError: a policy needs a package that is not installed.
         InputError: the data cannot be read.
     """
+    require_installed(policies)
     refused = RefusedRows(strict=strict)
-    catalogue = read_catalogue(items, refused=refused)
+    listed = list(read_items(items, refused=refused))
+    catalogue = [catalogue_item(item) for item in listed]
     known = {item[0] for item in catalogue}
     stream = read_stream(
         events, known, max_events=max_events, click_window_seconds=click_window_seconds, refused=refused
@@ -150,6 +155,7 @@ def compare(
         batch_events or DEFAULT_BATCH_EVENTS,
         label_delay_seconds=label_delay_seconds,
         judge_after=judge_after,
+        prices={item.item_id: item.price for item in listed if item.price is not None},
     )
     events_read = f"{len(stream.examples):,} events and {len(stream.lists):,} lists of {len(catalogue):,} items"
     console.print(f"{events_read}; encoding the texts that are not in the cache")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from peft_adapters.settings import AFFINITY_FEATURES, COUNTER_FEATURES, LearnerSettings
@@ -30,7 +31,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     # All streaming counters under a head fitted like the live one.
     "cooccurrence": {"features": COUNTER_FEATURES} | _TEXT_ONLY,
 }
-RULES = (*POLICIES, "stale", "nightly", "river")
+RULES = (*POLICIES, "stale", "nightly", "river", "stan", "lambdamart")
 _STALE_PERCENT = 50.0
 
 
@@ -71,6 +72,19 @@ def parse_policies(texts: Sequence[str]) -> list[Policy]:
             "leave one out (`live` is `live:1`, `stale` is `stale:50`)"
         )
     return policies
+
+
+def require_installed(policies: Sequence[Policy]) -> None:
+    """Check that the packages of policies are installed, before hours of runs.
+
+    Raises:
+        SettingsError: LightGBM is not installed.
+    """
+    if any(policy.rule == "lambdamart" for policy in policies) and find_spec("lightgbm") is None:
+        raise SettingsError(
+            "the policy `lambdamart` needs LightGBM, which is not installed; pip install 'headwater[rivals]', or leave "
+            "the policy out"
+        )
 
 
 def _parsed(text: str) -> Policy:

@@ -6,8 +6,8 @@ import math
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Data:
         batch_events: records per micro-batch.
         label_delay_seconds: event time between an event and when it may be learnt.
         judge_after: share of the stream before the first judged event; all of it is learnt.
+        prices: price of each item that has one.
     """
 
     items: Sequence[CatalogueItem]
@@ -39,6 +40,7 @@ class Data:
     batch_events: int
     label_delay_seconds: float = 0.0
     judge_after: float = 0.0
+    prices: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def first_judged(self) -> int:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from peft_adapters.learning.learner import Learner
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.backtest.policies import Policy, policy_settings
-from services.lab.backtest.policy_models import LearnerModel
+from services.lab.backtest.policy_models import LearnerModel, PolicyModel
 from services.lab.backtest.replay import Data, Outcome, Replay
 from services.lab.backtest.river_baseline import RiverBaseline
+from services.lab.backtest.stan_baseline import StanBaseline
 from services.lab.offline.inputs import new_learner
 from services.lab.offline.stream import chunks
 
@@ -47,8 +48,8 @@ def run_policy(
         progress: called with the number of events of each micro-batch.
         start: the state that learners start from; None starts with nothing learnt.
     """
-    if policy.rule == "river":
-        replay = Replay(policy, data, RiverBaseline(data.items, seed=learner.seed))
+    if policy.rule in _BASELINES:
+        replay = Replay(policy, data, _BASELINES[policy.rule](data, encoder, learner))
     else:
         model = _learner_model(policy, data, encoder, learner, start)
         replay = Replay(policy, data, model, learnt_before=start.learnt if start else 0.0)
@@ -59,6 +60,31 @@ def run_policy(
         if chunk.examples:
             progress(len(chunk.examples))
     return replay.outcome()
+
+
+def _river(data: Data, encoder: EncoderSettings, learner: LearnerSettings) -> PolicyModel:
+    return RiverBaseline(data.items, seed=learner.seed)
+
+
+def _stan(data: Data, encoder: EncoderSettings, learner: LearnerSettings) -> PolicyModel:
+    return StanBaseline(data.items)
+
+
+def _lambdamart(data: Data, encoder: EncoderSettings, learner: LearnerSettings) -> PolicyModel:
+    from services.lab.backtest.lambdamart_baseline import LambdaMartBaseline  # LightGBM is an optional dependency
+
+    model = new_learner(encoder, learner)
+    model.add_items(data.items)
+    text = model.ranker.text.numpy()
+    guests = data.stream.guests
+    return LambdaMartBaseline(model.catalogue.rows, text, prices=data.prices, guests=guests, seed=learner.seed)
+
+
+_BASELINES: dict[str, Callable[[Data, EncoderSettings, LearnerSettings], PolicyModel]] = {
+    "river": _river,
+    "stan": _stan,
+    "lambdamart": _lambdamart,
+}
 
 
 def _learner_model(

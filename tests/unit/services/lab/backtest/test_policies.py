@@ -29,7 +29,7 @@ def test_only_nightly_waits_for_the_night() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("best", r"must be among live, .*, river, got best"),
+        ("best", r"must be among live, .*, river, stan, lambdamart, got best"),
         (
             "live:0",
             r"K of live:K must be a whole number of micro-batches, at least 1, got `live:0`; write .* `live:10`",
