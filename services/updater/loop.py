@@ -48,7 +48,7 @@ Item = TypeVar("Item")
 
 log = structlog.get_logger(__name__)
 
-_JUDGED_EVENTS = 32  # the first of a micro-batch: judging all of a large one takes a third of the learning time
+JUDGED_EVENTS = 32  # the first of a micro-batch: judging all of a large one takes a third of the learning time
 _EXPORT_SECONDS = 0.25  # age of the gauges at most, unless a slice takes longer
 _TRIM_SECONDS = 10.0
 _CONFIRM_SECONDS = 10.0  # within the grace period that a process is given to end
@@ -152,7 +152,7 @@ class Updater:
         for examples in _batches(result.examples, self._updater.batch_events):
             with self._metrics.learning.learning():
                 batch = self.learner.observe(examples, whole=False)
-                self._quality.judge(self.learner.first_of(batch, _JUDGED_EVENTS))
+                self._quality.judge(self.learner.first_of(batch, JUDGED_EVENTS))
                 loss = self.learner.learn(batch, lora=not entry.lagging)
             self._count_batch(loss)
         for lists in _batches(result.lists, self._updater.batch_events):
