@@ -1,8 +1,9 @@
 """Baseline `lambdamart`: LightGBM's LambdaMART over candidates, refitted as the stream goes.
 
 What a good engineer builds first: candidates from session-kNN, co-visitation, repeats, popularity and frozen text;
-features over them; boosted trees that optimise NDCG (Burges 2010) over a window of recent events, refitted whenever the
-number of events has grown by a quarter. Counts are always current: only the trees are as old as the last fit.
+features over them; boosted trees that optimise NDCG (Burges 2010) over a window of recent events, beginning from a
+linear score, refitted whenever the number of events has grown by a quarter. Counts are always current: only the trees
+are as old as the last fit.
 """
 
 from __future__ import annotations
@@ -20,14 +21,21 @@ from peft_adapters.learning.batches import Positive, ShownList
 from peft_adapters.learning.lists import JudgedLists
 from peft_adapters.ranking.counters import PAIR_WINDOW_ITEMS, FloatArray, IntArray
 from peft_adapters.ranking.shoppers import Contexts, Shoppers, pad
-from services.lab.backtest.lambdamart_features import FEATURES, CandidateFeatures, Request, log_prices
+from services.lab.backtest.lambdamart_features import (
+    FEATURES,
+    FIRST_STAGE,
+    CandidateFeatures,
+    Candidates,
+    Request,
+    log_prices,
+)
 
 _TREES = 200
 _PARAMETERS = {
     "objective": "lambdarank",
     "lambdarank_truncation_level": 30,
     "label_gain": [0, 1],
-    "learning_rate": 0.1,
+    "learning_rate": 0.04,
     "num_leaves": 15,
     "min_data_in_leaf": 50,
     "lambda_l2": 1.0,
@@ -41,11 +49,8 @@ _GROWTH = 1.25  # of the number of events between two fits
 _WINDOW_EVENTS = 15_000  # newest events that a fit learns from
 _NEGATIVES = 60  # random candidates per event that it learns from
 _NOT_A_CANDIDATE = -1_000.0  # below the score of every candidate
-
-_BEFORE_FIRST_FIT = (
-    *("popularity_slow", "transition", "session_cooccurrence", "repeat"),
-    *("neighbours_share", "neighbours_after_share"),
-)
+_FIRST_STAGE_SCALE = 0.5  # of the linear score that trees begin from
+_FIRST_STAGE = FEATURES.index(FIRST_STAGE)
 
 
 class LambdaMartBaseline:
@@ -71,7 +76,7 @@ class LambdaMartBaseline:
         self._rows, self._seed = rows, seed
         self._features = CandidateFeatures(text, log_prices(list(rows), prices), guests)
         self._shoppers = Shoppers()  # as of the last event learnt
-        self._window: deque[FloatArray] = deque(maxlen=_WINDOW_EVENTS)  # features, the item's first
+        self._window = deque[tuple[FloatArray, int]](maxlen=_WINDOW_EVENTS)  # features, and the place of the item
         self._generator = np.random.default_rng(seed)
         self._events, self._next_fit = 0, float(_FIRST_FIT_EVENTS)
         self._trees: Any = None  # fitted
@@ -86,8 +91,8 @@ class LambdaMartBaseline:
         """Add a micro-batch to the window and the counts, and refit the trees if it is time."""
         rows = np.array([self._rows[example.item_id] for example in examples], dtype=np.int64)
         contexts, before, sessions = self._observe(examples, rows)
-        for (candidates, features), row in zip(self._of(examples, contexts), rows.tolist(), strict=True):
-            self._add(candidates, features, row)
+        for candidates, row in zip(self._of(examples, contexts), rows.tolist(), strict=True):
+            self._add(candidates, row)
         self._features.count(examples, rows, before, sessions)
         self._events += len(examples)
         if self._events >= self._next_fit:
@@ -102,12 +107,11 @@ class LambdaMartBaseline:
         self._served = self._trees
 
     def scores(self, examples: Sequence[Positive], contexts: Contexts) -> Tensor:
-        """Return scores [events, catalogue]; what is no candidate ranks below all candidates."""
+        """Return scores [events, catalogue]; what is no candidate ranks below all candidates, by the linear score."""
         found = self._of(examples, contexts)
-        scores = np.full((len(examples), len(self._rows)), _NOT_A_CANDIDATE, dtype=np.float32)
-        ranked = self._rank([features for _, features in found])
-        for row, (candidates, _), values in zip(scores, found, ranked, strict=True):
-            row[candidates] = values
+        scores = _NOT_A_CANDIDATE + np.stack([candidates.first_stage for candidates in found])
+        for row, candidates, values in zip(scores, found, self._rank(found), strict=True):
+            row[candidates.rows] = values
         return torch.from_numpy(scores)
 
     def judge_lists(self, lists: Sequence[ShownList], shoppers: Shoppers) -> JudgedLists:
@@ -116,7 +120,7 @@ class LambdaMartBaseline:
         rows = [np.array([self._rows[item_id] for item_id in shown.item_ids], dtype=np.int64) for shown in lists]
         requests = [Request(shown.user_id, shown.ts) for shown in lists]
         found = self._features.of_candidates(requests, pad(known), rows)
-        return JudgedLists([torch.from_numpy(values) for values in self._rank([part for _, part in found])], {})
+        return JudgedLists([torch.from_numpy(values) for values in self._rank(found)], {})
 
     # ---- parts
 
@@ -131,31 +135,33 @@ class LambdaMartBaseline:
             sessions.append(self._shoppers.session_key_of(example.user_id))
         return pad(contexts), before, np.array(sessions, dtype=np.int64)
 
-    def _of(self, examples: Sequence[Positive], contexts: Contexts) -> list[tuple[IntArray, FloatArray]]:
+    def _of(self, examples: Sequence[Positive], contexts: Contexts) -> list[Candidates]:
         return self._features.of_candidates([Request(example.user_id, example.ts) for example in examples], contexts)
 
-    def _add(self, candidates: IntArray, features: FloatArray, row: int) -> None:
+    def _add(self, candidates: Candidates, row: int) -> None:
         """Add an event to the window, unless its item is no candidate: then no order of them would have found it."""
-        is_item = candidates == row
+        is_item = candidates.rows == row
         if is_item.any():
-            others = features[~is_item]
-            drawn = self._generator.permutation(len(others))[:_NEGATIVES]
-            self._window.append(np.concatenate([features[is_item], others[drawn]]))
+            others = self._generator.permutation(np.flatnonzero(~is_item))[:_NEGATIVES]
+            place = int(self._generator.integers(len(others) + 1))
+            self._window.append((candidates.features[np.insert(others, place, int(is_item.argmax()))], place))
 
     def _fit(self) -> Any:
-        groups = [len(group) for group in self._window]
+        groups = [len(features) for features, _ in self._window]
+        starts = np.cumsum([0, *groups[:-1]])
         labels = np.zeros(sum(groups), dtype=np.float32)
-        labels[np.cumsum([0, *groups[:-1]])] = 1
-        data = lightgbm.Dataset(np.concatenate(self._window), labels, group=groups, params=_PARAMETERS)
+        labels[starts + [place for _, place in self._window]] = 1
+        rows = np.concatenate([features for features, _ in self._window])
+        begin_from = _FIRST_STAGE_SCALE * rows[:, _FIRST_STAGE].astype(np.float64)
+        data = lightgbm.Dataset(rows, labels, group=groups, init_score=begin_from, params=_PARAMETERS)
         parameters = _PARAMETERS | {"seed": self._seed, "num_threads": torch.get_num_threads()}
         return lightgbm.train(parameters, data, num_boost_round=_TREES)
 
-    def _rank(self, features: Sequence[FloatArray]) -> list[FloatArray]:
+    def _rank(self, found: Sequence[Candidates]) -> list[FloatArray]:
         """Return the scores [candidates] of each request's candidates."""
-        rows = np.concatenate(features)
-        if self._served is None:
-            scores = rows[:, [FEATURES.index(name) for name in _BEFORE_FIRST_FIT]].sum(axis=1)
-        else:
-            scores = self._served.predict(rows, num_threads=torch.get_num_threads())
-        ends = np.cumsum([len(part) for part in features])[:-1]
+        rows = np.concatenate([candidates.features for candidates in found])
+        scores = _FIRST_STAGE_SCALE * rows[:, _FIRST_STAGE]
+        if self._served is not None:
+            scores = scores + self._served.predict(rows, num_threads=torch.get_num_threads())
+        ends = np.cumsum([len(candidates.rows) for candidates in found])[:-1]
         return np.split(scores.astype(np.float32), ends)

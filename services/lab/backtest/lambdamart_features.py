@@ -20,7 +20,16 @@ OF_NEIGHBOURS = (
     *("neighbours", "neighbours_after"),
 )
 OF_TEXT = ("text_last_item", "text_session", "text_history")
-FEATURES = (*COUNTER_FEATURES, *OF_NEIGHBOURS, *OF_TEXT, *OF_SHOPPER, *OF_ITEM, *OF_CONTEXT)
+FIRST_STAGE = "first_stage"
+OF_FIRST_STAGE = (
+    FIRST_STAGE,
+    "first_stage_rank",
+    "text_last_item_below",
+    "text_session_below",
+    "neighbours_after_below",
+)
+_DENSE = (*COUNTER_FEATURES, *OF_NEIGHBOURS, *OF_TEXT)  # computed for the whole catalogue
+FEATURES = (*_DENSE, *OF_SHOPPER, *OF_ITEM, *OF_CONTEXT, *OF_FIRST_STAGE)
 
 # Largest number of candidates that each source proposes.
 _SOURCES = {
@@ -38,7 +47,36 @@ _SOURCES = {
     "text_session": 30,
     "text_history": 20,
 }
+# Weights of the linear score that trees begin from, set by hand: logarithms of shares count alike.
+_FIRST_STAGE_WEIGHTS = {
+    "popularity_slow": 0.3,
+    "transition": 1.0,
+    "session_cooccurrence": 1.0,
+    "history_cooccurrence": 0.5,
+    "repeat": 1.0,
+    "neighbours_share": 1.0,
+    "neighbours_after_share": 1.0,
+    "text_last_item": 4.0,
+    "text_session": 4.0,
+    "text_history": 2.0,
+}
+_BELOW = ("text_last_item", "text_session", "neighbours_after_share")  # whose distance to the best is a feature too
 _CELLS = 2**19  # contexts x items at a time: bounds memory to about 50 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The candidates of a request.
+
+    Attributes:
+        rows: [candidates] catalogue rows.
+        features: [candidates, FEATURES] their features.
+        first_stage: [items] linear score of the whole catalogue.
+    """
+
+    rows: IntArray
+    features: FloatArray
+    first_stage: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +134,8 @@ class CandidateFeatures:
 
     def of_candidates(
         self, requests: Sequence[Request], contexts: Contexts, rows: Sequence[IntArray] | None = None
-    ) -> list[tuple[IntArray, FloatArray]]:
-        """Return the rows [candidates] and features [candidates, FEATURES] of each request's candidates.
+    ) -> list[Candidates]:
+        """Return each request's candidates with their features.
 
         Args:
             requests: shoppers and times of the requests.
@@ -105,7 +143,7 @@ class CandidateFeatures:
             rows: the candidates of each request; None finds them.
         """
         step = max(1, _CELLS // len(self._text))
-        found: list[tuple[IntArray, FloatArray]] = []
+        found: list[Candidates] = []
         for start in range(0, len(requests), step):
             part = slice(start, start + step)
             known = Contexts(contexts.items[part], contexts.ages[part], contexts.passed[part])
@@ -114,10 +152,9 @@ class CandidateFeatures:
 
     def _part(
         self, requests: Sequence[Request], contexts: Contexts, rows: Sequence[IntArray] | None
-    ) -> list[tuple[IntArray, FloatArray]]:
+    ) -> list[Candidates]:
         now_ms = np.array([request.ts for request in requests], dtype=np.int64)
-        size = (len(COUNTER_FEATURES) + len(OF_NEIGHBOURS) + len(OF_TEXT), len(requests), len(self._text))
-        dense = np.empty(size, dtype=np.float32)
+        dense = np.empty((len(_DENSE), len(requests), len(self._text)), dtype=np.float32)
         counted = len(COUNTER_FEATURES)
         self._frozen.fill(contexts, np.arange(len(self._text)), dense[:counted])
         scores, totals = self._neighbours.scores(contexts, now_ms)
@@ -153,7 +190,7 @@ class CandidateFeatures:
         dense: FloatArray,
         total: float,
         rows: IntArray | None,
-    ) -> tuple[IntArray, FloatArray]:
+    ) -> Candidates:
         rows = _candidates(dense) if rows is None else rows
         known = context[1] >= 0
         items, ages = context[0][known], context[1][known]
@@ -163,8 +200,29 @@ class CandidateFeatures:
         stats = (self._counters.events, self._first_ms, self._last_ms, self._repeats, self._gaps_ms, self._log_prices)
         when = (float(request.ts), float(request.user_id in self._guests))
         history_features((items, ages, rows), times, when, stats, self._scratch, features[:, len(dense) :])
-        features[:, -1] = np.log1p(total)
-        return rows, features
+        features[:, FEATURES.index("similar_sessions")] = np.log1p(total)
+        first_stage = _WEIGHTS @ dense[_WEIGHTED]
+        _add_first_stage(features, first_stage[rows])
+        return Candidates(rows, features, first_stage)
+
+
+_WEIGHTED = [FEATURES.index(name) for name in _FIRST_STAGE_WEIGHTS]
+_WEIGHTS = np.array(list(_FIRST_STAGE_WEIGHTS.values()), dtype=np.float32)
+
+
+def _add_first_stage(features: FloatArray, scores: FloatArray) -> None:
+    """Write `OF_FIRST_STAGE` to the last features: trees cannot compare a candidate with the others by themselves.
+
+    Args:
+        features: [candidates, FEATURES] array to fill.
+        scores: [candidates] linear scores.
+    """
+    first = len(FEATURES) - len(OF_FIRST_STAGE)
+    features[:, first] = scores - scores.max(initial=-np.inf)
+    features[np.argsort(-scores, kind="stable"), first + 1] = np.log1p(np.arange(len(scores)))
+    for column, name in enumerate(_BELOW, start=first + 2):
+        values = features[:, FEATURES.index(name)]
+        features[:, column] = values - values.max(initial=-np.inf)
 
 
 def _candidates(dense: FloatArray) -> IntArray:

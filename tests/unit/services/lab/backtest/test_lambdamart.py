@@ -88,8 +88,9 @@ def features_after(events: Sequence[tuple[str, int, int]], request: Request, con
     for place, (user, row, day) in enumerate(events):
         example = Example("e", user, None, f"item-{row}", NOW + day * DAY_MS, "purchase", "home", None, 0)
         features.count([example], np.array([row]), [[]], np.array([place + 1]))
-    ((rows, values),) = features.of_candidates([request], context, [np.arange(3)])
-    return {row: dict(zip(FEATURES, of_row.tolist(), strict=True)) for row, of_row in zip(rows, values, strict=True)}
+    (found,) = features.of_candidates([request], context, [np.arange(3)])
+    by_row = zip(found.rows.tolist(), found.features.tolist(), strict=True)
+    return {row: dict(zip(FEATURES, values, strict=True)) for row, values in by_row}
 
 
 def test_features_of_an_item_the_shopper_had() -> None:
@@ -127,8 +128,8 @@ def test_one_request_does_not_change_another() -> None:
     features = CandidateFeatures(TEXT, log_prices(list(ROWS), {}), ())
     contexts = pad([([0, 2, 1, 0], [0, 1, 1, 1]), ([], []), ([0, 2, 1, 0], [0, 1, 1, 1])])
     first, nothing, again = features.of_candidates([Request("ann", NOW)] * 3, contexts, [np.arange(3)] * 3)
-    np.testing.assert_array_equal(first[1], again[1])
-    assert nothing[1][:, FEATURES.index("next_last_time")].tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(first.features, again.features)
+    assert nothing.features[:, FEATURES.index("next_last_time")].tolist() == [0, 0, 0]
 
 
 def test_without_lightgbm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
