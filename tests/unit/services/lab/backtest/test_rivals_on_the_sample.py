@@ -21,7 +21,7 @@ from services.lab.offline.slices import slice_figures, slices
 from services.lab.offline.stream import chunks, read_stream
 
 SAMPLE = Path(services.lab.demo.__file__).parent / "data"
-EVENTS = 2_000
+EVENTS = 1_200
 
 
 @pytest.fixture(scope="module")
