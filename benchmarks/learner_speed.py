@@ -2,7 +2,8 @@
 
 Everything that an updater does with a micro-batch between Kafka and the checkpoint: observe it, judge its first events,
 evaluate them, compare them with the live adapter, learn and count. Batches are as large as a busy updater's. Reading
-the catalogue is not timed: it is done once.
+the catalogue is not timed: it is done once. With `--set lora_every=4`, LoRA learns with every fourth batch only, as in
+an updater that lags.
 
 Other processes disturb even processor time, since caches and memory are shared. So every round also times a fixed
 piece of work, a matrix product and a pass over memory in the learner's own proportions; `reference_ms` tells how fast
@@ -87,7 +88,7 @@ class Parts:
         self._since = now
 
 
-def run(data: Path, *, events: int = 20_000) -> Measurement:
+def run(data: Path, *, events: int = 20_000, lora_every: int = 1) -> Measurement:
     """Measure on the first `events` of `data`, each round on the next ones."""
     torch.set_num_threads(1)
     settings = Settings(encoder=EncoderSettings())
@@ -117,7 +118,7 @@ def run(data: Path, *, events: int = 20_000) -> Measurement:
     def learn(batch_examples: Sequence[Example]) -> None:
         batch = learner.observe(batch_examples, whole=False)
         quality.judge(learner.first_of(batch, JUDGED_EVENTS))
-        learner.learn(batch)
+        learner.learn(batch, lora=learner.batches_learned % lora_every == 0)
 
     batches = [examples[start : start + BATCH_EVENTS] for start in range(0, len(examples), BATCH_EVENTS)]
     for batch in batches[:WARM_BATCHES]:
@@ -137,7 +138,13 @@ def run(data: Path, *, events: int = 20_000) -> Measurement:
         unit="events per second of processor time",
         value=median(round_["events_per_second"] for round_ in rounds),
         target=TARGET,
-        settings={**data_settings(data), "events": len(examples), "batch_events": BATCH_EVENTS, "items": len(items)},
+        settings={
+            **data_settings(data),
+            "events": len(examples),
+            "items": len(items),
+            "batch_events": BATCH_EVENTS,
+            "lora_every": lora_every,
+        },
         rounds=rounds,
     )
 

@@ -46,7 +46,7 @@ def run(data: Path, *, events: int = 2_000, queries: int = 1_000) -> Measurement
     """
     torch.set_num_threads(1)
     learner = _learnt(data, events)
-    model = _served(learner)
+    model = served(learner)
     figures: dict[str, float] = {}
     for encoding, int8 in (("exact", False), ("int8", True)):
         for name, value in _timed(learner, model, queries, int8=int8).items():
@@ -71,7 +71,8 @@ def _learnt(data: Path, events: int) -> Learner:
     return learner
 
 
-def _served(learner: Learner) -> ServedModel:
+def served(learner: Learner) -> ServedModel:
+    """Return the model that scorers build from a full bundle of a learner."""
     encoder = learner.encoder
     with TemporaryDirectory() as directory:
         write_bundle(

@@ -5,6 +5,7 @@ Each keeps its state in plain tensors, so that a checkpoint restores it bit for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -22,8 +23,11 @@ _SETTLED_BATCHES = 10_000  # after so many the rate of the heads is at its floor
 
 
 def all_finite(loss: Tensor, gradients: Iterable[Tensor | None]) -> bool:
-    """Return whether a loss and its gradients are finite; gradients that are None do not count."""
-    return all(bool(torch.isfinite(value).all()) for value in (loss, *gradients) if value is not None)
+    """Return whether a loss and its gradients are finite; gradients that are None do not count.
+
+    Their sums are tested, which takes one pass: a sum is finite only if all of its terms are.
+    """
+    return all(math.isfinite(float(value.detach().sum())) for value in (loss, *gradients) if value is not None)
 
 
 class HeadsOptimiser:
@@ -97,10 +101,11 @@ class RowOptimiser:
             scale: factor on the length of the step.
         """
         self._steps += 1
-        moment = _ROW_BETA * self._moment[rows] + (1 - _ROW_BETA) * gradient.square().mean(dim=1)
+        mean_square = torch.linalg.vecdot(gradient, gradient) / gradient.shape[1]
+        moment = _ROW_BETA * self._moment[rows] + (1 - _ROW_BETA) * mean_square
         self._moment[rows] = moment
         spread = (moment / (1 - _ROW_BETA**self._steps)).sqrt() + _EPSILON
-        table[rows] -= self._learning_rate * scale * gradient / spread[:, None]
+        table.index_add_(0, rows, gradient * (-self._learning_rate * scale / spread)[:, None])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the whole state as tensors."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from peft_adapters.ranking.counters import IntArray
@@ -84,6 +85,11 @@ class ShownList(Protocol):
     @property
     def query(self) -> str | None:
         """Return the search query that the list answers, if there is one."""
+
+
+def take_columns(values: Tensor, columns: IntArray) -> Tensor:
+    """Return columns [..., columns] of a tensor [..., all columns]; numpy is several times as fast as torch here."""
+    return torch.from_numpy(values.numpy().take(columns, axis=-1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from river import linear_model, metrics, optim, stats, utils
+from river import linear_model, optim
 from torch import Tensor
 
 from peft_adapters.learning.batches import Batch
+from peft_adapters.ranking.counters import FloatArray
 
 FIGURES = ("roc_auc", "log_loss", "normalised_entropy", "ndcg10", "hr20")
 
 _RATE = 0.01
+_LEAST_LIKELIHOOD = 1e-15  # bounds the log loss of one pair
 _LIFT_LIMIT = 20.0  # bounds the effect of one extreme score on the calibration
 
 
@@ -62,7 +64,6 @@ class PrequentialEvaluator:
         self._events = 0
         self._calibrator = _calibrator(1.0, 0.0)
         self._judged: deque[Judged] = deque(maxlen=window_events)
-        self._new_metrics()
 
     def update(self, batch: Batch, scores: Tensor) -> list[float]:
         """Add a judged batch, and return the loss of each event relative to chance, nats.
@@ -75,9 +76,7 @@ class PrequentialEvaluator:
         flags = zip(batch.first_of_item.tolist(), batch.new_shopper.tolist(), strict=True)
         for lift, other_lift, rank, (cold, new) in zip(lifts, other_lifts, ranks, flags, strict=True):
             probabilities = self._probability(lift, 1), self._probability(other_lift, 0)
-            judged = Judged(lift, other_lift, *probabilities, rank, cold, new)
-            self._judged.append(judged)
-            self._count(judged)
+            self._judged.append(Judged(lift, other_lift, *probabilities, rank, cold, new))
         self._events += len(batch)
         return [-lift for lift in lifts]
 
@@ -85,14 +84,22 @@ class PrequentialEvaluator:
         """Return the figures over the window; an empty mapping before the first event."""
         if not self._judged:
             return {}
-        log_loss = self._log_loss.get()
-        figures = {"roc_auc": self._roc_auc.get(), "log_loss": log_loss, "normalised_entropy": log_loss / math.log(2)}
-        figures |= {name: mean.get() for name, mean in self._means.items()}
-        for name in ("cold_item", "new_user"):
-            ranks = [judged.rank for judged in self._judged if getattr(judged, name)]
-            if ranks:
-                figures[f"hr20_{name}"] = sum(rank <= 20 for rank in ranks) / len(ranks)
-        return figures
+        lifts, other_lifts, probabilities, other_probabilities, ranks, cold_item, new_user = map(
+            np.array, zip(*self._judged, strict=True)
+        )
+        likelihoods = np.concatenate([probabilities, 1 - other_probabilities]).clip(_LEAST_LIKELIHOOD)
+        log_loss = float(-np.log(likelihoods).mean())
+        hits = ranks <= 20
+        slices = {"hr20_cold_item": hits[cold_item], "hr20_new_user": hits[new_user]}
+        return {
+            # Not of calibrated probabilities: a calibration may invert the order, and so hide a model that does.
+            "roc_auc": _roc_auc(lifts, other_lifts),
+            "log_loss": log_loss,
+            "normalised_entropy": log_loss / math.log(2),
+            "ndcg10": float(np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0).mean()),
+            "hr20": float(hits.mean()),
+            **{name: float(own.mean()) for name, own in slices.items() if len(own)},
+        }
 
     def calibration(self, events: int) -> float | None:
         """Return mean predicted over observed probability of the newest pairs (He et al. 2014); None before any event.
@@ -112,22 +119,10 @@ class PrequentialEvaluator:
         return {"events": self._events, "calibrator": calibrator, "judged": list(self._judged)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state; the metrics are computed again from the events of the window."""
+        """Restore a state."""
         self._events = state["events"]
         self._calibrator = _calibrator(*state["calibrator"])
         self._judged = deque((Judged(*judged) for judged in state["judged"]), maxlen=self._window_events)
-        self._new_metrics()
-        for judged in self._judged:
-            self._count(judged)
-
-    def _new_metrics(self) -> None:
-        pairs = 2 * self._window_events
-        # river's Rolling forwards every call to the wrapped metric; its annotations do not say so.
-        self._roc_auc: Any = utils.Rolling(metrics.ROCAUC, pairs, n_thresholds=50)
-        self._log_loss: Any = utils.Rolling(metrics.LogLoss, pairs)
-        self._means: dict[str, Any] = {
-            name: utils.Rolling(stats.Mean, self._window_events) for name in ("ndcg10", "hr20")
-        }
 
     def _lifts(self, batch: Batch, scores: Tensor) -> tuple[list[float], list[float], list[int]]:
         """Return log lifts of the items and of one other candidate each, and the items' ranks; ties count against."""
@@ -149,15 +144,6 @@ class PrequentialEvaluator:
         probability = float(self._calibrator.predict_proba_one(features)[True])
         self._calibrator.learn_one(features, bool(label))
         return probability
-
-    def _count(self, judged: Judged) -> None:
-        # Lifts, not calibrated probabilities: a calibration may invert the order, and so hide a model that does.
-        self._roc_auc.update(True, _squashed(judged.lift))
-        self._roc_auc.update(False, _squashed(judged.other_lift))
-        self._log_loss.update(True, judged.probability)
-        self._log_loss.update(False, judged.other_probability)
-        self._means["ndcg10"].update(1 / math.log2(judged.rank + 1) if judged.rank <= 10 else 0.0)
-        self._means["hr20"].update(float(judged.rank <= 20))
 
 
 def log_probabilities(scores: Tensor, log_expected: Tensor | float) -> Tensor:
@@ -187,9 +173,19 @@ def list_ndcg(scores: Tensor, clicked: Sequence[bool], *, cutoff: int = 10) -> f
     return gained / sum(gains[: sum(clicked)])
 
 
-def _squashed(lift: float) -> float:
-    """Map a lift to (0, 1), where river's ROC AUC has evenly spaced thresholds; the order is kept."""
-    return 1 / (1 + math.exp(-lift / 2))
+def _roc_auc(positives: FloatArray, negatives: FloatArray) -> float:
+    """Return the share of pairs of a positive and a negative whose positive scores higher; a tie counts one half.
+
+    Args:
+        positives: [positives] scores of label 1.
+        negatives: [negatives] scores of label 0.
+
+    >>> _roc_auc(np.array([1.0, 2.0]), np.array([0.0, 2.0]))
+    0.625
+    """
+    ordered = np.sort(negatives)
+    below, not_above = (np.searchsorted(ordered, positives, side=side) for side in ("left", "right"))
+    return float((below + not_above).mean() / (2 * len(ordered)))
 
 
 def _calibrator(weight: float, intercept: float) -> Any:

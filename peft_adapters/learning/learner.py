@@ -22,8 +22,8 @@ from peft_adapters.learning.lists import JudgedLists, observe_lists
 from peft_adapters.learning.losses import list_features
 from peft_adapters.learning.positive_steps import sample_candidates
 from peft_adapters.learning.positives import first_events, observe_positives
+from peft_adapters.ranking.affinities import affinity_features, weighted_sum
 from peft_adapters.ranking.counters import IntArray
-from peft_adapters.ranking.features import affinity_features, weighted_sum
 from peft_adapters.ranking.ranker import Ranker
 from peft_adapters.settings import FEATURES, PASSED_OVER
 

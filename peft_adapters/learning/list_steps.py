@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from peft_adapters.learning.batches import ListBatch
-from peft_adapters.learning.losses import DelayedFeedback, Side, list_features, lists_loss
+from peft_adapters.learning.losses import DelayedFeedback, list_features, lists_loss
 from peft_adapters.learning.outcome_steps import OutcomeSteps
 from peft_adapters.learning.state_dicts import StateDict
+from peft_adapters.learning.step_features import Side
 from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser, all_finite
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.features import LIST_INITIAL_WEIGHTS

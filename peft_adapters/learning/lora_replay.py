@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.learning.batches import Batch
+from peft_adapters.learning.batches import Batch, take_columns
 from peft_adapters.ranking.counters import IntArray
 
 
@@ -54,8 +54,8 @@ def lora_batch(batch: Batch, candidates: IntArray, live_rows: IntArray) -> LoraB
         weight=batch.weight,
         columns=candidates,
         # Thinning negatives evenly scales every probability by one factor, to which a softmax is invariant.
-        log_expected=batch.log_expected[torch.from_numpy(np.searchsorted(batch.candidates, candidates))],
-        counter_features=batch.counter_features[:, :, torch.from_numpy(columns)],
+        log_expected=take_columns(batch.log_expected, np.searchsorted(batch.candidates, candidates)),
+        counter_features=take_columns(batch.counter_features, columns),
         affinity_weights=batch.affinity_weights,
         context_rows=batch.context_rows,
         live_rows=live_rows,

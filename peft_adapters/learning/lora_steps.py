@@ -13,8 +13,9 @@ from torch import Tensor
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.learning.batches import Batch
 from peft_adapters.learning.lora_replay import LoraBatch, LoraReplay, lora_batch
-from peft_adapters.learning.losses import Features, Side, positives_features, positives_losses
+from peft_adapters.learning.losses import positives_losses
 from peft_adapters.learning.state_dicts import StateDict
+from peft_adapters.learning.step_features import Features, Side, positives_features
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import IntArray

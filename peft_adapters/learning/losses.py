@@ -1,9 +1,9 @@
-"""Differentiable features of batches, and losses."""
+"""Losses of positives and of lists."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,77 +12,12 @@ from torch import Tensor
 
 from peft_adapters.learning.batches import Batch, ListBatch
 from peft_adapters.learning.lora_replay import LoraBatch
+from peft_adapters.learning.step_features import Features, feature_scores
 from peft_adapters.ranking.counters import IntArray
-from peft_adapters.ranking.features import affinity_features, pad_features, pair_affinities, weighted_sum
-from peft_adapters.ranking.ranker import Ranker
+from peft_adapters.ranking.features import pad_features, pair_affinities
 
 _LATE_SMOOTHING = 10.0  # clicks: prior towards few late ones
 _LEVEL_RATE = 0.05  # weight of the newest batch in the running mean
-
-
-class Side:
-    """Item vectors of one role in a step, differentiable in the residuals and in live text vectors.
-
-    Args:
-        ranker: present weights and counters.
-        role: `query` or `candidate`.
-        rows: [rows] sorted, distinct catalogue rows.
-        live_rows: [live rows] sorted rows whose text vectors are given in `live`; those of others are constant.
-        live: [live rows, dim] differentiable text vectors.
-    """
-
-    def __init__(
-        self,
-        ranker: Ranker,
-        role: str,
-        rows: IntArray,
-        *,
-        live_rows: IntArray | None = None,
-        live: Tensor | None = None,
-    ) -> None:
-        self.role, self.rows = role, rows
-        index = torch.from_numpy(rows)
-        self.residual = ranker.residuals[role][index].requires_grad_()
-        self.text_share = ranker.text_share(rows)
-        text = ranker.text[index]
-        if live_rows is not None and live is not None:
-            _, here, there = np.intersect1d(rows, live_rows, assume_unique=True, return_indices=True)
-            text = text.index_copy(0, torch.from_numpy(here), live[torch.from_numpy(there)])
-        self.vectors = torch.nn.functional.normalize(text + ranker.gate()[index] * self.residual, dim=1)
-
-
-class Features(NamedTuple):
-    """Features of the candidates of a step, by which they are scored."""
-
-    counted: Tensor  # [COUNTER_FEATURES, events, candidates]
-    affinities: tuple[Tensor, ...]
-
-    def detach(self) -> Features:
-        """Return the features without gradients."""
-        return Features(self.counted, tuple(affinity.detach() for affinity in self.affinities))
-
-
-def positives_features(batch: Batch | LoraBatch, global_preference: Tensor, query: Side, candidate: Side) -> Features:
-    """Return the features of the candidates, differentiable in both sides and in the preference vector.
-
-    Args:
-        batch: micro-batch as `observe` returned it.
-        global_preference: [dim] preference vector of all shoppers.
-        query: vectors of the contexts' items.
-        candidate: vectors of the candidates.
-    """
-    places = candidate.rows if batch.columns is None else np.searchsorted(batch.columns, candidate.rows)
-    return Features(
-        batch.counter_features[:, :, torch.from_numpy(places)],
-        affinity_features(
-            batch.affinity_weights,
-            query.vectors,
-            candidate.vectors,
-            global_preference,
-            candidate.text_share,
-            batch.query_vector,
-        ),
-    )
 
 
 def positives_losses(
@@ -97,9 +32,8 @@ def positives_losses(
         rows: [candidates] sorted rows of the candidates.
         log_expected: [candidates] log of the probability that a candidate is in the sample.
     """
-    logits = weighted_sum(heads, *features) - log_expected  # [events, candidates]
     targets = torch.from_numpy(np.searchsorted(rows, batch.items))
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return torch.nn.functional.cross_entropy(feature_scores(heads, features) - log_expected, targets, reduction="none")
 
 
 def focused(losses: Tensor, focus: float) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from peft_adapters.learning.batches import Batch
-from peft_adapters.learning.losses import Features, Side, focused, positives_features, positives_losses
+from peft_adapters.learning.losses import focused, positives_losses
 from peft_adapters.learning.state_dicts import StateDict
+from peft_adapters.learning.step_features import Features, Side, positives_features
 from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser, all_finite
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import Counters, IntArray

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.learning.batches import Batch
+from peft_adapters.learning.batches import Batch, take_columns
 from peft_adapters.learning.evaluation import PrequentialEvaluator, log_probabilities
 from peft_adapters.learning.learner import Learner
 from peft_adapters.learning.losses import generalised_cross_entropy
@@ -80,19 +80,19 @@ class Gate:
         """
         self._live.grow(self._learner.ranker.text)
         columns = batch.candidates
-        places = torch.from_numpy(columns if batch.columns is None else np.searchsorted(batch.columns, columns))
+        places = columns if batch.columns is None else np.searchsorted(batch.columns, columns)
         rows = np.union1d(batch.context_rows, columns)
         narrowed = replace(
             batch,
             columns=np.searchsorted(rows, columns),
             context_rows=np.searchsorted(rows, batch.context_rows),
-            counter_features=batch.counter_features[:, :, places],
+            counter_features=take_columns(batch.counter_features, places),
         )
         live_scores = self._learner.judge(narrowed, self._live.ranker_of(rows, self._learner.ranker))
         target = torch.from_numpy(np.searchsorted(columns, batch.items))[:, None]
         losses, live_losses = (
             generalised_cross_entropy(log_probabilities(each, batch.log_expected).gather(1, target)[:, 0], self._focus)
-            for each in (scores[:, places], live_scores)
+            for each in (take_columns(scores, places), live_scores)
         )
         difference = (losses - live_losses).nan_to_num(nan=_WORST).clamp(-_WORST, _WORST)
         self._differences.extend(difference.tolist())

@@ -70,8 +70,8 @@ class PublishedWeights:
             ranker,
             heads=self.weights["ranker/heads"],
             global_preference=self.weights["ranker/global_preference"],
-            text=self.weights["ranker/text"][index].float(),
-            residuals={role: self.weights[f"ranker/residuals/{role}"][index].float() for role in ROLES},
+            text=self.weights["ranker/text"].index_select(0, index).float(),
+            residuals={role: self.weights[f"ranker/residuals/{role}"].index_select(0, index).float() for role in ROLES},
             counters=counters,
         )
 

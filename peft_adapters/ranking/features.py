@@ -144,41 +144,6 @@ def conversion(counters: Counters) -> FloatArray:
     return np.log(lift).astype(np.float32)
 
 
-def affinity_features(
-    weights: Tensor,
-    query: Tensor,
-    candidates: Tensor,
-    global_preference: Tensor,
-    text_share: Tensor,
-    query_vector: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """Return the affinity features in order, each [contexts, candidates], or [candidates] if equal in all contexts.
-
-    Without search queries the last features, `QUERY_FEATURES`, are omitted: they are zero.
-
-    Args:
-        weights: [AFFINITIES, contexts, context rows] recency weights of the contexts' items.
-        query: [context rows, dim] vectors of the contexts' items in the query role.
-        candidates: [candidates, dim] vectors of the candidates in the candidate role.
-        global_preference: [dim] preference vector shared by all shoppers.
-        text_share: [candidates] share of the text in each candidate's vector.
-        query_vector: [contexts, dim] vector of each context's search query, zero without one; None if no context has
-            one.
-    """
-    used = weights[0].any(dim=0)
-    session = weights[0][:, used]
-    if _use_similarity_matrix(weights.shape, session_rows=session.shape[1], dim=query.shape[1]):
-        similarities = query @ candidates.T  # [context rows, candidates]
-        products = [_product(part, similarities) for part in weights]
-        similarity = similarities[used]
-    else:
-        products = [_product(part @ query, candidates.T) for part in weights]
-        similarity = query[used] @ candidates.T  # [session rows, candidates]
-    attention = attention_scores(session, similarity)
-    query_affinity = None if query_vector is None else query_vector @ candidates.T
-    return affinities(products, attention, candidates @ global_preference, text_share, query_affinity)
-
-
 def pair_affinities(
     weights: Tensor,
     owner: Tensor,
@@ -207,31 +172,6 @@ def pair_affinities(
     attention = (session * strength * similarity).sum(dim=1) / (session * strength).sum(dim=1).clamp(min=NO_ATTENTION)
     query_affinity = None if query_vector is None else (query_vector[owner] * candidates).sum(dim=-1)
     return torch.stack(affinities(products, attention, candidates @ global_preference, text_share, query_affinity))
-
-
-def _use_similarity_matrix(shape: Sequence[int], *, session_rows: int, dim: int) -> bool:
-    """Return whether the matrix of all similarities costs less than the contexts' mean vectors.
-
-    It does for a batch of events that share most of their items, but not for one shopper with a long history.
-    """
-    affinities, contexts, rows = shape
-    return (rows - session_rows) * dim + affinities * contexts * rows < affinities * contexts * dim
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return [n, k] @ [k, m], at no cost if the left side is zero: few streams record passed-over items."""
-    return left @ right if left.any() else left.new_zeros(left.shape[0], right.shape[1])
-
-
-def attention_scores(session: Tensor, similarity: Tensor) -> Tensor:
-    """Return the attention-weighted mean similarity of candidates to sessions' items, [contexts, candidates].
-
-    Args:
-        session: [contexts, session rows] recency weights of the sessions' items.
-        similarity: [session rows, candidates] cosines of items and candidates.
-    """
-    strength = attention_strength(similarity)
-    return (session @ (strength * similarity)) / (session @ strength).clamp(min=NO_ATTENTION)
 
 
 def attention_strength(similarity: Tensor) -> Tensor:
@@ -277,23 +217,6 @@ def pad_features(features: Tensor) -> Tensor:
     """Return features [features, ...] extended to [FEATURES, ...] with zeros for omitted query features."""
     missing = len(FEATURES) - len(features)
     return torch.cat([features, features.new_zeros(missing, *features.shape[1:])]) if missing else features
-
-
-def weighted_sum(heads: Tensor, counter_features: Tensor, affinities: Sequence[Tensor]) -> Tensor:
-    """Return scores [...].
-
-    Concatenating all features would cost more than the rest of the computation.
-
-    Args:
-        heads: [FEATURES] weights of the features.
-        counter_features: [COUNTER_FEATURES, ...] counter features of the candidates.
-        affinities: affinity features [...] each; omitted features are the last ones, and zero.
-    """
-    count = len(COUNTER_FEATURES)
-    scores = torch.einsum("f...,f->...", counter_features, heads[:count])
-    for weight, affinity in zip(heads[count : count + len(affinities)], affinities, strict=True):
-        scores = torch.addcmul(scores, affinity, weight)
-    return scores
 
 
 def affinity_weights(weights: ContextWeights, rows: IntArray) -> Tensor:

@@ -17,17 +17,16 @@ import torch
 from torch import Tensor
 
 from peft_adapters.ranking import vector_kernels
+from peft_adapters.ranking.affinities import Affinities, affinity_features, weighted_sum
 from peft_adapters.ranking.calibration import Probabilities
 from peft_adapters.ranking.counter_features import CounterFeatures
 from peft_adapters.ranking.counters import Counters, FloatArray, IntArray
 from peft_adapters.ranking.features import (
     INITIAL_WEIGHTS,
-    affinity_features,
     affinity_weights,
     context_weights,
     conversion,
     pad_features,
-    weighted_sum,
 )
 from peft_adapters.ranking.request_scorer import ContextVectors, RequestScorer
 from peft_adapters.ranking.shoppers import Contexts
@@ -105,7 +104,7 @@ class Ranker:
         gate, residuals = self.gate(rows), self.residuals[role]
         if rows is not None:
             index = torch.from_numpy(rows)
-            return _item_vectors(self.text[index], gate, residuals[index])
+            return _item_vectors(self.text.index_select(0, index), gate, residuals.index_select(0, index))
         return _item_vectors(self.text, gate, residuals)
 
 
@@ -220,13 +219,13 @@ class FrozenRanker:
         if len(contexts) == 1:
             return self._request_scorer.features(contexts, columns, query_vector)
         counted, affinities = self._features(contexts, columns, query_vector)
-        expanded = torch.stack([affinity.expand(counted.shape[1:]) for affinity in affinities])
+        expanded = torch.stack([affinity.expand(counted.shape[1:]) for affinity in affinities.features()])
         return pad_features(torch.cat([counted, expanded]))
 
     def _features(
         self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return counter features [COUNTER_FEATURES, contexts, candidates], and the affinity features."""
+    ) -> tuple[Tensor, Affinities]:
+        """Return counter features [COUNTER_FEATURES, contexts, candidates], and the affinities."""
         parts = context_weights(contexts, len(self))
         counted = self._counter_features.features(contexts, columns)
         rows = contexts.rows()

@@ -44,6 +44,33 @@ def item_vectors(text: Any, gate: Any, residuals: Any, out: Any) -> None:
 
 
 @compiled
+def item_vectors_gradient(text: Any, gate: Any, residuals: Any, gradient: Any, of_text: Any, of_residuals: Any) -> None:
+    """Write the gradients of the inputs of `item_vectors`.
+
+    With `v = text + gate * residual` and `z = v / |v|`, the gradient of `v` is `(g - z (z . g)) / |v|`.
+
+    Args:
+        text: [items, dim] text vectors.
+        gate: [items] weight of each item's residual.
+        residuals: [items, dim] learnt residuals.
+        gradient: [items, dim] gradient of the unit vectors.
+        of_text: [items, dim] array to fill with the gradient of the text vectors.
+        of_residuals: [items, dim] array to fill with the gradient of the residuals.
+    """
+    for item in range(len(text)):
+        vector, squares, product = of_residuals[item], np.float32(0), np.float32(0)
+        for number in range(len(vector)):
+            vector[number] = text[item, number] + gate[item] * residuals[item, number]
+            squares += vector[number] * vector[number]
+            product += vector[number] * gradient[item, number]
+        scale = np.float32(1) / max(np.sqrt(squares), np.float32(MIN_NORM))
+        along = product * scale * scale  # 0 for a zero vector
+        for number in range(len(vector)):
+            of_text[item, number] = scale * (gradient[item, number] - along * vector[number])
+            vector[number] = gate[item] * of_text[item, number]
+
+
+@compiled
 def add_scaled(weight: Any, vector: Any, total: Any) -> None:
     """Add `weight * vector` to `total`, both [dim]."""
     for number in range(len(vector)):

@@ -1,17 +1,29 @@
-"""What earlier releases wrote is read by today's code, and leads to the same model."""
+"""What earlier releases wrote is read by today's code, and leads to the same model.
+
+On the same platform, a bundle's scores are equal bit for bit. A checkpoint is restored exactly, and repeating the
+journal from there leads to the release's weights up to the last digits: sums of a step may be taken in another order
+today. That the same code repeats a journal bit for bit is tested in `tests/crash`.
+"""
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import golden
 import pytest
 import safetensors.torch
 import torch
+from updater_shop import newest_checkpoint
 
 from peft_adapters.earlier_formats import learner_of_0_1, model_of_0_1
+from peft_adapters.encoder.prefix_cache import PrefixCache
+from peft_adapters.learning.learner import Learner
+from peft_adapters.lifecycle.checkpoint import learner_state, load_checkpoint
+from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.registry.rollout import Canary
+from peft_adapters.settings import LearnerSettings
 
 RELEASES = sorted(path for path in golden.ROOT.iterdir() if (path / "platform.json").exists())
 
@@ -51,7 +63,20 @@ def test_the_rollout_document_is_read(release: Path) -> None:
     assert (rollout.changed_by, rollout.reason) == ("ann", "try the newest")
 
 
-def test_a_checkpoint_is_restored_and_its_journal_repeated_bit_for_bit(release: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_restored_bit_for_bit(release: Path) -> None:
+    checkpoint = newest_checkpoint(release / "checkpoints" / "home")
+    assert checkpoint is not None
+    known = safetensors.torch.load_file(checkpoint / "model.safetensors")
+    if release.name == "0.1":
+        known = model_of_0_1(known)
+    settings = LearnerSettings(lora_replay_batches=2, lora_accumulate=2)
+    learner = Learner(golden.encoder(), Catalogue(PrefixCache.from_settings(golden.encoder())), settings)
+    load_checkpoint(checkpoint.parent, int(checkpoint.name), learner)
+    found, _ = learner_state(learner)
+    assert [name for name in known if not torch.equal(found[name], known[name])] == []
+
+
+def test_a_checkpoint_is_restored_and_its_journal_repeated(release: Path, tmp_path: Path) -> None:
     shutil.copytree(release / "checkpoints", tmp_path / "checkpoints")
     repeated = golden.repeat_journal(release, tmp_path)
     known = safetensors.torch.load_file(release / "repeated" / "model.safetensors")
@@ -65,8 +90,16 @@ def test_a_checkpoint_is_restored_and_its_journal_repeated_bit_for_bit(release: 
     assert learner["shoppers"] == known_learner["shoppers"]
     assert learner["events_learned"] == known_learner["events_learned"] > 0
     if is_same_platform(release):
-        assert [name for name in known if not torch.equal(found[name], known[name])] == []
-        assert learner == known_learner
+        for name, value in known.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
+        assert _without_sums(learner) == _without_sums(known_learner)
     else:  # kernels of other processors round in another order, and Adam amplifies it
         for name in ("ranker/heads", "ranker/text", "ranker/residuals/query", "ranker/residuals/candidate"):
             torch.testing.assert_close(found[name], known[name], atol=0.05, rtol=0.05)
+
+
+def _without_sums(learner: dict[str, Any]) -> dict[str, Any]:
+    """Return a learner's figures without running means of scores and sums of probabilities."""
+    counts = learner["list_counts"]
+    outcomes = counts["outcomes"] | {"feedback": counts["outcomes"]["feedback"] | {"level": None}, "judged": None}
+    return learner | {"list_counts": counts | {"feedback": counts["feedback"] | {"level": None}, "outcomes": outcomes}}

@@ -18,7 +18,15 @@ TOOLS = {"__init__", "__main__", "measure", "provenance", "results"}
 def test_names_are_permanent() -> None:
     assert {"prefix-cache-training", "consume-decode"} <= set(SCENARIOS)
     assert {"textbook-loop", "step-arithmetic", "learner-memory", "learner-speed", "pictures"} <= set(SCENARIOS)
-    assert {"drift", "help-answers", "search-latency", "search-quality", "worker-memory", "soak"} <= set(SCENARIOS)
+    assert {
+        "drift",
+        "help-answers",
+        "rank-request",
+        "search-latency",
+        "search-quality",
+        "worker-memory",
+        "soak",
+    } <= set(SCENARIOS)
 
 
 def test_every_module_is_a_scenario() -> None:

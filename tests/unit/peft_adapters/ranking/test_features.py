@@ -12,23 +12,11 @@ from peft_adapters.ranking.counter_features import CounterFeatures
 from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.features import (
     INITIAL_WEIGHTS,
-    _use_similarity_matrix,
-    affinity_features,
-    affinity_weights,
     context_weights,
     pad_features,
-    pair_affinities,
-    weighted_sum,
 )
 from peft_adapters.ranking.shoppers import Contexts, pad
-from peft_adapters.settings import (
-    AFFINITIES,
-    AFFINITY_FEATURES,
-    COUNTER_FEATURES,
-    FEATURES,
-    NEW_AFFINITIES,
-    QUERY_FEATURES,
-)
+from peft_adapters.settings import COUNTER_FEATURES, FEATURES, QUERY_FEATURES
 
 SMOOTHING = 5.0
 # One shopper: items 2 then 1 newest first in this session, 0 and 0 in the one before, 3 two sessions ago, 3 then 0
@@ -159,90 +147,6 @@ def test_the_newest_of_what_was_passed_over_weighs_most() -> None:
     )
 
 
-def test_affinities_are_dot_products_with_the_weighted_mean_and_their_squares() -> None:
-    weights = context_weights(CONTEXTS, 4)
-    rows = np.array([0, 1, 2, 3])
-    global_preference = torch.tensor([0.5, 0.0, -1.0, 2.0])
-    text_share = torch.tensor([1.0, 0.5, 0.25, 0.0])
-    features = affinity_features(
-        affinity_weights(weights, rows), torch.eye(4), torch.eye(4), global_preference, text_share
-    )
-    assert len(features) == len(AFFINITY_FEATURES) - len(QUERY_FEATURES)  # without search queries
-    named = dict(zip(AFFINITY_FEATURES, features, strict=False))
-    for index, name in enumerate(NEW_AFFINITIES):
-        torch.testing.assert_close(named[f"{name}_new"], 3 * text_share * features[index])
-    for index, part in enumerate((weights.session, weights.history, weights.last, weights.passed)):
-        product = torch.from_numpy(part.toarray())
-        torch.testing.assert_close(features[index], product)
-        torch.testing.assert_close(features[index + len(AFFINITIES)], 3 * product**2)
-    assert_close(features[-1], global_preference.tolist())
-
-
-def _random_affinities() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(len(AFFINITIES), 3, 5, generator=generator)
-    weights[0, 1] = 0  # an empty session
-    query, candidates = (
-        torch.nn.functional.normalize(torch.randn(count, 8, generator=generator), dim=1) for count in (5, 7)
-    )
-    return weights, query, candidates, torch.randn(8, generator=generator), torch.rand(7, generator=generator)
-
-
-@pytest.mark.parametrize("which", [True, False])
-def test_both_ways_to_affinities_come_to_the_same(which: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    affinities = _random_affinities()
-    expected = affinity_features(*affinities)
-    monkeypatch.setattr("peft_adapters.ranking.features._use_similarity_matrix", lambda *_, **__: which)
-    for one, other in zip(affinity_features(*affinities), expected, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_affinities_go_by_way_of_what_is_fewer() -> None:
-    assert _use_similarity_matrix((4, 128, 144), session_rows=138, dim=384)  # a batch, whose events share items
-    assert not _use_similarity_matrix((4, 1, 80), session_rows=20, dim=384)  # one shopper with a long history
-    assert _use_similarity_matrix((4, 1, 20), session_rows=20, dim=384)  # one with none
-
-
-def test_attention_listens_to_what_of_the_session_is_closest_to_the_candidate() -> None:
-    weights, query, candidates, global_preference, text_share = _random_affinities()
-    features = affinity_features(weights, query, candidates, global_preference, text_share)
-    attention = dict(zip(AFFINITY_FEATURES, features, strict=False))["session_attention_new"]
-    for context, candidate in ((0, 2), (2, 6)):
-        similar = query @ candidates[candidate]
-        strength = weights[0, context] * torch.exp(12 * similar)
-        expected = 3 * text_share[candidate] * (strength * similar).sum() / strength.sum()
-        torch.testing.assert_close(attention[context, candidate], expected)
-    assert attention[1].abs().sum() == 0
-
-
-def test_pairs_have_the_affinities_of_their_context_and_candidate() -> None:
-    weights, query, candidates, global_preference, text_share = _random_affinities()
-    whole = torch.stack(
-        [own.expand(3, 7) for own in affinity_features(weights, query, candidates, global_preference, text_share)]
-    )
-    owner, which = torch.tensor([0, 0, 2, 1]), torch.tensor([4, 1, 0, 6])
-    pairs = pair_affinities(weights, owner, query, candidates[which], global_preference, text_share[which])
-    torch.testing.assert_close(pairs, whole[:, owner, which])
-
-
-def test_searches_have_the_product_of_their_vector_and_its_square_and_nobody_else_has() -> None:
-    weights, query, candidates, global_preference, text_share = _random_affinities()
-    query_vector = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
-    query_vector[1] = 0  # without a search query
-    without = affinity_features(weights, query, candidates, global_preference, text_share)
-    features = affinity_features(weights, query, candidates, global_preference, text_share, query_vector)
-    assert all(torch.equal(one, other) for one, other in zip(without, features, strict=False))
-    product, square = features[len(without) :]
-    torch.testing.assert_close(product, query_vector @ candidates.T)
-    torch.testing.assert_close(square, 3 * product**2)
-    assert not product[1].any()
-    owner, which = torch.tensor([0, 2, 1]), torch.tensor([4, 0, 6])
-    pairs = pair_affinities(
-        weights, owner, query, candidates[which], global_preference, text_share[which], query_vector
-    )
-    torch.testing.assert_close(pairs[-2:], torch.stack([product, square])[:, owner, which])
-
-
 def test_features_that_are_left_out_are_zero() -> None:
     few = torch.rand(len(FEATURES) - len(QUERY_FEATURES), 2, 3, generator=torch.Generator().manual_seed(1))
     whole = pad_features(few)
@@ -250,18 +154,3 @@ def test_features_that_are_left_out_are_zero() -> None:
     assert whole.shape == (len(FEATURES), 2, 3)
     assert not whole[len(few) :].any()
     assert pad_features(whole) is whole
-    heads = torch.rand(len(FEATURES), generator=torch.Generator().manual_seed(2))
-    own = len(COUNTER_FEATURES)
-    torch.testing.assert_close(
-        weighted_sum(heads, few[:own], [*few[own:]]), weighted_sum(heads, whole[:own], [*whole[own:]])
-    )
-
-
-def test_a_weighted_sum_is_that_of_all_features_side_by_side() -> None:
-    generator = torch.Generator().manual_seed(1)
-    counted = torch.rand(len(COUNTER_FEATURES), 2, 3, generator=generator)
-    affinities = [torch.rand(2, 3, generator=generator) for _ in AFFINITY_FEATURES[:-1]]
-    affinities.append(torch.rand(3, generator=generator))
-    heads = torch.rand(len(FEATURES), generator=generator)
-    side_by_side = torch.cat([counted, torch.stack([own.expand(2, 3) for own in affinities])])
-    torch.testing.assert_close(weighted_sum(heads, counted, affinities), torch.einsum("fbn,f->bn", side_by_side, heads))
