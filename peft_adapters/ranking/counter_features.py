@@ -61,12 +61,18 @@ class CounterFeatures:
         Raises:
             IndexError: a row is beyond the counted items; compiled loops do not check bounds.
         """
-        largest = counter_kernels.max_row(contexts.items, contexts.passed, columns)
+        largest = counter_kernels.counter_features(
+            contexts.items,
+            contexts.ages,
+            contexts.passed,
+            self._counts,
+            _RECENCY,
+            self._static_features,
+            columns,
+            out,
+        )
         if largest >= self._items:
             raise IndexError(f"rows must be below {self._items}, the number of counted items, got {largest}")
-        counter_kernels.counter_features(
-            contexts.items, contexts.ages, self._counts, _RECENCY, self._static_features, columns, out
-        )
 
 
 def _kernel_counts(counts: SparseCounts) -> tuple[FloatArray, tuple[object, ...], tuple[object, ...]]:

@@ -105,13 +105,16 @@ def add_context_counts(items: Any, ages: Any, counts: Any, recency: Any, positio
 
 @compiled
 def counter_features(
-    items: Any, ages: Any, counts: Any, recency: Any, static_features: Any, columns: Any, out: Any
-) -> None:
-    """Write the counter features of a batch of contexts to `out`.
+    items: Any, ages: Any, passed: Any, counts: Any, recency: Any, static_features: Any, columns: Any, out: Any
+) -> Any:
+    """Write the counter features of a batch of contexts to `out`; return the largest catalogue row of all arguments.
+
+    Nothing is written if that row is beyond the counted items: compiled loops do not check bounds.
 
     Args:
         items: [contexts, items] rows of the contexts' items, as in `add_context_counts`.
         ages: [contexts, items] ages in sessions, as in `add_context_counts`.
+        passed: [contexts, passed] rows of passed-over items, -1 for padding.
         counts: count matrices, as in `add_context_counts`.
         recency: recency weights, as in `add_context_counts`.
         static_features: [5, all items] values independent of the context: log popularity (fast, slow), click-through,
@@ -119,25 +122,35 @@ def counter_features(
         columns: [candidates] rows of the candidates.
         out: [COUNTER_FEATURES, contexts, candidates] array to fill.
     """
+    largest = max_row(items, passed, columns)
+    if largest >= static_features.shape[1]:
+        return largest
     position = np.full(static_features.shape[1], -1, np.int32)
     for column in range(len(columns)):
         position[columns[column]] = column
+    static = np.empty((5, len(columns)), np.float32)
+    for feature in range(5):
+        for column in range(len(columns)):
+            static[feature, column] = static_features[feature, columns[column]]
     sums = np.empty((9, len(columns)), np.float32)
     for context in range(len(items)):
         sums[:] = 0
         add_context_counts(items[context], ages[context], counts, recency, position, sums)
-        features = out[:, context]
         for column in range(len(columns)):
-            row = columns[column]
-            sums[6, column] = LIFT_SCALE * sums[2, column] / static_features[4, row]
-            for feature in range(7):
-                value = sums[feature, column]
-                if feature < 5:
-                    value *= PROBABILITY_SCALE
-                features[2 + feature, column] = np.log1p(value) if value > 0 else value
-            features[9, column] = sums[7, column]
-            features[10, column] = sums[8, column]
-            features[0, column] = static_features[0, row]
-            features[1, column] = static_features[1, row]
-            features[11, column] = static_features[2, row]
-            features[12, column] = static_features[3, row]
+            sums[6, column] = LIFT_SCALE * sums[2, column] / static[4, column]
+        for feature in range(7):
+            scale = PROBABILITY_SCALE if feature < 5 else np.float32(1)
+            log_scaled(scale, sums[feature], out[2 + feature, context])
+        for feature in range(2):
+            out[feature, context] = static[feature]
+            out[9 + feature, context] = sums[7 + feature]
+            out[11 + feature, context] = static[2 + feature]
+    return largest
+
+
+@compiled
+def log_scaled(scale: Any, values: Any, out: Any) -> None:
+    """Write `log(1 + scale * value)` of values [candidates], most of which are zero, to `out` [candidates]."""
+    for column in range(len(values)):
+        value = scale * values[column]
+        out[column] = np.log1p(value) if value > 0 else value

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -90,7 +90,8 @@ class Recommender:
             ProbabilityUnknownError: bids were given for an outcome that the model has not learnt.
         """
         withdrawals = self._items.withdrawals
-        rows = np.sort(np.array(rows_of(request.candidates, model), dtype=np.int64))
+        candidates = dict.fromkeys(request.candidates)
+        rows = np.sort(np.array(rows_of(candidates, model), dtype=np.int64))
         available = rows[model.has_text[rows] & self.are_available(model, rows)]
         columns = self.matching_rows(request, model, available)
         scores, probabilities = self._scores(request, model, columns)
@@ -106,7 +107,7 @@ class Recommender:
             model.version,
             [model.item_ids[row] for row in columns[order].tolist()],
             scores[order].tolist(),
-            _others(request.candidates, available, model),
+            _others(candidates, available, model),
             {outcome: by_column[order].tolist() for outcome, by_column in probabilities.items()},
             None if values is None else values[order].tolist(),
         )
@@ -241,9 +242,8 @@ def rows_of(item_ids: Iterable[str], model: ServedModel) -> list[int]:
     return [row for row in map(model.rows.get, dict.fromkeys(item_ids)) if row is not None]
 
 
-def _others(item_ids: Iterable[str], rows: IntArray, model: ServedModel) -> list[str]:
-    """Return the distinct items that are not among some rows."""
-    distinct = dict.fromkeys(item_ids)
+def _others(distinct: Collection[str], rows: IntArray, model: ServedModel) -> list[str]:
+    """Return those of distinct items that are not among some rows."""
     if len(distinct) == len(rows):  # each row belongs to one of them
         return []
     known = {model.item_ids[row] for row in rows.tolist()}
