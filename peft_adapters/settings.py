@@ -41,6 +41,13 @@ AFFINITY_FEATURES = (
     *QUERY_FEATURES,  # last, because they are left out where there is no search query
 )
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
+SECOND_STAGE_FEATURES = (  # further inputs of the second stage
+    "evidence",
+    "session_length",
+    "history_length",
+    "sessions",
+    "no_history",
+)
 
 
 class EncoderSettings(BaseModel):
@@ -154,6 +161,11 @@ class LearnerSettings(BaseModel):
         default=4, ge=1, description="micro-batches between two refreshes of item vectors and published projections"
     )
     features: tuple[str, ...] = Field(default=FEATURES, description="features that the head uses, for ablations")
+    second_stage: bool = Field(
+        default=True,
+        description="learn small networks that re-rank the best candidates of the linear score; they are served as far "
+        "as they pay",
+    )
     residuals: bool = Field(
         default=True, description="learn item residuals; without them an item vector is its text vector"
     )
@@ -165,7 +177,7 @@ class GateSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_head_weight: float = Field(default=100.0, gt=0, description="largest absolute weight of a head")
+    max_head_weight: float = Field(default=100.0, gt=0, description="largest absolute weight of a head or network")
     max_residual_norm: float = Field(
         default=20.0, gt=0, description="largest norm of an item's residual; text vectors have norm 1"
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,9 +23,13 @@ from peft_adapters.learning.lists import JudgedLists, observe_lists
 from peft_adapters.learning.losses import list_features
 from peft_adapters.learning.positive_steps import sample_candidates
 from peft_adapters.learning.positives import first_events, observe_positives
+from peft_adapters.learning.second_stage_groups import EventGroups, event_groups
 from peft_adapters.ranking.affinities import affinity_features, weighted_sum
 from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.ranker import Ranker
+from peft_adapters.ranking.second_stage import rerank
+from peft_adapters.ranking.second_stage_features import SecondStageFeatures
+from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.settings import FEATURES, PASSED_OVER
 
 _LISTED_ENOUGH = 0.9  # share of events in lists from which on a step of LoRA costs more than it can still gain
@@ -85,12 +90,13 @@ class Learner(LearnerParts):
         return self._queries.vectors([event.query for event in events], self.lora_steps.served_suffix)
 
     @torch.inference_mode()
-    def judge(self, batch: Batch, ranker: Ranker | None = None) -> Tensor:
-        """Return scores [events, columns].
+    def judge(self, batch: Batch, ranker: Ranker | None = None, *, rows: IntArray | None = None) -> Tensor:
+        """Return scores [events, columns], as in a ranking of all columns.
 
         Args:
             batch: observed batch that is not learnt yet.
             ranker: other weights to score with; None is the learner's own.
+            rows: [columns] catalogue rows of the columns, if those of `batch` are rows of `ranker`.
         """
         ranker = self.ranker if ranker is None else ranker
         affinities = affinity_features(
@@ -101,7 +107,22 @@ class Learner(LearnerParts):
             ranker.text_share(batch.columns),
             batch.query_vector,
         )
-        return weighted_sum(ranker.heads, batch.counter_features, affinities)
+        scores = weighted_sum(ranker.heads, batch.counter_features, affinities)
+        if not ranker.second_stage.is_active:
+            return scores
+        rows = batch.columns if rows is None else rows
+        return rerank(
+            scores,
+            ranker.second_stage,
+            counted=batch.counter_features,
+            affinities=affinities,
+            more=lambda places: self._second_stage_features(batch.contexts, places, rows),
+        )
+
+    def _second_stage_features(self, contexts: Contexts, places: Tensor, columns: IntArray | None) -> Tensor:
+        """Return SECOND_STAGE_FEATURES [features, events, chosen] at indices [events, chosen] of some columns."""
+        rows = places.numpy() if columns is None else columns[places.numpy()]
+        return SecondStageFeatures(self.ranker.counters).features(contexts, rows)
 
     def learn(self, batch: Batch, *, lora: bool = True) -> float:
         """Take one step on a batch, then count it.
@@ -115,16 +136,31 @@ class Learner(LearnerParts):
         Returns:
             Loss before the step, nats per event; NaN if the step was skipped.
         """
+        groups = self._event_groups(batch)
         step = self.positives.step(batch, scale=self._scale())
         self._mark_touched(step.moved_rows)
         if self.settings.lora and step.features is not None:
             self.lora_steps.step_heads(batch, step.features)
         if lora and math.isfinite(step.loss):
             self._step_lora(batch)
+        if groups is not None and math.isfinite(step.loss):
+            self.second_stage.step(groups, number=self.batches_learned)
         self.batches_learned += 1
         self._serve_projections()
         self.count(batch)
         return step.loss
+
+    @torch.inference_mode()
+    def _event_groups(self, batch: Batch) -> EventGroups | None:
+        """Return what the second stage learns from, as of before the batch; None if it is off."""
+        if not self.settings.second_stage:
+            return None
+        heads, preference = self.positives.heads * _SERVED, self.positives.global_preference
+        return event_groups(
+            batch,
+            replace(self.ranker, heads=heads, global_preference=preference),
+            generator=np.random.default_rng([self.settings.seed, self.batches_learned, 4]),
+        )
 
     def count(self, batch: Batch) -> None:
         """Count a batch without learning from it."""
@@ -134,7 +170,7 @@ class Learner(LearnerParts):
 
     def _step_lora(self, batch: Batch) -> None:
         """Take a step of LoRA if one is due, and serve the next adapter once its vectors are computed."""
-        if self.settings.lora and self._listed_share() < _LISTED_ENOUGH:
+        if self.settings.lora and self.listed_share < _LISTED_ENOUGH:
             self.lora_steps.step_if_due(
                 batch,
                 self.positives.global_preference,
@@ -161,19 +197,16 @@ class Learner(LearnerParts):
         """Serve a blend of both kinds of steps, weighted by the share of events that came in lists."""
         self.ranker.heads = self._blended(self.positives.heads, self.lists.served_heads) * _SERVED
         self.ranker.global_preference = self._blended(self.positives.global_preference, self.lists.global_preference)
+        if self.settings.second_stage:
+            self.ranker.second_stage = self.second_stage.served(self.listed_share)
 
     def _blended(self, of_positives: Tensor, of_lists: Tensor) -> Tensor:
-        share = self._listed_share()
+        share = self.listed_share
         return of_positives.lerp(of_lists, share) if share > 0 else of_positives.clone()
-
-    def _listed_share(self) -> float:
-        """Return the share of clicks and purchases that came in lists, where the alternatives are known."""
-        counters = self.ranker.counters
-        return min(1.0, float(counters.clicked.sum()) / max(1.0, float(counters.events.sum())))
 
     def _scale(self) -> float:
         """Return the factor on steps of residuals and LoRA, which lists take over as far as they have the events."""
-        return self.rate_factor * (1 - self._listed_share())
+        return self.rate_factor * (1 - self.listed_share)
 
     # ---- drift
 

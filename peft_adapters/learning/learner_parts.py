@@ -19,6 +19,7 @@ from peft_adapters.learning.list_steps import ListSteps
 from peft_adapters.learning.lora_steps import LoraSteps
 from peft_adapters.learning.positive_steps import PositiveSteps
 from peft_adapters.learning.query_vectors import QueryVectorCache
+from peft_adapters.learning.second_stage_steps import SecondStageSteps
 from peft_adapters.learning.state_dicts import Part, StateDict, Stateful, collect, distribute, split_tensors
 from peft_adapters.ranking.calibration import Probabilities
 from peft_adapters.ranking.catalogue import Catalogue
@@ -26,6 +27,7 @@ from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.modalities import CatalogueItem, Projections, pack_vectors, unpack_vectors
 from peft_adapters.ranking.ranker import ROLES, Ranker
 from peft_adapters.ranking.residual_rows import dequantise_rows, quantise_rows
+from peft_adapters.ranking.second_stage import SecondStage
 from peft_adapters.ranking.shoppers import Shoppers
 from peft_adapters.settings import FEATURES, LearnerSettings
 
@@ -46,6 +48,7 @@ class LearnerParts:
         positives: steps on clicks and purchases.
         lists: steps on shown lists.
         lora_steps: steps of LoRA.
+        second_stage: steps of the networks that re-rank the best candidates.
         projections: projections of vectors of other modalities.
         batches_learned: number of micro-batches of positives learnt so far.
         events_learned: number of clicks and purchases learnt so far.
@@ -72,6 +75,7 @@ class LearnerParts:
         self.positives = PositiveSteps(self.ranker, self.projections, catalogue, settings)
         self.lists = ListSteps(self.ranker, self.projections, catalogue, settings)
         self.lora_steps = LoraSteps(self.ranker, self.projections, catalogue, encoder, settings)
+        self.second_stage = SecondStageSteps(settings)
         self._queries = QueryVectorCache(encoder)
         self.touched: dict[str, set[int]] = {role: set() for role in ROLES}
 
@@ -109,6 +113,7 @@ class LearnerParts:
         """
         self._queries.clear()
         self.lora_steps.replay.clear()
+        self.second_stage.clear_replay()
         return self.shoppers.forget(user_id)
 
     def reset_counts(self) -> None:
@@ -120,13 +125,14 @@ class LearnerParts:
 
     @contextmanager
     def counts_restored(self) -> Iterator[None]:
-        """Restore counters, shoppers and the served heads on exit."""
+        """Restore counters, shoppers and what is served, heads and second stage, on exit."""
         counters, shoppers = self.ranker.counters.copy(), self.shoppers.state_dict()
-        events, heads = self.events_learned, self.ranker.heads.clone()
+        events, heads, second_stage = self.events_learned, self.ranker.heads.clone(), self.ranker.second_stage
         try:
             yield
         finally:
             self.ranker.counters, self.ranker.heads, self.events_learned = counters, heads, events
+            self.ranker.second_stage = second_stage
             self.shoppers.load_state_dict(shoppers)
 
     # ---- state
@@ -138,6 +144,7 @@ class LearnerParts:
             "positives": self.positives,
             "lists": self.lists,
             "lora": self.lora_steps,
+            "second_stage": self.second_stage,
             "projections": _flat(self.projections.state_dict, self.projections.load_state_dict),
         }
 
@@ -149,6 +156,7 @@ class LearnerParts:
             "list_counts": Part(self.lists.counts_state_dict, self.lists.load_counts),
             "text_vectors": Part(self.projections.text_state_dict, self.projections.load_text_state_dict),
             "lora_replay": self.lora_steps.replay,
+            "second_stage_replay": Part(self.second_stage.replay_state_dict, self.second_stage.load_replay),
             "next_adapter": Part(self.lora_steps.next_adapter_state_dict, self.lora_steps.load_next_adapter),
         }
 
@@ -183,7 +191,7 @@ class LearnerParts:
     def roll_back(self, state: Mapping[str, Any]) -> None:
         """Restore the learned parts; counters, shoppers and the number of events stay.
 
-        LoRA's replayed batches are discarded, because one of them may have damaged the weights.
+        Replayed batches are discarded, because one of them may have damaged the weights.
 
         Args:
             state: states of the learned parts, possibly of an earlier and smaller catalogue.
@@ -210,7 +218,10 @@ class LearnerParts:
             "counters": self.ranker.counters.full() if full else self.ranker.counters.delta(),
         }
         projections = {name: weights.half() for name, weights in self.projections.served.items()}
-        return groups | ({"projections": projections} if projections else {})
+        groups |= {"projections": projections} if projections else {}
+        return groups | (
+            {"second_stage": self.ranker.second_stage.tensors()} if self.ranker.second_stage.is_active else {}
+        )
 
     def load_bundle_groups(
         self, groups: Mapping[str, Mapping[str, Tensor]], item_ids: Sequence[str], probabilities: Probabilities | None
@@ -237,6 +248,14 @@ class LearnerParts:
             rows, residuals = dequantise_rows(groups["residuals"], role)
             self.ranker.residuals[role][rows] = residuals
         self.ranker.counters.apply(groups["counters"])
+        self.ranker.second_stage = SecondStage.from_tensors(groups.get("second_stage", {}))
+        self.second_stage.load_published(self.ranker.second_stage, self.listed_share)
+
+    @property
+    def listed_share(self) -> float:
+        """The share of clicks and purchases that came in lists, where the alternatives are known."""
+        counters = self.ranker.counters
+        return min(1.0, float(counters.clicked.sum()) / max(1.0, float(counters.events.sum())))
 
     @property
     def requires_full_bundle(self) -> bool:

@@ -100,7 +100,7 @@ def _counter_features(counters: Counters, contexts: Contexts, items: IntArray, o
     counted, features = CounterFeatures(counters), torch.empty(len(COUNTER_FEATURES), len(items))
     for start in range(0, len(contexts), _CHUNK_LISTS):
         end = min(start + _CHUNK_LISTS, len(contexts))
-        part = Contexts(contexts.items[start:end], contexts.ages[start:end], contexts.passed[start:end])
+        part = contexts.part(slice(start, end))
         first, last = np.searchsorted(owner, (start, end))
         columns, column = np.unique(items[first:last], return_inverse=True)
         whole = counted.features(part, columns)

@@ -69,8 +69,8 @@ def first_events(batch: Batch, count: int, *, counters: Counters, columns: IntAr
         counters: counters before the batch.
         columns: [columns] rows to compute features for; None is the whole catalogue.
     """
-    kept, whole = slice(count), batch.contexts
-    contexts = Contexts(whole.items[kept], whole.ages[kept], whole.passed[kept])
+    kept = slice(count)
+    contexts = batch.contexts.part(kept)
     return replace(
         batch,
         items=batch.items[kept],

@@ -88,7 +88,8 @@ class Gate:
             context_rows=np.searchsorted(rows, batch.context_rows),
             counter_features=take_columns(batch.counter_features, places),
         )
-        live_scores = self._learner.judge(narrowed, self._live.ranker_of(rows, self._learner.ranker))
+        live = self._live.ranker_of(rows, self._learner.ranker)
+        live_scores = self._learner.judge(narrowed, live, rows=columns)
         target = torch.from_numpy(np.searchsorted(columns, batch.items))[:, None]
         losses, live_losses = (
             generalised_cross_entropy(log_probabilities(each, batch.log_expected).gather(1, target)[:, 0], self._focus)
@@ -120,7 +121,11 @@ class Gate:
             standard_error=float(differences.std()) / math.sqrt(count) if count > 1 else 0.0,
             calibration=self._calibration(),
             live_calibration=self._live.calibration,
-            norms={group: (norm, live[group]) for group, norm in group_norms(self._learner.learned_tensors()).items()},
+            norms={
+                group: (norm, live[group])
+                for group, norm in group_norms(self._learner.learned_tensors()).items()
+                if group in live  # weights of an earlier release have no second stage
+            },
         )
 
     def _calibration(self) -> float | None:

@@ -19,6 +19,7 @@ from peft_adapters.settings import GateSettings
 Rule = Literal["not_finite", "bound", "loss", "norm", "calibration"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
+_STANDARDISATION = {"mean", "scale"}  # of the second stage's inputs, which have any size
 _NORM_FLOOR = 1.0  # a group below this norm may grow freely; texts have norm 1
 
 
@@ -92,8 +93,11 @@ def _not_counts(counters: Mapping[str, Tensor]) -> list[str]:
 
 
 def _beyond_bounds(groups: Mapping[str, Mapping[str, Tensor]], settings: GateSettings) -> list[str]:
+    networks = groups.get("second_stage", {})
+    groups = {**groups, "second_stage": {name: networks[name] for name in networks.keys() - _STANDARDISATION}}
     bounds: tuple[tuple[str, float, Callable[[Tensor], Tensor]], ...] = (
         ("heads", settings.max_head_weight, torch.abs),
+        ("second_stage", settings.max_head_weight, torch.abs),
         ("residuals", settings.max_residual_norm, _row_norms),
         ("adapter_model", settings.max_lora_norm, torch.linalg.vector_norm),
         ("projections", settings.max_projection_norm, contribution_norm),

@@ -14,6 +14,7 @@ from peft_adapters.learning.state_dicts import join_tensors
 from peft_adapters.ranking.counters import Counters, IntArray
 from peft_adapters.ranking.modalities import contribution_norm
 from peft_adapters.ranking.ranker import ROLES, Ranker
+from peft_adapters.ranking.second_stage import SecondStage
 
 _HEADS = ("ranker/heads", "lists/outcomes/click/slow/weights", "lists/outcomes/purchase/slow/weights")
 _RESIDUALS = tuple(f"ranker/residuals/{role}" for role in ROLES)
@@ -73,7 +74,12 @@ class PublishedWeights:
             text=self.weights["ranker/text"].index_select(0, index).float(),
             residuals={role: self.weights[f"ranker/residuals/{role}"].index_select(0, index).float() for role in ROLES},
             counters=counters,
+            second_stage=SecondStage.from_tensors(self._group("ranker/second_stage/")),
         )
+
+    def _group(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose paths have a prefix, without it; none in weights of an earlier release."""
+        return {name.removeprefix(prefix): value for name, value in self.weights.items() if name.startswith(prefix)}
 
     def roll_back(self, learner: Learner) -> None:
         """Restore these weights into the learner."""
@@ -84,7 +90,8 @@ class PublishedWeights:
 def group_norms(weights: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the norm of each group of a learner's weights.
 
-    Groups are all heads, all LoRA matrices, the residuals that were moved (their mean), and what projections add.
+    Groups are all heads, the networks of the second stage if there are any, all LoRA matrices, the residuals that were
+    moved (their mean), and what projections add.
 
     Args:
         weights: learned tensors by path.
@@ -95,7 +102,9 @@ def group_norms(weights: Mapping[str, Tensor]) -> dict[str, float]:
     added = [
         float(contribution_norm(value)) for name, value in weights.items() if name.startswith("projections/served/")
     ]
-    return {
+    networks = [value.flatten() for name, value in weights.items() if name.startswith("ranker/second_stage/w")]
+    network = float(torch.linalg.vector_norm(torch.cat(networks))) if networks else 0.0
+    return ({"second_stage": network} if network else {}) | {
         "heads": float(torch.linalg.vector_norm(torch.cat([weights[name].float() for name in _HEADS]))),
         "residuals": float(moved.mean()) if len(moved) else 0.0,
         "projections": math.hypot(*added),

@@ -29,6 +29,8 @@ from peft_adapters.ranking.features import (
     pad_features,
 )
 from peft_adapters.ranking.request_scorer import ContextVectors, RequestScorer
+from peft_adapters.ranking.second_stage import RERANKED, SecondStage, rerank
+from peft_adapters.ranking.second_stage_features import SecondStageFeatures
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.registry.tensor_rules import ROLES as ROLES
 from peft_adapters.settings import FEATURES
@@ -48,6 +50,7 @@ class Ranker:
         text: [items, dim] unit text vectors under the current adapter.
         residuals: residuals [items, dim] by role, zero for items without evidence; fp32, or fp16 as in a bundle.
         counters: streaming counters of the scenario.
+        second_stage: networks that re-rank the best candidates.
     """
 
     heads: Tensor
@@ -55,6 +58,7 @@ class Ranker:
     text: Tensor
     residuals: dict[str, Tensor]
     counters: Counters = field(default_factory=Counters)
+    second_stage: SecondStage = field(default_factory=SecondStage.empty)
 
     @classmethod
     def empty(cls, dim: int) -> Ranker:
@@ -82,12 +86,14 @@ class Ranker:
             "global_preference": self.global_preference,
             "text": self.text,
             "residuals": dict(self.residuals),
+            "second_stage": self.second_stage.tensors(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the result of `state_dict`; text vectors and residuals are used without a copy."""
         self.heads, self.global_preference = state["heads"].clone(), state["global_preference"].clone()
         self.text, self.residuals = state["text"], {role: state["residuals"][role] for role in ROLES}
+        self.second_stage = SecondStage.from_tensors(state.get("second_stage", {})).clone()
 
     def gate(self, rows: IntArray | None = None) -> Tensor:
         """Return the weight of the residual in each item's vector, [items, 1]; of all items, or of `rows` [items]."""
@@ -135,6 +141,7 @@ class FrozenRanker:
     Attributes:
         counters: snapshot of the counters.
         text_share: [items] share of the text in each item's vector.
+        second_stage: snapshot of the networks.
     """
 
     def __init__(
@@ -147,9 +154,11 @@ class FrozenRanker:
         self.counters = ranker.counters.copy()
         # copies, because a learner changes its weights in place
         self._heads, self._global_preference = ranker.heads.clone(), ranker.global_preference.clone()
+        self.second_stage = ranker.second_stage.clone()
         self.text_share = ranker.text_share()
         conversions = torch.from_numpy(conversion(self.counters))
         self._counter_features = CounterFeatures(self.counters)
+        self._second_stage_features = SecondStageFeatures(self.counters)
         self._candidate_vectors = ranker.vectors("candidate")
         precompute = len(ranker) <= PRECOMPUTED_ITEMS or not is_fixed
         self._context_vectors = ContextVectors(
@@ -161,6 +170,8 @@ class FrozenRanker:
             candidate_vectors=self._candidate_vectors,
             static_features=(self._candidate_vectors @ self._global_preference, self.text_share, conversions),
             heads=self._heads,
+            second_stage=self.second_stage,
+            second_stage_features=self._second_stage_features,
             probabilities=probabilities,
         )
 
@@ -174,7 +185,7 @@ class FrozenRanker:
 
     @torch.inference_mode()
     def score(self, contexts: Contexts, columns: IntArray | None = None, query_vector: Tensor | None = None) -> Tensor:
-        """Return scores [contexts, candidates].
+        """Return scores [contexts, candidates]; of the whole catalogue, only the best reach the second stage.
 
         Args:
             contexts: recent items of the shoppers.
@@ -184,7 +195,23 @@ class FrozenRanker:
         """
         if len(contexts) == 1:
             return torch.from_numpy(self._request_scorer.score(contexts, columns, query_vector))[None]
-        return weighted_sum(self._heads, *self._features(contexts, columns, query_vector))
+        counted, affinities = self._features(contexts, columns, query_vector)
+        scores = weighted_sum(self._heads, counted, affinities)
+        if not self.second_stage.is_active:
+            return scores
+
+        def more(places: Tensor) -> Tensor:
+            rows = places.numpy() if columns is None else columns[places.numpy()]
+            return self._second_stage_features.features(contexts, rows)
+
+        return rerank(
+            scores,
+            self.second_stage,
+            counted=counted,
+            affinities=affinities,
+            more=more,
+            count=RERANKED if columns is None else len(columns),
+        )
 
     def top_k(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
         """Return the `count` best rows for one context, best first, and their scores.
@@ -221,6 +248,15 @@ class FrozenRanker:
         counted, affinities = self._features(contexts, columns, query_vector)
         expanded = torch.stack([affinity.expand(counted.shape[1:]) for affinity in affinities.features()])
         return pad_features(torch.cat([counted, expanded]))
+
+    def second_stage_features(self, contexts: Contexts, columns: IntArray) -> Tensor:
+        """Return the inputs that only the second stage uses, [SECOND_STAGE_FEATURES, contexts, candidates].
+
+        Args:
+            contexts: recent items of the shoppers.
+            columns: [candidates] rows of the candidates.
+        """
+        return self._second_stage_features.features(contexts, np.tile(columns, (len(contexts), 1)))
 
     def _features(
         self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from peft_adapters.errors import ModelValueError
-from peft_adapters.ranking import vector_kernels
+from peft_adapters.ranking import second_stage_kernels, vector_kernels
 from peft_adapters.ranking.calibration import INPUTS, Probabilities, outcome_probabilities
 from peft_adapters.ranking.counter_features import CounterFeatures
 from peft_adapters.ranking.counters import FloatArray, IntArray
 from peft_adapters.ranking.recency import HISTORY_RECENCY, PASSED_RECENCY, SESSION_RECENCY
 from peft_adapters.ranking.retrieval import top_k
+from peft_adapters.ranking.second_stage import RERANKED, SecondStage
+from peft_adapters.ranking.second_stage_features import SecondStageFeatures
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.ranking.vector_kernels import AFFINITY_SCALE
 from peft_adapters.settings import COUNTER_FEATURES, FEATURES
@@ -37,7 +39,9 @@ class RequestScorer:
         candidate_vectors: [items, dim] item vectors in the candidate role.
         static_features: values [items] independent of the context: affinity to the global preference, text share and
             conversion.
-        heads: [FEATURES] weights of the score.
+        heads: [FEATURES] weights of the first stage's score.
+        second_stage: networks that re-rank the best candidates.
+        second_stage_features: inputs that only the networks use, of the frozen counters.
         probabilities: weights that predict outcome probabilities; None if they are unknown.
     """
 
@@ -49,10 +53,14 @@ class RequestScorer:
         candidate_vectors: Tensor,
         static_features: tuple[Tensor, Tensor, Tensor],
         heads: Tensor,
+        second_stage: SecondStage,
+        second_stage_features: SecondStageFeatures,
         probabilities: Probabilities | None,
     ) -> None:
         self._counter_features, self._context_vectors = counter_features, context_vectors
         self._candidate_vectors: FloatArray = candidate_vectors.numpy()
+        self._second_stage_features = second_stage_features
+        self._networks = second_stage.kernel() if second_stage.is_active else None
         self._static_features: FloatArray = torch.stack(static_features).numpy()
         scale = heads[FEATURES.index("session_attention_new")].abs() * float(AFFINITY_SCALE)
         # [items] largest possible change of a score by attention, which is a mean of cosines
@@ -63,55 +71,93 @@ class RequestScorer:
 
     def features(self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None) -> Tensor:
         """Return features [FEATURES, 1, candidates]; arguments as in `score`."""
-        return torch.from_numpy(self._inputs(contexts, columns, query_vector)[: len(FEATURES), None])
+        rows = np.arange(len(self._candidate_vectors)) if columns is None else columns
+        return torch.from_numpy(self._inputs(contexts, rows, query_vector)[: len(FEATURES), None])
 
-    def score(
-        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None, *, with_attention: bool = True
-    ) -> FloatArray:
-        """Return scores [candidates].
+    def score(self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None) -> FloatArray:
+        """Return scores [candidates]; of the whole catalogue, only the best reach the second stage.
 
         Args:
             contexts: recent items of one shopper.
             columns: [candidates] sorted rows of the candidates; None is the whole catalogue.
             query_vector: [1, dim] unit vector of the search query; None without one.
-            with_attention: include attention, which takes most of the time.
         """
-        inputs = self._inputs(contexts, columns, query_vector, with_attention=with_attention)
+        rows = np.arange(len(self._candidate_vectors)) if columns is None else columns
+        inputs = self._inputs(contexts, rows, query_vector)
         scores: FloatArray = _weighted_sums(self._weights[:1], inputs)[0]
+        if self._networks is not None:
+            reach = self._rerank if columns is None else self._add_outputs
+            reach(contexts, rows, inputs, scores)
         return scores
 
     def top_k(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray]:
-        """Return the best rows, best first, and their scores, by branch and bound.
-
-        Attention compares every item of the session with every candidate, and changes a score by a bounded amount.
-        Candidates that this bound cannot lift into the best `count` are skipped.
+        """Return the best rows, best first, and their scores: those of the first stage, re-ranked by the second.
 
         Args:
             contexts: recent items of one shopper.
             rows: [candidates] sorted rows of the candidates.
             count: number of rows to return; fewer if there are fewer candidates.
         """
-        if count < len(rows):
-            without = self.score(contexts, rows, None, with_attention=False)
-            preselected = np.sort(rows[top_k(without, _PRESELECTED * count)])
-            threshold = np.partition(self.score(contexts, preselected, None), -count)[-count]
-            rows = rows[without + self._attention_bound[rows] >= threshold]
-        scores = self.score(contexts, rows, None)
+        if self._networks is None:
+            rows, _, scores = self._first_stage(contexts, rows, count)
+        else:
+            rows, inputs, scores = self._first_stage(contexts, rows, max(count, RERANKED))
+            self._rerank(contexts, rows, inputs, scores)
         order = top_k(scores, count)
         return rows[order], scores[order]
+
+    def _first_stage(self, contexts: Contexts, rows: IntArray, count: int) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Return rows that include the `count` best of the first stage, their inputs and scores, by branch and bound.
+
+        Attention compares every item of the session with every candidate, and changes a score by a bounded amount.
+        Candidates that this bound cannot lift into the best `count` are skipped.
+        """
+        if count < len(rows):
+            without = self._linear_scores(contexts, rows, with_attention=False)[1]
+            preselected = np.sort(rows[top_k(without, _PRESELECTED * count)])
+            threshold = np.partition(self._linear_scores(contexts, preselected)[1], -count)[-count]
+            rows = rows[without + self._attention_bound[rows] >= threshold]
+        return rows, *self._linear_scores(contexts, rows)
+
+    def _linear_scores(
+        self, contexts: Contexts, rows: IntArray, *, with_attention: bool = True
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return inputs [INPUTS, candidates] and the first stage's scores [candidates]."""
+        inputs = self._inputs(contexts, rows, None, with_attention=with_attention)
+        return inputs, _weighted_sums(self._weights[:1], inputs)[0]
+
+    def _rerank(self, contexts: Contexts, rows: IntArray, inputs: FloatArray, scores: FloatArray) -> None:
+        """Add the networks' outputs to the best scores [candidates], and keep the others below these."""
+        best = top_k(scores, RERANKED)
+        reranked = scores[best]
+        self._add_outputs(contexts, rows[best], np.ascontiguousarray(inputs[:, best]), reranked)
+        is_other = np.ones(len(scores), dtype=np.bool_)
+        is_other[best] = False
+        if is_other.any() and len(best):
+            scores[is_other] -= max(scores[is_other].max() - reranked.min(), 0.0)
+        scores[best] = reranked
+
+    def _add_outputs(self, contexts: Contexts, rows: IntArray, inputs: FloatArray, scores: FloatArray) -> None:
+        """Add the networks' outputs to scores [candidates]."""
+        more = self._second_stage_features.features(contexts, rows[None])[:, 0].numpy()
+        second_stage_kernels.add_outputs(self._networks, inputs, more, scores)
 
     def score_with_probabilities(
         self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Return scores [candidates], and by outcome the probability [candidates] at the first position."""
-        scores, *log_odds = _weighted_sums(self._weights, self._inputs(contexts, columns, query_vector))
+        rows = np.arange(len(self._candidate_vectors)) if columns is None else columns
+        inputs = self._inputs(contexts, rows, query_vector)
+        scores, *log_odds = _weighted_sums(self._weights, inputs)
+        if self._networks is not None:
+            self._add_outputs(contexts, rows, inputs, scores)
         if not log_odds:
             return scores, {}
         probabilities = outcome_probabilities([torch.from_numpy(values) for values in log_odds])
         return scores, {outcome: probability.numpy() for outcome, probability in probabilities.items()}
 
     def _inputs(
-        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None, *, with_attention: bool = True
+        self, contexts: Contexts, columns: IntArray, query_vector: Tensor | None, *, with_attention: bool = True
     ) -> FloatArray:
         """Return the inputs [INPUTS, candidates] of `calibration.outcome_inputs`: features, conversion, 1 and 0.
 
@@ -120,7 +166,6 @@ class RequestScorer:
         """
         if len(contexts) != 1:
             raise ModelValueError(f"exactly one context must be given, got {len(contexts)}; score contexts one by one")
-        columns = np.arange(len(self._candidate_vectors)) if columns is None else columns
         inputs = np.zeros((INPUTS, len(columns)), dtype=np.float32)
         counter_count = len(COUNTER_FEATURES)
         self._counter_features.fill(contexts, columns, inputs[:counter_count, None])

@@ -43,6 +43,10 @@ class Contexts:
         rows = np.concatenate([self.items.ravel(), self.passed.ravel()])
         return np.unique(rows[rows >= 0])
 
+    def part(self, kept: slice | npt.NDArray[np.int64]) -> Contexts:
+        """Return some of the contexts, by a slice or by indices."""
+        return Contexts(self.items[kept], self.ages[kept], self.passed[kept])
+
 
 class _Shopper:
     """Items and sessions of one shopper."""

@@ -1,6 +1,9 @@
 """Exact attribution of a score to the items of the shopper's context, counters, text, residuals and the query.
 
-A score is a weighted sum of features, so a feature's share is its weight times its value. Within a feature, what is a
+The first stage of a score is a weighted sum of features, so a feature's share is its weight times its value. To that
+weight the second stage adds its mean slope on the line from zero to the candidate's features, again by integrated
+gradients. What remains is the share of the second stage itself: its output at zero, and what only it knows, such as the
+length of the session. Within a feature, what is a
 sum over the items of a context is divided among them by integrated gradients from an empty context (Sundararajan et
 al. 2017, the Aumann-Shapley shares): of `f(s_1 + .. + s_n)` with `f(0) = 0`, item `j` gets `f(s) * s_j / s` for any
 `f`. This is exact for linear functions, logarithms of counts, and squares. Attention weights are taken as given; the
@@ -34,9 +37,9 @@ from peft_adapters.ranking.features import (
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.ranking.vector_kernels import AFFINITY_SCALE
 from peft_adapters.serving.served_model import ServedModel
-from peft_adapters.settings import AFFINITIES, FEATURES, NEW_AFFINITIES
+from peft_adapters.settings import AFFINITIES, FEATURES, NEW_AFFINITIES, SECOND_STAGE_FEATURES
 
-KINDS = ("popularity", "cooccurrence", "repeats", "text", "residual")
+KINDS = ("popularity", "cooccurrence", "repeats", "text", "residual", "second_stage")
 
 _POPULARITY = ("popularity_fast", "popularity_slow", "click_through", "never_sold")
 _COUNTED = (  # feature, matrix of counts, and the part of the context that the counts start from
@@ -48,6 +51,8 @@ _COUNTED = (  # feature, matrix of counts, and the part of the context that the 
     ("neighbour_cooccurrence", "neighbour", "near"),
 )
 _REPEATS = ("repeat", "last_basket", "in_session")
+
+_NAMES = (*FEATURES, *SECOND_STAGE_FEATURES, "second_stage")
 
 Array = npt.NDArray[np.float64]
 
@@ -81,9 +86,11 @@ class Explanation:
         kinds: share by kind, see `KINDS`.
         popularity: share of the candidate's own counts.
         global_preference: share of the preference vector shared by all shoppers.
-        query: share of the search query; query, global_preference, popularity and `history` are the division by source.
+        query: share of the search query.
+        second_stage: share of what only the second stage knows; with query, global_preference, popularity and
+            `history` it is the division by source.
         history: share of each item of the context, largest first; items without a share are left out.
-        features: share by feature.
+        features: share by feature, and under `second_stage` the output of its networks at zero.
     """
 
     row: int
@@ -92,6 +99,7 @@ class Explanation:
     popularity: float
     global_preference: float
     query: float
+    second_stage: float
     history: list[HistoryShare]
     features: Mapping[str, float]
 
@@ -120,10 +128,14 @@ class _Shares:
         self._model, self._columns = model, columns
         self._rows = contexts.rows()
         self._ages = _sessions_ago(contexts, self._rows)
-        heads = model.state.heads.double()
         values = model.ranker.features(contexts, columns, query_vector)[:, 0].double()
-        self._features: Array = (heads[:, None] * values).numpy()  # [features, candidates]
-        self._weights = dict(zip(FEATURES, heads.tolist(), strict=True))
+        more = model.ranker.second_stage_features(contexts, columns)[:, 0].double()
+        heads, of_more, constant = _weights(model, values, more)
+        self._features: Array = (heads * values).numpy()  # [features, candidates]
+        self._more: Array = torch.cat(
+            [of_more * more, constant[None]]
+        ).numpy()  # [more features and constant, candidates]
+        self._weights = dict(zip(FEATURES, heads, strict=True))  # [candidates] each
         self._history = np.zeros((len(KINDS), len(self._rows), len(columns)))
         self._popularity: Array = sum((self._feature(name) for name in _POPULARITY), start=np.zeros(len(columns)))
         weights = context_weights(contexts, len(model))
@@ -131,9 +143,8 @@ class _Shares:
         self._share_repeats()
         candidate, candidate_text = self._vectors("candidate", columns)
         self._share_vectors(affinity_weights(weights, self._rows)[:, 0].double(), candidate, candidate_text)
-        self._global_preference = self._text_residual(
-            self._weights["global_preference"] * model.state.global_preference.double(), candidate, candidate_text
-        )
+        preference = self._text_residual(model.state.global_preference.double(), candidate, candidate_text)
+        self._global_preference = self._weights["global_preference"].numpy() * preference
         self._query = np.zeros_like(self._global_preference)
         if query_vector is not None:
             slope = self._slope("query_affinity", candidate @ query_vector[0].double())
@@ -147,6 +158,8 @@ class _Shares:
         vectors = self._global_preference[:, place] + self._query[:, place]
         for kind, share in zip(("text", "residual"), vectors.tolist(), strict=True):
             kinds[kind] += share
+        more = self._more[:, place]
+        kinds["second_stage"] = float(more.sum())
         return Explanation(
             row=int(self._columns[place]),
             score=score,
@@ -154,8 +167,9 @@ class _Shares:
             popularity=float(self._popularity[place]),
             global_preference=float(self._global_preference[:, place].sum()),
             query=float(self._query[:, place].sum()),
+            second_stage=float(more.sum()),
             history=self._history_shares(history),
-            features=dict(zip(FEATURES, self._features[:, place].tolist(), strict=True)),
+            features=dict(zip(_NAMES, [*self._features[:, place].tolist(), *more.tolist()], strict=True)),
         )
 
     def _history_shares(self, history: Array) -> list[HistoryShare]:
@@ -242,6 +256,28 @@ class _Shares:
         vector = text + (1 - self._model.ranker.text_share[index].double())[:, None] * residual
         norm = vector.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return vector / norm, text / norm
+
+
+def _weights(model: ServedModel, values: Tensor, more: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return by what each candidate's features are multiplied in its score, and what is left.
+
+    Args:
+        model: the model that scores the candidates.
+        values: [FEATURES, candidates] features of the first stage.
+        more: [SECOND_STAGE_FEATURES, candidates] features that only the second stage uses.
+
+    Returns:
+        Weights of `values` and of `more` with their shapes, and the second stage's output at zero, [candidates].
+    """
+    heads = model.state.heads.double()[:, None].expand_as(values)
+    networks = model.ranker.second_stage.double()
+    if not networks.is_active:
+        return heads, torch.zeros_like(more), torch.zeros(values.shape[1], dtype=torch.float64)
+    inputs = torch.cat([values, more, (heads * values).sum(dim=0, keepdim=True)])
+    slopes = networks.mean_slopes(inputs)
+    constant = networks.output(inputs) - (slopes * inputs).sum(dim=0)
+    # The score of the first stage is an input of the second; its slope belongs to the features it is a sum of.
+    return heads * (1 + slopes[-1]) + slopes[: len(values)], slopes[len(values) : -1], constant
 
 
 def _sessions_ago(contexts: Contexts, rows: IntArray) -> IntArray:

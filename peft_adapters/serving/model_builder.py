@@ -128,7 +128,7 @@ def build_ranker(state: ModelState, content_vectors: Tensor) -> FrozenRanker:
         role: torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
         for role, rows in state.residuals.items()
     }
-    ranker = Ranker(state.heads, state.global_preference, content_vectors, residuals, counters)
+    ranker = Ranker(state.heads, state.global_preference, content_vectors, residuals, counters, state.second_stage)
     return FrozenRanker(ranker, state.probabilities, is_fixed=True)
 
 

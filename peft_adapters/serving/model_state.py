@@ -13,6 +13,7 @@ from peft_adapters.ranking.calibration import INPUTS, Probabilities
 from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, Counters
 from peft_adapters.ranking.ranker import ROLES
 from peft_adapters.ranking.residual_rows import dequantise_rows
+from peft_adapters.ranking.second_stage import SecondStage
 from peft_adapters.registry.bundle import Bundle
 from peft_adapters.registry.tensor_rules import PER_ITEM, is_finite, require_tensors
 from peft_adapters.settings import FEATURES
@@ -31,6 +32,7 @@ class ModelState:
         lora: LoRA weights under PEFT's names.
         projections: [dim, length] by modality.
         probabilities: calibration weights of the outcomes; None before the learner has learnt a list.
+        second_stage: networks that re-rank the best candidates; a bundle without any is one of zero strength.
         next_lora: LoRA weights that a later version will bring; empty if none are announced.
     """
 
@@ -42,6 +44,7 @@ class ModelState:
     lora: dict[str, Tensor]
     projections: dict[str, Tensor]
     probabilities: Probabilities | None = None
+    second_stage: SecondStage = field(default_factory=SecondStage.empty)
     next_lora: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -102,6 +105,7 @@ def _merged(bundle: Bundle, parent: ModelState | None, dim: int) -> ModelState:
         lora=bundle.groups["adapter_model"],
         projections=_projections(bundle, dim),
         probabilities=probabilities_from_bundle(bundle),
+        second_stage=SecondStage.from_tensors(bundle.groups.get("second_stage", {})),
         next_lora=bundle.groups.get("next_adapter", {}),
     )
 

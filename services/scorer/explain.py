@@ -44,6 +44,7 @@ class ScoreByKind(BaseModel):
         repeats: from the shopper's own earlier looks at the item.
         text: from the similarity of its text to the texts that the shopper looked at, and to the query.
         residual: from what was learnt about the items beyond their texts.
+        second_stage: from what only the second stage knows, such as the length of the session.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +54,7 @@ class ScoreByKind(BaseModel):
     repeats: _Share
     text: _Share
     residual: _Share
+    second_stage: _Share
 
 
 class HistoryShare(BaseModel):
@@ -73,6 +75,7 @@ class ScoreBySource(BaseModel):
         popularity: from the item's own counts.
         global_preference: from the preferences that all shoppers share.
         query: from the shopper's query.
+        second_stage: from what only the second stage knows, such as the length of the session.
         history: from items of the shopper's history, largest contribution first.
         more_history: from all further items of the history together, blocked ones included.
     """
@@ -82,6 +85,7 @@ class ScoreBySource(BaseModel):
     popularity: _Share
     global_preference: _Share
     query: _Share
+    second_stage: _Share
     history: list[HistoryShare]
     more_history: _Share
 
@@ -161,6 +165,7 @@ def _explained_item(
             popularity=explanation.popularity,
             global_preference=explanation.global_preference,
             query=explanation.query,
+            second_stage=explanation.second_stage,
             history=history,
             more_history=rest,
         ),

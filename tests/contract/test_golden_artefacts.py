@@ -84,7 +84,7 @@ def test_a_checkpoint_is_restored_and_its_journal_repeated(release: Path, tmp_pa
     if release.name == "0.1":
         known, known_learner = model_of_0_1(known), learner_of_0_1(known_learner)
     found = safetensors.torch.load_file(repeated / "model.safetensors")
-    assert found.keys() == known.keys()
+    assert all("second_stage" in name for name in found.keys() ^ known.keys())  # release 0.2 and earlier have none
     learner = json.loads((repeated / "state.json").read_text())["learner"]
     assert learner["catalogue"] == known_learner["catalogue"]
     assert learner["shoppers"] == known_learner["shoppers"]
@@ -92,6 +92,7 @@ def test_a_checkpoint_is_restored_and_its_journal_repeated(release: Path, tmp_pa
     if is_same_platform(release):
         for name, value in known.items():
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
+        learner = {name: learner[name] for name in known_learner}  # earlier releases have fewer parts
         assert _without_sums(learner) == _without_sums(known_learner)
     else:  # kernels of other processors round in another order, and Adam amplifies it
         for name in ("ranker/heads", "ranker/text", "ranker/residuals/query", "ranker/residuals/candidate"):

@@ -18,6 +18,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "live": {},
     # The live ranker without LoRA.
     "live-without-lora": {"lora": False},
+    # The live ranker's linear score alone.
+    "live-without-second-stage": {"second_stage": False},
     # Text similarity of the base model; nothing learns.
     "frozen": {
         "features": AFFINITY_FEATURES,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -69,7 +68,7 @@ class LearnerModel:
     def scores(self, examples: Sequence[Positive], contexts: Contexts) -> Tensor:
         """Return scores [events, catalogue] of the published state, for shoppers in the given contexts."""
         step = max(1, _SCORED_CELLS // len(self._served))
-        parts = [_part(contexts, start, start + step) for start in range(0, len(examples), step)]
+        parts = [contexts.part(slice(start, start + step)) for start in range(0, len(examples), step)]
         return torch.cat([self._served.score(part) for part in parts])
 
     def judge_lists(self, lists: Sequence[ShownList], shoppers: Shoppers) -> JudgedLists:
@@ -93,12 +92,3 @@ def _copied(model: Learner) -> Learner:
     shared = (model.encoder, model.catalogue, model.shoppers)
     memo = {id(part): part for part in shared} | {id(model.ranker.counters): model.ranker.counters.copy()}
     return copy.deepcopy(model, memo)
-
-
-def _part(contexts: Contexts, start: int, end: int) -> Contexts:
-    return replace(
-        contexts,
-        items=contexts.items[start:end],
-        ages=contexts.ages[start:end],
-        passed=contexts.passed[start:end],
-    )

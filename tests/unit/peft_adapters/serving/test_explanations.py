@@ -12,6 +12,7 @@ from torch import Tensor
 
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.ranking.modalities import CatalogueItem
+from peft_adapters.ranking.second_stage import NETWORKS, SecondStage, shapes
 from peft_adapters.ranking.shoppers import pad
 from peft_adapters.serving.explanations import KINDS, Explanation, explain
 from peft_adapters.serving.model_builder import build_model, build_ranker
@@ -63,6 +64,20 @@ def _with_every_weight(model: ServedModel) -> ServedModel:
     return replace(model, state=state, ranker=build_ranker(state, model.content_vectors))
 
 
+def _with_second_stage(model: ServedModel) -> ServedModel:
+    """Return the model with two networks of random weights, each of which changes every score."""
+    draw = torch.Generator().manual_seed(5)
+    weights = {
+        name: torch.randn(len(NETWORKS), *shape, generator=draw) * 3 * max(shape) ** -0.5 if shape else torch.ones(2)
+        for name, shape in shapes().items()
+    }
+    networks = SecondStage.from_tensors(
+        weights | {"scale": weights["scale"].abs(), "strength": torch.tensor([0.7, 0.4])}
+    )
+    state = replace(model.state, second_stage=networks)
+    return replace(model, state=state, ranker=build_ranker(state, model.content_vectors))
+
+
 def explained(
     model: ServedModel, context: tuple[list[int], list[int]], query_vector: Tensor | None = None
 ) -> list[Explanation]:
@@ -79,12 +94,24 @@ def assert_adds_up(
         assert sum(explanation.features.values()) == pytest.approx(score, abs=CLOSE)
         history = sum(item.share for item in explanation.history)
         by_source = explanation.popularity + explanation.global_preference + explanation.query + history
+        by_source += explanation.second_stage
         assert by_source == pytest.approx(score, abs=CLOSE)
 
 
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
 def test_every_cut_adds_up_to_the_score(model: ServedModel, context: tuple[list[int], list[int]]) -> None:
     assert_adds_up(model, context)
+
+
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+def test_every_cut_adds_up_to_the_score_of_the_second_stage(
+    model: ServedModel, context: tuple[list[int], list[int]]
+) -> None:
+    reranked = _with_second_stage(model)
+    linear = [explanation.score for explanation in explained(model, context)]
+    assert max(abs(a.score - b) for a, b in zip(explained(reranked, context), linear, strict=True)) > 0.1
+    for query_vector in (None, model.text_vectors[[9]]):
+        assert_adds_up(reranked, context, query_vector)
 
 
 @pytest.mark.parametrize("context", [CONTEXTS["nobody"], CONTEXTS["both"]])

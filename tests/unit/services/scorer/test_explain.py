@@ -146,6 +146,7 @@ def _explanation(
         popularity=popularity,
         global_preference=global_preference,
         query=query,
+        second_stage=0.0,
         history=list(history),
         features={},
     )

@@ -1,0 +1,170 @@
+"""Learning of one network of the second stage: its weights, optimiser and the standardisation of its inputs.
+
+The gradient is written out: with a few thousand weights, automatic differentiation costs more than the products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_adapters.learning.state_dicts import StateDict
+from peft_adapters.ranking.second_stage import INPUT_NAMES, shapes, standardised
+
+_LEARNING_RATE = 0.003
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
+_SMALLEST_VARIANCE = 1e-6  # inputs below it are constant, and not used
+_LONGEST_MEMORY = 50_000_000.0  # candidates over which means and deviations are taken
+_SETTLED = 1_000_000.0  # candidates that the standardisation of a bundle counts for
+_SHAPES = {name: shape for name, shape in shapes().items() if name in ("w1", "b1", "w2", "b2", "w3")}
+_ENDS = np.cumsum([math.prod(shape) for shape in _SHAPES.values()]).tolist()
+
+
+class NetworkLearner:
+    """A network that Adam moves (Kingma & Ba 2015).
+
+    Args:
+        mask: [inputs] 1 for the inputs that are used.
+        seed: seed of the initial weights. The output's are zero, so the network changes no score before its first step.
+
+    Attributes:
+        weights: views of the weights by name, as in `SecondStage`.
+    """
+
+    def __init__(self, mask: Tensor, *, seed: int) -> None:
+        self._mask, self._seed = mask, seed
+        self._flat = torch.zeros(_ENDS[-1])
+        self.weights = _views(self._flat)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Start from nothing learnt."""
+        generator = torch.Generator().manual_seed(self._seed)
+        self._flat.zero_()
+        for name in ("w1", "b1", "w2", "b2"):
+            bound = _SHAPES["w" + name[1]][1] ** -0.5
+            self.weights[name].uniform_(-bound, bound, generator=generator)
+        self._moments = torch.zeros(2, len(self._flat))
+        self._steps = 0
+        self._count = 0.0  # candidates in mean and squares
+        self._mean = torch.zeros(len(INPUT_NAMES), dtype=torch.float64)
+        self._squares = torch.zeros(len(INPUT_NAMES), dtype=torch.float64)  # mean squared distance from the mean
+
+    # ---- the network
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean [inputs] of each input."""
+        return self._mean.float()
+
+    @property
+    def scale(self) -> Tensor:
+        """One over the standard deviation [inputs] of each input; 0 for inputs that are constant or not used."""
+        variance = self._squares
+        used = (variance > _SMALLEST_VARIANCE) & (self._mask > 0)
+        return torch.where(used, variance.clamp(min=_SMALLEST_VARIANCE).rsqrt(), 0.0).float()
+
+    def standardised(self, inputs: Tensor) -> Tensor:
+        """Return inputs [inputs, candidates] in standard deviations from their mean, clipped."""
+        return standardised(inputs, self.mean, self.scale)
+
+    def output(self, standard: Tensor) -> Tensor:
+        """Return the outputs [candidates] for standardised inputs [inputs, candidates]."""
+        return self._forward(standard)[2]
+
+    def observe(self, inputs: Tensor) -> None:
+        """Update means and deviations (Welford 1962, in batches) by inputs [inputs, candidates]."""
+        count = inputs.shape[1]
+        if not count:
+            return
+        squares, mean = (value.double() for value in torch.var_mean(inputs, dim=1, correction=0))
+        share = count / (self._count + count)
+        difference = mean - self._mean
+        self._mean = self._mean + share * difference
+        self._squares = (1 - share) * self._squares + share * squares + share * (1 - share) * difference * difference
+        self._count = min(self._count + count, _LONGEST_MEMORY)
+
+    def step(self, standard: Tensor, gradient_of: Callable[[Tensor], Tensor]) -> None:
+        """Take one step; nothing moves if a gradient is not finite.
+
+        Args:
+            standard: [inputs, candidates] standardised inputs.
+            gradient_of: function that returns the loss's gradient [candidates] in the outputs [candidates].
+        """
+        first, second, output = self._forward(standard)
+        gradient = torch.empty_like(self._flat)
+        to = _views(gradient)
+        of_output = gradient_of(output)
+        torch.mv(second, of_output, out=to["w3"])
+        of_second = torch.outer(self.weights["w3"], of_output).mul_(second > 0)
+        torch.mm(of_second, first.T, out=to["w2"])
+        torch.sum(of_second, dim=1, out=to["b2"])
+        of_first = (self.weights["w2"].T @ of_second).mul_(first > 0)
+        torch.mm(of_first, standard.T, out=to["w1"])
+        torch.sum(of_first, dim=1, out=to["b1"])
+        if bool(torch.isfinite(gradient).all()):
+            self._move(gradient)
+
+    def _forward(self, standard: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return both hidden layers [HIDDEN, candidates] and the outputs [candidates]."""
+        weights = self.weights
+        first = torch.addmm(weights["b1"][:, None], weights["w1"], standard).relu_()
+        second = torch.addmm(weights["b2"][:, None], weights["w2"], first).relu_()
+        return first, second, weights["w3"] @ second
+
+    def _move(self, gradient: Tensor) -> None:
+        self._steps += 1
+        mean, squares = self._moments
+        mean.lerp_(gradient, 1 - _BETAS[0])
+        squares.lerp_(gradient * gradient, 1 - _BETAS[1])
+        rate = _LEARNING_RATE / (1 - _BETAS[0] ** self._steps)
+        self._flat -= rate * mean / ((squares / (1 - _BETAS[1] ** self._steps)).sqrt_() + _EPSILON)
+
+    # ---- state
+
+    def state_dict(self) -> StateDict:
+        """Return weights, optimiser and standardisation as tensors."""
+        return {
+            "flat": self._flat.clone(),
+            "moments": self._moments.clone(),
+            "steps": torch.tensor(self._steps),
+            "count": torch.tensor(self._count, dtype=torch.float64),
+            "mean": self._mean.clone(),
+            "squares": self._squares.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore a state; the empty one of an earlier release is that of nothing learnt."""
+        self._reset()
+        if state:
+            self._flat.copy_(state["flat"])
+            self._moments, self._steps = state["moments"].clone(), int(state["steps"])
+            self._count = float(state["count"])
+            self._mean, self._squares = state["mean"].clone(), state["squares"].clone()
+
+    def load_published(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from a published network; the optimiser starts fresh.
+
+        Args:
+            weights: weights of the network by name, as in `SecondStage`.
+        """
+        self._reset()
+        for name, view in self.weights.items():
+            view.copy_(weights[name])
+        scale = weights["scale"].double()
+        self._count, self._mean = _SETTLED, weights["mean"].double()
+        self._squares = torch.where(scale > 0, scale.clamp(min=1e-6) ** -2, 0.0)
+
+
+def _views(flat: Tensor) -> dict[str, Tensor]:
+    """Return the weights of a network as views of one vector [weights]."""
+    bounds = pairwise([0, *_ENDS])
+    return {
+        name: flat[start:end].view(shape) for (name, shape), (start, end) in zip(_SHAPES.items(), bounds, strict=True)
+    }

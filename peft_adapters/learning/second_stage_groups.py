@@ -1,0 +1,243 @@
+"""What the second stage learns from: events with their candidates, and lists with their items, before they are learnt.
+
+Groups are padded to one width. A padded candidate has the score of minus infinity.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_adapters.learning.batches import Batch
+from peft_adapters.ranking.affinities import affinity_features, weighted_sum
+from peft_adapters.ranking.counter_features import CounterFeatures
+from peft_adapters.ranking.features import affinity_weights, context_weights
+from peft_adapters.ranking.ranker import Ranker
+from peft_adapters.ranking.second_stage import RERANKED, gather_features
+from peft_adapters.ranking.second_stage_features import SecondStageFeatures
+
+_SCORED_CELLS = 320_000  # events times items, so that the scores of a micro-batch cost the same in any catalogue
+_MOST_EVENTS, _FEWEST_EVENTS = 64, 8
+_WHOLE_ITEMS = 100_000  # of a larger catalogue, a sample is scored
+CANDIDATES = 64  # of an event
+_HARDEST = 21  # of them: the event's item and the best others
+LIST_ITEMS = 64  # items of a longer list beyond these are not learnt from
+
+
+@dataclass(frozen=True, slots=True)
+class EventGroups:
+    """Events whose item is among the candidates that the second stage would re-rank.
+
+    Attributes:
+        inputs: [events, inputs, candidates] inputs of the candidates; the event's item comes first.
+        scores: [events, candidates] scores by the first stage.
+        log_expected: [events, candidates] log of the probability that a candidate is in the sample.
+        weight: [events] weight in the loss.
+    """
+
+    inputs: Tensor
+    scores: Tensor
+    log_expected: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of events."""
+        return len(self.weight)
+
+    @property
+    def is_candidate(self) -> Tensor:
+        """Whether each place holds a candidate, [events, candidates]."""
+        return self.scores > -torch.inf
+
+    def gains(self, output: Tensor) -> Tensor:
+        """Return how much a network's outputs [events, candidates] improve the discounted gain, [events]."""
+        return self._gain(self.scores + output) - self._gain(self.scores)
+
+    def _gain(self, scores: Tensor) -> Tensor:
+        """Return the discounted gain of each event's item at its estimated rank, [events]."""
+        above = (scores[:, 1:] >= scores[:, :1]) * torch.exp(-self.log_expected[:, 1:])
+        return 1 / torch.log2(2 + above.sum(dim=1))
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return what a step on these events needs, beside the inputs."""
+        return {"scores": self.scores - self.log_expected, "weight": self.weight}
+
+
+@dataclass(frozen=True, slots=True)
+class ListGroups:
+    """Lists, without corrections of labels that were learnt before.
+
+    Attributes:
+        inputs: [lists, inputs, items] inputs of the shown items.
+        scores: [lists, items] scores by the first stage.
+        logits: [lists, items] log odds of a click by the first stage and the position.
+        clicked: [lists, items] 1 where the item was clicked.
+        weight: [lists, items] weight in the loss.
+    """
+
+    inputs: Tensor
+    scores: Tensor
+    logits: Tensor
+    clicked: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of lists."""
+        return len(self.scores)
+
+    @property
+    def is_candidate(self) -> Tensor:
+        """Whether each place holds an item, [lists, items]."""
+        return self.scores > -torch.inf
+
+    def gains(self, output: Tensor) -> Tensor:
+        """Return how much a network's outputs [lists, items] improve the NDCG, [lists]; NaN without a click."""
+        return self._ndcg(self.scores + output) - self._ndcg(self.scores)
+
+    def _ndcg(self, scores: Tensor) -> Tensor:
+        discount = 1 / torch.log2(torch.arange(2, scores.shape[1] + 2))
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        best = (self.clicked.sort(dim=1, descending=True).values * discount).sum(dim=1)
+        return (self.clicked.gather(1, order) * discount).sum(dim=1) / best
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return what a step on these lists needs, beside the inputs."""
+        return {"logits": self.logits, "clicked": self.clicked, "weight": self.weight}
+
+
+def event_groups(batch: Batch, ranker: Ranker, *, generator: np.random.Generator) -> EventGroups:
+    """Return some of a micro-batch's events, each with the candidates that the second stage would re-rank.
+
+    The whole catalogue is scored, because the best of a sample are worse than those that are re-ranked. So that this
+    takes the same time for any catalogue, the events are the fewer the larger it is. Of a catalogue too large even for
+    that, the sampled candidates are used: each stands for `1 / probability` items, so its estimated rank is the sum
+    over those above it.
+
+    Args:
+        batch: micro-batch that is neither learnt nor counted yet.
+        ranker: weights of the first stage that the network is added to.
+        generator: draws candidates.
+    """
+    whole = len(ranker) <= _WHOLE_ITEMS
+    count = min(
+        len(batch), max(_FEWEST_EVENTS, min(_MOST_EVENTS, _SCORED_CELLS // len(ranker) if whole else len(batch)))
+    )
+    events = np.arange(count) * len(batch) // count
+    contexts, columns = batch.contexts.part(events), None if whole else batch.candidates
+    counted = CounterFeatures(ranker.counters).features(contexts, columns)
+    rows = contexts.rows()
+    affinities = affinity_features(
+        affinity_weights(context_weights(contexts, len(ranker)), rows),
+        ranker.vectors("query", rows),
+        ranker.vectors("candidate", columns),
+        ranker.global_preference,
+        ranker.text_share(columns),
+        None if batch.query_vector is None else batch.query_vector[torch.from_numpy(events)],
+    )
+    scores = weighted_sum(ranker.heads, counted, affinities)
+    targets = batch.items[events] if columns is None else np.searchsorted(columns, batch.items[events])
+    log_expected = torch.zeros(len(ranker)) if columns is None else batch.log_expected
+    places, best, expected = _drawn(*_best_of(scores, torch.from_numpy(targets), log_expected), generator)
+    chosen = places.numpy() if columns is None else columns[places.numpy()]
+    more = SecondStageFeatures(ranker.counters).features(contexts, chosen)
+    inputs = torch.cat([gather_features(counted, affinities, places), more, best.clamp(min=-1e4)[None]]).transpose(0, 1)
+    kept = best[:, 0] > -torch.inf
+    return EventGroups(
+        _padded(inputs[kept], 0.0),
+        _padded(best[kept], -torch.inf),
+        _padded(expected[kept], 0.0),
+        batch.weight[torch.from_numpy(events)][kept],
+    )
+
+
+def _best_of(scores: Tensor, targets: Tensor, log_expected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the candidates that are among the re-ranked of the whole catalogue, the event's item first.
+
+    Args:
+        scores: [events, columns] scores by the first stage.
+        targets: [events] index of each event's item.
+        log_expected: [columns] log of the probability that a column is in the sample.
+
+    Returns:
+        Indices, scores and log probabilities, [events, chosen] each. A score is minus infinity where the candidate is
+        not among the re-ranked; if the first one's is, the event's item is not.
+    """
+    best = scores.topk(min(RERANKED, scores.shape[1]), dim=1)
+    is_target = best.indices == targets[:, None]
+    expected = log_expected[best.indices].masked_fill(is_target, 0.0)
+    stands_for = torch.exp(-expected)
+    is_chosen = (stands_for.cumsum(dim=1) - stands_for < RERANKED) & is_target.any(dim=1, keepdim=True)
+    order = is_target.float().argsort(dim=1, descending=True, stable=True)
+    values = best.values.masked_fill(~is_chosen, -torch.inf)
+    return best.indices.gather(1, order), values.gather(1, order), expected.gather(1, order)
+
+
+def _drawn(
+    places: Tensor, best: Tensor, expected: Tensor, generator: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep the event's item and the best others, and draw from the rest, with the log-Q correction of the drawn ones.
+
+    Args:
+        places: [events, chosen] indices of the candidates, the event's item first and the others best first.
+        best: [events, chosen] their scores.
+        expected: [events, chosen] log of the probability that each is in the sample.
+        generator: draws without replacement, uniformly.
+    """
+    rest = places.shape[1] - _HARDEST
+    if places.shape[1] <= CANDIDATES:
+        return places, best, expected
+    drawn = torch.from_numpy(generator.random((len(places), rest)).argsort(axis=1)[:, : CANDIDATES - _HARDEST])
+    order = torch.cat([torch.arange(_HARDEST).expand(len(places), -1), drawn.sort(dim=1).values + _HARDEST], dim=1)
+    expected = expected.gather(1, order)
+    expected[:, _HARDEST:] += math.log((CANDIDATES - _HARDEST) / rest)
+    return places.gather(1, order), best.gather(1, order), expected
+
+
+def _padded(values: Tensor, filler: float) -> Tensor:
+    """Return values [..., candidates] extended to the width of a group."""
+    return torch.nn.functional.pad(values, (0, CANDIDATES - values.shape[-1]), value=filler)
+
+
+def list_groups(
+    inputs: Tensor,
+    scores: Tensor,
+    logits: Tensor,
+    clicked: Tensor,
+    weight: Tensor,
+    *,
+    owner: np.ndarray,
+    used: np.ndarray,
+) -> ListGroups:
+    """Lay shown items out as lists of one width.
+
+    Args:
+        inputs: [inputs, shown] inputs of the shown items.
+        scores: [shown] scores by the first stage.
+        logits: [shown] log odds of a click by the first stage and the position.
+        clicked: [shown] whether the item was clicked.
+        weight: [shown] weight in the loss.
+        owner: [shown] index of the item's list.
+        used: [shown] whether the item is learnt from; lists without any are left out.
+    """
+    shown = np.flatnonzero(used)
+    lists, row = np.unique(owner[shown], return_inverse=True)
+    column = np.arange(len(shown)) - np.searchsorted(row, row)
+    fits = column < LIST_ITEMS
+    rows, columns, places = (torch.from_numpy(values[fits]) for values in (row, column, shown))
+
+    def laid_out(values: Tensor, filler: float) -> Tensor:
+        table = torch.full((*values.shape[:-1], len(lists), LIST_ITEMS), filler)
+        table[..., rows, columns] = values[..., places].float()
+        return table
+
+    return ListGroups(
+        laid_out(inputs, 0.0).transpose(0, 1),
+        laid_out(scores, -torch.inf),
+        laid_out(logits, -torch.inf),
+        laid_out(clicked, 0.0),
+        laid_out(weight, 0.0),
+    )

@@ -1,0 +1,175 @@
+"""Steps of the second stage: a network learnt from clicks and purchases, one learnt from lists, and how much each pays.
+
+After each micro-batch a network takes some steps on it and some on groups drawn from the newest ones: interactions
+between features are learnt slowly, and without replay a network gains nothing over the linear score. A group is an
+event with its candidates, or a list with its items.
+
+Each network is judged on groups it has not learnt, against the first stage alone. Its strength, the factor on its
+output, follows from that trial, so that it costs nothing where it does not pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_adapters.learning.network_learner import NetworkLearner
+from peft_adapters.learning.replay_ring import ReplayRing
+from peft_adapters.learning.second_stage_groups import EventGroups, ListGroups
+from peft_adapters.learning.state_dicts import StateDict
+from peft_adapters.learning.trial import Trial
+from peft_adapters.ranking.second_stage import INPUT_NAMES, NETWORKS, SecondStage
+from peft_adapters.settings import FEATURES, NEW_FEATURES, PASSED_OVER, LearnerSettings
+
+_KEPT_GROUPS = 5_120
+_NEW_STEPS, _REPLAY_STEPS = 3, 5  # after each micro-batch
+_REPLAYED_GROUPS = 64  # in a step on replayed groups
+# Inputs whose value when a list was shown is not known, or counts the list's own clicks.
+_NOT_OF_LISTS = {"popularity_fast", "popularity_slow", *NEW_FEATURES, "evidence"}
+
+_Gradient = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+
+
+class SecondStageSteps:
+    """Both networks while they learn, and the trials that decide on their strengths.
+
+    Args:
+        settings: how to learn.
+
+    Attributes:
+        trials: by network, its trial against the first stage alone.
+    """
+
+    def __init__(self, settings: LearnerSettings) -> None:
+        self._settings = settings
+        unused = {*PASSED_OVER, *(set(FEATURES) - set(settings.features))}
+        masked = {"positives": unused, "lists": unused | _NOT_OF_LISTS}
+        self._networks = {
+            name: NetworkLearner(
+                torch.tensor([float(feature not in masked[name]) for feature in INPUT_NAMES]),
+                seed=settings.seed + place,
+            )
+            for place, name in enumerate(NETWORKS)
+        }
+        self._replays = {name: ReplayRing(_KEPT_GROUPS) for name in NETWORKS}
+        self.trials = {name: Trial() for name in NETWORKS}
+
+    def served(self, listed_share: float) -> SecondStage:
+        """Return the networks as they are served, blended as the heads are.
+
+        Args:
+            listed_share: share of the events that came in lists.
+        """
+        strengths = [self.trials["positives"].share * (1 - listed_share), self.trials["lists"].share * listed_share]
+        parts = [{"mean": each.mean, "scale": each.scale} | each.weights for each in self._networks.values()]
+        stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        return SecondStage(**stacked, strength=torch.tensor(strengths))
+
+    def step(self, groups: EventGroups, *, number: int) -> None:
+        """Judge the network of clicks and purchases on new events, then learn them.
+
+        Args:
+            groups: events that are not learnt yet.
+            number: number of this step; it seeds the draws from the replay.
+        """
+        self._step("positives", groups, self._event_gradient, number)
+
+    def step_lists(self, groups: ListGroups, *, number: int) -> None:
+        """Judge the network of lists on new lists, then learn them; arguments as in `step`."""
+        self._step("lists", groups, _list_gradient, number)
+
+    def _step(self, name: str, groups: EventGroups | ListGroups, gradient: _Gradient, number: int) -> None:
+        if not len(groups):
+            return
+        network, replay = self._networks[name], self._replays[name]
+        self.trials[name].add(groups.gains(self._output(network, groups.inputs)))
+        network.observe(groups.inputs.transpose(0, 1)[:, groups.is_candidate])
+        new = {"inputs": groups.inputs.half(), **groups.kept()}
+        replay.add(new)
+        generator = np.random.default_rng([self._settings.seed, number, 3])
+        drawn = (replay.draw(generator, _REPLAYED_GROUPS) for _ in range(_REPLAY_STEPS))
+        for group in (*(new for _ in range(_NEW_STEPS)), *drawn):
+            standard = network.standardised(group["inputs"].transpose(0, 1).float()).flatten(1)
+            network.step(standard, lambda output, group=group: gradient(output, group))  # type: ignore[misc]
+
+    @staticmethod
+    def _output(network: NetworkLearner, inputs: Tensor) -> Tensor:
+        """Return the outputs [groups, candidates] for inputs [groups, inputs, candidates]."""
+        flat = network.standardised(inputs.transpose(0, 1)).flatten(1)
+        return network.output(flat).view(len(inputs), -1)
+
+    def _event_gradient(self, output: Tensor, events: Mapping[str, Tensor]) -> Tensor:
+        """Return the gradient of the focused loss, see `losses.generalised_cross_entropy`, in the outputs [all]."""
+        scores, weight = events["scores"], events["weight"]
+        probability = torch.softmax(output.view(scores.shape) + scores, dim=1)
+        likely = probability[:, 0] ** self._settings.loss_focus * weight / len(scores)
+        probability[:, 0] -= 1
+        return (probability * likely[:, None]).flatten()
+
+    # ---- state
+
+    def clear_replay(self) -> None:
+        """Discard all groups that are kept for replay."""
+        for replay in self._replays.values():
+            replay.clear()
+
+    def state_dict(self) -> StateDict:
+        """Return weights, optimisers, standardisation and trials; nothing if the second stage is off."""
+        if not self._settings.second_stage:
+            return {}
+        return {
+            name: network.state_dict() | {"trial": self.trials[name].state_dict()}
+            for name, network in self._networks.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state; the empty one of an earlier release is that of nothing learnt. The replay is discarded."""
+        self.clear_replay()
+        for name, network in self._networks.items():
+            part = dict(state.get(name, {}))
+            self.trials[name].load_state_dict(part.pop("trial", {}))
+            network.load_state_dict(part)
+
+    def replay_state_dict(self) -> StateDict:
+        """Return the groups kept for replay."""
+        return {name: replay.state_dict() for name, replay in self._replays.items()}
+
+    def load_replay(self, state: Mapping[str, Any]) -> None:
+        """Restore what `replay_state_dict` returned."""
+        for name, replay in self._replays.items():
+            replay.load_state_dict(state.get(name, {}))
+
+    def load_published(self, published: SecondStage, listed_share: float) -> None:
+        """Start from the networks of a bundle, at their strengths until a trial says otherwise.
+
+        Args:
+            published: networks as they were served.
+            listed_share: share of the events that came in lists.
+        """
+        shares = (1 - listed_share, listed_share)
+        for place, (name, network) in enumerate(self._networks.items()):
+            strength = float(published.strength[place])
+            if strength:
+                network.load_published({key: value[place] for key, value in published.tensors().items()})
+                self.trials[name].restart(min(1.0, strength / shares[place]))
+
+
+def _mask(unused: Set[str]) -> Tensor:
+    """Return 1 for each input that is used, [inputs]."""
+    return torch.tensor([float(name not in unused) for name in INPUT_NAMES])
+
+
+def _list_gradient(output: Tensor, lists: Mapping[str, Tensor]) -> Tensor:
+    """Return the gradient of the logistic loss of `losses.lists_loss` in the outputs [all], centred in each list."""
+    logits, clicked, weight = lists["logits"], lists["clicked"], lists["weight"]
+    output = output.view(logits.shape)
+    is_item = logits > -torch.inf
+    count = is_item.sum(dim=1, keepdim=True).clamp(min=1)
+    centred = output - (output * is_item).sum(dim=1, keepdim=True) / count
+    slope = weight * (torch.sigmoid(logits + centred) - clicked) / len(logits)
+    slope = slope - slope.sum(dim=1, keepdim=True) / count
+    return (slope * is_item).flatten()
