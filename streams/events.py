@@ -210,6 +210,7 @@ class Click(_UserEvent):
     scenario: Scenario = "home"
     item_id: Id
     position: Position | None = None
+    query: str | None = None  # the search query that led to the event
 
 
 class Purchase(_UserEvent):
@@ -223,6 +224,7 @@ class Purchase(_UserEvent):
     item_id: Id
     quantity: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
     price: Price | None = None
+    query: str | None = None
 
     def order_line(self) -> str | None:
         """Return an id of order and item, independent of producer and event id; None without an order."""

@@ -179,14 +179,15 @@ class Joiner:
             The position of the item and the search query, where known, and whether an impression was found.
         """
         event_position = event.position if isinstance(event, Click) else None
+        event_query = None if event.query is None else normalize_query(event.query)
         if not len(self.store):
-            return event_position, None, False
+            return event_position, event_query, False
         impression = self._find_impression(event, user_id)
         if impression is None:
             if event.request_id is not None:
                 request, bought = request_digest(event.request_id), isinstance(event, Purchase)
                 self._early.add(request, event.item_id, ts=event.ts, bought=bought)
-            return event_position, None, False
+            return event_position, event_query, False
         index = impression.item_ids.index(event.item_id)
         bought = isinstance(event, Purchase) and not impression.bought()[index]
         clicked = not impression.marks >> index & 1
@@ -195,7 +196,7 @@ class Joiner:
             if impression.seq < self._due_seq and self._is_known(event.item_id):
                 self._corrections.append(_correction(impression, index, clicked=clicked, bought=bought))
         position = impression.positions[index] if event_position is None else event_position
-        return position, impression.query, True
+        return position, event_query or impression.query, True
 
     def _find_impression(self, event: Click | Purchase, user_id: str) -> PendingImpression | None:
         """Return the impression that an event answers, found by request, else by user, item and time."""

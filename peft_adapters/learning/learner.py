@@ -87,7 +87,7 @@ class Learner(LearnerParts):
 
     def _query_vector(self, events: Sequence[Positive] | Sequence[ShownList]) -> Tensor | None:
         """Return the vectors [events, dim] of search queries under the served adapter; None without any query."""
-        return self._queries.vectors([event.query for event in events], self.lora_steps.served_suffix)
+        return self.query_vectors([event.query for event in events], self.lora_steps.served_suffix)
 
     @torch.inference_mode()
     def judge(self, batch: Batch, ranker: Ranker | None = None, *, rows: IntArray | None = None) -> Tensor:

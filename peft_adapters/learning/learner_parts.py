@@ -18,7 +18,7 @@ from peft_adapters.errors import ModelValueError
 from peft_adapters.learning.list_steps import ListSteps
 from peft_adapters.learning.lora_steps import LoraSteps
 from peft_adapters.learning.positive_steps import PositiveSteps
-from peft_adapters.learning.query_vectors import QueryVectorCache
+from peft_adapters.learning.query_vectors import QueryVectorCache, Suffix
 from peft_adapters.learning.second_stage_steps import SecondStageSteps
 from peft_adapters.learning.state_dicts import Part, StateDict, Stateful, collect, distribute, split_tensors
 from peft_adapters.ranking.calibration import Probabilities
@@ -103,6 +103,17 @@ class LearnerParts:
 
     def _set_texts(self, rows: Sequence[int], text: Tensor) -> None:
         self.ranker.text[list(rows)] = self.projections.project(rows, text, self.catalogue.modality_vectors)
+
+    # ---- search queries
+
+    def query_vectors(self, queries: Sequence[str | None], suffix: Suffix) -> Tensor | None:
+        """Return unit vectors [queries, dim] of search queries, zero for None; None if all are None.
+
+        Args:
+            queries: search query of each event; None for an event without one.
+            suffix: suffix with an adapter merged into it, such as `lora_steps.served_suffix`.
+        """
+        return self._queries.vectors(queries, suffix)
 
     # ---- shoppers
 

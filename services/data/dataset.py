@@ -4,8 +4,8 @@ Columns of items: ``item_id, title`` and, optionally, ``kind, description, tags,
 in_stock, first_seen``; tags, split by ``|``, are put before the description. A column ``vectors.<name>`` holds vectors
 of that modality, each a JSON list of numbers; all vectors of a column have the same length.
 Columns of events: ``timestamp`` (ISO 8601), ``timestamp_ms``, ``ts`` (either) or ``seq``; ``user_id, event_type,
-item_id`` and, optionally, ``session_id, request_id, order_id, position, quantity, price, shown_items, query``. Other
-columns are ignored.
+item_id`` and, optionally, ``session_id, request_id, order_id, position, quantity, price, shown_items, query``. A
+query is that of the impression, or the one that led to the click or purchase. Other columns are ignored.
 
 Missing values are filled by fixed rules, so that two reads give the same events:
 
@@ -196,7 +196,14 @@ def _tags(row: Row) -> str:
 
 
 def _click(row: Row, common: dict[str, Any]) -> Click:
-    return Click.model_validate({**common, "item_id": row.get("item_id", ""), "position": row.get("position") or None})
+    return Click.model_validate(
+        {
+            **common,
+            "item_id": row.get("item_id", ""),
+            "position": row.get("position") or None,
+            "query": row.get("query") or None,
+        }
+    )
 
 
 def _purchase(row: Row, common: dict[str, Any]) -> Purchase:
@@ -207,6 +214,7 @@ def _purchase(row: Row, common: dict[str, Any]) -> Purchase:
             "item_id": row.get("item_id", ""),
             "quantity": row.get("quantity") or 1,
             "price": row.get("price") or None,
+            "query": row.get("query") or None,
         }
     )
 

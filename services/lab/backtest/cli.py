@@ -51,6 +51,18 @@ def backtest(
             "--judge-after", min=0.0, max=0.999, metavar="FRACTION", help="Replay all, judge what comes after that."
         ),
     ] = 0.0,
+    judge_queries: Annotated[
+        Path | None,
+        typer.Option(
+            "--judge-queries",
+            metavar="FILE",
+            help="Judge these searches at the end, never learnt: query, item_id, relevance.",
+        ),
+    ] = None,
+    judge_queries_every: Annotated[
+        int | None,
+        typer.Option("--judge-queries-every", min=1, metavar="N", help="Judge them every N events too."),
+    ] = None,
     start_from: Annotated[
         Path | None,
         typer.Option("--start-from", metavar="DIR", help="Begin from a fit; what it has learnt is not judged."),
@@ -75,6 +87,8 @@ def backtest(
 
     if start_from is not None and max_events is not None:
         raise typer.BadParameter("--start-from and --max-events exclude each other; give one")
+    if judge_queries_every is not None and judge_queries is None:
+        raise typer.BadParameter("--judge-queries-every needs --judge-queries; give a file of judged queries")
     start = backtest_start(settings, start_from, events) if start_from is not None else None
     run(
         settings,
@@ -91,6 +105,8 @@ def backtest(
         click_window_seconds=click_window_seconds,
         label_delay_seconds=label_delay_seconds,
         judge_after=max(judge_after, start.learnt if start else 0.0),
+        judge_queries=judge_queries,
+        judge_queries_every=judge_queries_every,
         start=start,
         strict=strict,
     )

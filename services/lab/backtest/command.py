@@ -18,9 +18,10 @@ from services.lab.backtest.replay import Data, Outcome
 from services.lab.backtest.report import require_plots, write_report
 from services.lab.backtest.run import Start
 from services.lab.backtest.summary import summary
-from services.lab.backtest.tables import figures_table, gains_table, notes, slice_tables
+from services.lab.backtest.tables import figures_table, gains_table, notes, query_tables, slice_tables
 from services.lab.backtest.workers import Job, Run, console, run_all
 from services.lab.offline.inputs import new_learner, read_warm_up
+from services.lab.offline.judged_queries import read_judged_queries
 from services.lab.offline.stream import read_stream
 from services.outputs import require_writable_directories, require_writable_files
 from services.settings import Settings
@@ -45,6 +46,8 @@ def run(
     click_window_seconds: float,
     label_delay_seconds: float = 0.0,
     judge_after: float = 0.0,
+    judge_queries: Path | None = None,
+    judge_queries_every: int | None = None,
     report_dir: Path | None = None,
     start: Start | None = None,
     strict: bool = False,
@@ -65,6 +68,8 @@ def run(
         click_window_seconds: event time after which a shown list is learnt.
         label_delay_seconds: event time between an event and when it may be learnt.
         judge_after: share of the stream before the first judged event.
+        judge_queries: file of queries with graded items, never learnt and judged at the end; or None.
+        judge_queries_every: number of events between two judgements of these queries; None judges at the end alone.
         report_dir: directory for a report with plots, or None.
         start: the state that learners start from; None starts with nothing learnt.
         strict: whether to stop at the first bad row instead of skipping it.
@@ -90,6 +95,8 @@ def run(
         click_window_seconds=click_window_seconds,
         label_delay_seconds=label_delay_seconds,
         judge_after=judge_after,
+        judge_queries=judge_queries,
+        judge_queries_every=judge_queries_every,
         start=start,
         strict=strict,
     )
@@ -110,6 +117,8 @@ def compare(
     click_window_seconds: float = 600.0,
     label_delay_seconds: float = 0.0,
     judge_after: float = 0.0,
+    judge_queries: Path | None = None,
+    judge_queries_every: int | None = None,
     start: Start | None = None,
     strict: bool = False,
     run: RunAll = run_all,
@@ -130,6 +139,8 @@ def compare(
         click_window_seconds: event time after which a shown list is learnt.
         label_delay_seconds: event time between an event and when it may be learnt.
         judge_after: share of the stream before the first judged event.
+        judge_queries: file of queries with graded items, never learnt and judged at the end; or None.
+        judge_queries_every: number of events between two judgements of these queries; None judges at the end alone.
         start: the state that learners start from; None starts with nothing learnt.
         strict: whether to stop at the first bad row instead of skipping it.
         run: carries out the runs, in processes of their own or in this one.
@@ -146,6 +157,7 @@ def compare(
     stream = read_stream(
         events, known, max_events=max_events, click_window_seconds=click_window_seconds, refused=refused
     )
+    queries = read_judged_queries(judge_queries, known, refused=refused) if judge_queries else []
     print_refused(refused)
     earlier = read_warm_up(warm_up, known, stream.examples[0].ts) if warm_up else []
     data = Data(
@@ -155,6 +167,8 @@ def compare(
         batch_events or DEFAULT_BATCH_EVENTS,
         label_delay_seconds=label_delay_seconds,
         judge_after=judge_after,
+        judged_queries=queries,
+        judge_queries_every=judge_queries_every,
         prices={item.item_id: item.price for item in listed if item.price is not None},
     )
     events_read = f"{len(stream.examples):,} events and {len(stream.lists):,} lists of {len(catalogue):,} items"
@@ -164,7 +178,7 @@ def compare(
     source = provenance(
         settings,
         learner.encoder,
-        {"items": items, "events": events, "warm_up": warm_up},
+        {"items": items, "events": events, "warm_up": warm_up, "judge_queries": judge_queries},
         {
             "seeds": seeds,
             "max_events": max_events,
@@ -172,6 +186,7 @@ def compare(
             "click_window_seconds": click_window_seconds,
             "label_delay_seconds": label_delay_seconds,
             "judge_after": judge_after,
+            "judge_queries_every": judge_queries_every,
             "learnt_by_fit": start.learnt if start else None,
         },
     )
@@ -194,7 +209,7 @@ def _write(
     console.print(figures_table(report))
     if report["gains"]:
         console.print(gains_table(report))
-    for table in slice_tables(report):
+    for table in (*slice_tables(report), *query_tables(report)):
         console.print(table)
     for note in notes(report):
         console.print(note)

@@ -61,15 +61,22 @@ class LearnerModel:
 
     def publish(self) -> None:
         """Rank by the state learnt so far from now on."""
-        self._served = FrozenRanker(self.model.ranker)
+        self._served, self._suffix = FrozenRanker(self.model.ranker), self.model.lora_steps.served_suffix
         self._lists_served = _copied(self.model) if self._with_lists else None
         self.model.mark_published()  # otherwise it would collect the counts of the whole run for a delta
 
     def scores(self, examples: Sequence[Positive], contexts: Contexts) -> Tensor:
         """Return scores [events, catalogue] of the published state, for shoppers in the given contexts."""
+        queries = self.model.query_vectors([example.query for example in examples], self._suffix)
         step = max(1, _SCORED_CELLS // len(self._served))
-        parts = [contexts.part(slice(start, start + step)) for start in range(0, len(examples), step)]
-        return torch.cat([self._served.score(part) for part in parts])
+        scores = [
+            self._served.score(
+                contexts.part(slice(start, start + step)),
+                query_vector=None if queries is None else queries[start : start + step],
+            )
+            for start in range(0, len(examples), step)
+        ]
+        return torch.cat(scores)
 
     def judge_lists(self, lists: Sequence[ShownList], shoppers: Shoppers) -> JudgedLists:
         """Return scores and probabilities of the items in lists by the published state, without their clicks."""

@@ -15,9 +15,12 @@ from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.ranking.shoppers import Contexts, Shoppers, pad
 from services.lab.backtest.policies import Policy
 from services.lab.backtest.policy_models import PolicyModel
+from services.lab.offline.judged_queries import JudgedQuery, QueryRanks
 from services.lab.offline.judging import Flags, Ints, Ranks
 from services.lab.offline.stream import Chunk, Shown, Stream, days
 from streams.examples import Example, ShownList
+
+_QUERIES_AT_ONCE = 64  # judged queries scored at a time: bounds the memory of scores [queries, catalogue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class Data:
         label_delay_seconds: event time between an event and when it may be learnt.
         judge_after: share of the stream before the first judged event; all of it is learnt.
         prices: price of each item that has one.
+        judged_queries: queries with graded items, judged at the end and never learnt.
+        judge_queries_every: events between two judgements of these queries as the stream goes; None judges at the end.
     """
 
     items: Sequence[CatalogueItem]
@@ -41,6 +46,8 @@ class Data:
     label_delay_seconds: float = 0.0
     judge_after: float = 0.0
     prices: Mapping[str, float] = field(default_factory=dict)
+    judged_queries: Sequence[JudgedQuery] = ()
+    judge_queries_every: int | None = None
 
     @property
     def first_judged(self) -> int:
@@ -58,6 +65,7 @@ class Outcome:
         learn_seconds: wall time of learning alone.
         seconds: wall time of the whole replay, judging included.
         publications: number of times that a newly learnt state was published.
+        queries: figures of the judged queries as the stream went, the end last; empty without such queries.
     """
 
     ranks: Ranks
@@ -65,6 +73,7 @@ class Outcome:
     learn_seconds: float
     seconds: float
     publications: int
+    queries: Sequence[QueryRanks] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +125,11 @@ class Replay:
         self._unlearnt_lists: deque[tuple[int, ShownList]] = deque()
         self._events = self._chunks = self._events_learnt = self._publications = 0
         self._learn_seconds, self._started = 0.0, time.perf_counter()
+        self._now_ms = 0  # end of the last micro-batch
         self._day: int | None = None  # day on which the published copy was taken
         self._unpublished = False  # whether something was learnt since the last publication
+        self._queries: list[QueryRanks] = []
+        self._next_queries = data.judge_queries_every or math.inf  # events from which queries are judged again
 
     def warm_up(self) -> None:
         """Learn the earlier events of the data."""
@@ -139,9 +151,31 @@ class Replay:
             learn_seconds=self._learn_seconds,
             seconds=time.perf_counter() - self._started,
             publications=self._publications,
+            queries=self._queries,
         )
 
     # ---- judging
+
+    def judge_queries(self) -> None:
+        """Judge the queries of the data by the published state, for shoppers of whom nothing is known."""
+        judged, ranks = self._data.judged_queries, QueryRanks(self._events)
+        if self._queries and self._queries[-1].events == self._events:
+            return
+        for begin in range(0, len(judged), _QUERIES_AT_ONCE):
+            part = judged[begin : begin + _QUERIES_AT_ONCE]
+            examples = [_search(query.query, next(iter(query.relevance)), self._now_ms) for query in part]
+            relevance = [
+                ([self._model.rows[item] for item in query.relevance], list(query.relevance.values())) for query in part
+            ]
+            ranks.add(self._model.scores(examples, pad([([], [])] * len(part))), relevance)
+        if judged:
+            self._queries.append(ranks)
+
+    def _judge_queries_if_due(self) -> None:
+        every = self._data.judge_queries_every
+        if every is not None and self._events >= self._next_queries:
+            self.judge_queries()
+            self._next_queries = every * (self._events // every + 1)
 
     def judge(self, chunk: Chunk) -> None:
         """Judge a micro-batch by the published state, and update the shoppers."""
@@ -210,8 +244,10 @@ class Replay:
             self._learn_due(chunk.end_ms)
         self._events += len(chunk.examples)
         self._chunks += 1
+        self._now_ms = chunk.end_ms
         if not self._policy.nightly and self._chunks % self._policy.publish_every_batches == 0:
             self._publish()
+        self._judge_queries_if_due()
 
     def _close_lists(self, chunk: Chunk) -> list[tuple[int, ShownList]]:
         """Return the lessons of lists due by the end of a chunk, and record the items that shoppers did not click."""
@@ -249,6 +285,22 @@ class Replay:
             self._model.publish()
             self._publications += 1
             self._unpublished = False
+
+
+def _search(query: str, item_id: str, ts_ms: int) -> Example:
+    """Return a search by a shopper of whom nothing is known, as an event that a model can score."""
+    return Example(
+        event_id="",
+        user_id="",
+        session_id=None,
+        item_id=item_id,
+        ts=ts_ms,
+        kind="click",
+        scenario="search",
+        position=None,
+        publish_ts_ms=ts_ms,
+        query=query,
+    )
 
 
 def _from(contexts: Contexts, begin: int) -> Contexts:

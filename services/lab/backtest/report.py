@@ -14,12 +14,15 @@ from services.lab.backtest.provenance import provenance_rows
 from services.lab.backtest.replay import Outcome
 from services.lab.backtest.tables import (
     GAIN_COLUMNS,
+    QUERY_COLUMNS,
     SLICE_COLUMNS,
     columns_of,
     figure_cell,
     gain_rows,
     markdown_table,
     notes,
+    query_groups,
+    query_rows,
     slice_rows,
 )
 from services.lab.offline.judging import Floats, ndcg, ranks_of
@@ -63,6 +66,7 @@ def write_report(directory: Path, report: dict[str, Any], policies: Sequence[Pol
         *notes(report),
         *_gains(report),
         *_slices(report),
+        *_judged_queries(report),
         "## Quality over time",
         f"NDCG@20 over the last {window:,} events, mean over seeds.",
         f"![Rolling NDCG@20 by policy]({_OVER_TIME})",
@@ -128,6 +132,22 @@ def _slices(report: dict[str, Any]) -> list[str]:
         )
     ]
     return ["## Slices", f"The gains are those of {report['gains_of']}, as above.", *sections] if sections else []
+
+
+def _judged_queries(report: dict[str, Any]) -> list[str]:
+    """Return the section on queries that are judged and never learnt."""
+    sections = [
+        part
+        for group, about in query_groups(report).items()
+        for part in (f"### {about}", markdown_table(QUERY_COLUMNS, query_rows(report, group)))
+    ]
+    if not sections:
+        return []
+    about = (
+        "NDCG@20 over graded items and recall@20, at the end of the stream, for shoppers of whom nothing is known. The "
+        f"gains are those of {report['gains_of']}, by a paired bootstrap over queries."
+    )
+    return ["## Judged queries", about, *sections]
 
 
 def _intervals(directory: Path, report: dict[str, Any], policies: Sequence[Policy]) -> list[str]:

@@ -59,6 +59,7 @@ def run_policy(
         replay.learn(chunk)
         if chunk.examples:
             progress(len(chunk.examples))
+    replay.judge_queries()
     return replay.outcome()
 
 

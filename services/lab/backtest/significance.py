@@ -42,19 +42,35 @@ def differences(
         resamples: number of resamples of the bootstrap.
     """
     kept = slice(None) if where is None else where
-    reference_figures = _per_event(results[reference])[:, kept]
-    others = {name: _per_event(runs)[:, kept] for name, runs in results.items() if name != reference}
+    return paired_differences(
+        {name: _per_event(runs)[:, kept] for name, runs in results.items()},
+        reference,
+        figures=("ndcg20", "hr20"),
+        resamples=resamples,
+    )
+
+
+def paired_differences(
+    results: Mapping[str, Floats], reference: str, *, figures: Sequence[str], resamples: int = RESAMPLES
+) -> dict[str, dict[str, Difference]]:
+    """Return by other policy how much better the reference is in each figure.
+
+    Args:
+        results: [figures, events] figures of the same events, by policy.
+        reference: the policy that the others are compared with.
+        figures: names of the rows.
+        resamples: number of resamples of the bootstrap.
+    """
+    others = {name: values for name, values in results.items() if name != reference}
     if not others:
         return {}
-    pairs = np.concatenate(
-        [reference_figures - other for other in others.values()]
-    )  # [figures of each other policy, events]
+    pairs = np.concatenate([results[reference] - other for other in others.values()])  # [figures of each other, events]
     low, high = paired_interval(pairs, resamples=resamples)
     compared: dict[str, dict[str, Difference]] = {}
     for place, (name, other) in enumerate(others.items()):
         compared[name] = {}
-        for figure, row in (("ndcg20", 0), ("hr20", 1)):
-            column, mean = 2 * place + row, float(other[row].mean())
+        for row, figure in enumerate(figures):
+            column, mean = len(figures) * place + row, float(other[row].mean())
             gain = float(pairs[column].mean())
             compared[name][figure] = Difference(
                 difference=gain,

@@ -106,6 +106,47 @@ def gains_table(report: dict[str, Any]) -> Table:
     return table
 
 
+QUERY_COLUMNS = ("policy", "NDCG@20", "recall@20", "gain in NDCG@20", "interval", "relative", "recall@20", "interval")
+
+
+def query_groups(report: dict[str, Any]) -> dict[str, str]:
+    """Return the groups of judged queries with a heading each; none without judged queries."""
+    judged = report["judged_queries"] or {}
+    about = {"all": "all judged queries", "unseen": "not in the stream", "in_stream": "in the stream too"}
+    return {name: f"{text}, {judged[name]['queries']:,}" for name, text in about.items() if name in judged}
+
+
+def query_rows(report: dict[str, Any], group: str) -> list[Sequence[str]]:
+    """Return the cells of `QUERY_COLUMNS` for a group of judged queries, one row per policy."""
+    judged, rows = report["judged_queries"][group], list[Sequence[str]]()
+    for policy, values in judged["policies"].items():
+        gain = judged["gains"].get(policy)
+        cells = [figure_cell(values[figure], " ± ") for figure in ("ndcg20", "recall20")]
+        gains = (
+            [*_gain_cells(gain["ndcg20"], relative=True), *_gain_cells(gain["recall20"], relative=False)]
+            if gain
+            else [""] * 5
+        )
+        rows.append([policy, *cells, *gains])
+    return rows
+
+
+def query_tables(report: dict[str, Any]) -> list[Table]:
+    """Return a table per group of judged queries: figures by policy, and the gains of the reference."""
+    tables = []
+    for group, about in query_groups(report).items():
+        title = f"Judged queries, {about}; gains of {report['gains_of']}"
+        table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        table.add_column("policy", no_wrap=True)
+        for column in ("NDCG@20", "recall@20", "gain in NDCG@20", "gain in recall@20"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for policy, ndcg, recall, gain, interval, relative, more, of_more in query_rows(report, group):
+            gains = (f"{gain} ({relative})\n{interval}", f"{more}\n{of_more}") if gain else ("", "")
+            table.add_row(policy, ndcg.replace(" ", "\n", 1), recall.replace(" ", "\n", 1), *gains)
+        tables.append(table)
+    return tables
+
+
 SLICE_COLUMNS = ("policy", "NDCG@20", "HR@20", "gain in NDCG@20", "interval", "relative")
 GAIN_COLUMNS = ("over", "NDCG@20", "interval", "relative", "HR@20", "interval")
 

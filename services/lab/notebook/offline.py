@@ -92,6 +92,8 @@ def backtest(
     click_window_seconds: float = CLICK_WINDOW_SECONDS,
     label_delay_seconds: float = 0.0,
     judge_after: float = 0.0,
+    judge_queries: Path | None = None,
+    judge_queries_every: int | None = None,
     strict: bool = False,
 ) -> pd.DataFrame:
     """Judge every event before it is learnt, for several policies, and return one row per policy.
@@ -112,6 +114,8 @@ def backtest(
         click_window_seconds: event time after which a shown list is learnt.
         label_delay_seconds: event time between an event and when it may be learnt.
         judge_after: share of the stream before the first judged event.
+        judge_queries: file of queries with graded items, never learnt and judged at the end.
+        judge_queries_every: number of events between two judgements of these queries; None judges at the end alone.
         strict: whether an invalid row is an error; otherwise such rows are named on standard error and skipped.
 
     Raises:
@@ -148,6 +152,8 @@ def backtest(
             click_window_seconds=click_window_seconds,
             label_delay_seconds=label_delay_seconds,
             judge_after=judge_after,
+            judge_queries=judge_queries,
+            judge_queries_every=judge_queries_every,
             strict=strict,
             run=_run_here if processes == 1 else run_all,
         )

@@ -21,6 +21,8 @@ DESCRIPTIONS = {
     "cold_item": f"the first {FIRST_EVENTS} events of an item",
     "repeat": "the shopper had the item before",
     "not_repeat": "the shopper did not have the item before",
+    "unseen_query": "after a search whose query no earlier event has",
+    "known_query": "after a search whose query an earlier event has",
 }
 
 
@@ -32,7 +34,8 @@ def slices(stream: Stream, warm_up: Sequence[Example] = ()) -> dict[str, Flags]:
         warm_up: earlier events, which count as history.
     """
     shoppers, had, item_events = Shoppers(), set[tuple[str, str]](), dict[str, int]()
-    columns: dict[str, list[int]] = {"place": [], "nth": [], "had": []}
+    queries = set[str]()
+    columns: dict[str, list[int]] = {"place": [], "nth": [], "had": [], "searched": [], "known_query": []}
     for example in (*warm_up, *stream.examples):
         who, pair = (example.user_id, example.session_id, example.ts), (example.user_id, example.item_id)
         _, ages = shoppers.context(*who)
@@ -40,9 +43,13 @@ def slices(stream: Stream, warm_up: Sequence[Example] = ()) -> dict[str, Flags]:
         columns["place"].append(1 + ages.count(0))
         columns["nth"].append(item_events[example.item_id])
         columns["had"].append(pair in had)
+        query = (example.query or "").casefold()
+        columns["searched"].append(bool(query))
+        columns["known_query"].append(query in queries)
         had.add(pair)
+        queries |= {query} - {""}
         shoppers.update(*who, 0)
-    place, nth, repeat = (np.array(values[len(warm_up) :]) for values in columns.values())
+    place, nth, repeat, searched, known = (np.array(values[len(warm_up) :]) for values in columns.values())
     guest = np.array([example.user_id in stream.guests for example in stream.examples])
     flags = {
         "guests": guest,
@@ -53,6 +60,8 @@ def slices(stream: Stream, warm_up: Sequence[Example] = ()) -> dict[str, Flags]:
         "cold_item": nth <= FIRST_EVENTS,
         "repeat": repeat == 1,
         "not_repeat": repeat == 0,
+        "unseen_query": (searched == 1) & (known == 0),
+        "known_query": (searched == 1) & (known == 1),
     }
     return {name: flag for name, flag in flags.items() if flag.any()}
 

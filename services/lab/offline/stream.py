@@ -102,7 +102,10 @@ def read_stream(
         )
     queries = {event.request_id: normalize_query(event.query) for event in impressions}
     examples = [
-        example_of(event, publish_ts_ms=event.ts, query=queries.get(event.request_id or "")) for event in positives
+        example_of(
+            event, publish_ts_ms=event.ts, query=normalize_query(event.query) or queries.get(event.request_id or "")
+        )
+        for event in positives
     ]
     clicked, bought = (
         _first_times(positives),

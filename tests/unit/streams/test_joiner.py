@@ -301,6 +301,18 @@ class TestSearches:
         assert (asked.query, plain.query, other.query) == ("red mug", None, None)
         assert [one.query for one in join.advance(50_000)] == ["red mug", None]
 
+    def test_an_event_may_carry_its_query_itself(self) -> None:
+        join = joiner()
+        (alone,) = offered(join, click(1, query=" red  mug "))
+        _, own, joined = offered(
+            join,
+            self.search(1, "known", "known-2", query="lamp"),
+            click(2, "known-3", query="rug"),
+            click(3, "known", query="mug"),
+            click(4, "known-2"),
+        )
+        assert (alone.query, own.query, joined.query) == ("red mug", "mug", "lamp")
+
     def test_a_correction_knows_it_too(self) -> None:
         join = joiner()
         offered(join, self.search(1, "known", "known-2", query="mug"))

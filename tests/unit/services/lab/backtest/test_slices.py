@@ -59,6 +59,17 @@ def test_a_file_without_guests_has_no_slice_of_known_customers(stream: Stream) -
     assert not {"guests", "known"} & slices(Stream(known, [])).keys()
 
 
+def test_queries_are_unseen_until_an_event_has_them() -> None:
+    queries = ["mug", None, "Mug", "lamp", "mug"]
+    examples = [
+        Example(f"e-{place}", "ann", None, "a", place, "click", "search", None, 0, query=query)
+        for place, query in enumerate(queries)
+    ]
+    flags = slices(Stream(examples, []))
+    assert np.flatnonzero(flags["unseen_query"]).tolist() == [0, 3]
+    assert np.flatnonzero(flags["known_query"]).tolist() == [2, 4]
+
+
 def test_earlier_events_are_history(stream: Stream) -> None:
     warm_up = [
         Example(f"w-{place}", "ann", None, item, 1, "purchase", "home", None, 0) for place, item in enumerate("abc")

@@ -122,3 +122,17 @@ def test_a_purchase_that_comes_after_its_click_was_learnt_is_learnt_alone(tmp_pa
     assert first.as_shown.bought == (True, False, True)
     corrections = [(ts, one.item_ids, one.clicked, one.bought) for ts, one in first.lessons[1:]]
     assert corrections == [(14_000, ("a",), (False,), (True,)), (12_000, ("c",), (True,), (True,))]
+
+
+def test_a_click_carries_its_own_query_or_that_of_its_list(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text(
+        "ts,user_id,event_type,request_id,item_id,shown_items,query\n"
+        "1764500000000,ann,impression,r1,,a b,red mug\n"
+        "1764500001000,ann,click,r1,a,,\n"
+        "1764500002000,ann,purchase,r1,b,, blue  mug\n"
+        "1764500003000,ann,click,,c,,lamp\n"
+        "1764500004000,ann,click,,c,,\n"
+    )
+    stream = read_stream(path, KNOWN, max_events=None, click_window_seconds=600)
+    assert [example.query for example in stream.examples] == ["red mug", "blue mug", "lamp", None]
