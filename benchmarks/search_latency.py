@@ -17,7 +17,7 @@ import torch
 from benchmarks.measure import Measurement, data_settings
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.learning.learner import Learner
-from peft_adapters.ranking.lexical import words
+from peft_adapters.ranking.words import words
 from peft_adapters.registry.bundle import read_bundle, write_bundle
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel

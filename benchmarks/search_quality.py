@@ -19,8 +19,9 @@ from peft_adapters.encoder.encoder import MergedSuffix
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.learning.learner import Learner
 from peft_adapters.ranking.counters import FloatArray
-from peft_adapters.ranking.lexical import LexicalIndex, words
+from peft_adapters.ranking.lexical import LexicalIndex
 from peft_adapters.ranking.retrieval import reciprocal_rank_fusion, top_k
+from peft_adapters.ranking.words import words
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream

@@ -1,7 +1,7 @@
 """Formats of earlier releases on disk, and their translation to today's names.
 
 Release 0.1 called the global preference `taste`, and wrote checkpoints of version 7, whose tensors had names of their
-own instead of the paths of `Learner.state_dict`.
+own instead of the paths of `Learner.state_dict`. Release 0.2 counted pairs of items of a session without their order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 _Value = TypeVar("_Value")
 
 VERSION_OF_0_1 = 7  # of a checkpoint's `state.json`
+
+SINCE_0_2 = ("repeated", "popularity_now", "events_since_first", "events_since_last")  # counters with a value per item
 
 _BUNDLE_NAMES = {"heads": {"taste": "global_preference"}}  # by group
 
@@ -56,6 +58,38 @@ def bundle_of_0_1(groups: Mapping[str, Mapping[str, _Value]]) -> dict[str, dict[
         group: {_BUNDLE_NAMES.get(group, {}).get(name, name): value for name, value in tensors.items()}
         for group, tensors in groups.items()
     }
+
+
+def bundle_of_0_2(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the groups of a bundle with the counters of today, which hold the order of pairs."""
+    return {
+        group: {
+            name: value
+            for name, value in counters_of_0_2(tensors).items()
+            if not name.startswith("cooccurrence.")  # follows from the order
+        }
+        if group == "counters"
+        else dict(tensors)
+        for group, tensors in groups.items()
+    }
+
+
+def counters_of_0_2(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tensors of counters with those that came after release 0.2; today's are unchanged.
+
+    Pairs counted without their order are split evenly between both orders, so that neither is preferred.
+
+    >>> counters_of_0_2({"events": 3, "cooccurrence.row": 1, "cooccurrence.count": 4})["followed.count"]
+    2.0
+    """
+    if "events" not in tensors or any(name.startswith("followed.") for name in tensors):
+        return dict(tensors)
+    followed = {
+        name.replace("cooccurrence", "followed"): value * 0.5 if name.endswith(".count") else value
+        for name, value in tensors.items()
+        if name.startswith("cooccurrence.")
+    }
+    return {name: tensors["events"] * 0 for name in SINCE_0_2} | dict(tensors) | followed
 
 
 def model_of_0_1(tensors: Mapping[str, _Value]) -> dict[str, _Value]:

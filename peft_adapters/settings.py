@@ -41,13 +41,55 @@ AFFINITY_FEATURES = (
     *QUERY_FEATURES,  # last, because they are left out where there is no search query
 )
 FEATURES = COUNTER_FEATURES + AFFINITY_FEATURES
-SECOND_STAGE_FEATURES = (  # further inputs of the second stage
-    "evidence",
-    "session_length",
-    "history_length",
-    "sessions",
-    "no_history",
-)
+SECOND_STAGE_GROUPS = {  # further inputs of the second stage, by what they are computed from
+    "pairs": (
+        "cooccurrence_max",
+        "cosine_max",
+        "pair_support",
+        "pair_share",
+        "cosine_mean",
+        "cosine_last",
+        "cooccurrence_last",
+        "transition_max",
+        "transition_last",
+        "transition_count",
+        "transition_second",
+        "pair_count_last",
+        "transition_back",
+    ),
+    "order": ("order_last", "order_mean", "order_pooled", "order_min"),
+    "item": ("evidence", "repeat_rate", "popularity_now", "events_since", "age"),
+    "shopper_item": (
+        "gap_time",
+        "gap_sessions",
+        "bought_before",
+        "repeat_share",
+        "followed_last_time",
+        "times_in_session",
+    ),
+    "price": ("price_difference", "price_distance"),
+    "context": (
+        "session_length",
+        "history_length",
+        "sessions",
+        "no_history",
+        "shopper_repeat_rate",
+        "pause",
+        "last_evidence",
+    ),
+    "similarity": (
+        "similarity_max",
+        "similarity_max_near",
+        "similarity_attention",
+        "similarity_second",
+        "similarity_mean",
+        "text_last",
+        "text_max",
+        "text_max_near",
+    ),
+    "words": ("words_last", "words_max_near", "words_max", "words_mean"),
+}
+SECOND_STAGE_FEATURES = tuple(name for names in SECOND_STAGE_GROUPS.values() for name in names)
 
 
 class EncoderSettings(BaseModel):
@@ -160,7 +202,10 @@ class LearnerSettings(BaseModel):
     projection_refresh_batches: int = Field(
         default=4, ge=1, description="micro-batches between two refreshes of item vectors and published projections"
     )
-    features: tuple[str, ...] = Field(default=FEATURES, description="features that the head uses, for ablations")
+    features: tuple[str, ...] = Field(
+        default=FEATURES + SECOND_STAGE_FEATURES,
+        description="features that the head and the second stage use, for ablations",
+    )
     second_stage: bool = Field(
         default=True,
         description="learn small networks that re-rank the best candidates of the linear score; they are served as far "

@@ -6,6 +6,8 @@ from streams.events import Item
 
 
 def catalogue_item(item: Item) -> CatalogueItem:
-    """Return an item's id, text and, if it has any, vectors."""
+    """Return an item's id, text and, if it has any, vectors and a price."""
     text = item_text(title=item.title, brand=item.brand, category=item.category, description=item.description)
-    return (item.item_id, text, item_vectors(item.vectors)) if item.vectors else (item.item_id, text)
+    if item.price is None:
+        return (item.item_id, text, item_vectors(item.vectors)) if item.vectors else (item.item_id, text)
+    return item.item_id, text, item_vectors(item.vectors or {}), item.price

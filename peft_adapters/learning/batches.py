@@ -103,6 +103,7 @@ class Batch:
         before: rows of the earlier events in each event's session, newest first.
         first_of_item: [events] whether no earlier batch has an event of the item.
         new_shopper: [events] whether this is the shopper's first event.
+        is_repeat: [events] whether the shopper had the item in an earlier session.
         item_count: number of items in the catalogue.
         columns: [columns] rows that features are computed for; None is the whole catalogue.
         candidates: [candidates] sorted rows the step is taken on, positives included.
@@ -119,6 +120,7 @@ class Batch:
     before: list[list[int]]
     first_of_item: np.ndarray
     new_shopper: np.ndarray
+    is_repeat: npt.NDArray[np.bool_]
     item_count: int
     columns: IntArray | None
     candidates: IntArray

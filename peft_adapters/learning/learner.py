@@ -28,8 +28,7 @@ from peft_adapters.ranking.affinities import affinity_features, weighted_sum
 from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.ranker import Ranker
 from peft_adapters.ranking.second_stage import rerank
-from peft_adapters.ranking.second_stage_features import SecondStageFeatures
-from peft_adapters.ranking.shoppers import Contexts
+from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
 from peft_adapters.settings import FEATURES, PASSED_OVER
 
 _LISTED_ENOUGH = 0.9  # share of events in lists from which on a step of LoRA costs more than it can still gain
@@ -99,10 +98,11 @@ class Learner(LearnerParts):
             rows: [columns] catalogue rows of the columns, if those of `batch` are rows of `ranker`.
         """
         ranker = self.ranker if ranker is None else ranker
+        query, candidate = ranker.vectors("query", batch.context_rows), ranker.vectors("candidate", batch.columns)
         affinities = affinity_features(
             batch.affinity_weights,
-            ranker.vectors("query", batch.context_rows),
-            ranker.vectors("candidate", batch.columns),
+            query,
+            candidate,
             ranker.global_preference,
             ranker.text_share(batch.columns),
             batch.query_vector,
@@ -111,18 +111,23 @@ class Learner(LearnerParts):
         if not ranker.second_stage.is_active:
             return scores
         rows = batch.columns if rows is None else rows
+        features = SecondStageFeatures(self.ranker.counters, self.ranker.facts, self.ranker.text)
+
+        def more(places: Tensor) -> Tensor:
+            return features.features(
+                batch.contexts,
+                places.numpy() if rows is None else rows[places.numpy()],
+                query=VectorTable(query.numpy(), batch.contexts.rows()),
+                candidate=VectorTable(candidate.numpy(), rows),
+            )
+
         return rerank(
             scores,
             ranker.second_stage,
             counted=batch.counter_features,
             affinities=affinities,
-            more=lambda places: self._second_stage_features(batch.contexts, places, rows),
+            more=more,
         )
-
-    def _second_stage_features(self, contexts: Contexts, places: Tensor, columns: IntArray | None) -> Tensor:
-        """Return SECOND_STAGE_FEATURES [features, events, chosen] at indices [events, chosen] of some columns."""
-        rows = places.numpy() if columns is None else columns[places.numpy()]
-        return SecondStageFeatures(self.ranker.counters).features(contexts, rows)
 
     def learn(self, batch: Batch, *, lora: bool = True) -> float:
         """Take one step on a batch, then count it.
@@ -164,7 +169,7 @@ class Learner(LearnerParts):
 
     def count(self, batch: Batch) -> None:
         """Count a batch without learning from it."""
-        self.ranker.counters.update(batch.items, batch.before)
+        self.ranker.counters.update(batch.items, batch.before, batch.is_repeat)
         self._blend()
         self.events_learned += len(batch)
 

@@ -24,12 +24,19 @@ from peft_adapters.learning.state_dicts import Part, StateDict, Stateful, collec
 from peft_adapters.ranking.calibration import Probabilities
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import Counters
-from peft_adapters.ranking.modalities import CatalogueItem, Projections, pack_vectors, unpack_vectors
+from peft_adapters.ranking.modalities import (
+    CatalogueItem,
+    Projections,
+    pack_prices,
+    pack_vectors,
+    unpack_prices,
+    unpack_vectors,
+)
 from peft_adapters.ranking.ranker import ROLES, Ranker
 from peft_adapters.ranking.residual_rows import dequantise_rows, quantise_rows
 from peft_adapters.ranking.second_stage import SecondStage
 from peft_adapters.ranking.shoppers import Shoppers
-from peft_adapters.settings import FEATURES, LearnerSettings
+from peft_adapters.settings import FEATURES, SECOND_STAGE_FEATURES, LearnerSettings
 
 Groups = dict[str, dict[str, Tensor]]  # tensors of a bundle by group
 
@@ -57,9 +64,10 @@ class LearnerParts:
     """
 
     def __init__(self, encoder: Encoder, catalogue: Catalogue, settings: LearnerSettings) -> None:
-        unknown = set(settings.features) - set(FEATURES)
+        known = (*FEATURES, *SECOND_STAGE_FEATURES)
+        unknown = set(settings.features) - set(known)
         if unknown:
-            raise ModelValueError(f"`features` must be among {FEATURES}, got {sorted(unknown)}")
+            raise ModelValueError(f"`features` must be among {known}, got {sorted(unknown)}")
         self.encoder, self.catalogue, self.settings = encoder, catalogue, settings
         self.ranker = Ranker.empty(encoder.dim)
         self.ranker.heads *= torch.tensor([float(name in settings.features) for name in FEATURES])
@@ -95,6 +103,7 @@ class LearnerParts:
     def _grow(self) -> None:
         for part in (self.ranker, self.positives, self.lists):
             part.grow(len(self.catalogue))
+        self.ranker.facts = self.catalogue.facts()
 
     def _refresh(self, rows: Sequence[int]) -> None:
         if self.lora_steps.next_adapter is not None:
@@ -177,6 +186,8 @@ class LearnerParts:
             "items": list(zip(self.catalogue.ids, self.catalogue.texts, strict=True)),
             "vectors": pack_vectors(self.catalogue.modality_vectors),
         }
+        if self.catalogue.prices:
+            catalogue["prices"] = pack_prices(self.catalogue.prices)
         counts = {"batches_learned": self.batches_learned, "events_learned": self.events_learned}
         return {"catalogue": catalogue} | collect(self.learned_parts() | self.counted_parts()) | counts
 
@@ -188,10 +199,13 @@ class LearnerParts:
         """
         catalogue = state["catalogue"]
         vectors = unpack_vectors(split_tensors(catalogue["vectors"])[0]) if "vectors" in catalogue else {}
+        prices = unpack_prices(catalogue.get("prices", {}))
         self.catalogue.upsert(
-            (item_id, text, vectors.get(row, {})) for row, (item_id, text) in enumerate(catalogue["items"])
+            (item_id, text, vectors.get(row, {}), prices.get(row))
+            for row, (item_id, text) in enumerate(catalogue["items"])
         )
         self.ranker.grow(len(self.catalogue))
+        self.ranker.facts = self.catalogue.facts()
         distribute(self.learned_parts() | self.counted_parts(), state)
         self.batches_learned, self.events_learned = state["batches_learned"], state["events_learned"]
 

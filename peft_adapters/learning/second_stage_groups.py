@@ -18,7 +18,7 @@ from peft_adapters.ranking.counter_features import CounterFeatures
 from peft_adapters.ranking.features import affinity_weights, context_weights
 from peft_adapters.ranking.ranker import Ranker
 from peft_adapters.ranking.second_stage import RERANKED, gather_features
-from peft_adapters.ranking.second_stage_features import SecondStageFeatures
+from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
 
 _SCORED_CELLS = 320_000  # events times items, so that the scores of a micro-batch cost the same in any catalogue
 _MOST_EVENTS, _FEWEST_EVENTS = 64, 8
@@ -130,10 +130,11 @@ def event_groups(batch: Batch, ranker: Ranker, *, generator: np.random.Generator
     contexts, columns = batch.contexts.part(events), None if whole else batch.candidates
     counted = CounterFeatures(ranker.counters).features(contexts, columns)
     rows = contexts.rows()
+    query_vectors, candidate_vectors = ranker.vectors("query", rows), ranker.vectors("candidate", columns)
     affinities = affinity_features(
         affinity_weights(context_weights(contexts, len(ranker)), rows),
-        ranker.vectors("query", rows),
-        ranker.vectors("candidate", columns),
+        query_vectors,
+        candidate_vectors,
         ranker.global_preference,
         ranker.text_share(columns),
         None if batch.query_vector is None else batch.query_vector[torch.from_numpy(events)],
@@ -143,7 +144,12 @@ def event_groups(batch: Batch, ranker: Ranker, *, generator: np.random.Generator
     log_expected = torch.zeros(len(ranker)) if columns is None else batch.log_expected
     places, best, expected = _drawn(*_best_of(scores, torch.from_numpy(targets), log_expected), generator)
     chosen = places.numpy() if columns is None else columns[places.numpy()]
-    more = SecondStageFeatures(ranker.counters).features(contexts, chosen)
+    more = SecondStageFeatures(ranker.counters, ranker.facts, ranker.text).features(
+        contexts,
+        chosen,
+        query=VectorTable(query_vectors.numpy(), rows),
+        candidate=VectorTable(candidate_vectors.numpy(), columns),
+    )
     inputs = torch.cat([gather_features(counted, affinities, places), more, best.clamp(min=-1e4)[None]]).transpose(0, 1)
     kept = best[:, 0] > -torch.inf
     return EventGroups(

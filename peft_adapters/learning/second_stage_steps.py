@@ -23,13 +23,15 @@ from peft_adapters.learning.second_stage_groups import EventGroups, ListGroups
 from peft_adapters.learning.state_dicts import StateDict
 from peft_adapters.learning.trial import Trial
 from peft_adapters.ranking.second_stage import INPUT_NAMES, NETWORKS, SecondStage
-from peft_adapters.settings import FEATURES, NEW_FEATURES, PASSED_OVER, LearnerSettings
+from peft_adapters.settings import NEW_FEATURES, PASSED_OVER, SECOND_STAGE_GROUPS, LearnerSettings
 
 _KEPT_GROUPS = 5_120
 _NEW_STEPS, _REPLAY_STEPS = 3, 5  # after each micro-batch
 _REPLAYED_GROUPS = 64  # in a step on replayed groups
 # Inputs whose value when a list was shown is not known, or counts the list's own clicks.
-_NOT_OF_LISTS = {"popularity_fast", "popularity_slow", *NEW_FEATURES, "evidence"}
+_NOT_OF_LISTS = {"popularity_fast", "popularity_slow", *NEW_FEATURES} | {
+    name for group in ("pairs", "order", "item") for name in SECOND_STAGE_GROUPS[group]
+}
 
 _Gradient = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -46,7 +48,7 @@ class SecondStageSteps:
 
     def __init__(self, settings: LearnerSettings) -> None:
         self._settings = settings
-        unused = {*PASSED_OVER, *(set(FEATURES) - set(settings.features))}
+        unused = {*PASSED_OVER, *(set(INPUT_NAMES[:-1]) - set(settings.features))}
         masked = {"positives": unused, "lists": unused | _NOT_OF_LISTS}
         self._networks = {
             name: NetworkLearner(

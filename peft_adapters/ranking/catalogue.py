@@ -12,7 +12,8 @@ from torch import Tensor
 
 from peft_adapters.encoder.encoder import MAX_TEXT_CHARS
 from peft_adapters.encoder.prefix_cache import PrefixCache
-from peft_adapters.ranking.modalities import CatalogueItem, ItemVectors
+from peft_adapters.ranking.item_facts import ItemFacts, ItemFactsTable
+from peft_adapters.ranking.modalities import CatalogueItem, ItemVectors, price_of
 
 log = structlog.get_logger(__name__)
 
@@ -21,7 +22,7 @@ _CHUNK = 1_024  # items encoded or refreshed at a time; bounds memory
 
 
 class Catalogue:
-    """Items in order of arrival; an item keeps its row for ever, and its text may change.
+    """Items in order of arrival; an item keeps its row for ever, and its text and price may change.
 
     Args:
         cache: cache that provides the frozen activations of each text.
@@ -34,6 +35,7 @@ class Catalogue:
         rows: row of each item id.
         hidden: activations [tokens, dim] of each row; None where they are only in the cache.
         modality_vectors: vectors of other modalities, by row, of the items that have any.
+        prices: price, by row, of the items that have one.
     """
 
     def __init__(self, cache: PrefixCache, *, max_hidden_bytes: int | None = None) -> None:
@@ -43,6 +45,8 @@ class Catalogue:
         self.rows: dict[str, int] = {}
         self.hidden: list[Tensor | None] = []
         self.modality_vectors: dict[int, ItemVectors] = {}
+        self.prices: dict[int, float] = {}
+        self._facts = ItemFactsTable()
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -56,17 +60,21 @@ class Catalogue:
         """Add or change items, all or none, and return the sorted rows whose text or vectors changed."""
         changed: dict[str, str] = {}
         vectors: dict[str, ItemVectors] = {}
+        prices: dict[str, float | None] = {}
         for item in items:
-            item_id, text = item[:2]
+            item_id, text = item[0], item[1]
             row = self.rows.get(item_id)
             if row is None or self.texts[row] != text or item_id in changed:
                 changed[item_id] = text
-            vectors[item_id] = item[2] if len(item) == 3 else {}
+            vectors[item_id] = item[2] if len(item) > 2 else {}
+            prices[item_id] = price_of(item)
         encoded = self._encode(list(changed.values()))
         rows = {
             self._set_text(item_id, text, hidden)
             for (item_id, text), hidden in zip(changed.items(), encoded, strict=True)
         }
+        priced = {self.rows[item_id] for item_id, price in prices.items() if self._set_price(item_id, price)}
+        self._facts.set((row, self.texts[row], self.prices.get(row)) for row in sorted(rows | priced))
         return sorted(
             rows | {self.rows[item_id] for item_id, given in vectors.items() if self._set_vectors(item_id, given)}
         )
@@ -112,6 +120,18 @@ class Catalogue:
         return previous.keys() != vectors.keys() or not all(
             np.array_equal(previous[name], vectors[name]) for name in previous
         )
+
+    def _set_price(self, item_id: str, price: float | None) -> bool:
+        """Set an item's price, and return whether it changed."""
+        row = self.rows[item_id]
+        previous = self.prices.pop(row, None)
+        if price is not None:
+            self.prices[row] = price
+        return previous != price
+
+    def facts(self) -> ItemFacts:
+        """Return prices and words of all items as of now."""
+        return self._facts.facts()
 
     def vectors(self, suffix: Callable[[Sequence[Tensor]], Tensor], rows: Sequence[int]) -> Tensor:
         """Return unit text vectors [rows, dim] under an adapter.

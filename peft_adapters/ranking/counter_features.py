@@ -11,9 +11,9 @@ from peft_adapters.ranking.counters import Counters, FloatArray, IntArray, Spars
 from peft_adapters.ranking.features import SMOOTHING_EVENTS, click_through
 from peft_adapters.ranking.recency import HISTORY_RECENCY, NEAR_RECENCY, SESSION_RECENCY
 from peft_adapters.ranking.shoppers import Contexts
-from peft_adapters.registry.tensor_rules import MATRICES
 from peft_adapters.settings import COUNTER_FEATURES
 
+_MATRICES = ("transition", "skip_transition", "cooccurrence", "neighbour")
 _RECENCY = tuple(recency.table for recency in (SESSION_RECENCY, NEAR_RECENCY, HISTORY_RECENCY))
 
 
@@ -26,7 +26,7 @@ class CounterFeatures:
 
     def __init__(self, counters: Counters) -> None:
         self._items = len(counters.events)
-        self._counts = tuple(_kernel_counts(counters.matrices[name]) for name in MATRICES)
+        self._counts = tuple(kernel_counts(counters.matrices[name]) for name in _MATRICES)
         total = np.maximum(counters.popularity.sum(axis=1, keepdims=True), 1.0)
         popular = self._items * counters.popularity / total  # [half-lives, items] over uniform chance
         root_share = np.sqrt(popular[1] / max(self._items, 1) + SMOOTHING_EVENTS / total[1, 0])
@@ -75,7 +75,7 @@ class CounterFeatures:
             raise IndexError(f"rows must be below {self._items}, the number of counted items, got {largest}")
 
 
-def _kernel_counts(counts: SparseCounts) -> tuple[FloatArray, tuple[object, ...], tuple[object, ...]]:
+def kernel_counts(counts: SparseCounts) -> tuple[FloatArray, tuple[object, ...], tuple[object, ...]]:
     """Return counts in the form that `counter_kernels.add_probabilities` takes."""
     main, recent = ((part.indptr, part.indices, part.data) for part in counts.parts())
     return counts.row_sums + np.float32(SMOOTHING_EVENTS), main, recent

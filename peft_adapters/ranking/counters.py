@@ -1,4 +1,4 @@
-"""Streaming counters: popularity at two half-lives, directed transitions, windowed co-occurrence, click-through.
+"""Streaming counters: popularity, directed transitions, windowed co-occurrence with its order, click-through, repeats.
 
 Counts are whole numbers, possibly halved a few times, so sums are exact: a parent's counts plus a published delta equal
 the counts of the learner that published it. All updates are vectorised over a micro-batch.
@@ -15,12 +15,14 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from peft_adapters.registry.tensor_rules import MATRICES, PER_ITEM
+from peft_adapters.earlier_formats import counters_of_0_2
+from peft_adapters.registry.tensor_rules import HALVED, MATRICES, PER_ITEM
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 HALF_LIVES_EVENTS = (1_000.0, 20_000.0)
+NOW_HALF_LIFE_EVENTS = 100.0
 PAIR_WINDOW_ITEMS = 20  # earlier items of the session that a new event is paired with
 SKIP_WINDOW_ITEMS = 5  # newest of them that also count as directed skip transitions
 NEIGHBOUR_WINDOW_ITEMS = 3  # newest of them that also count as neighbours, without direction
@@ -126,15 +128,22 @@ class Counters:
         shown: [items] impressions of each item in lists whose clicks are known.
         clicked: [items] clicks of each item in those lists.
         bought: [items] purchases of each item in those lists.
-        matrices: sparse counts of item pairs, by name.
+        repeated: [items] events of each item by shoppers who had it in an earlier session.
+        popularity_now: [items] events of each item, halved every `NOW_HALF_LIFE_EVENTS` events.
+        events_since_first: [items] events of all items from each item's first event on; 0 before it.
+        events_since_last: [items] events of all items from each item's newest event on; 0 before its first.
+        matrices: sparse counts of item pairs, by name: those of `MATRICES`, and `cooccurrence`, which is `followed` in
+            both directions.
         rewritten: all counts changed since `mark_published`, so that a delta cannot represent them.
     """
 
     def __init__(self) -> None:
         self.rewritten = False
         self.popularity = np.zeros((len(HALF_LIVES_EVENTS), 0), dtype=np.float32)
-        self.events, self.shown, self.clicked, self.bought = (np.zeros(0, dtype=np.float32) for _ in PER_ITEM)
-        self.matrices = {name: SparseCounts() for name in MATRICES}
+        nothing: FloatArray = np.zeros(0, dtype=np.float32)
+        self.events = self.shown = self.clicked = self.bought = self.repeated = self.popularity_now = nothing
+        self.events_since_first = self.events_since_last = nothing
+        self.matrices = {name: SparseCounts() for name in (*MATRICES, "cooccurrence")}
         self._unpublished: dict[str, list[sparse.csr_array]] = {name: [] for name in MATRICES}
 
     def grow(self, size: int) -> None:
@@ -147,17 +156,15 @@ class Counters:
             for matrix in self.matrices.values():
                 matrix.grow(size)
 
-    def update(self, items: IntArray, before: list[list[int]]) -> None:
+    def update(self, items: IntArray, before: list[list[int]], is_repeat: npt.NDArray[np.bool_] | None = None) -> None:
         """Count the events of a micro-batch.
 
         Args:
             items: [events] catalogue rows of the events' items.
             before: for each event, the rows of earlier items in its session, newest first.
+            is_repeat: [events] whether the shopper had the item in an earlier session; None if no event is one.
         """
-        decay = np.array([0.5 ** (len(items) / half_life) for half_life in HALF_LIVES_EVENTS], dtype=np.float32)
-        counts = np.bincount(items, minlength=len(self.events)).astype(np.float32)
-        self.popularity = self.popularity * decay[:, None] + counts
-        self.events = self.events + counts
+        self._update_items(items, np.zeros(len(items), dtype=np.bool_) if is_repeat is None else is_repeat)
         lags = np.array([lag for rows in before for lag in range(len(rows))], dtype=np.int64)
         earlier = np.array([row for rows in before for row in rows], dtype=np.int64)
         later = np.repeat(items, [len(rows) for rows in before])
@@ -165,8 +172,26 @@ class Counters:
         near = lags < SKIP_WINDOW_ITEMS
         self._add("skip_transition", earlier[near], later[near])
         close = lags < NEIGHBOUR_WINDOW_ITEMS
-        self._add_symmetric("neighbour", earlier[close], later[close])
-        self._add_symmetric("cooccurrence", earlier, later)
+        self._add("neighbour", *_both_ways(earlier[close], later[close]))
+        self._add("followed", earlier, later)
+
+    def _update_items(self, items: IntArray, is_repeat: npt.NDArray[np.bool_]) -> None:
+        """Count what belongs to one item; arguments as in `update`."""
+        size = len(self.events)
+        decay = np.array([0.5 ** (len(items) / half_life) for half_life in HALF_LIVES_EVENTS], dtype=np.float32)
+        counts = np.bincount(items, minlength=size).astype(np.float32)
+        self.popularity = self.popularity * decay[:, None] + counts
+        self.events = self.events + counts
+        self.popularity_now = self.popularity_now * np.float32(0.5 ** (len(items) / NOW_HALF_LIFE_EVENTS)) + counts
+        self.repeated = self.repeated + np.bincount(items[is_repeat], minlength=size).astype(np.float32)
+        until_end = np.arange(len(items), 0, -1, dtype=np.float32)  # events from each event to the end of the batch
+        is_known = self.events_since_first > 0
+        elapsed = is_known * np.float32(len(items))
+        first, last = np.zeros(size, dtype=np.float32), self.events_since_last + elapsed
+        first[items[::-1]] = until_end[::-1]  # of several events of an item, the one written last counts
+        last[items] = until_end
+        self.events_since_first = np.where(is_known, self.events_since_first + elapsed, first)
+        self.events_since_last = last
 
     def update_shown(
         self,
@@ -196,23 +221,25 @@ class Counters:
         """
         factor = np.float32(0.5**halvings)
         self.popularity = self.popularity * factor
-        for name in PER_ITEM:
+        for name in HALVED:
             setattr(self, name, getattr(self, name) * factor)
         for matrix in self.matrices.values():
             matrix.scale(float(factor))
         self.rewritten = True
 
-    def _add_symmetric(self, name: str, rows: IntArray, columns: IntArray) -> None:
-        """Count pairs [pairs] in both directions."""
-        self._add(name, np.concatenate([rows, columns]), np.concatenate([columns, rows]))
-
     def _add(self, name: str, rows: IntArray, columns: IntArray) -> None:
         """Count pairs [pairs] in a matrix, and keep them for the next delta."""
         counts = np.ones(len(rows), dtype=np.float32)
-        self.matrices[name].add(rows, columns, counts)
+        self._add_counts(name, rows, columns, counts)
         self._unpublished[name].append(
             sparse.csr_array((counts, (rows, columns)), shape=(len(self.events), len(self.events)))
         )
+
+    def _add_counts(self, name: str, rows: IntArray, columns: IntArray, counts: FloatArray) -> None:
+        """Add counts [pairs] to a matrix, and those of `followed` to `cooccurrence` in both directions."""
+        self.matrices[name].add(rows, columns, counts)
+        if name == "followed":
+            self.matrices["cooccurrence"].add(*_both_ways(rows, columns), np.concatenate([counts, counts]))
 
     def copy(self) -> Counters:
         """Return a copy without unpublished counts, for example to apply a delta to it."""
@@ -227,7 +254,7 @@ class Counters:
 
     def full(self) -> dict[str, Tensor]:
         """Return all counts, for a full bundle."""
-        return self._bundle_tensors({name: matrix.triples() for name, matrix in self.matrices.items()})
+        return self._bundle_tensors({name: self.matrices[name].triples() for name in MATRICES})
 
     def delta(self) -> dict[str, Tensor]:
         """Return the pair counts since `mark_published` and all counts per item, for a delta bundle."""
@@ -251,9 +278,9 @@ class Counters:
         """Apply the tensors of `full` to empty counters, or those of `delta` to the counters of its parent."""
         self.grow(published["events"].shape[0])
         self._load_dense(published)
-        for name, matrix in self.matrices.items():
+        for name in MATRICES:
             data, (rows, columns) = _coo({key: published[f"{name}.{key}"] for key in ("row", "column", "count")})
-            matrix.add(rows, columns, data)
+            self._add_counts(name, rows, columns, data)
 
     def _bundle_tensors(self, triples: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         return self._dense() | {f"{name}.{key}": value for name, part in triples.items() for key, value in part.items()}
@@ -278,12 +305,18 @@ class Counters:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load the result of `state_dict`. Unpublished counts are lost, so the next bundle must be a full one."""
+        state = counters_of_0_2(state)
         self._load_dense(state)
         for name, matrix in self.matrices.items():
             prefix = f"{name}."
             part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             matrix.load_state_dict(part, len(self.events))
         self.mark_published()
+
+
+def _both_ways(rows: IntArray, columns: IntArray) -> tuple[IntArray, IntArray]:
+    """Return pairs [pairs] in both directions, [2 * pairs] rows and columns."""
+    return np.concatenate([rows, columns]), np.concatenate([columns, rows])
 
 
 def _empty(size: int) -> Any:

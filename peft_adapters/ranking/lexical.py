@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import bm25s
 import numpy as np
 
 from peft_adapters.ranking.counters import FloatArray
-
-_WORD = re.compile(r"\w+")
-
-
-def words(text: str) -> list[str]:
-    """Return the words of a text, in lower case.
-
-    >>> words("Blue-glass MUG, 350 ml")
-    ['blue', 'glass', 'mug', '350', 'ml']
-    """
-    return _WORD.findall(text.casefold())
+from peft_adapters.ranking.words import words
 
 
 class LexicalIndex:

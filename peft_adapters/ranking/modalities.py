@@ -28,7 +28,8 @@ _INITIAL_GATE, _GATE_RATE = 0.5, 0.05
 _CHUNK = 1_024  # items projected at a time; bounds memory
 
 ItemVectors = Mapping[str, npt.NDArray[np.float16]]  # unit vectors [length] by modality
-CatalogueItem = tuple[str, str] | tuple[str, str, ItemVectors]  # id, text, and vectors of other modalities if any
+# Id, text, and, if any, vectors of other modalities and a price.
+CatalogueItem = tuple[str, str] | tuple[str, str, ItemVectors] | tuple[str, str, ItemVectors, float | None]
 
 
 def item_vectors(vectors: Mapping[str, Sequence[float]]) -> ItemVectors:
@@ -38,6 +39,11 @@ def item_vectors(vectors: Mapping[str, Sequence[float]]) -> ItemVectors:
     {'image': array([0.6, 0.8], dtype=float16)}
     """
     return {name: _unit(np.asarray(values, dtype=np.float64)) for name, values in vectors.items()}
+
+
+def price_of(item: CatalogueItem) -> float | None:
+    """Return the price of an item; None if it is unknown."""
+    return item[3] if len(item) == 4 else None
 
 
 def _unit(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float16]:
@@ -146,13 +152,13 @@ class Projections:
 
     def drop_invalid_vectors(self, item: CatalogueItem) -> CatalogueItem:
         """Return the item, without its vectors if they violate a rule, and register its modalities."""
-        if len(item) == 2:
+        if len(item) == 2 or not item[2]:
             return item
         problem = self.register({name: len(vector) for name, vector in item[2].items()})
         if problem is None:
             return item
         log.warning("vectors_not_used", item_id=item[0], problem=problem)
-        return item[:2]
+        return item[0], item[1], {}, price_of(item)
 
     def _add(self, name: str, weights: Tensor, *, gate: float = _INITIAL_GATE) -> None:
         """Add or replace a projection with weights [dim, length] and new optimisers."""
@@ -307,3 +313,15 @@ def unpack_vectors(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, npt.NDA
             for row, vector in zip(tensors[f"rows/{name}"].tolist(), table.numpy(), strict=True):
                 vectors.setdefault(row, {})[name] = vector.copy()
     return vectors
+
+
+def pack_prices(prices: Mapping[int, float]) -> dict[str, Tensor]:
+    """Return prices by row as tensors of rows [rows] and values [rows]."""
+    rows = sorted(prices)
+    values = torch.tensor([prices[row] for row in rows], dtype=torch.float64)
+    return {"rows": torch.tensor(rows, dtype=torch.int64), "values": values}
+
+
+def unpack_prices(tensors: Mapping[str, Tensor]) -> dict[int, float]:
+    """Return the prices by row that `pack_prices` packed."""
+    return dict(zip(tensors["rows"].tolist(), tensors["values"].tolist(), strict=True)) if tensors else {}

@@ -28,9 +28,10 @@ from peft_adapters.ranking.features import (
     conversion,
     pad_features,
 )
+from peft_adapters.ranking.item_facts import ItemFacts
 from peft_adapters.ranking.request_scorer import ContextVectors, RequestScorer
 from peft_adapters.ranking.second_stage import RERANKED, SecondStage, rerank
-from peft_adapters.ranking.second_stage_features import SecondStageFeatures
+from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable, newest_rows
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.registry.tensor_rules import ROLES as ROLES
 from peft_adapters.settings import FEATURES
@@ -51,6 +52,7 @@ class Ranker:
         residuals: residuals [items, dim] by role, zero for items without evidence; fp32, or fp16 as in a bundle.
         counters: streaming counters of the scenario.
         second_stage: networks that re-rank the best candidates.
+        facts: prices of the items and words of their texts.
     """
 
     heads: Tensor
@@ -59,6 +61,7 @@ class Ranker:
     residuals: dict[str, Tensor]
     counters: Counters = field(default_factory=Counters)
     second_stage: SecondStage = field(default_factory=SecondStage.empty)
+    facts: ItemFacts = field(default_factory=lambda: ItemFacts.unknown(0))
 
     @classmethod
     def empty(cls, dim: int) -> Ranker:
@@ -158,7 +161,9 @@ class FrozenRanker:
         self.text_share = ranker.text_share()
         conversions = torch.from_numpy(conversion(self.counters))
         self._counter_features = CounterFeatures(self.counters)
-        self._second_stage_features = SecondStageFeatures(self.counters)
+        self._second_stage_features = SecondStageFeatures(
+            self.counters, ranker.facts, ranker.text if is_fixed else ranker.text.clone()
+        )
         self._candidate_vectors = ranker.vectors("candidate")
         precompute = len(ranker) <= PRECOMPUTED_ITEMS or not is_fixed
         self._context_vectors = ContextVectors(
@@ -202,7 +207,7 @@ class FrozenRanker:
 
         def more(places: Tensor) -> Tensor:
             rows = places.numpy() if columns is None else columns[places.numpy()]
-            return self._second_stage_features.features(contexts, rows)
+            return self._more(contexts, rows)
 
         return rerank(
             scores,
@@ -256,7 +261,16 @@ class FrozenRanker:
             contexts: recent items of the shoppers.
             columns: [candidates] rows of the candidates.
         """
-        return self._second_stage_features.features(contexts, np.tile(columns, (len(contexts), 1)))
+        return self._more(contexts, np.tile(columns, (len(contexts), 1)))
+
+    def _more(self, contexts: Contexts, rows: IntArray) -> Tensor:
+        """Return the second stage's further inputs of rows [contexts, candidates]."""
+        return self._second_stage_features.features(
+            contexts,
+            rows,
+            query=self._context_vectors.table(newest_rows(contexts)),
+            candidate=VectorTable(self._candidate_vectors.numpy()),
+        )
 
     def _features(
         self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None

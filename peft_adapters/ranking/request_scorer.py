@@ -20,7 +20,7 @@ from peft_adapters.ranking.counters import FloatArray, IntArray
 from peft_adapters.ranking.recency import HISTORY_RECENCY, PASSED_RECENCY, SESSION_RECENCY
 from peft_adapters.ranking.retrieval import top_k
 from peft_adapters.ranking.second_stage import RERANKED, SecondStage
-from peft_adapters.ranking.second_stage_features import SecondStageFeatures
+from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable, newest_rows
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.ranking.vector_kernels import AFFINITY_SCALE
 from peft_adapters.settings import COUNTER_FEATURES, FEATURES
@@ -139,7 +139,12 @@ class RequestScorer:
 
     def _add_outputs(self, contexts: Contexts, rows: IntArray, inputs: FloatArray, scores: FloatArray) -> None:
         """Add the networks' outputs to scores [candidates]."""
-        more = self._second_stage_features.features(contexts, rows[None])[:, 0].numpy()
+        more = self._second_stage_features.features(
+            contexts,
+            rows[None],
+            query=self._context_vectors.table(newest_rows(contexts)),
+            candidate=VectorTable(self._candidate_vectors),
+        )[:, 0].numpy()
         second_stage_kernels.add_outputs(self._networks, inputs, more, scores)
 
     def score_with_probabilities(
@@ -205,6 +210,10 @@ class ContextVectors:
     def __call__(self, rows: IntArray) -> Tensor:
         """Return vectors [rows, dim] of some rows."""
         return self._vectors[torch.from_numpy(rows)] if isinstance(self._vectors, Tensor) else self._vectors(rows)
+
+    def table(self, rows: IntArray) -> VectorTable:
+        """Return a table of vectors with at least some sorted rows."""
+        return VectorTable(self(rows).numpy(), rows) if self._table is None else VectorTable(self._table)
 
     def of_context(self, contexts: Contexts) -> tuple[FloatArray, IntArray, IntArray]:
         """Return a table [.., dim] of vectors, and its rows for one context's items [items] and passed-over items."""

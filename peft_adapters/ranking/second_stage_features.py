@@ -1,44 +1,97 @@
 """Inputs that only the second stage uses: too costly for the whole catalogue, computed for a few hundred candidates.
 
-A feature is added in three lines: its name in `settings.SECOND_STAGE_FEATURES`, what it reads in `_static` below (or in
-`Contexts`), and its loop in `second_stage_kernels.second_stage_features`.
+They are named in `settings.SECOND_STAGE_GROUPS`. The items that stand for a context in most of them are the newest 20
+of the session or, before its first event, of the shopper's history.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.ranking import counter_kernels, second_stage_kernels
+from peft_adapters.ranking import counter_kernels
 from peft_adapters.ranking.counters import Counters, FloatArray, IntArray
+from peft_adapters.ranking.item_facts import ItemFacts
+from peft_adapters.ranking.second_stage_inputs import NEWEST_ITEMS, second_stage_inputs
 from peft_adapters.ranking.shoppers import Contexts
-from peft_adapters.settings import SECOND_STAGE_FEATURES
+from peft_adapters.settings import SECOND_STAGE_FEATURES, SECOND_STAGE_GROUPS
+
+_MATRICES = ("transition", "cooccurrence", "followed")
+_PER_ITEM = ("events", "repeated", "popularity_now", "events_since_last", "events_since_first")
+_STARTS = np.cumsum([0, *(len(names) for names in SECOND_STAGE_GROUPS.values())])[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class VectorTable:
+    """Unit vectors of some items in one role.
+
+    Attributes:
+        vectors: [rows, dim] vectors.
+        rows: sorted catalogue rows of the items; None if they are all items.
+    """
+
+    vectors: FloatArray
+    rows: IntArray | None = None
+
+    def places(self, rows: IntArray) -> IntArray:
+        """Return the places of catalogue rows in the table, of the same shape; that of a row of -1 means nothing."""
+        return rows if self.rows is None else np.searchsorted(self.rows, rows)
 
 
 class SecondStageFeatures:
-    """Second-stage features over a snapshot of counters.
+    """Second-stage features over a snapshot of counters, facts and text vectors.
 
     Args:
         counters: counters to take the snapshot of.
+        facts: prices and words of the items.
+        text: [items, dim] unit text vectors, not copied.
     """
 
-    def __init__(self, counters: Counters) -> None:
-        self._static: FloatArray = np.log1p(counters.events)[None].astype(np.float32)
+    def __init__(self, counters: Counters, facts: ItemFacts, text: Tensor) -> None:
+        self._counts = tuple(
+            tuple((part.indptr, part.indices, part.data) for part in counters.matrices[name].parts())
+            for name in _MATRICES
+        )
+        self._per_item = tuple(getattr(counters, name) for name in _PER_ITEM)
+        known, items = len(facts.words), len(counters.events)
+        self._facts = (
+            facts if known >= items else facts.of_rows(np.where(np.arange(items) < known, np.arange(items), -1))
+        )
+        self._text: FloatArray = text.numpy()
 
-    def features(self, contexts: Contexts, rows: IntArray) -> Tensor:
+    def features(self, contexts: Contexts, rows: IntArray, *, query: VectorTable, candidate: VectorTable) -> Tensor:
         """Return features [SECOND_STAGE_FEATURES, contexts, candidates].
 
         Args:
             contexts: recent items of the shoppers.
-            rows: [contexts, candidates] rows of each context's candidates.
+            rows: [contexts, candidates] rows of each context's candidates, distinct in a context.
+            query: vectors in the query role, at least those of the rows of `newest_rows`.
+            candidate: vectors in the candidate role, at least those of `rows`.
 
         Raises:
             IndexError: a row is beyond the counted items; compiled loops do not check bounds.
         """
-        largest, items = counter_kernels.max_row(contexts.items, contexts.passed, rows.ravel()), self._static.shape[1]
+        largest, items = counter_kernels.max_row(contexts.items, contexts.passed, rows.ravel()), len(self._per_item[0])
         if largest >= items:
             raise IndexError(f"rows must be below {items}, the number of counted items, got {largest}")
-        out = np.empty((len(SECOND_STAGE_FEATURES), *rows.shape), dtype=np.float32)
-        second_stage_kernels.second_stage_features(contexts.items, contexts.ages, self._static, rows, out)
-        return torch.from_numpy(out)
+        out = np.zeros((len(rows), len(SECOND_STAGE_FEATURES), rows.shape[1]), dtype=np.float32)
+        second_stage_inputs(
+            (contexts.items, contexts.ages, contexts.elapsed_ms, query.places(contexts.items)),
+            self._counts,
+            self._per_item,
+            tuple(self._facts),
+            (query.vectors, candidate.vectors, self._text, candidate.places(rows)),
+            rows,
+            _STARTS,
+            out,
+        )
+        return torch.from_numpy(out).transpose(0, 1)
+
+
+def newest_rows(contexts: Contexts) -> IntArray:
+    """Return the sorted distinct rows of the items that vectors are compared with."""
+    newest = contexts.items[:, :NEWEST_ITEMS]
+    return np.unique(newest[newest >= 0])

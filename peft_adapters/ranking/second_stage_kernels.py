@@ -1,4 +1,4 @@
-"""Compiled loops of the second stage: the inputs that only it uses, and its networks' outputs."""
+"""Compiled loops that compute the outputs of the second stage's networks."""
 
 from __future__ import annotations
 
@@ -11,31 +11,6 @@ from peft_adapters.ranking.vector_kernels import add_scaled
 
 LIMIT = 5.0  # standard deviations at which an input is clipped
 _BLOCK = 128  # candidates at a time, so that all activations stay in the first cache
-
-
-@compiled
-def second_stage_features(items: Any, ages: Any, static_features: Any, rows: Any, out: Any) -> None:
-    """Write the inputs that only the second stage uses, in the order of `SECOND_STAGE_FEATURES`, to `out`.
-
-    Args:
-        items: [contexts, items] rows of the contexts' items, newest first, -1 for padding.
-        ages: [contexts, items] age of each item in sessions, 0 for the current session, -1 for padding.
-        static_features: [1, all items] values independent of the context: log of the number of events.
-        rows: [contexts, candidates] rows of each context's candidates.
-        out: [SECOND_STAGE_FEATURES, contexts, candidates] array to fill.
-    """
-    for context in range(len(items)):
-        in_session, in_history, sessions = 0, 0, 0
-        for age in ages[context]:
-            in_session += age == 0
-            in_history += age > 0
-            sessions = max(sessions, age)
-        out[1, context] = np.log1p(np.float32(in_session))
-        out[2, context] = np.log1p(np.float32(in_history))
-        out[3, context] = np.log1p(np.float32(sessions))
-        out[4, context] = np.float32(in_history == 0)
-        for candidate in range(rows.shape[1]):
-            out[0, context, candidate] = static_features[0, rows[context, candidate]]
 
 
 @compiled

@@ -9,14 +9,29 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 HISTORY_ITEMS = 128  # newest items kept per shopper
 PASSED_ITEMS = 64  # newest passed-over items (shown and not clicked) kept per shopper
+UNKNOWN_GAP_MS = 24 * 60 * 60 * 1000  # between two sessions whose times are not known
 SESSION_GAP_MS = 30 * 60 * 1000  # without a session id, a pause of this length starts a new session
+
+
+class History(NamedTuple):
+    """Recent items of one shopper, newest first, as of a request.
+
+    Attributes:
+        items: catalogue rows of the items.
+        ages: for each item, 0 for the current session, 1 for the one before it, and so on.
+        elapsed_ms: for each item, the time from its event to the request; 0 for one that a clock puts later.
+    """
+
+    items: list[int]
+    ages: list[int]
+    elapsed_ms: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +43,13 @@ class Contexts:
         ages: [contexts, items] 0 for the current session, 1 for the one before it (the last basket), and so on; -1 for
             padding.
         passed: [contexts, passed] rows of items shown and not clicked, newest first, -1 for padding.
+        elapsed_ms: [contexts, items] time from each item's event to the request, -1 for padding.
     """
 
     items: npt.NDArray[np.int64]
     ages: npt.NDArray[np.int64]
     passed: npt.NDArray[np.int64]
+    elapsed_ms: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         """Return the number of contexts."""
@@ -45,7 +62,7 @@ class Contexts:
 
     def part(self, kept: slice | npt.NDArray[np.int64]) -> Contexts:
         """Return some of the contexts, by a slice or by indices."""
-        return Contexts(self.items[kept], self.ages[kept], self.passed[kept])
+        return Contexts(self.items[kept], self.ages[kept], self.passed[kept], self.elapsed_ms[kept])
 
 
 class _Shopper:
@@ -115,10 +132,8 @@ class Shoppers:
         """Return whether a shopper has a state."""
         return user_id in self._shoppers
 
-    def context(
-        self, user_id: str, session_key: str | None, ts_ms: int, *, only_before: bool = False
-    ) -> tuple[list[int], list[int]]:
-        """Return the shopper's items [items], newest first, and their ages [items] in sessions.
+    def context(self, user_id: str, session_key: str | None, ts_ms: int, *, only_before: bool = False) -> History:
+        """Return the shopper's recent items.
 
         Args:
             user_id: id of the shopper.
@@ -128,16 +143,21 @@ class Shoppers:
         """
         shopper = self._shoppers.get(user_id)
         if shopper is None:
-            return [], []
+            return History([], [], [])
         items, sessions, newest = shopper.items, shopper.sessions, len(shopper.items) - 1
+        times_ms = shopper.times_ms
         if only_before:
             indices = shopper.indices_before(ts_ms)
-            items, sessions = [items[index] for index in indices], [sessions[index] for index in indices]
+            items, sessions, times_ms = ([values[index] for index in indices] for values in (items, sessions, times_ms))
             newest = indices[-1] if indices else newest
         if not items:
-            return [], []
+            return History([], [], [])
         session = sessions[-1] + (0 if shopper.continues_session(session_key, ts_ms, newest) else 1)
-        return items[::-1], [session - ordinal for ordinal in reversed(sessions)]
+        return History(
+            items[::-1],
+            [session - ordinal for ordinal in reversed(sessions)],
+            [max(0, ts_ms - event_ms) for event_ms in reversed(times_ms)],
+        )
 
     def session_before(self, user_id: str, session_key: str | None, ts_ms: int, *, limit: int) -> list[int]:
         """Return the newest items of the current session, newest first; counters pair a new event with them."""
@@ -232,17 +252,18 @@ def _session_up_to(shopper: _Shopper, end: int, session: int, limit: int) -> lis
     return newest
 
 
-def pad(rows: Sequence[tuple[list[int], list[int]]], passed: Sequence[list[int]] | None = None) -> Contexts:
+def pad(rows: Sequence[Sequence[list[int]]], passed: Sequence[list[int]] | None = None) -> Contexts:
     """Return padded contexts.
 
     Args:
-        rows: items and ages of each context, newest first.
+        rows: items and ages of each context, newest first, and their elapsed times (ms), which are 0 if left out.
         passed: passed-over items of each context, newest first; None if there are none.
     """
     return Contexts(
-        _padded([items for items, _ in rows]),
-        _padded([ages for _, ages in rows]),
+        _padded([row[0] for row in rows]),
+        _padded([row[1] for row in rows]),
         _padded([[]] * len(rows) if passed is None else passed),
+        _padded([row[2] if len(row) > 2 else [0] * len(row[0]) for row in rows]),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from peft_adapters.durable import durable_file, sync_directory
-from peft_adapters.earlier_formats import bundle_of_0_1
+from peft_adapters.earlier_formats import bundle_of_0_1, bundle_of_0_2
 from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError
 from peft_adapters.registry.manifest import (
     MANIFEST_NAME,
@@ -147,7 +147,7 @@ def read_bundle(directory: Path, *, base_digest: str | None) -> Bundle:
         _require_finite(directory, groups)
     item_ids = _parse_json(directory / ITEMS_NAME, contents.get(ITEMS_NAME), _ITEM_IDS)
     adapter_config = _parse_json(directory / ADAPTER_CONFIG_NAME, contents.get(ADAPTER_CONFIG_NAME), _ADAPTER_CONFIG)
-    return Bundle(manifest, groups, item_ids, adapter_config)
+    return Bundle(manifest, bundle_of_0_2(groups), item_ids, adapter_config)
 
 
 def require_encoder(bundle: Bundle, *, base_digest: str, adapter_config: Mapping[str, Any]) -> None:

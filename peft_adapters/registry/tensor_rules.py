@@ -16,8 +16,9 @@ from torch import Tensor
 from peft_adapters.errors import ModelValueError
 
 ROLES = ("query", "candidate")
-PER_ITEM = ("events", "shown", "clicked", "bought")  # counters with one value per item
-MATRICES = ("transition", "skip_transition", "cooccurrence", "neighbour")  # sparse counters of pairs of items
+HALVED = ("events", "shown", "clicked", "bought", "repeated", "popularity_now")  # counts that are halved after drift
+PER_ITEM = (*HALVED, "events_since_first", "events_since_last")  # counters with one value per item
+MATRICES = ("transition", "skip_transition", "followed", "neighbour")  # sparse counters of pairs of items
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max

@@ -28,6 +28,7 @@ from peft_adapters.errors import (
 )
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.item_facts import ItemFacts
 from peft_adapters.ranking.modalities import add_modalities, count_mismatched
 from peft_adapters.ranking.next_adapter_vectors import NextAdapterVectors
 from peft_adapters.ranking.ranker import FrozenRanker, Ranker
@@ -119,8 +120,14 @@ def start_next_adapter_vectors(
     return NextAdapterVectors(next_lora, _merged_suffix(encoder, next_lora))
 
 
-def build_ranker(state: ModelState, content_vectors: Tensor) -> FrozenRanker:
-    """Build the ranker of a state over content vectors [items, dim]; items beyond the state's have zero residuals."""
+def build_ranker(state: ModelState, content_vectors: Tensor, facts: ItemFacts) -> FrozenRanker:
+    """Build the ranker of a state over content vectors [items, dim]; items beyond the state's have zero residuals.
+
+    Args:
+        state: learned state of a version.
+        content_vectors: [items, dim] text vectors plus the projected vectors of other modalities.
+        facts: prices and words of the items.
+    """
     counters = state.counters.copy()
     counters.grow(len(content_vectors))
     missing = len(content_vectors) - len(state.item_ids)
@@ -128,7 +135,9 @@ def build_ranker(state: ModelState, content_vectors: Tensor) -> FrozenRanker:
         role: torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
         for role, rows in state.residuals.items()
     }
-    ranker = Ranker(state.heads, state.global_preference, content_vectors, residuals, counters, state.second_stage)
+    ranker = Ranker(
+        state.heads, state.global_preference, content_vectors, residuals, counters, state.second_stage, facts
+    )
     return FrozenRanker(ranker, state.probabilities, is_fixed=True)
 
 
@@ -206,7 +215,7 @@ def _assembled(
         row_of=items.row_of,
         unused_vectors=count_mismatched(catalogue.modality_vectors.values(), state.projections),
         suffix=suffix,
-        ranker=build_ranker(state, content_vectors),
+        ranker=build_ranker(state, content_vectors, catalogue.facts().of_rows(items.catalogue_rows)),
     )
 
 

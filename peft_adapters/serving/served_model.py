@@ -63,16 +63,25 @@ class ServedModel:
         """Return the number of rows, including those of items without text."""
         return len(self.item_ids)
 
-    def context(self, catalogue_rows: Sequence[int], ages: Sequence[int]) -> Contexts:
+    def context(
+        self, catalogue_rows: Sequence[int], ages: Sequence[int], elapsed_ms: Sequence[int] | None = None
+    ) -> Contexts:
         """Return a shopper's items as a context in this model's rows; items it does not hold are left out.
 
         Args:
             catalogue_rows: the items' rows in the worker's catalogue, newest first.
             ages: sessions since each item was looked at.
+            elapsed_ms: milliseconds since each item was looked at; None takes all to be of now.
         """
         rows, sessions_ago = np.array(catalogue_rows, dtype=np.int64), np.array(ages, dtype=np.int64)
+        elapsed = np.zeros_like(rows) if elapsed_ms is None else np.array(elapsed_ms, dtype=np.int64)
         is_held = rows < len(self.row_of)  # later rows were added after this model was built
-        return Contexts(self.row_of[rows[is_held]][None], sessions_ago[is_held][None], np.empty((1, 0), dtype=np.int64))
+        return Contexts(
+            self.row_of[rows[is_held]][None],
+            sessions_ago[is_held][None],
+            np.empty((1, 0), dtype=np.int64),
+            elapsed[is_held][None],
+        )
 
 
 def require_finite_scores(model: ServedModel) -> None:
@@ -86,7 +95,8 @@ def require_finite_scores(model: ServedModel) -> None:
     rows = np.flatnonzero(model.has_text)
     busiest = np.argsort(-model.ranker.counters.events, kind="stable")[:_HISTORY_ITEMS]
     for history in (busiest[:0], busiest):
-        context = Contexts(history[None], np.zeros_like(history)[None], np.empty((1, 0), dtype=np.int64))
+        now = np.zeros_like(history)[None]
+        context = Contexts(history[None], now, np.empty((1, 0), dtype=np.int64), now)
         scores, probabilities = model.ranker.score_with_probabilities(context, rows)
         for name, values in {"score": scores, **probabilities}.items():
             finite = int(np.isfinite(values).sum())

@@ -6,13 +6,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from peft_adapters.ranking.shoppers import HISTORY_ITEMS, Shoppers
+from peft_adapters.ranking.shoppers import HISTORY_ITEMS, UNKNOWN_GAP_MS, History, Shoppers
 from services.scorer.bought import Bought
 from streams.events import Click, Purchase, UserEvent
 from streams.examples import Example
 from streams.joiner import Joiner
 
-Context = tuple[list[int], list[int]]  # catalogue rows, newest first, and the age of each in sessions
+NOTHING = History([], [], [])
+
 Baskets = Sequence[Sequence[int]]  # catalogue rows of sessions, oldest session first, oldest item first
 
 
@@ -45,7 +46,7 @@ class StateSource(Protocol):
         *,
         session: Sequence[int] | None = None,
         earlier: Baskets | None = None,
-    ) -> Context:
+    ) -> History:
         """Return the history that a ranking uses.
 
         Args:
@@ -63,20 +64,29 @@ class StateSource(Protocol):
         """Return the present problem of the source, for operators; None if there is none."""
 
 
-def with_request(known: Context, *, session: Sequence[int] | None, earlier: Baskets | None) -> Context:
-    """Return the known history of a shopper, with the parts that a request states replaced."""
+def with_request(known: History, *, session: Sequence[int] | None, earlier: Baskets | None) -> History:
+    """Return the known history of a shopper, with the parts that a request states replaced.
+
+    A request states no times: the items of the session are taken to be of now, and earlier sessions a day apart.
+    """
     if session is None and earlier is None:
         return known
-    rows, ages = known
+    rows, ages, elapsed_ms = known
     current_end = bisect_left(ages, 1)  # end of the current session: the newest item comes first
     current = rows[:current_end] if session is None else list(reversed(session))
     if earlier is None:
-        before, before_ages = rows[current_end:], ages[current_end:]
+        before, before_ages, before_ms = rows[current_end:], ages[current_end:], elapsed_ms[current_end:]
     else:
         baskets = [list(reversed(basket)) for basket in reversed(earlier)]
         before = [row for basket in baskets for row in basket]
         before_ages = [age for age, basket in enumerate(baskets, start=1) for _ in basket]
-    return (current + before)[:HISTORY_ITEMS], ([0] * len(current) + before_ages)[:HISTORY_ITEMS]
+        before_ms = [age * UNKNOWN_GAP_MS for age in before_ages]
+    current_ms = elapsed_ms[:current_end] if session is None else [0] * len(current)
+    return History(
+        (current + before)[:HISTORY_ITEMS],
+        ([0] * len(current) + before_ages)[:HISTORY_ITEMS],
+        (current_ms + before_ms)[:HISTORY_ITEMS],
+    )
 
 
 class ShopperState:
@@ -155,9 +165,9 @@ class ShopperState:
         *,
         session: Sequence[int] | None = None,
         earlier: Baskets | None = None,
-    ) -> Context:
+    ) -> History:
         """Return the history that a ranking uses; see `StateSource`."""
-        known: Context = ([], [])
+        known = NOTHING
         if user_id is not None and (session is None or earlier is None):
             with self._lock:
                 known = self._shoppers.context(user_id, session_id, ts_ms)

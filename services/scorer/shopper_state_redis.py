@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from peft_adapters.ranking.shoppers import Shoppers
+from peft_adapters.ranking.shoppers import History, Shoppers
 from services.metrics.shopper_state import ShopperStateMetrics
-from services.scorer.shopper_state import Baskets, Context, with_request
+from services.scorer.shopper_state import NOTHING, Baskets, with_request
 from services.state.entries import Entry, unpack_entries
 from services.state.errors import StateError, StateUnavailableError
 from services.state.store import StateStore
@@ -78,9 +78,9 @@ class RedisState:
         *,
         session: Sequence[int] | None = None,
         earlier: Baskets | None = None,
-    ) -> Context:
+    ) -> History:
         """Return the history that a ranking uses; see `StateSource`."""
-        known: Context = ([], [])
+        known = NOTHING
         if user_id is not None and (session is None or earlier is None):
             known = self._known(user_id, session_id, ts_ms)
         return with_request(known, session=session, earlier=earlier)
@@ -137,7 +137,7 @@ class RedisState:
         ids = [entry.item_id for entry in self._entries(user_id, entries) if entry.kind == Purchase.KIND]
         return tuple(dict.fromkeys(ids))
 
-    def _known(self, user_id: str, session_id: str | None, ts_ms: int) -> Context:
+    def _known(self, user_id: str, session_id: str | None, ts_ms: int) -> History:
         entries = self._from_store(self._store.entries, user_id)
         if entries is None:
             entries = self._from_copy(user_id)

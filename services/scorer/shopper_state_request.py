@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from services.scorer.shopper_state import Baskets, Context, with_request
+from peft_adapters.ranking.shoppers import History
+from services.scorer.shopper_state import NOTHING, Baskets, with_request
 from streams.events import UserEvent
 
 
@@ -32,9 +33,9 @@ class RequestState:
         *,
         session: Sequence[int] | None = None,
         earlier: Baskets | None = None,
-    ) -> Context:
+    ) -> History:
         """Return the history that the request states."""
-        return with_request(([], []), session=session, earlier=earlier)
+        return with_request(NOTHING, session=session, earlier=earlier)
 
     def bought(self, user_id: str) -> tuple[str, ...]:
         """Return nothing: a request lists the items to exclude."""

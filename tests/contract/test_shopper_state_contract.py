@@ -9,7 +9,7 @@ from redis_server import RedisServer
 
 from peft_adapters.ranking.shoppers import SESSION_GAP_MS
 from services.metrics.shopper_state import ShopperStateMetrics
-from services.scorer.shopper_state import Context, ShopperState, StateSource
+from services.scorer.shopper_state import ShopperState, StateSource
 from services.scorer.shopper_state_redis import RedisState
 from services.scorer.shopper_state_request import RequestState
 from services.state.entries import pack_entry
@@ -19,6 +19,7 @@ from streams.offsets import Offsets
 
 MINUTE_MS = 60_000
 ROWS = {"a": 0, "b": 1, "c": 2}
+Context = tuple[list[int], list[int]]  # catalogue rows, newest first, and the age of each in sessions
 
 
 def hidden(name: str) -> str:
@@ -49,7 +50,7 @@ class WorkersOwn:
 
     def context(self, user_id: str | None, ts_ms: int, *, session_id: str | None = None) -> Context:
         user, session = (name if name is None else hidden(name) for name in (user_id, session_id))
-        return self.source.context(user, session, ts_ms)
+        return self.source.context(user, session, ts_ms)[:2]
 
 
 class InTheRequest(WorkersOwn):
@@ -79,7 +80,7 @@ class InTheRequest(WorkersOwn):
         baskets = [[self.rows[event.item_id] for event in session] for session in sessions]
         goes_on = bool(sessions) and _goes_on(sessions[-1][-1], session_id, ts_ms)
         at_hand = baskets.pop() if goes_on else []
-        return self.source.context(None, None, ts_ms, session=at_hand, earlier=baskets)
+        return self.source.context(None, None, ts_ms, session=at_hand, earlier=baskets)[:2]
 
 
 def _goes_on(before: Click | Purchase, session_id: str | None, ts_ms: int) -> bool:
@@ -204,7 +205,7 @@ def test_what_a_request_says_stands_in_place_of_what_is_known(
     if isinstance(shop, InTheRequest):
         pytest.skip("it knows nothing that a request could replace")
     shop.happened(click(1, "a", ts=0), click(2, "b", ts=120 * MINUTE_MS))
-    assert shop.source.context(hidden("u"), None, 121 * MINUTE_MS, session=session, earlier=earlier) == expected
+    assert shop.source.context(hidden("u"), None, 121 * MINUTE_MS, session=session, earlier=earlier)[:2] == expected
 
 
 def test_what_was_bought_is_known_until_it_is_forgotten(shop: WorkersOwn) -> None:

@@ -16,7 +16,8 @@ def backtest(
         typer.Option(
             "--policies",
             metavar="A,B,...",
-            help="What to compare: live, live:K (published every K micro-batches), live-without-lora, nightly, stale, "
+            help="What to compare: live, live:K (published every K micro-batches), live-without-lora, "
+            "live-without-second-stage, live-without:NAME+NAME (features or groups of them), nightly, stale, "
             "stale:X (stops learning after X % of the events), frozen, popularity, cooccurrence, river, stan, "
             "lambdamart (extra `rivals`).",
         ),

@@ -146,7 +146,7 @@ class CandidateFeatures:
         found: list[Candidates] = []
         for start in range(0, len(requests), step):
             part = slice(start, start + step)
-            known = Contexts(contexts.items[part], contexts.ages[part], contexts.passed[part])
+            known = contexts.part(part)
             found += self._part(requests[part], known, None if rows is None else rows[part])
         return found
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from peft_adapters.settings import AFFINITY_FEATURES, COUNTER_FEATURES, LearnerSettings
+from peft_adapters.settings import (
+    AFFINITY_FEATURES,
+    COUNTER_FEATURES,
+    FEATURES,
+    SECOND_STAGE_FEATURES,
+    SECOND_STAGE_GROUPS,
+    LearnerSettings,
+)
 from services.settings import SettingsError
 
 _TEXT_ONLY: dict[str, Any] = {"residuals": False, "lora": False, "projection_learning_rate": 0.0}
@@ -33,6 +40,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     # All streaming counters under a head fitted like the live one.
     "cooccurrence": {"features": COUNTER_FEATURES} | _TEXT_ONLY,
 }
+_LEAVE_OUT = "live-without"  # the live ranker without some features
 RULES = (*POLICIES, "stale", "nightly", "river", "stan", "lambdamart")
 _STALE_PERCENT = 50.0
 
@@ -47,6 +55,7 @@ class Policy:
         publish_every_batches: micro-batches between two publications; the published copy ranks.
         learns_percent: percentage of the stream's clicks and purchases after which learning stops.
         nightly: whether to publish at each midnight (UTC) of event time instead.
+        left_out: features that are not used.
     """
 
     name: str
@@ -54,6 +63,7 @@ class Policy:
     publish_every_batches: int = 1
     learns_percent: float = 100.0
     nightly: bool = False
+    left_out: tuple[str, ...] = ()
 
 
 def parse_policies(texts: Sequence[str]) -> list[Policy]:
@@ -62,7 +72,7 @@ def parse_policies(texts: Sequence[str]) -> list[Policy]:
     Raises:
         SettingsError: a policy is not known, its value is invalid, or it is named twice.
     """
-    unknown = [text for text in texts if text.partition(":")[0] not in RULES]
+    unknown = [text for text in texts if text.partition(":")[0] not in (*RULES, _LEAVE_OUT)]
     if unknown:
         raise SettingsError(f"`--policies` must be among {', '.join(RULES)}, got {', '.join(unknown)}")
     policies = [_parsed(text) for text in texts]
@@ -98,6 +108,8 @@ def _parsed(text: str) -> Policy:
         percent = _percent(text, value) if colon else _STALE_PERCENT
         name = "stale" if percent == _STALE_PERCENT else f"stale:{percent:g}"
         return Policy(name, rule, learns_percent=percent)
+    if rule == _LEAVE_OUT:
+        return Policy(text, rule, left_out=_left_out(text, value))
     if colon:
         raise SettingsError(f"`--policies`: {rule} takes no value, got `{text}`; write `{rule}`")
     return Policy(rule, rule, nightly=rule == "nightly")
@@ -110,6 +122,18 @@ def _interval(text: str, value: str) -> int:
             "write for example `live:10`"
         )
     return int(value)
+
+
+def _left_out(text: str, value: str) -> tuple[str, ...]:
+    """Return the features that names joined by `+` stand for, each of a feature or a group of the second stage."""
+    names = value.split("+")
+    unknown = [name for name in names if name not in (*FEATURES, *SECOND_STAGE_FEATURES, *SECOND_STAGE_GROUPS)]
+    if unknown:
+        raise SettingsError(
+            f"`--policies`: live-without takes features and groups ({', '.join(SECOND_STAGE_GROUPS)}) joined by +, got "
+            f"`{text}`; write for example `live-without:price+words_last`"
+        )
+    return tuple(feature for name in names for feature in SECOND_STAGE_GROUPS.get(name, (name,)))
 
 
 def _percent(text: str, value: str) -> float:
@@ -125,6 +149,15 @@ def _percent(text: str, value: str) -> float:
     return percent
 
 
-def policy_settings(base: LearnerSettings, rule: str, seed: int) -> LearnerSettings:
-    """Return the learner's settings for the rule of a policy; the whole catalogue is always judged."""
-    return base.model_copy(update={"seed": seed, "judged_items": 2**62} | POLICIES.get(rule, {}))
+def policy_settings(base: LearnerSettings, rule: str, seed: int, *, left_out: tuple[str, ...] = ()) -> LearnerSettings:
+    """Return the learner's settings for the rule of a policy; the whole catalogue is always judged.
+
+    Args:
+        base: settings before the policy changes them.
+        rule: rule of the policy.
+        seed: seed of the run.
+        left_out: features that are not used.
+    """
+    settings = base.model_copy(update={"seed": seed, "judged_items": 2**62} | POLICIES.get(rule, {}))
+    used = tuple(feature for feature in settings.features if feature not in left_out)
+    return settings.model_copy(update={"features": used})

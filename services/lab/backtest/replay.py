@@ -304,4 +304,4 @@ def _search(query: str, item_id: str, ts_ms: int) -> Example:
 
 
 def _from(contexts: Contexts, begin: int) -> Contexts:
-    return Contexts(contexts.items[begin:], contexts.ages[begin:], contexts.passed[begin:])
+    return contexts.part(slice(begin, None))

@@ -90,7 +90,7 @@ class RiverBaseline:
         """Return scores of the items in lists; there are no probabilities."""
         requests = []
         for shown in lists:
-            items, _ = shoppers.context(shown.user_id, shown.session_id, shown.ts, only_before=True)
+            items = shoppers.context(shown.user_id, shown.session_id, shown.ts, only_before=True).items
             requests.append((shown.user_id, items))
         scores = self._queries(requests) @ self._latents.T + self._weights
         judged = [

@@ -91,7 +91,7 @@ _BASELINES: dict[str, Callable[[Data, EncoderSettings, LearnerSettings], PolicyM
 def _learner_model(
     policy: Policy, data: Data, encoder: EncoderSettings, learner: LearnerSettings, start: Start | None
 ) -> LearnerModel:
-    settings = policy_settings(learner, policy.rule, learner.seed)
+    settings = policy_settings(learner, policy.rule, learner.seed, left_out=policy.left_out)
     # The learner itself need not score the whole catalogue, because a published copy of it ranks.
     model = new_learner(
         encoder.model_copy(update={"lora_seed": learner.seed}), settings.model_copy(update={"judged_items": 1})

@@ -10,7 +10,7 @@ from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.errors import RegistryError
 from peft_adapters.ranking.catalogue import Catalogue
-from peft_adapters.ranking.shoppers import pad
+from peft_adapters.ranking.shoppers import History, pad
 from peft_adapters.registry.bundle import read_bundle
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.serving.model_builder import build_model
@@ -18,7 +18,6 @@ from peft_adapters.serving.served_model import ServedModel
 from peft_adapters.settings import EncoderSettings
 from services.items import catalogue_item
 from services.lab.demo.errors import DemoError
-from services.lab.demo.quality import Context
 from streams.events import Item
 
 
@@ -35,16 +34,16 @@ class NeverUpdated:
         self._model = model
 
     @torch.inference_mode()
-    def ranks(self, contexts: Sequence[Context], bought: Sequence[int]) -> list[int]:
+    def ranks(self, contexts: Sequence[History], bought: Sequence[int]) -> list[int]:
         """Return the ranks, from 1, of the items bought; ties count against the item.
 
         Args:
-            contexts: rows of each shopper's items, newest first, and their ages in sessions.
+            contexts: each shopper's recent items.
             bought: row of each item bought.
         """
         row_of = self._model.row_of
         scores = self._model.ranker.score(
-            pad([(row_of[items].tolist() if items else [], ages) for items, ages in contexts])
+            pad([(row_of[items].tolist() if items else [], ages, elapsed) for items, ages, elapsed in contexts])
         )
         target = scores.gather(1, torch.from_numpy(row_of[np.array(bought)])[:, None])
         return [int(place) for place in (scores >= target).sum(dim=1)]

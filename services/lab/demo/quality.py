@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-CUTOFF = 20
+from peft_adapters.ranking.shoppers import History
 
-Context = tuple[list[int], list[int]]  # rows of a shopper's items, newest first, and their ages in sessions
+CUTOFF = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Judgement:
     """
 
     live_rank: int | None
-    context: Context
+    context: History
     bought: int
 
 
@@ -63,7 +63,7 @@ class Quality:
         never_updated: returns the ranks of the items bought, for several contexts at a time, by the initial model.
     """
 
-    def __init__(self, never_updated: Callable[[Sequence[Context], Sequence[int]], list[int]]) -> None:
+    def __init__(self, never_updated: Callable[[Sequence[History], Sequence[int]], list[int]]) -> None:
         self.live = Tally()
         self.never_updated = Tally()
         self._rank = never_updated

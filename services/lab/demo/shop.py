@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
-from peft_adapters.ranking.shoppers import Shoppers
-from services.lab.demo.quality import Context, Judgement, Quality
+from peft_adapters.ranking.shoppers import History, Shoppers
+from services.lab.demo.quality import Judgement, Quality
 from services.lab.demo.storefront import Answer, Storefront
 from services.operate.replay.pacer import Pacer
 from streams.events import Purchase
@@ -20,7 +20,7 @@ LEAD_SECONDS = 0.15  # time between a request and its purchase, so that publishi
 MOST_BEHIND_SECONDS = 2.5
 WAIT_SECONDS = 0.05
 
-Request = tuple[Context, "Future[Answer | None]"]
+Request = tuple[History, "Future[Answer | None]"]
 
 
 class Shop:
@@ -112,17 +112,17 @@ class Shop:
 
     def _ask(self, purchase: Purchase) -> Request:
         """Request a recommendation as a storefront would, with the user and the session so far."""
-        items, ages = self._shoppers.context(purchase.user_id, purchase.session_id, purchase.ts)
-        session = [self._ids[item] for item, age in zip(items, ages, strict=True) if age == 0]
+        history = self._shoppers.context(purchase.user_id, purchase.session_id, purchase.ts)
+        session = [self._ids[item] for item, age in zip(history.items, history.ages, strict=True) if age == 0]
         shopper = {
             "user_id": purchase.user_id,
             "session_id": purchase.session_id,
             "session_items": session[::-1],  # oldest first
             "ts": purchase.ts,
         }
-        return (items, ages), self._storefront.recommend(shopper)
+        return history, self._storefront.recommend(shopper)
 
-    def _judge(self, purchase: Purchase, context: Context, future: "Future[Answer | None]") -> None:
+    def _judge(self, purchase: Purchase, context: History, future: "Future[Answer | None]") -> None:
         """Wait for the answer, which must arrive before the purchase is published, and queue it to be judged."""
         answer = future.result()
         if answer is None:

@@ -18,7 +18,7 @@ from peft_adapters.learning.learner import Learner
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import FloatArray, IntArray
 from peft_adapters.ranking.ranker import FrozenRanker
-from peft_adapters.ranking.shoppers import Contexts
+from peft_adapters.ranking.shoppers import UNKNOWN_GAP_MS, Contexts
 from peft_adapters.registry.bundle import Bundle, read_bundle
 from peft_adapters.registry.registry import AdapterRegistry
 from peft_adapters.serving.model_builder import build_model
@@ -155,7 +155,8 @@ class Ranker:
             if item_id in self._rows
         ]
         items, ages = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-        return Contexts(items[None], ages[None], np.empty((1, 0), dtype=np.int64))
+        nothing = np.empty((1, 0), dtype=np.int64)
+        return Contexts(items[None], ages[None], nothing, UNKNOWN_GAP_MS * ages[None])
 
     def _query_vector(self, query: str | None) -> Tensor | None:
         return None if query is None else self._queries(query, self._suffix)[None]

@@ -38,7 +38,7 @@ def slices(stream: Stream, warm_up: Sequence[Example] = ()) -> dict[str, Flags]:
     columns: dict[str, list[int]] = {"place": [], "nth": [], "had": [], "searched": [], "known_query": []}
     for example in (*warm_up, *stream.examples):
         who, pair = (example.user_id, example.session_id, example.ts), (example.user_id, example.item_id)
-        _, ages = shoppers.context(*who)
+        ages = shoppers.context(*who).ages
         item_events[example.item_id] = item_events.get(example.item_id, 0) + 1
         columns["place"].append(1 + ages.count(0))
         columns["nth"].append(item_events[example.item_id])

@@ -18,6 +18,7 @@ from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.errors import CheckpointError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.checkpoint import learner_state, load_checkpoint, prune_checkpoints, save_checkpoint
+from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 
 ITEMS = 20
@@ -104,7 +105,9 @@ def test_resumed_equals_uninterrupted_with_all_that_lora_may_keep(tmp_path: Path
 
 def test_resumed_equals_uninterrupted_when_items_come_and_texts_change(tmp_path: Path) -> None:
     learner = tiny_learner(SETTINGS, items=ITEMS)
-    for new in ([("new-0", "oak bird")], [("item-3", "another lamp"), ("new-1", "")]):
+    first: list[CatalogueItem] = [("new-0", "oak bird", {}, 3.5), ("item-5", "lamp", {}, 2.0)]
+    second: list[CatalogueItem] = [("item-3", "another lamp"), ("new-1", ""), ("new-0", "oak bird", {}, 4.0)]
+    for new in (first, second):
         learner.add_items(new)
         learn(learner, STREAM[:24])
     save_checkpoint(tmp_path, 1, learner, {})

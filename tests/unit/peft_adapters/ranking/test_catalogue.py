@@ -1,5 +1,6 @@
 """Items keep their rows, texts may change, and only changed texts are encoded."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_model import tiny_encoder
@@ -99,3 +100,13 @@ def test_the_text_of_an_item_is_cut_whichever_field_is_long(field: str) -> None:
     assert len(item_text(**said)) == MAX_TEXT_CHARS
     just_under = {"title": "Mug"} | {field: "x" * (MAX_TEXT_CHARS - 10)}
     assert just_under[field] in item_text(**just_under)
+
+
+def test_prices_are_kept_and_change_without_encoding_a_text_again(encoder: Encoder) -> None:
+    cache = PrefixCache(encoder, None)
+    catalogue = Catalogue(cache)
+    catalogue.upsert([("a", "red mug", {}, 2.5), ("b", "lamp"), ("c", "oak plate", {}, None)])
+    assert catalogue.prices == {0: 2.5}
+    assert catalogue.upsert([("a", "red mug"), ("b", "lamp", {}, 3.0)]) == []
+    assert (catalogue.prices, cache.misses) == ({1: 3.0}, 3)
+    np.testing.assert_allclose(catalogue.facts().log_prices, [np.nan, np.log(3), np.nan], rtol=1e-6)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, Counters, SparseCounts
+from peft_adapters.earlier_formats import SINCE_0_2, bundle_of_0_2
+from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, NOW_HALF_LIFE_EVENTS, Counters, SparseCounts
 from peft_adapters.registry.tensor_rules import MATRICES
 
 
@@ -149,3 +150,69 @@ def test_a_delta_cannot_say_what_was_forgotten(counters: Counters) -> None:
     assert counters.rewritten
     counters.mark_published()
     assert not counters.rewritten
+
+
+def test_the_order_of_a_session_is_counted_and_cooccurrence_follows_from_it(counters: Counters) -> None:
+    followed = np.zeros((4, 4))
+    followed[0, 2] = followed[1, 2] = followed[2, 2] = 1
+    np.testing.assert_array_equal(dense(counters, "followed"), followed)
+    np.testing.assert_array_equal(dense(counters, "cooccurrence"), followed + followed.T)
+    copy = Counters()
+    copy.apply(counters.full())
+    np.testing.assert_array_equal(dense(copy, "cooccurrence"), followed + followed.T)
+    assert not any("cooccurrence" in name for name in counters.full())
+
+
+def test_repeats_and_popularity_of_now() -> None:
+    counters = Counters()
+    counters.grow(3)
+    counters.update(array(1, 1, 0), [[]] * 3, np.array([False, True, False]))
+    assert counters.repeated.tolist() == [0, 1, 0]
+    counters.update(array(2), [[]])
+    assert counters.repeated.tolist() == [0, 1, 0]
+    share = 0.5 ** (1 / NOW_HALF_LIFE_EVENTS)
+    np.testing.assert_allclose(counters.popularity_now, [share, 2 * share, 1], rtol=1e-6)
+
+
+def test_events_since_the_first_and_the_newest_event_of_an_item() -> None:
+    counters = Counters()
+    counters.grow(4)
+    counters.update(array(0, 1, 0, 2), [[]] * 4)
+    assert counters.events_since_first.tolist() == [4, 3, 1, 0]
+    assert counters.events_since_last.tolist() == [2, 3, 1, 0]
+    counters.update(array(1, 3, 1), [[]] * 3)
+    assert counters.events_since_first.tolist() == [7, 6, 4, 2]
+    assert counters.events_since_last.tolist() == [5, 1, 4, 2]
+    counters.decay(1)
+    assert counters.events_since_last.tolist() == [5, 1, 4, 2]  # times, not counts
+    assert counters.repeated.tolist() == [0, 0, 0, 0]
+
+
+def test_counts_of_release_0_2_prefer_no_order(counters: Counters) -> None:
+    state = {
+        name: value
+        for name, value in counters.state_dict().items()
+        if name not in SINCE_0_2 and not name.startswith("followed.")
+    }
+    restored = Counters()
+    restored.load_state_dict(state)
+    for name in ("transition", "skip_transition", "neighbour", "cooccurrence"):
+        np.testing.assert_array_equal(dense(restored, name), dense(counters, name))
+    np.testing.assert_array_equal(dense(restored, "followed"), dense(counters, "cooccurrence") / 2)
+    assert [getattr(restored, name).tolist() for name in SINCE_0_2] == [[0] * 4] * len(SINCE_0_2)
+    restored.update(array(3), [[2]])
+    assert dense(restored, "followed")[2, 3] == 1
+
+
+def test_a_bundle_of_release_0_2_has_the_counts_of_today(counters: Counters) -> None:
+    old = {name: value for name, value in counters.full().items() if not name.startswith("followed.")}
+    old = {name: value for name, value in old.items() if name not in SINCE_0_2}
+    old |= {f"cooccurrence.{key}": value for key, value in counters.matrices["cooccurrence"].triples().items()}
+    heads = {"weights": torch.ones(1)}
+    groups = bundle_of_0_2({"heads": heads, "counters": old})
+    assert groups["heads"] == heads
+    assert groups["counters"].keys() == counters.full().keys()
+    assert bundle_of_0_2(groups) == groups
+    copy = Counters()
+    copy.apply(groups["counters"])
+    np.testing.assert_array_equal(dense(copy, "cooccurrence"), dense(counters, "cooccurrence"))

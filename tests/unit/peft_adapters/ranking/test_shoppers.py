@@ -11,7 +11,7 @@ NOW = 1_700_000_000_000
 
 def test_unknown_shopper_has_no_context() -> None:
     shoppers = Shoppers()
-    assert shoppers.context("ann", None, NOW) == ([], [])
+    assert shoppers.context("ann", None, NOW)[:2] == ([], [])
     assert shoppers.session_before("ann", None, NOW, limit=5) == []
     assert "ann" not in shoppers
 
@@ -21,8 +21,8 @@ def test_context_is_as_of_before_the_event() -> None:
     shoppers.update("ann", "s1", NOW, 7)
     before = shoppers.context("ann", "s1", NOW + 1)
     shoppers.update("ann", "s1", NOW + 1, 8)
-    assert before == ([7], [0])
-    assert shoppers.context("ann", "s1", NOW + 2) == ([8, 7], [0, 0])
+    assert before == ([7], [0], [1])
+    assert shoppers.context("ann", "s1", NOW + 2)[:2] == ([8, 7], [0, 0])
 
 
 def test_asking_changes_nothing() -> None:
@@ -39,8 +39,8 @@ def test_sessions_by_id() -> None:
     shoppers = Shoppers()
     for session, item in (("s1", 1), ("s1", 2), ("s2", 3), ("s3", 4)):
         shoppers.update("ann", session, NOW, item)
-    assert shoppers.context("ann", "s3", NOW) == ([4, 3, 2, 1], [0, 1, 2, 2])
-    assert shoppers.context("ann", "s4", NOW) == ([4, 3, 2, 1], [1, 2, 3, 3])
+    assert shoppers.context("ann", "s3", NOW)[:2] == ([4, 3, 2, 1], [0, 1, 2, 2])
+    assert shoppers.context("ann", "s4", NOW)[:2] == ([4, 3, 2, 1], [1, 2, 3, 3])
     assert shoppers.session_before("ann", "s3", NOW, limit=5) == [4]
     assert shoppers.session_before("ann", "s4", NOW, limit=5) == []
 
@@ -48,7 +48,7 @@ def test_sessions_by_id() -> None:
 def test_one_session_id_goes_on_over_any_pause() -> None:
     shoppers = Shoppers()
     shoppers.update("ann", "s1", NOW, 1)
-    assert shoppers.context("ann", "s1", NOW + 100 * SESSION_GAP_MS) == ([1], [0])
+    assert shoppers.context("ann", "s1", NOW + 100 * SESSION_GAP_MS)[:2] == ([1], [0])
 
 
 @pytest.mark.parametrize(("pause_ms", "age"), [(SESSION_GAP_MS - 1, 0), (SESSION_GAP_MS, 1)])
@@ -56,15 +56,15 @@ def test_one_session_id_goes_on_over_any_pause() -> None:
 def test_sessions_by_gap_where_an_id_is_missing(pause_ms: int, age: int, ids: tuple[str | None, str | None]) -> None:
     shoppers = Shoppers()
     shoppers.update("ann", ids[0], NOW, 1)
-    assert shoppers.context("ann", ids[1], NOW + pause_ms) == ([1], [age])
+    assert shoppers.context("ann", ids[1], NOW + pause_ms)[:2] == ([1], [age])
     shoppers.update("ann", ids[1], NOW + pause_ms, 2)
-    assert shoppers.context("ann", ids[1], NOW + pause_ms) == ([2, 1], [0, age])
+    assert shoppers.context("ann", ids[1], NOW + pause_ms)[:2] == ([2, 1], [0, age])
 
 
 def test_an_event_out_of_order_stays_in_the_session() -> None:
     shoppers = Shoppers()
     shoppers.update("ann", None, NOW, 1)
-    assert shoppers.context("ann", None, NOW - 10 * SESSION_GAP_MS) == ([1], [0])
+    assert shoppers.context("ann", None, NOW - 10 * SESSION_GAP_MS)[:2] == ([1], [0])
 
 
 def test_session_before_is_limited_to_the_newest() -> None:
@@ -78,7 +78,7 @@ def test_history_keeps_the_newest() -> None:
     shoppers = Shoppers()
     for item in range(HISTORY_ITEMS + 10):
         shoppers.update("ann", f"s{item}", NOW, item)
-    items, ages = shoppers.context("ann", f"s{HISTORY_ITEMS + 9}", NOW)
+    items, ages = shoppers.context("ann", f"s{HISTORY_ITEMS + 9}", NOW)[:2]
     assert items == list(range(HISTORY_ITEMS + 9, 9, -1))
     assert ages == list(range(HISTORY_ITEMS))
 
@@ -102,7 +102,7 @@ def test_state_comes_back_exactly_with_its_order_through_json() -> None:
     for either in (shoppers, restored):
         either.update("cat", None, NOW, 9)
         assert "bob" not in either
-    assert restored.context("ann", "s1", NOW) == shoppers.context("ann", "s1", NOW) == ([2, 0], [0, 0])
+    assert restored.context("ann", "s1", NOW)[:2] == shoppers.context("ann", "s1", NOW)[:2] == ([2, 0], [0, 0])
     assert restored.passed_over("ann", NOW) == [8, 7]
 
 
@@ -131,11 +131,14 @@ def test_as_of_a_time_later_items_are_not_there() -> None:
     shoppers = Shoppers()
     for minute, (session, item) in enumerate([("s1", 1), ("s1", 2), ("s2", 3), ("s2", 4)]):
         shoppers.update("ann", session, NOW + minute, item)
-    assert shoppers.context("ann", "s1", NOW + 1, only_before=True) == ([1], [0])  # an item of the same time is later
-    assert shoppers.context("ann", "s2", NOW + 2, only_before=True) == ([2, 1], [1, 1])
-    assert shoppers.context("ann", "s2", NOW + 3, only_before=True) == ([3, 2, 1], [0, 1, 1])
-    assert shoppers.context("ann", "s2", NOW, only_before=True) == ([], [])
-    assert shoppers.context("ann", "s2", NOW + 9, only_before=True) == shoppers.context("ann", "s2", NOW + 9)
+    assert shoppers.context("ann", "s1", NOW + 1, only_before=True)[:2] == (
+        [1],
+        [0],
+    )  # an item of the same time is later
+    assert shoppers.context("ann", "s2", NOW + 2, only_before=True)[:2] == ([2, 1], [1, 1])
+    assert shoppers.context("ann", "s2", NOW + 3, only_before=True)[:2] == ([3, 2, 1], [0, 1, 1])
+    assert shoppers.context("ann", "s2", NOW, only_before=True)[:2] == ([], [])
+    assert shoppers.context("ann", "s2", NOW + 9, only_before=True)[:2] == shoppers.context("ann", "s2", NOW + 9)[:2]
 
 
 def test_since_gives_items_with_what_was_before_them_in_their_session() -> None:
@@ -153,7 +156,7 @@ def test_keys_of_sessions_are_dropped_with_their_items() -> None:
         shoppers.update("ann", f"s{item}", NOW + item, item)
     assert len(shoppers.state_dict()["ann"][4]) == HISTORY_ITEMS
     early = NOW + 60
-    items, ages = shoppers.context("ann", "s60", early, only_before=True)
+    items, ages = shoppers.context("ann", "s60", early, only_before=True)[:2]
     assert (items[0], ages[0]) == (59, 1)
     assert shoppers.context("ann", "s59", early, only_before=True)[1][0] == 0
 
@@ -166,7 +169,7 @@ def test_what_was_passed_over_is_kept_newest_first_as_of_a_time() -> None:
     assert shoppers.passed_over("ann", NOW + 5) == [4, 3, 2]
     assert shoppers.passed_over("ann", NOW + 5, only_before=True) == [3, 2]  # an impression of the same time is later
     assert shoppers.passed_over("bob", NOW + 5) == []
-    assert shoppers.context("ann", None, NOW + 5) == ([1], [0])
+    assert shoppers.context("ann", None, NOW + 5)[:2] == ([1], [0])
 
 
 def test_what_was_passed_over_is_bounded_and_forgotten_with_its_shopper() -> None:
@@ -191,3 +194,15 @@ def test_a_shopper_can_be_forgotten() -> None:
     assert shoppers.forget("ann")
     assert not shoppers.forget("ann")
     assert "ann" not in shoppers
+
+
+def test_times_count_from_the_request_and_never_backwards() -> None:
+    shoppers = Shoppers()
+    for item, ts_ms in enumerate((NOW, NOW + 5, NOW + 3)):
+        shoppers.update("ann", "s1", ts_ms, item)
+    assert shoppers.context("ann", "s1", NOW + 10).elapsed_ms == [7, 5, 10]
+    assert shoppers.context("ann", "s1", NOW + 4).elapsed_ms == [1, 0, 4]
+    assert shoppers.context("ann", "s1", NOW + 4, only_before=True) == ([2, 0], [0, 0], [1, 4])
+    contexts = pad([shoppers.context("ann", "s1", NOW + 10), ([8], [0])])
+    assert contexts.elapsed_ms.tolist() == [[7, 5, 10], [0, -1, -1]]
+    assert contexts.part(slice(1, 2)).elapsed_ms.tolist() == [[0, -1, -1]]

@@ -11,6 +11,7 @@ from tiny_model import paired_stream, shown_stream, tiny_encoder, titled
 from torch import Tensor
 
 from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.ranking.item_facts import ItemFacts
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.ranking.second_stage import NETWORKS, SecondStage, shapes
 from peft_adapters.ranking.shoppers import pad
@@ -60,8 +61,8 @@ def model(make_model: Callable[..., ServedModel]) -> ServedModel:
 def _with_every_weight(model: ServedModel) -> ServedModel:
     """Return the model with no head weight at zero, so that every feature is tested."""
     heads = model.state.heads + torch.linspace(-2.0, 3.0, len(FEATURES))
-    state = replace(model.state, heads=heads)
-    return replace(model, state=state, ranker=build_ranker(state, model.content_vectors))
+    state, facts = replace(model.state, heads=heads), ItemFacts.unknown(len(model))
+    return replace(model, state=state, ranker=build_ranker(state, model.content_vectors, facts))
 
 
 def _with_second_stage(model: ServedModel) -> ServedModel:
@@ -74,8 +75,8 @@ def _with_second_stage(model: ServedModel) -> ServedModel:
     networks = SecondStage.from_tensors(
         weights | {"scale": weights["scale"].abs(), "strength": torch.tensor([0.7, 0.4])}
     )
-    state = replace(model.state, second_stage=networks)
-    return replace(model, state=state, ranker=build_ranker(state, model.content_vectors))
+    state, facts = replace(model.state, second_stage=networks), ItemFacts.unknown(len(model))
+    return replace(model, state=state, ranker=build_ranker(state, model.content_vectors, facts))
 
 
 def explained(

@@ -183,7 +183,7 @@ def test_a_worker_gives_the_learners_probabilities_of_what_is_shown_first(
     for user in ("user-3", "nobody"):
         alone = [Listed(user, 10**8, (item_id,), (False,)) for item_id in learner.catalogue.ids]
         expected = learner.judge_lists(learner.observe_lists(alone)).probabilities
-        items, ages = learner.shoppers.context(user, None, 10**8)
+        items, ages = learner.shoppers.context(user, None, 10**8)[:2]
         scores, found = model.ranker.score_with_probabilities(model.context(items, ages))
         np.testing.assert_array_equal(scores, model.ranker.score(model.context(items, ages))[0].numpy())
         for outcome in ("click", "purchase"):

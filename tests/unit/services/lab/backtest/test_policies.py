@@ -40,12 +40,21 @@ def test_only_nightly_waits_for_the_night() -> None:
         ("stale:100", "got `stale:100`"),
         ("stale:half", "got `stale:half`"),
         ("stale:nan", "got `stale:nan`"),
+        ("live-without:", "joined by \\+, got `live-without:`; write .* `live-without:price\\+words_last`"),
+        ("live-without:price+prices", "got `live-without:price\\+prices`"),
         ("frozen:3", "frozen takes no value, got `frozen:3`; write `frozen`"),
     ],
 )
 def test_what_is_no_policy_is_refused(text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         parse_policies(["live-without-lora", text])
+
+
+def test_features_and_groups_can_be_left_out() -> None:
+    (policy,) = parse_policies(["live-without:price+words_last+repeat"])
+    assert policy.left_out == ("price_difference", "price_distance", "words_last", "repeat")
+    settings = policy_settings(LearnerSettings(), policy.rule, 0, left_out=policy.left_out)
+    assert {*LearnerSettings().features} - {*settings.features} == {*policy.left_out}
 
 
 def test_a_policy_under_two_names_is_refused() -> None:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from services.lab.demo.quality import Context, Judgement, Quality, Tally
+from peft_adapters.ranking.shoppers import History
+from services.lab.demo.quality import Judgement, Quality, Tally
 
-NOBODY: Context = ([], [])
+NOBODY = History([], [], [])
 
 
 def judgement(live_rank: int | None, bought: int = 0) -> Judgement:
@@ -18,7 +19,7 @@ def always(*ranks: int) -> Quality:
     """Quality whose model never updated gives these ranks, one after the other."""
     left = list(ranks)
 
-    def rank(contexts: Sequence[Context], bought: Sequence[int]) -> list[int]:
+    def rank(contexts: Sequence[History], bought: Sequence[int]) -> list[int]:
         assert len(contexts) == len(bought)
         return [left.pop(0) for _ in contexts]
 
@@ -52,14 +53,14 @@ def test_both_sides_are_counted_over_the_same_requests() -> None:
 
 
 def test_the_other_side_ranks_the_same_contexts_for_the_same_items() -> None:
-    seen: list[tuple[Context, int]] = []
+    seen: list[tuple[History, int]] = []
 
-    def rank(contexts: Sequence[Context], bought: Sequence[int]) -> list[int]:
+    def rank(contexts: Sequence[History], bought: Sequence[int]) -> list[int]:
         seen.extend(zip(contexts, bought, strict=True))
         return [1] * len(contexts)
 
     quality = Quality(rank)
-    first: Context = ([4, 2], [0, 1])
+    first = History([4, 2], [0, 1], [5, 9])
     quality.add(Judgement(5, first, 9))
     quality.add(Judgement(5, NOBODY, 8))
     quality.judge_waiting()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from peft_adapters.ranking.shoppers import History
 from services.lab.demo.accounts import Accounts, parse_accounts
 from services.lab.demo.quality import Judgement, Quality
 from services.lab.demo.storefront import ScorerTraffic, Traffic
@@ -59,7 +60,7 @@ def test_the_json_has_the_promised_keys_and_no_other() -> None:
 
 def test_figures_come_from_where_they_were_counted() -> None:
     quality = Quality(lambda contexts, bought: [21 for _ in contexts])
-    quality.add(Judgement(1, ([], []), 0))
+    quality.add(Judgement(1, History([], [], []), 0))
     quality.judge_waiting()
     traffic = Traffic(
         [ScorerTraffic(answered=6, version=3, versions={1, 3}), ScorerTraffic(answered=5, version=3, versions={3})],
