@@ -31,7 +31,7 @@ from peft_adapters.ranking.features import (
 from peft_adapters.ranking.item_facts import ItemFacts
 from peft_adapters.ranking.request_scorer import ContextVectors, RequestScorer
 from peft_adapters.ranking.second_stage import RERANKED, SecondStage, rerank
-from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable, newest_rows
+from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.registry.tensor_rules import ROLES as ROLES
 from peft_adapters.settings import FEATURES
@@ -268,7 +268,7 @@ class FrozenRanker:
         return self._second_stage_features.features(
             contexts,
             rows,
-            query=self._context_vectors.table(newest_rows(contexts)),
+            query=self._context_vectors.table(contexts),
             candidate=VectorTable(self._candidate_vectors.numpy()),
         )
 

@@ -142,7 +142,7 @@ class RequestScorer:
         more = self._second_stage_features.features(
             contexts,
             rows[None],
-            query=self._context_vectors.table(newest_rows(contexts)),
+            query=self._context_vectors.table(contexts),
             candidate=VectorTable(self._candidate_vectors),
         )[:, 0].numpy()
         second_stage_kernels.add_outputs(self._networks, inputs, more, scores)
@@ -211,9 +211,12 @@ class ContextVectors:
         """Return vectors [rows, dim] of some rows."""
         return self._vectors[torch.from_numpy(rows)] if isinstance(self._vectors, Tensor) else self._vectors(rows)
 
-    def table(self, rows: IntArray) -> VectorTable:
-        """Return a table of vectors with at least some sorted rows."""
-        return VectorTable(self(rows).numpy(), rows) if self._table is None else VectorTable(self._table)
+    def table(self, contexts: Contexts) -> VectorTable:
+        """Return a table with the vectors of at least the contexts' newest items."""
+        if self._table is not None:
+            return VectorTable(self._table)
+        rows = newest_rows(contexts)
+        return VectorTable(self(rows).numpy(), rows)
 
     def of_context(self, contexts: Contexts) -> tuple[FloatArray, IntArray, IntArray]:
         """Return a table [.., dim] of vectors, and its rows for one context's items [items] and passed-over items."""

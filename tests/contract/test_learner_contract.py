@@ -219,8 +219,10 @@ LEARNT = {
     "popularity": {"heads"},
     "cooccurrence": {"heads"},
 }
+LEARNT["live-without-second-stage"] = LEARNT["live"]
 FITTED = {
     "live": FEATURES,
+    "live-without-second-stage": FEATURES,
     "live-without-lora": FEATURES,
     "frozen": (),
     "popularity": (*COUNTER_FEATURES[:2], "click_through"),
@@ -290,7 +292,7 @@ def test_what_can_be_learnt_is_learnt(policy: str, make: MakeLearner) -> None:
     """Every second event follows from the one before it: half of all events can be foreseen, by who counts pairs."""
     events = 2_000
     strict, _ = hits(make(items=100), paired_stream(events, items=100, seed=3), cutoff=1)
-    foreseen = {"live", "live-without-lora", "cooccurrence"}
+    foreseen = {"live", "live-without-lora", "live-without-second-stage", "cooccurrence"}
     assert (strict / events > 0.3) == (policy in foreseen)
 
 

@@ -16,7 +16,6 @@ from peft_adapters.learning.query_vectors import QueryVectorCache
 from peft_adapters.lifecycle.checkpoint import learner_state, load_checkpoint, save_checkpoint
 from peft_adapters.lifecycle.gate import Gate
 from peft_adapters.ranking.ranker import FrozenRanker
-from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.settings import FEATURES, GateSettings, LearnerSettings
 
 ITEMS = 24
@@ -179,8 +178,7 @@ def test_a_worker_scores_searches_as_the_learner_judges_them() -> None:
     assert batch.query_vector is not None
     for event, expected in enumerate(learner.judge(batch)[:, torch.from_numpy(few)].numpy()):
         one = slice(event, event + 1)
-        own = Contexts(*(part[one] for part in (batch.contexts.items, batch.contexts.ages, batch.contexts.passed)))
-        scores, _ = frozen.score_with_probabilities(own, few, batch.query_vector[one])
+        scores, _ = frozen.score_with_probabilities(batch.contexts.part(one), few, batch.query_vector[one])
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
