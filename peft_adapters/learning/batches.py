@@ -112,6 +112,7 @@ class Batch:
         affinity_weights: [AFFINITIES, events, context rows].
         context_rows: [context rows] distinct items of the contexts.
         query_vector: [events, dim] vector of each event's search query, zero without one; None if no event has one.
+        queries: [events] search query of each event, None without one; None if no event has one.
     """
 
     items: IntArray
@@ -129,6 +130,7 @@ class Batch:
     affinity_weights: Tensor
     context_rows: IntArray
     query_vector: Tensor | None = None
+    queries: Sequence[str | None] | None = None
 
     def __len__(self) -> int:
         """Return the number of events."""

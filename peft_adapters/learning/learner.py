@@ -175,12 +175,13 @@ class Learner(LearnerParts):
 
     def _step_lora(self, batch: Batch) -> None:
         """Take a step of LoRA if one is due, and serve the next adapter once its vectors are computed."""
-        if self.settings.lora and self.listed_share < _LISTED_ENOUGH:
+        if self.settings.lora and (batch.queries or self.listed_share < _LISTED_ENOUGH):
             self.lora_steps.step_if_due(
                 batch,
                 self.positives.global_preference,
                 batches_learned=self.batches_learned,
-                scale=self._scale(),
+                scale=self._scale() if self.listed_share < _LISTED_ENOUGH else 0.0,
+                rate_factor=self.rate_factor,
             )
         vectors = self.lora_steps.advance_next_adapter()
         if vectors is not None:

@@ -82,9 +82,9 @@ class LearnerParts:
         )
         self.positives = PositiveSteps(self.ranker, self.projections, catalogue, settings)
         self.lists = ListSteps(self.ranker, self.projections, catalogue, settings)
-        self.lora_steps = LoraSteps(self.ranker, self.projections, catalogue, encoder, settings)
-        self.second_stage = SecondStageSteps(settings)
         self._queries = QueryVectorCache(encoder)
+        self.lora_steps = LoraSteps(self.ranker, self.projections, catalogue, encoder, self._queries, settings)
+        self.second_stage = SecondStageSteps(settings)
         self.touched: dict[str, set[int]] = {role: set() for role in ROLES}
 
     # ---- the catalogue
@@ -132,6 +132,7 @@ class LearnerParts:
         Kept batches and queries do not say whose they are, so all of them are deleted.
         """
         self._queries.clear()
+        self.lora_steps.searches.clear()
         self.lora_steps.replay.clear()
         self.second_stage.clear_replay()
         return self.shoppers.forget(user_id)
@@ -176,6 +177,7 @@ class LearnerParts:
             "list_counts": Part(self.lists.counts_state_dict, self.lists.load_counts),
             "text_vectors": Part(self.projections.text_state_dict, self.projections.load_text_state_dict),
             "lora_replay": self.lora_steps.replay,
+            "searches": self.lora_steps.searches,
             "second_stage_replay": Part(self.second_stage.replay_state_dict, self.second_stage.load_replay),
             "next_adapter": Part(self.lora_steps.next_adapter_state_dict, self.lora_steps.load_next_adapter),
         }

@@ -1,4 +1,8 @@
-"""Steps of LoRA: a head of its own, a loss weighted by the share of text, a schedule, and the served snapshot."""
+"""Steps of LoRA, and the served snapshot of its weights.
+
+Events without a search query are learnt under a head of its own, by a loss weighted by the share of text; searches by a
+contrastive loss of query and item (`searches`). Each kind has a schedule that follows from what it can still teach.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.encoder.encoder import Encoder, MergedSuffix
 from peft_adapters.learning.batches import Batch
 from peft_adapters.learning.lora_replay import LoraBatch, LoraReplay, lora_batch
+from peft_adapters.learning.lora_schedule import NOTHING_DUE, Due, Schedule, refreshes
 from peft_adapters.learning.losses import positives_losses
+from peft_adapters.learning.query_vectors import QueryVectorCache
+from peft_adapters.learning.searches import Searches, SearchLog, search_loss
 from peft_adapters.learning.state_dicts import StateDict
 from peft_adapters.learning.step_features import Features, Side, positives_features
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser
@@ -25,6 +32,8 @@ from peft_adapters.ranking.next_adapter_vectors import NextAdapterVectors
 from peft_adapters.ranking.ranker import Ranker, text_evidence
 from peft_adapters.settings import FEATURES, LearnerSettings
 
+_LEAST_EVIDENCE = 1.0  # events; searches that teach less together are not worth a pass
+
 
 class LoraSteps:
     """Steps of LoRA. Scores use a snapshot of the adapter, which is renewed every few steps.
@@ -34,6 +43,7 @@ class LoraSteps:
         projections: projections added to text vectors; read only.
         catalogue: items and their cached prefixes.
         encoder: encoder whose LoRA weights are moved.
+        queries: frozen activations of search queries.
         settings: how to learn.
 
     Attributes:
@@ -42,6 +52,9 @@ class LoraSteps:
         heads_optimiser: optimiser of the weights of `heads`.
         optimiser: moves the LoRA weights.
         replay: earlier batches that are stepped on again.
+        searches: what is known of each search query.
+        schedule: when steps are due; its `frequency` is the share of them that are taken.
+        served_scale: factor on the trained adapter where it is served, 0 to 1, from the next snapshot on.
         served: LoRA weights that scores use.
         served_suffix: suffix of the encoder with `served` merged into it.
         next_adapter: the snapshot that replaces `served` once all its item vectors are computed; None without one.
@@ -53,22 +66,26 @@ class LoraSteps:
         projections: Projections,
         catalogue: Catalogue,
         encoder: Encoder,
+        queries: QueryVectorCache,
         settings: LearnerSettings,
     ) -> None:
         self._ranker, self._projections, self._catalogue = ranker, projections, catalogue
-        self._encoder, self._settings = encoder, settings
+        self._encoder, self._queries, self._settings = encoder, queries, settings
         self._mask = torch.tensor([float(name in settings.features) for name in FEATURES])
         self.heads = torch.tensor([INITIAL_WEIGHTS[name] for name in FEATURES]) * self._mask
         self.heads_optimiser = HeadsOptimiser(self.heads, learning_rate=settings.heads_learning_rate)
         self.optimiser = LoraOptimiser(
             encoder.lora_parameters(),
-            learning_rate=settings.lora_learning_rate,
+            learning_rate=settings.lora_learning_rate / encoder.settings.lora_layers,
             weight_decay=settings.lora_weight_decay,
             kind=settings.lora_optimiser,
             warmup_steps=settings.lora_warmup_steps,
             accumulate=settings.lora_accumulate,
         )
         self.replay = LoraReplay(settings.lora_replay_batches)
+        self.searches = SearchLog()
+        self.schedule = Schedule(every=settings.lora_every_events, slows=settings.lora_slowdown_steps)
+        self.served_scale = 1.0
         self.next_adapter: NextAdapterVectors | None = None
         self._serve()
 
@@ -84,25 +101,63 @@ class LoraSteps:
         (gradient,) = torch.autograd.grad((batch.weight * losses).mean(), [heads])
         self.heads_optimiser.step(gradient * self._mask)
 
-    def step_if_due(self, batch: Batch, global_preference: Tensor, *, batches_learned: int, scale: float) -> None:
+    def step_if_due(
+        self, batch: Batch, global_preference: Tensor, *, batches_learned: int, scale: float, rate_factor: float
+    ) -> None:
         """Take a step if one is due; every few steps, make the present weights the next adapter.
 
-        The number of steps due follows from the counters, so the schedule needs no state of its own.
+        The number of steps due follows from counters and from the evidence of searches, so the schedules need no state
+        of their own.
 
         Args:
             batch: observed batch, not yet counted.
             global_preference: [dim] preference vector of all shoppers.
             batches_learned: number of batches before this one; it seeds the random draws.
-            scale: factor on the length of the step.
+            scale: factor on the length of the step where events have no query; without such a step if 0.
+            rate_factor: the same where all have one.
         """
+        seeds = (self._settings.seed, batches_learned)
+        searched = self._search(batch, seeds)
+        share = 0.0 if batch.queries is None else sum(query is not None for query in batch.queries) / len(batch)
+        browsed = self._browse(batch, global_preference, seeds) if share < 1 and scale > 0 else NOTHING_DUE
+        if searched.step or browsed.step:
+            self.optimiser.step(scale=scale if not searched.step else share * rate_factor + (1 - share) * scale)
+        if (searched.refresh or browsed.refresh) and self.next_adapter is None and self._moved():
+            lora = _scaled(self._encoder.lora_state(), self.served_scale)
+            self.next_adapter = NextAdapterVectors(lora, self._merged(lora))
+
+    def _search(self, batch: Batch, seeds: tuple[int, int]) -> Due:
+        """Record the searches of a batch, add their gradients if they are among those of the next step."""
+        before = self.searches.evidence
+        searches = self.searches.add(batch)
+        if searches is None:
+            return NOTHING_DUE
+        due, next_due = self.schedule.steps(before), self.schedule.steps(self.searches.evidence)
+        first = self.schedule.evidence_at(due + 1) - self.schedule.every  # of the evidence that the step is on
+        if self.searches.evidence >= first and searches.evidence >= _LEAST_EVIDENCE:
+            self._search_loss(searches, seeds).backward()  # type: ignore[no-untyped-call]
+        return Due(next_due > due, refreshes(next_due) > refreshes(due))
+
+    def _search_loss(self, searches: Searches, seeds: tuple[int, int]) -> Tensor:
+        """Return the searches' share of a step's loss."""
+        loss = search_loss(
+            searches,
+            self._queries.of_distinct(searches.queries, self._encoder.suffix),
+            self._live_vectors,
+            items=len(self._catalogue),
+            generator=np.random.default_rng([*seeds, 5]),
+        )
+        return loss * min(1.0, searches.evidence / self.schedule.every)
+
+    def _browse(self, batch: Batch, global_preference: Tensor, seeds: tuple[int, int]) -> Due:
+        """Add the gradients of a batch if a step on events without a query is due."""
         events = self._ranker.counters.events
         counted = events + np.bincount(batch.items, minlength=len(events)).astype(np.float32)
-        before, due = (self._steps_due(text_evidence(n)) for n in (events, counted))
+        before, due = (self.schedule.steps(text_evidence(n)) for n in (events, counted))
         if due > before:
-            self._step(batch, global_preference, batches_learned, scale)
+            self._add_gradients(batch, global_preference, seeds)
         refresh = self._settings.lora_refresh_steps * self._settings.lora_accumulate
-        if due // refresh > before // refresh and self.next_adapter is None and self._moved():
-            self.next_adapter = NextAdapterVectors(self._encoder.lora_state(), self._encoder.merged())
+        return Due(due > before, due // refresh > before // refresh)
 
     def advance_next_adapter(self) -> Tensor | None:
         """Compute some item vectors of the next adapter.
@@ -120,30 +175,36 @@ class LoraSteps:
     def _items_per_batch(self) -> int:
         return max(1, math.ceil(len(self._catalogue) / self._settings.lora_ahead_batches))
 
-    def _steps_due(self, evidence: float) -> int:
-        """Return the number of steps due so far: frequent while items are new, then ever rarer."""
-        slows = self._settings.lora_slowdown_steps
-        return int(slows * math.log1p(evidence / (slows * self._settings.lora_every_events)))
-
     def _serve(self) -> None:
         """Serve the present LoRA weights."""
         self.served = self._encoder.lora_state()
         self.served_suffix = self._encoder.merged()
 
-    def _moved(self) -> bool:
+    def _merged(self, lora: Mapping[str, Tensor]) -> MergedSuffix:
+        """Return a suffix with an adapter merged into it; the trained weights are unchanged."""
         trained = self._encoder.lora_state()
+        self._encoder.load_lora(dict(lora))
+        merged = self._encoder.merged()
+        self._encoder.load_lora(trained)
+        return merged
+
+    def _moved(self) -> bool:
+        trained = _scaled(self._encoder.lora_state(), self.served_scale)
         return not all(torch.equal(value, trained[name]) for name, value in self.served.items())
 
-    def _step(self, batch: Batch, global_preference: Tensor, batches_learned: int, scale: float) -> None:
-        """Move LoRA with heads and residuals constant, by the gradients of the batch and of a replayed one."""
-        seeds = (self._settings.seed, batches_learned)
+    def _add_gradients(self, batch: Batch, global_preference: Tensor, seeds: tuple[int, int]) -> None:
+        """Add the gradients of a batch and of a replayed one to those of LoRA; heads and residuals are constant."""
         new = lora_batch(batch, *self._rows(batch, np.random.default_rng([*seeds, 1])))
         generator = np.random.default_rng([*seeds, 2])  # seeded by the step, as the draws of negatives are
         with self._encoder.lora_dropout(self._settings.lora_dropout, seed=int(generator.integers(2**63))):
             for part in (new, *self.replay.draw(generator)):
                 self._loss(part, global_preference).backward()  # type: ignore[no-untyped-call]
         self.replay.add(new, generator)
-        self.optimiser.step(scale=scale)
+
+    def _live_vectors(self, rows: IntArray) -> Tensor:
+        """Return text vectors [rows, dim] of sorted rows under the trained weights, with gradients to them."""
+        live = self._catalogue.vectors(self._encoder.suffix, rows.tolist())
+        return self._projections.project_detached(live, rows.tolist(), self._catalogue.modality_vectors)
 
     def _loss(self, batch: LoraBatch, global_preference: Tensor) -> Tensor:
         """Return the cross-entropy on fewer candidates, each event weighted by the share of text in its item's vector.
@@ -151,8 +212,7 @@ class LoraSteps:
         All candidates carry gradients. If only some did, LoRA would lower the loss by pulling those towards everyone.
         """
         live_rows = batch.live_rows
-        live = self._catalogue.vectors(self._encoder.suffix, live_rows.tolist())
-        live = self._projections.project_detached(live, live_rows.tolist(), self._catalogue.modality_vectors)
+        live = self._live_vectors(live_rows)
         query = Side(self._ranker, "query", batch.context_rows, live_rows=live_rows, live=live)
         candidate = Side(self._ranker, "candidate", batch.columns, live_rows=live_rows, live=live)
         features = positives_features(batch, global_preference, query, candidate)
@@ -205,11 +265,9 @@ class LoraSteps:
         self.next_adapter = None
         if not state:
             return
-        trained, vectors = self._encoder.lora_state(), state["vectors"]
-        self._encoder.load_lora(state["lora"])
+        vectors = state["vectors"]
         texts = self._catalogue.texts[: len(vectors)]
-        self.next_adapter = NextAdapterVectors(state["lora"], self._encoder.merged(), texts, vectors)
-        self._encoder.load_lora(trained)
+        self.next_adapter = NextAdapterVectors(state["lora"], self._merged(state["lora"]), texts, vectors)
 
     def load_lora(self, trained: Mapping[str, Tensor], served: Mapping[str, Tensor]) -> None:
         """Load LoRA weights; there is no next adapter afterwards.
@@ -240,6 +298,11 @@ class LoraSteps:
         self.load_lora(trained or served, served)
         self.heads.copy_(heads)
         self.heads_optimiser.settle()
+
+
+def _scaled(lora: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Return LoRA weights whose change of the base is that of `lora` times a factor; 1 changes no bit."""
+    return {name: value if scale == 1 or ".lora_B" not in name else value * scale for name, value in lora.items()}
 
 
 def _half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -58,6 +58,7 @@ def observe_positives(
         affinity_weights=affinity_weights(context_weights(contexts, item_count), rows),
         context_rows=rows,
         query_vector=query_vector,
+        queries=None if query_vector is None else [example.query for example in examples],
     )
 
 
@@ -85,6 +86,7 @@ def first_events(batch: Batch, count: int, *, counters: Counters, columns: IntAr
         counter_features=CounterFeatures(counters).features(contexts, columns),
         affinity_weights=batch.affinity_weights[:, kept],
         query_vector=None if batch.query_vector is None else batch.query_vector[kept],
+        queries=None if batch.queries is None else batch.queries[kept],
     )
 
 

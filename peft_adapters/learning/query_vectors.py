@@ -46,11 +46,15 @@ class QueryVectorCache:
         distinct = sorted({query for query in queries if query is not None})
         if not distinct:
             return None
-        vectors = torch.nn.functional.normalize(suffix(self._activations(distinct)), dim=1)
+        vectors = self.of_distinct(distinct, suffix)
         zero = torch.zeros(1, vectors.shape[1])
         place = {query: index for index, query in enumerate(distinct)}
         index = torch.tensor([len(distinct) if query is None else place[query] for query in queries])
         return torch.cat([vectors, zero])[index]
+
+    def of_distinct(self, distinct: Sequence[str], suffix: Suffix) -> Tensor:
+        """Return unit vectors [queries, dim] of distinct queries, with gradients to LoRA if the suffix has any."""
+        return torch.nn.functional.normalize(suffix(self._activations(distinct)), dim=1)
 
     def _activations(self, distinct: Sequence[str]) -> list[Tensor]:
         missing = [query for query in distinct if query not in self._hidden]

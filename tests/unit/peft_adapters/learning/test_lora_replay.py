@@ -89,8 +89,7 @@ def test_a_step_adds_the_gradient_of_a_kept_batch() -> None:
             strict=True,
         )
     ]
-    steps.optimiser._accumulate = 2  # so that the gradient can be looked at
-    steps._step(batch, global_preference, one.batches_learned, 1.0)
+    steps._add_gradients(batch, global_preference, (one.settings.seed, one.batches_learned))
     for parameter, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 
