@@ -29,6 +29,7 @@ from benchmarks import (
     prefix_cache_training,
     rank_request,
     search_latency,
+    search_learning,
     search_quality,
     soak,
     step_arithmetic,
@@ -60,9 +61,12 @@ SCENARIOS: dict[str, Scenario] = {
     "rank-request": rank_request.run,
     "search-latency": search_latency.run,
     "search-quality": search_quality.run,
+    "search-learning": search_learning.run,
     "worker-memory": worker_memory.run,
     "soak": soak.run,
 }
+# Files of the data directory, where they are not `DATA_FILES`.
+OTHER_FILES = {"search-learning": search_learning.DATA_FILES}
 DEMO_DATA = Path(__file__).parents[1] / "services" / "lab" / "demo" / "data"
 
 
@@ -121,20 +125,24 @@ def _runs(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     Raises:
         MissingInputError: a named scenario lacks an input, or an option is not one of the scenario's.
     """
-    missing = [name for name in DATA_FILES if not (options.data / name).is_file()]
-    if missing:
-        raise MissingInputError(f"--data must be a directory with {' and '.join(DATA_FILES)}, got {options.data}")
     if options.options and len(options.scenarios) != 1:
         raise MissingInputError(f"--set is for one named SCENARIO, got {len(options.scenarios)}; run it by itself")
     runs = {}
     for name in options.scenarios or SCENARIOS:
         try:
+            _require_files(name, options.data)
             runs[name] = _keywords(name, options.options, options.bootstrap_servers)
         except MissingInputError as error:
             if options.scenarios:
                 raise
             print(f"{name}: skipped; {error}")
     return runs
+
+
+def _require_files(name: str, data: Path) -> None:
+    files = OTHER_FILES.get(name, DATA_FILES)
+    if not all((data / file).is_file() for file in files):
+        raise MissingInputError(f"{name}: --data must be a directory with {' and '.join(files)}, got {data}")
 
 
 def _keywords(name: str, texts: Sequence[str], bootstrap_servers: str | None) -> dict[str, Any]:

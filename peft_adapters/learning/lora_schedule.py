@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-# Snapshots while searches are learnt: every few steps at first, then whenever the steps have grown by half.
-_REFRESH_STEPS, _REFRESHES_OF_ONE_SIZE, _REFRESH_GROWTH = 4, 4, 1.5
+# Snapshots while searches are learnt: every few steps at first, then whenever the steps have grown by a quarter.
+_REFRESH_STEPS, _REFRESHES_OF_ONE_SIZE, _REFRESH_GROWTH = 4, 4, 1.25
 
 
 class Due(NamedTuple):
@@ -58,7 +58,7 @@ def refreshes(steps: int) -> int:
     """Return the number of snapshots due after some steps on searches: the more steps, the less one of them changes.
 
     >>> [refreshes(steps) for steps in (3, 4, 15, 16, 24, 96)]
-    [0, 1, 3, 4, 5, 8]
+    [0, 1, 3, 4, 5, 12]
     """
     first, times = _REFRESH_STEPS, _REFRESHES_OF_ONE_SIZE
     if steps < first * times:

@@ -23,6 +23,7 @@ def test_names_are_permanent() -> None:
         "help-answers",
         "rank-request",
         "search-latency",
+        "search-learning",
         "search-quality",
         "worker-memory",
         "soak",
