@@ -210,6 +210,8 @@ def test_backtest_passes_its_options_on(run: Any, called: dict[str, Any]) -> Non
         "click_window_seconds": 600.0,
         "label_delay_seconds": 0.0,
         "judge_after": 0.0,
+        "judge_queries": None,
+        "judge_queries_every": None,
         "start": None,
         "json_path": Path("o.json"),
         "ranks_path": Path("r.csv.gz"),
