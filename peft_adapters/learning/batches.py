@@ -151,6 +151,7 @@ class ListBatch:
         bought: [shown] whether the item was bought.
         is_correction: [shown] whether the item corrects a label that was learnt before.
         weight: [lists] weight in the loss.
+        contexts: recent items of the shoppers before each list.
         counter_features: [COUNTER_FEATURES, shown] without the counts of the list's own clicks.
         affinity_weights: [AFFINITIES, lists, context rows].
         context_rows: [context rows] distinct items of the contexts.
@@ -166,6 +167,7 @@ class ListBatch:
     bought: npt.NDArray[np.bool_]
     is_correction: npt.NDArray[np.bool_]
     weight: Tensor
+    contexts: Contexts
     counter_features: Tensor
     affinity_weights: Tensor
     context_rows: IntArray

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,14 +19,14 @@ from torch import Tensor
 from peft_adapters.learning.batches import Batch, ListBatch, Positive, ShownList
 from peft_adapters.learning.learner_parts import LearnerParts
 from peft_adapters.learning.lists import JudgedLists, observe_lists
-from peft_adapters.learning.losses import list_features
 from peft_adapters.learning.positive_steps import sample_candidates
 from peft_adapters.learning.positives import first_events, observe_positives
 from peft_adapters.learning.second_stage_groups import EventGroups, event_groups
+from peft_adapters.learning.second_stage_lists import ListGroups, known_list_features, list_groups, list_inputs
 from peft_adapters.ranking.affinities import affinity_features, weighted_sum
 from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.ranker import Ranker
-from peft_adapters.ranking.second_stage import rerank
+from peft_adapters.ranking.second_stage import SecondStage, rerank
 from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
 from peft_adapters.settings import FEATURES, PASSED_OVER
 
@@ -95,7 +94,8 @@ class Learner(LearnerParts):
         Args:
             batch: observed batch that is not learnt yet.
             ranker: other weights to score with; None is the learner's own.
-            rows: [columns] catalogue rows of the columns, if those of `batch` are rows of `ranker`.
+            rows: [items of `ranker`] their catalogue rows, if it has not the whole catalogue. Columns and context rows
+                of the batch are then places among these.
         """
         ranker = self.ranker if ranker is None else ranker
         query, candidate = ranker.vectors("query", batch.context_rows), ranker.vectors("candidate", batch.columns)
@@ -110,15 +110,16 @@ class Learner(LearnerParts):
         scores = weighted_sum(ranker.heads, batch.counter_features, affinities)
         if not ranker.second_stage.is_active:
             return scores
-        rows = batch.columns if rows is None else rows
+        context_rows = batch.context_rows if rows is None else rows[batch.context_rows]
+        columns = batch.columns if rows is None or batch.columns is None else rows[batch.columns]
         features = SecondStageFeatures(self.ranker.counters, self.ranker.facts, self.ranker.text)
 
         def more(places: Tensor) -> Tensor:
             return features.features(
                 batch.contexts,
-                places.numpy() if rows is None else rows[places.numpy()],
-                query=VectorTable(query.numpy(), batch.contexts.rows()),
-                candidate=VectorTable(candidate.numpy(), rows),
+                places.numpy() if columns is None else columns[places.numpy()],
+                query=VectorTable(query.numpy(), context_rows),
+                candidate=VectorTable(candidate.numpy(), columns),
             )
 
         return rerank(
@@ -160,12 +161,8 @@ class Learner(LearnerParts):
         """Return what the second stage learns from, as of before the batch; None if it is off."""
         if not self.settings.second_stage:
             return None
-        heads, preference = self.positives.heads * _SERVED, self.positives.global_preference
-        return event_groups(
-            batch,
-            replace(self.ranker, heads=heads, global_preference=preference),
-            generator=np.random.default_rng([self.settings.seed, self.batches_learned, 4]),
-        )
+        generator = np.random.default_rng([self.settings.seed, self.batches_learned, 4])
+        return event_groups(batch, self.ranker, generator=generator)
 
     def count(self, batch: Batch) -> None:
         """Count a batch without learning from it."""
@@ -203,8 +200,8 @@ class Learner(LearnerParts):
         """Serve a blend of both kinds of steps, weighted by the share of events that came in lists."""
         self.ranker.heads = self._blended(self.positives.heads, self.lists.served_heads) * _SERVED
         self.ranker.global_preference = self._blended(self.positives.global_preference, self.lists.global_preference)
-        if self.settings.second_stage:
-            self.ranker.second_stage = self.second_stage.served(self.listed_share)
+        is_on = self.settings.second_stage
+        self.ranker.second_stage = self.second_stage.served(self.listed_share) if is_on else SecondStage.empty()
 
     def _blended(self, of_positives: Tensor, of_lists: Tensor) -> Tensor:
         share = self.listed_share
@@ -253,11 +250,10 @@ class Learner(LearnerParts):
     @torch.inference_mode()
     def judge_lists(self, batch: ListBatch) -> JudgedLists:
         """Score lists with all that is known of them, passed-over items included; probabilities are as served."""
-        query = self.ranker.vectors("query", batch.context_rows)
-        candidate = self.ranker.vectors("candidate", batch.items)
-        share = self.ranker.text_share(batch.items)
-        features = list_features(batch, self.ranker.global_preference, query, candidate, share)
+        features = known_list_features(batch, self.ranker)
         scores = self._blended(self.positives.heads, self.lists.heads) @ features
+        if self.ranker.second_stage.is_active:
+            scores = scores + self.ranker.second_stage.output(list_inputs(batch, self.ranker, features))
         lengths = np.bincount(batch.owner, minlength=len(batch)).tolist()
         known = self.lists.outcomes.probabilities()
         inputs = self.lists.outcomes.inputs(batch, features, self.ranker.counters)
@@ -273,10 +269,20 @@ class Learner(LearnerParts):
         """
         if not len(batch):
             return 0.0
+        groups = self._list_groups(batch)
         loss, moved_rows = self.lists.step(batch)
         self._mark_touched(moved_rows)
+        if groups is not None and math.isfinite(loss):
+            self.second_stage.step_lists(groups, number=self.lists.lists_learned)
         self.count_lists(batch)
         return loss
+
+    @torch.inference_mode()
+    def _list_groups(self, batch: ListBatch) -> ListGroups | None:
+        """Return what the second stage learns from, as of before the lists are learnt; None if it is off."""
+        if not self.settings.second_stage:
+            return None
+        return list_groups(batch, self.ranker, self.lists.examination, self.lists.feedback)
 
     def count_lists(self, batch: ListBatch) -> None:
         """Count lists without learning from them; those of weight 0 are not counted."""

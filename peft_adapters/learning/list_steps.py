@@ -33,7 +33,7 @@ _PROJECTION_SCALE = 0.1  # of steps on projections: the ratio of the residuals' 
 _START_LOG_ODDS = -2.0  # of a click on a shown item, before any list is learnt
 # Popularity decays with every event, so its value when a list was shown is not known; click-through serves better.
 # Items that are new in the catalogue are not new in lists: there every item has soon been shown often.
-_NOT_OF_LISTS = ("popularity_fast", "popularity_slow", *NEW_FEATURES)
+NOT_OF_LISTS = ("popularity_fast", "popularity_slow", *NEW_FEATURES)
 
 
 class ListSteps:
@@ -58,7 +58,7 @@ class ListSteps:
     def __init__(
         self, ranker: Ranker, projections: Projections, catalogue: Catalogue, settings: LearnerSettings
     ) -> None:
-        used = set(settings.features) - set(_NOT_OF_LISTS)
+        used = set(settings.features) - set(NOT_OF_LISTS)
         self._mask = torch.tensor([float(name in used) for name in FEATURES])
         self.heads = torch.tensor([LIST_INITIAL_WEIGHTS.get(name, 0.0) for name in FEATURES]) * self._mask
         self._served_mask = self._mask * torch.tensor([float(name not in PASSED_OVER) for name in FEATURES])

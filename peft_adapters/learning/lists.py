@@ -88,6 +88,7 @@ def observe_lists(
         bought=np.array([flag for shown in lists for flag in shown.bought], dtype=np.bool_),
         is_correction=np.array([shown.is_correction for shown in lists], dtype=np.bool_)[owner],
         weight=torch.tensor([shown.weight for shown in lists], dtype=torch.float32),
+        contexts=contexts,
         counter_features=features,
         affinity_weights=affinity_weights(weights, context_rows),
         context_rows=context_rows,

@@ -1,7 +1,4 @@
-"""What the second stage learns from: events with their candidates, and lists with their items, before they are learnt.
-
-Groups are padded to one width. A padded candidate has the score of minus infinity.
-"""
+"""Events as the second stage learns from them, before they are learnt: each with the candidates to re-rank."""
 
 from __future__ import annotations
 
@@ -20,12 +17,11 @@ from peft_adapters.ranking.ranker import Ranker
 from peft_adapters.ranking.second_stage import RERANKED, gather_features
 from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
 
-_SCORED_CELLS = 320_000  # events times items, so that the scores of a micro-batch cost the same in any catalogue
-_MOST_EVENTS, _FEWEST_EVENTS = 64, 8
+_SCORED_CELLS = 640_000  # events times items, so that the scores of a micro-batch cost the same in any catalogue
+_MOST_EVENTS, _FEWEST_EVENTS = 128, 8
 _WHOLE_ITEMS = 100_000  # of a larger catalogue, a sample is scored
 CANDIDATES = 64  # of an event
 _HARDEST = 21  # of them: the event's item and the best others
-LIST_ITEMS = 64  # items of a longer list beyond these are not learnt from
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,48 +61,6 @@ class EventGroups:
     def kept(self) -> dict[str, Tensor]:
         """Return what a step on these events needs, beside the inputs."""
         return {"scores": self.scores - self.log_expected, "weight": self.weight}
-
-
-@dataclass(frozen=True, slots=True)
-class ListGroups:
-    """Lists, without corrections of labels that were learnt before.
-
-    Attributes:
-        inputs: [lists, inputs, items] inputs of the shown items.
-        scores: [lists, items] scores by the first stage.
-        logits: [lists, items] log odds of a click by the first stage and the position.
-        clicked: [lists, items] 1 where the item was clicked.
-        weight: [lists, items] weight in the loss.
-    """
-
-    inputs: Tensor
-    scores: Tensor
-    logits: Tensor
-    clicked: Tensor
-    weight: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of lists."""
-        return len(self.scores)
-
-    @property
-    def is_candidate(self) -> Tensor:
-        """Whether each place holds an item, [lists, items]."""
-        return self.scores > -torch.inf
-
-    def gains(self, output: Tensor) -> Tensor:
-        """Return how much a network's outputs [lists, items] improve the NDCG, [lists]; NaN without a click."""
-        return self._ndcg(self.scores + output) - self._ndcg(self.scores)
-
-    def _ndcg(self, scores: Tensor) -> Tensor:
-        discount = 1 / torch.log2(torch.arange(2, scores.shape[1] + 2))
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        best = (self.clicked.sort(dim=1, descending=True).values * discount).sum(dim=1)
-        return (self.clicked.gather(1, order) * discount).sum(dim=1) / best
-
-    def kept(self) -> dict[str, Tensor]:
-        """Return what a step on these lists needs, beside the inputs."""
-        return {"logits": self.logits, "clicked": self.clicked, "weight": self.weight}
 
 
 def event_groups(batch: Batch, ranker: Ranker, *, generator: np.random.Generator) -> EventGroups:
@@ -206,44 +160,3 @@ def _drawn(
 def _padded(values: Tensor, filler: float) -> Tensor:
     """Return values [..., candidates] extended to the width of a group."""
     return torch.nn.functional.pad(values, (0, CANDIDATES - values.shape[-1]), value=filler)
-
-
-def list_groups(
-    inputs: Tensor,
-    scores: Tensor,
-    logits: Tensor,
-    clicked: Tensor,
-    weight: Tensor,
-    *,
-    owner: np.ndarray,
-    used: np.ndarray,
-) -> ListGroups:
-    """Lay shown items out as lists of one width.
-
-    Args:
-        inputs: [inputs, shown] inputs of the shown items.
-        scores: [shown] scores by the first stage.
-        logits: [shown] log odds of a click by the first stage and the position.
-        clicked: [shown] whether the item was clicked.
-        weight: [shown] weight in the loss.
-        owner: [shown] index of the item's list.
-        used: [shown] whether the item is learnt from; lists without any are left out.
-    """
-    shown = np.flatnonzero(used)
-    lists, row = np.unique(owner[shown], return_inverse=True)
-    column = np.arange(len(shown)) - np.searchsorted(row, row)
-    fits = column < LIST_ITEMS
-    rows, columns, places = (torch.from_numpy(values[fits]) for values in (row, column, shown))
-
-    def laid_out(values: Tensor, filler: float) -> Tensor:
-        table = torch.full((*values.shape[:-1], len(lists), LIST_ITEMS), filler)
-        table[..., rows, columns] = values[..., places].float()
-        return table
-
-    return ListGroups(
-        laid_out(inputs, 0.0).transpose(0, 1),
-        laid_out(scores, -torch.inf),
-        laid_out(logits, -torch.inf),
-        laid_out(clicked, 0.0),
-        laid_out(weight, 0.0),
-    )

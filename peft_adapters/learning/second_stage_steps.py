@@ -17,21 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peft_adapters.learning.list_steps import NOT_OF_LISTS
 from peft_adapters.learning.network_learner import NetworkLearner
 from peft_adapters.learning.replay_ring import ReplayRing
-from peft_adapters.learning.second_stage_groups import EventGroups, ListGroups
+from peft_adapters.learning.second_stage_groups import EventGroups
+from peft_adapters.learning.second_stage_lists import ListGroups
 from peft_adapters.learning.state_dicts import StateDict
 from peft_adapters.learning.trial import Trial
 from peft_adapters.ranking.second_stage import INPUT_NAMES, NETWORKS, SecondStage
-from peft_adapters.settings import NEW_FEATURES, PASSED_OVER, SECOND_STAGE_GROUPS, LearnerSettings
+from peft_adapters.settings import PASSED_OVER, SECOND_STAGE_GROUPS, LearnerSettings
 
-_KEPT_GROUPS = 5_120
+_KEPT_GROUPS = 2_560
 _NEW_STEPS, _REPLAY_STEPS = 3, 5  # after each micro-batch
-_REPLAYED_GROUPS = 64  # in a step on replayed groups
-# Inputs whose value when a list was shown is not known, or counts the list's own clicks.
-_NOT_OF_LISTS = {"popularity_fast", "popularity_slow", *NEW_FEATURES} | {
-    name for group in ("pairs", "order", "item") for name in SECOND_STAGE_GROUPS[group]
-}
+_FEWEST_NEW = 16  # new groups before which no step is taken, so that small micro-batches cost no more than large ones
+_REPLAYED_GROUPS = 128  # in a step on replayed groups
+# Of features that only the second stage uses, those that count a list's own clicks.
+_COUNTING = {name for group in ("pairs", "order", "item") for name in SECOND_STAGE_GROUPS[group]}
+
+_LEVELS = 255  # of a replayed input
+_SMALLEST_STEP = 1e-12
 
 _Gradient = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -49,7 +53,7 @@ class SecondStageSteps:
     def __init__(self, settings: LearnerSettings) -> None:
         self._settings = settings
         unused = {*PASSED_OVER, *(set(INPUT_NAMES[:-1]) - set(settings.features))}
-        masked = {"positives": unused, "lists": unused | _NOT_OF_LISTS}
+        masked = {"positives": unused, "lists": unused | {*NOT_OF_LISTS} | _COUNTING}
         self._networks = {
             name: NetworkLearner(
                 torch.tensor([float(feature not in masked[name]) for feature in INPUT_NAMES]),
@@ -82,7 +86,7 @@ class SecondStageSteps:
 
     def step_lists(self, groups: ListGroups, *, number: int) -> None:
         """Judge the network of lists on new lists, then learn them; arguments as in `step`."""
-        self._step("lists", groups, _list_gradient, number)
+        self._step("lists", groups, list_gradient, number)
 
     def _step(self, name: str, groups: EventGroups | ListGroups, gradient: _Gradient, number: int) -> None:
         if not len(groups):
@@ -90,12 +94,14 @@ class SecondStageSteps:
         network, replay = self._networks[name], self._replays[name]
         self.trials[name].add(groups.gains(self._output(network, groups.inputs)))
         network.observe(groups.inputs.transpose(0, 1)[:, groups.is_candidate])
-        new = {"inputs": groups.inputs.half(), **groups.kept()}
-        replay.add(new)
+        replay.add(quantised(groups.inputs) | groups.kept())
+        if replay.waiting < _FEWEST_NEW:
+            return
+        new = replay.take_new()
         generator = np.random.default_rng([self._settings.seed, number, 3])
         drawn = (replay.draw(generator, _REPLAYED_GROUPS) for _ in range(_REPLAY_STEPS))
         for group in (*(new for _ in range(_NEW_STEPS)), *drawn):
-            standard = network.standardised(group["inputs"].transpose(0, 1).float()).flatten(1)
+            standard = network.standardised(dequantised(group).transpose(0, 1)).flatten(1)
             network.step(standard, lambda output, group=group: gradient(output, group))  # type: ignore[misc]
 
     @staticmethod
@@ -160,12 +166,25 @@ class SecondStageSteps:
                 self.trials[name].restart(min(1.0, strength / shares[place]))
 
 
+def quantised(inputs: Tensor) -> dict[str, Tensor]:
+    """Return inputs [groups, inputs, candidates] as whole numbers of 8 bits, between each group's extremes."""
+    low, high = inputs.amin(dim=2, keepdim=True), inputs.amax(dim=2, keepdim=True)
+    step = (high - low) / _LEVELS
+    levels = ((inputs - low) / step.clamp(min=_SMALLEST_STEP)).round_().to(torch.uint8)
+    return {"levels": levels, "low": low, "step": step}
+
+
+def dequantised(group: Mapping[str, Tensor]) -> Tensor:
+    """Return the inputs that `quantised` rounded."""
+    return torch.addcmul(group["low"], group["step"], group["levels"].float())
+
+
 def _mask(unused: Set[str]) -> Tensor:
     """Return 1 for each input that is used, [inputs]."""
     return torch.tensor([float(name not in unused) for name in INPUT_NAMES])
 
 
-def _list_gradient(output: Tensor, lists: Mapping[str, Tensor]) -> Tensor:
+def list_gradient(output: Tensor, lists: Mapping[str, Tensor]) -> Tensor:
     """Return the gradient of the logistic loss of `losses.lists_loss` in the outputs [all], centred in each list."""
     logits, clicked, weight = lists["logits"], lists["clicked"], lists["weight"]
     output = output.view(logits.shape)

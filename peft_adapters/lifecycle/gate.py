@@ -82,18 +82,19 @@ class Gate:
         columns = batch.candidates
         places = columns if batch.columns is None else np.searchsorted(batch.columns, columns)
         rows = np.union1d(batch.context_rows, columns)
+        own = replace(batch, columns=columns, counter_features=take_columns(batch.counter_features, places))
         narrowed = replace(
-            batch,
-            columns=np.searchsorted(rows, columns),
-            context_rows=np.searchsorted(rows, batch.context_rows),
-            counter_features=take_columns(batch.counter_features, places),
+            own, columns=np.searchsorted(rows, columns), context_rows=np.searchsorted(rows, batch.context_rows)
         )
         live = self._live.ranker_of(rows, self._learner.ranker)
-        live_scores = self._learner.judge(narrowed, live, rows=columns)
+        live_scores = self._learner.judge(narrowed, live, rows=rows)
+        # The best of the catalogue are re-ranked, and those of the candidates are others.
+        is_reranked = batch.columns is None and self._learner.ranker.second_stage.is_active
+        own_scores = self._learner.judge(own) if is_reranked else take_columns(scores, places)
         target = torch.from_numpy(np.searchsorted(columns, batch.items))[:, None]
         losses, live_losses = (
             generalised_cross_entropy(log_probabilities(each, batch.log_expected).gather(1, target)[:, 0], self._focus)
-            for each in (take_columns(scores, places), live_scores)
+            for each in (own_scores, live_scores)
         )
         difference = (losses - live_losses).nan_to_num(nan=_WORST).clamp(-_WORST, _WORST)
         self._differences.extend(difference.tolist())

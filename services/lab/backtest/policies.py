@@ -17,7 +17,7 @@ from peft_adapters.settings import (
 )
 from services.settings import SettingsError
 
-_TEXT_ONLY: dict[str, Any] = {"residuals": False, "lora": False, "projection_learning_rate": 0.0}
+_TEXT_ONLY: dict[str, Any] = {"second_stage": False, "residuals": False, "lora": False, "projection_learning_rate": 0.0}
 
 # Settings of the learner that each policy overrides.
 POLICIES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,225 @@
+"""The second stage learns what a linear score cannot, costs nothing where it does not pay, and is restored exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import paired_stream, random_stream, shown_stream, state_bytes, tiny_learner
+from torch import Tensor
+
+from peft_adapters.learning.evaluation import PrequentialEvaluator
+from peft_adapters.learning.learner import Learner
+from peft_adapters.learning.losses import DelayedFeedback, lists_loss
+from peft_adapters.learning.second_stage_groups import CANDIDATES, EventGroups, event_groups
+from peft_adapters.learning.second_stage_lists import list_groups
+from peft_adapters.learning.second_stage_steps import SecondStageSteps, dequantised, list_gradient, quantised
+from peft_adapters.learning.state_dicts import split_tensors
+from peft_adapters.lifecycle.gate import Gate
+from peft_adapters.ranking.ranker import FrozenRanker
+from peft_adapters.ranking.second_stage import INPUT_NAMES, RERANKED, SecondStage
+from peft_adapters.settings import GateSettings, LearnerSettings
+
+LONG, REPEAT = INPUT_NAMES.index("session_length"), INPUT_NAMES.index("repeat")
+
+
+def _interaction(seed: int, *, pays: bool) -> EventGroups:
+    """Return events where a repeat is what comes next if the session is short, and is not if it is long."""
+    draw = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(64, len(INPUT_NAMES), CANDIDATES, generator=draw)
+    is_long = (torch.rand(64, generator=draw) < 0.5).float()
+    inputs[:, LONG] = is_long[:, None]
+    inputs[:, REPEAT] = (torch.rand(64, CANDIDATES, generator=draw) < 0.5).float()
+    if pays:
+        inputs[:, REPEAT, 0] = 1 - is_long
+    scores = torch.randn(64, CANDIDATES, generator=draw)
+    return EventGroups(inputs, scores, torch.zeros(64, CANDIDATES), torch.ones(64))
+
+
+def test_an_interaction_is_learnt_and_served() -> None:
+    steps = SecondStageSteps(LearnerSettings())
+    assert not steps.served(0.0).is_active
+    for number in range(30):
+        steps.step(_interaction(number, pays=True), number=number)
+    served = steps.served(0.0)
+    assert served.strength.tolist() == [1.0, 0.0]
+    new = _interaction(99, pays=True)
+    output = served.output(new.inputs.transpose(0, 1))
+    assert float(new.gains(output).mean()) > 0.05
+
+
+def test_noise_is_not_served() -> None:
+    steps = SecondStageSteps(LearnerSettings())
+    for number in range(60):
+        steps.step(_interaction(number, pays=False), number=number)
+    assert float(steps.served(0.0).strength[0]) < 0.3
+    assert steps.trials["positives"].gain < 0.01
+
+
+def test_what_stops_paying_is_withdrawn() -> None:
+    steps = SecondStageSteps(LearnerSettings())
+    for number in range(20):
+        steps.step(_interaction(number, pays=True), number=number)
+    harmful = replace(_interaction(0, pays=True), inputs=_interaction(0, pays=True).inputs.roll(1, dims=2))
+    for _ in range(60):
+        steps.trials["positives"].add(harmful.gains(_output(steps, harmful.inputs)))
+    assert steps.served(0.0).strength.tolist() == [0.0, 0.0]
+
+
+def _output(steps: SecondStageSteps, inputs: Tensor) -> Tensor:
+    served = steps.served(0.0)
+    return replace(served, strength=torch.tensor([1.0, 0.0])).output(inputs.transpose(0, 1))
+
+
+def test_features_that_the_settings_leave_out_have_no_effect() -> None:
+    steps = SecondStageSteps(LearnerSettings(features=("transition", "session_length")))
+    for number in range(12):
+        steps.step(_interaction(number, pays=True), number=number)
+    inputs = _interaction(50, pays=True).inputs
+    changed = inputs.clone()
+    changed[:, REPEAT] = 7.0
+    assert torch.equal(_output(steps, inputs), _output(steps, changed))
+    changed[:, LONG] = 7.0
+    assert not torch.equal(_output(steps, inputs), _output(steps, changed))
+
+
+def test_inputs_are_kept_within_a_step_of_their_range() -> None:
+    inputs = (
+        torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-6, 1.0, 50, 0, 7])[:, None]
+    )
+    kept = quantised(inputs)
+    assert kept["levels"].dtype == torch.uint8
+    spread = inputs.amax(dim=2) - inputs.amin(dim=2)
+    error = (dequantised(kept) - inputs).abs().amax(dim=2)
+    assert bool((error <= spread / 255 / 2 * 1.01 + 1e-7).all())
+
+
+# ---- events of a micro-batch
+
+
+def _observed(items: int, settings: LearnerSettings | None = None) -> tuple[Learner, EventGroups]:
+    learner = tiny_learner(settings or LearnerSettings(), items=items)
+    learner.learn(learner.observe(random_stream(60, items=items, seed=0)))
+    batch = learner.observe(random_stream(40, items=items, seed=1))
+    with torch.inference_mode():
+        return learner, event_groups(batch, learner.ranker, generator=np.random.default_rng(0))
+
+
+def test_the_event_s_item_comes_first_and_all_of_a_small_catalogue_after_it() -> None:
+    _, groups = _observed(30)
+    assert len(groups) == 40
+    assert groups.is_candidate.sum(dim=1).tolist() == [30] * 40
+    assert not groups.log_expected.any()
+    batch_scores = groups.inputs[:, -1].masked_fill(~groups.is_candidate, -torch.inf)
+    assert torch.equal(batch_scores, groups.scores)
+    others = groups.scores[:, 1:30]
+    assert torch.equal(others, others.sort(dim=1, descending=True).values)
+
+
+def test_events_beyond_the_best_are_left_out_and_drawn_candidates_weigh_more() -> None:
+    _, groups = _observed(RERANKED + 100)
+    assert 0 < len(groups) < 40
+    assert bool(groups.is_candidate.all())
+    stand_for = torch.exp(-groups.log_expected).sum(dim=1)
+    torch.testing.assert_close(stand_for, torch.full_like(stand_for, RERANKED))
+
+
+# ---- gradients
+
+
+def test_the_gradient_of_lists_is_that_of_their_loss() -> None:
+    learner = tiny_learner(LearnerSettings(), items=30)
+    for shown, clicks in shown_stream(6, items=30, seed=1, users=8):
+        learner.learn(learner.observe(clicks)) if clicks else None
+        learner.learn_lists(learner.observe_lists([shown]))
+    batch = learner.observe_lists([shown for shown, _ in shown_stream(5, items=30, seed=2, users=8)])
+    feedback, examination = DelayedFeedback(), torch.tensor([-1.5, 0.4])
+    groups = list_groups(batch, learner.ranker, examination, feedback)
+    output = torch.randn(groups.scores.shape, generator=torch.Generator().manual_seed(0))
+    found = list_gradient(output.flatten(), groups.kept()).view(output.shape)[groups.is_candidate]
+    added = output[groups.is_candidate].requires_grad_()
+    loss = lists_loss(batch, groups.scores[groups.is_candidate] + added, examination, feedback)
+    (expected,) = torch.autograd.grad(loss, added)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+# ---- state
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    return _learnt(12)
+
+
+def _learnt(batches: int, settings: LearnerSettings | None = None) -> Learner:
+    learner = tiny_learner(settings or LearnerSettings(), items=30)
+    for seed in range(batches):
+        learner.learn(learner.observe(paired_stream(64, items=30, seed=seed)))
+    return learner
+
+
+def test_a_restored_learner_goes_on_bit_for_bit(learner: Learner) -> None:
+    saved, restored = _learnt(9), tiny_learner(LearnerSettings(), items=0)
+    restored.load_state_dict(saved.state_dict())
+    for seed in range(9, 12):
+        restored.learn(restored.observe(paired_stream(64, items=30, seed=seed)))
+    assert learner.ranker.second_stage.is_active
+    assert state_bytes(restored) == state_bytes(learner)
+    names = split_tensors(learner.state_dict())[0]
+    assert {"second_stage/positives/flat", "second_stage_replay/positives/levels"} <= names.keys()
+
+
+def test_a_batch_is_judged_as_it_is_served(learner: Learner) -> None:
+    batch = learner.observe(paired_stream(30, items=30, seed=50))
+    served = FrozenRanker(learner.ranker)
+    torch.testing.assert_close(learner.judge(batch), served.score(batch.contexts), rtol=1e-4, atol=1e-4)
+    first = learner.first_of(batch, 7)
+    torch.testing.assert_close(learner.judge(first), learner.judge(batch)[:7], rtol=1e-4, atol=1e-4)
+
+
+def test_the_gate_judges_the_live_adapter_with_its_own_networks(learner: Learner) -> None:
+    gate = Gate(learner, PrequentialEvaluator(), GateSettings())
+    batch = learner.observe(paired_stream(200, items=30, seed=51))
+    gate.update(batch, learner.judge(batch))
+    assert gate.evidence().loss_difference == pytest.approx(0, abs=1e-3)
+    active, learner.ranker.second_stage = learner.ranker.second_stage, SecondStage.empty()
+    gate.update(batch, learner.judge(batch))
+    learner.ranker.second_stage = active
+    assert gate.evidence().loss_difference > 0.01
+    assert gate.evidence().norms["second_stage"][0] == gate.evidence().norms["second_stage"][1] > 0
+
+
+def test_a_state_of_an_earlier_release_starts_with_nothing_learnt(learner: Learner) -> None:
+    state = learner.state_dict()
+    state = {name: part for name, part in state.items() if not name.startswith("second_stage")}
+    state["ranker"] = {name: value for name, value in state["ranker"].items() if name != "second_stage"}
+    restored = _learnt(1)
+    restored.load_state_dict(state)
+    assert not restored.ranker.second_stage.is_active
+    assert not restored.second_stage.served(0.0).is_active
+
+
+def test_forgetting_and_rolling_back_clear_the_replay() -> None:
+    learner = _learnt(3)
+    assert learner.second_stage.replay_state_dict()["positives"]
+    learner.forget("nobody")
+    assert learner.second_stage.replay_state_dict() == {"positives": {}, "lists": {}}
+
+
+def test_without_the_second_stage_nothing_of_it_is_learnt() -> None:
+    learner = _learnt(9, LearnerSettings(second_stage=False))
+    assert not learner.ranker.second_stage.is_active
+    assert learner.second_stage.replay_state_dict() == {"positives": {}, "lists": {}}
+    assert "second_stage" not in learner.bundle_groups(full=True)
+
+
+def test_a_learner_that_starts_from_a_bundle_serves_its_networks(learner: Learner) -> None:
+    groups = learner.bundle_groups(full=True)
+    started = tiny_learner(LearnerSettings(), items=0)
+    started.load_bundle_groups(groups, learner.catalogue.ids, None)
+    started.learn(started.observe(paired_stream(64, items=30, seed=99)))
+    served, published = started.ranker.second_stage, learner.ranker.second_stage
+    assert torch.equal(served.strength, published.strength)
+    torch.testing.assert_close(served.w1, published.w1, rtol=0, atol=0.05)
