@@ -144,7 +144,7 @@ def test_all_steps_in_order(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None
 def test_of_a_large_batch_the_first_events_are_judged_and_all_are_learnt(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{LOOP}._JUDGED_EVENTS", 3)
+    monkeypatch.setattr(f"{LOOP}.JUDGED_EVENTS", 3)
     with updater(shop) as made:
         made.run()
         assert made.learner.events_learned == EVENTS
@@ -174,9 +174,9 @@ def test_what_is_judged_has_not_been_learnt(shop: Shop, monkeypatch: pytest.Monk
         learner, judged = made.learner, []
         judge = learner.judge
 
-        def noting(*batch_and_live: Any) -> Any:
+        def noting(*batch_and_live: Any, **rows: Any) -> Any:
             judged.append((learner.batches_learned, int(learner.ranker.counters.events.sum())))
-            return judge(*batch_and_live)
+            return judge(*batch_and_live, **rows)
 
         monkeypatch.setattr(learner, "judge", noting)
         made.run()
