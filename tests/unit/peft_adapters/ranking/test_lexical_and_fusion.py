@@ -27,6 +27,38 @@ def test_words_that_no_text_has_find_nothing(query: str) -> None:
     assert ranked(query) == []
 
 
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("lapm", [2]),  # neighbours swapped
+        ("lagre", [1]),
+        ("mgu", []),  # too short to tell
+        ("redmug", [0, 1, 2]),  # two words in one
+        ("tabel lamp", [2, 4]),
+        ("finestof", [4]),  # two edits of a long word
+        ("lamp 350", [2]),
+    ],
+)
+def test_misspelt_words_are_bridged(query: str, found: list[int]) -> None:
+    assert sorted(ranked(query)) == found
+
+
+def test_a_word_that_texts_have_is_never_replaced() -> None:
+    index = LexicalIndex(["red lamp", "red lamb"])
+    assert (index.scores("lamp") > 0).tolist() == [True, False]
+    assert (index.scores("lam p") > 0).tolist() == [False, False]
+
+
+def test_numbers_are_never_replaced() -> None:
+    assert not LexicalIndex(["saw 4000", "saw 5000"]).scores("4001").any()
+
+
+def test_few_words_of_an_endless_query_are_bridged() -> None:
+    index = LexicalIndex(["lamp"])
+    index.scores(" ".join(f"lamq{chr(97 + number % 26)}" for number in range(400)))
+    assert len(index._spelling._found) <= 8
+
+
 @pytest.mark.parametrize("texts", [[], [""], ["", "?"]])
 def test_texts_without_words_can_be_indexed(texts: list[str]) -> None:
     index = LexicalIndex(texts)
