@@ -139,12 +139,12 @@ class RequestScorer:
 
     def _add_outputs(self, contexts: Contexts, rows: IntArray, inputs: FloatArray, scores: FloatArray) -> None:
         """Add the networks' outputs to scores [candidates]."""
-        more = self._second_stage_features.features(
+        more = self._second_stage_features.values(
             contexts,
             rows[None],
             query=self._context_vectors.table(contexts),
             candidate=VectorTable(self._candidate_vectors),
-        )[:, 0].numpy()
+        )[0]
         second_stage_kernels.add_outputs(self._networks, inputs, more, scores)
 
     def score_with_probabilities(

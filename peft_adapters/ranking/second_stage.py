@@ -26,7 +26,7 @@ from peft_adapters.ranking import second_stage_kernels
 from peft_adapters.ranking.affinities import Affinities
 from peft_adapters.ranking.counters import FloatArray
 from peft_adapters.ranking.features import pad_features
-from peft_adapters.settings import FEATURES, SECOND_STAGE_FEATURES
+from peft_adapters.settings import FEATURES, SECOND_STAGE_FEATURES, SECOND_STAGE_GROUPS
 
 RERANKED = 200
 HIDDEN = (32, 32)  # units of the hidden layers
@@ -34,6 +34,7 @@ INPUT_NAMES = (*FEATURES, *SECOND_STAGE_FEATURES, "first_stage")
 LIMIT = second_stage_kernels.LIMIT
 _LINE_POINTS = 64  # at which a gradient is taken along a line
 NETWORKS = ("positives", "lists")
+_IS_CONSTANT = torch.tensor([name in SECOND_STAGE_GROUPS["context"] for name in INPUT_NAMES])  # for all candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +137,30 @@ class SecondStage:
         second = torch.relu(torch.addmm(self.b2[number][:, None], self.w2[number], first))
         return standard, first, second
 
-    def kernel(self) -> tuple[FloatArray, ...]:
-        """Return the active networks' weights as arrays, in the form that the compiled kernels take."""
+    def kernel(self) -> tuple[object, ...]:
+        """Return the active networks' weights as arrays, in the form that `second_stage_kernels.add_outputs` takes.
+
+        Inputs that no network uses are left out, and those that do not depend on the candidate are kept apart: places
+        [inputs], means and scales [networks, 2, inputs] and weights of both kinds, then the other weights, then the
+        number of features of the first stage. Weights of inputs that vary are [networks, 32, inputs], padded to a
+        multiple of four; those of the others [networks, inputs, 32].
+        """
         active = self.strength != 0
-        return tuple(value[active].contiguous().numpy() for value in self.tensors().values())
+        mean, scale, w1, *others = (value[active] for value in self.tensors().values())
+        is_used = (scale != 0).any(dim=0)
+        varying, constant = (torch.nonzero(is_used & kind)[:, 0] for kind in (~_IS_CONSTANT, _IS_CONSTANT))
+        scaling = torch.stack([mean, scale], dim=1)
+        padded = torch.nn.functional.pad(w1[..., varying], (0, -len(varying) % 4))
+        return (
+            _arrays(varying, scaling[..., varying], padded),
+            _arrays(constant, scaling[..., constant], w1[..., constant].transpose(1, 2)),
+            _arrays(*others),
+            len(FEATURES),
+        )
+
+
+def _arrays(*tensors: Tensor) -> tuple[FloatArray, ...]:
+    return tuple(tensor.contiguous().numpy() for tensor in tensors)
 
 
 def shapes() -> dict[str, tuple[int, ...]]:

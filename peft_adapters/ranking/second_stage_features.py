@@ -63,7 +63,11 @@ class SecondStageFeatures:
         self._text: FloatArray = text.numpy()
 
     def features(self, contexts: Contexts, rows: IntArray, *, query: VectorTable, candidate: VectorTable) -> Tensor:
-        """Return features [SECOND_STAGE_FEATURES, contexts, candidates].
+        """Return features [SECOND_STAGE_FEATURES, contexts, candidates]; arguments and error as in `values`."""
+        return torch.from_numpy(self.values(contexts, rows, query=query, candidate=candidate)).transpose(0, 1)
+
+    def values(self, contexts: Contexts, rows: IntArray, *, query: VectorTable, candidate: VectorTable) -> FloatArray:
+        """Return features [contexts, SECOND_STAGE_FEATURES, candidates].
 
         Args:
             contexts: recent items of the shoppers.
@@ -88,7 +92,7 @@ class SecondStageFeatures:
             _STARTS,
             out,
         )
-        return torch.from_numpy(out).transpose(0, 1)
+        return out
 
 
 def newest_rows(contexts: Contexts) -> IntArray:

@@ -15,7 +15,7 @@ from peft_adapters.ranking.ranker import ROLES, FrozenRanker, Ranker
 from peft_adapters.ranking.second_stage import INPUT_NAMES, NETWORKS, RERANKED, SecondStage, shapes
 from peft_adapters.ranking.second_stage_kernels import add_outputs
 from peft_adapters.ranking.shoppers import Contexts, pad
-from peft_adapters.settings import FEATURES
+from peft_adapters.settings import FEATURES, SECOND_STAGE_GROUPS
 
 ITEMS = RERANKED + 60
 SESSION = pad([([3, 9, 4, 200], [0, 0, 1, 2])])
@@ -55,6 +55,8 @@ RERANKING = FrozenRanker(random_ranker(random_networks(1, (0.8, 0.3))))
 def test_the_kernel_gives_what_torch_gives(candidates: int, strengths: tuple[float, float]) -> None:
     networks, draw = random_networks(2, strengths), torch.Generator().manual_seed(3)
     inputs = 3 * torch.randn(len(INPUT_NAMES), candidates, generator=draw)
+    of_context = [INPUT_NAMES.index(name) for name in SECOND_STAGE_GROUPS["context"]]
+    inputs[of_context] = torch.randn(len(of_context), 1, generator=draw)  # the same for all candidates
     scores = inputs[-1].numpy().copy()
     add_outputs(networks.kernel(), inputs[: len(FEATURES)].numpy(), inputs[len(FEATURES) : -1].numpy(), scores)
     expected = inputs[-1] + networks.output(inputs)
