@@ -1,6 +1,7 @@
 """Metrics of HTTP requests by route and status."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -29,6 +30,7 @@ class RequestMetrics:
             buckets=REQUEST_BUCKETS_SECONDS,
             registry=registry,
         )
+        self._count_of, self._seconds_of = cache(self._requests.labels), cache(self._seconds.labels)
         self._statuses = statuses
         self._routes: set[str] = set()
 
@@ -52,5 +54,5 @@ class RequestMetrics:
             seconds: the time from arrival to the end of the answer.
         """
         label = route if route in self._routes else OTHER_ROUTE
-        self._requests.labels(label, str(status)).inc()
-        self._seconds.labels(label).observe(seconds)
+        self._count_of(label, str(status)).inc()
+        self._seconds_of(label).observe(seconds)

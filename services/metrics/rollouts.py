@@ -1,6 +1,7 @@
 """Metrics of the arms of a rollout: stable version, canary and shadow."""
 
 from collections.abc import Mapping
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -32,6 +33,7 @@ class RolloutMetrics:
             buckets=REQUEST_BUCKETS_SECONDS,
             registry=registry,
         )
+        self._answer_seconds_of = cache(self._answer_seconds.labels)
         self._shadow_answers = Counter(
             "headwater_shadow_answers_total",
             "Requests for the shadow: compared, failed, or passed over because it was busy.",
@@ -76,6 +78,7 @@ class RolloutMetrics:
         for arm in ARMS:
             self._arm_version.remove(scenario, arm)
             self._answer_seconds.remove(scenario, arm)
+        self._answer_seconds_of.cache_clear()
 
     def answer_computed(self, scenario: str, arm: str, *, seconds: float) -> None:
         """Observe the time to compute one answer.
@@ -85,7 +88,7 @@ class RolloutMetrics:
             arm: the arm whose model answered.
             seconds: the time of the computation, without HTTP.
         """
-        self._answer_seconds.labels(scenario, arm).observe(seconds)
+        self._answer_seconds_of(scenario, arm).observe(seconds)
 
     def shadow_passed_over(self, scenario: str) -> None:
         """Count a request that the shadow did not see because its queue was full."""

@@ -238,8 +238,8 @@ def _pool_size(k: int, diversity: float) -> int:
 
 
 def rows_of(item_ids: Iterable[str], model: ServedModel) -> list[int]:
-    """Return the rows of the distinct items that a model knows."""
-    return [row for row in map(model.rows.get, dict.fromkeys(item_ids)) if row is not None]
+    """Return the rows of the items that a model knows."""
+    return [row for row in map(model.rows.get, item_ids) if row is not None]
 
 
 def _others(distinct: Collection[str], rows: IntArray, model: ServedModel) -> list[str]:

@@ -78,8 +78,9 @@ class BodyReader:
             HTTPException: 400 if the body is damaged or incomplete, 408 if it is slow, 413 if it is large, 415 if its
                 encoding is not known, 503 if the memory for unfinished bodies ran out.
         """
-        packed = _is_packed(Headers(scope=scope))
-        self._require_small(int(Headers(scope=scope).get("content-length", "0")))
+        sent = Headers(scope=scope)
+        packed = _is_packed(sent)
+        self._require_small(int(sent.get("content-length", "0")))
         reading = _Reading(asyncio.timeout(self._body_seconds))
         self._readings.add(reading)
         try:
