@@ -39,7 +39,7 @@ def json_route(*, beacon_origins: Collection[str] | None = None) -> type[APIRout
             self._body_model = _only_body(self.endpoint)
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["method"] in BODILESS_METHODS or scope["method"] not in self.methods:
+            if scope["method"] in BODILESS_METHODS or scope["method"] not in (self.methods or ()):
                 return await super().handle(scope, receive, send)
             request = Request(scope, receive)
             body = await request.body()
