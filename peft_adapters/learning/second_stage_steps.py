@@ -10,7 +10,7 @@ output, follows from that trial, so that it costs nothing where it does not pay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -93,16 +93,23 @@ class SecondStageSteps:
             return
         network, replay = self._networks[name], self._replays[name]
         self.trials[name].add(groups.gains(self._output(network, groups.inputs)))
-        network.observe(groups.inputs.transpose(0, 1)[:, groups.is_candidate])
+        inputs, is_candidate = groups.inputs.transpose(0, 1), groups.is_candidate
+        network.observe(inputs.flatten(1) if bool(is_candidate.all()) else inputs[:, is_candidate])
         replay.add(quantised(groups.inputs) | groups.kept())
         if replay.waiting < _FEWEST_NEW:
             return
         new = replay.take_new()
         generator = np.random.default_rng([self._settings.seed, number, 3])
-        drawn = (replay.draw(generator, _REPLAYED_GROUPS) for _ in range(_REPLAY_STEPS))
-        for group in (*(new for _ in range(_NEW_STEPS)), *drawn):
-            standard = network.standardised(dequantised(group).transpose(0, 1)).flatten(1)
-            network.step(standard, lambda output, group=group: gradient(output, group))  # type: ignore[misc]
+        standard = _standardised(network, new)
+
+        def learn(kept: Mapping[str, Tensor], standard: Tensor) -> None:
+            network.step(standard, lambda output: gradient(output, kept))
+
+        for _ in range(_NEW_STEPS):
+            learn(new, standard)
+        for _ in range(_REPLAY_STEPS):
+            drawn = replay.draw(generator, _REPLAYED_GROUPS)
+            learn(drawn, _standardised(network, drawn))
 
     @staticmethod
     def _output(network: NetworkLearner, inputs: Tensor) -> Tensor:
@@ -174,14 +181,9 @@ def quantised(inputs: Tensor) -> dict[str, Tensor]:
     return {"levels": levels, "low": low, "step": step}
 
 
-def dequantised(group: Mapping[str, Tensor]) -> Tensor:
-    """Return the inputs that `quantised` rounded."""
-    return torch.addcmul(group["low"], group["step"], group["levels"].float())
-
-
-def _mask(unused: Set[str]) -> Tensor:
-    """Return 1 for each input that is used, [inputs]."""
-    return torch.tensor([float(name not in unused) for name in INPUT_NAMES])
+def _standardised(network: NetworkLearner, kept: Mapping[str, Tensor]) -> Tensor:
+    """Return the standardised inputs [used inputs, all candidates] of replayed groups."""
+    return network.standardised_levels(kept["levels"], kept["low"], kept["step"]).flatten(1)
 
 
 def list_gradient(output: Tensor, lists: Mapping[str, Tensor]) -> Tensor:

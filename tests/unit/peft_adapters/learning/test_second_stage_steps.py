@@ -13,9 +13,10 @@ from torch import Tensor
 from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.learning.learner import Learner
 from peft_adapters.learning.losses import DelayedFeedback, lists_loss
+from peft_adapters.learning.network_learner import NetworkLearner
 from peft_adapters.learning.second_stage_groups import CANDIDATES, EventGroups, event_groups
 from peft_adapters.learning.second_stage_lists import list_groups
-from peft_adapters.learning.second_stage_steps import SecondStageSteps, dequantised, list_gradient, quantised
+from peft_adapters.learning.second_stage_steps import SecondStageSteps, list_gradient, quantised
 from peft_adapters.learning.state_dicts import split_tensors
 from peft_adapters.lifecycle.gate import Gate
 from peft_adapters.ranking.ranker import FrozenRanker
@@ -92,8 +93,33 @@ def test_inputs_are_kept_within_a_step_of_their_range() -> None:
     kept = quantised(inputs)
     assert kept["levels"].dtype == torch.uint8
     spread = inputs.amax(dim=2) - inputs.amin(dim=2)
-    error = (dequantised(kept) - inputs).abs().amax(dim=2)
+    error = (kept["low"] + kept["step"] * kept["levels"] - inputs).abs().amax(dim=2)
     assert bool((error <= spread / 255 / 2 * 1.01 + 1e-7).all())
+
+
+def test_replayed_inputs_are_standardised_as_new_ones_are() -> None:
+    unused, constant = 3, 5
+    mask = torch.ones(len(INPUT_NAMES))
+    mask[unused] = 0
+    network, draw = NetworkLearner(mask, seed=0), torch.Generator().manual_seed(0)
+    inputs = 3 + torch.randn(4, len(INPUT_NAMES), 9, generator=draw) * torch.rand(len(INPUT_NAMES), 1, generator=draw)
+    inputs[:, constant] = 2
+    network.observe(inputs.transpose(0, 1).flatten(1))
+    expected = network.standardised(inputs.transpose(0, 1))
+    assert len(expected) == len(INPUT_NAMES) - 2
+    torch.testing.assert_close(network.standardised_levels(**quantised(inputs)), expected, rtol=0, atol=0.02)
+
+
+def test_inputs_without_use_have_no_part_in_a_step() -> None:
+    network, draw = NetworkLearner(torch.ones(len(INPUT_NAMES)), seed=0), torch.Generator().manual_seed(0)
+    inputs = torch.randn(len(INPUT_NAMES), 9, generator=draw)
+    inputs[5] = 2
+    network.observe(inputs)
+    before = network.weights["w1"].clone()
+    for _ in range(2):  # the output's weights are zero before the first
+        network.step(network.standardised(inputs), lambda output: torch.arange(9.0) - 4)
+    moved = (network.weights["w1"] != before).any(dim=0)
+    assert moved.tolist() == [number != 5 for number in range(len(INPUT_NAMES))]
 
 
 # ---- events of a micro-batch
