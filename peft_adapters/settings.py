@@ -88,6 +88,13 @@ SECOND_STAGE_GROUPS = {  # further inputs of the second stage, by what they are 
         "text_max_near",
     ),
     "words": ("words_last", "words_max_near", "words_max", "words_mean"),
+    "neighbours": (
+        "neighbours",
+        "neighbours_after",
+        "neighbours_any_position",
+        "neighbours_total",
+        "neighbours_count",
+    ),
 }
 SECOND_STAGE_FEATURES = tuple(name for names in SECOND_STAGE_GROUPS.values() for name in names)
 

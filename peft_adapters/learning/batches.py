@@ -101,6 +101,8 @@ class Batch:
         weight: [events] weight in the loss.
         contexts: what each shopper had done before the event.
         before: rows of the earlier events in each event's session, newest first.
+        sessions: [events] key of each event's session, as `Shoppers.session_key_of` returns it.
+        ts_ms: [events] time of each event, epoch milliseconds.
         first_of_item: [events] whether no earlier batch has an event of the item.
         new_shopper: [events] whether this is the shopper's first event.
         is_repeat: [events] whether the shopper had the item in an earlier session.
@@ -119,6 +121,8 @@ class Batch:
     weight: Tensor
     contexts: Contexts
     before: list[list[int]]
+    sessions: IntArray
+    ts_ms: IntArray
     first_of_item: np.ndarray
     new_shopper: np.ndarray
     is_repeat: npt.NDArray[np.bool_]

@@ -112,7 +112,8 @@ class Learner(LearnerParts):
             return scores
         context_rows = batch.context_rows if rows is None else rows[batch.context_rows]
         columns = batch.columns if rows is None or batch.columns is None else rows[batch.columns]
-        features = SecondStageFeatures(self.ranker.counters, self.ranker.facts, self.ranker.text)
+        own = self.ranker
+        features = SecondStageFeatures(own.counters, own.neighbours, own.facts, own.text)
 
         def more(places: Tensor) -> Tensor:
             return features.features(
@@ -167,6 +168,8 @@ class Learner(LearnerParts):
     def count(self, batch: Batch) -> None:
         """Count a batch without learning from it."""
         self.ranker.counters.update(batch.items, batch.before, batch.is_repeat)
+        if self.settings.second_stage:
+            self.ranker.neighbours.update(batch.items, batch.sessions, batch.ts_ms)
         self._blend()
         self.events_learned += len(batch)
 

@@ -35,6 +35,7 @@ from peft_adapters.ranking.modalities import (
 from peft_adapters.ranking.ranker import ROLES, Ranker
 from peft_adapters.ranking.residual_rows import dequantise_rows, quantise_rows
 from peft_adapters.ranking.second_stage import SecondStage
+from peft_adapters.ranking.session_neighbours import SessionNeighbours
 from peft_adapters.ranking.shoppers import Shoppers
 from peft_adapters.settings import FEATURES, SECOND_STAGE_FEATURES, LearnerSettings
 
@@ -135,25 +136,28 @@ class LearnerParts:
         self.lora_steps.searches.clear()
         self.lora_steps.replay.clear()
         self.second_stage.clear_replay()
+        self.ranker.neighbours.forget(self.shoppers.session_keys_of(user_id))
         return self.shoppers.forget(user_id)
 
     def reset_counts(self) -> None:
-        """Forget all events and keep all weights: counters and shoppers are as before the first event."""
-        self.ranker.counters = Counters()
+        """Forget all events and keep all weights: counters, sessions and shoppers are as before the first event."""
+        self.ranker.counters, self.ranker.neighbours = Counters(), SessionNeighbours()
         self.ranker.counters.grow(len(self.catalogue))
+        self.ranker.neighbours.grow(len(self.catalogue))
         self.shoppers = Shoppers()
         self.events_learned = 0
 
     @contextmanager
     def counts_restored(self) -> Iterator[None]:
-        """Restore counters, shoppers and what is served, heads and second stage, on exit."""
-        counters, shoppers = self.ranker.counters.copy(), self.shoppers.state_dict()
+        """Restore counters, sessions, shoppers and what is served, heads and second stage, on exit."""
+        counters, neighbours = self.ranker.counters.copy(), self.ranker.neighbours.copy()
+        shoppers = self.shoppers.state_dict()
         events, heads, second_stage = self.events_learned, self.ranker.heads.clone(), self.ranker.second_stage
         try:
             yield
         finally:
             self.ranker.counters, self.ranker.heads, self.events_learned = counters, heads, events
-            self.ranker.second_stage = second_stage
+            self.ranker.second_stage, self.ranker.neighbours = second_stage, neighbours
             self.shoppers.load_state_dict(shoppers)
 
     # ---- state
@@ -173,6 +177,7 @@ class LearnerParts:
         """Return the parts that hold what was observed: a rollback leaves them as they are."""
         return {
             "counters": self.ranker.counters,
+            "session_neighbours": self.ranker.neighbours,
             "shoppers": self.shoppers,
             "list_counts": Part(self.lists.counts_state_dict, self.lists.load_counts),
             "text_vectors": Part(self.projections.text_state_dict, self.projections.load_text_state_dict),
@@ -246,9 +251,12 @@ class LearnerParts:
         }
         projections = {name: weights.half() for name, weights in self.projections.served.items()}
         groups |= {"projections": projections} if projections else {}
-        return groups | (
-            {"second_stage": self.ranker.second_stage.tensors()} if self.ranker.second_stage.is_active else {}
-        )
+        if self.settings.second_stage:
+            neighbours = self.ranker.neighbours
+            groups["session_neighbours"] = neighbours.full() if full else neighbours.delta()
+        if self.ranker.second_stage.is_active:
+            groups["second_stage"] = self.ranker.second_stage.tensors()
+        return groups
 
     def load_bundle_groups(
         self, groups: Mapping[str, Mapping[str, Tensor]], item_ids: Sequence[str], probabilities: Probabilities | None
@@ -275,6 +283,8 @@ class LearnerParts:
             rows, residuals = dequantise_rows(groups["residuals"], role)
             self.ranker.residuals[role][rows] = residuals
         self.ranker.counters.apply(groups["counters"])
+        if "session_neighbours" in groups:
+            self.ranker.neighbours.apply(groups["session_neighbours"])
         self.ranker.second_stage = SecondStage.from_tensors(groups.get("second_stage", {}))
         self.second_stage.load_published(self.ranker.second_stage, self.listed_share)
 
@@ -294,6 +304,7 @@ class LearnerParts:
         for rows in self.touched.values():
             rows.clear()
         self.ranker.counters.mark_published()
+        self.ranker.neighbours.mark_published()
 
 
 def _flat(save: Callable[[], StateDict], load: Callable[[dict[str, Tensor]], None]) -> Part:

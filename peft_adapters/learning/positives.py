@@ -40,13 +40,15 @@ def observe_positives(
         query_vector: [events, dim] vector of each event's search query; None if no event has one.
     """
     item_count = len(counters.events)
-    contexts, before, new_shopper = _walk(examples, items, shoppers)
+    contexts, before, sessions, new_shopper = _walk(examples, items, shoppers)
     rows = contexts.rows()
     return Batch(
         items=items,
         weight=torch.tensor([example.weight for example in examples], dtype=torch.float32),
         contexts=contexts,
         before=before,
+        sessions=sessions,
+        ts_ms=np.array([example.ts for example in examples], dtype=np.int64),
         first_of_item=counters.events[items] == 0,
         new_shopper=new_shopper,
         is_repeat=((contexts.items == items[:, None]) & (contexts.ages > 0)).any(axis=1),
@@ -79,6 +81,8 @@ def first_events(batch: Batch, count: int, *, counters: Counters, columns: IntAr
         weight=batch.weight[kept],
         contexts=contexts,
         before=batch.before[kept],
+        sessions=batch.sessions[kept],
+        ts_ms=batch.ts_ms[kept],
         first_of_item=batch.first_of_item[kept],
         new_shopper=batch.new_shopper[kept],
         is_repeat=batch.is_repeat[kept],
@@ -92,9 +96,9 @@ def first_events(batch: Batch, count: int, *, counters: Counters, columns: IntAr
 
 def _walk(
     examples: Sequence[Positive], items: IntArray, shoppers: Shoppers
-) -> tuple[Contexts, list[list[int]], np.ndarray]:
-    """Return contexts, earlier items of the session and new shoppers, in event order; updates the shoppers."""
-    contexts, passed, before, new = [], [], [], []
+) -> tuple[Contexts, list[list[int]], IntArray, np.ndarray]:
+    """Return contexts, earlier items and keys of the sessions, and new shoppers, in event order; updates shoppers."""
+    contexts, passed, before, sessions, new = [], [], [], [], []
     for example, item in zip(examples, items.tolist(), strict=True):
         event = (example.user_id, example.session_id, example.ts)
         new.append(example.user_id not in shoppers)
@@ -102,4 +106,5 @@ def _walk(
         passed.append(shoppers.passed_over(example.user_id, example.ts))
         before.append(shoppers.session_before(*event, limit=PAIR_WINDOW_ITEMS))
         shoppers.update(*event, item)
-    return pad(contexts, passed), before, np.array(new)
+        sessions.append(shoppers.session_key_of(example.user_id))
+    return pad(contexts, passed), before, np.array(sessions, dtype=np.int64), np.array(new)

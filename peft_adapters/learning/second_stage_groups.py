@@ -98,7 +98,7 @@ def event_groups(batch: Batch, ranker: Ranker, *, generator: np.random.Generator
     log_expected = torch.zeros(len(ranker)) if columns is None else batch.log_expected
     places, best, expected = _drawn(*_best_of(scores, torch.from_numpy(targets), log_expected), generator)
     chosen = places.numpy() if columns is None else columns[places.numpy()]
-    more = SecondStageFeatures(ranker.counters, ranker.facts, ranker.text).features(
+    more = SecondStageFeatures(ranker.counters, ranker.neighbours, ranker.facts, ranker.text).features(
         contexts,
         chosen,
         query=VectorTable(query_vectors.numpy(), rows),

@@ -75,7 +75,7 @@ def list_inputs(batch: ListBatch, ranker: Ranker, features: Tensor) -> Tensor:
         ranker: weights and counters that the score follows from.
         features: [FEATURES, shown] features of the first stage.
     """
-    features_of = SecondStageFeatures(ranker.counters, ranker.facts, ranker.text).features
+    features_of = SecondStageFeatures(ranker.counters, ranker.neighbours, ranker.facts, ranker.text).features
     items = np.unique(batch.items)
     query = VectorTable(ranker.vectors("query", batch.context_rows).numpy(), batch.context_rows)
     candidate = VectorTable(ranker.vectors("candidate", items).numpy(), items)

@@ -32,7 +32,7 @@ _NEW_STEPS, _REPLAY_STEPS = 3, 5  # after each micro-batch
 _FEWEST_NEW = 16  # new groups before which no step is taken, so that small micro-batches cost no more than large ones
 _REPLAYED_GROUPS = 128  # in a step on replayed groups
 # Of features that only the second stage uses, those that count a list's own clicks.
-_COUNTING = {name for group in ("pairs", "order", "item") for name in SECOND_STAGE_GROUPS[group]}
+_COUNTING = {name for group in ("pairs", "order", "item", "neighbours") for name in SECOND_STAGE_GROUPS[group]}
 
 _LEVELS = 255  # of a replayed input
 _SMALLEST_STEP = 1e-12
@@ -142,10 +142,12 @@ class SecondStageSteps:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state; the empty one of an earlier release is that of nothing learnt. The replay is discarded."""
+        """Restore a state; one of no network, or of one with other inputs, is nothing learnt. Discard the replay."""
         self.clear_replay()
         for name, network in self._networks.items():
             part = dict(state.get(name, {}))
+            if part and part["mean"].shape != (len(INPUT_NAMES),):
+                part = {}
             self.trials[name].load_state_dict(part.pop("trial", {}))
             network.load_state_dict(part)
 
@@ -154,9 +156,11 @@ class SecondStageSteps:
         return {name: replay.state_dict() for name, replay in self._replays.items()}
 
     def load_replay(self, state: Mapping[str, Any]) -> None:
-        """Restore what `replay_state_dict` returned."""
+        """Restore what `replay_state_dict` returned; groups with other inputs than today's are discarded."""
         for name, replay in self._replays.items():
-            replay.load_state_dict(state.get(name, {}))
+            part = state.get(name, {})
+            has_inputs = bool(part) and part["low"].shape[1] == len(INPUT_NAMES)
+            replay.load_state_dict(part if has_inputs else {})
 
     def load_published(self, published: SecondStage, listed_share: float) -> None:
         """Start from the networks of a bundle, at their strengths until a trial says otherwise.

@@ -32,6 +32,7 @@ from peft_adapters.ranking.item_facts import ItemFacts
 from peft_adapters.ranking.request_scorer import ContextVectors, RequestScorer
 from peft_adapters.ranking.second_stage import RERANKED, SecondStage, rerank
 from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
+from peft_adapters.ranking.session_neighbours import SessionNeighbours
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.registry.tensor_rules import ROLES as ROLES
 from peft_adapters.settings import FEATURES
@@ -53,6 +54,7 @@ class Ranker:
         counters: streaming counters of the scenario.
         second_stage: networks that re-rank the best candidates.
         facts: prices of the items and words of their texts.
+        neighbours: the newest sessions of all shoppers.
     """
 
     heads: Tensor
@@ -62,6 +64,7 @@ class Ranker:
     counters: Counters = field(default_factory=Counters)
     second_stage: SecondStage = field(default_factory=SecondStage.empty)
     facts: ItemFacts = field(default_factory=lambda: ItemFacts.unknown(0))
+    neighbours: SessionNeighbours = field(default_factory=SessionNeighbours)
 
     @classmethod
     def empty(cls, dim: int) -> Ranker:
@@ -81,9 +84,10 @@ class Ranker:
             self.text = torch.cat([self.text, zeros])
             self.residuals = {role: torch.cat([rows, zeros]) for role, rows in self.residuals.items()}
             self.counters.grow(size)
+            self.neighbours.grow(size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights, text vectors and residuals; the counters have a state of their own."""
+        """Return weights, text vectors and residuals; counters and sessions have states of their own."""
         return {
             "heads": self.heads,
             "global_preference": self.global_preference,
@@ -162,7 +166,10 @@ class FrozenRanker:
         conversions = torch.from_numpy(conversion(self.counters))
         self._counter_features = CounterFeatures(self.counters)
         self._second_stage_features = SecondStageFeatures(
-            self.counters, ranker.facts, ranker.text if is_fixed else ranker.text.clone()
+            self.counters,
+            ranker.neighbours if is_fixed else ranker.neighbours.copy(),
+            ranker.facts,
+            ranker.text if is_fixed else ranker.text.clone(),
         )
         self._candidate_vectors = ranker.vectors("candidate")
         precompute = len(ranker) <= PRECOMPUTED_ITEMS or not is_fixed

@@ -77,12 +77,12 @@ class SecondStage:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Return the networks of `tensors`; without any, networks that change no score.
+        """Return the networks of `tensors`; without any, or with other inputs than today's, ones that change no score.
 
         Raises:
-            ValueError: a weight has another shape, as those of another set of features have.
+            ValueError: a weight has another shape.
         """
-        if not tensors:
+        if not tensors or tensors["mean"].shape[-1:] != (len(INPUT_NAMES),):
             return cls.empty()
         networks = cls(**{field.name: tensors[field.name].float() for field in fields(cls)})
         for name, shape in shapes().items():

@@ -16,6 +16,7 @@ from peft_adapters.ranking import counter_kernels
 from peft_adapters.ranking.counters import Counters, FloatArray, IntArray
 from peft_adapters.ranking.item_facts import ItemFacts
 from peft_adapters.ranking.second_stage_inputs import NEWEST_ITEMS, second_stage_inputs
+from peft_adapters.ranking.session_neighbours import SessionNeighbours
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.settings import SECOND_STAGE_FEATURES, SECOND_STAGE_GROUPS
 
@@ -42,15 +43,16 @@ class VectorTable:
 
 
 class SecondStageFeatures:
-    """Second-stage features over a snapshot of counters, facts and text vectors.
+    """Second-stage features over counters, past sessions, facts and text vectors.
 
     Args:
-        counters: counters to take the snapshot of.
+        counters: counters to take a snapshot of.
+        neighbours: past sessions, not copied.
         facts: prices and words of the items.
         text: [items, dim] unit text vectors, not copied.
     """
 
-    def __init__(self, counters: Counters, facts: ItemFacts, text: Tensor) -> None:
+    def __init__(self, counters: Counters, neighbours: SessionNeighbours, facts: ItemFacts, text: Tensor) -> None:
         self._counts = tuple(
             tuple((part.indptr, part.indices, part.data) for part in counters.matrices[name].parts())
             for name in _MATRICES
@@ -61,6 +63,7 @@ class SecondStageFeatures:
             facts if known >= items else facts.of_rows(np.where(np.arange(items) < known, np.arange(items), -1))
         )
         self._text: FloatArray = text.numpy()
+        self._neighbours = neighbours.kernel(items)
 
     def features(self, contexts: Contexts, rows: IntArray, *, query: VectorTable, candidate: VectorTable) -> Tensor:
         """Return features [SECOND_STAGE_FEATURES, contexts, candidates]; arguments and error as in `values`."""
@@ -88,6 +91,7 @@ class SecondStageFeatures:
             self._per_item,
             tuple(self._facts),
             (query.vectors, candidate.vectors, self._text, candidate.places(rows)),
+            self._neighbours,
             rows,
             _STARTS,
             out,

@@ -8,6 +8,7 @@ import numpy as np
 
 from peft_adapters.ranking.compiled import compiled
 from peft_adapters.ranking.pair_kernels import order_features, pair_features
+from peft_adapters.ranking.session_neighbour_kernels import neighbour_features, room_for_found
 from peft_adapters.ranking.shopper_kernels import (
     context_features,
     item_features,
@@ -35,7 +36,15 @@ def lengths(ages: Any) -> Any:
 
 @compiled
 def second_stage_inputs(
-    contexts: Any, counts: Any, per_item: Any, facts: Any, vectors: Any, rows: Any, starts: Any, out: Any
+    contexts: Any,
+    counts: Any,
+    per_item: Any,
+    facts: Any,
+    vectors: Any,
+    neighbours: Any,
+    rows: Any,
+    starts: Any,
+    out: Any,
 ) -> None:
     """Write the inputs that only the second stage uses, in the order of `SECOND_STAGE_FEATURES`, to `out`.
 
@@ -47,6 +56,7 @@ def second_stage_inputs(
         facts: log prices, words and squared inverse document frequencies, as in `item_facts.ItemFacts`.
         vectors: table [.., dim] of vectors in the query role and in the candidate role, text vectors [all items, dim],
             and places [contexts, candidates] of the candidates in the second table.
+        neighbours: past sessions, as in `session_neighbour_kernels.neighbour_features`.
         rows: [contexts, candidates] rows of each context's candidates, distinct in a context.
         starts: [groups] index of the first feature of each group.
         out: [contexts, SECOND_STAGE_FEATURES, candidates] zeros to fill.
@@ -57,6 +67,7 @@ def second_stage_inputs(
     query_table, candidate_table, text_table, candidate_places = vectors
     events = per_item[0]
     position = np.full(len(events), -1, np.int32)
+    found = room_for_found()
     for context in range(len(items)):
         candidates, features = rows[context], out[context]
         for candidate in range(len(candidates)):
@@ -79,6 +90,7 @@ def second_stage_inputs(
             (candidate_places[context], candidate_table, candidates),
             features[starts[6] : starts[7]],
         )
-        word_features(newest, words, squared_idf, candidates, features[starts[7] :])
+        word_features(newest, words, squared_idf, candidates, features[starts[7] : starts[8]])
+        neighbour_features(own, in_session, neighbours, position, found, features[starts[8] :])
         for candidate in range(len(candidates)):
             position[candidates[candidate]] = -1

@@ -26,6 +26,9 @@ CONTEXT_ITEMS = 15  # newest items of a context that are looked up
 NEIGHBOURS = 200  # most similar sessions that score candidates
 SCORES = 3
 MS_PER_DAY = 86_400_000.0
+SHARE_SCALE = np.float32(100)  # of a candidate's share of the similar sessions, before the logarithm
+_MOST_FOUND = LINKED_SESSIONS * CONTEXT_ITEMS
+_BUCKETS = 4_096  # of the hash table of found sessions, a power of 2 more than twice their number
 
 
 @compiled
@@ -131,6 +134,21 @@ def is_run_of(session: Any, current: Any) -> bool:
 
 
 @compiled
+def room_for_found() -> Any:
+    """Return arrays for the sessions that are similar to one context.
+
+    Returns:
+        A hash table [4096] of indices into the others; slots, similarities, and positions of the newest shared item.
+    """
+    return (
+        np.empty(_BUCKETS, np.int32),
+        np.empty(_MOST_FOUND, np.int32),
+        np.empty(_MOST_FOUND, np.float32),
+        np.empty(_MOST_FOUND, np.int32),
+    )
+
+
+@compiled
 def similar_sessions(context: Any, now_ms: int, table: Any, weights: Any, age_scale: Any, found: Any) -> int:
     """Find the sessions that share items with a context, and return their number.
 
@@ -143,11 +161,11 @@ def similar_sessions(context: Any, now_ms: int, table: Any, weights: Any, age_sc
         table: the table of sessions.
         weights: [CONTEXT_ITEMS] weight of a shared item by its position in the context.
         age_scale: scale of the decay by age, milliseconds.
-        found: arrays to fill, of capacity: slots, and by slot the similarity (zeros) and the position of the newest
-            shared item.
+        found: arrays of `room_for_found` to fill.
     """
     items, older, lengths, last_ms, heads, _, newest = table
-    slots_found, similarity, shared = found
+    buckets, slots_found, similarity, shared = found
+    buckets[:] = -1
     width, count = items.shape[1], 0
     length = min(len(context), CONTEXT_ITEMS)
     for place in range(length):
@@ -162,27 +180,30 @@ def similar_sessions(context: Any, now_ms: int, table: Any, weights: Any, age_sc
             if number < 0 or number >= limit:
                 break
             slot, position = entry // width, entry % width
-            if similarity[slot] == 0:
-                slots_found[count] = slot
-                shared[slot] = position
+            bucket = slot % _BUCKETS
+            while buckets[bucket] >= 0 and slots_found[buckets[bucket]] != slot:
+                bucket = (bucket + 1) % _BUCKETS
+            if buckets[bucket] < 0:
+                buckets[bucket] = count
+                slots_found[count], similarity[count], shared[count] = slot, np.float32(0), position
                 count += 1
-            similarity[slot] += weights[place]
+            similarity[buckets[bucket]] += weights[place]
             limit = number
             entry = older[slot, position]
     for index in range(count):
         slot = slots_found[index]
         age = max(0, now_ms - last_ms[slot]) / age_scale
-        similarity[slot] *= np.exp(np.float32(-age)) / np.sqrt(np.float32(lengths[slot] * length))
+        similarity[index] *= np.exp(np.float32(-age)) / np.sqrt(np.float32(lengths[slot] * length))
     return count
 
 
 @compiled
-def least_similarity(slots: Any, similarity: Any) -> Any:
+def least_similarity(similarity: Any) -> Any:
     """Return the similarity of the last of the `NEIGHBOURS` most similar sessions; 0 if there are no more than that."""
-    if len(slots) <= NEIGHBOURS:
+    if len(similarity) <= NEIGHBOURS:
         return np.float32(0)
-    place = len(slots) - NEIGHBOURS
-    return np.partition(similarity[slots], place)[place]
+    place = len(similarity) - NEIGHBOURS
+    return np.partition(similarity, place)[place]
 
 
 @compiled
@@ -209,6 +230,36 @@ def add_neighbour(session: Any, shared: int, similarity: Any, decays: Any, posit
 
 
 @compiled
+def add_neighbours(own: Any, in_session: int, now_ms: Any, sessions: Any, position: Any, found: Any, out: Any) -> Any:
+    """Add the scores of candidates for one context to `out`.
+
+    Args:
+        own: [items] rows of the context's items, newest first.
+        in_session: number of them that belong to the current session.
+        now_ms: time of the context, epoch milliseconds.
+        sessions: the table of sessions, and the decays of `SessionNeighbours`.
+        position: [all items] position of each item among the candidates, -1 if it is not a candidate.
+        found: arrays of `room_for_found`.
+        out: [SCORES, candidates] sums to add to.
+
+    Returns:
+        The sum of similarities, and the number of sessions that share an item.
+    """
+    table, (weights, either, after, age_scale) = sessions
+    table_items, _, lengths, _, _, _, _ = table
+    _, slots_found, similarity, shared = found
+    current = own[:in_session]
+    count = similar_sessions(current if in_session > 0 else own, now_ms, table, weights, age_scale, found)
+    least, total = least_similarity(similarity[:count]), np.float32(0)
+    for index in range(count):
+        session = table_items[slots_found[index], : lengths[slots_found[index]]]
+        if similarity[index] >= least and not is_run_of(session, current):
+            total += similarity[index]
+            add_neighbour(session, shared[index], similarity[index], (either, after), position, out)
+    return total, count
+
+
+@compiled
 def neighbour_scores(
     items: Any, ages: Any, now_ms: Any, columns: Any, table: Any, decays: Any, out: Any, totals: Any
 ) -> None:
@@ -224,27 +275,43 @@ def neighbour_scores(
         out: [SCORES, contexts, candidates] zeros to add to.
         totals: [contexts] array to fill.
     """
-    table_items, _, lengths, _, heads, _, _ = table
-    weights, either, after, age_scale = decays
+    heads = table[4]
     position = np.full(len(heads), -1, np.int32)
     for column in range(len(columns)):
         position[columns[column]] = column
-    slots_found = np.empty(len(lengths), np.int32)
-    similarity, shared = np.zeros(len(lengths), np.float32), np.empty(len(lengths), np.int32)
+    found = room_for_found()
     for context in range(len(items)):
         known, current = 0, 0
         for age in ages[context]:
             known += age >= 0
             current += age == 0
-        rows = items[context, : current if current > 0 else known]
-        found = (slots_found, similarity, shared)
-        count = similar_sessions(rows, now_ms[context], table, weights, age_scale, found)
-        least, total = least_similarity(slots_found[:count], similarity), np.float32(0)
-        for index in range(count):
-            slot = slots_found[index]
-            session = table_items[slot, : lengths[slot]]
-            if similarity[slot] >= least and not is_run_of(session, items[context, :current]):
-                total += similarity[slot]
-                add_neighbour(session, shared[slot], similarity[slot], (either, after), position, out[:, context])
-            similarity[slot] = 0
-        totals[context] = total
+        totals[context], _ = add_neighbours(
+            items[context, :known], current, now_ms[context], (table, decays), position, found, out[:, context]
+        )
+
+
+@compiled
+def neighbour_features(own: Any, in_session: int, neighbours: Any, position: Any, found: Any, out: Any) -> None:
+    """Write what similar sessions say of the candidates to `out`.
+
+    Args:
+        own: [items] rows of the context's items, newest first.
+        in_session: number of them that belong to the current session.
+        neighbours: the table of sessions, the decays, and the time of the newest event in it, epoch milliseconds.
+        position: [all items] position of each item among the candidates, -1 if it is not a candidate.
+        found: arrays of `room_for_found`.
+        out: [SCORES + 2, candidates] zeros to fill: shares of the candidates in the similar sessions by each score, the
+            sum of similarities, the number of sessions that share an item.
+    """
+    if len(own) == 0:
+        return
+    table, decays, newest_ms = neighbours
+    total, count = add_neighbours(own, in_session, newest_ms, (table, decays), position, found, out[:SCORES])
+    if total > 0:
+        factor = SHARE_SCALE / total
+        for score in range(SCORES):
+            for candidate in range(out.shape[1]):
+                if out[score, candidate] > 0:
+                    out[score, candidate] = np.log1p(factor * out[score, candidate])
+    out[SCORES] = np.log1p(total)
+    out[SCORES + 1] = np.log1p(np.float32(count))

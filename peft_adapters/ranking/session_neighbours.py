@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from peft_adapters.errors import ModelValueError
 from peft_adapters.ranking.counters import FloatArray, IntArray
 from peft_adapters.ranking.session_neighbour_kernels import (
     CONTEXT_ITEMS,
@@ -114,7 +115,8 @@ class SessionNeighbours:
         slots = np.flatnonzero(np.isin(self._keys, np.array(sessions, dtype=np.int64)))
         for key in sessions:
             self._open.pop(key, None)
-        self._lengths[slots], self._items[slots], self._keys[slots] = 0, 0, _NO_SESSION
+        for array in (self._lengths, self._items, self._last_ms, self._keys):
+            array[slots] = 0
         self._changed[slots] = True
         link_all(self._table())
 
@@ -143,6 +145,15 @@ class SessionNeighbours:
         neighbour_scores(contexts.items, contexts.ages, now_ms, columns, self._table(), self._decays, out, totals)
         return out, totals
 
+    def kernel(self, size: int) -> tuple[Any, ...]:
+        """Return the sessions in the form that `neighbour_features` takes: table, decays, time of the newest event.
+
+        Args:
+            size: number of items that there are at least.
+        """
+        self.grow(size)
+        return self._table(), self._decays, int(self._last_ms.max(initial=0))
+
     def copy(self) -> SessionNeighbours:
         """Return a copy to score with, for example to apply a delta to it; it does not change with this object."""
         copy = SessionNeighbours(slots=self._slots, slot_items=self._items.shape[1])
@@ -166,7 +177,12 @@ class SessionNeighbours:
         self._changed[:] = False
 
     def apply(self, published: Mapping[str, Tensor]) -> None:
-        """Apply the tensors of `full` to an empty object, or those of `delta` to the sessions of its parent."""
+        """Apply the tensors of `full` to an empty object, or those of `delta` to the sessions of its parent.
+
+        Raises:
+            ModelValueError: the tensors do not fit together, or name an item beyond those of `grow`.
+        """
+        self._require_fit(published)
         slots, lengths = published["slots"].numpy(), published["lengths"].numpy()
         self.started = int(published["started"])
         self._reserve(int(slots.max(initial=-1)) + 1)
@@ -175,8 +191,21 @@ class SessionNeighbours:
         rows = np.zeros(filled.shape, dtype=np.int32)
         rows[filled] = published["items"].numpy()
         self._items[slots] = rows
-        self.grow(int(rows.max(initial=-1)) + 1)
         link_all(self._table())
+
+    def _require_fit(self, published: Mapping[str, Tensor]) -> None:
+        """Check tensors before compiled loops, which do not check bounds, read them."""
+        slots, lengths, items = published["slots"], published["lengths"], published["items"]
+        if published["started"].shape != (1,) or not slots.shape == lengths.shape == published["last_ms"].shape:
+            raise ModelValueError("session_neighbours must have one number `started`, and one of each kind a slot")
+        limits = {"slots": self._slots, "lengths": self._items.shape[1] + 1, "items": len(self._heads)}
+        for name, limit in limits.items():
+            if bool((published[name] >= limit).any()):
+                raise ModelValueError(f"session_neighbours.{name} must be below {limit}")
+        if items.shape != (int(lengths.sum()),):
+            raise ModelValueError(
+                f"session_neighbours.items must be as many as `lengths` say, got {tuple(items.shape)}"
+            )
 
     def _sessions(self, slots: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         lengths = self._lengths[slots]
@@ -197,11 +226,13 @@ class SessionNeighbours:
         return state | {"keys": torch.from_numpy(self._keys[state["slots"].numpy()])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load the result of `state_dict`. The next bundle must be a full one."""
+        """Load the result of `state_dict`, or nothing, no session. The next bundle must be a full one."""
         self.started = 0
         self._heads[:] = -1
-        self._reserve(0)
-        self._lengths[:], self._keys[:] = 0, _NO_SESSION
+        self._lengths[:], self._last_ms[:], self._keys[:] = 0, 0, _NO_SESSION
+        self._open = {}
+        if not state:
+            return
         self.apply(state)
         self._keys[state["slots"].numpy()] = state["keys"].numpy()
         oldest = max(0, self.started - self._slots)

@@ -48,12 +48,15 @@ INDEX = Rule((torch.int32,), 0, _LARGEST_INT32)
 SCALE = Rule((torch.float32,), 0, _LARGEST_FLOAT32)
 SHARE = Rule((torch.float32,), 0, 1)
 ROUNDED = Rule((torch.int8,), -128, 127)
+TIME_MS = Rule((torch.int64,), 0, _LARGEST_COUNT)
 
 # Groups whose tensors are all weights, under any names. A bundle may lack the optional groups and tensors.
 _WEIGHT_GROUPS = ("adapter_model", "projections", "next_adapter")
 _SECOND_STAGE = ("mean", "w1", "b1", "w2", "b2", "w3")  # tensors of weights; those below have rules of their own
+_SESSIONS = ("started", "slots", "lengths", "items")
 _OPTIONAL = {"projections", "next_adapter", "heads.click", "heads.purchase"} | {
-    f"second_stage.{name}" for name in (*_SECOND_STAGE, "scale", "strength")
+    *(f"second_stage.{name}" for name in (*_SECOND_STAGE, "scale", "strength")),
+    *(f"session_neighbours.{name}" for name in (*_SESSIONS, "last_ms")),
 }
 
 _RULES: dict[str, Rule] = {
@@ -61,6 +64,8 @@ _RULES: dict[str, Rule] = {
     **{f"second_stage.{name}": WEIGHT for name in _SECOND_STAGE},
     "second_stage.scale": SCALE,
     "second_stage.strength": SHARE,
+    **{f"session_neighbours.{name}": INDEX for name in _SESSIONS},
+    "session_neighbours.last_ms": TIME_MS,
     **{f"residuals.{role}.rows": INDEX for role in ROLES},
     **{f"residuals.{role}.values": ROUNDED for role in ROLES},
     **{f"residuals.{role}.scales": SCALE for role in ROLES},

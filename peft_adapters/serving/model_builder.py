@@ -136,7 +136,14 @@ def build_ranker(state: ModelState, content_vectors: Tensor, facts: ItemFacts) -
         for role, rows in state.residuals.items()
     }
     ranker = Ranker(
-        state.heads, state.global_preference, content_vectors, residuals, counters, state.second_stage, facts
+        state.heads,
+        state.global_preference,
+        content_vectors,
+        residuals,
+        counters,
+        state.second_stage,
+        facts,
+        state.neighbours,
     )
     return FrozenRanker(ranker, state.probabilities, is_fixed=True)
 

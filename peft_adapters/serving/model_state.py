@@ -14,6 +14,7 @@ from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, Counters
 from peft_adapters.ranking.ranker import ROLES
 from peft_adapters.ranking.residual_rows import dequantise_rows
 from peft_adapters.ranking.second_stage import SecondStage
+from peft_adapters.ranking.session_neighbours import SessionNeighbours
 from peft_adapters.registry.bundle import Bundle
 from peft_adapters.registry.tensor_rules import PER_ITEM, is_finite, require_tensors
 from peft_adapters.settings import FEATURES
@@ -33,6 +34,7 @@ class ModelState:
         projections: [dim, length] by modality.
         probabilities: calibration weights of the outcomes; None before the learner has learnt a list.
         second_stage: networks that re-rank the best candidates; a bundle without any is one of zero strength.
+        neighbours: the newest sessions; none without those of a bundle.
         next_lora: LoRA weights that a later version will bring; empty if none are announced.
     """
 
@@ -45,6 +47,7 @@ class ModelState:
     projections: dict[str, Tensor]
     probabilities: Probabilities | None = None
     second_stage: SecondStage = field(default_factory=SecondStage.empty)
+    neighbours: SessionNeighbours = field(default_factory=SessionNeighbours)
     next_lora: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -106,6 +109,7 @@ def _merged(bundle: Bundle, parent: ModelState | None, dim: int) -> ModelState:
         projections=_projections(bundle, dim),
         probabilities=probabilities_from_bundle(bundle),
         second_stage=SecondStage.from_tensors(bundle.groups.get("second_stage", {})),
+        neighbours=_merged_neighbours(bundle.groups.get("session_neighbours"), parent, len(item_ids)),
         next_lora=bundle.groups.get("next_adapter", {}),
     )
 
@@ -117,6 +121,18 @@ def _merged_counters(changed: Mapping[str, Tensor], parent: ModelState | None, i
     for name in PER_ITEM:
         _require(getattr(counters, name).shape == (item_count,), f"counters `{name}` are not one an item")
     return counters
+
+
+def _merged_neighbours(
+    changed: Mapping[str, Tensor] | None, parent: ModelState | None, item_count: int
+) -> SessionNeighbours:
+    kept = parent.neighbours if parent else SessionNeighbours()
+    if changed is None:
+        return kept
+    neighbours = kept.copy()
+    neighbours.grow(item_count)
+    neighbours.apply(changed)
+    return neighbours
 
 
 def _merged_residuals(

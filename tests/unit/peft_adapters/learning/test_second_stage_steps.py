@@ -20,7 +20,7 @@ from peft_adapters.learning.second_stage_steps import SecondStageSteps, list_gra
 from peft_adapters.learning.state_dicts import split_tensors
 from peft_adapters.lifecycle.gate import Gate
 from peft_adapters.ranking.ranker import FrozenRanker
-from peft_adapters.ranking.second_stage import INPUT_NAMES, RERANKED, SecondStage
+from peft_adapters.ranking.second_stage import INPUT_NAMES, RERANKED
 from peft_adapters.settings import GateSettings, LearnerSettings
 
 LONG, REPEAT = INPUT_NAMES.index("session_length"), INPUT_NAMES.index("repeat")
@@ -42,13 +42,13 @@ def _interaction(seed: int, *, pays: bool) -> EventGroups:
 def test_an_interaction_is_learnt_and_served() -> None:
     steps = SecondStageSteps(LearnerSettings())
     assert not steps.served(0.0).is_active
-    for number in range(30):
+    for number in range(60):
         steps.step(_interaction(number, pays=True), number=number)
     served = steps.served(0.0)
     assert served.strength.tolist() == [1.0, 0.0]
     new = _interaction(99, pays=True)
     output = served.output(new.inputs.transpose(0, 1))
-    assert float(new.gains(output).mean()) > 0.05
+    assert float(new.gains(output).mean()) > 0.03
 
 
 def test_noise_is_not_served() -> None:
@@ -61,9 +61,10 @@ def test_noise_is_not_served() -> None:
 
 def test_what_stops_paying_is_withdrawn() -> None:
     steps = SecondStageSteps(LearnerSettings())
-    for number in range(20):
+    for number in range(60):
         steps.step(_interaction(number, pays=True), number=number)
-    harmful = replace(_interaction(0, pays=True), inputs=_interaction(0, pays=True).inputs.roll(1, dims=2))
+    harmful = _interaction(99, pays=True)
+    harmful.inputs[:, LONG] = 1 - harmful.inputs[:, LONG]  # the opposite pays
     for _ in range(60):
         steps.trials["positives"].add(harmful.gains(_output(steps, harmful.inputs)))
     assert steps.served(0.0).strength.tolist() == [0.0, 0.0]
@@ -210,7 +211,8 @@ def test_the_gate_judges_the_live_adapter_with_its_own_networks(learner: Learner
     batch = learner.observe(paired_stream(200, items=30, seed=51))
     gate.update(batch, learner.judge(batch))
     assert gate.evidence().loss_difference == pytest.approx(0, abs=1e-3)
-    active, learner.ranker.second_stage = learner.ranker.second_stage, SecondStage.empty()
+    active = learner.ranker.second_stage
+    learner.ranker.second_stage = replace(active, w3=-20 * active.w3)
     gate.update(batch, learner.judge(batch))
     learner.ranker.second_stage = active
     assert gate.evidence().loss_difference > 0.01
@@ -225,6 +227,40 @@ def test_a_state_of_an_earlier_release_starts_with_nothing_learnt(learner: Learn
     restored.load_state_dict(state)
     assert not restored.ranker.second_stage.is_active
     assert not restored.second_stage.served(0.0).is_active
+
+
+def test_networks_with_other_inputs_start_with_nothing_learnt(learner: Learner) -> None:
+    state = learner.state_dict()
+    for network in state["second_stage"].values():
+        for name in ("mean", "squares"):
+            network[name] = network[name][1:]
+        network["flat"], network["moments"] = network["flat"][32:], network["moments"][:, 32:]
+    for name, value in state["ranker"]["second_stage"].items():
+        state["ranker"]["second_stage"][name] = value[..., 1:] if name in ("mean", "scale", "w1") else value
+    for replay in state["second_stage_replay"].values():
+        replay |= {name: replay[name][:, 1:] for name in ("levels", "low", "step") if replay}
+    restored = tiny_learner(LearnerSettings(), items=0)
+    restored.load_state_dict(state)
+    assert not restored.ranker.second_stage.is_active
+    assert restored.second_stage.replay_state_dict()["positives"] == {}
+    restored.learn(restored.observe(paired_stream(64, items=30, seed=12)))
+    assert not restored.ranker.second_stage.is_active
+
+
+def test_sessions_are_counted_restored_and_forgotten() -> None:
+    learner = _learnt(3)
+    sessions = learner.ranker.neighbours.state_dict()
+    with learner.counts_restored():
+        learner.reset_counts()
+        assert len(learner.ranker.neighbours) == 0
+        learner.learn(learner.observe(paired_stream(64, items=30, seed=12)))
+    restored = learner.ranker.neighbours.state_dict()
+    assert all(torch.equal(value, restored[name]) for name, value in sessions.items())
+    user = next(iter(learner.shoppers.state_dict()))
+    known = len(learner.ranker.neighbours)
+    assert known > 0
+    learner.forget(user)
+    assert len(learner.ranker.neighbours) < known
 
 
 def test_forgetting_and_rolling_back_clear_the_replay() -> None:

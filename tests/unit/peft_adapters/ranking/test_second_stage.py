@@ -43,6 +43,7 @@ def random_ranker(second_stage: SecondStage) -> Ranker:
     ranker.text = torch.nn.functional.normalize(torch.randn(ITEMS, 16, generator=draw), dim=1)
     ranker.residuals = {role: torch.randn(ITEMS, 16, generator=draw) for role in ROLES}
     ranker.global_preference = torch.randn(16, generator=draw)  # no two candidates have the same score
+    ranker.neighbours.update(items, rng.integers(1, 60, size=400), np.arange(400))
     return replace(ranker, counters=counters, second_stage=second_stage)
 
 
@@ -127,3 +128,9 @@ def test_weights_of_another_set_of_features_are_refused() -> None:
     with pytest.raises(ValueError, match=r"second_stage.w1 must have shape \(2, 32, "):
         SecondStage.from_tensors(tensors | {"w1": tensors["w1"][:, :, 1:]})
     assert not SecondStage.from_tensors({}).is_active
+
+
+def test_networks_with_fewer_inputs_change_no_score() -> None:
+    tensors = random_networks(1, (1.0, 0.5)).tensors()
+    fewer = {name: value[..., 1:] if name in ("mean", "scale", "w1") else value for name, value in tensors.items()}
+    assert not SecondStage.from_tensors(fewer).is_active

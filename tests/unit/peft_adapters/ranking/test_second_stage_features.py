@@ -11,11 +11,13 @@ import torch
 from peft_adapters.ranking.counters import Counters, FloatArray
 from peft_adapters.ranking.item_facts import ItemFacts, ItemFactsTable
 from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable, newest_rows
+from peft_adapters.ranking.session_neighbours import SessionNeighbours
 from peft_adapters.ranking.shoppers import Contexts, pad
 from peft_adapters.ranking.words import words
 from peft_adapters.settings import SECOND_STAGE_FEATURES, SECOND_STAGE_GROUPS
 
 ITEMS, DIM, MINUTE_MS, DAY_MS = 40, 16, 60_000, 86_400_000
+SESSIONS, NEWEST_MS = 12, 1_700_000_000_000
 VOCABULARY = [f"word{number}" for number in range(30)]
 
 
@@ -24,6 +26,8 @@ class World:
     """Everything that features follow from."""
 
     counters: Counters
+    neighbours: SessionNeighbours
+    sessions: dict[int, list[int]]
     texts: list[str]
     prices: list[float | None]
     query: torch.Tensor
@@ -39,7 +43,7 @@ class World:
     def features(self, contexts: Contexts, rows: "np.ndarray[tuple[int, int], np.dtype[np.int64]]") -> FloatArray:
         """Return features [features, contexts, candidates] from tables of all vectors."""
         found: FloatArray = (
-            SecondStageFeatures(self.counters, self.facts, self.text)
+            SecondStageFeatures(self.counters, self.neighbours, self.facts, self.text)
             .features(
                 contexts, rows, query=VectorTable(self.query.numpy()), candidate=VectorTable(self.candidate.numpy())
             )
@@ -59,7 +63,13 @@ def world(seed: int) -> World:
     texts = [" ".join(rng.choice(VOCABULARY, size=rng.integers(0, 30))) for _ in range(ITEMS)]
     prices = [float(price) if price > 0 else None for price in rng.integers(0, 9, size=ITEMS)]
     vectors = [torch.nn.functional.normalize(torch.randn(ITEMS, DIM, generator=draw), dim=1) for _ in range(3)]
-    return World(counters, texts, prices, *vectors)
+    neighbours, sessions = SessionNeighbours(), dict[int, list[int]]()
+    keys, items = rng.integers(1, SESSIONS, size=90), rng.integers(ITEMS - 5, size=90)
+    neighbours.grow(ITEMS)
+    neighbours.update(items, keys, NEWEST_MS - DAY_MS * np.arange(90)[::-1])
+    for key, item in zip(keys.tolist(), items.tolist(), strict=True):
+        sessions.setdefault(key, []).append(item)
+    return World(counters, neighbours, sessions, texts, prices, *vectors)
 
 
 def history(rng: np.random.Generator, longest: int) -> tuple[list[int], list[int], list[int]]:
@@ -185,6 +195,13 @@ def by_plain_loops(
         }
     if n > 1:
         found["similarity_second"] = float(known.query[items[1]] @ known.candidate[row])
+    compared = {*(session or items)[:15]}
+    scores, totals = known.neighbours.scores(pad([(items, ages)]), np.array([NEWEST_MS]))
+    of_row = scores[:, 0, row].tolist()
+    for name, score in zip(("neighbours", "neighbours_after", "neighbours_any_position"), of_row, strict=True):
+        found[name] = log(score / totals[0], 100) if totals[0] else 0.0
+    found["neighbours_total"] = log(totals[0])
+    found["neighbours_count"] = log(sum(not compared.isdisjoint(each) for each in known.sessions.values()))
     return found
 
 
@@ -233,7 +250,7 @@ def test_tables_of_some_vectors_serve_as_well_as_those_of_all() -> None:
     known, rng = world(2), np.random.default_rng(2)
     contexts, rows = pad([history(rng, 50) for _ in range(4)]), np.stack([rng.permutation(ITEMS)[:9] for _ in range(4)])
     query_rows, candidate_rows = newest_rows(contexts), np.unique(rows)
-    features = SecondStageFeatures(known.counters, known.facts, known.text)
+    features = SecondStageFeatures(known.counters, known.neighbours, known.facts, known.text)
     found = features.features(
         contexts,
         rows,
@@ -253,7 +270,7 @@ def test_a_row_that_is_not_counted_is_refused(contexts_and_row: tuple[Contexts, 
 def test_items_without_facts_have_no_price_and_no_words() -> None:
     known, empty = world(0), ItemFacts.unknown(3)
     table = VectorTable(known.query.numpy())
-    found = SecondStageFeatures(known.counters, empty, known.text).features(
+    found = SecondStageFeatures(known.counters, known.neighbours, empty, known.text).features(
         pad([([1, 2], [0, 0])]), np.array([[0, 30]]), query=table, candidate=table
     )
     names = {*SECOND_STAGE_GROUPS["price"], *SECOND_STAGE_GROUPS["words"]}

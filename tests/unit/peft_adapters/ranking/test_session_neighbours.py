@@ -142,6 +142,14 @@ def test_forgotten_sessions_are_cleared_and_others_stay() -> None:
     assert len(neighbours) == 2
 
 
+def test_nothing_restores_no_session() -> None:
+    neighbours = kept([(1, 0), (1, 1)])
+    neighbours.load_state_dict({})
+    assert (len(neighbours), neighbours.started) == (0, 0)
+    stream(neighbours, [(1, 2)])
+    assert len(neighbours) == 1
+
+
 def test_items_are_added_while_sessions_stay() -> None:
     neighbours = kept([(1, 0), (1, 1)])
     neighbours.grow(ITEMS + 3)

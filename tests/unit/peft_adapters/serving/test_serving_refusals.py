@@ -83,6 +83,29 @@ def count_of_no_item(bundle: Bundle) -> None:
     bundle.groups["counters"]["transition.row"][0] = 99
 
 
+def session_in_no_slot(bundle: Bundle) -> None:
+    bundle.groups["session_neighbours"]["slots"][0] = 50_000
+
+
+def session_of_no_item(bundle: Bundle) -> None:
+    bundle.groups["session_neighbours"]["items"][0] = 12
+
+
+def session_of_more_items_than_there_are(bundle: Bundle) -> None:
+    bundle.groups["session_neighbours"]["lengths"][0] += 1
+
+
+def session_longer_than_a_slot(bundle: Bundle) -> None:
+    sessions = bundle.groups["session_neighbours"]
+    missing = 65 - int(sessions["lengths"][0])
+    sessions["lengths"][0] = 65
+    sessions["items"] = torch.nn.functional.pad(sessions["items"], (missing, 0))
+
+
+def sessions_without_a_time(bundle: Bundle) -> None:
+    bundle.groups["session_neighbours"]["last_ms"] = bundle.groups["session_neighbours"]["last_ms"][1:]
+
+
 def an_item_twice(bundle: Bundle) -> None:
     bundle.item_ids.append("item-0")
 
@@ -104,6 +127,11 @@ def too_few_heads(bundle: Bundle) -> None:
         no_counters,
         counters_of_another_catalogue,
         count_of_no_item,
+        session_in_no_slot,
+        session_of_no_item,
+        session_of_more_items_than_there_are,
+        session_longer_than_a_slot,
+        sessions_without_a_time,
         an_item_twice,
         too_few_heads,
     ],
