@@ -1,4 +1,4 @@
-"""Learning of one network of the second stage: its weights, optimiser and the standardisation of its inputs.
+"""Learning of networks of the second stage on the same candidates: weights, optimiser and standardisation of inputs.
 
 The gradient is written out: with a few thousand weights, automatic differentiation costs more than the products.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,23 +21,24 @@ _SMALLEST_VARIANCE = 1e-6  # inputs below it are constant, and not used
 _LONGEST_MEMORY = 50_000_000.0  # candidates over which means and deviations are taken
 _SETTLED = 1_000_000.0  # candidates that the standardisation of a bundle counts for
 _SHAPES = {name: shape for name, shape in shapes().items() if name in ("w1", "b1", "w2", "b2", "w3")}
-_ENDS = np.cumsum([math.prod(shape) for shape in _SHAPES.values()]).tolist()
+_SIZE = sum(math.prod(shape) for shape in _SHAPES.values())
 
 
 class NetworkLearner:
-    """A network that Adam moves (Kingma & Ba 2015).
+    """Networks that Adam moves (Kingma & Ba 2015), each by its own loss; they differ in their first weights.
 
     Args:
         mask: [inputs] 1 for the inputs that are used.
-        seed: seed of the initial weights. The output's are zero, so the network changes no score before its first step.
+        networks: number of networks.
+        seed: seed of the initial weights. The outputs' are zero, so no score changes before the first step.
 
     Attributes:
         weights: views of the weights by name, as in `SecondStage`.
     """
 
-    def __init__(self, mask: Tensor, *, seed: int) -> None:
+    def __init__(self, mask: Tensor, *, networks: int, seed: int) -> None:
         self._mask, self._seed = mask, seed
-        self._flat = torch.zeros(_ENDS[-1])
+        self._flat = torch.zeros(networks * _SIZE)
         self.weights = _views(self._flat)
         self._reset()
 
@@ -95,8 +94,10 @@ class NetworkLearner:
         return of_used[0].float().mul_(of_used[2] * scale).add_((of_used[1] - mean) * scale).clamp_(-LIMIT, LIMIT)
 
     def output(self, standard: Tensor) -> Tensor:
-        """Return the outputs [candidates] for standardised inputs [used inputs, candidates]."""
-        return self._forward(standard)[2]
+        """Return the networks' mean outputs [candidates] for standardised inputs [used inputs, candidates]."""
+        firsts = self._first_layers(standard)
+        outputs = [self._forward(first, number)[1] for number, first in enumerate(firsts)]
+        return torch.stack(outputs).mean(dim=0)
 
     def observe(self, inputs: Tensor) -> None:
         """Update means and deviations (Welford 1962, in batches) by inputs [inputs, candidates]."""
@@ -114,33 +115,40 @@ class NetworkLearner:
         self._choose_inputs()
 
     def step(self, standard: Tensor, gradient_of: Callable[[Tensor], Tensor]) -> None:
-        """Take one step; nothing moves if a gradient is not finite.
+        """Take one step of each network; nothing moves if a gradient is not finite.
 
         Args:
             standard: [used inputs, candidates] standardised inputs.
-            gradient_of: function that returns the loss's gradient [candidates] in the outputs [candidates].
+            gradient_of: function that returns the loss's gradient [candidates] in a network's outputs [candidates].
         """
-        first, second, output = self._forward(standard)
-        gradient = torch.empty_like(self._flat)
+        firsts = self._first_layers(standard)
+        gradient, of_firsts = torch.empty_like(self._flat), torch.empty_like(firsts)
         to = _views(gradient)
-        of_output = gradient_of(output)
-        torch.mv(second, of_output, out=to["w3"])
-        of_second = _where_positive(torch.outer(self.weights["w3"], of_output), second)
-        torch.mm(of_second, first.T, out=to["w2"])
-        torch.sum(of_second, dim=1, out=to["b2"])
-        of_first = _where_positive(self.weights["w2"].T @ of_second, first)
+        for number, first in enumerate(firsts):
+            second, output = self._forward(first, number)
+            of_output = gradient_of(output)
+            torch.mv(second, of_output, out=to["w3"][number])
+            of_second = _where_positive(torch.outer(self.weights["w3"][number], of_output), second)
+            torch.mm(of_second, first.T, out=to["w2"][number])
+            torch.sum(of_second, dim=1, out=to["b2"][number])
+            of_firsts[number] = _where_positive(self.weights["w2"][number].T @ of_second, first)
         to["w1"].zero_()
-        to["w1"][:, self._used] = of_first @ standard.T
-        torch.sum(of_first, dim=1, out=to["b1"])
+        to["w1"][..., self._used] = (of_firsts.flatten(0, 1) @ standard.T).view(*firsts.shape[:2], -1)
+        torch.sum(of_firsts, dim=2, out=to["b1"])
         if bool(torch.isfinite(gradient).all()):
             self._move(gradient)
 
-    def _forward(self, standard: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return both hidden layers [HIDDEN, candidates] and the outputs [candidates]."""
+    def _first_layers(self, standard: Tensor) -> Tensor:
+        """Return the first hidden layers [networks, 32, candidates]: one product for all networks."""
+        bias, weights = self.weights["b1"], self.weights["w1"][..., self._used]
+        first = torch.addmm(bias.view(-1, 1), weights.flatten(0, 1), standard).relu_()
+        return first.view(*bias.shape, -1)
+
+    def _forward(self, first: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Return the second hidden layer [32, candidates] and the outputs [candidates] of a network."""
         weights = self.weights
-        first = torch.addmm(weights["b1"][:, None], weights["w1"][:, self._used], standard).relu_()
-        second = torch.addmm(weights["b2"][:, None], weights["w2"], first).relu_()
-        return first, second, weights["w3"] @ second
+        second = torch.addmm(weights["b2"][number][:, None], weights["w2"][number], first).relu_()
+        return second, weights["w3"][number] @ second
 
     def _move(self, gradient: Tensor) -> None:
         self._steps += 1
@@ -164,26 +172,30 @@ class NetworkLearner:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a state; the empty one of an earlier release is that of nothing learnt."""
+        """Restore a state; an empty one, or one of other inputs or networks than today's, is that of nothing learnt."""
         self._reset()
-        if state:
+        if self.fits(state):
             self._flat.copy_(state["flat"])
             self._moments, self._steps = state["moments"].clone(), int(state["steps"])
             self._count = float(state["count"])
             self._mean, self._squares = state["mean"].clone(), state["squares"].clone()
             self._choose_inputs()
 
+    def fits(self, state: Mapping[str, Tensor]) -> bool:
+        """Return whether a state is one of as many networks with the same inputs."""
+        return bool(state) and state["flat"].shape == self._flat.shape
+
     def load_published(self, weights: Mapping[str, Tensor]) -> None:
-        """Start from a published network; the optimiser starts fresh.
+        """Start from published networks; the optimiser starts fresh.
 
         Args:
-            weights: weights of the network by name, as in `SecondStage`.
+            weights: weights of the networks by name, as in `SecondStage`.
         """
         self._reset()
         for name, view in self.weights.items():
             view.copy_(weights[name])
-        scale = weights["scale"].double()
-        self._count, self._mean = _SETTLED, weights["mean"].double()
+        scale = weights["scale"][0].double()
+        self._count, self._mean = _SETTLED, weights["mean"][0].double()
         self._squares = torch.where(scale > 0, scale.clamp(min=1e-6) ** -2, 0.0)
         self._choose_inputs()
 
@@ -195,8 +207,7 @@ def _where_positive(gradient: Tensor, activation: Tensor) -> Tensor:
 
 
 def _views(flat: Tensor) -> dict[str, Tensor]:
-    """Return the weights of a network as views of one vector [weights]."""
-    bounds = pairwise([0, *_ENDS])
-    return {
-        name: flat[start:end].view(shape) for (name, shape), (start, end) in zip(_SHAPES.items(), bounds, strict=True)
-    }
+    """Return the weights [networks, ...] as views of one vector [weights]."""
+    networks = len(flat) // _SIZE
+    parts = torch.split(flat, [networks * math.prod(shape) for shape in _SHAPES.values()])
+    return {name: part.view(networks, *shape) for (name, shape), part in zip(_SHAPES.items(), parts, strict=True)}

@@ -1,4 +1,4 @@
-"""Steps of the second stage: a network learnt from clicks and purchases, one learnt from lists, and how much each pays.
+"""Steps of the second stage: networks learnt from clicks and purchases, one from lists, and how much each kind pays.
 
 After each micro-batch a network takes some steps on it and some on groups drawn from the newest ones: interactions
 between features are learnt slowly, and without replay a network gains nothing over the linear score. A group is an
@@ -27,10 +27,10 @@ from peft_adapters.learning.trial import Trial
 from peft_adapters.ranking.second_stage import INPUT_NAMES, NETWORKS, SecondStage
 from peft_adapters.settings import PASSED_OVER, SECOND_STAGE_GROUPS, LearnerSettings
 
-_KEPT_GROUPS = 2_560
-_NEW_STEPS, _REPLAY_STEPS = 3, 5  # after each micro-batch
+_KEPT_GROUPS = 5_120
+_NEW_STEPS, _REPLAY_STEPS = 4, 8  # after each micro-batch
 _FEWEST_NEW = 16  # new groups before which no step is taken, so that small micro-batches cost no more than large ones
-_REPLAYED_GROUPS = 128  # in a step on replayed groups
+_STEP_GROUPS = 64  # of a step, at most; half as many as events of a micro-batch cost half as much and lose little
 # Of features that only the second stage uses, those that count a list's own clicks.
 _COUNTING = {name for group in ("pairs", "order", "item", "neighbours") for name in SECOND_STAGE_GROUPS[group]}
 
@@ -41,13 +41,13 @@ _Gradient = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
 class SecondStageSteps:
-    """Both networks while they learn, and the trials that decide on their strengths.
+    """All networks while they learn, and the trials that decide on their strengths.
 
     Args:
         settings: how to learn.
 
     Attributes:
-        trials: by network, its trial against the first stage alone.
+        trials: by what networks learn from, the trial of their mean against the first stage alone.
     """
 
     def __init__(self, settings: LearnerSettings) -> None:
@@ -57,12 +57,13 @@ class SecondStageSteps:
         self._networks = {
             name: NetworkLearner(
                 torch.tensor([float(feature not in masked[name]) for feature in INPUT_NAMES]),
+                networks=NETWORKS.count(name),
                 seed=settings.seed + place,
             )
-            for place, name in enumerate(NETWORKS)
+            for place, name in enumerate(masked)
         }
-        self._replays = {name: ReplayRing(_KEPT_GROUPS) for name in NETWORKS}
-        self.trials = {name: Trial() for name in NETWORKS}
+        self._replays = {name: ReplayRing(_KEPT_GROUPS) for name in masked}
+        self.trials = {name: Trial() for name in masked}
 
     def served(self, listed_share: float) -> SecondStage:
         """Return the networks as they are served, blended as the heads are.
@@ -70,13 +71,16 @@ class SecondStageSteps:
         Args:
             listed_share: share of the events that came in lists.
         """
-        strengths = [self.trials["positives"].share * (1 - listed_share), self.trials["lists"].share * listed_share]
-        parts = [{"mean": each.mean, "scale": each.scale} | each.weights for each in self._networks.values()]
-        stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-        return SecondStage(**stacked, strength=torch.tensor(strengths))
+        shares, parts = {"positives": 1 - listed_share, "lists": listed_share}, []
+        for name, learner in self._networks.items():
+            count = NETWORKS.count(name)
+            strength = torch.full((count,), self.trials[name].share * shares[name] / count)
+            scaling = {"mean": learner.mean.expand(count, -1), "scale": learner.scale.expand(count, -1)}
+            parts.append(scaling | learner.weights | {"strength": strength})
+        return SecondStage(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def step(self, groups: EventGroups, *, number: int) -> None:
-        """Judge the network of clicks and purchases on new events, then learn them.
+        """Judge the networks of clicks and purchases on new events, then learn them.
 
         Args:
             groups: events that are not learnt yet.
@@ -100,16 +104,10 @@ class SecondStageSteps:
             return
         new = replay.take_new()
         generator = np.random.default_rng([self._settings.seed, number, 3])
-        standard = _standardised(network, new)
-
-        def learn(kept: Mapping[str, Tensor], standard: Tensor) -> None:
-            network.step(standard, lambda output: gradient(output, kept))
-
-        for _ in range(_NEW_STEPS):
-            learn(new, standard)
-        for _ in range(_REPLAY_STEPS):
-            drawn = replay.draw(generator, _REPLAYED_GROUPS)
-            learn(drawn, _standardised(network, drawn))
+        for step in range(_NEW_STEPS + _REPLAY_STEPS):
+            is_new = step < _NEW_STEPS
+            drawn = _some(new, generator) if is_new else replay.draw(generator, _STEP_GROUPS)
+            network.step(_standardised(network, drawn), lambda output, drawn=drawn: gradient(output, drawn))  # type: ignore[misc]
 
     @staticmethod
     def _output(network: NetworkLearner, inputs: Tensor) -> Tensor:
@@ -142,13 +140,12 @@ class SecondStageSteps:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state; one of no network, or of one with other inputs, is nothing learnt. Discard the replay."""
+        """Restore a state; one of no networks, or of others than today's, is nothing learnt. Discard the replay."""
         self.clear_replay()
         for name, network in self._networks.items():
             part = dict(state.get(name, {}))
-            if part and part["mean"].shape != (len(INPUT_NAMES),):
-                part = {}
-            self.trials[name].load_state_dict(part.pop("trial", {}))
+            trial = part.pop("trial", {})
+            self.trials[name].load_state_dict(trial if network.fits(part) else {})
             network.load_state_dict(part)
 
     def replay_state_dict(self) -> StateDict:
@@ -169,12 +166,13 @@ class SecondStageSteps:
             published: networks as they were served.
             listed_share: share of the events that came in lists.
         """
-        shares = (1 - listed_share, listed_share)
-        for place, (name, network) in enumerate(self._networks.items()):
-            strength = float(published.strength[place])
+        shares = {"positives": 1 - listed_share, "lists": listed_share}
+        for name, network in self._networks.items():
+            own = torch.tensor([kind == name for kind in NETWORKS])
+            strength = float(published.strength[own].sum())
             if strength:
-                network.load_published({key: value[place] for key, value in published.tensors().items()})
-                self.trials[name].restart(min(1.0, strength / shares[place]))
+                network.load_published({key: value[own] for key, value in published.tensors().items()})
+                self.trials[name].restart(min(1.0, strength / shares[name]))
 
 
 def quantised(inputs: Tensor) -> dict[str, Tensor]:
@@ -183,6 +181,15 @@ def quantised(inputs: Tensor) -> dict[str, Tensor]:
     step = (high - low) / _LEVELS
     levels = ((inputs - low) / step.clamp(min=_SMALLEST_STEP)).round_().to(torch.uint8)
     return {"levels": levels, "low": low, "step": step}
+
+
+def _some(groups: Mapping[str, Tensor], generator: np.random.Generator) -> Mapping[str, Tensor]:
+    """Return groups drawn at random without replacement, or all of few groups."""
+    count = len(groups["levels"])
+    if count <= _STEP_GROUPS:
+        return groups
+    places = torch.from_numpy(generator.permutation(count)[:_STEP_GROUPS])
+    return {name: value[places] for name, value in groups.items()}
 
 
 def _standardised(network: NetworkLearner, kept: Mapping[str, Tensor]) -> Tensor:

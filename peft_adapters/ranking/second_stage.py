@@ -6,7 +6,8 @@ A linear score cannot say "a repeat matters when the session is short". So the s
 
 over the first stage's features and score, and `SECOND_STAGE_FEATURES`. It depends on nothing but the candidate and the
 context, whatever else is asked for. A network is a multi-layer perceptron with two hidden layers of rectified linear
-units. One network learns from clicks and purchases, another one from lists; `strength` says how much of each is served.
+units. Two networks, which began with other weights, learn from clicks and purchases; their mean is served, which errs
+less than either. Another one learns from lists. `strength` says how much of each is served.
 
 The networks have only seen what the first stage ranks high. So in a ranking of the whole catalogue they re-rank the
 `RERANKED` best, and the others stay below these in the order of the first stage.
@@ -33,7 +34,7 @@ HIDDEN = (32, 32)  # units of the hidden layers
 INPUT_NAMES = (*FEATURES, *SECOND_STAGE_FEATURES, "first_stage")
 LIMIT = second_stage_kernels.LIMIT
 _LINE_POINTS = 64  # at which a gradient is taken along a line
-NETWORKS = ("positives", "lists")
+NETWORKS = ("positives", "positives", "lists")  # what each network learns from
 _IS_CONSTANT = torch.tensor([name in SECOND_STAGE_GROUPS["context"] for name in INPUT_NAMES])  # for all candidates
 
 
@@ -77,12 +78,12 @@ class SecondStage:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Return the networks of `tensors`; without any, or with other inputs than today's, ones that change no score.
+        """Return the networks of `tensors`; without any, or with others than today's, ones that change no score.
 
         Raises:
             ValueError: a weight has another shape.
         """
-        if not tensors or tensors["mean"].shape[-1:] != (len(INPUT_NAMES),):
+        if not tensors or tensors["mean"].shape != (len(NETWORKS), len(INPUT_NAMES)):
             return cls.empty()
         networks = cls(**{field.name: tensors[field.name].float() for field in fields(cls)})
         for name, shape in shapes().items():

@@ -20,9 +20,10 @@ from peft_adapters.learning.second_stage_steps import SecondStageSteps, list_gra
 from peft_adapters.learning.state_dicts import split_tensors
 from peft_adapters.lifecycle.gate import Gate
 from peft_adapters.ranking.ranker import FrozenRanker
-from peft_adapters.ranking.second_stage import INPUT_NAMES, RERANKED
+from peft_adapters.ranking.second_stage import INPUT_NAMES, NETWORKS, RERANKED
 from peft_adapters.settings import GateSettings, LearnerSettings
 
+OF_POSITIVES = torch.tensor([(name == "positives") / NETWORKS.count(name) for name in NETWORKS])
 LONG, REPEAT = INPUT_NAMES.index("session_length"), INPUT_NAMES.index("repeat")
 
 
@@ -45,7 +46,7 @@ def test_an_interaction_is_learnt_and_served() -> None:
     for number in range(60):
         steps.step(_interaction(number, pays=True), number=number)
     served = steps.served(0.0)
-    assert served.strength.tolist() == [1.0, 0.0]
+    assert torch.equal(served.strength, OF_POSITIVES)
     new = _interaction(99, pays=True)
     output = served.output(new.inputs.transpose(0, 1))
     assert float(new.gains(output).mean()) > 0.03
@@ -55,7 +56,7 @@ def test_noise_is_not_served() -> None:
     steps = SecondStageSteps(LearnerSettings())
     for number in range(60):
         steps.step(_interaction(number, pays=False), number=number)
-    assert float(steps.served(0.0).strength[0]) < 0.3
+    assert float(steps.served(0.0).strength.sum()) < 0.3
     assert steps.trials["positives"].gain < 0.01
 
 
@@ -67,12 +68,12 @@ def test_what_stops_paying_is_withdrawn() -> None:
     harmful.inputs[:, LONG] = 1 - harmful.inputs[:, LONG]  # the opposite pays
     for _ in range(60):
         steps.trials["positives"].add(harmful.gains(_output(steps, harmful.inputs)))
-    assert steps.served(0.0).strength.tolist() == [0.0, 0.0]
+    assert not steps.served(0.0).is_active
 
 
 def _output(steps: SecondStageSteps, inputs: Tensor) -> Tensor:
     served = steps.served(0.0)
-    return replace(served, strength=torch.tensor([1.0, 0.0])).output(inputs.transpose(0, 1))
+    return replace(served, strength=OF_POSITIVES).output(inputs.transpose(0, 1))
 
 
 def test_features_that_the_settings_leave_out_have_no_effect() -> None:
@@ -102,7 +103,7 @@ def test_replayed_inputs_are_standardised_as_new_ones_are() -> None:
     unused, constant = 3, 5
     mask = torch.ones(len(INPUT_NAMES))
     mask[unused] = 0
-    network, draw = NetworkLearner(mask, seed=0), torch.Generator().manual_seed(0)
+    network, draw = NetworkLearner(mask, networks=2, seed=0), torch.Generator().manual_seed(0)
     inputs = 3 + torch.randn(4, len(INPUT_NAMES), 9, generator=draw) * torch.rand(len(INPUT_NAMES), 1, generator=draw)
     inputs[:, constant] = 2
     network.observe(inputs.transpose(0, 1).flatten(1))
@@ -112,15 +113,33 @@ def test_replayed_inputs_are_standardised_as_new_ones_are() -> None:
 
 
 def test_inputs_without_use_have_no_part_in_a_step() -> None:
-    network, draw = NetworkLearner(torch.ones(len(INPUT_NAMES)), seed=0), torch.Generator().manual_seed(0)
+    network, draw = NetworkLearner(torch.ones(len(INPUT_NAMES)), networks=2, seed=0), torch.Generator().manual_seed(0)
     inputs = torch.randn(len(INPUT_NAMES), 9, generator=draw)
     inputs[5] = 2
     network.observe(inputs)
     before = network.weights["w1"].clone()
     for _ in range(2):  # the output's weights are zero before the first
         network.step(network.standardised(inputs), lambda output: torch.arange(9.0) - 4)
-    moved = (network.weights["w1"] != before).any(dim=0)
-    assert moved.tolist() == [number != 5 for number in range(len(INPUT_NAMES))]
+    moved = (network.weights["w1"] != before).any(dim=1)
+    assert moved.tolist() == [[number != 5 for number in range(len(INPUT_NAMES))]] * 2
+
+
+def test_each_network_moves_by_the_gradient_of_its_own_loss() -> None:
+    learner, draw = NetworkLearner(torch.ones(len(INPUT_NAMES)), networks=2, seed=0), torch.Generator().manual_seed(0)
+    inputs, target = torch.randn(len(INPUT_NAMES), 9, generator=draw), torch.randn(9, generator=draw)
+    learner.observe(inputs)
+    learner.weights["w3"].normal_(generator=draw)
+    weights = {name: value.clone().requires_grad_() for name, value in learner.weights.items()}
+    standard = learner.standardised(inputs)
+    outputs = []
+    for w1, b1, w2, b2, w3 in zip(*(weights[name] for name in ("w1", "b1", "w2", "b2", "w3")), strict=True):
+        first = torch.relu(w1 @ standard + b1[:, None])
+        outputs.append(w3 @ torch.relu(w2 @ first + b2[:, None]))
+    torch.testing.assert_close(learner.output(standard), torch.stack(outputs).mean(dim=0))
+    loss = torch.stack([(output - target).square().sum() / 2 for output in outputs]).sum()
+    expected = torch.cat([value.flatten() for value in torch.autograd.grad(loss, list(weights.values()))])
+    learner.step(standard, lambda output: output - target)
+    torch.testing.assert_close(10 * learner.state_dict()["moments"][0], expected, rtol=1e-4, atol=1e-5)
 
 
 # ---- events of a micro-batch
@@ -283,5 +302,5 @@ def test_a_learner_that_starts_from_a_bundle_serves_its_networks(learner: Learne
     started.load_bundle_groups(groups, learner.catalogue.ids, None)
     started.learn(started.observe(paired_stream(64, items=30, seed=99)))
     served, published = started.ranker.second_stage, learner.ranker.second_stage
-    assert torch.equal(served.strength, published.strength)
+    torch.testing.assert_close(served.strength, published.strength)
     torch.testing.assert_close(served.w1, published.w1, rtol=0, atol=0.05)

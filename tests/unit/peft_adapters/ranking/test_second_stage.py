@@ -25,10 +25,15 @@ BOTH = pad([([3, 9, 4, 200], [0, 0, 1, 2]), ([], [])])
 def random_networks(seed: int, strengths: tuple[float, float]) -> SecondStage:
     draw = torch.Generator().manual_seed(seed)
     weights = {
-        name: 2 * torch.randn(len(NETWORKS), *shape, generator=draw) * max(shape) ** -0.5 if shape else torch.ones(2)
+        name: 2 * torch.randn(len(NETWORKS), *shape, generator=draw) * max(shape) ** -0.5
+        if shape
+        else torch.ones(len(NETWORKS))
         for name, shape in shapes().items()
     }
-    weights |= {"scale": weights["scale"].abs(), "strength": torch.tensor(strengths)}
+    weights |= {
+        "scale": weights["scale"].abs(),
+        "strength": torch.tensor([strengths[name == "lists"] for name in NETWORKS]),
+    }
     return SecondStage.from_tensors(weights)
 
 
@@ -125,7 +130,7 @@ def test_networks_without_strength_change_no_score() -> None:
 
 def test_weights_of_another_set_of_features_are_refused() -> None:
     tensors = random_networks(1, (1.0, 0.0)).tensors()
-    with pytest.raises(ValueError, match=r"second_stage.w1 must have shape \(2, 32, "):
+    with pytest.raises(ValueError, match=r"second_stage.w1 must have shape \(3, 32, "):
         SecondStage.from_tensors(tensors | {"w1": tensors["w1"][:, :, 1:]})
     assert not SecondStage.from_tensors({}).is_active
 

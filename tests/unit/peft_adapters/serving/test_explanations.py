@@ -66,14 +66,16 @@ def _with_every_weight(model: ServedModel) -> ServedModel:
 
 
 def _with_second_stage(model: ServedModel) -> ServedModel:
-    """Return the model with two networks of random weights, each of which changes every score."""
+    """Return the model with networks of random weights, each of which changes every score."""
     draw = torch.Generator().manual_seed(5)
     weights = {
-        name: torch.randn(len(NETWORKS), *shape, generator=draw) * 3 * max(shape) ** -0.5 if shape else torch.ones(2)
+        name: torch.randn(len(NETWORKS), *shape, generator=draw) * 3 * max(shape) ** -0.5
+        if shape
+        else torch.ones(len(NETWORKS))
         for name, shape in shapes().items()
     }
     networks = SecondStage.from_tensors(
-        weights | {"scale": weights["scale"].abs(), "strength": torch.tensor([0.7, 0.4])}
+        weights | {"scale": weights["scale"].abs(), "strength": torch.tensor([0.7, 0.2, 0.4])}
     )
     state, facts = replace(model.state, second_stage=networks), ItemFacts.unknown(len(model))
     return replace(model, state=state, ranker=build_ranker(state, model.content_vectors, facts))
