@@ -109,6 +109,7 @@ def run(data: Path, *, events: int = 20_000, lora_every: int = 1) -> Measurement
         (quality.drift, "update", "drift"),
         (learner.positives, "step", "step"),
         (learner.lora_steps, "step_heads", "lora_heads"),
+        (learner, "_judge_adapter", "lora_trial"),
         (learner.lora_steps, "step_if_due", "lora"),
         (learner.lora_steps, "advance_next_adapter", "next_adapter"),
         (learner.ranker.counters, "update", "count"),

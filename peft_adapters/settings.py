@@ -222,6 +222,11 @@ class LearnerSettings(BaseModel):
         default=True, description="learn item residuals; without them an item vector is its text vector"
     )
     lora: bool = Field(default=True, description="train LoRA; without it the adapter keeps its initial weights")
+    lora_trial: bool = Field(
+        default=True,
+        description="apply the adapter only while it pays on events not yet learnt, and train it rarely while it does "
+        "not; otherwise it is always applied",
+    )
 
 
 class GateSettings(BaseModel):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -144,6 +145,8 @@ class Learner(LearnerParts):
             Loss before the step, nats per event; NaN if the step was skipped.
         """
         groups = self._event_groups(batch)
+        if lora and self._teaches_lora(batch):
+            self._judge_adapter(batch)
         step = self.positives.step(batch, scale=self._scale())
         self._mark_touched(step.moved_rows)
         if self.settings.lora and step.features is not None:
@@ -173,9 +176,26 @@ class Learner(LearnerParts):
         self._blend()
         self.events_learned += len(batch)
 
+    def _teaches_lora(self, batch: Batch) -> bool:
+        """Return whether LoRA learns from a batch: where lists have nearly all events, from searches only."""
+        return self.settings.lora and (batch.queries is not None or self.listed_share < _LISTED_ENOUGH)
+
+    @torch.no_grad()
+    def _judge_adapter(self, batch: Batch) -> None:
+        """Judge the adapter against none by the whole score of a few events, if that is due."""
+        steps = self.lora_steps
+        events = steps.events_to_judge(batch, batches_learned=self.batches_learned)
+        if events is None:
+            return
+        judged, gains = events.batch, events.gains(self.judge(events.batch))
+        with steps.other_adapter(events.rows) as suffix:
+            query_vector = None if judged.queries is None else self.query_vectors(judged.queries, suffix)
+            gains -= events.gains(self.judge(replace(judged, query_vector=query_vector)))
+        steps.trial.add(-gains if steps.serves_none else gains)
+
     def _step_lora(self, batch: Batch) -> None:
         """Take a step of LoRA if one is due, and serve the next adapter once its vectors are computed."""
-        if self.settings.lora and (batch.queries or self.listed_share < _LISTED_ENOUGH):
+        if self._teaches_lora(batch):
             self.lora_steps.step_if_due(
                 batch,
                 self.positives.global_preference,

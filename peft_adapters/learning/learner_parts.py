@@ -184,6 +184,7 @@ class LearnerParts:
             "lora_replay": self.lora_steps.replay,
             "searches": self.lora_steps.searches,
             "second_stage_replay": Part(self.second_stage.replay_state_dict, self.second_stage.load_replay),
+            "lora_trial": self.lora_steps.trial,
             "next_adapter": Part(self.lora_steps.next_adapter_state_dict, self.lora_steps.load_next_adapter),
         }
 

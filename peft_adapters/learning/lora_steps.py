@@ -7,7 +7,8 @@ contrastive loss of query and item (`searches`). Each kind has a schedule that f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 
 from peft_adapters.encoder.encoder import Encoder, MergedSuffix
+from peft_adapters.learning.adapter_weights import half, have_same_effect, is_base, merged, scaled
 from peft_adapters.learning.batches import Batch
 from peft_adapters.learning.lora_replay import LoraBatch, LoraReplay, lora_batch
 from peft_adapters.learning.lora_schedule import NOTHING_DUE, Due, Schedule, refreshes
+from peft_adapters.learning.lora_trial import JudgedEvents, LoraTrial, judged_events
 from peft_adapters.learning.losses import positives_losses
-from peft_adapters.learning.query_vectors import QueryVectorCache
+from peft_adapters.learning.query_vectors import QueryVectorCache, Suffix
 from peft_adapters.learning.searches import Searches, SearchLog, search_loss
 from peft_adapters.learning.state_dicts import StateDict
 from peft_adapters.learning.step_features import Features, Side, positives_features
@@ -27,7 +30,7 @@ from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.features import INITIAL_WEIGHTS
-from peft_adapters.ranking.modalities import Projections
+from peft_adapters.ranking.modalities import Projections, add_modalities
 from peft_adapters.ranking.next_adapter_vectors import NextAdapterVectors
 from peft_adapters.ranking.ranker import Ranker, text_evidence
 from peft_adapters.settings import FEATURES, LearnerSettings
@@ -53,11 +56,11 @@ class LoraSteps:
         optimiser: moves the LoRA weights.
         replay: earlier batches that are stepped on again.
         searches: what is known of each search query.
-        schedule: when steps are due; its `frequency` is the share of them that are taken.
-        served_scale: factor on the trained adapter where it is served, 0 to 1, from the next snapshot on.
+        schedule: when steps are due; its `frequency` is that of the trial.
         served: LoRA weights that scores use.
         served_suffix: suffix of the encoder with `served` merged into it.
         next_adapter: the snapshot that replaces `served` once all its item vectors are computed; None without one.
+        trial: decides on the scale of the next snapshots, and on how often LoRA steps.
     """
 
     def __init__(
@@ -83,15 +86,17 @@ class LoraSteps:
             accumulate=settings.lora_accumulate,
         )
         self.replay = LoraReplay(settings.lora_replay_batches)
-        self.searches = SearchLog()
         self.schedule = Schedule(every=settings.lora_every_events, slows=settings.lora_slowdown_steps)
-        self.served_scale = 1.0
         self.next_adapter: NextAdapterVectors | None = None
+        self.trial = LoraTrial(is_tried=settings.lora and settings.lora_trial)
+        self.searches = SearchLog(holds_out=self.trial.is_tried)
+        self._base_suffix: MergedSuffix | None = None
         self._serve()
 
     def restart_heads(self) -> None:
-        """Restart the rate schedule of the heads at its high start, and discard the replayed batches."""
+        """Restart the rate schedule of the heads at its high start, and discard replayed batches and the trial."""
         self.heads_optimiser.restart()
+        self.trial.renew()
         self.replay.clear()
 
     def step_heads(self, batch: Batch, features: Features) -> None:
@@ -116,15 +121,68 @@ class LoraSteps:
             scale: factor on the length of the step where events have no query; without such a step if 0.
             rate_factor: the same where all have one.
         """
+        self.schedule.frequency = self.trial.frequency
         seeds = (self._settings.seed, batches_learned)
         searched = self._search(batch, seeds)
         share = 0.0 if batch.queries is None else sum(query is not None for query in batch.queries) / len(batch)
         browsed = self._browse(batch, global_preference, seeds) if share < 1 and scale > 0 else NOTHING_DUE
         if searched.step or browsed.step:
             self.optimiser.step(scale=scale if not searched.step else share * rate_factor + (1 - share) * scale)
-        if (searched.refresh or browsed.refresh) and self.next_adapter is None and self._moved():
-            lora = _scaled(self._encoder.lora_state(), self.served_scale)
-            self.next_adapter = NextAdapterVectors(lora, self._merged(lora))
+        self._start_next_adapter(is_due=searched.refresh or browsed.refresh)
+
+    def _start_next_adapter(self, *, is_due: bool) -> None:
+        """Make the present weights the next adapter if that is due or the scale has changed."""
+        lora = scaled(self._encoder.lora_state(), self.trial.scale)
+        is_none = is_base(lora)
+        if self.next_adapter is not None and is_base(self.next_adapter.lora) != is_none:
+            self.next_adapter = None  # a snapshot of the earlier scale
+        is_due |= self.trial.is_tried and self.serves_none != is_none
+        if self.next_adapter is None and is_due and not have_same_effect(lora, self.served):
+            self.next_adapter = NextAdapterVectors(lora, merged(self._encoder, lora))
+
+    def events_to_judge(self, batch: Batch, *, batches_learned: int) -> JudgedEvents | None:
+        """Return events of a batch to judge the adapter on; None if that is not due.
+
+        Queries that LoRA has learnt are not judged, since it may know them by heart.
+
+        Args:
+            batch: observed batch, neither learnt nor counted.
+            batches_learned: number of batches before this one; it seeds the random draws.
+        """
+        if not self.trial.count(batch) or (self.serves_none and is_base(self._encoder.lora_state())):
+            return None
+        queries = [None] * len(batch) if batch.queries is None else batch.queries
+        is_new = np.array([query is None or not self.searches.knows(query) for query in queries])
+        generator = np.random.default_rng([self._settings.seed, batches_learned, 6])
+        return judged_events(batch, np.flatnonzero(is_new), self._ranker.counters, generator=generator)
+
+    @property
+    def serves_none(self) -> bool:
+        """Whether the served adapter changes nothing."""
+        return is_base(self.served)
+
+    @contextmanager
+    def other_adapter(self, rows: IntArray) -> Iterator[Suffix]:
+        """Rank some items by the trained adapter's texts where none is served, by the base's where one is.
+
+        Args:
+            rows: sorted rows of the items.
+        """
+        suffix: Suffix = self._encoder.suffix if self.serves_none else self._base()
+        index, vectors = torch.from_numpy(rows), self._catalogue.vectors(suffix, rows.tolist())
+        served = self._ranker.text[index]
+        projected = add_modalities(vectors, rows.tolist(), self._catalogue.modality_vectors, self._projections.served)
+        self._ranker.text[index] = projected
+        try:
+            yield suffix
+        finally:
+            self._ranker.text[index] = served
+
+    def _base(self) -> MergedSuffix:
+        """Return the suffix without an adapter."""
+        if self._base_suffix is None:
+            self._base_suffix = merged(self._encoder, scaled(self._encoder.lora_state(), 0.0))
+        return self._base_suffix
 
     def _search(self, batch: Batch, seeds: tuple[int, int]) -> Due:
         """Record the searches of a batch, add their gradients if they are among those of the next step."""
@@ -166,31 +224,17 @@ class LoraSteps:
             All its vectors [items, dim] once they are computed; the adapter is served from then on. Else None.
         """
         next_adapter = self.next_adapter
-        if next_adapter is None or not next_adapter.advance(self._catalogue, self._items_per_batch()):
+        items = math.ceil(len(self._catalogue) / self._settings.lora_ahead_batches)
+        if next_adapter is None or not next_adapter.advance(self._catalogue, max(1, items)):
             return None
         self.served, self.served_suffix = dict(next_adapter.lora), next_adapter.suffix
         self.next_adapter = None
         return next_adapter.vectors[: len(next_adapter.texts)]
 
-    def _items_per_batch(self) -> int:
-        return max(1, math.ceil(len(self._catalogue) / self._settings.lora_ahead_batches))
-
     def _serve(self) -> None:
         """Serve the present LoRA weights."""
         self.served = self._encoder.lora_state()
         self.served_suffix = self._encoder.merged()
-
-    def _merged(self, lora: Mapping[str, Tensor]) -> MergedSuffix:
-        """Return a suffix with an adapter merged into it; the trained weights are unchanged."""
-        trained = self._encoder.lora_state()
-        self._encoder.load_lora(dict(lora))
-        merged = self._encoder.merged()
-        self._encoder.load_lora(trained)
-        return merged
-
-    def _moved(self) -> bool:
-        trained = _scaled(self._encoder.lora_state(), self.served_scale)
-        return not all(torch.equal(value, trained[name]) for name, value in self.served.items())
 
     def _add_gradients(self, batch: Batch, global_preference: Tensor, seeds: tuple[int, int]) -> None:
         """Add the gradients of a batch and of a replayed one to those of LoRA; heads and residuals are constant."""
@@ -267,7 +311,7 @@ class LoraSteps:
             return
         vectors = state["vectors"]
         texts = self._catalogue.texts[: len(vectors)]
-        self.next_adapter = NextAdapterVectors(state["lora"], self._merged(state["lora"]), texts, vectors)
+        self.next_adapter = NextAdapterVectors(state["lora"], merged(self._encoder, state["lora"]), texts, vectors)
 
     def load_lora(self, trained: Mapping[str, Tensor], served: Mapping[str, Tensor]) -> None:
         """Load LoRA weights; there is no next adapter afterwards.
@@ -283,8 +327,8 @@ class LoraSteps:
 
     def bundle_groups(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors that a bundle holds: the served adapter, and the next one if there is one."""
-        groups = {"adapter_model": _half(self.served)}
-        return groups if self.next_adapter is None else groups | {"next_adapter": _half(self.next_adapter.lora)}
+        groups = {"adapter_model": half(self.served)}
+        return groups if self.next_adapter is None else groups | {"next_adapter": half(self.next_adapter.lora)}
 
     def load_published(self, groups: Mapping[str, Mapping[str, Tensor]], heads: Tensor) -> None:
         """Start from the weights of a bundle, at the settled learning rate.
@@ -296,14 +340,6 @@ class LoraSteps:
         served = {name: weights.float() for name, weights in groups["adapter_model"].items()}
         trained = {name: weights.float() for name, weights in groups.get("next_adapter", {}).items()}
         self.load_lora(trained or served, served)
+        self.trial.restart(is_applied=not is_base(trained or served))
         self.heads.copy_(heads)
         self.heads_optimiser.settle()
-
-
-def _scaled(lora: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Return LoRA weights whose change of the base is that of `lora` times a factor; 1 changes no bit."""
-    return {name: value if scale == 1 or ".lora_B" not in name else value * scale for name, value in lora.items()}
-
-
-def _half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.half() for name, value in weights.items()}

@@ -73,14 +73,25 @@ def first_events(batch: Batch, count: int, *, counters: Counters, columns: IntAr
         counters: counters before the batch.
         columns: [columns] rows to compute features for; None is the whole catalogue.
     """
-    kept = slice(count)
+    return events_at(batch, np.arange(min(count, len(batch))), counters=counters, columns=columns)
+
+
+def events_at(batch: Batch, kept: IntArray, *, counters: Counters, columns: IntArray | None) -> Batch:
+    """Return some events of a batch, with features of other columns.
+
+    Args:
+        batch: the observed micro-batch.
+        kept: [kept] places of the events to keep.
+        counters: counters before the batch.
+        columns: [columns] rows to compute features for; None is the whole catalogue.
+    """
     contexts = batch.contexts.part(kept)
     return replace(
         batch,
         items=batch.items[kept],
         weight=batch.weight[kept],
         contexts=contexts,
-        before=batch.before[kept],
+        before=[batch.before[place] for place in kept],
         sessions=batch.sessions[kept],
         ts_ms=batch.ts_ms[kept],
         first_of_item=batch.first_of_item[kept],
@@ -90,7 +101,7 @@ def first_events(batch: Batch, count: int, *, counters: Counters, columns: IntAr
         counter_features=CounterFeatures(counters).features(contexts, columns),
         affinity_weights=batch.affinity_weights[:, kept],
         query_vector=None if batch.query_vector is None else batch.query_vector[kept],
-        queries=None if batch.queries is None else batch.queries[kept],
+        queries=None if batch.queries is None else [batch.queries[place] for place in kept],
     )
 
 

@@ -22,6 +22,7 @@ from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.ranker import GATE_EVENTS
 
 KEPT_PAIRS = 32_768  # of a query and an item
+HELD_OUT = 16  # one query in so many is not learnt, so that there are always some that LoRA can be judged on
 _RANDOM_NEGATIVES = 256  # items in a step, beside those of its searches
 _LEAST_WEIGHT = 1e-6  # a micro-batch of events without weight has no loss
 _SHARPNESS = 20.0  # factor on cosines in the softmax
@@ -63,11 +64,15 @@ class SearchLog:
 
     Queries are kept as digests of 64 bits, so that checkpoints hold no text that a shopper typed.
 
+    Args:
+        holds_out: whether to leave out the searches of one query in 16, always the same ones.
+
     Attributes:
         evidence: sum of what all events so far could teach, in events.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, holds_out: bool = False) -> None:
+        self._holds_out = holds_out
         self.evidence = 0.0
         self._pairs: OrderedDict[tuple[int, int], int] = OrderedDict()  # (digest, row) to events, least recent first
         self._rows: dict[int, dict[int, None]] = {}  # digest to rows
@@ -77,9 +82,13 @@ class SearchLog:
         """Return the number of pairs kept."""
         return len(self._pairs)
 
+    def knows(self, query: str) -> bool:
+        """Return whether an event of a query is kept, which LoRA has learnt then."""
+        return _digest(query) in self._events
+
     def add(self, batch: Batch) -> Searches | None:
-        """Record the searches of a micro-batch, and return them; None if there are none."""
-        places = [place for place, query in enumerate(batch.queries or ()) if query is not None]
+        """Record the searches of a micro-batch that are learnt, and return them; None if there are none."""
+        places = [place for place, query in enumerate(batch.queries or ()) if query is not None and self._learns(query)]
         if not places:
             return None
         queries = [str(batch.queries[place]) for place in places] if batch.queries else []
@@ -97,6 +106,9 @@ class SearchLog:
             known=[np.array(sorted(self._rows.get(_digest(query), {})), dtype=np.int64) for query in distinct],
             evidence=evidence,
         )
+
+    def _learns(self, query: str) -> bool:
+        return not self._holds_out or _digest(query) % HELD_OUT != 0
 
     def _record(self, digest: int, row: int) -> float:
         """Record an event, and return what it can teach, 0 to 1."""

@@ -51,6 +51,13 @@ class LearningMetrics:
             registry=registry,
         )
 
+        self._lora_scale = Gauge(
+            "headwater_lora_scale", "Factor on the adapter in scores: 1 while it pays, else 0.", registry=registry
+        )
+        self._lora_frequency = Gauge(
+            "headwater_lora_frequency", "Share of the scheduled LoRA steps that are taken.", registry=registry
+        )
+
     def learning(self) -> AbstractContextManager[object]:
         """Return a context manager that times one micro-batch."""
         return self._learn_seconds.time()
@@ -85,6 +92,16 @@ class LearningMetrics:
             error: the expected calibration error, 0 to 1.
         """
         self._calibration_error.labels(scenario, head).set(error)
+
+    def show_lora(self, *, scale: float, frequency: float) -> None:
+        """Set how LoRA is used.
+
+        Args:
+            scale: factor on the adapter where it is served, 0 to 1.
+            frequency: share of the scheduled steps that are taken, 0 to 1.
+        """
+        self._lora_scale.set(scale)
+        self._lora_frequency.set(frequency)
 
     def show_catalogue(self, items: int) -> None:
         """Set the number of items in the catalogue topics."""

@@ -93,6 +93,8 @@ class QualityMonitor:
             if error is not None:
                 self._metrics.learning.show_calibration_error(self._scenario, head, error)
         self._metrics.learning.show_catalogue(len(self._learner.catalogue))
+        trial = self._learner.lora_steps.trial
+        self._metrics.learning.show_lora(scale=trial.scale, frequency=trial.frequency)
         self._metrics.gate.show_refusals_in_a_row(self.gate.refusals)
         self._metrics.drift.show(rate_factor=self._learner.rate_factor, recovering=self.drift.recovering)
 

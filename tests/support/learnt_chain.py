@@ -20,6 +20,7 @@ LEARNING = {
     "lora_refresh_steps": 1,
     "lora_ahead_batches": 1,
     "lora_learning_rate": 0.02,
+    "lora_trial": False,
     "residual_learning_rate": 0.1,
 }
 

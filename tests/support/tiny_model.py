@@ -105,7 +105,9 @@ def tiny_encoder(model: Path | None = None, *, lora_layers: int = 1, lora_seed: 
 
 
 def tiny_learner(settings: LearnerSettings, *, items: int = 0, encoder: Encoder | None = None) -> Learner:
-    """A learner of so many items, "item-0" and on."""
+    """A learner of so many items, "item-0" and on; its adapter is applied unless the settings ask for a trial."""
+    if "lora_trial" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"lora_trial": False})
     encoder = encoder or tiny_encoder(lora_seed=settings.seed)
     learner = Learner(encoder, Catalogue(PrefixCache(encoder, None)), settings)
     learner.add_items(titled(items))

@@ -1,4 +1,4 @@
-"""LoRA learns from searches: what an event can still teach, the contrastive loss, schedule and served scale."""
+"""LoRA learns from searches: what an event can still teach, the contrastive loss, and the schedule."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from peft_adapters.learning import searches as searches_module
 from peft_adapters.learning.batches import Batch
 from peft_adapters.learning.learner import Learner
 from peft_adapters.learning.lora_schedule import Schedule
+from peft_adapters.learning.lora_trial import LoraTrial
 from peft_adapters.learning.searches import Searches, SearchLog, search_loss
 from peft_adapters.settings import LearnerSettings
 
@@ -62,6 +63,16 @@ class TestSearchLog:
         found = log.add(batch_of(learner, ("mug", 3), ("lamp", 2)))
         assert found is not None
         assert [rows.tolist() for rows in found.known] == [[2], [1, 3]]
+
+    def test_some_queries_are_held_out_for_good_where_that_is_asked_for(self, learner: Learner) -> None:
+        """However few queries a shop has, some of them tell what LoRA is worth for those that it has not learnt."""
+        log, queries = SearchLog(holds_out=True), [f"query {n}" for n in range(160)]
+        for _ in range(2):
+            log.add(batch_of(learner, *((query, 1) for query in queries)))
+        held_out = [query for query in queries if not log.knows(query)]
+        assert 4 <= len(held_out) <= 20
+        assert log.add(batch_of(learner, *((query.upper(), 2) for query in held_out))) is None
+        assert len(teaches(SearchLog(), learner, *((query, 1) for query in held_out))) == len(held_out)
 
     def test_memory_is_bounded_and_the_least_recent_pair_goes_first(
         self, learner: Learner, monkeypatch: pytest.MonkeyPatch
@@ -174,11 +185,11 @@ def test_a_pair_that_is_repeated_soon_moves_nothing() -> None:
     assert learner.lora_steps.searches.evidence < 8 * 2
 
 
-def test_no_frequency_is_no_step_and_a_half_is_half_of_them() -> None:
+def test_no_frequency_is_no_step_and_a_half_is_half_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
     for frequency in (0.0, 0.5, 1.0):
+        monkeypatch.setattr(LoraTrial, "frequency", frequency)
         learner = tiny_learner(SEARCHES, items=ITEMS)
-        learner.lora_steps.schedule.frequency = frequency
         for seed in range(8):
             learner.learn(learner.observe(search_stream(9, seed=seed)))
         steps.append(learner.lora_steps.optimiser._steps)
@@ -192,26 +203,6 @@ def test_evidence_at_is_the_inverse_of_steps(frequency: float) -> None:
     for steps in (1, 7, 100):
         due = schedule.evidence_at(steps)
         assert (schedule.steps(due * 0.999), schedule.steps(due * 1.001)) == (steps - 1, steps)
-
-
-def test_the_served_adapter_is_the_trained_one_at_a_scale() -> None:
-    """A scale of 0 serves the base, 1 the trained weights, and a half has half the change of each weight matrix."""
-    served = {}
-    for scale in (0.0, 0.5, 1.0):
-        settings = replace_settings(lora_refresh_steps=1, lora_ahead_batches=1)
-        learner = tiny_learner(settings, items=ITEMS, encoder=tiny_encoder())
-        learner.lora_steps.served_scale = scale
-        for seed in range(6):
-            learner.learn(learner.observe(search_stream(16, seed=seed)))
-        served[scale] = learner.lora_steps.served
-    up = next(name for name in served[1.0] if "lora_B" in name)
-    assert not served[0.0][up].any()
-    assert served[1.0][up].any()
-    torch.testing.assert_close(served[0.5][up] * 2, served[1.0][up])
-
-
-def replace_settings(**changes: int) -> LearnerSettings:
-    return SEARCHES.model_copy(update=changes)
 
 
 def test_two_layers_learn_at_half_the_rate() -> None:

@@ -1,4 +1,4 @@
-"""The response to drift: raised rates, a reset of the heads, and their metrics."""
+"""The response to drift: raised rates, a reset of the heads, and the metrics of these and of LoRA."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from tiny_model import paired_stream, shown_stream, tiny_learner
 
 from peft_adapters.learning.drift import DriftMonitor, DriftResponse
 from peft_adapters.learning.learner import Learner
+from peft_adapters.learning.lora_trial import LoraTrial
 from peft_adapters.settings import DriftSettings, LearnerSettings
 from services.metrics.updater import UpdaterMetrics
 from services.settings import Settings
@@ -69,6 +70,18 @@ def test_an_alarm_raises_the_rates_for_a_while_and_is_counted_and_said() -> None
     assert monitored.value("headwater_drift_ended_total", how="recovered") == 1
     assert monitored.value("headwater_drift_recovery_events") == 192
     assert [line["event"] for line in lines] == ["drift_alarm", "learning_rate_raised", "drift_over"]
+
+
+def test_the_scale_of_the_adapter_and_the_share_of_its_steps_are_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitored = Monitored()
+    for scale, frequency in ((0.0, 0.25), (1.0, 1.0)):
+        monkeypatch.setattr(LoraTrial, "scale", scale)
+        monkeypatch.setattr(LoraTrial, "frequency", frequency)
+        monitored.monitor.export()
+        assert (monitored.value("headwater_lora_scale"), monitored.value("headwater_lora_frequency")) == (
+            scale,
+            frequency,
+        )
 
 
 def test_counts_are_halved_where_the_alarm_asks_for_it_and_it_is_said() -> None:
