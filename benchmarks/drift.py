@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.measure import Measurement, data_settings
-from peft_adapters.learning.drift import DriftMonitor
+from peft_adapters.learning.drift import DriftMonitor, respond_to_drift
 from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.settings import DriftSettings, EncoderSettings, LearnerSettings
@@ -141,10 +141,9 @@ def _replay(
         batch = learner.observe(stream[start : start + batch_events])
         scores = learner.judge(batch)
         ranks.add(scores, batch.items, learner.ranker.counters.events > 0)
-        drift = monitor.update(prequential.update(batch, scores))
+        drift = respond_to_drift(learner, monitor, batch, prequential.update(batch, scores))
         if drift.alarms:
             alarms.append(start + len(batch))
-        learner.adapt_to_drift(monitor.rate_factor, halvings=drift.halvings)
         learner.learn(batch)
     rank = np.array(ranks.rank)
     return np.where(rank <= CUTOFF, 1 / np.log2(rank + 1), 0.0), alarms

@@ -278,15 +278,13 @@ class DriftSettings(BaseModel):
         gt=0,
         description="alarm threshold: nats beyond the tolerated rise, summed over blocks of 64 events",
     )
-    rate_factor: float = Field(default=3.0, ge=1, description="factor by which learning rates rise after an alarm")
+    rate_factor: float = Field(default=3.0, ge=1, description="factor by which learning rates rise with it")
     raised_batches: int = Field(default=40, ge=1, description="micro-batches for which learning rates stay raised")
-    confirm_share: float = Field(
-        default=0.4,
-        gt=0,
-        description="share of the advantage over chance (nats) lost since an alarm from which rates are raised",
-    )
     forget_halvings: int = Field(
-        default=3, ge=0, le=10, description="number of times that all counts are then halved; 0 forgets nothing"
+        default=3,
+        ge=1,
+        le=10,
+        description="number of times that counts are halved, on trial after an alarm, for good if they rank better",
     )
     recovered_nats: float = Field(
         default=0.1,

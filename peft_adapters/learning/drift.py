@@ -1,4 +1,4 @@
-"""Drift detection: learning rates are raised for a while after the prequential loss has risen permanently.
+"""Drift detection: alarms where the prequential loss rises, and the response once halved counts rank better.
 
 Two detectors read the losses in blocks: ADWIN (Bifet & Gavaldà 2007), which compares the parts of an adaptive window,
 and Page-Hinkley (Page 1954), which accumulates deviations above the mean. Either raises an alarm, and only if losses
@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 import structlog
 from river import drift
 
+from peft_adapters.learning.batches import Batch
+from peft_adapters.learning.learner import Learner
 from peft_adapters.settings import DriftSettings
 
 DETECTORS = ("adwin", "page_hinkley")
@@ -23,7 +25,6 @@ BLOCK_EVENTS = 64  # a shopper's events are correlated, so detectors read the me
 _FAST, _SLOW = 1 / 4, 1 / 64  # weights of the newest block in the two running means
 _SETTLED_BLOCKS = 300
 _GRACE_BLOCKS = 10
-_CONFIRM_BLOCKS = 32  # bursts of other shoppers raise the loss as much as a drift does, and are over by then
 _PAGE_HINKLEY_SUMS = ("_sum_increase", "_sum_decrease", "_min_increase", "_max_decrease")
 
 log = structlog.get_logger(__name__)
@@ -36,13 +37,36 @@ class DriftResponse(NamedTuple):
         alarms: detectors that raised an alarm.
         ended: how the recovery from an earlier alarm ended; None if it has not ended, or there was no alarm.
         events: number of events that the recovery took.
-        halvings: number of times to halve all counts now.
+        halvings: number of times that all counts were halved now.
     """
 
     alarms: tuple[str, ...] = ()
     ended: Ending | None = None
     events: int = 0
     halvings: int = 0
+
+
+def respond_to_drift(learner: Learner, monitor: DriftMonitor, batch: Batch, losses: Sequence[float]) -> DriftResponse:
+    """Watch a micro-batch that is learnt next, and adapt the learner to a drift.
+
+    An alarm begins a trial of halved counts. Once they rank better, they replace the others, the learning rates rise,
+    and the next trial begins, of counts halved further.
+
+    Args:
+        learner: the learner.
+        monitor: its drift monitor.
+        batch: observed events of the micro-batch, all or some.
+        losses: loss of each of these events relative to chance, nats.
+    """
+    response = monitor.update(losses)
+    if learner.counts_trial.judge(batch, learner.ranker):
+        learner.adopt_counts()
+        monitor.raise_rates()
+        response = response._replace(halvings=monitor.halvings)
+    if (response.alarms and learner.counts_trial.counters is None) or response.halvings:
+        learner.counts_trial.begin(learner.ranker, monitor.halvings)
+    learner.set_rate_factor(monitor.rate_factor)
+    return response
 
 
 class DriftMonitor:
@@ -72,8 +96,11 @@ class DriftMonitor:
         self.recovering = False
         self._level = 0.0  # mean loss before the alarm
         self._since_alarm = 0  # blocks
-        self._lost = 0.0  # sum of their losses
-        self._acted = False  # whether the response to the alarm was given
+
+    @property
+    def halvings(self) -> int:
+        """Return the number of times that counts on trial are halved."""
+        return self._settings.forget_halvings
 
     @property
     def rate_factor(self) -> float:
@@ -90,10 +117,13 @@ class DriftMonitor:
             return DriftResponse()
         self._raised = max(0, self._raised - 1)
         alarms = {name for loss in losses for name in self._take(loss)}
-        halvings = self._act()
         if alarms:
-            return DriftResponse(alarms=tuple(sorted(alarms)), halvings=halvings)
-        return self._check_recovery()._replace(halvings=halvings)
+            return DriftResponse(alarms=tuple(sorted(alarms)))
+        return self._check_recovery()
+
+    def raise_rates(self) -> None:
+        """Raise the learning rates for a while, from the next batch on."""
+        self._raised = self._settings.raised_batches
 
     def _take(self, event_loss: float) -> list[str]:
         """Add the loss of an event, and return the detectors that raise an alarm."""
@@ -112,24 +142,13 @@ class DriftMonitor:
         }
         alarms = [name for name in DETECTORS if raised[name]]
         if alarms and not self.recovering:
-            self.recovering, self._acted, self._level = True, False, self._slow
-            self._since_alarm, self._lost = 0, 0.0
+            self.recovering, self._level = True, self._slow
+            self._since_alarm = 0
         self._blocks += 1
         self._since_alarm += 1
-        self._lost += loss
         self._fast += max(_FAST, 1 / self._blocks) * (loss - self._fast)
         self._slow += max(_SLOW, 1 / self._blocks) * (loss - self._slow)
         return alarms
-
-    def _act(self) -> int:
-        """Raise the rates once per alarm if losses stay high, and return the number of halvings of the counts."""
-        if not self.recovering or self._acted or self._since_alarm < _CONFIRM_BLOCKS:
-            return 0
-        before, since = -self._level, -self._lost / self._since_alarm  # nats better than chance
-        if before <= 0 or since > (1 - self._settings.confirm_share) * before:
-            return 0
-        self._acted, self._raised = True, self._settings.raised_batches
-        return self._settings.forget_halvings
 
     def _check_recovery(self) -> DriftResponse:
         """Return how a recovery ended: near the level before the alarm, or at a new level after a time limit."""
@@ -159,8 +178,6 @@ class DriftMonitor:
             "counts": [self._blocks, self._raised, self._since_alarm],
             "open": list(self._open),
             "recovering": self.recovering,
-            "lost": self._lost,
-            "acted": self._acted,
             "level": self._level,
         }
 
@@ -170,7 +187,6 @@ class DriftMonitor:
         self._blocks, self._raised, self._since_alarm = state["counts"]
         self._open = (state["open"][0], state["open"][1])
         self.recovering, self._level = state["recovering"], state["level"]
-        self._lost, self._acted = state["lost"], state["acted"]
         if state["river"] != version("river"):
             log.warning("drift_detectors_begin_anew", made_with=state["river"], here=version("river"))
             return

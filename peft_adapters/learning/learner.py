@@ -25,7 +25,7 @@ from peft_adapters.learning.positives import first_events, observe_positives
 from peft_adapters.learning.second_stage_groups import EventGroups, event_groups
 from peft_adapters.learning.second_stage_lists import ListGroups, known_list_features, list_groups, list_inputs
 from peft_adapters.ranking.affinities import affinity_features, weighted_sum
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.counters import Counters, IntArray
 from peft_adapters.ranking.ranker import Ranker
 from peft_adapters.ranking.second_stage import SecondStage, rerank
 from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
@@ -170,7 +170,8 @@ class Learner(LearnerParts):
 
     def count(self, batch: Batch) -> None:
         """Count a batch without learning from it."""
-        self.ranker.counters.update(batch.items, batch.before, batch.is_repeat)
+        for counters in self._all_counters():
+            counters.update(batch.items, batch.before, batch.is_repeat)
         if self.settings.second_stage:
             self.ranker.neighbours.update(batch.items, batch.sessions, batch.ts_ms)
         self._blend()
@@ -192,6 +193,11 @@ class Learner(LearnerParts):
             query_vector = None if judged.queries is None else self.query_vectors(judged.queries, suffix)
             gains -= events.gains(self.judge(replace(judged, query_vector=query_vector)))
         steps.trial.add(-gains if steps.serves_none else gains)
+
+    def _all_counters(self) -> list[Counters]:
+        """Return the counters, and the halved ones if they are on trial."""
+        on_trial = self.counts_trial.counters
+        return [self.ranker.counters] if on_trial is None else [self.ranker.counters, on_trial]
 
     def _step_lora(self, batch: Batch) -> None:
         """Take a step of LoRA if one is due, and serve the next adapter once its vectors are computed."""
@@ -236,18 +242,18 @@ class Learner(LearnerParts):
 
     # ---- drift
 
-    def adapt_to_drift(self, rate_factor: float, *, halvings: int) -> None:
-        """Set the learning rate of the next batch, and let old counts weigh less.
-
-        Args:
-            rate_factor: factor on the rates of residuals and LoRA; if it rises, the heads' schedules restart.
-            halvings: number of times that all counts are halved.
-        """
+    def set_rate_factor(self, rate_factor: float) -> None:
+        """Set the factor on the rates of residuals and LoRA; if it rises, the heads' schedules restart."""
         if rate_factor > self.rate_factor:
             self.restart_heads()
         self.rate_factor = rate_factor
-        if halvings:
-            self.ranker.counters.decay(halvings)
+
+    def adopt_counts(self) -> None:
+        """Go on with the halved counters that are on trial, and without the sessions from before the trial."""
+        if self.counts_trial.counters is not None:
+            self.ranker.counters = self.counts_trial.counters
+            self.ranker.neighbours.forget_before(self.counts_trial.sessions)
+            self.counts_trial.end()
 
     def restart_heads(self) -> None:
         """Restart the rate schedules of all heads at their high start, and discard LoRA's replayed batches."""
@@ -310,12 +316,13 @@ class Learner(LearnerParts):
     def count_lists(self, batch: ListBatch) -> None:
         """Count lists without learning from them; those of weight 0 are not counted."""
         counted = batch.weight.numpy()[batch.owner] > 0
-        self.ranker.counters.update_shown(
-            batch.items[counted],
-            batch.clicked[counted],
-            batch.bought[counted],
-            is_correction=batch.is_correction[counted],
-        )
+        for counters in self._all_counters():
+            counters.update_shown(
+                batch.items[counted],
+                batch.clicked[counted],
+                batch.bought[counted],
+                is_correction=batch.is_correction[counted],
+            )
         for user_id, shown_ms, items in batch.passed_over():
             self.shoppers.pass_over(user_id, shown_ms, items)
         self._blend()

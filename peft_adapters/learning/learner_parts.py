@@ -15,6 +15,7 @@ from torch import Tensor
 
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.errors import ModelValueError
+from peft_adapters.learning.counts_trial import CountsTrial
 from peft_adapters.learning.list_steps import ListSteps
 from peft_adapters.learning.lora_steps import LoraSteps
 from peft_adapters.learning.positive_steps import PositiveSteps
@@ -57,6 +58,7 @@ class LearnerParts:
         lists: steps on shown lists.
         lora_steps: steps of LoRA.
         second_stage: steps of the networks that re-rank the best candidates.
+        counts_trial: halved counters on trial, after a drift alarm.
         projections: projections of vectors of other modalities.
         batches_learned: number of micro-batches of positives learnt so far.
         events_learned: number of clicks and purchases learnt so far.
@@ -86,6 +88,7 @@ class LearnerParts:
         self._queries = QueryVectorCache(encoder)
         self.lora_steps = LoraSteps(self.ranker, self.projections, catalogue, encoder, self._queries, settings)
         self.second_stage = SecondStageSteps(settings)
+        self.counts_trial = CountsTrial()
         self.touched: dict[str, set[int]] = {role: set() for role in ROLES}
 
     # ---- the catalogue
@@ -104,6 +107,8 @@ class LearnerParts:
     def _grow(self) -> None:
         for part in (self.ranker, self.positives, self.lists):
             part.grow(len(self.catalogue))
+        if self.counts_trial.counters is not None:
+            self.counts_trial.counters.grow(len(self.catalogue))
         self.ranker.facts = self.catalogue.facts()
 
     def _refresh(self, rows: Sequence[int]) -> None:
@@ -151,6 +156,7 @@ class LearnerParts:
     def counts_restored(self) -> Iterator[None]:
         """Restore counters, sessions, shoppers and what is served, heads and second stage, on exit."""
         counters, neighbours = self.ranker.counters.copy(), self.ranker.neighbours.copy()
+        trial = self.counts_trial.copy()
         shoppers = self.shoppers.state_dict()
         events, heads, second_stage = self.events_learned, self.ranker.heads.clone(), self.ranker.second_stage
         try:
@@ -158,6 +164,7 @@ class LearnerParts:
         finally:
             self.ranker.counters, self.ranker.heads, self.events_learned = counters, heads, events
             self.ranker.second_stage, self.ranker.neighbours = second_stage, neighbours
+            self.counts_trial = trial
             self.shoppers.load_state_dict(shoppers)
 
     # ---- state
@@ -177,6 +184,7 @@ class LearnerParts:
         """Return the parts that hold what was observed: a rollback leaves them as they are."""
         return {
             "counters": self.ranker.counters,
+            "counts_trial": self.counts_trial,
             "session_neighbours": self.ranker.neighbours,
             "shoppers": self.shoppers,
             "list_counts": Part(self.lists.counts_state_dict, self.lists.load_counts),

@@ -112,9 +112,15 @@ class SessionNeighbours:
         Args:
             sessions: keys of a shopper's sessions, as `Shoppers.session_keys_of` returns them.
         """
-        slots = np.flatnonzero(np.isin(self._keys, np.array(sessions, dtype=np.int64)))
-        for key in sessions:
-            self._open.pop(key, None)
+        self._clear(np.flatnonzero(np.isin(self._keys, np.array(sessions, dtype=np.int64))))
+
+    def forget_before(self, started: int) -> None:
+        """Clear the slots of all sessions that started before `started` had this value."""
+        self._clear(np.arange(max(0, self.started - self._slots), min(started, self.started)) % self._slots)
+
+    def _clear(self, slots: npt.NDArray[np.int64]) -> None:
+        cleared = set(slots.tolist())
+        self._open = {key: slot for key, slot in self._open.items() if slot not in cleared}
         for array in (self._lengths, self._items, self._last_ms, self._keys):
             array[slots] = 0
         self._changed[slots] = True

@@ -9,7 +9,7 @@ import structlog
 from torch import Tensor
 
 from peft_adapters.learning.batches import Batch
-from peft_adapters.learning.drift import DriftMonitor
+from peft_adapters.learning.drift import DriftMonitor, respond_to_drift
 from peft_adapters.learning.evaluation import PrequentialEvaluator
 from peft_adapters.learning.learner import Learner
 from peft_adapters.learning.state_dicts import join_tensors, split_tensors
@@ -46,16 +46,15 @@ class QualityMonitor:
         scores = self._learner.judge(batch)
         losses = self.prequential.update(batch, scores)
         self.gate.update(batch, scores)
-        response = self.drift.update(losses)
-        factor = self.drift.rate_factor
+        rate_before = self._learner.rate_factor
+        response = respond_to_drift(self._learner, self.drift, batch, losses)
         for detector in response.alarms:
             self._metrics.drift.alarm_raised(detector)
             log.warning("drift_alarm", detector=detector, events_learned=self._learner.events_learned)
-        if factor > self._learner.rate_factor:
-            log.warning("learning_rate_raised", factor=factor)
+        if self._learner.rate_factor > rate_before:
+            log.warning("learning_rate_raised", factor=self._learner.rate_factor)
         if response.halvings:
             log.warning("counts_halved", times=response.halvings)
-        self._learner.adapt_to_drift(factor, halvings=response.halvings)
         if response.ended is not None:
             self._metrics.drift.alarm_ended(response.ended, events=response.events)
             log.info("drift_over", how=response.ended, events=response.events)

@@ -118,7 +118,7 @@ def test_a_drift_discards_the_evidence_and_keeps_the_scale(gain: float) -> None:
     trial = judged(learner.lora_steps.trial, gain)
     scale = trial.scale
     assert scale == float(gain > 0)
-    learner.adapt_to_drift(3.0, halvings=0)
+    learner.set_rate_factor(3.0)
     assert (trial.trial.batches, trial.scale, trial.frequency) == (0.0, scale, 1.0)
     assert judged(trial, -0.1 if scale else 0.1, seed=3).scale == 1 - scale
 

@@ -218,3 +218,19 @@ def test_a_session_key_names_the_session_alone() -> None:
     again = Shoppers()
     again.load_state_dict(shoppers.state_dict())
     assert again.session_keys_of("ann") == shoppers.session_keys_of("ann") == [first, shoppers.session_key_of("ann")]
+
+
+def test_sessions_from_before_a_moment_are_forgotten_and_the_others_stay() -> None:
+    neighbours = SessionNeighbours(slots=4)
+    neighbours.grow(10)
+    for session in range(6):  # the first two have made room
+        neighbours.update(np.array([session, session + 1]), np.full(2, session + 100), np.full(2, 1_000 * session))
+    before = neighbours.started
+    neighbours.update(np.array([9, 8]), np.full(2, 200), np.full(2, 9_000))
+    neighbours.mark_published()
+    neighbours.forget_before(before)
+    assert len(neighbours) == 1
+    assert sorted(neighbours.full()["items"].tolist()) == [8, 9]
+    assert len(neighbours.delta()["slots"]) == 3
+    neighbours.update(np.array([7]), np.array([200]), np.array([9_500]))
+    assert len(neighbours) == 1
