@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,20 +143,22 @@ class SecondStage:
         """Return the active networks' weights as arrays, in the form that `second_stage_kernels.add_outputs` takes.
 
         Inputs that no network uses are left out, and those that do not depend on the candidate are kept apart: places
-        [inputs], means and scales [networks, 2, inputs] and weights of both kinds, then the other weights, then the
-        number of features of the first stage. Weights of inputs that vary are [networks, 32, inputs], padded to a
-        multiple of four; those of the others [networks, inputs, 32].
+        [inputs], means and scales [networks, 2, inputs] and weights of both kinds, [networks, 32, inputs] and
+        [networks, inputs, 32]. The other weights follow, then whether each network standardises its inputs in another
+        way than the one before, and the number of features of the first stage.
         """
         active = self.strength != 0
         mean, scale, w1, *others = (value[active] for value in self.tensors().values())
         is_used = (scale != 0).any(dim=0)
         varying, constant = (torch.nonzero(is_used & kind)[:, 0] for kind in (~_IS_CONSTANT, _IS_CONSTANT))
         scaling = torch.stack([mean, scale], dim=1)
-        padded = torch.nn.functional.pad(w1[..., varying], (0, -len(varying) % 4))
         return (
-            _arrays(varying, scaling[..., varying], padded),
+            _arrays(varying, scaling[..., varying], w1[..., varying]),
             _arrays(constant, scaling[..., constant], w1[..., constant].transpose(1, 2)),
             _arrays(*others),
+            np.array(
+                [not place or not torch.equal(scaling[place], scaling[place - 1]) for place in range(len(scaling))]
+            ),
             len(FEATURES),
         )
 

@@ -56,10 +56,13 @@ LINEAR = FrozenRanker(random_ranker(SecondStage.empty()))
 RERANKING = FrozenRanker(random_ranker(random_networks(1, (0.8, 0.3))))
 
 
+@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize("strengths", [(1.0, 0.0), (0.0, 0.6), (0.3, 0.7)])
 @pytest.mark.parametrize("candidates", [0, 1, 7, 128, 129, 300])
-def test_the_kernel_gives_what_torch_gives(candidates: int, strengths: tuple[float, float]) -> None:
+def test_the_kernel_gives_what_torch_gives(candidates: int, strengths: tuple[float, float], alike: bool) -> None:
     networks, draw = random_networks(2, strengths), torch.Generator().manual_seed(3)
+    if alike:  # as networks that have seen the same events
+        networks = replace(networks, **{name: getattr(networks, name)[[0, 0, 2]] for name in ("mean", "scale")})
     inputs = 3 * torch.randn(len(INPUT_NAMES), candidates, generator=draw)
     of_context = [INPUT_NAMES.index(name) for name in SECOND_STAGE_GROUPS["context"]]
     inputs[of_context] = torch.randn(len(of_context), 1, generator=draw)  # the same for all candidates
