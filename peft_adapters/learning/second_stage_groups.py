@@ -97,19 +97,19 @@ def event_groups(batch: Batch, ranker: Ranker, *, generator: np.random.Generator
     targets = batch.items[events] if columns is None else np.searchsorted(columns, batch.items[events])
     log_expected = torch.zeros(len(ranker)) if columns is None else batch.log_expected
     places, best, expected = _drawn(*_best_of(scores, torch.from_numpy(targets), log_expected), generator)
-    chosen = places.numpy() if columns is None else columns[places.numpy()]
+    kept = torch.nonzero(best[:, 0] > -torch.inf)[:, 0]
+    of_first_stage = gather_features(counted, affinities, places)[:, kept]
+    places, best, expected = places[kept], best[kept], expected[kept]
     more = SecondStageFeatures(ranker.counters, ranker.neighbours, ranker.facts, ranker.text).features(
-        contexts,
-        chosen,
+        contexts.part(kept.numpy()),
+        places.numpy() if columns is None else columns[places.numpy()],
         query=VectorTable(query_vectors.numpy(), rows),
         candidate=VectorTable(candidate_vectors.numpy(), columns),
     )
-    inputs = torch.cat([gather_features(counted, affinities, places), more, best.clamp(min=-1e4)[None]]).transpose(0, 1)
-    kept = best[:, 0] > -torch.inf
     return EventGroups(
-        _padded(inputs[kept], 0.0),
-        _padded(best[kept], -torch.inf),
-        _padded(expected[kept], 0.0),
+        _padded(torch.cat([of_first_stage, more, best.clamp(min=-1e4)[None]]).transpose(0, 1), 0.0),
+        _padded(best, -torch.inf),
+        _padded(expected, 0.0),
         batch.weight[torch.from_numpy(events)][kept],
     )
 
