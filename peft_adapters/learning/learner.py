@@ -22,6 +22,7 @@ from peft_adapters.learning.learner_parts import LearnerParts
 from peft_adapters.learning.lists import JudgedLists, observe_lists
 from peft_adapters.learning.positive_steps import sample_candidates
 from peft_adapters.learning.positives import first_events, observe_positives
+from peft_adapters.learning.searches import Searches
 from peft_adapters.learning.second_stage_groups import EventGroups, event_groups
 from peft_adapters.learning.second_stage_lists import ListGroups, known_list_features, list_groups, list_inputs
 from peft_adapters.ranking.affinities import affinity_features, weighted_sum
@@ -144,15 +145,17 @@ class Learner(LearnerParts):
         Returns:
             Loss before the step, nats per event; NaN if the step was skipped.
         """
-        groups = self._event_groups(batch)
         if lora and self._teaches_lora(batch):
             self._judge_adapter(batch)
-        step = self.positives.step(batch, scale=self._scale())
+        searches = self.lora_steps.searches.add(batch)
+        novelty = None if searches is None else searches.novelty
+        groups = self._event_groups(batch, novelty)
+        step = self.positives.step(batch, scale=self._scale(), novelty=novelty)
         self._mark_touched(step.moved_rows)
         if self.settings.lora and step.features is not None:
             self.lora_steps.step_heads(batch, step.features)
         if lora and math.isfinite(step.loss):
-            self._step_lora(batch)
+            self._step_lora(batch, searches)
         if groups is not None and math.isfinite(step.loss):
             self.second_stage.step(groups, number=self.batches_learned)
         self.batches_learned += 1
@@ -161,12 +164,12 @@ class Learner(LearnerParts):
         return step.loss
 
     @torch.inference_mode()
-    def _event_groups(self, batch: Batch) -> EventGroups | None:
+    def _event_groups(self, batch: Batch, novelty: Tensor | None) -> EventGroups | None:
         """Return what the second stage learns from, as of before the batch; None if it is off."""
         if not self.settings.second_stage:
             return None
         generator = np.random.default_rng([self.settings.seed, self.batches_learned, 4])
-        return event_groups(batch, self.ranker, generator=generator)
+        return event_groups(batch, self.ranker, novelty=novelty, generator=generator)
 
     def count(self, batch: Batch) -> None:
         """Count a batch without learning from it."""
@@ -199,11 +202,12 @@ class Learner(LearnerParts):
         on_trial = self.counts_trial.counters
         return [self.ranker.counters] if on_trial is None else [self.ranker.counters, on_trial]
 
-    def _step_lora(self, batch: Batch) -> None:
+    def _step_lora(self, batch: Batch, searches: Searches | None) -> None:
         """Take a step of LoRA if one is due, and serve the next adapter once its vectors are computed."""
         if self._teaches_lora(batch):
             self.lora_steps.step_if_due(
                 batch,
+                searches,
                 self.positives.global_preference,
                 batches_learned=self.batches_learned,
                 scale=self._scale() if self.listed_share < _LISTED_ENOUGH else 0.0,

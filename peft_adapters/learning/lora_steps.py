@@ -107,7 +107,14 @@ class LoraSteps:
         self.heads_optimiser.step(gradient * self._mask)
 
     def step_if_due(
-        self, batch: Batch, global_preference: Tensor, *, batches_learned: int, scale: float, rate_factor: float
+        self,
+        batch: Batch,
+        searches: Searches | None,
+        global_preference: Tensor,
+        *,
+        batches_learned: int,
+        scale: float,
+        rate_factor: float,
     ) -> None:
         """Take a step if one is due; every few steps, make the present weights the next adapter.
 
@@ -116,6 +123,7 @@ class LoraSteps:
 
         Args:
             batch: observed batch, not yet counted.
+            searches: its searches, already recorded; None without any.
             global_preference: [dim] preference vector of all shoppers.
             batches_learned: number of batches before this one; it seeds the random draws.
             scale: factor on the length of the step where events have no query; without such a step if 0.
@@ -123,7 +131,7 @@ class LoraSteps:
         """
         self.schedule.frequency = self.trial.frequency
         seeds = (self._settings.seed, batches_learned)
-        searched = self._search(batch, seeds)
+        searched = NOTHING_DUE if searches is None else self._search(searches, seeds)
         share = 0.0 if batch.queries is None else sum(query is not None for query in batch.queries) / len(batch)
         browsed = self._browse(batch, global_preference, seeds) if share < 1 and scale > 0 else NOTHING_DUE
         if searched.step or browsed.step:
@@ -184,12 +192,9 @@ class LoraSteps:
             self._base_suffix = merged(self._encoder, scaled(self._encoder.lora_state(), 0.0))
         return self._base_suffix
 
-    def _search(self, batch: Batch, seeds: tuple[int, int]) -> Due:
-        """Record the searches of a batch, add their gradients if they are among those of the next step."""
-        before = self.searches.evidence
-        searches = self.searches.add(batch)
-        if searches is None:
-            return NOTHING_DUE
+    def _search(self, searches: Searches, seeds: tuple[int, int]) -> Due:
+        """Add the gradients of a batch's searches if they are among those of the next step."""
+        before = self.searches.evidence - searches.evidence
         due, next_due = self.schedule.steps(before), self.schedule.steps(self.searches.evidence)
         first = self.schedule.evidence_at(due + 1) - self.schedule.every  # of the evidence that the step is on
         if self.searches.evidence >= first and searches.evidence >= _LEAST_EVIDENCE:

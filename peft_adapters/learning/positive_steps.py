@@ -83,7 +83,7 @@ class PositiveSteps:
         self.heads_optimiser.restart()
         self.global_preference_optimiser.restart()
 
-    def step(self, batch: Batch, *, scale: float) -> PositiveStep:
+    def step(self, batch: Batch, *, scale: float, novelty: Tensor | None = None) -> PositiveStep:
         """Move heads, preference, residuals and projections; text vectors are constant.
 
         Nothing moves if the loss or a gradient is not finite.
@@ -92,6 +92,8 @@ class PositiveSteps:
             batch: the observed micro-batch to learn from.
             scale: factor on all steps but that of the heads. It falls as lists account for more of the events, since a
                 list says what was chosen over what. The step is scaled, not the loss: Adam ignores the loss's scale.
+            novelty: [events] what each event can still teach about searches, 0 to 1: its weight in the loss, and in
+                the length of the steps of heads and preference; None if no event has a query.
         """
         heads, preference = (tensor.clone().requires_grad_() for tensor in (self.heads, self.global_preference))
         rows = np.union1d(batch.context_rows, batch.candidates)
@@ -100,13 +102,15 @@ class PositiveSteps:
         candidate = Side(self._ranker, "candidate", batch.candidates, live_rows=live_rows, live=live)
         features = positives_features(batch, preference, query, candidate)
         losses = positives_losses(batch, heads, features, batch.candidates, batch.log_expected)
-        loss = (batch.weight * focused(losses, self._settings.loss_focus)).mean()
+        weight = batch.weight if novelty is None else batch.weight * novelty
+        loss = (weight * focused(losses, self._settings.loss_focus)).mean()
         parameters = [heads, preference, query.residual, candidate.residual, *self._projections.parameters()]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         if not all_finite(loss, gradients):
             return PositiveStep(math.nan, None, {})
-        self.heads_optimiser.step(gradients[0] * self._mask)
-        self.global_preference_optimiser.step(gradients[1], scale=scale)
+        teaches = 1.0 if novelty is None else float(novelty.mean())
+        self.heads_optimiser.step(gradients[0] * self._mask, scale=teaches)
+        self.global_preference_optimiser.step(gradients[1], scale=scale * teaches)
         sides = ((query, gradients[2]), (candidate, gradients[3]))
         moved = {side.role: self._step_residuals(side, gradient, scale) for side, gradient in sides}
         self._projections.step(gradients[4:], scale=scale)

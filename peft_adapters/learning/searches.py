@@ -1,8 +1,11 @@
-"""Searches as LoRA learns from them: what is known of each query, and a contrastive loss of queries and items.
+"""Searches as a learner sees them: what is known of each query, and a contrastive loss of queries and items.
 
 A query nobody has typed before has no residual and no counter, so only the encoder can rank for it. The loss therefore
 compares texts alone: the cosine of query and item, both under the present weights, against the items of the other
 searches in the micro-batch and random ones (in-batch negatives; Henderson et al. 2017, 1705.00652).
+
+Heads and networks would learn the queries that they have seen by heart too: which items these queries' shoppers choose,
+whatever they type. So an event moves them as far as it can still teach something.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class Searches:
         weight: [events] weight in the loss: the event's own, times what it can still teach.
         known: by query, rows of the items that are known to fit it.
         evidence: what all events together can still teach, in events that would each be new.
+        novelty: [events of the micro-batch] what each of them can still teach, 0 to 1; 1 without a query.
     """
 
     queries: list[str]
@@ -49,6 +53,7 @@ class Searches:
     weight: Tensor
     known: list[IntArray]
     evidence: float
+    novelty: Tensor
 
     def __len__(self) -> int:
         """Return the number of events."""
@@ -97,14 +102,17 @@ class SearchLog:
         distinct = sorted(set(queries))
         index = {query: place for place, query in enumerate(distinct)}
         evidence = float(sum(teaches))
+        novelty = torch.ones(len(batch))
+        novelty[places] = torch.tensor(teaches, dtype=torch.float32)
         self.evidence += evidence
         return Searches(
             queries=distinct,
             query=np.array([index[query] for query in queries], dtype=np.int64),
             items=items,
-            weight=batch.weight[torch.tensor(places)] * torch.tensor(teaches, dtype=torch.float32),
+            weight=batch.weight[places] * novelty[places],
             known=[np.array(sorted(self._rows.get(_digest(query), {})), dtype=np.int64) for query in distinct],
             evidence=evidence,
+            novelty=novelty,
         )
 
     def _learns(self, query: str) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from peft_adapters.learning.batches import Batch
 from peft_adapters.ranking.affinities import affinity_features, weighted_sum
 from peft_adapters.ranking.counter_features import CounterFeatures
+from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.features import affinity_weights, context_weights
 from peft_adapters.ranking.ranker import Ranker
 from peft_adapters.ranking.second_stage import RERANKED, gather_features
@@ -63,7 +64,9 @@ class EventGroups:
         return {"scores": self.scores - self.log_expected, "weight": self.weight}
 
 
-def event_groups(batch: Batch, ranker: Ranker, *, generator: np.random.Generator) -> EventGroups:
+def event_groups(
+    batch: Batch, ranker: Ranker, *, novelty: Tensor | None = None, generator: np.random.Generator
+) -> EventGroups:
     """Return some of a micro-batch's events, each with the candidates that the second stage would re-rank.
 
     The whole catalogue is scored, because the best of a sample are worse than those that are re-ranked. So that this
@@ -74,13 +77,12 @@ def event_groups(batch: Batch, ranker: Ranker, *, generator: np.random.Generator
     Args:
         batch: micro-batch that is neither learnt nor counted yet.
         ranker: weights of the first stage that the network is added to.
-        generator: draws candidates.
+        novelty: [events] what each event can still teach about searches: the probability that it is used; None if no
+            event has a query.
+        generator: draws events and candidates.
     """
     whole = len(ranker) <= _WHOLE_ITEMS
-    count = min(
-        len(batch), max(_FEWEST_EVENTS, min(_MOST_EVENTS, _SCORED_CELLS // len(ranker) if whole else len(batch)))
-    )
-    events = np.arange(count) * len(batch) // count
+    events = _used_events(len(batch), novelty, generator, most=_SCORED_CELLS // len(ranker) if whole else _MOST_EVENTS)
     contexts, columns = batch.contexts.part(events), None if whole else batch.candidates
     counted = CounterFeatures(ranker.counters).features(contexts, columns)
     rows = contexts.rows()
@@ -112,6 +114,15 @@ def event_groups(batch: Batch, ranker: Ranker, *, generator: np.random.Generator
         _padded(expected, 0.0),
         batch.weight[torch.from_numpy(events)][kept],
     )
+
+
+def _used_events(size: int, novelty: Tensor | None, generator: np.random.Generator, *, most: int) -> IntArray:
+    """Return the indices of the events that are used, spread over the micro-batch of `size`."""
+    events = np.arange(size)
+    if novelty is not None:
+        events = events[generator.random(size) < novelty.numpy()]
+    count = min(len(events), max(_FEWEST_EVENTS, min(_MOST_EVENTS, most)))
+    return events[np.arange(count) * len(events) // max(1, count)]
 
 
 def _best_of(scores: Tensor, targets: Tensor, log_expected: Tensor) -> tuple[Tensor, Tensor, Tensor]:

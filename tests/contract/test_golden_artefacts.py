@@ -94,9 +94,10 @@ def test_a_checkpoint_is_restored_and_its_journal_repeated(release: Path, tmp_pa
     assert learner["events_learned"] == known_learner["events_learned"] > 0
     if is_same_platform(release):
         for name, value in known.items():
-            # LoRA learns searches by another loss than releases up to 0.2, which moves all vectors a little.
+            # LoRA learns searches by another loss than releases up to 0.2, which moves all vectors a little, and
+            # heads learn known queries less.
             if not name.startswith(("lora/optimiser", "next_adapter")):
-                atol = 1e-5 if name.startswith("counters/") else 0.02
+                atol = 1e-5 if name.startswith("counters/") else 0.1 if "head" in name or "curvature" in name else 0.02
                 torch.testing.assert_close(found[name], value, atol=atol, rtol=1e-4, msg=name)
         compared = known_learner.keys() - {"next_adapter"}  # earlier releases have fewer parts
         learner, known_learner = ({name: part[name] for name in compared} for part in (learner, known_learner))

@@ -86,10 +86,15 @@ class TestVectors:
             fresh.clear()
 
 
+def as_new(events: list[Bought], *, seed: int) -> list[Bought]:
+    """The same events after queries that nobody typed before."""
+    return [event._replace(query=f"{event.query} {seed}-{n}") for n, event in enumerate(events)]
+
+
 def test_the_head_of_the_catalogue_learns_what_searches_say() -> None:
     learner = forgets_searches(tiny_learner(LearnerSettings(lora=False), items=ITEMS))
     for seed in range(6):
-        learner.learn(learner.observe(searches(48, seed=seed)))
+        learner.learn(learner.observe(as_new(searches(48, seed=seed), seed=seed)))
     assert learner.positives.heads[OWN] > 0.5
     assert learner.ranker.heads[OWN] == learner.positives.heads[OWN]
     batch = learner.observe(searches(24, seed=99))
@@ -99,6 +104,23 @@ def test_the_head_of_the_catalogue_learns_what_searches_say() -> None:
         return float((scores > scores.gather(1, own)).sum(dim=1).float().mean())
 
     assert mean_rank(learner.judge(batch)) + 3 < mean_rank(learner.judge(replace(batch, query_vector=None)))
+
+
+def test_what_a_few_queries_repeat_moves_the_heads_little() -> None:
+    """Heads that learn which items a few queries' shoppers choose would rank these for any other query too."""
+    few = [Bought(f"user-{n}", None, f"item-{n % 3}", 60_000 * n, 1.0, f"mug {n % 3}") for n in range(48)]
+    moved = {}
+    for kind in ("known", "new", "browsed"):
+        learner = tiny_learner(LearnerSettings(lora=False, second_stage=False), items=ITEMS)
+        initial = learner.positives.heads.clone()
+        for seed in range(8):
+            events = {"known": few, "new": as_new(few, seed=seed), "browsed": [e._replace(query=None) for e in few]}
+            learner.learn(learner.observe(events[kind]))
+        moved[kind] = float((learner.positives.heads - initial).norm())
+        residual = learner.ranker.residuals["candidate"][learner.catalogue.rows["item-0"]]
+        assert residual.any()
+    assert moved["known"] < 0.3 * moved["new"]
+    assert moved["new"] > 0.5
 
 
 def test_the_heads_of_lists_and_probabilities_learn_it_too() -> None:

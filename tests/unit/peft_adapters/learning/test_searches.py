@@ -50,6 +50,11 @@ class TestSearchLog:
         assert log.evidence == pytest.approx(2 + 5 / 6 + 5 / 14)
         assert teaches(log, learner, ("mug", 1)) == pytest.approx([5 / 8 / 3])
 
+    def test_what_each_event_of_the_batch_can_still_teach(self, learner: Learner) -> None:
+        found = SearchLog().add(batch_of(learner, (None, 1), ("mug", 2), (None, 2), ("mug", 2)))
+        assert found is not None
+        assert found.novelty.tolist() == pytest.approx([1, 1, 1, 5 / 6 / 2])
+
     def test_events_without_a_query_are_left_out(self, learner: Learner) -> None:
         log = SearchLog()
         assert log.add(batch_of(learner, (None, 1), (None, 2))) is None
@@ -118,6 +123,7 @@ def loss_of(query: torch.Tensor, items: torch.Tensor, rows: Sequence[int], known
         weight=torch.ones(len(query)),
         known=[np.array(of_query) for of_query in known],
         evidence=float(len(query)),
+        novelty=torch.ones(len(query)),
     )
     generator = np.random.default_rng(0)
     return float(search_loss(found, query, lambda kept: items[kept], items=len(items), generator=generator))
@@ -172,6 +178,14 @@ def test_searches_with_lists_are_learnt_too() -> None:
     assert not any(value.any() for name, value in learner.encoder.lora_state().items() if "lora_B" in name)
     learner.learn(learner.observe(search_stream(32)))
     assert all(value.any() for name, value in learner.encoder.lora_state().items() if "lora_B" in name)
+
+
+def test_searches_are_known_whether_lora_learns_or_not() -> None:
+    for settings, lora in ((SEARCHES, False), (SEARCHES.model_copy(update={"lora": False}), True)):
+        learner = tiny_learner(settings, items=ITEMS)
+        learner.learn(learner.observe(search_stream(12)), lora=lora)
+        assert learner.lora_steps.searches.evidence > 8
+        assert not any(value.any() for name, value in learner.encoder.lora_state().items() if "lora_B" in name)
 
 
 def test_a_pair_that_is_repeated_soon_moves_nothing() -> None:

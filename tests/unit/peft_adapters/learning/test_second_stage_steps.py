@@ -172,6 +172,19 @@ def test_events_beyond_the_best_are_left_out_and_drawn_candidates_weigh_more() -
     torch.testing.assert_close(stand_for, torch.full_like(stand_for, RERANKED))
 
 
+def test_events_are_used_as_far_as_they_can_still_teach() -> None:
+    learner = tiny_learner(LearnerSettings(), items=30)
+    batch = learner.observe(random_stream(40, items=30, seed=1))
+
+    def used(novelty: Tensor) -> int:
+        with torch.inference_mode():
+            return len(event_groups(batch, learner.ranker, novelty=novelty, generator=np.random.default_rng(0)))
+
+    assert [used(torch.full((40,), share)) for share in (0.0, 1.0)] == [0, 40]
+    assert 10 < used(torch.full((40,), 0.5)) < 30
+    assert used((torch.arange(40) < 7).float()) == 7
+
+
 # ---- gradients
 
 
