@@ -25,6 +25,7 @@ from peft_adapters.ranking.words import words
 from peft_adapters.settings import EncoderSettings, LearnerSettings
 from services.lab.offline.inputs import new_learner, read_catalogue
 from services.lab.offline.stream import read_stream
+from services.scorer.search import FUSION_WEIGHTS
 
 CANDIDATES = 200  # the default of SearchSettings
 CUTOFF = 10
@@ -101,11 +102,11 @@ def _orders(
     orders: dict[str, FloatArray] = {"words": matching, "meaning": meaning, "meaning_int8": meaning_int8}
     for name, scores in (("", meaning), ("_int8", meaning_int8)):
         both = [top_k(scores, CANDIDATES), by_words]
-        orders[f"fused{name}"] = reciprocal_rank_fusion(both, (1.0, 1.0), len(meaning))
+        orders[f"fused{name}"] = reciprocal_rank_fusion(both, FUSION_WEIGHTS, len(meaning))
         rows = np.sort(top_k(orders[f"fused{name}"], CANDIDATES))
         by_shopper = rows[np.argsort(-personal[rows], kind="stable")]
         for weight in PERSONAL_WEIGHTS:
             orders[f"fused_personal_{weight:g}{name}"] = reciprocal_rank_fusion(
-                [*both, by_shopper], (1.0, 1.0, weight), len(meaning)
+                [*both, by_shopper], (*FUSION_WEIGHTS, weight), len(meaning)
             )
     return orders

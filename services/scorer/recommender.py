@@ -18,7 +18,14 @@ from peft_adapters.serving.served_model import ServedModel
 from services.errors import HeadwaterServiceError
 from services.scorer.diversity import diversified, pool_size
 from services.scorer.live_items import LiveItems
-from services.scorer.requests import ListRequest, RankRequest, RecommendRequest, ShopperRequest, SimilarQuery
+from services.scorer.requests import (
+    EmptyBecause,
+    ListRequest,
+    RankRequest,
+    RecommendRequest,
+    ShopperRequest,
+    SimilarQuery,
+)
 from services.scorer.shopper_state import StateSource
 
 RECENT_REQUESTS = 16  # a new model is warmed with these
@@ -157,6 +164,27 @@ class Recommender:
         allowed[list(excluded)] = False
         rows = self.matching_rows(request, model, np.flatnonzero(allowed))
         return rows[self.are_available(model, rows)]
+
+    def nothing_allowed_because(self, request: RecommendRequest, model: ServedModel) -> EmptyBecause:
+        """Return which condition, in the order they are applied, leaves no row that may be in a list.
+
+        Args:
+            request: the request that found nothing.
+            model: the model whose rows are meant.
+        """
+        rows = np.flatnonzero(model.has_text)
+        if not len(rows):
+            return "no_items"
+        rows = rows[self.are_available(model, rows)]
+        if not len(rows):
+            return "none_available"
+        if request.filters is not None:
+            rows = rows[self._items.matching(model.catalogue_rows[rows], request.filters)]
+            if not len(rows):
+                return "filters"
+        if not len(np.setdiff1d(rows, rows_of(request.exclude, model))):
+            return "exclude"
+        return "exclude_bought" if request.exclude_bought else "none_available"
 
     def _best_of(
         self, request: RecommendRequest, model: ServedModel, rows: IntArray, k: int, diversity: float

@@ -20,6 +20,7 @@ EarlierSessions = Annotated[tuple[SessionItems, ...], Field(max_length=MAX_EARLI
 Count = Annotated[int, Field(ge=1), NUMBER_ONLY]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS, pattern=r"\S")]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
+EmptyBecause = Literal["no_items", "none_available", "filters", "exclude", "exclude_bought"]
 
 
 class ShopperRequest(BaseModel):

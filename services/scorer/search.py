@@ -17,14 +17,14 @@ from services.scorer.filters import Filters
 from services.scorer.lexicon import Lexicon, NearItems
 from services.scorer.recommender import Recommender, diversified_order, rows_of
 from services.scorer.refresher import Refresher
-from services.scorer.requests import ListRequest
+from services.scorer.requests import EmptyBecause, ListRequest
 from services.scorer.search_requests import AnswerRequest, SearchRequest
 from services.scorer.serving_table import ServingTable
 from services.settings.search import SearchSettings
 
 _NOTHING = np.zeros(0, dtype=np.float32)
 _ANSWERS = ListRequest(filters=Filters(kinds=("answer",)))
-_EQUAL_WEIGHTS = (1.0, 1.0)  # of meaning and words
+FUSION_WEIGHTS = (1.0, 2.0)  # of meaning and words, so that items with a word of the query come first
 _RESCORED = 4  # near items of a graph that are scored exactly, for each item wanted
 _CONFIDENCE_SLOPE = 10.0  # a cosine higher by 0.1 multiplies the odds by e; measured, see the guide to search
 
@@ -84,14 +84,14 @@ class Search:
         vector = self._queries(request.query, model.suffix)
         words = self.lexicon.scores(request.query, model)
         orders = [self._by_meaning(request.query, vector, allowed, model), self._by_words(words, allowed)]
-        rows = np.sort(top_k(reciprocal_rank_fusion(orders, _EQUAL_WEIGHTS, len(model)), self._settings.candidates))
+        rows = np.sort(top_k(reciprocal_rank_fusion(orders, FUSION_WEIGHTS, len(model)), self._settings.candidates))
         if not len(rows):
             return SearchHits(rows, _NOTHING, _NOTHING, _NOTHING, {})
         personal, probabilities = model.ranker.score_with_probabilities(
             self._recommender.context(request, model), rows, vector[None]
         )
         orders.append(rows[np.argsort(-personal, kind="stable")])
-        scores = reciprocal_rank_fusion(orders, (*_EQUAL_WEIGHTS, self._settings.personal_weight), len(model))[rows]
+        scores = reciprocal_rank_fusion(orders, (*FUSION_WEIGHTS, self._settings.personal_weight), len(model))[rows]
         order = top_k(scores, pool_size(request.k) if request.diversity else request.k)
         if request.diversity:
             order = diversified_order(model, order, rows, scores, request.diversity, request.k)
@@ -99,6 +99,10 @@ class Search:
         hits = rows[order]
         by_outcome = {outcome: values[order] for outcome, values in probabilities.items()}
         return SearchHits(hits, scores[order], _similarity(vector, hits, model), words[hits], by_outcome)
+
+    def found_nothing_because(self, request: SearchRequest, model: ServedModel) -> EmptyBecause:
+        """Return why a search found nothing."""
+        return self._recommender.nothing_allowed_because(request, model)
 
     def answer(self, request: AnswerRequest, model: ServedModel) -> tuple[float, SearchHits]:
         """Return the items of kind `answer` that fit a question best, with the confidence that the first answers it."""

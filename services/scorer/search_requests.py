@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.scorer.requests import Count, RecommendRequest, Words
+from services.scorer.requests import Count, EmptyBecause, RecommendRequest, Words
 from streams.events import Scenario
 
 Similarity = Annotated[float, Field(description="cosine of the query and the item's text, under the adapter")]
@@ -47,13 +47,18 @@ class FoundItem(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """Items for a query, best first."""
+    """Items for a query, best first. A query always finds the nearest items, if any may be listed."""
 
     model_config = ConfigDict(frozen=True)
 
     adapter_version: int
     scenario: str
     items: list[FoundItem]
+    empty_because: EmptyBecause | None = Field(
+        default=None,
+        description="present without items: there is none in the catalogue yet (`no_items`), all are blocked or "
+        "removed (`none_available`), none meets `filters`, or `exclude` or `exclude_bought` leaves out all that do",
+    )
 
 
 class KnownAnswer(BaseModel):

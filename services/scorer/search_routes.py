@@ -35,7 +35,10 @@ def add_search(app: FastAPI, service: ScoringService, search: Search, settings: 
         request = request.under_pseudonym(service.pseudonymise)
         model = service.model_for(request)
         hits = search.search(request, model)
-        return JSONResponse({**_head(model), "items": _items(hits, model)})
+        answer = {**_head(model), "items": _items(hits, model)}
+        if not answer["items"]:
+            answer["empty_because"] = search.found_nothing_because(request, model)
+        return JSONResponse(answer)
 
     @app.post("/v1/answer", response_model=QuestionAnswer, responses=problems(REFUSALS))
     def answer_question(request: AnswerRequest) -> Response:

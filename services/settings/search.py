@@ -12,7 +12,7 @@ class SearchSettings(BaseModel):
         default=200, ge=20, le=5_000, description="items retrieved by meaning, and as many by words, before ranking"
     )
     personal_weight: float = Field(
-        default=0.25, ge=0, description="weight of the shopper's ranking; meaning and words have weight 1 each"
+        default=0.25, ge=0, description="weight of the shopper's ranking; meaning has weight 1, words 2"
     )
     int8_queries: bool = Field(
         default=False,

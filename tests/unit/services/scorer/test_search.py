@@ -31,13 +31,14 @@ from services.scorer.app import create_app
 from services.scorer.live_items import LiveItems
 from services.scorer.recommender import Recommender
 from services.scorer.search import Search
+from services.scorer.search_requests import SearchRequest
 from services.scorer.serving_table import ServingTable
 from services.scorer.shopper_state import ShopperState
 from services.settings.scorer import ScorerSettings
 from services.settings.search import SearchSettings
 from services.web.server import running
 from streams.decode import ItemRemoved
-from streams.events import Click, Item
+from streams.events import Click, Item, Purchase
 
 ITEMS = titled(60)
 HELP = [("help-1", "How do I return an item"), ("help-2", "What does delivery cost"), ("help-3", "Reset a password")]
@@ -188,6 +189,50 @@ def test_filters_and_exclusions_hold(client: httpx.Client) -> None:
     assert found(client, "red mug", k=50, filters={"max_price": 9.0}, exclude=[cheap[0], "no-such"]) == cheap[1:]
     assert found(client, "red mug", filters={"categories": ["no-such"]}) == []
     assert set(found(client, "red mug", filters={"kinds": ["answer"]})) == {"help-1", "help-2", "help-3"}
+
+
+def test_an_empty_answer_says_why(client: httpx.Client, shop: Shop) -> None:
+    def because(**request: Any) -> str | None:
+        body = client.post("/v1/search", json={"query": "red mug", "k": 50, **request}).raise_for_status().json()
+        assert ("empty_because" in body) == (not body["items"])
+        why: str | None = body.get("empty_because")
+        return why
+
+    answers, three = {"kinds": ["answer"]}, [item_id for item_id, _ in HELP]
+    assert because() is None
+    assert because(filters={"categories": ["no-such"]}) == "filters"
+    assert because(filters=answers, exclude=three) == "exclude"
+    for item_id in three:
+        shop.shoppers.take_in(Purchase(event_id=item_id, ts=1, user_id="ann", item_id=item_id), publish_ts_ms=1)
+    assert because(filters=answers, user_id="ann") is None
+    assert because(filters=answers, user_id="ann", exclude_bought=True) == "exclude_bought"
+    assert because(filters=answers, user_id="ann", exclude=three[:1], exclude_bought=True) == "exclude_bought"
+    for item_id in shop.items.rows:
+        shop.items.take_in(ItemRemoved(item_id, 2))
+    assert because() == because(filters=answers) == "none_available"
+    without = replace(shop.model, has_text=np.zeros_like(shop.model.has_text))
+    assert shop.search.found_nothing_because(SearchRequest(query="red mug"), without) == "no_items"
+
+
+@pytest.mark.parametrize(
+    ("query", "best"),
+    [
+        ("glassware", {"by-category"}),
+        ("Acme", {"by-brand", "by-brand-too"}),
+        ("teapot", {"by-category", "by-brand"}),
+        ("taepot", {"by-category", "by-brand"}),
+    ],
+)
+def test_one_word_finds_titles_categories_and_brands_first(
+    client: httpx.Client, shop: Shop, query: str, best: set[str]
+) -> None:
+    """Whatever is near by meaning alone comes after the items that have the word."""
+    shop.items.take_in(item("by-category", "zebra teapot", category="glassware"))
+    shop.items.take_in(item("by-brand", "teapot", brand="Acme"))
+    shop.items.take_in(item("by-brand-too", "red bird mug", brand="Acme"))
+    shop.refresh()
+    shop.search.lexicon.refresh()
+    assert set(found(client, query, k=10)[: len(best)]) == best
 
 
 def test_a_new_items_words_are_found_once_its_text_is_served_and_indexed(client: httpx.Client, shop: Shop) -> None:
