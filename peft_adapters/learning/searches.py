@@ -35,7 +35,7 @@ Vectors = Callable[[IntArray], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Searches:
-    """The events of a micro-batch that came from searches.
+    """The events of a micro-batch that came from searches, as far as LoRA learns them.
 
     Attributes:
         queries: distinct queries, sorted.
@@ -70,10 +70,10 @@ class SearchLog:
     Queries are kept as digests of 64 bits, so that checkpoints hold no text that a shopper typed.
 
     Args:
-        holds_out: whether to leave out the searches of one query in 16, always the same ones.
+        holds_out: whether LoRA leaves out the searches of one query in 16, always the same ones.
 
     Attributes:
-        evidence: sum of what all events so far could teach, in events.
+        evidence: sum of what all events so far could teach LoRA, in events.
     """
 
     def __init__(self, *, holds_out: bool = False) -> None:
@@ -88,28 +88,28 @@ class SearchLog:
         return len(self._pairs)
 
     def knows(self, query: str) -> bool:
-        """Return whether an event of a query is kept, which LoRA has learnt then."""
-        return _digest(query) in self._events
+        """Return whether LoRA has learnt an event of a query that is kept."""
+        return self._learns(query) and _digest(query) in self._events
 
     def add(self, batch: Batch) -> Searches | None:
-        """Record the searches of a micro-batch that are learnt, and return them; None if there are none."""
-        places = [place for place, query in enumerate(batch.queries or ()) if query is not None and self._learns(query)]
-        if not places:
+        """Record the searches of a micro-batch, and return those that LoRA learns; None if there are none at all."""
+        searched = {place: query for place, query in enumerate(batch.queries or ()) if query is not None}
+        if not searched:
             return None
-        queries = [str(batch.queries[place]) for place in places] if batch.queries else []
-        items = batch.items[places]
-        teaches = [self._record(_digest(query), row) for query, row in zip(queries, items.tolist(), strict=True)]
+        novelty = torch.ones(len(batch))
+        for place, query in searched.items():
+            novelty[place] = self._record(_digest(query), int(batch.items[place]))
+        places = [place for place, query in searched.items() if self._learns(query)]
+        queries, items, teaches = [searched[place] for place in places], batch.items[places], novelty[places]
         distinct = sorted(set(queries))
         index = {query: place for place, query in enumerate(distinct)}
-        evidence = float(sum(teaches))
-        novelty = torch.ones(len(batch))
-        novelty[places] = torch.tensor(teaches, dtype=torch.float32)
+        evidence = float(teaches.double().sum())
         self.evidence += evidence
         return Searches(
             queries=distinct,
             query=np.array([index[query] for query in queries], dtype=np.int64),
             items=items,
-            weight=batch.weight[places] * novelty[places],
+            weight=batch.weight[places] * teaches,
             known=[np.array(sorted(self._rows.get(_digest(query), {})), dtype=np.int64) for query in distinct],
             evidence=evidence,
             novelty=novelty,

@@ -55,6 +55,19 @@ class TestSearchLog:
         assert found is not None
         assert found.novelty.tolist() == pytest.approx([1, 1, 1, 5 / 6 / 2])
 
+    def test_queries_that_are_held_out_become_known_but_not_learnt(self, learner: Learner) -> None:
+        log = SearchLog(holds_out=True)
+        held_out = next(f"mug {n}" for n in range(200) if not log._learns(f"mug {n}"))
+        found = log.add(batch_of(learner, (held_out, 1), (held_out, 2), ("lamp", 3)))
+        assert found is not None
+        assert found.novelty.tolist() == pytest.approx([1, 5 / 6, 1])
+        assert (found.queries, found.items.tolist(), log.evidence) == (["lamp"], [3], 1)
+        assert (log.knows(held_out), log.knows("lamp")) == (False, True)
+        alone = log.add(batch_of(learner, (held_out, 1)))
+        assert alone is not None
+        assert (len(alone), alone.evidence) == (0, 0)
+        assert alone.novelty.tolist() == pytest.approx([5 / 7 / 2])
+
     def test_events_without_a_query_are_left_out(self, learner: Learner) -> None:
         log = SearchLog()
         assert log.add(batch_of(learner, (None, 1), (None, 2))) is None
@@ -76,7 +89,9 @@ class TestSearchLog:
             log.add(batch_of(learner, *((query, 1) for query in queries)))
         held_out = [query for query in queries if not log.knows(query)]
         assert 4 <= len(held_out) <= 20
-        assert log.add(batch_of(learner, *((query.upper(), 2) for query in held_out))) is None
+        again = log.add(batch_of(learner, *((query.upper(), 2) for query in held_out)))
+        assert again is not None
+        assert (len(again), again.evidence) == (0, 0)
         assert len(teaches(SearchLog(), learner, *((query, 1) for query in held_out))) == len(held_out)
 
     def test_memory_is_bounded_and_the_least_recent_pair_goes_first(
