@@ -142,6 +142,7 @@ class Shop:
         own = {
             "batch_events": 10,
             "batch_seconds": 0.2,
+            "late_seconds": 3_600.0,  # on a slow machine, too, LoRA skips nothing: runs of the same events are compared
             "checkpoint_seconds": 0.0,
             "publish_seconds": 0.0,
             "publish_share": 1,

@@ -3,25 +3,42 @@
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from services.lab.demo.errors import DemoError, Stopped
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Raise `Stopped` at the first SIGINT or SIGTERM within this context; further ones are ignored during shutdown."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, _: FrameType | None) -> None:
-        for handled in numbers:
+        for handled in SIGNALS:
             signal.signal(handled, signal.SIG_IGN)
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in numbers}
+    with _handler(stop):
+        yield
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Handle SIGINT and SIGTERM at the end of this context, which must be short."""
+    arrived: list[int] = []
+    with _handler(lambda number, _: arrived.append(number)):
+        yield
+    for number in arrived:
+        signal.raise_signal(number)
+
+
+@contextmanager
+def _handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:

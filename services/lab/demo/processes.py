@@ -15,6 +15,7 @@ from pydantic import BaseModel, SecretStr
 from peft_adapters.registry import internal_http
 from services.lab.demo.child import fork_context, run_child
 from services.lab.demo.errors import DemoError
+from services.lab.demo.lifetime import signals_deferred
 from services.settings import ENV_PREFIX, Settings
 
 STOP_TIMEOUT_SECONDS = 15.0
@@ -46,7 +47,8 @@ class Child:
         self.log_file.write_bytes(b"")
         given = (os.getpid(), self._arguments, self._environment, str(self.log_file))
         self._process = fork_context().Process(target=run_child, args=given)
-        self._process.start()
+        with signals_deferred():  # a process that runs but is not known yet could not be ended
+            self._process.start()
         return self
 
     @property
@@ -87,11 +89,11 @@ class Child:
         if self._process is not None and self._process.exitcode is None:
             self._process.terminate()
 
-    def wait(self) -> None:
-        """Wait for the process to end, and kill it if that takes more than 15 s."""
+    def wait(self, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> None:
+        """Wait for the process to end, and kill it if that takes longer."""
         if self._process is None:
             return
-        self._process.join(STOP_TIMEOUT_SECONDS)
+        self._process.join(timeout_seconds)
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
@@ -127,11 +129,12 @@ def _is_ready(url: str) -> bool:
 
 
 def stop_all(children: Sequence[Child]) -> None:
-    """End children, the last started first, and wait for all of them."""
+    """End children, the last started first, and wait for all of them; those that take more than 15 s are killed."""
     for child in reversed(children):
         child.terminate()
+    deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     for child in reversed(children):
-        child.wait()
+        child.wait(max(0.0, deadline - time.monotonic()))
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -99,6 +99,43 @@ time.sleep(600)
         assert gone(pid, 15)
 
 
+def test_a_signal_while_a_child_is_being_started_ends_that_child_too(tmp_path: Path) -> None:
+    parent = """
+import multiprocessing.forkserver, os, signal, sys
+from pathlib import Path
+from services.lab.demo.errors import Stopped
+from services.lab.demo.lifetime import stopped_by_signals
+from services.lab.demo.processes import Child, environment, stop_all
+from services.settings import load_settings
+
+read = multiprocessing.forkserver.read_signed
+
+def read_pid(descriptor):  # the child runs by now, and its parent is about to learn its process id
+    multiprocessing.forkserver.read_signed = read
+    os.kill(os.getpid(), signal.SIGTERM)
+    return read(descriptor)
+
+where = Path(sys.argv[1])
+arguments = ["registry", "--registry-url", str(where / "registry"), "--port", "0"]
+child = Child("registry", arguments, environment=environment(load_settings()), log_dir=where)
+try:
+    with stopped_by_signals():
+        multiprocessing.forkserver.read_signed = read_pid
+        child.start()
+except Stopped:
+    stop_all([child])
+    print("stopped", child.pid, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", parent, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said, _ = process.communicate(timeout=START_SECONDS)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert said.startswith("stopped ")
+    assert gone(int(said.split()[1]), 0.1)
+
+
 def test_children_have_the_settings_of_the_demo_wherever_those_came_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
