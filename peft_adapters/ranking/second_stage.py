@@ -144,16 +144,18 @@ class SecondStage:
 
         Inputs that no network uses are left out, and those that do not depend on the candidate are kept apart: places
         [inputs], means and scales [networks, 2, inputs] and weights of both kinds, [networks, 32, inputs] and
-        [networks, inputs, 32]. The other weights follow, then whether each network standardises its inputs in another
-        way than the one before, and the number of features of the first stage.
+        [networks, inputs, 32]. Weights of zero round the inputs of the former up to what the kernel takes at a time.
+        The other weights follow, then whether each network standardises its inputs in another way than the one before,
+        and the number of features of the first stage.
         """
         active = self.strength != 0
         mean, scale, w1, *others = (value[active] for value in self.tensors().values())
         is_used = (scale != 0).any(dim=0)
         varying, constant = (torch.nonzero(is_used & kind)[:, 0] for kind in (~_IS_CONSTANT, _IS_CONSTANT))
         scaling = torch.stack([mean, scale], dim=1)
+        padding = -len(varying) % second_stage_kernels.AT_A_TIME
         return (
-            _arrays(varying, scaling[..., varying], w1[..., varying]),
+            _arrays(varying, scaling[..., varying], torch.nn.functional.pad(w1[..., varying], (0, padding))),
             _arrays(constant, scaling[..., constant], w1[..., constant].transpose(1, 2)),
             _arrays(*others),
             np.array(

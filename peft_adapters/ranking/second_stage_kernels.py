@@ -10,26 +10,47 @@ from peft_adapters.ranking.compiled import compiled
 from peft_adapters.ranking.vector_kernels import add_scaled
 
 LIMIT = 5.0  # standard deviations at which an input is clipped
-# Candidates at a time. All products have this one shape: so BLAS sums in the same order for each candidate, whatever
-# else is scored, and the activations stay in the first cache. Larger ones OpenBLAS would divide among threads.
+# Candidates at a time, whose activations stay in the first cache. BLAS is no faster for products as small, and on some
+# processors its sums depend on a candidate's place among the others.
 _BLOCK = 64
+AT_A_TIME = 4  # units and inputs of a layer; their numbers must be multiples
 
 
 @compiled
 def layer(weights: Any, biases: Any, inputs: Any, out: Any) -> None:
-    """Write the activations of a layer of rectified linear units to `out`.
+    """Write the activations of a layer of rectified linear units to `out`, each candidate on its own.
 
     Args:
         weights: [units, inputs] weights.
         biases: [units] biases.
-        inputs: [inputs, candidates] values.
-        out: [units, candidates] array to fill.
+        inputs: [inputs, 64] values of a block of candidates.
+        out: [units, 64] array to fill.
     """
-    np.dot(weights, inputs, out)
     zero = np.float32(0)
-    for unit in range(len(out)):
-        for candidate in range(out.shape[1]):
-            out[unit, candidate] = max(out[unit, candidate] + biases[unit], zero)
+    for unit in range(0, len(out), AT_A_TIME):
+        out_0, out_1, out_2, out_3 = out[unit], out[unit + 1], out[unit + 2], out[unit + 3]
+        for candidate in range(_BLOCK):
+            out_0[candidate] = biases[unit]
+            out_1[candidate] = biases[unit + 1]
+            out_2[candidate] = biases[unit + 2]
+            out_3[candidate] = biases[unit + 3]
+        for place in range(0, len(inputs), AT_A_TIME):
+            a_0, a_1, a_2, a_3 = weights[unit, place : place + AT_A_TIME]
+            b_0, b_1, b_2, b_3 = weights[unit + 1, place : place + AT_A_TIME]
+            c_0, c_1, c_2, c_3 = weights[unit + 2, place : place + AT_A_TIME]
+            d_0, d_1, d_2, d_3 = weights[unit + 3, place : place + AT_A_TIME]
+            in_0, in_1, in_2, in_3 = inputs[place], inputs[place + 1], inputs[place + 2], inputs[place + 3]
+            for candidate in range(_BLOCK):
+                x_0, x_1, x_2, x_3 = in_0[candidate], in_1[candidate], in_2[candidate], in_3[candidate]
+                out_0[candidate] += a_0 * x_0 + a_1 * x_1 + a_2 * x_2 + a_3 * x_3
+                out_1[candidate] += b_0 * x_0 + b_1 * x_1 + b_2 * x_2 + b_3 * x_3
+                out_2[candidate] += c_0 * x_0 + c_1 * x_1 + c_2 * x_2 + c_3 * x_3
+                out_3[candidate] += d_0 * x_0 + d_1 * x_1 + d_2 * x_2 + d_3 * x_3
+        for candidate in range(_BLOCK):
+            out_0[candidate] = max(out_0[candidate], zero)
+            out_1[candidate] = max(out_1[candidate], zero)
+            out_2[candidate] = max(out_2[candidate], zero)
+            out_3[candidate] = max(out_3[candidate], zero)
 
 
 @compiled
