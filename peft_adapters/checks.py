@@ -100,7 +100,7 @@ def check_learner(make: Make) -> None:
 def judging_changes_nothing(make: Make) -> None:
     """Check that `judge` is repeatable and leaves no trace in what is learnt later."""
     judged, unjudged = _with_items(make), _with_items(make)
-    for examples in _batches(_paired_stream(150, seed=1)):
+    for examples in _batches(_paired_stream(80, seed=1)):
         batch = judged.observe(examples)
         before = _fingerprint(judged)
         scores = judged.judge(batch)
