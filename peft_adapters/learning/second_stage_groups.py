@@ -21,8 +21,8 @@ from peft_adapters.ranking.second_stage_features import SecondStageFeatures, Vec
 _SCORED_CELLS = 640_000  # events times items, so that the scores of a micro-batch cost the same in any catalogue
 _MOST_EVENTS, _FEWEST_EVENTS = 128, 8
 _WHOLE_ITEMS = 100_000  # of a larger catalogue, a sample is scored
-CANDIDATES = 64  # of an event
-_HARDEST = 21  # of them: the event's item and the best others
+CANDIDATES = 48  # of an event
+_HARDEST = 16  # of them: the event's item and the best others
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from peft_adapters.learning.trial import Trial
 from peft_adapters.ranking.second_stage import INPUT_NAMES, NETWORKS, SecondStage
 from peft_adapters.settings import PASSED_OVER, SECOND_STAGE_GROUPS, LearnerSettings
 
-_KEPT_GROUPS = 5_120
+_KEPT_GROUPS = 7_680
 _NEW_STEPS, _REPLAY_STEPS = 4, 8  # after each micro-batch
 _FEWEST_NEW = 16  # new groups before which no step is taken, so that small micro-batches cost no more than large ones
 _STEP_GROUPS = 64  # of a step, at most; half as many as events of a micro-batch cost half as much and lose little
