@@ -1,4 +1,4 @@
-"""When LoRA steps and when a snapshot of it is taken, as functions of what there was to learn from."""
+"""Schedule of LoRA: its steps and snapshots as functions of the evidence there was to learn from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _REFRESH_STEPS, _REFRESHES_OF_ONE_SIZE, _REFRESH_GROWTH = 4, 4, 1.25
 
 
 class Due(NamedTuple):
-    """What is due after a micro-batch.
+    """Actions due after a micro-batch.
 
     Attributes:
         step: whether LoRA takes a step.

@@ -166,7 +166,7 @@ class LoraSteps:
 
     @property
     def serves_none(self) -> bool:
-        """Whether the served adapter changes nothing."""
+        """Return whether the served adapter changes nothing."""
         return is_base(self.served)
 
     @contextmanager

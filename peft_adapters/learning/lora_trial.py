@@ -1,4 +1,4 @@
-"""Whether LoRA pays: the whole score with the adapter against the one without, on events that are not learnt yet.
+"""Trial of the adapter: the whole score with it against the one without, on events that are not learnt yet.
 
 An adapter that fits purchases which counters and residuals predict better only moves texts that were right. So it is
 applied while it is seen to pay, and is trained in any case: rarely while it does not.

@@ -47,7 +47,7 @@ class EventGroups:
 
     @property
     def is_candidate(self) -> Tensor:
-        """Whether each place holds a candidate, [events, candidates]."""
+        """Return for each place whether it holds a candidate, [events, candidates]."""
         return self.scores > -torch.inf
 
     def gains(self, output: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class ListGroups:
 
     @property
     def is_candidate(self) -> Tensor:
-        """Whether each place holds an item, [lists, items]."""
+        """Return for each place whether it holds an item, [lists, items]."""
         return self.scores > -torch.inf
 
     def gains(self, output: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class Trial:
 
     @property
     def share(self) -> float:
-        """How much of the alternative to use, 0 to 1."""
+        """Return the share of the alternative to use, 0 to 1."""
         if self.batches < _FEWEST_BATCHES:
             return self._initial
         certain = _CONVINCING * self.standard_error

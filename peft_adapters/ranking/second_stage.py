@@ -70,7 +70,7 @@ class SecondStage:
 
     @property
     def is_active(self) -> bool:
-        """Whether a network has any effect."""
+        """Return whether a network has any effect."""
         return bool(self.strength.any())
 
     def tensors(self) -> dict[str, Tensor]:
