@@ -15,8 +15,8 @@ import torch
 from benchmarks.measure import Measurement
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.encoder.query_encoder import QueryEncoder
+from peft_adapters.ranking.arrays import FloatArray
 from peft_adapters.ranking.catalogue import item_text
-from peft_adapters.ranking.counters import FloatArray
 from peft_adapters.ranking.lexical import LexicalIndex
 from peft_adapters.ranking.retrieval import reciprocal_rank_fusion, top_k
 from peft_adapters.settings import EncoderSettings

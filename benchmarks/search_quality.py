@@ -18,7 +18,7 @@ from benchmarks.measure import Measurement, data_settings
 from peft_adapters.encoder.encoder import MergedSuffix
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.learning.learner import Learner
-from peft_adapters.ranking.counters import FloatArray
+from peft_adapters.ranking.arrays import FloatArray
 from peft_adapters.ranking.lexical import LexicalIndex
 from peft_adapters.ranking.retrieval import reciprocal_rank_fusion, top_k
 from peft_adapters.ranking.words import words

@@ -79,7 +79,7 @@ class CountsTrial:
         """
         if self.counters is None:
             return False
-        halved = CounterFeatures(self.counters).features(batch.contexts, batch.columns)
+        halved = torch.from_numpy(CounterFeatures.of(self.counters).features(batch.contexts, batch.columns))
         of_halved, of_others = _discounted_gains(batch, ranker, (halved, batch.counter_features))
         gains = of_halved - of_others
         self._judged += len(gains)

@@ -20,7 +20,7 @@ from river import linear_model, optim
 from torch import Tensor
 
 from peft_adapters.learning.batches import Batch
-from peft_adapters.ranking.counters import FloatArray
+from peft_adapters.ranking.arrays import FloatArray
 
 FIGURES = ("roc_auc", "log_loss", "normalised_entropy", "ndcg10", "hr20")
 

@@ -26,10 +26,11 @@ from peft_adapters.learning.searches import Searches
 from peft_adapters.learning.second_stage_groups import EventGroups, event_groups
 from peft_adapters.learning.second_stage_lists import ListGroups, known_list_features, list_groups, list_inputs
 from peft_adapters.ranking.affinities import affinity_features, weighted_sum
-from peft_adapters.ranking.counters import Counters, IntArray
+from peft_adapters.ranking.arrays import IntArray
+from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.ranker import Ranker
 from peft_adapters.ranking.second_stage import SecondStage, rerank
-from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
+from peft_adapters.ranking.second_stage_features import VectorTable
 from peft_adapters.settings import FEATURES, PASSED_OVER
 
 _LISTED_ENOUGH = 0.9  # share of events in lists from which on a step of LoRA costs more than it can still gain
@@ -114,16 +115,16 @@ class Learner(LearnerParts):
             return scores
         context_rows = batch.context_rows if rows is None else rows[batch.context_rows]
         columns = batch.columns if rows is None or batch.columns is None else rows[batch.columns]
-        own = self.ranker
-        features = SecondStageFeatures(own.counters, own.neighbours, own.facts, own.text)
+        features = self.ranker.second_stage_features()
 
         def more(places: Tensor) -> Tensor:
-            return features.features(
+            values = features.features(
                 batch.contexts,
                 places.numpy() if columns is None else columns[places.numpy()],
                 query=VectorTable(query.numpy(), context_rows),
                 candidate=VectorTable(candidate.numpy(), columns),
             )
+            return torch.from_numpy(values).transpose(0, 1)
 
         return rerank(
             scores,

@@ -10,17 +10,11 @@ import torch
 from torch import Tensor
 
 from peft_adapters.learning.batches import ListBatch, ShownList
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.counter_features import CounterFeatures
-from peft_adapters.ranking.counter_kernels import PROBABILITY_SCALE
-from peft_adapters.ranking.counters import (
-    NEIGHBOUR_WINDOW_ITEMS,
-    PAIR_WINDOW_ITEMS,
-    SKIP_WINDOW_ITEMS,
-    Counters,
-    IntArray,
-)
+from peft_adapters.ranking.counter_kernels import PROBABILITY_SCALE, SMOOTHING_EVENTS
+from peft_adapters.ranking.counters import NEIGHBOUR_WINDOW_ITEMS, PAIR_WINDOW_ITEMS, SKIP_WINDOW_ITEMS, Counters
 from peft_adapters.ranking.features import (
-    SMOOTHING_EVENTS,
     ContextWeights,
     affinity_weights,
     context_weights,
@@ -98,7 +92,8 @@ def observe_lists(
 
 def _counter_features(counters: Counters, contexts: Contexts, items: IntArray, owner: IntArray) -> Tensor:
     """Return the features [COUNTER_FEATURES, shown], with the counts of the lists' own clicks."""
-    counted, features = CounterFeatures(counters), torch.empty(len(COUNTER_FEATURES), len(items))
+    counted = CounterFeatures.of(counters)
+    features = np.empty((len(COUNTER_FEATURES), len(items)), dtype=np.float32)
     for start in range(0, len(contexts), _CHUNK_LISTS):
         end = min(start + _CHUNK_LISTS, len(contexts))
         part = contexts.part(slice(start, end))
@@ -106,7 +101,7 @@ def _counter_features(counters: Counters, contexts: Contexts, items: IntArray, o
         columns, column = np.unique(items[first:last], return_inverse=True)
         whole = counted.features(part, columns)
         features[:, first:last] = whole[:, owner[first:last] - start, column]
-    return features
+    return torch.from_numpy(features)
 
 
 class _ListClick(NamedTuple):

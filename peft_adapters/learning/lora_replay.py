@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.learning.batches import Batch, take_columns
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import IntArray
 
 
 @dataclass(frozen=True, slots=True)

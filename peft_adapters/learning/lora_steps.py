@@ -27,8 +27,8 @@ from peft_adapters.learning.searches import Searches, SearchLog, search_loss
 from peft_adapters.learning.state_dicts import StateDict
 from peft_adapters.learning.step_features import Features, Side, positives_features
 from peft_adapters.optimisers import HeadsOptimiser, LoraOptimiser
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.catalogue import Catalogue
-from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.features import INITIAL_WEIGHTS
 from peft_adapters.ranking.modalities import Projections, add_modalities
 from peft_adapters.ranking.next_adapter_vectors import NextAdapterVectors

@@ -17,7 +17,8 @@ from torch import Tensor
 from peft_adapters.learning.batches import Batch, take_columns
 from peft_adapters.learning.positives import events_at
 from peft_adapters.learning.trial import Trial
-from peft_adapters.ranking.counters import Counters, IntArray
+from peft_adapters.ranking.arrays import IntArray
+from peft_adapters.ranking.counters import Counters
 
 _EVENTS = 24  # of a micro-batch that is judged
 _NEGATIVES = 64  # shared by them

@@ -13,7 +13,7 @@ from torch import Tensor
 from peft_adapters.learning.batches import Batch, ListBatch
 from peft_adapters.learning.lora_replay import LoraBatch
 from peft_adapters.learning.step_features import Features, feature_scores
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.features import pad_features, pair_affinities
 
 _LATE_SMOOTHING = 10.0  # clicks: prior towards few late ones

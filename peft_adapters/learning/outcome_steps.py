@@ -20,15 +20,14 @@ from peft_adapters.learning.batches import ListBatch
 from peft_adapters.learning.losses import DelayedFeedback
 from peft_adapters.learning.state_dicts import StateDict
 from peft_adapters.ranking.calibration import (
-    INPUTS,
-    OUTCOMES,
     CalibratedHead,
     CalibrationBins,
     Probabilities,
     outcome_inputs,
 )
 from peft_adapters.ranking.counters import Counters
-from peft_adapters.ranking.features import conversion
+from peft_adapters.ranking.item_rates import conversion
+from peft_adapters.ranking.outcomes import INPUTS, OUTCOMES
 
 _START_LOG_ODDS = -2.0
 _BIAS = INPUTS - 2

@@ -19,8 +19,9 @@ from peft_adapters.learning.losses import focused, positives_losses
 from peft_adapters.learning.state_dicts import StateDict
 from peft_adapters.learning.step_features import Features, Side, positives_features
 from peft_adapters.optimisers import HeadsOptimiser, RowOptimiser, all_finite
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.catalogue import Catalogue
-from peft_adapters.ranking.counters import Counters, IntArray
+from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.modalities import Projections
 from peft_adapters.ranking.ranker import ROLES, Ranker
 from peft_adapters.settings import FEATURES, LearnerSettings

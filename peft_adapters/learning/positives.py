@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from peft_adapters.learning.batches import Batch, Positive
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.counter_features import CounterFeatures
-from peft_adapters.ranking.counters import PAIR_WINDOW_ITEMS, Counters, IntArray
+from peft_adapters.ranking.counters import PAIR_WINDOW_ITEMS, Counters
 from peft_adapters.ranking.features import affinity_weights, context_weights
 from peft_adapters.ranking.shoppers import Contexts, Shoppers, pad
 
@@ -56,7 +57,7 @@ def observe_positives(
         columns=columns,
         candidates=candidates,
         log_expected=log_expected,
-        counter_features=CounterFeatures(counters).features(contexts, columns),
+        counter_features=torch.from_numpy(CounterFeatures.of(counters).features(contexts, columns)),
         affinity_weights=affinity_weights(context_weights(contexts, item_count), rows),
         context_rows=rows,
         query_vector=query_vector,
@@ -98,7 +99,7 @@ def events_at(batch: Batch, kept: IntArray, *, counters: Counters, columns: IntA
         new_shopper=batch.new_shopper[kept],
         is_repeat=batch.is_repeat[kept],
         columns=columns,
-        counter_features=CounterFeatures(counters).features(contexts, columns),
+        counter_features=torch.from_numpy(CounterFeatures.of(counters).features(contexts, columns)),
         affinity_weights=batch.affinity_weights[:, kept],
         query_vector=None if batch.query_vector is None else batch.query_vector[kept],
         queries=None if batch.queries is None else [batch.queries[place] for place in kept],

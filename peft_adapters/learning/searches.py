@@ -21,7 +21,7 @@ from torch import Tensor
 
 from peft_adapters.learning.batches import Batch
 from peft_adapters.learning.state_dicts import StateDict
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.ranker import GATE_EVENTS
 
 KEPT_PAIRS = 32_768  # of a query and an item

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from peft_adapters.learning.batches import Batch
 from peft_adapters.ranking.affinities import affinity_features, weighted_sum
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.counter_features import CounterFeatures
-from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.features import affinity_weights, context_weights
 from peft_adapters.ranking.ranker import Ranker
 from peft_adapters.ranking.second_stage import RERANKED, gather_features
-from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
+from peft_adapters.ranking.second_stage_features import VectorTable
 
 _SCORED_CELLS = 640_000  # events times items, so that the scores of a micro-batch cost the same in any catalogue
 _MOST_EVENTS, _FEWEST_EVENTS = 128, 8
@@ -84,7 +84,7 @@ def event_groups(
     whole = len(ranker) <= _WHOLE_ITEMS
     events = _used_events(len(batch), novelty, generator, most=_SCORED_CELLS // len(ranker) if whole else _MOST_EVENTS)
     contexts, columns = batch.contexts.part(events), None if whole else batch.candidates
-    counted = CounterFeatures(ranker.counters).features(contexts, columns)
+    counted = torch.from_numpy(CounterFeatures.of(ranker.counters).features(contexts, columns))
     rows = contexts.rows()
     query_vectors, candidate_vectors = ranker.vectors("query", rows), ranker.vectors("candidate", columns)
     affinities = affinity_features(
@@ -102,14 +102,15 @@ def event_groups(
     kept = torch.nonzero(best[:, 0] > -torch.inf)[:, 0]
     of_first_stage = gather_features(counted, affinities, places)[:, kept]
     places, best, expected = places[kept], best[kept], expected[kept]
-    more = SecondStageFeatures(ranker.counters, ranker.neighbours, ranker.facts, ranker.text).features(
+    more = ranker.second_stage_features().features(
         contexts.part(kept.numpy()),
         places.numpy() if columns is None else columns[places.numpy()],
         query=VectorTable(query_vectors.numpy(), rows),
         candidate=VectorTable(candidate_vectors.numpy(), columns),
     )
+    inputs = [of_first_stage.transpose(0, 1), torch.from_numpy(more), best.clamp(min=-1e4)[:, None]]
     return EventGroups(
-        _padded(torch.cat([of_first_stage, more, best.clamp(min=-1e4)[None]]).transpose(0, 1), 0.0),
+        _padded(torch.cat(inputs, dim=1), 0.0),
         _padded(best, -torch.inf),
         _padded(expected, 0.0),
         batch.weight[torch.from_numpy(events)][kept],

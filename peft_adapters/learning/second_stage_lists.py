@@ -10,9 +10,9 @@ from torch import Tensor
 
 from peft_adapters.learning.batches import ListBatch
 from peft_adapters.learning.losses import DelayedFeedback, list_features
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.ranker import Ranker
-from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
+from peft_adapters.ranking.second_stage_features import VectorTable
 from peft_adapters.settings import SECOND_STAGE_FEATURES
 
 _LIST_ITEMS = 64  # items of a longer list beyond these are not learnt from
@@ -75,7 +75,7 @@ def list_inputs(batch: ListBatch, ranker: Ranker, features: Tensor) -> Tensor:
         ranker: weights and counters that the score follows from.
         features: [FEATURES, shown] features of the first stage.
     """
-    features_of = SecondStageFeatures(ranker.counters, ranker.neighbours, ranker.facts, ranker.text).features
+    of = ranker.second_stage_features()
     items = np.unique(batch.items)
     query = VectorTable(ranker.vectors("query", batch.context_rows).numpy(), batch.context_rows)
     candidate = VectorTable(ranker.vectors("candidate", items).numpy(), items)
@@ -85,7 +85,8 @@ def list_inputs(batch: ListBatch, ranker: Ranker, features: Tensor) -> Tensor:
         lists = np.flatnonzero(lengths == length)
         places = np.flatnonzero(lengths[batch.owner] == length).reshape(len(lists), length)
         contexts = batch.contexts.part(lists)
-        more[:, torch.from_numpy(places)] = features_of(contexts, batch.items[places], query=query, candidate=candidate)
+        values = of.features(contexts, batch.items[places], query=query, candidate=candidate)
+        more[:, torch.from_numpy(places)] = torch.from_numpy(values).transpose(0, 1)
     return torch.cat([features, more, (ranker.heads @ features)[None]])
 
 

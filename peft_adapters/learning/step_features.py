@@ -12,7 +12,7 @@ from peft_adapters.learning.batches import Batch, take_columns
 from peft_adapters.learning.lora_replay import LoraBatch
 from peft_adapters.ranking import affinities, vector_kernels
 from peft_adapters.ranking.affinities import Affinities, ContextParts, Similarities
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.ranker import Ranker
 from peft_adapters.ranking.vector_kernels import AFFINITY_SCALE
 from peft_adapters.settings import FEATURES

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from peft_adapters.learning.learner import Learner
 from peft_adapters.learning.state_dicts import join_tensors
-from peft_adapters.ranking.counters import Counters, IntArray
+from peft_adapters.ranking.arrays import IntArray
+from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.modalities import contribution_norm
 from peft_adapters.ranking.ranker import ROLES, Ranker
 from peft_adapters.ranking.second_stage import SecondStage

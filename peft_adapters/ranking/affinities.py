@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.ranking import affinity_kernels, features
-from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.settings import FEATURES
 
 _KernelParts = tuple[FloatArray, FloatArray, IntArray, IntArray]

@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from peft_adapters.settings import FEATURES
+from peft_adapters.ranking.outcomes import outcome_probabilities
 
-OUTCOMES = ("click", "purchase")
 BINS = 15
-INPUTS = len(FEATURES) + 3
 
 _SLOW_HALF_LIFE = 50_000.0  # shown items
 _FAST_HALF_LIFE = 10_000.0  # shown items
@@ -38,19 +36,8 @@ class Probabilities(NamedTuple):
 
     def __call__(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return the probability [...] of each outcome, by name, for inputs [..., INPUTS]."""
-        return outcome_probabilities([inputs @ weights for weights in self if weights is not None])
-
-
-def outcome_probabilities(log_odds: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the probability [...] of each outcome, by name.
-
-    Args:
-        log_odds: log odds [...] of a click and, if known, of a purchase after a click.
-    """
-    click = torch.sigmoid(log_odds[0])
-    if len(log_odds) == 1:
-        return {"click": click}
-    return {"click": click, "purchase": click * torch.sigmoid(log_odds[1])}
+        probabilities = outcome_probabilities([(inputs @ weights).numpy() for weights in self if weights is not None])
+        return {outcome: torch.from_numpy(probability) for outcome, probability in probabilities.items()}
 
 
 def outcome_inputs(features: Tensor, conversion: Tensor, position: Tensor | None = None) -> Tensor:

@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from peft_adapters.ranking import counter_kernels
-from peft_adapters.ranking.counters import Counters, FloatArray, IntArray, SparseCounts
-from peft_adapters.ranking.features import SMOOTHING_EVENTS, click_through
+from peft_adapters.ranking.arrays import FloatArray, IntArray
+from peft_adapters.ranking.counter_kernels import SMOOTHING_EVENTS
+from peft_adapters.ranking.item_rates import click_through
 from peft_adapters.ranking.recency import HISTORY_RECENCY, NEAR_RECENCY, SESSION_RECENCY
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.settings import COUNTER_FEATURES
 
-_MATRICES = ("transition", "skip_transition", "cooccurrence", "neighbour")
+if TYPE_CHECKING:
+    from peft_adapters.ranking.counters import Counters, SparseCounts
+
+MATRICES = ("transition", "skip_transition", "cooccurrence", "neighbour")
 _RECENCY = tuple(recency.table for recency in (SESSION_RECENCY, NEAR_RECENCY, HISTORY_RECENCY))
 
 
+@dataclass(frozen=True, slots=True)
 class CounterFeatures:
     """Counter features of a snapshot of counters, with the parts that do not depend on the context precomputed.
 
-    Args:
-        counters: counters to take the snapshot of.
+    Attributes:
+        counts: for each of `MATRICES`, what `kernel_counts` returns.
+        static_features: [static features, items] features that do not depend on the context.
     """
 
-    def __init__(self, counters: Counters) -> None:
-        self._items = len(counters.events)
-        self._counts = tuple(kernel_counts(counters.matrices[name]) for name in _MATRICES)
-        total = np.maximum(counters.popularity.sum(axis=1, keepdims=True), 1.0)
-        popular = self._items * counters.popularity / total  # [half-lives, items] over uniform chance
-        root_share = np.sqrt(popular[1] / max(self._items, 1) + SMOOTHING_EVENTS / total[1, 0])
-        never_sold = counters.events == 0
-        self._static_features: FloatArray = np.stack(
-            [*np.log1p(popular), click_through(counters), never_sold, root_share]
-        ).astype(np.float32)
+    counts: tuple[object, ...]
+    static_features: FloatArray
 
-    def features(self, contexts: Contexts, columns: IntArray | None) -> Tensor:
+    @classmethod
+    def of(cls, counters: Counters) -> Self:
+        """Return the features of a snapshot of counters."""
+        items = len(counters.events)
+        total = np.maximum(counters.popularity.sum(axis=1, keepdims=True), 1.0)
+        popular = items * counters.popularity / total  # [half-lives, items] over uniform chance
+        root_share = np.sqrt(popular[1] / max(items, 1) + SMOOTHING_EVENTS / total[1, 0])
+        static_features = np.stack(
+            [*np.log1p(popular), click_through(counters), counters.events == 0, root_share]
+        ).astype(np.float32)
+        return cls(tuple(kernel_counts(counters.matrices[name]) for name in MATRICES), static_features)
+
+    def features(self, contexts: Contexts, columns: IntArray | None) -> FloatArray:
         """Return features [COUNTER_FEATURES, contexts, candidates].
 
         Args:
@@ -45,10 +56,10 @@ class CounterFeatures:
         Raises:
             IndexError: a row is beyond the counted items.
         """
-        columns = np.arange(self._items) if columns is None else columns
+        columns = np.arange(self.static_features.shape[1]) if columns is None else columns
         features = np.empty((len(COUNTER_FEATURES), len(contexts), len(columns)), dtype=np.float32)
         self.fill(contexts, columns, features)
-        return torch.from_numpy(features)
+        return features
 
     def fill(self, contexts: Contexts, columns: IntArray, out: FloatArray) -> None:
         """Write features to an existing array.
@@ -61,18 +72,19 @@ class CounterFeatures:
         Raises:
             IndexError: a row is beyond the counted items; compiled loops do not check bounds.
         """
+        items = self.static_features.shape[1]
         largest = counter_kernels.counter_features(
             contexts.items,
             contexts.ages,
             contexts.passed,
-            self._counts,
+            self.counts,
             _RECENCY,
-            self._static_features,
+            self.static_features,
             columns,
             out,
         )
-        if largest >= self._items:
-            raise IndexError(f"rows must be below {self._items}, the number of counted items, got {largest}")
+        if largest >= items:
+            raise IndexError(f"rows must be below {items}, the number of counted items, got {largest}")
 
 
 def kernel_counts(counts: SparseCounts) -> tuple[FloatArray, tuple[object, ...], tuple[object, ...]]:

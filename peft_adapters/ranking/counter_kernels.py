@@ -10,6 +10,7 @@ from peft_adapters.ranking.compiled import compiled
 
 PROBABILITY_SCALE = np.float32(100.0)  # below 1 %, the range of a single count, the logarithm is nearly linear
 LIFT_SCALE = np.float32(10.0)
+SMOOTHING_EVENTS = 5.0  # added to the count that a probability is divided by
 
 
 @compiled

@@ -16,10 +16,8 @@ from scipy import sparse
 from torch import Tensor
 
 from peft_adapters.earlier_formats import counters_of_0_2
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.registry.tensor_rules import HALVED, MATRICES, PER_ITEM
-
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float32]
 
 HALF_LIVES_EVENTS = (1_000.0, 20_000.0)
 NOW_HALF_LIFE_EVENTS = 100.0

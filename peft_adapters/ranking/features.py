@@ -15,8 +15,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from peft_adapters.ranking.counter_kernels import LIFT_SCALE, PROBABILITY_SCALE
-from peft_adapters.ranking.counters import Counters, FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
+from peft_adapters.ranking.counter_kernels import LIFT_SCALE, PROBABILITY_SCALE, SMOOTHING_EVENTS
 from peft_adapters.ranking.recency import (
     HISTORY_RECENCY,
     LAST_RECENCY,
@@ -70,9 +70,6 @@ LIST_INITIAL_WEIGHTS = {
     "query_affinity": 5.0,
 }
 
-SMOOTHING_EVENTS = 5.0
-_SMOOTHING_SHOWN = 10.0
-_SMOOTHING_CLICKED = 10.0
 _POPULARITY_SLOW, _SESSION_COOCCURRENCE = (
     COUNTER_FEATURES.index(name) for name in ("popularity_slow", "session_cooccurrence")
 )
@@ -126,22 +123,6 @@ def session_lift(features: FloatArray, items: int, total: float) -> FloatArray:
     share = features[_POPULARITY_SLOW] / items + SMOOTHING_EVENTS / total
     lift: FloatArray = LIFT_SCALE * probability / np.sqrt(share)
     return lift
-
-
-def click_through(counters: Counters) -> FloatArray:
-    """Return the smoothed log ratio of each item's click-through rate to the mean, [items]; 0 without impressions."""
-    mean = max(float(counters.clicked.sum()), 1.0) / max(float(counters.shown.sum()), 1.0)
-    lift = (counters.clicked / mean + _SMOOTHING_SHOWN) / (counters.shown + _SMOOTHING_SHOWN)
-    return np.log(lift).astype(np.float32)
-
-
-def conversion(counters: Counters) -> FloatArray:
-    """Return the smoothed log ratio of each item's purchases per click to the mean, [items]; 0 without purchases."""
-    if not counters.bought.any():
-        return np.zeros_like(counters.bought)
-    mean = float(counters.bought.sum()) / max(float(counters.clicked.sum()), 1.0)
-    lift = (counters.bought / mean + _SMOOTHING_CLICKED) / (counters.clicked + _SMOOTHING_CLICKED)
-    return np.log(lift).astype(np.float32)
 
 
 def pair_affinities(

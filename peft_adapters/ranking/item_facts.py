@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.ranking.words import words
 
 WORDS = 24  # distinct words kept of an item's text, the first ones: a text begins with the title

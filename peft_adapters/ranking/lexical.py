@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import bm25s
 import numpy as np
 
-from peft_adapters.ranking.counters import FloatArray
+from peft_adapters.ranking.arrays import FloatArray
 from peft_adapters.ranking.spelling import Spelling
 from peft_adapters.ranking.words import words
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,19 @@ from torch import Tensor
 
 from peft_adapters.ranking import vector_kernels
 from peft_adapters.ranking.affinities import Affinities, affinity_features, weighted_sum
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.ranking.calibration import Probabilities
 from peft_adapters.ranking.counter_features import CounterFeatures
-from peft_adapters.ranking.counters import Counters, FloatArray, IntArray
+from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.features import (
     INITIAL_WEIGHTS,
     affinity_weights,
     context_weights,
-    conversion,
     pad_features,
 )
 from peft_adapters.ranking.item_facts import ItemFacts
+from peft_adapters.ranking.item_rates import conversion
+from peft_adapters.ranking.outcomes import INPUTS
 from peft_adapters.ranking.request_scorer import ContextVectors, RequestScorer
 from peft_adapters.ranking.second_stage import RERANKED, SecondStage, rerank
 from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
@@ -112,6 +113,10 @@ class Ranker:
         share = 1 - self.gate()[:, 0]
         return share if rows is None else share[torch.from_numpy(rows)]
 
+    def second_stage_features(self) -> SecondStageFeatures:
+        """Return what computes the inputs that only the second stage uses; sessions and texts are not copied."""
+        return SecondStageFeatures.of(self.counters, self.neighbours, self.facts, self.text.numpy())
+
     def vectors(self, role: str, rows: IntArray | None = None) -> Tensor:
         """Return unit item vectors [items, dim] of a role; of all items, or of `rows` [items]."""
         gate, residuals = self.gate(rows), self.residuals[role]
@@ -149,6 +154,7 @@ class FrozenRanker:
         counters: snapshot of the counters.
         text_share: [items] share of the text in each item's vector.
         second_stage: snapshot of the networks.
+        scorer: scores single contexts.
     """
 
     def __init__(
@@ -163,28 +169,24 @@ class FrozenRanker:
         self._heads, self._global_preference = ranker.heads.clone(), ranker.global_preference.clone()
         self.second_stage = ranker.second_stage.clone()
         self.text_share = ranker.text_share()
-        conversions = torch.from_numpy(conversion(self.counters))
-        self._counter_features = CounterFeatures(self.counters)
-        self._second_stage_features = SecondStageFeatures(
-            self.counters,
-            ranker.neighbours if is_fixed else ranker.neighbours.copy(),
-            ranker.facts,
-            ranker.text if is_fixed else ranker.text.clone(),
-        )
         self._candidate_vectors = ranker.vectors("candidate")
         precompute = len(ranker) <= PRECOMPUTED_ITEMS or not is_fixed
-        self._context_vectors = ContextVectors(
-            ranker.vectors("query") if precompute else partial(ranker.vectors, "query")
-        )
-        self._request_scorer = RequestScorer(
-            self._counter_features,
-            context_vectors=self._context_vectors,
-            candidate_vectors=self._candidate_vectors,
-            static_features=(self._candidate_vectors @ self._global_preference, self.text_share, conversions),
-            heads=self._heads,
-            second_stage=self.second_stage,
-            second_stage_features=self._second_stage_features,
-            probabilities=probabilities,
+        preference = self._candidate_vectors @ self._global_preference
+        self.scorer = RequestScorer(
+            counter_features=CounterFeatures.of(self.counters),
+            second_stage_features=SecondStageFeatures.of(
+                self.counters,
+                ranker.neighbours if is_fixed else ranker.neighbours.copy(),
+                ranker.facts,
+                (ranker.text if is_fixed else ranker.text.clone()).numpy(),
+            ),
+            context_vectors=ContextVectors(
+                ranker.vectors("query").numpy() if precompute else lambda rows: ranker.vectors("query", rows).numpy()
+            ),
+            candidate_vectors=self._candidate_vectors.numpy(),
+            static_features=np.stack([preference.numpy(), self.text_share.numpy(), conversion(self.counters)]),
+            weights=_weights(self._heads, probabilities),
+            networks=self.second_stage.kernel() if self.second_stage.is_active else None,
         )
 
     def __len__(self) -> int:
@@ -206,7 +208,8 @@ class FrozenRanker:
                 vectors, zero without a query; None if no context has one.
         """
         if len(contexts) == 1:
-            return torch.from_numpy(self._request_scorer.score(contexts, columns, query_vector))[None]
+            query = None if query_vector is None else query_vector.numpy()
+            return torch.from_numpy(self.scorer.score(contexts, columns, query))[None]
         counted, affinities = self._features(contexts, columns, query_vector)
         scores = weighted_sum(self._heads, counted, affinities)
         if not self.second_stage.is_active:
@@ -233,10 +236,10 @@ class FrozenRanker:
             rows: [candidates] sorted rows of the candidates.
             count: number of rows to return; fewer if there are fewer candidates.
         """
-        return self._request_scorer.top_k(contexts, rows, count)
+        return self.scorer.top_k(contexts, rows, count)
 
     def score_with_probabilities(
-        self, context: Contexts, columns: IntArray | None = None, query_vector: Tensor | None = None
+        self, context: Contexts, columns: IntArray | None = None, query_vector: FloatArray | None = None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Return scores and outcome probabilities for one context.
 
@@ -248,7 +251,7 @@ class FrozenRanker:
         Returns:
             scores [candidates], and by outcome the probability [candidates] of each candidate at the first position.
         """
-        return self._request_scorer.score_with_probabilities(context, columns, query_vector)
+        return self.scorer.score_with_probabilities(context, columns, query_vector)
 
     @torch.inference_mode()
     def features(
@@ -256,7 +259,8 @@ class FrozenRanker:
     ) -> Tensor:
         """Return features [FEATURES, contexts, candidates]; arguments as in `score`."""
         if len(contexts) == 1:
-            return self._request_scorer.features(contexts, columns, query_vector)
+            query = None if query_vector is None else query_vector.numpy()
+            return torch.from_numpy(self.scorer.features(contexts, columns, query))
         counted, affinities = self._features(contexts, columns, query_vector)
         expanded = torch.stack([affinity.expand(counted.shape[1:]) for affinity in affinities.features()])
         return pad_features(torch.cat([counted, expanded]))
@@ -272,30 +276,38 @@ class FrozenRanker:
 
     def _more(self, contexts: Contexts, rows: IntArray) -> Tensor:
         """Return the second stage's further inputs of rows [contexts, candidates]."""
-        return self._second_stage_features.features(
+        values = self.scorer.second_stage_features.features(
             contexts,
             rows,
-            query=self._context_vectors.table(contexts),
+            query=self.scorer.context_vectors.table(contexts),
             candidate=VectorTable(self._candidate_vectors.numpy()),
         )
+        return torch.from_numpy(values).transpose(0, 1)
 
     def _features(
         self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None
     ) -> tuple[Tensor, Affinities]:
         """Return counter features [COUNTER_FEATURES, contexts, candidates], and the affinities."""
         parts = context_weights(contexts, len(self))
-        counted = self._counter_features.features(contexts, columns)
+        counted = torch.from_numpy(self.scorer.counter_features.features(contexts, columns))
         rows = contexts.rows()
         weights = affinity_weights(parts, rows)
         index = slice(None) if columns is None else torch.from_numpy(columns)
         return counted, affinity_features(
             weights,
-            self._context_vectors(rows),
+            torch.from_numpy(self.scorer.context_vectors(rows)),
             self._candidate_vectors[index],
             self._global_preference,
             self.text_share[index],
             query_vector,
         )
+
+
+def _weights(heads: Tensor, probabilities: Probabilities | None) -> FloatArray:
+    """Return the weights [1 + outcomes, INPUTS] of the first stage's score and of each outcome's log odds."""
+    outcomes = () if probabilities is None else (weights for weights in probabilities if weights is not None)
+    weights: FloatArray = torch.stack([torch.nn.functional.pad(heads, (0, INPUTS - len(heads))), *outcomes]).numpy()
+    return weights
 
 
 def text_evidence(events: FloatArray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from peft_adapters.ranking.counters import FloatArray
+from peft_adapters.ranking.arrays import FloatArray
 from peft_adapters.ranking.shoppers import PASSED_ITEMS
 
 

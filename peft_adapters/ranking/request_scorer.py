@@ -7,20 +7,19 @@ one matrix product computes scores and log odds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from peft_adapters.errors import ModelValueError
 from peft_adapters.ranking import second_stage_kernels, vector_kernels
-from peft_adapters.ranking.calibration import INPUTS, Probabilities, outcome_probabilities
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.ranking.counter_features import CounterFeatures
-from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.outcomes import INPUTS, outcome_probabilities
 from peft_adapters.ranking.recency import HISTORY_RECENCY, PASSED_RECENCY, SESSION_RECENCY
 from peft_adapters.ranking.retrieval import top_k
-from peft_adapters.ranking.second_stage import RERANKED, SecondStage
 from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable, newest_rows
+from peft_adapters.ranking.second_stage_kernels import RERANKED
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.ranking.vector_kernels import AFFINITY_SCALE
 from peft_adapters.settings import COUNTER_FEATURES, FEATURES
@@ -30,51 +29,35 @@ _MAX_COSINE = 1.0001  # in single precision
 _RECENCY = tuple(recency.table for recency in (SESSION_RECENCY, HISTORY_RECENCY, PASSED_RECENCY))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestScorer:
-    """Scorer of single contexts for a frozen ranker.
+    """Scorer of single contexts, over arrays that never change.
 
-    Args:
-        counter_features: counter features of the frozen counters.
+    Attributes:
+        counter_features: counter features of the candidates.
+        second_stage_features: inputs that only the networks use.
         context_vectors: item vectors in the query role.
         candidate_vectors: [items, dim] item vectors in the candidate role.
-        static_features: values [items] independent of the context: affinity to the global preference, text share and
-            conversion.
-        heads: [FEATURES] weights of the first stage's score.
-        second_stage: networks that re-rank the best candidates.
-        second_stage_features: inputs that only the networks use, of the frozen counters.
-        probabilities: weights that predict outcome probabilities; None if they are unknown.
+        static_features: [3, items] values independent of the context: affinity to the global preference, text share
+            and conversion.
+        weights: [1 + outcomes, INPUTS] weights of the first stage's score and of the log odds of each outcome.
+        networks: what `SecondStage.kernel` returns; None if the networks change no score.
     """
 
-    def __init__(
-        self,
-        counter_features: CounterFeatures,
-        *,
-        context_vectors: ContextVectors,
-        candidate_vectors: Tensor,
-        static_features: tuple[Tensor, Tensor, Tensor],
-        heads: Tensor,
-        second_stage: SecondStage,
-        second_stage_features: SecondStageFeatures,
-        probabilities: Probabilities | None,
-    ) -> None:
-        self._counter_features, self._context_vectors = counter_features, context_vectors
-        self._candidate_vectors: FloatArray = candidate_vectors.numpy()
-        self._second_stage_features = second_stage_features
-        self._networks = second_stage.kernel() if second_stage.is_active else None
-        self._static_features: FloatArray = torch.stack(static_features).numpy()
-        scale = heads[FEATURES.index("session_attention_new")].abs() * float(AFFINITY_SCALE)
-        # [items] largest possible change of a score by attention, which is a mean of cosines
-        self._attention_bound: FloatArray = (_MAX_COSINE * scale * static_features[1]).numpy()
-        outcomes = () if probabilities is None else (weights for weights in probabilities if weights is not None)
-        weights = torch.stack([torch.nn.functional.pad(heads, (0, INPUTS - len(heads))), *outcomes])
-        self._weights: FloatArray = weights.numpy()
+    counter_features: CounterFeatures
+    second_stage_features: SecondStageFeatures
+    context_vectors: ContextVectors
+    candidate_vectors: FloatArray
+    static_features: FloatArray
+    weights: FloatArray
+    networks: tuple[object, ...] | None
 
-    def features(self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None) -> Tensor:
+    def features(self, contexts: Contexts, columns: IntArray | None, query_vector: FloatArray | None) -> FloatArray:
         """Return features [FEATURES, 1, candidates]; arguments as in `score`."""
-        rows = np.arange(len(self._candidate_vectors)) if columns is None else columns
-        return torch.from_numpy(self._inputs(contexts, rows, query_vector)[: len(FEATURES), None])
+        rows = np.arange(len(self.candidate_vectors)) if columns is None else columns
+        return self._inputs(contexts, rows, query_vector)[: len(FEATURES), None]
 
-    def score(self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None) -> FloatArray:
+    def score(self, contexts: Contexts, columns: IntArray | None, query_vector: FloatArray | None) -> FloatArray:
         """Return scores [candidates]; of the whole catalogue, only the best reach the second stage.
 
         Args:
@@ -82,10 +65,10 @@ class RequestScorer:
             columns: [candidates] sorted rows of the candidates; None is the whole catalogue.
             query_vector: [1, dim] unit vector of the search query; None without one.
         """
-        rows = np.arange(len(self._candidate_vectors)) if columns is None else columns
+        rows = np.arange(len(self.candidate_vectors)) if columns is None else columns
         inputs = self._inputs(contexts, rows, query_vector)
-        scores: FloatArray = _weighted_sums(self._weights[:1], inputs)[0]
-        if self._networks is not None:
+        scores: FloatArray = _weighted_sums(self.weights[:1], inputs)[0]
+        if self.networks is not None:
             reach = self._rerank if columns is None else self._add_outputs
             reach(contexts, rows, inputs, scores)
         return scores
@@ -98,7 +81,7 @@ class RequestScorer:
             rows: [candidates] sorted rows of the candidates.
             count: number of rows to return; fewer if there are fewer candidates.
         """
-        if self._networks is None:
+        if self.networks is None:
             rows, _, scores = self._first_stage(contexts, rows, count)
         else:
             rows, inputs, scores = self._first_stage(contexts, rows, max(count, RERANKED))
@@ -116,15 +99,21 @@ class RequestScorer:
             without = self._linear_scores(contexts, rows, with_attention=False)[1]
             preselected = np.sort(rows[top_k(without, _PRESELECTED * count)])
             threshold = np.partition(self._linear_scores(contexts, preselected)[1], -count)[-count]
-            rows = rows[without + self._attention_bound[rows] >= threshold]
+            rows = rows[without + self._attention_bound(rows) >= threshold]
         return rows, *self._linear_scores(contexts, rows)
+
+    def _attention_bound(self, rows: IntArray) -> FloatArray:
+        """Return the largest possible change of each row's score by attention, a mean of cosines, [rows]."""
+        weight = abs(self.weights[0, FEATURES.index("session_attention_new")])
+        bound: FloatArray = np.float32(_MAX_COSINE) * weight * AFFINITY_SCALE * self.static_features[1, rows]
+        return bound
 
     def _linear_scores(
         self, contexts: Contexts, rows: IntArray, *, with_attention: bool = True
     ) -> tuple[FloatArray, FloatArray]:
         """Return inputs [INPUTS, candidates] and the first stage's scores [candidates]."""
         inputs = self._inputs(contexts, rows, None, with_attention=with_attention)
-        return inputs, _weighted_sums(self._weights[:1], inputs)[0]
+        return inputs, _weighted_sums(self.weights[:1], inputs)[0]
 
     def _rerank(self, contexts: Contexts, rows: IntArray, inputs: FloatArray, scores: FloatArray) -> None:
         """Add the networks' outputs to the best scores [candidates], and keep the others below these."""
@@ -139,30 +128,27 @@ class RequestScorer:
 
     def _add_outputs(self, contexts: Contexts, rows: IntArray, inputs: FloatArray, scores: FloatArray) -> None:
         """Add the networks' outputs to scores [candidates]."""
-        more = self._second_stage_features.values(
+        more = self.second_stage_features.features(
             contexts,
             rows[None],
-            query=self._context_vectors.table(contexts),
-            candidate=VectorTable(self._candidate_vectors),
+            query=self.context_vectors.table(contexts),
+            candidate=VectorTable(self.candidate_vectors),
         )[0]
-        second_stage_kernels.add_outputs(self._networks, inputs, more, scores)
+        second_stage_kernels.add_outputs(self.networks, inputs, more, scores)
 
     def score_with_probabilities(
-        self, contexts: Contexts, columns: IntArray | None, query_vector: Tensor | None
+        self, contexts: Contexts, columns: IntArray | None, query_vector: FloatArray | None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Return scores [candidates], and by outcome the probability [candidates] at the first position."""
-        rows = np.arange(len(self._candidate_vectors)) if columns is None else columns
+        rows = np.arange(len(self.candidate_vectors)) if columns is None else columns
         inputs = self._inputs(contexts, rows, query_vector)
-        scores, *log_odds = _weighted_sums(self._weights, inputs)
-        if self._networks is not None:
+        scores, *log_odds = _weighted_sums(self.weights, inputs)
+        if self.networks is not None:
             self._add_outputs(contexts, rows, inputs, scores)
-        if not log_odds:
-            return scores, {}
-        probabilities = outcome_probabilities([torch.from_numpy(values) for values in log_odds])
-        return scores, {outcome: probability.numpy() for outcome, probability in probabilities.items()}
+        return scores, outcome_probabilities(log_odds) if log_odds else {}
 
     def _inputs(
-        self, contexts: Contexts, columns: IntArray, query_vector: Tensor | None, *, with_attention: bool = True
+        self, contexts: Contexts, columns: IntArray, query_vector: FloatArray | None, *, with_attention: bool = True
     ) -> FloatArray:
         """Return the inputs [INPUTS, candidates] of `calibration.outcome_inputs`: features, conversion, 1 and 0.
 
@@ -173,17 +159,17 @@ class RequestScorer:
             raise ModelValueError(f"exactly one context must be given, got {len(contexts)}; score contexts one by one")
         inputs = np.zeros((INPUTS, len(columns)), dtype=np.float32)
         counter_count = len(COUNTER_FEATURES)
-        self._counter_features.fill(contexts, columns, inputs[:counter_count, None])
-        context_vectors, items, passed = self._context_vectors.of_context(contexts)
+        self.counter_features.fill(contexts, columns, inputs[:counter_count, None])
+        context_vectors, items, passed = self.context_vectors.of_context(contexts)
         vector_kernels.affinity_features(
             (items, contexts.ages[0], passed),
             _RECENCY,
             context_vectors,
-            inputs[:0, : context_vectors.shape[1]] if query_vector is None else query_vector.numpy(),
+            inputs[:0, : context_vectors.shape[1]] if query_vector is None else query_vector,
             with_attention,
             columns,
-            self._candidate_vectors,
-            self._static_features,
+            self.candidate_vectors,
+            self.static_features,
             inputs[counter_count:],
         )
         return inputs
@@ -203,26 +189,25 @@ class ContextVectors:
         vectors: [items, dim] vectors of all items, or a function that returns those [rows, dim] of some rows.
     """
 
-    def __init__(self, vectors: Tensor | Callable[[IntArray], Tensor]) -> None:
+    def __init__(self, vectors: FloatArray | Callable[[IntArray], FloatArray]) -> None:
         self._vectors = vectors
-        self._table: FloatArray | None = vectors.numpy() if isinstance(vectors, Tensor) else None
 
-    def __call__(self, rows: IntArray) -> Tensor:
+    def __call__(self, rows: IntArray) -> FloatArray:
         """Return vectors [rows, dim] of some rows."""
-        return self._vectors[torch.from_numpy(rows)] if isinstance(self._vectors, Tensor) else self._vectors(rows)
+        return self._vectors(rows) if callable(self._vectors) else self._vectors[rows]
 
     def table(self, contexts: Contexts) -> VectorTable:
         """Return a table with the vectors of at least the contexts' newest items."""
-        if self._table is not None:
-            return VectorTable(self._table)
+        if not callable(self._vectors):
+            return VectorTable(self._vectors)
         rows = newest_rows(contexts)
-        return VectorTable(self(rows).numpy(), rows)
+        return VectorTable(self._vectors(rows), rows)
 
     def of_context(self, contexts: Contexts) -> tuple[FloatArray, IntArray, IntArray]:
         """Return a table [.., dim] of vectors, and its rows for one context's items [items] and passed-over items."""
         items, passed = contexts.items[0], contexts.passed[0]
-        if self._table is not None:
-            return self._table, items, passed
+        if not callable(self._vectors):
+            return self._vectors, items, passed
         rows = contexts.rows()
         places = np.searchsorted(rows, items), np.where(passed < 0, -1, np.searchsorted(rows, passed))
-        return self(rows).numpy(), *places
+        return self._vectors(rows), *places

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 
 _RANK_OFFSET = 60  # the paper's constant; larger values weigh the first ranks less
 

@@ -26,14 +26,13 @@ from torch import Tensor
 
 from peft_adapters.ranking import second_stage_kernels
 from peft_adapters.ranking.affinities import Affinities
-from peft_adapters.ranking.counters import FloatArray
+from peft_adapters.ranking.arrays import FloatArray
 from peft_adapters.ranking.features import pad_features
 from peft_adapters.settings import FEATURES, SECOND_STAGE_FEATURES, SECOND_STAGE_GROUPS
 
-RERANKED = 200
 HIDDEN = (32, 32)  # units of the hidden layers
 INPUT_NAMES = (*FEATURES, *SECOND_STAGE_FEATURES, "first_stage")
-LIMIT = second_stage_kernels.LIMIT
+LIMIT, RERANKED = second_stage_kernels.LIMIT, second_stage_kernels.RERANKED
 _LINE_POINTS = 64  # at which a gradient is taken along a line
 NETWORKS = ("positives", "positives", "lists")  # what each network learns from
 _IS_CONSTANT = torch.tensor([name in SECOND_STAGE_GROUPS["context"] for name in INPUT_NAMES])  # for all candidates

@@ -7,21 +7,23 @@ of the session or, before its first event, of the shopper's history.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from peft_adapters.ranking import counter_kernels
-from peft_adapters.ranking.counters import Counters, FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.ranking.item_facts import ItemFacts
 from peft_adapters.ranking.second_stage_inputs import NEWEST_ITEMS, second_stage_inputs
-from peft_adapters.ranking.session_neighbours import SessionNeighbours
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.settings import SECOND_STAGE_FEATURES, SECOND_STAGE_GROUPS
 
-_MATRICES = ("transition", "cooccurrence", "followed")
-_PER_ITEM = ("events", "repeated", "popularity_now", "events_since_last", "events_since_first")
+if TYPE_CHECKING:
+    from peft_adapters.ranking.counters import Counters
+    from peft_adapters.ranking.session_neighbours import SessionNeighbours
+
+MATRICES = ("transition", "cooccurrence", "followed")
+PER_ITEM = ("events", "repeated", "popularity_now", "events_since_last", "events_since_first")
 _STARTS = np.cumsum([0, *(len(names) for names in SECOND_STAGE_GROUPS.values())])[:-1]
 
 
@@ -42,34 +44,47 @@ class VectorTable:
         return rows if self.rows is None else np.searchsorted(self.rows, rows)
 
 
+@dataclass(frozen=True, slots=True)
 class SecondStageFeatures:
-    """Second-stage features over counters, past sessions, facts and text vectors.
+    """Second-stage features over counters, past sessions, facts and text vectors; its arrays never change.
 
-    Args:
-        counters: counters to take a snapshot of.
-        neighbours: past sessions, not copied.
+    Attributes:
+        counts: for each of `MATRICES`, the arrays of both parts of its counts.
+        per_item: for each of `PER_ITEM`, the counts [items].
         facts: prices and words of the items.
-        text: [items, dim] unit text vectors, not copied.
+        text: [items, dim] unit text vectors.
+        neighbours: what `SessionNeighbours.kernel` returns.
     """
 
-    def __init__(self, counters: Counters, neighbours: SessionNeighbours, facts: ItemFacts, text: Tensor) -> None:
-        self._counts = tuple(
-            tuple((part.indptr, part.indices, part.data) for part in counters.matrices[name].parts())
-            for name in _MATRICES
-        )
-        self._per_item = tuple(getattr(counters, name) for name in _PER_ITEM)
+    counts: tuple[object, ...]
+    per_item: tuple[FloatArray, ...]
+    facts: ItemFacts
+    text: FloatArray
+    neighbours: tuple[object, ...]
+
+    @classmethod
+    def of(cls, counters: Counters, neighbours: SessionNeighbours, facts: ItemFacts, text: FloatArray) -> Self:
+        """Return the features of a snapshot.
+
+        Args:
+            counters: counters to take a snapshot of.
+            neighbours: past sessions, not copied.
+            facts: prices and words of the items.
+            text: [items, dim] unit text vectors, not copied.
+        """
         known, items = len(facts.words), len(counters.events)
-        self._facts = (
-            facts if known >= items else facts.of_rows(np.where(np.arange(items) < known, np.arange(items), -1))
+        return cls(
+            tuple(
+                tuple((part.indptr, part.indices, part.data) for part in counters.matrices[name].parts())
+                for name in MATRICES
+            ),
+            tuple(getattr(counters, name) for name in PER_ITEM),
+            facts if known >= items else facts.of_rows(np.where(np.arange(items) < known, np.arange(items), -1)),
+            text,
+            neighbours.kernel(items),
         )
-        self._text: FloatArray = text.numpy()
-        self._neighbours = neighbours.kernel(items)
 
-    def features(self, contexts: Contexts, rows: IntArray, *, query: VectorTable, candidate: VectorTable) -> Tensor:
-        """Return features [SECOND_STAGE_FEATURES, contexts, candidates]; arguments and error as in `values`."""
-        return torch.from_numpy(self.values(contexts, rows, query=query, candidate=candidate)).transpose(0, 1)
-
-    def values(self, contexts: Contexts, rows: IntArray, *, query: VectorTable, candidate: VectorTable) -> FloatArray:
+    def features(self, contexts: Contexts, rows: IntArray, *, query: VectorTable, candidate: VectorTable) -> FloatArray:
         """Return features [contexts, SECOND_STAGE_FEATURES, candidates].
 
         Args:
@@ -81,17 +96,17 @@ class SecondStageFeatures:
         Raises:
             IndexError: a row is beyond the counted items; compiled loops do not check bounds.
         """
-        largest, items = counter_kernels.max_row(contexts.items, contexts.passed, rows.ravel()), len(self._per_item[0])
+        largest, items = counter_kernels.max_row(contexts.items, contexts.passed, rows.ravel()), len(self.per_item[0])
         if largest >= items:
             raise IndexError(f"rows must be below {items}, the number of counted items, got {largest}")
         out = np.zeros((len(rows), len(SECOND_STAGE_FEATURES), rows.shape[1]), dtype=np.float32)
         second_stage_inputs(
             (contexts.items, contexts.ages, contexts.elapsed_ms, query.places(contexts.items)),
-            self._counts,
-            self._per_item,
-            tuple(self._facts),
-            (query.vectors, candidate.vectors, self._text, candidate.places(rows)),
-            self._neighbours,
+            self.counts,
+            self.per_item,
+            tuple(self.facts),
+            (query.vectors, candidate.vectors, self.text, candidate.places(rows)),
+            self.neighbours,
             rows,
             _STARTS,
             out,

@@ -9,6 +9,7 @@ import numpy as np
 from peft_adapters.ranking.compiled import compiled
 from peft_adapters.ranking.vector_kernels import add_scaled
 
+RERANKED = 200  # best candidates of the first stage that the networks see in a ranking of the whole catalogue
 LIMIT = 5.0  # standard deviations at which an input is clipped
 # Candidates at a time, whose activations stay in the first cache. BLAS is no faster for products as small, and on some
 # processors its sums depend on a candidate's place among the others.

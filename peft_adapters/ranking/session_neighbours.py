@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.errors import ModelValueError
-from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.ranking.session_neighbour_kernels import (
     CONTEXT_ITEMS,
     MS_PER_DAY,

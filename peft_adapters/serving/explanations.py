@@ -26,9 +26,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
+from peft_adapters.ranking.counter_kernels import SMOOTHING_EVENTS
 from peft_adapters.ranking.features import (
-    SMOOTHING_EVENTS,
     ContextWeights,
     affinity_weights,
     attention_strength,
@@ -106,7 +106,7 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(
-    model: ServedModel, contexts: Contexts, columns: IntArray, query_vector: Tensor | None = None
+    model: ServedModel, contexts: Contexts, columns: IntArray, query_vector: FloatArray | None = None
 ) -> list[Explanation]:
     """Explain the scores of candidates for one context.
 
@@ -117,7 +117,8 @@ def explain(
         query_vector: [1, dim] vector of the search query; None outside search.
     """
     scores, _ = model.ranker.score_with_probabilities(contexts, columns, query_vector)
-    shares = _Shares(model, contexts, columns, query_vector)
+    query = None if query_vector is None else torch.from_numpy(query_vector)
+    shares = _Shares(model, contexts, columns, query)
     return [shares.explanation(place, score) for place, score in enumerate(scores.tolist())]
 
 

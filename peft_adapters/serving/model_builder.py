@@ -26,8 +26,8 @@ from peft_adapters.errors import (
     EncoderError,
     ModelValueError,
 )
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.catalogue import Catalogue
-from peft_adapters.ranking.counters import IntArray
 from peft_adapters.ranking.item_facts import ItemFacts
 from peft_adapters.ranking.modalities import add_modalities, count_mismatched
 from peft_adapters.ranking.next_adapter_vectors import NextAdapterVectors

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from peft_adapters.errors import BundleFormatError, ModelValueError
-from peft_adapters.ranking.calibration import INPUTS, Probabilities
+from peft_adapters.ranking.calibration import Probabilities
 from peft_adapters.ranking.counters import HALF_LIVES_EVENTS, Counters
+from peft_adapters.ranking.outcomes import INPUTS
 from peft_adapters.ranking.ranker import ROLES
 from peft_adapters.ranking.residual_rows import dequantise_rows
 from peft_adapters.ranking.second_stage import SecondStage

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from peft_adapters.encoder.query_encoder import QueryEncoder
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.serving.served_model import ServedModel
 
 

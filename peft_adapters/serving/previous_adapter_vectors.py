@@ -16,7 +16,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import IntArray
 
 log = structlog.get_logger(__name__)
 

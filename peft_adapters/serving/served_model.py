@@ -11,7 +11,7 @@ from torch import Tensor
 
 from peft_adapters.encoder.encoder import MergedSuffix
 from peft_adapters.errors import BundleFormatError
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.ranker import FrozenRanker
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.registry.manifest import Manifest

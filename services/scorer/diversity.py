@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 
 POOL_PER_PLACE = 5  # candidates considered for each place of a list
 SMALLEST_POOL = 100

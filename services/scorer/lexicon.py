@@ -3,7 +3,7 @@
 import numpy as np
 
 from peft_adapters.encoder.query_encoder import QueryEncoder
-from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.ranking.lexical import LexicalIndex
 from peft_adapters.serving.neighbours import NeighbourIndex
 from peft_adapters.serving.served_model import ServedModel

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.ranking.modalities import CatalogueItem
 from services.items import catalogue_item
 from services.scorer.filters import FIRST_CAPACITY, Filters, ItemFacts

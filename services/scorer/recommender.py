@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from peft_adapters.encoder.encoder import MergedSuffix
-from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.ranking.retrieval import top_k
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.serving.served_model import ServedModel
@@ -236,11 +236,12 @@ class Recommender:
             self.context(request, model), columns, self.query_vector(request.query, model)
         )
 
-    def query_vector(self, query: str | None, model: ServedModel) -> Tensor | None:
+    def query_vector(self, query: str | None, model: ServedModel) -> FloatArray | None:
         """Return the vector [1, dim] of a query under the model's adapter; None without a query."""
         if query is None or self._encode_query is None:
             return None
-        return self._encode_query(query, model.suffix)[None]
+        vector: FloatArray = self._encode_query(query, model.suffix)[None].numpy()
+        return vector
 
     def context(self, request: ShopperRequest, model: ServedModel) -> Contexts:
         """Return the shopper of a request as a model sees them."""

@@ -4,11 +4,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from peft_adapters.encoder.query_encoder import QueryEncoder
-from peft_adapters.ranking.counters import FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.ranking.retrieval import reciprocal_rank_fusion, top_k
 from peft_adapters.serving.neighbours import usearch_is_installed
 from peft_adapters.serving.served_model import ServedModel
@@ -81,7 +79,7 @@ class Search:
     def search(self, request: SearchRequest, model: ServedModel) -> SearchHits:
         """Return the `k` items that fit a query and the shopper best."""
         allowed = self._recommender.allowed_rows(request, model, excluded=rows_of(request.exclude, model))
-        vector = self._queries(request.query, model.suffix)
+        vector: FloatArray = self._queries(request.query, model.suffix).numpy()
         words = self.lexicon.scores(request.query, model)
         orders = [self._by_meaning(request.query, vector, allowed, model), self._by_words(words, allowed)]
         rows = np.sort(top_k(reciprocal_rank_fusion(orders, FUSION_WEIGHTS, len(model)), self._settings.candidates))
@@ -107,7 +105,7 @@ class Search:
     def answer(self, request: AnswerRequest, model: ServedModel) -> tuple[float, SearchHits]:
         """Return the items of kind `answer` that fit a question best, with the confidence that the first answers it."""
         allowed = self._recommender.allowed_rows(_ANSWERS, model)
-        similarity = _similarity(self._queries(request.question, model.suffix), allowed, model)
+        similarity = _similarity(self._queries(request.question, model.suffix).numpy(), allowed, model)
         order = top_k(similarity, request.k)
         rows, scores = allowed[order], similarity[order]
         if not len(rows):
@@ -115,7 +113,7 @@ class Search:
         confidence = confidence_of(float(scores[0]), self._settings.confident_similarity)
         return confidence, SearchHits(rows, scores, scores, np.zeros_like(scores), {})
 
-    def _by_meaning(self, query: str, vector: Tensor, allowed: IntArray, model: ServedModel) -> IntArray:
+    def _by_meaning(self, query: str, vector: FloatArray, allowed: IntArray, model: ServedModel) -> IntArray:
         """Return the rows whose texts are nearest to a query, nearest first."""
         count = self._settings.candidates
         rows = self.neighbours.candidates(query, self._queries, allowed, _RESCORED * count, model)
@@ -137,10 +135,9 @@ def confidence_of(similarity: float, half: float) -> float:
     return 1 / (1 + math.exp(-_CONFIDENCE_SLOPE * (similarity - half)))
 
 
-@torch.inference_mode()
-def _similarity(vector: Tensor, rows: IntArray, model: ServedModel) -> FloatArray:
+def _similarity(vector: FloatArray, rows: IntArray, model: ServedModel) -> FloatArray:
     """Return the cosine of a query and the text of each row, [rows]."""
     few = len(rows) < len(model) // 4  # copying many rows costs more than the product with all
-    text = model.text_vectors[torch.from_numpy(rows)] if few else model.text_vectors
-    similarity: FloatArray = (text @ vector).numpy()
+    texts = model.text_vectors.numpy()
+    similarity: FloatArray = (texts[rows] if few else texts) @ vector
     return similarity if few else similarity[rows]

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from peft_adapters.learning.batches import Positive, ShownList
 from peft_adapters.learning.lists import JudgedLists
-from peft_adapters.ranking.counters import PAIR_WINDOW_ITEMS, FloatArray, IntArray
+from peft_adapters.ranking.arrays import FloatArray, IntArray
+from peft_adapters.ranking.counters import PAIR_WINDOW_ITEMS
 from peft_adapters.ranking.shoppers import Contexts, Shoppers, pad
 from services.lab.backtest.lambdamart_features import (
     FEATURES,

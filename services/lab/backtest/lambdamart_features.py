@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from peft_adapters.learning.batches import Positive
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.ranking.counter_features import CounterFeatures
-from peft_adapters.ranking.counters import Counters, FloatArray, IntArray
+from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.session_neighbours import SessionNeighbours
 from peft_adapters.ranking.shoppers import Contexts
 from peft_adapters.settings import COUNTER_FEATURES
@@ -105,7 +106,7 @@ class CandidateFeatures:
         self._bought_ms: dict[tuple[str, int], int] = {}  # time of each shopper's last event of each item, epoch ms
         self._first_ms, self._last_ms, self._repeats, self._gaps_ms = np.zeros((4, size))
         self._scratch = np.zeros((4, size))
-        self._frozen = CounterFeatures(self._counters)
+        self._frozen = CounterFeatures.of(self._counters)
 
     def count(self, examples: Sequence[Positive], rows: IntArray, before: list[list[int]], sessions: IntArray) -> None:
         """Count the events of a micro-batch.
@@ -120,7 +121,7 @@ class CandidateFeatures:
             self._count_item(example, row, in_session=row in earlier)
         self._counters.update(rows, before)
         self._neighbours.update(rows, sessions, np.array([example.ts for example in examples], dtype=np.int64))
-        self._frozen = CounterFeatures(self._counters)
+        self._frozen = CounterFeatures.of(self._counters)
 
     def _count_item(self, example: Positive, row: int, *, in_session: bool) -> None:
         key = (example.user_id, row)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from peft_adapters.learning.batches import Positive, ShownList
 from peft_adapters.learning.lists import JudgedLists
-from peft_adapters.ranking.counters import FloatArray
+from peft_adapters.ranking.arrays import FloatArray
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.ranking.shoppers import Contexts, Shoppers
 

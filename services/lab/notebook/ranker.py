@@ -8,15 +8,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from peft_adapters.encoder.encoder import Encoder, MergedSuffix
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.encoder.query_encoder import QueryEncoder
 from peft_adapters.errors import VersionNotFoundError
 from peft_adapters.learning.learner import Learner
+from peft_adapters.ranking.arrays import FloatArray, IntArray
 from peft_adapters.ranking.catalogue import Catalogue
-from peft_adapters.ranking.counters import FloatArray, IntArray
 from peft_adapters.ranking.ranker import FrozenRanker
 from peft_adapters.ranking.shoppers import UNKNOWN_GAP_MS, Contexts
 from peft_adapters.registry.bundle import Bundle, read_bundle
@@ -158,8 +157,8 @@ class Ranker:
         nothing = np.empty((1, 0), dtype=np.int64)
         return Contexts(items[None], ages[None], nothing, UNKNOWN_GAP_MS * ages[None])
 
-    def _query_vector(self, query: str | None) -> Tensor | None:
-        return None if query is None else self._queries(query, self._suffix)[None]
+    def _query_vector(self, query: str | None) -> FloatArray | None:
+        return None if query is None else self._queries(query, self._suffix)[None].numpy()
 
     def _ranking(
         self, rows: IntArray, scores: FloatArray, probabilities: Mapping[str, FloatArray], unknown: tuple[str, ...]

@@ -16,7 +16,7 @@ from peft_adapters.learning.batches import Batch
 from peft_adapters.learning.learner import Learner
 from peft_adapters.learning.lora_trial import JudgedEvents, LoraTrial, judged_events
 from peft_adapters.lifecycle.checkpoint import load_checkpoint, save_checkpoint
-from peft_adapters.ranking.counters import IntArray
+from peft_adapters.ranking.arrays import IntArray
 from peft_adapters.settings import LearnerSettings
 
 ITEMS = 24

@@ -200,7 +200,7 @@ def test_a_worker_scores_searches_as_the_learner_judges_them() -> None:
     assert batch.query_vector is not None
     for event, expected in enumerate(learner.judge(batch)[:, torch.from_numpy(few)].numpy()):
         one = slice(event, event + 1)
-        scores, _ = frozen.score_with_probabilities(batch.contexts.part(one), few, batch.query_vector[one])
+        scores, _ = frozen.score_with_probabilities(batch.contexts.part(one), few, batch.query_vector[one].numpy())
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from peft_adapters.ranking.calibration import (
     BINS,
-    INPUTS,
     CalibratedHead,
     CalibrationBins,
     OnlineLogistic,
     Probabilities,
     outcome_inputs,
 )
+from peft_adapters.ranking.outcomes import INPUTS
 from peft_adapters.settings import FEATURES
 
 

@@ -34,7 +34,7 @@ def counters() -> Counters:
 
 
 def by_name(counters: Counters, contexts: Contexts = CONTEXTS) -> dict[str, Tensor]:
-    features = CounterFeatures(counters).features(contexts, None)
+    features = torch.from_numpy(CounterFeatures.of(counters).features(contexts, None))
     return dict(zip(COUNTER_FEATURES, features, strict=True))
 
 
@@ -113,7 +113,7 @@ def test_between_sessions_the_last_item_still_counts() -> None:
 def test_no_context_at_all_is_no_error(counters: Counters) -> None:
     nobody = pad([([], [])])
     assert by_name(counters, nobody)["in_session"].tolist() == [[0] * 4]
-    assert CounterFeatures(counters).features(pad([]), None).shape == (13, 0, 4)
+    assert CounterFeatures.of(counters).features(pad([]), None).shape == (13, 0, 4)
 
 
 def random_state(seed: int) -> tuple[Counters, Contexts]:
@@ -128,16 +128,16 @@ def random_state(seed: int) -> tuple[Counters, Contexts]:
 @pytest.mark.parametrize("seed", range(3))
 def test_some_columns_equal_the_whole_catalogues_columns(seed: int) -> None:
     counters, contexts = random_state(seed)
-    whole = CounterFeatures(counters).features(contexts, None)
+    whole = CounterFeatures.of(counters).features(contexts, None)
     columns = np.array([0, 3, 4, 11, 26, 39])
-    assert torch.equal(CounterFeatures(counters).features(contexts, columns), whole[:, :, columns])
-    assert CounterFeatures(counters).features(contexts, np.array([], dtype=np.int64)).shape == (13, 9, 0)
+    assert np.array_equal(CounterFeatures.of(counters).features(contexts, columns), whole[:, :, columns])
+    assert CounterFeatures.of(counters).features(contexts, np.array([], dtype=np.int64)).shape == (13, 9, 0)
 
 
 def test_features_are_finite_before_anything_was_counted() -> None:
     counters = Counters()
     counters.grow(4)
-    features = CounterFeatures(counters).features(CONTEXTS, None)
+    features = torch.from_numpy(CounterFeatures.of(counters).features(CONTEXTS, None))
     assert bool(torch.isfinite(features).all())
 
 

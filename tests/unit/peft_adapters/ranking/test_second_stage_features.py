@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from peft_adapters.ranking.counters import Counters, FloatArray
+from peft_adapters.ranking.arrays import FloatArray
+from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.item_facts import ItemFacts, ItemFactsTable
 from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable, newest_rows
 from peft_adapters.ranking.session_neighbours import SessionNeighbours
@@ -42,14 +43,9 @@ class World:
 
     def features(self, contexts: Contexts, rows: "np.ndarray[tuple[int, int], np.dtype[np.int64]]") -> FloatArray:
         """Return features [features, contexts, candidates] from tables of all vectors."""
-        found: FloatArray = (
-            SecondStageFeatures(self.counters, self.neighbours, self.facts, self.text)
-            .features(
-                contexts, rows, query=VectorTable(self.query.numpy()), candidate=VectorTable(self.candidate.numpy())
-            )
-            .numpy()
-        )
-        return found
+        query, candidate = VectorTable(self.query.numpy()), VectorTable(self.candidate.numpy())
+        features = SecondStageFeatures.of(self.counters, self.neighbours, self.facts, self.text.numpy())
+        return features.features(contexts, rows, query=query, candidate=candidate).swapaxes(0, 1)
 
 
 def world(seed: int) -> World:
@@ -250,14 +246,14 @@ def test_tables_of_some_vectors_serve_as_well_as_those_of_all() -> None:
     known, rng = world(2), np.random.default_rng(2)
     contexts, rows = pad([history(rng, 50) for _ in range(4)]), np.stack([rng.permutation(ITEMS)[:9] for _ in range(4)])
     query_rows, candidate_rows = newest_rows(contexts), np.unique(rows)
-    features = SecondStageFeatures(known.counters, known.neighbours, known.facts, known.text)
+    features = SecondStageFeatures.of(known.counters, known.neighbours, known.facts, known.text.numpy())
     found = features.features(
         contexts,
         rows,
         query=VectorTable(known.query.numpy()[query_rows], query_rows),
         candidate=VectorTable(known.candidate.numpy()[candidate_rows], candidate_rows),
     )
-    np.testing.assert_array_equal(found.numpy(), known.features(contexts, rows))
+    np.testing.assert_array_equal(found.swapaxes(0, 1), known.features(contexts, rows))
 
 
 @pytest.mark.parametrize("contexts_and_row", [(pad([([ITEMS], [0])]), 1), (pad([([1], [0])]), ITEMS)])
@@ -270,12 +266,12 @@ def test_a_row_that_is_not_counted_is_refused(contexts_and_row: tuple[Contexts, 
 def test_items_without_facts_have_no_price_and_no_words() -> None:
     known, empty = world(0), ItemFacts.unknown(3)
     table = VectorTable(known.query.numpy())
-    found = SecondStageFeatures(known.counters, known.neighbours, empty, known.text).features(
+    found = SecondStageFeatures.of(known.counters, known.neighbours, empty, known.text.numpy()).features(
         pad([([1, 2], [0, 0])]), np.array([[0, 30]]), query=table, candidate=table
     )
     names = {*SECOND_STAGE_GROUPS["price"], *SECOND_STAGE_GROUPS["words"]}
     of = [SECOND_STAGE_FEATURES.index(name) for name in names]
-    assert not found[of].any()
+    assert not found[:, of].any()
 
 
 @pytest.fixture

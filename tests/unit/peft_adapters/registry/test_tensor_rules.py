@@ -14,7 +14,7 @@ from peft_adapters.errors import BundleFormatError
 from peft_adapters.learning.learner import Learner
 from peft_adapters.lifecycle.gate_rules import judge_candidate
 from peft_adapters.lifecycle.warm_start import load_bundle_into
-from peft_adapters.ranking.calibration import INPUTS
+from peft_adapters.ranking.outcomes import INPUTS
 from peft_adapters.registry.bundle import Bundle, read_bundle, write_bundle
 from peft_adapters.registry.tensor_rules import COUNT, WEIGHT, fault_of
 from peft_adapters.serving.model_builder import build_model

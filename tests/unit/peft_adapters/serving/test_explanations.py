@@ -84,7 +84,8 @@ def _with_second_stage(model: ServedModel) -> ServedModel:
 def explained(
     model: ServedModel, context: tuple[list[int], list[int]], query_vector: Tensor | None = None
 ) -> list[Explanation]:
-    return explain(model, pad([context]), np.arange(len(model)), query_vector)
+    query = None if query_vector is None else query_vector.numpy()
+    return explain(model, pad([context]), np.arange(len(model)), query)
 
 
 def assert_adds_up(

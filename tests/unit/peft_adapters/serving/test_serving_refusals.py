@@ -10,8 +10,8 @@ from tiny_model import tiny_encoder, titled
 
 from peft_adapters.encoder.encoder import Encoder
 from peft_adapters.errors import BundleBaseMismatchError, BundleFormatError
-from peft_adapters.ranking.calibration import INPUTS
 from peft_adapters.ranking.catalogue import Catalogue
+from peft_adapters.ranking.outcomes import INPUTS
 from peft_adapters.registry.bundle import Bundle
 from peft_adapters.serving.model_builder import build_model
 from peft_adapters.serving.served_model import ServedModel

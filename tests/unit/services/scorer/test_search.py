@@ -11,16 +11,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 from learnt_chain import Publications
 from prometheus_client import CollectorRegistry
 from standing_service import standing_service
 from structlog.testing import capture_logs
 from tiny_model import shown_stream, tiny_encoder, titled
-from torch import Tensor
 
 from peft_adapters.encoder.prefix_cache import PrefixCache
 from peft_adapters.encoder.query_encoder import QueryEncoder
+from peft_adapters.ranking.arrays import FloatArray
 from peft_adapters.ranking.catalogue import Catalogue
 from peft_adapters.serving.model_builder import build_model, refresh_model
 from peft_adapters.serving.served_model import ServedModel
@@ -159,17 +158,17 @@ def test_the_shopper_decides_between_items_that_fit_alike(shop: Shop) -> None:
 def test_the_ranking_is_told_what_was_searched_for(
     client: httpx.Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Tensor] = []
+    told: list[FloatArray] = []
     judge = shop.model.ranker.score_with_probabilities
 
-    def noted(contexts: Any, columns: Any, query_vector: Tensor) -> Any:
+    def noted(contexts: Any, columns: Any, query_vector: FloatArray) -> Any:
         told.append(query_vector)
         return judge(contexts, columns, query_vector)
 
     monkeypatch.setattr(shop.model.ranker, "score_with_probabilities", noted)
     found(client, "red mug")
     (query_vector,) = told
-    assert torch.equal(query_vector, shop.queries("red mug", shop.model.suffix)[None])
+    assert np.array_equal(query_vector, shop.queries("red mug", shop.model.suffix)[None].numpy())
 
 
 @pytest.mark.parametrize("kind", ["blocked", "removed"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import services.lab.demo
-from peft_adapters.ranking.counters import FloatArray
+from peft_adapters.ranking.arrays import FloatArray
 from peft_adapters.settings import LearnerSettings
 from services.data.dataset import read_items
 from services.lab.backtest.policies import parse_policies
