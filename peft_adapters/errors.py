@@ -14,6 +14,7 @@ HeadwaterModelError
 │   └── BundleSignatureError       the signature is missing, wrong, or by an unknown key
 ├── ContractError                  an implementation breaks a promise of its contract; also an AssertionError
 ├── BuildStoppedError              the build of a model was stopped before its end
+├── MappedValueError               a file of shared memory is damaged, or of another release
 ├── CheckpointError                a checkpoint is unreadable, or belongs to another encoder or release
 ├── FencedError                    another updater has taken over; nothing more may be written
 ├── AlreadyRunningError            another updater runs on the same checkpoints or publishes the same scenario
@@ -52,6 +53,10 @@ class ContractError(HeadwaterModelError, AssertionError):
 
 class BuildStoppedError(HeadwaterModelError):
     """The build of a model was stopped before its end."""
+
+
+class MappedValueError(HeadwaterModelError):
+    """A file of shared memory is damaged, or of another release."""
 
 
 class BundleError(HeadwaterModelError):

@@ -30,7 +30,7 @@ from peft_adapters.ranking.features import (
 from peft_adapters.ranking.item_facts import ItemFacts
 from peft_adapters.ranking.item_rates import conversion
 from peft_adapters.ranking.outcomes import INPUTS
-from peft_adapters.ranking.request_scorer import ContextVectors, RequestScorer
+from peft_adapters.ranking.request_scorer import ContextVectors, ItemVectors, RequestScorer
 from peft_adapters.ranking.second_stage import RERANKED, SecondStage, rerank
 from peft_adapters.ranking.second_stage_features import SecondStageFeatures, VectorTable
 from peft_adapters.ranking.session_neighbours import SessionNeighbours
@@ -181,7 +181,9 @@ class FrozenRanker:
                 (ranker.text if is_fixed else ranker.text.clone()).numpy(),
             ),
             context_vectors=ContextVectors(
-                ranker.vectors("query").numpy() if precompute else lambda rows: ranker.vectors("query", rows).numpy()
+                ranker.vectors("query").numpy()
+                if precompute
+                else ItemVectors(ranker.text.numpy(), ranker.gate()[:, 0].numpy(), ranker.residuals["query"].numpy())
             ),
             candidate_vectors=self._candidate_vectors.numpy(),
             static_features=np.stack([preference.numpy(), self.text_share.numpy(), conversion(self.counters)]),

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from peft_adapters.errors import ModelValueError
 from peft_adapters.ranking import second_stage_kernels, vector_kernels
@@ -180,6 +182,28 @@ def _weighted_sums(weights: FloatArray, inputs: FloatArray) -> FloatArray:
     sums = np.empty((len(weights), inputs.shape[1]), dtype=np.float32)
     vector_kernels.weighted_sums(weights, inputs, sums)
     return sums
+
+
+@dataclass(frozen=True, slots=True)
+class ItemVectors:
+    """Unit vectors of items in one role, computed on demand from their parts; see `ranker`.
+
+    Attributes:
+        text: [items, dim] text vectors.
+        gate: [items] weight of each item's residual.
+        residuals: [items, dim] learnt residuals, fp32 or fp16.
+    """
+
+    text: FloatArray
+    gate: FloatArray
+    residuals: npt.NDArray[np.floating[Any]]
+
+    def __call__(self, rows: IntArray) -> FloatArray:
+        """Return the vectors [rows, dim] of some rows."""
+        vectors = np.empty((len(rows), self.text.shape[1]), dtype=np.float32)
+        residuals = self.residuals[rows].astype(np.float32, copy=False)
+        vector_kernels.item_vectors(self.text[rows], self.gate[rows], residuals, vectors)
+        return vectors
 
 
 class ContextVectors:

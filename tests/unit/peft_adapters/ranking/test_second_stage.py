@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_networks import random_networks
 
 from peft_adapters.ranking.counters import Counters
 from peft_adapters.ranking.ranker import ROLES, FrozenRanker, Ranker
-from peft_adapters.ranking.second_stage import INPUT_NAMES, NETWORKS, RERANKED, SecondStage, shapes
+from peft_adapters.ranking.second_stage import INPUT_NAMES, RERANKED, SecondStage
 from peft_adapters.ranking.second_stage_kernels import add_outputs
 from peft_adapters.ranking.shoppers import Contexts, pad
 from peft_adapters.settings import FEATURES, SECOND_STAGE_GROUPS
@@ -20,21 +21,6 @@ from peft_adapters.settings import FEATURES, SECOND_STAGE_GROUPS
 ITEMS = RERANKED + 60
 SESSION = pad([([3, 9, 4, 200], [0, 0, 1, 2])])
 BOTH = pad([([3, 9, 4, 200], [0, 0, 1, 2]), ([], [])])
-
-
-def random_networks(seed: int, strengths: tuple[float, float]) -> SecondStage:
-    draw = torch.Generator().manual_seed(seed)
-    weights = {
-        name: 2 * torch.randn(len(NETWORKS), *shape, generator=draw) * max(shape) ** -0.5
-        if shape
-        else torch.ones(len(NETWORKS))
-        for name, shape in shapes().items()
-    }
-    weights |= {
-        "scale": weights["scale"].abs(),
-        "strength": torch.tensor([strengths[name == "lists"] for name in NETWORKS]),
-    }
-    return SecondStage.from_tensors(weights)
 
 
 def random_ranker(second_stage: SecondStage) -> Ranker:
