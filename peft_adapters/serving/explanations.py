@@ -116,7 +116,7 @@ def explain(
         columns: [candidates] sorted rows of the candidates, at least one.
         query_vector: [1, dim] vector of the search query; None outside search.
     """
-    scores, _ = model.ranker.score_with_probabilities(contexts, columns, query_vector)
+    scores, _ = model.scorer.score_with_probabilities(contexts, columns, query_vector)
     query = None if query_vector is None else torch.from_numpy(query_vector)
     shares = _Shares(model, contexts, columns, query)
     return [shares.explanation(place, score) for place, score in enumerate(scores.tolist())]

@@ -201,7 +201,8 @@ def _assembled(
     suffix = reusable.suffix if reusable is not None else encode.suffix(state.lora)
     if same is not None and items.item_ids == same.item_ids and items.texts == same.texts:
         # Share the lists and the tensor: those of a large catalogue must not be in memory twice.
-        items, text_vectors = items._replace(item_ids=same.item_ids, texts=same.texts), same.text_vectors
+        items = items._replace(item_ids=same.item_ids, texts=same.texts)
+        text_vectors = torch.from_numpy(same.text_vectors)
     else:
         text_vectors = _text_vectors(items, reusable, suffix, encode)
         if previous_adapter_vectors is not None:
@@ -209,20 +210,22 @@ def _assembled(
     content_vectors = add_modalities(
         text_vectors, items.catalogue_rows.tolist(), catalogue.modality_vectors, state.projections
     )
+    ranker = build_ranker(state, content_vectors, catalogue.facts().of_rows(items.catalogue_rows))
     return ServedModel(
         manifest=manifest,
         state=state,
         item_ids=items.item_ids,
         rows={item_id: row for row, item_id in enumerate(items.item_ids)},
         texts=items.texts,
-        text_vectors=text_vectors,
+        text_vectors=text_vectors.numpy(),
         content_vectors=content_vectors,
         has_text=items.catalogue_rows != _NO_ROW,
         catalogue_rows=items.catalogue_rows,
         row_of=items.row_of,
         unused_vectors=count_mismatched(catalogue.modality_vectors.values(), state.projections),
         suffix=suffix,
-        ranker=build_ranker(state, content_vectors, catalogue.facts().of_rows(items.catalogue_rows)),
+        ranker=ranker,
+        scorer=ranker.scorer,
     )
 
 
@@ -247,7 +250,7 @@ def _reusable_vectors(
 ) -> _ReusableVectors | None:
     """Return text vectors that exist under an adapter: of a served model, encoded ahead, or stored; None if none do."""
     if same is not None:
-        return _ReusableVectors(same.suffix, same.rows, same.texts, same.text_vectors)
+        return _ReusableVectors(same.suffix, same.rows, same.texts, torch.from_numpy(same.text_vectors))
     if next_adapter_vectors is not None and same_adapter(lora, next_adapter_vectors.lora):
         ahead = next_adapter_vectors
         return _ReusableVectors(ahead.suffix, encode.catalogue.rows, ahead.texts, ahead.vectors)

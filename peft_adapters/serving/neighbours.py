@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from peft_adapters.encoder.query_encoder import QueryEncoder
@@ -32,7 +31,7 @@ class NeighbourIndex:
         items = np.flatnonzero(model.has_text)
         self.rows, self.adapter = len(model.row_of), model.suffix
         self._index = Index(ndim=model.text_vectors.shape[1], metric="cos", dtype="i8")
-        vectors = model.text_vectors[torch.from_numpy(items)].numpy()
+        vectors = model.text_vectors[items]
         self._index.add(model.catalogue_rows[items], vectors, threads=1)
 
     def search(self, query: str, encode_query: QueryEncoder, count: int) -> IntArray:

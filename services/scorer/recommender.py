@@ -137,8 +137,8 @@ class Recommender:
         rows = self.allowed_rows(request, model, excluded=[row])
         if query.by == "behaviour":
             return self._best_of(request, model, rows, query.k, query.diversity)
-        vectors = model.ranker.candidate_vectors(np.arange(len(model)))
-        scores = (vectors @ vectors[row]).numpy()[rows]
+        vectors = model.scorer.candidate_vectors
+        scores = (vectors @ vectors[row])[rows]
         order = top_k(scores, _pool_size(query.k, query.diversity))
         return self._first_available(model, rows[order], scores[order], query.k, query.diversity)
 
@@ -189,7 +189,7 @@ class Recommender:
     def _best_of(
         self, request: RecommendRequest, model: ServedModel, rows: IntArray, k: int, diversity: float
     ) -> RankedList:
-        best = model.ranker.top_k(self.context(request, model), rows, _pool_size(k, diversity))
+        best = model.scorer.top_k(self.context(request, model), rows, _pool_size(k, diversity))
         return self._first_available(model, *best, k, diversity)
 
     def _first_available(
@@ -232,7 +232,7 @@ class Recommender:
         """Return scores and probabilities [candidates] of sorted rows."""
         if not len(columns):
             return np.zeros(0, dtype=np.float32), {}
-        return model.ranker.score_with_probabilities(
+        return model.scorer.score_with_probabilities(
             self.context(request, model), columns, self.query_vector(request.query, model)
         )
 
@@ -310,5 +310,5 @@ def diversified_order(
         diversity: the weight of diversity, 0 to 1.
         places: the number of places to diversify; the rest follow by worth.
     """
-    vectors = model.ranker.candidate_vectors(columns[order]).numpy()
+    vectors = model.scorer.candidate_vectors[columns[order]]
     return order[diversified(worth[order], vectors, diversity=diversity, places=places)]

@@ -85,7 +85,7 @@ class Search:
         rows = np.sort(top_k(reciprocal_rank_fusion(orders, FUSION_WEIGHTS, len(model)), self._settings.candidates))
         if not len(rows):
             return SearchHits(rows, _NOTHING, _NOTHING, _NOTHING, {})
-        personal, probabilities = model.ranker.score_with_probabilities(
+        personal, probabilities = model.scorer.score_with_probabilities(
             self._recommender.context(request, model), rows, vector[None]
         )
         orders.append(rows[np.argsort(-personal, kind="stable")])
@@ -138,6 +138,5 @@ def confidence_of(similarity: float, half: float) -> float:
 def _similarity(vector: FloatArray, rows: IntArray, model: ServedModel) -> FloatArray:
     """Return the cosine of a query and the text of each row, [rows]."""
     few = len(rows) < len(model) // 4  # copying many rows costs more than the product with all
-    texts = model.text_vectors.numpy()
-    similarity: FloatArray = (texts[rows] if few else texts) @ vector
+    similarity: FloatArray = (model.text_vectors[rows] if few else model.text_vectors) @ vector
     return similarity if few else similarity[rows]

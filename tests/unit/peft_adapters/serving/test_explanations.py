@@ -8,9 +8,9 @@ import pytest
 import torch
 from learnt_chain import Publications, catalogue_of
 from tiny_model import paired_stream, shown_stream, tiny_encoder, titled
-from torch import Tensor
 
 from peft_adapters.encoder.encoder import Encoder
+from peft_adapters.ranking.arrays import FloatArray
 from peft_adapters.ranking.item_facts import ItemFacts
 from peft_adapters.ranking.modalities import CatalogueItem
 from peft_adapters.ranking.second_stage import NETWORKS, SecondStage, shapes
@@ -62,7 +62,8 @@ def _with_every_weight(model: ServedModel) -> ServedModel:
     """Return the model with no head weight at zero, so that every feature is tested."""
     heads = model.state.heads + torch.linspace(-2.0, 3.0, len(FEATURES))
     state, facts = replace(model.state, heads=heads), ItemFacts.unknown(len(model))
-    return replace(model, state=state, ranker=build_ranker(state, model.content_vectors, facts))
+    ranker = build_ranker(state, model.content_vectors, facts)
+    return replace(model, state=state, ranker=ranker, scorer=ranker.scorer)
 
 
 def _with_second_stage(model: ServedModel) -> ServedModel:
@@ -78,20 +79,22 @@ def _with_second_stage(model: ServedModel) -> ServedModel:
         weights | {"scale": weights["scale"].abs(), "strength": torch.tensor([0.7, 0.2, 0.4])}
     )
     state, facts = replace(model.state, second_stage=networks), ItemFacts.unknown(len(model))
-    return replace(model, state=state, ranker=build_ranker(state, model.content_vectors, facts))
+    ranker = build_ranker(state, model.content_vectors, facts)
+    return replace(model, state=state, ranker=ranker, scorer=ranker.scorer)
 
 
 def explained(
-    model: ServedModel, context: tuple[list[int], list[int]], query_vector: Tensor | None = None
+    model: ServedModel, context: tuple[list[int], list[int]], query_vector: FloatArray | None = None
 ) -> list[Explanation]:
-    query = None if query_vector is None else query_vector.numpy()
-    return explain(model, pad([context]), np.arange(len(model)), query)
+    return explain(model, pad([context]), np.arange(len(model)), query_vector)
 
 
 def assert_adds_up(
-    model: ServedModel, context: tuple[list[int], list[int]], query_vector: Tensor | None = None
+    model: ServedModel, context: tuple[list[int], list[int]], query_vector: FloatArray | None = None
 ) -> None:
-    scores = model.ranker.score(pad([context]), query_vector=query_vector)[0].tolist()
+    scores = model.ranker.score(
+        pad([context]), query_vector=None if query_vector is None else torch.from_numpy(query_vector)
+    )[0].tolist()
     for explanation, score in zip(explained(model, context, query_vector), scores, strict=True):
         assert explanation.score == pytest.approx(score, abs=CLOSE)
         assert sum(explanation.kinds.values()) == pytest.approx(score, abs=CLOSE)
@@ -134,7 +137,7 @@ def test_what_lists_taught_and_vectors_of_other_modalities_are_in_it(make_model:
         (item[0], item[1], {"image": rng.normal(size=6).astype(np.float16)}) for item in PLAIN
     ]
     model = make_model(items, lists=6)
-    assert not torch.equal(model.content_vectors, model.text_vectors)
+    assert not np.array_equal(model.content_vectors.numpy(), model.text_vectors)
     assert_adds_up(model, CONTEXTS["both"])
 
 

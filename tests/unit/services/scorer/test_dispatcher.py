@@ -144,7 +144,7 @@ def test_a_shadow_is_compared_and_never_answers(place: Place, client: httpx.Clie
 
 
 def test_the_shadow_s_fault_is_its_own(place: Place, client: httpx.Client) -> None:
-    broken = replace(place.models[1], ranker=None)  # type: ignore[arg-type]
+    broken = replace(place.models[1], scorer=None)  # type: ignore[arg-type]
     place.show(Rollout(scenario="home"), stable=place.models[0], shadow=broken)
     for failed in (1, 2):  # it goes on after the first; the count comes after the line in the log
         assert asked(client)["adapter_version"] == 1

@@ -150,7 +150,7 @@ class WarmedModel:
         self._model, self.asked = model, 0
 
     def __getattr__(self, name: str) -> Any:
-        self.asked += name == "ranker"
+        self.asked += name == "scorer"
         return getattr(self._model, name)
 
     def __len__(self) -> int:

@@ -143,7 +143,7 @@ def test_a_query_without_a_known_word_is_answered_by_meaning(client: httpx.Clien
     items = client.post("/v1/search", json={"query": "teapots", "k": 5}).json()["items"]
     assert [each["words"] for each in items] == [0.0] * 5
     vector = shop.queries("teapots", shop.model.suffix)
-    nearest = (shop.model.text_vectors @ vector).argsort(descending=True)[:5].tolist()
+    nearest = np.argsort(-(shop.model.text_vectors @ vector.numpy()))[:5].tolist()
     assert [each["item_id"] for each in items] == [shop.model.item_ids[row] for row in nearest]
 
 
@@ -159,13 +159,13 @@ def test_the_ranking_is_told_what_was_searched_for(
     client: httpx.Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[FloatArray] = []
-    judge = shop.model.ranker.score_with_probabilities
+    judge = type(shop.model.scorer).score_with_probabilities
 
-    def noted(contexts: Any, columns: Any, query_vector: FloatArray) -> Any:
+    def noted(scorer: Any, contexts: Any, columns: Any, query_vector: FloatArray) -> Any:
         told.append(query_vector)
-        return judge(contexts, columns, query_vector)
+        return judge(scorer, contexts, columns, query_vector)
 
-    monkeypatch.setattr(shop.model.ranker, "score_with_probabilities", noted)
+    monkeypatch.setattr(type(shop.model.scorer), "score_with_probabilities", noted)
     found(client, "red mug")
     (query_vector,) = told
     assert np.array_equal(query_vector, shop.queries("red mug", shop.model.suffix)[None].numpy())
