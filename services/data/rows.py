@@ -5,6 +5,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -76,10 +77,19 @@ class RefusedRows:
             yield f"{self.count:,} bad rows skipped; --strict stops at the first"
 
 
-def print_refused(refused: RefusedRows) -> None:
-    """Print refused rows on standard error."""
-    for line in refused.lines():
-        sys.stderr.write(f"{line}\n")
+@contextmanager
+def refused_rows(*, strict: bool) -> Iterator[RefusedRows]:
+    """Yield a collection of refused rows, and print them on standard error at the end, also if nothing could be read.
+
+    Args:
+        strict: whether the first refused row raises an error instead.
+    """
+    refused = RefusedRows(strict=strict)
+    try:
+        yield refused
+    finally:
+        for line in refused.lines():
+            sys.stderr.write(f"{line}\n")
 
 
 def table_rows(

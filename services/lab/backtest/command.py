@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from services.data.dataset import read_items
-from services.data.rows import RefusedRows, print_refused
+from services.data.rows import refused_rows
 from services.items import catalogue_item
 from services.lab.backtest.policies import Policy, parse_policies, require_installed
 from services.lab.backtest.provenance import provenance
@@ -150,15 +150,14 @@ def compare(
         InputError: the data cannot be read.
     """
     require_installed(policies)
-    refused = RefusedRows(strict=strict)
-    listed = list(read_items(items, refused=refused))
-    catalogue = [catalogue_item(item) for item in listed]
-    known = {item[0] for item in catalogue}
-    stream = read_stream(
-        events, known, max_events=max_events, click_window_seconds=click_window_seconds, refused=refused
-    )
-    queries = read_judged_queries(judge_queries, known, refused=refused) if judge_queries else []
-    print_refused(refused)
+    with refused_rows(strict=strict) as refused:
+        listed = list(read_items(items, refused=refused))
+        catalogue = [catalogue_item(item) for item in listed]
+        known = {item[0] for item in catalogue}
+        stream = read_stream(
+            events, known, max_events=max_events, click_window_seconds=click_window_seconds, refused=refused
+        )
+        queries = read_judged_queries(judge_queries, known, refused=refused) if judge_queries else []
     earlier = read_warm_up(warm_up, known, stream.examples[0].ts) if warm_up else []
     data = Data(
         catalogue,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from peft_adapters.learning.learner import Learner
 from services.data.digests import file_digest
-from services.data.rows import RefusedRows, print_refused
+from services.data.rows import refused_rows
 from services.lab.fit.data import read_split
 from services.lab.fit.fitting import Task, fit
 from services.lab.fit.progress import PassProgress
@@ -43,13 +43,12 @@ def run(
     require_writable_directories({"--out": out})
     torch.set_num_threads(settings.updater.torch_threads)  # so that sums do not depend on the number of cores
     pseudonymise = pseudonymiser(settings.privacy)
-    refused = RefusedRows(strict=strict)
-    catalogue = read_catalogue(items, refused=refused)
-    known = {item[0] for item in catalogue}
-    split = read_split(
-        events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise, refused=refused
-    )
-    print_refused(refused)
+    with refused_rows(strict=strict) as refused:
+        catalogue = read_catalogue(items, refused=refused)
+        known = {item[0] for item in catalogue}
+        split = read_split(
+            events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise, refused=refused
+        )
     console.print(f"{split.events:,} events of {len(catalogue):,} items; encoding the texts that are not in the cache")
 
     def new_model(with_items: bool) -> Learner:

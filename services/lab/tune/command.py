@@ -11,7 +11,7 @@ from rich.console import Console
 
 from peft_adapters.durable import durable_file
 from peft_adapters.ranking.modalities import CatalogueItem
-from services.data.rows import RefusedRows, print_refused
+from services.data.rows import refused_rows
 from services.lab.fit.data import Split, read_split, waiting_after
 from services.lab.fit.passes import count, learn
 from services.lab.offline.inputs import new_learner, read_catalogue
@@ -50,14 +50,13 @@ def run(
         raise SettingsError("`tune` searches with Optuna, which is not installed; pip install 'headwater[tune]'")
     require_writable_directories({"--out": out})
     torch.set_num_threads(settings.updater.torch_threads)
-    refused = RefusedRows(strict=strict)
-    catalogue = read_catalogue(items, refused=refused)
-    known = {item[0] for item in catalogue}
-    pseudonymise = pseudonymiser(settings.privacy)
-    split = read_split(
-        events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise, refused=refused
-    )
-    print_refused(refused)
+    with refused_rows(strict=strict) as refused:
+        catalogue = read_catalogue(items, refused=refused)
+        known = {item[0] for item in catalogue}
+        pseudonymise = pseudonymiser(settings.privacy)
+        split = read_split(
+            events, known, settings.fit, first_percent=first_percent, pseudonymise=pseudonymise, refused=refused
+        )
     study = _study(out)
     while (done := _done(study)) < trials:
         _seed(study, settings.learner.seed + done)

@@ -11,7 +11,8 @@ import pytest
 
 from services.data.dataset import read_events, read_items
 from services.data.files import InputError
-from services.data.rows import RefusedRows
+from services.data.rows import RefusedRows, refused_rows
+from services.lab.offline.judged_queries import read_judged_queries
 from services.operate.publish.lines import read_file
 from streams.events import Click, Event, Impression, Item, Purchase
 
@@ -88,6 +89,15 @@ def test_a_bad_row_is_named_with_file_line_value_and_reason_and_skipped(tmp_path
     assert list(refused.lines())[-1] == "1 bad rows skipped; --strict stops at the first"
     with pytest.raises(InputError, match=r"row 2: `quantity`.*got '-6'"):
         list(read_events(path))
+
+
+def test_bad_rows_are_named_also_where_they_leave_nothing_to_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file_of(tmp_path, b"query,item_id,relevance\nred mug,i1,much\n")
+    with pytest.raises(InputError, match="found none"), refused_rows(strict=False) as refused:
+        read_judged_queries(path, {"i1"}, refused=refused)
+    assert f"{path}, row 1: `relevance` must be a number, 0 or more, got 'much'" in capsys.readouterr().err
 
 
 def test_many_bad_rows_are_counted_and_the_first_ones_named(tmp_path: Path) -> None:
